@@ -1,0 +1,68 @@
+# Every target sets itself up: `make demo` and `make test` work in a fresh clone.
+# Needs Python >= 3.11 (choose another one with PYTHON=...) and make; installs into .venv only.
+
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.gtp-policy-installed
+BIN := $(VENV)/bin
+# pip asks for no newer self, and explains nothing that a newcomer has to read.
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+# The stamp names the checkout it was written for. One that is missing (first call, interrupted
+# install), names another place (the folder was moved) or stands beside an interpreter that does not
+# start asks for a new environment; a changed pyproject.toml or constraints.txt only for an update.
+VALID := $(shell [ "$$(cat $(STAMP) 2>/dev/null)" = "$(CURDIR)" ] && $(BIN)/python -c "" 2>/dev/null && echo yes)
+
+# One thread each: the tests run in two processes, and small tensors gain nothing from more.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format docs build bench-bandit bench-pointmaze clean FORCE
+
+help:  ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+setup: $(STAMP)  ## create .venv with the pinned versions (every other target does this by itself)
+
+$(STAMP): pyproject.toml constraints.txt $(if $(VALID),,FORCE)
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { \
+		echo "gtp-policy needs Python 3.11 or newer; '$(PYTHON)' is not. Try: make PYTHON=python3.11 ..." >&2; \
+		exit 1; }
+	@$(if $(VALID),,echo "Creating $(VENV) ..."; rm -rf $(VENV); $(PYTHON) -m venv $(VENV))
+	@rm -f $(STAMP)
+	@echo "Installing the pinned development versions into $(VENV) (minutes on the first call) ..."
+	@$(PIP) install -c constraints.txt torch hatchling
+	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
+	@printf '%s' '$(CURDIR)' > $(STAMP)
+
+demo: $(STAMP)  ## collect a maze dataset, train GTP on it, evaluate, write pictures (5 minutes)
+	$(BIN)/python -m examples.quickstart
+
+test: lint  ## lint, types, then every test with coverage
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term
+
+lint: $(STAMP)  ## ruff and mypy
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy --strict gtp_policy
+	$(BIN)/python -m mypy adapters/gtp_datasets
+
+format: $(STAMP)  ## rewrite the sources in the house style
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+docs: $(STAMP)  ## build the documentation, warnings are errors
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+build: $(STAMP)  ## build the source archive, and the wheel from it
+	$(BIN)/python -m build --no-isolation
+
+bench-bandit: $(STAMP)  ## the four-mode bandit, five seeds, as JSON
+	$(BIN)/python -m benchmarks.bandit
+
+bench-pointmaze: $(STAMP)  ## PointMaze success rates, five seeds, as JSON
+	$(BIN)/python -m benchmarks.pointmaze
+
+clean:  ## remove everything that the other targets made
+	rm -rf $(VENV) build dist docs/_build outputs .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

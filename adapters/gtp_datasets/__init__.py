@@ -1,0 +1,29 @@
+"""Offline datasets for gtp-policy: Minari and D4RL's HDF5, a report on them, normalised scores.
+
+Loading builds no environment, downloads nothing and executes nothing that a file contains. Minari
+and h5py (extra ``datasets``) are imported on first use.
+"""
+
+from gtp_datasets.d4rl_loader import load_d4rl_hdf5
+from gtp_datasets.dataset_report import DatasetReport, Summary, report
+from gtp_datasets.minari_loader import GOAL_OBS_KEYS, load_minari, minari_reference
+from gtp_datasets.scores import (
+    D4RL_REFERENCE,
+    NormalizedScore,
+    ReferenceScores,
+    normalized_score,
+)
+
+__all__ = [
+    "D4RL_REFERENCE",
+    "GOAL_OBS_KEYS",
+    "DatasetReport",
+    "NormalizedScore",
+    "ReferenceScores",
+    "Summary",
+    "load_d4rl_hdf5",
+    "load_minari",
+    "minari_reference",
+    "normalized_score",
+    "report",
+]

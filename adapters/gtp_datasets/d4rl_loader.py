@@ -1,0 +1,180 @@
+"""D4RL's HDF5 files, read with h5py alone."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gtp_datasets._hdf5 import check_expansion, check_object, open_hdf5
+from gtp_policy import ActionScaler, OfflineDataset, OfflineDatasetBuilder
+from gtp_policy.dataset_builder import Column, as_flags
+from gtp_policy.errors import DataError, UnsupportedSpaceError
+
+if TYPE_CHECKING:
+    import h5py
+
+REQUIRED = ("observations", "actions", "rewards", "terminals")
+OPTIONAL = ("timeouts", "next_observations")
+
+
+def load_d4rl_hdf5(
+    path: str | os.PathLike[str],
+    *,
+    gamma: float = 0.99,
+    next_obs: Literal["auto", "stored", "shifted"] = "auto",
+    low: npt.ArrayLike = -1.0,
+    high: npt.ArrayLike = 1.0,
+    out_of_bounds: Literal["error", "clip"] = "error",
+    device: torch.device | str = "cpu",
+) -> OfflineDataset:
+    """Reads a file with D4RL's fields, in chunks; executes nothing and follows no link.
+
+    Two conventions are understood. The *raw* layout has ``observations, actions, rewards,
+    terminals, timeouts``, often ``next_observations``, and ``infos``, which is not read. The fields
+    of ``qlearning_dataset`` are ``observations, actions, next_observations, rewards, terminals``;
+    an episode is then taken as cut where a next observation is not the next row's observation.
+    ``terminals`` stop bootstrapping, ``timeouts`` only end the episode.
+
+    Without stored next observations the last transition of a timed-out episode has none, and is
+    left out, as ``qlearning_dataset`` does. Deviation: a terminated row is always kept, also as the
+    last of the file or with a timeout at the same row (there D4RL drops it).
+
+    Args:
+        path: The file.
+        gamma: Discount factor, in [0, 1].
+        next_obs: Whether to take the file's ``next_observations`` (``stored``) or the following
+            row of ``observations`` (``shifted``); ``auto`` takes the stored ones if there are any.
+        low: Lower bounds of the actions, shape (A,) or a scalar: D4RL's files do not hold them.
+        high: Upper bounds of the actions, shape (A,) or a scalar.
+        out_of_bounds: Whether actions outside the bounds raise or are clipped.
+        device: Where the table lives.
+
+    Returns:
+        The dataset, actions scaled to [-1, 1].
+
+    Raises:
+        DataError: If the file cannot be read, is cut short, has a field missing or of the wrong
+            type, shape or value (field and row are named), or leads to other files.
+        EmptyDatasetError: If no transition is left.
+        UnsupportedSpaceError: If the bounds are no Box.
+        MissingDependencyError: If h5py is not installed.
+
+    References:
+        | D4RL: Datasets for Deep Data-Driven Reinforcement Learning (Fu et al., 2020)
+        | https://arxiv.org/abs/2004.07219
+
+    Example:
+        >>> import tempfile
+        >>> import h5py, numpy as np
+        >>> from gtp_datasets import load_d4rl_hdf5
+        >>> with tempfile.NamedTemporaryFile(suffix=".hdf5") as path:
+        ...     with h5py.File(path, "w") as file:
+        ...         file["observations"], file["actions"] = np.zeros((4, 2)), np.zeros((4, 1))
+        ...         file["rewards"], file["terminals"] = np.ones(4), np.array([0, 1, 0, 0], bool)
+        ...         file["timeouts"] = np.array([0, 0, 0, 1], bool)
+        ...     dataset = load_d4rl_hdf5(path.name)
+        >>> dataset.transitions.discount
+        tensor([0.9900, 0.0000, 0.9900])
+    """
+    if next_obs not in ("auto", "stored", "shifted"):
+        raise DataError(
+            f"`next_obs` is unknown: got {next_obs!r}, expected 'auto', 'stored' or 'shifted'."
+        )
+    with open_hdf5(path) as file:
+        fields = _fields(file, os.path.getsize(path))
+        stored = next_obs == "stored" or (next_obs == "auto" and "next_observations" in fields)
+        needed = "next_observations" if stored else "timeouts"
+        if needed not in fields:
+            raise DataError(
+                f"`{needed}` is missing: got the fields {sorted(file)}, expected it beside "
+                f"{', '.join(REQUIRED)}. Without `timeouts` and `next_observations` nothing tells "
+                "where an episode was cut."
+            )
+        obs, action = fields["observations"], fields["actions"]
+        for name in ("observations", "actions"):
+            if len(fields[name].shape) != 2:
+                raise DataError(
+                    f"`{name}` has the wrong shape: got {fields[name].shape}, expected rows of "
+                    "vectors."
+                )
+        terminated = as_flags("terminals", fields["terminals"][:], obs.shape[0])
+        if "timeouts" in fields:
+            truncated = as_flags("timeouts", fields["timeouts"][:], obs.shape[0])
+        else:
+            truncated = _jumps(obs, fields["next_observations"]) & ~terminated
+        builder = OfflineDatasetBuilder(
+            obs.shape[0],
+            obs_dim=obs.shape[1],
+            action_scaler=_action_scaler(low, high, action.shape[1]),
+            gamma=gamma,
+            out_of_bounds=out_of_bounds,
+        )
+        builder.extend(
+            obs=obs,
+            action=action,
+            reward=fields["rewards"],
+            terminated=terminated,
+            truncated=truncated,
+            next_obs=fields["next_observations"] if stored else None,
+        )
+    source = f"D4RL HDF5 {Path(path).name}"
+    return OfflineDataset.from_builder(builder, device=device, source=source)
+
+
+def _fields(file: "h5py.File", size: int) -> Mapping[str, "h5py.Dataset"]:
+    import h5py
+
+    names = set(file)  # `name in file` would follow a link
+    fields, declared = {}, 0
+    for name in REQUIRED + OPTIONAL:
+        if name not in names:
+            if name in OPTIONAL:
+                continue
+            raise DataError(
+                f"`{name}` is missing: got the fields {sorted(names)}, expected "
+                f"{', '.join(REQUIRED)}. Is this a file of D4RL?"
+            )
+        declared += check_object(file, name.encode())
+        field = file[name]
+        if not isinstance(field, h5py.Dataset):
+            raise DataError(
+                f"`{name}` has the wrong type: got {type(field).__name__}, expected a dataset."
+            )
+        if field.dtype.kind not in "fiub":
+            raise DataError(
+                f"`{name}` has the wrong dtype: got {field.dtype}, expected numbers or flags. "
+                "Objects are never decoded."
+            )
+        fields[name] = field
+    check_expansion(declared, size, file.filename)
+    return fields
+
+
+def _jumps(obs: Column, next_obs: Column) -> npt.NDArray[np.bool_]:
+    """Tells, row by row, whether the next observation is not the next row's observation."""
+    if obs.shape != next_obs.shape:
+        raise DataError(
+            f"`next_observations` has the wrong shape: got {next_obs.shape}, expected {obs.shape} "
+            "as `observations`."
+        )
+    size, width = obs.shape
+    jumps = np.ones(size, np.bool_)  # the last row has no next one
+    step = max(1, 2**20 // max(1, width))
+    for i in range(0, size - 1, step):
+        stop = min(i + step, size - 1)
+        jumps[i:stop] = (next_obs[i:stop] != obs[i + 1 : stop + 1]).any(axis=1)
+    return jumps
+
+
+def _action_scaler(low: npt.ArrayLike, high: npt.ArrayLike, action_dim: int) -> ActionScaler:
+    try:
+        return ActionScaler(np.broadcast_to(low, action_dim), np.broadcast_to(high, action_dim))
+    except ValueError as error:
+        raise UnsupportedSpaceError(
+            f"Action bounds have the wrong shape: got low {np.shape(low)} and high "
+            f"{np.shape(high)}, expected scalars or {action_dim} numbers each."
+        ) from error

@@ -1,0 +1,277 @@
+"""Minari datasets: every episode checked, flattened and written to its place in one table."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gtp_datasets._hdf5 import check_expansion, check_file
+from gtp_datasets._minari import episodes, open_minari, total_steps
+from gtp_datasets.scores import ReferenceScores
+from gtp_policy import ActionScaler, OfflineDataset, OfflineDatasetBuilder
+from gtp_policy.dataset_builder import as_array, as_flags
+from gtp_policy.errors import DataError, UnsupportedSpaceError
+
+if TYPE_CHECKING:
+    from gymnasium import Space
+    from minari import EpisodeData, MinariDataset
+
+# spaces.Dict and HDF5 iterate alphabetically, which would put the goals first.
+GOAL_OBS_KEYS = ("observation", "achieved_goal", "desired_goal")
+"""Order in which the parts of a goal observation are flattened."""
+
+Layout = list[tuple[str | None, tuple[int, ...], int]]  # key (None: a Box), shape, width
+
+
+def load_minari(
+    dataset_or_id: "MinariDataset | str",
+    *,
+    gamma: float = 0.99,
+    obs_keys: Sequence[str] | None = None,
+    low: npt.ArrayLike | None = None,
+    high: npt.ArrayLike | None = None,
+    out_of_bounds: Literal["error", "clip"] = "error",
+    on_bad_episode: Literal["error", "skip"] = "error",
+    unflagged_end: Literal["error", "truncate"] = "error",
+    device: torch.device | str = "cpu",
+) -> OfflineDataset:
+    """Converts a Minari dataset on this machine; builds no environment and downloads nothing.
+
+    ``terminations`` become ``terminated`` and stop bootstrapping, ``truncations`` become
+    ``truncated`` and only end the episode. A Box observation is flattened in C order; a Dict
+    observation by ``obs_keys``, which the result remembers as its ``obs_keys``.
+
+    Args:
+        dataset_or_id: A ``MinariDataset``, possibly filtered or split, or the id of a local one.
+        gamma: Discount factor, in [0, 1].
+        obs_keys: Keys of a Dict observation in the order to flatten them; others are left out.
+            Default: `GOAL_OBS_KEYS`, if these are its keys.
+        low: Lower bounds of the actions, shape (A,) or a scalar, in place of the space's.
+        high: Upper bounds of the actions, shape (A,) or a scalar, in place of the space's.
+        out_of_bounds: Whether actions outside the bounds raise or are clipped.
+        on_bad_episode: Whether an episode that fails a check raises, or is left out; a warning
+            and the dataset's ``source`` then say how many were.
+        unflagged_end: Whether an episode that ends with neither flag fails, or counts as truncated.
+        device: Where the table lives.
+
+    Returns:
+        The dataset, actions scaled to [-1, 1].
+
+    Raises:
+        DataError: If there is no such dataset, or it cannot be read, or an episode is bad (wrong
+            lengths, NaN, actions outside the bounds, a flag before its end, no flag at its end).
+            The message names episode, field and row, counted from the start of the episode.
+        EmptyDatasetError: If no transition is left.
+        UnsupportedSpaceError: If the observation is neither a Box nor a Dict of Boxes, or the
+            action no bounded Box of rank 1.
+        MissingDependencyError: If Minari is not installed.
+
+    Example:
+        >>> import os, tempfile, warnings
+        >>> from unittest.mock import patch
+        >>> import minari, numpy as np
+        >>> from gymnasium.spaces import Box
+        >>> from minari.data_collector import EpisodeBuffer
+        >>> from gtp_datasets import load_minari
+        >>> episode = EpisodeBuffer(observations=np.zeros((4, 2)), actions=np.zeros((3, 1)),
+        ...                         rewards=[0, 0, 1], terminations=[0, 0, 1], truncations=[0] * 3)
+        >>> with (tempfile.TemporaryDirectory() as root, warnings.catch_warnings(),
+        ...       patch.dict(os.environ, MINARI_DATASETS_PATH=root)):
+        ...     warnings.simplefilter("ignore")  # Minari asks for an author and a description
+        ...     _ = minari.create_dataset_from_buffers("toy/line-v0", [episode],
+        ...                                            observation_space=Box(-9, 9, (2,)),
+        ...                                            action_space=Box(-1, 1, (1,)))
+        ...     load_minari("toy/line-v0")
+        OfflineDataset('Minari toy/line-v0', 3 transitions, obs_dim=2, action_dim=1, gamma=0.99,
+                       device='cpu')
+    """
+    for name, value, known in (
+        ("on_bad_episode", on_bad_episode, ("error", "skip")),
+        ("unflagged_end", unflagged_end, ("error", "truncate")),
+    ):
+        if value not in known:
+            raise DataError(
+                f"`{name}` is unknown: got {value!r}, expected {known[0]!r} or {known[1]!r}."
+            )
+    dataset = open_minari(dataset_or_id)
+    layout = _obs_layout(dataset.observation_space, obs_keys)
+    scaler = _action_scaler(dataset.action_space, low, high)
+    obs_dim = sum(width for _, _, width in layout)
+    files = [p for p in Path(dataset.storage.data_path).rglob("*") if p.is_file()]
+    for path in files:
+        if path.suffix == ".hdf5":
+            check_file(path)
+    row_bytes = 4 * (2 * obs_dim + scaler.action_dim + 2)
+    steps = total_steps(dataset)
+    check_expansion(steps * row_bytes, sum(p.stat().st_size for p in files), dataset.id)
+    builder = OfflineDatasetBuilder(
+        steps, obs_dim=obs_dim, action_scaler=scaler, gamma=gamma, out_of_bounds=out_of_bounds
+    )
+    skipped: list[str] = []
+    for episode in episodes(dataset):
+        try:
+            _append(builder, episode, layout, unflagged_end)
+        except DataError as error:
+            message = f"Episode {episode.id} of {dataset.id}: {error}"
+            if on_bad_episode == "error":
+                raise DataError(f"{message} Or pass on_bad_episode='skip'.") from error
+            skipped.append(message)
+    source = f"Minari {dataset.id}"
+    if skipped:
+        note = f"{len(skipped)} of {dataset.total_episodes} episodes left out"
+        source += f" ({note})"
+        warnings.warn(f"{note}. First: {skipped[0]}", stacklevel=2)
+    keys = tuple(key for key, _, _ in layout if key is not None)
+    return OfflineDataset.from_builder(builder, device=device, obs_keys=keys, source=source)
+
+
+def minari_reference(dataset_or_id: "MinariDataset | str") -> ReferenceScores:
+    """Reads the reference scores that a Minari dataset carries in its metadata.
+
+    Args:
+        dataset_or_id: A ``MinariDataset``, or the id of a local one.
+
+    Returns:
+        Returns of the reference policies, with the dataset's id as their source.
+
+    Raises:
+        DataError: If there is no such dataset, or it carries no usable scores.
+        MissingDependencyError: If Minari is not installed.
+
+    Example:
+        >>> import os, tempfile
+        >>> from unittest.mock import patch
+        >>> from gtp_datasets import minari_reference
+        >>> with (tempfile.TemporaryDirectory() as root,
+        ...       patch.dict(os.environ, MINARI_DATASETS_PATH=root)):
+        ...     minari_reference("toy/none-v0")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        gtp_policy.errors.DataError: Minari dataset 'toy/none-v0' is not on this machine: got no ...
+    """
+    dataset = open_minari(dataset_or_id)
+    metadata = dataset.storage.metadata
+    low, high = (metadata.get(key) for key in ("ref_min_score", "ref_max_score"))
+    if low is None or high is None:
+        raise DataError(
+            f"{dataset.id} has no reference scores: got ref_min_score={low}, ref_max_score={high}, "
+            "expected two numbers. Pass ReferenceScores of your own."
+        )
+    return ReferenceScores(low, high, f"metadata of Minari {dataset.id}")
+
+
+def _append(
+    builder: OfflineDatasetBuilder,
+    episode: "EpisodeData",
+    layout: Layout,
+    unflagged_end: Literal["error", "truncate"],
+) -> None:
+    reward = as_array("rewards", episode.rewards)
+    steps = len(reward) if reward.ndim else 0
+    if not steps:
+        raise DataError(f"`rewards` is empty: got shape {reward.shape}, expected (T,), T >= 1.")
+    flags = {
+        "terminations": as_flags("terminations", episode.terminations, steps),
+        "truncations": as_flags("truncations", episode.truncations, steps),
+    }
+    for name, flag in flags.items():
+        early = np.flatnonzero(flag[:-1])
+        if len(early):
+            raise DataError(
+                f"`{name}` is set before the end: got True at row {early[0]} of {steps}, expected "
+                "it at the last row only. Split the episode there."
+            )
+    if not (flags["terminations"][-1] or flags["truncations"][-1]):
+        if unflagged_end == "error":
+            raise DataError(
+                f"`terminations` and `truncations` leave the end open: got False twice at row "
+                f"{steps - 1}, the last, expected one of them True. Pass unflagged_end='truncate' "
+                "if the episode was cut there."
+            )
+        flags["truncations"] = np.arange(steps) == steps - 1
+    obs = _flatten(episode.observations, layout, steps + 1)
+    builder.append(
+        obs=obs[:-1],
+        action=episode.actions,
+        reward=reward,
+        next_obs=obs[1:],
+        terminated=flags["terminations"],
+        truncated=flags["truncations"],
+        rows=np.arange(steps),
+    )
+
+
+def _flatten(
+    observations: npt.ArrayLike | Mapping[str, npt.ArrayLike], layout: Layout, rows: int
+) -> npt.NDArray[np.generic]:
+    parts = []
+    for key, shape, width in layout:
+        name = "observations" if key is None else f"observations[{key!r}]"
+        value = observations
+        if key is not None:
+            # Minari decodes by the space, so that a Dict space always gives a dict.
+            group = cast("Mapping[str, npt.ArrayLike]", observations)
+            if key not in group:
+                raise DataError(f"`{name}` is missing: got {sorted(group)}, expected {key!r}.")
+            value = group[key]
+        part = as_array(name, cast("npt.ArrayLike", value))
+        if part.shape != (rows, *shape):
+            raise DataError(
+                f"`{name}` has the wrong shape: got {part.shape}, expected {(rows, *shape)}, one "
+                f"row more than the {rows - 1} rewards."
+            )
+        parts.append(part.reshape(rows, width))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+
+def _obs_layout(space: "Space[Any]", obs_keys: Sequence[str] | None) -> Layout:
+    from gymnasium.spaces import Box, Dict
+
+    if isinstance(space, Box) and obs_keys is None:
+        return [(None, space.shape, int(np.prod(space.shape)))]
+    if not isinstance(space, Dict):
+        raise UnsupportedSpaceError(
+            f"The observation space does not fit: got {type(space).__name__} with "
+            f"obs_keys={obs_keys}, expected a Box without keys or a Dict of Boxes."
+        )
+    if obs_keys is None and set(space.spaces) != set(GOAL_OBS_KEYS):
+        raise UnsupportedSpaceError(
+            f"The observation has keys of its own: got {sorted(space.spaces)}, expected "
+            f"{list(GOAL_OBS_KEYS)}. Pass obs_keys= in the order to flatten them."
+        )
+    layout: Layout = []
+    for key in GOAL_OBS_KEYS if obs_keys is None else obs_keys:
+        part = space.spaces.get(key)
+        if not isinstance(part, Box):
+            raise UnsupportedSpaceError(
+                f"The observation's part {key!r} does not fit: got {part}, expected a Box; there "
+                f"are {sorted(space.spaces)}."
+            )
+        layout.append((key, part.shape, int(np.prod(part.shape))))
+    if not layout:
+        raise UnsupportedSpaceError("`obs_keys` is empty: got no key, expected at least one.")
+    return layout
+
+
+def _action_scaler(
+    space: "Space[Any]", low: npt.ArrayLike | None, high: npt.ArrayLike | None
+) -> ActionScaler:
+    from gymnasium.spaces import Box
+
+    if not isinstance(space, Box) or len(space.shape) != 1:
+        raise UnsupportedSpaceError(
+            f"The action space does not fit: got {space}, expected a Box of rank 1."
+        )
+    try:
+        return ActionScaler(
+            *(
+                np.broadcast_to(own if given is None else given, space.shape)
+                for own, given in ((space.low, low), (space.high, high))
+            )
+        )
+    except (UnsupportedSpaceError, ValueError) as error:  # ValueError: bounds of another length
+        raise UnsupportedSpaceError(f"{error} Pass low= and high= to load_minari.") from error

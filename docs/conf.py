@@ -1,0 +1,67 @@
+"""Sphinx configuration: Markdown pages, a reference from the docstrings, warnings are errors."""
+
+from typing import Any
+
+from pydantic import BaseModel
+
+import gtp_policy
+
+project = "gtp-policy"
+author = "gtp-policy contributors"
+copyright = "gtp-policy contributors"
+version = release = gtp_policy.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["dollarmath", "deflist"]
+myst_heading_anchors = 3
+
+html_theme = "furo"
+html_title = "gtp-policy"
+
+default_role = "code"
+add_module_names = False
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True, "show-inheritance": False}
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+
+
+def _is_config(obj: object) -> bool:
+    return isinstance(obj, type) and issubclass(obj, BaseModel)
+
+
+def show_fields(
+    app: object, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Appends a config's fields, whose text is the same that its JSON schema carries."""
+    if isinstance(obj, type) and issubclass(obj, BaseModel) and obj.model_fields:
+        lines.extend(["", "**Fields**", ""])
+        for field, info in obj.model_fields.items():
+            default = "required" if info.is_required() else f"default ``{info.default!r}``"
+            lines.append(f"- ``{field}`` ({default}): {info.description}")
+        lines.append("")
+
+
+def hide_machinery(
+    app: object, what: str, name: str, obj: object, skip: bool, options: object
+) -> bool | None:
+    """Hides pydantic's own members, and fields that the class docstring has described."""
+    field_of_tuple = type(obj).__name__ == "_tuplegetter"
+    return True if field_of_tuple or name.startswith("model_") else None
+
+
+def short_signature(
+    app: object, what: str, name: str, obj: object, options: object, signature: str, returns: str
+) -> tuple[str, str] | None:
+    """Leaves out a config's signature: it repeats the list of fields."""
+    return ("(**fields)", "") if what == "class" and _is_config(obj) else None
+
+
+def setup(app: Any) -> None:  # noqa: ANN401 (Sphinx hands over its application object)
+    app.connect("autodoc-process-docstring", show_fields)
+    app.connect("autodoc-process-signature", short_signature)
+    app.connect("autodoc-skip-member", hide_machinery)

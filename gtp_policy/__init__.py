@@ -1,0 +1,74 @@
+"""Generative Trajectory Policies: offline reinforcement learning with a learned flow map.
+
+A policy is one function, the flow map ``x_s = actor(obs, x_t, t, s)``. It moves a noisy action from
+any time t to any earlier time s: one jump from noise to action, or several for quality.
+
+The files in the order of the paper: ``times``, ``functional``, ``actor``, ``loss``, ``learner``.
+"""
+
+__version__ = "0.1.0.dev0"
+
+from gtp_policy._config import Config
+from gtp_policy.actor import FlowMapActor, FlowMapActorConfig
+from gtp_policy.critic import (
+    ExpectileBaseline,
+    PolicyBaseline,
+    QEnsemble,
+    QEnsembleConfig,
+    ValueNetwork,
+)
+from gtp_policy.dataset import OfflineDataset
+from gtp_policy.dataset_builder import OfflineDatasetBuilder
+from gtp_policy.functional import FlowMap
+from gtp_policy.learner import GTPConfig, GTPLearner, GTPLearnerConfig, UpdateMetrics
+from gtp_policy.loss import GTPLoss, GTPLossConfig, GTPLossTerms, GTPResiduals, gtp_residuals
+from gtp_policy.spaces import ActionScaler, ObservationNormalizer
+from gtp_policy.times import (
+    Curriculum,
+    KarrasTimes,
+    LogNormalIndex,
+    Times,
+    TimeSchedule,
+    UniformIndex,
+    UniformTimes,
+    draw_times,
+)
+from gtp_policy.transitions import Transitions
+from gtp_policy.weighting import AdvantageWeighter, AdvantageWeighterConfig
+
+__all__ = [
+    "ActionScaler",
+    "AdvantageWeighter",
+    "AdvantageWeighterConfig",
+    "Config",
+    "Curriculum",
+    "ExpectileBaseline",
+    "FlowMap",
+    "FlowMapActor",
+    "FlowMapActorConfig",
+    "GTPConfig",
+    "GTPLearner",
+    "GTPLearnerConfig",
+    "GTPLoss",
+    "GTPLossConfig",
+    "GTPLossTerms",
+    "GTPResiduals",
+    "KarrasTimes",
+    "LogNormalIndex",
+    "ObservationNormalizer",
+    "OfflineDataset",
+    "OfflineDatasetBuilder",
+    "PolicyBaseline",
+    "QEnsemble",
+    "QEnsembleConfig",
+    "TimeSchedule",
+    "Times",
+    "Transitions",
+    "UniformIndex",
+    "UniformTimes",
+    "UpdateMetrics",
+    "ValueNetwork",
+    "__version__",
+    "draw_times",
+    "gtp_residuals",
+]

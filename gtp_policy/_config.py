@@ -1,0 +1,52 @@
+"""The one base class of every configuration: frozen, closed, finite, and exact in JSON."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+# Lax pydantic turns `True` into 1.0 and "1e-3" into 0.001; a configuration should not guess.
+Float = Annotated[float, Field(strict=True)]
+Int = Annotated[int, Field(strict=True)]
+Bool = Annotated[bool, Field(strict=True)]
+
+
+class Config(BaseModel):
+    """Holds choices: immutable, hashable, without unknown fields and without NaN or infinity.
+
+    Configs compare by value and survive JSON exactly:
+    ``type(c).model_validate_json(c.model_dump_json()) == c``.
+
+    Raises:
+        pydantic.ValidationError: If a field is unknown, of the wrong type, out of range or not
+            finite. The message names the field, the rule and the value.
+
+    Example:
+        >>> from gtp_policy import AdvantageWeighterConfig
+        >>> AdvantageWeighterConfig(eta=0.5).replace(max_weight=20.0)
+        AdvantageWeighterConfig(eta=0.5, eps=1e-06, max_weight=20.0)
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True
+    )
+
+    def replace(self, **changes: Any) -> Self:  # noqa: ANN401 - the fields' types check the values
+        """Returns a copy with some fields changed, validated again as a whole.
+
+        Unlike pydantic's ``model_copy(update=...)``, which validates nothing.
+
+        Args:
+            **changes: New values by field name.
+
+        Returns:
+            A new config of the same type.
+
+        Raises:
+            pydantic.ValidationError: If the result would not be a valid config.
+
+        Example:
+            >>> from gtp_policy import KarrasTimes
+            >>> KarrasTimes(t_max=80.0).replace(rho=5.0).rho
+            5.0
+        """
+        return type(self).model_validate({**dict(self), **changes})

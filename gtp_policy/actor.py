@@ -1,0 +1,238 @@
+r"""The policy: a network made into a flow map, and the sampler that walks along it."""
+
+from typing import cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from gtp_policy._config import Config, Float, Int
+from gtp_policy._random import generator_or_private, new_stream
+from gtp_policy.errors import ShapeError
+from gtp_policy.functional import check_shape, flow_map, precondition, sample_flow
+from gtp_policy.networks import FlowMapMLP
+from gtp_policy.spaces import ObservationNormalizer
+from gtp_policy.times import KarrasTimes, TimeSchedule
+
+
+class FlowMapActorConfig(Config):
+    """The choices of a `FlowMapActor`.
+
+    Example:
+        >>> from gtp_policy import FlowMapActorConfig
+        >>> config = FlowMapActorConfig(hidden=(128, 128), steps=2)
+        >>> FlowMapActorConfig.model_validate_json(config.model_dump_json()) == config
+        True
+    """
+
+    hidden: tuple[Int, ...] = Field(
+        (256, 256, 256), min_length=1, description="Widths of the default network's hidden layers."
+    )
+    time_dim: Int = Field(
+        32, ge=2, multiple_of=2, description="Features of each of the two time embeddings."
+    )
+    steps: Int = Field(5, ge=1, description="K, jumps per sampled action; can be set per call.")
+    sigma_data: Float | None = Field(
+        None,
+        gt=0,
+        description="Standard deviation of the actions in [-1, 1], for the preconditioning. None: "
+        "taken from the dataset by GTPLearner.from_dataset, 0.5 without a dataset.",
+    )
+    times: TimeSchedule = Field(
+        default_factory=KarrasTimes, description="Time range and spacing of the grids."
+    )
+
+
+class FlowMapActor(nn.Module):
+    r"""A generative policy: the map from noise to action along a learned ODE, for any two times.
+
+    .. math:: \Phi(o, x_t, t, s) = \tfrac{s}{t} x_t + (1 - \tfrac{s}{t}) \varphi(o, x_t, t, s)
+
+    .. math:: \varphi(o, x_t, t, s) = c_{skip}(t) x_t + c_{out}(t) F(o, c_{in}(t) x_t, t, s)
+
+    For any network F: :math:`\Phi(x, t, t) = x` and :math:`\Phi(x, t, 0) = \varphi(x, t, 0)`
+    exactly. The denoiser :math:`E[a | x_t]` is ``endpoint`` at s = t, never :math:`\Phi(x, t, t)`.
+
+    Args:
+        obs_dim: O, number of observation dimensions.
+        action_dim: A, number of action dimensions; actions live in [-1, 1].
+        config: The choices.
+        network: Backbone F in place of the default MLP, called as
+            ``network(obs, x, t, s) -> (B, A)`` with normalised observations (B, O), noisy actions
+            scaled to unit variance (B, A) and times (B,) in action units.
+        seed: Seed of the initial parameters and of the fixed noise.
+
+    Raises:
+        ValueError: If a dimension is smaller than 1.
+
+    References:
+        | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al., 2025),
+        | eq. 4 and 15, https://arxiv.org/abs/2510.11499
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy import FlowMapActor
+        >>> actor = FlowMapActor(obs_dim=3, action_dim=2)
+        >>> action = actor.sample(torch.zeros(4, 3))
+        >>> action.shape, bool((action.abs() <= 1).all())
+        (torch.Size([4, 2]), True)
+    """
+
+    fixed_noise: Tensor
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        config: FlowMapActorConfig | None = None,
+        *,
+        network: nn.Module | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if obs_dim < 1 or action_dim < 1:
+            raise ValueError(
+                f"Dimensions are out of range: got obs_dim={obs_dim}, action_dim={action_dim}, "
+                "expected at least 1 each."
+            )
+        config = config or FlowMapActorConfig()
+        self.config = config.replace(sigma_data=config.sigma_data or 0.5)
+        self.obs_dim, self.action_dim = obs_dim, action_dim
+        self.normalizer = ObservationNormalizer(obs_dim)
+        self.network = network or FlowMapMLP(
+            obs_dim,
+            action_dim,
+            config.hidden,
+            config.time_dim,
+            generator=new_stream(seed, "actor"),
+        )
+        noise = torch.randn(action_dim, generator=new_stream(seed, "fixed noise"))
+        self.register_buffer("fixed_noise", noise)
+
+    @property
+    def times(self) -> TimeSchedule:
+        """The time range, from which training and sampling take their grids."""
+        return self.config.times
+
+    @property
+    def sigma_data(self) -> float:
+        """Standard deviation of the actions that the preconditioning assumes."""
+        return cast(float, self.config.sigma_data)
+
+    def endpoint(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        r"""Predicts the endpoint :math:`\varphi`; at s = t, the denoised action.
+
+        Args:
+            obs: Observation, shape (B, O).
+            x: Noisy action :math:`x_t`, shape (B, A).
+            t: Start time, shape (B,), >= 0.
+            s: Target time, shape (B,), 0 <= s <= t.
+
+        Returns:
+            :math:`\varphi(o, x_t, t, s)`, shape (B, A).
+
+        Raises:
+            ShapeError: If the shapes disagree with each other or with the actor's dimensions.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import FlowMapActor
+            >>> actor = FlowMapActor(3, 2)
+            >>> t = torch.tensor([0.5])
+            >>> actor.endpoint(torch.zeros(1, 3), torch.zeros(1, 2), t, t).shape
+            torch.Size([1, 2])
+        """
+        self._check(obs, x)
+        check_shape("t", t, (x.shape[0],))
+        check_shape("s", s, (x.shape[0],))
+        skip, out, inner = (c.unsqueeze(-1) for c in precondition(t, self.sigma_data))
+        raw: Tensor = self.network(self.normalizer(obs), inner * x, t, s)
+        return skip * x + out * raw
+
+    def forward(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        r"""Moves noisy actions along their trajectories from time t to time s.
+
+        Args:
+            obs: Observation, shape (B, O).
+            x: Noisy action :math:`x_t`, shape (B, A).
+            t: Start time, shape (B,), > 0.
+            s: Target time, shape (B,), 0 <= s <= t.
+
+        Returns:
+            :math:`\Phi(o, x_t, t, s)`, shape (B, A).
+
+        Raises:
+            ShapeError: If the shapes disagree with each other or with the actor's dimensions.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import FlowMapActor
+            >>> actor, x, t = FlowMapActor(3, 2), torch.ones(1, 2), torch.tensor([0.5])
+            >>> torch.equal(actor(torch.zeros(1, 3), x, t, t), x)
+            True
+        """
+        return flow_map(x, self.endpoint(obs, x, t, s), t, s)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        obs: Tensor,
+        *,
+        steps: int | None = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        r"""Samples actions: noise at time T, moved in K jumps to time 0, clipped at the end.
+
+        .. math:: x_{t_0} = T z, \quad x_{t_{i+1}} = \Phi(o, x_{t_i}, t_i, t_{i+1})
+
+        The same noise always gives the same action. For a deterministic policy pass
+        ``noise=actor.fixed_noise.expand(len(obs), -1)``; a zero noise would start a symmetric
+        two-mode policy exactly between its modes and end there.
+
+        Args:
+            obs: Observation, shape (B, O).
+            steps: K; default ``config.steps``. More steps, better samples.
+            noise: z, standard normal, shape (B, A); default drawn.
+            generator: Source of the noise, on the observations' device; default a stream of the
+                package's own, never torch's global one.
+
+        Returns:
+            Actions in [-1, 1], shape (B, A).
+
+        Raises:
+            ShapeError: If a shape disagrees with the actor's dimensions.
+            ValueError: If ``steps`` is smaller than 1.
+
+        References:
+            | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al.,
+            | 2025), eq. 15, https://arxiv.org/abs/2510.11499
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import FlowMapActor
+            >>> actor, obs = FlowMapActor(3, 2), torch.zeros(4, 3)
+            >>> z = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+            >>> torch.equal(actor.sample(obs, noise=z), actor.sample(obs, noise=z))
+            True
+        """
+        if noise is None:
+            self._check(obs, None)
+            noise = torch.randn(
+                (obs.shape[0], self.action_dim),
+                generator=generator_or_private(generator, obs.device),
+                device=obs.device,
+                dtype=obs.dtype,
+            )
+        self._check(obs, noise)
+        steps = self.config.steps if steps is None else steps
+        grid = self.times.grid(steps, device=obs.device, dtype=obs.dtype)
+        return sample_flow(self, obs, grid[0] * noise, grid)[-1].clamp(-1.0, 1.0)
+
+    def _check(self, obs: Tensor, x: Tensor | None) -> None:
+        if obs.ndim != 2 or obs.shape[1] != self.obs_dim:
+            raise ShapeError(
+                f"`obs` has the wrong shape: got {tuple(obs.shape)}, expected (B, {self.obs_dim})."
+            )
+        if x is not None:
+            check_shape("x", x, (obs.shape[0], self.action_dim))

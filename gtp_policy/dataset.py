@@ -1,0 +1,298 @@
+"""The offline dataset: one table on one device, so that a minibatch is one gather.
+
+A row is ``obs (O) | action (A) | reward (1) | discount (1) | next_obs (O)``.
+"""
+
+import copy
+from typing import Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_array
+from gtp_policy.errors import DataError, EmptyDatasetError
+from gtp_policy.spaces import ActionScaler
+from gtp_policy.transitions import Transitions
+
+
+class OfflineDataset:
+    """Validated transitions on one device, sampled by an explicit generator.
+
+    Made by `OfflineDataset.from_arrays`, from an `OfflineDatasetBuilder`, or by the loaders of
+    ``gtp_datasets`` (Minari, D4RL's HDF5); the constructor itself checks nothing.
+
+    Args:
+        table: Rows as above, float32, shape (N, 2 O + A + 2).
+        obs_dim: O.
+        terminated: Episode ended by itself after this transition, numpy bool (N,).
+        truncated: Episode was cut after this transition, numpy bool (N,). Both flags are kept as
+            they came; where both are set the transition counts as terminated.
+        action_scaler: Maps the dataset's actions, [-1, 1], back to the units of the Box.
+        gamma: Discount factor that ``discount`` was made with.
+        obs_keys: Keys of a Dict observation in the order they were flattened; empty for a Box.
+        source: Where the data comes from, for reports and score tables.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> from gtp_policy import OfflineDataset
+        >>> dataset = OfflineDataset.from_arrays(
+        ...     obs=np.zeros((3, 2)), action=np.zeros((3, 1)), reward=np.ones(3),
+        ...     terminated=np.array([0, 0, 1], bool), truncated=np.zeros(3, bool),
+        ...     next_obs=np.ones((3, 2)), low=[-1.0], high=[1.0])
+        >>> batch = dataset.sample(256, generator=torch.Generator().manual_seed(0))
+        >>> batch.obs.shape, sorted(set(batch.discount.tolist()))
+        (torch.Size([256, 2]), [0.0, 0.9900000095367432])
+    """
+
+    def __init__(
+        self,
+        table: Tensor,
+        *,
+        obs_dim: int,
+        terminated: npt.NDArray[np.bool_],
+        truncated: npt.NDArray[np.bool_],
+        action_scaler: ActionScaler,
+        gamma: float,
+        obs_keys: tuple[str, ...],
+        source: str,
+    ) -> None:
+        self._table = table
+        self.obs_dim = obs_dim
+        self.action_dim = action_scaler.action_dim
+        self.terminated, self.truncated = terminated, truncated
+        self.action_scaler = action_scaler
+        self.gamma = gamma
+        self.obs_keys = obs_keys
+        self.source = source
+
+    @classmethod
+    def from_arrays(
+        cls,
+        *,
+        obs: npt.ArrayLike,
+        action: npt.ArrayLike,
+        reward: npt.ArrayLike,
+        terminated: npt.ArrayLike,
+        truncated: npt.ArrayLike,
+        next_obs: npt.ArrayLike | None = None,
+        low: npt.ArrayLike,
+        high: npt.ArrayLike,
+        gamma: float = 0.99,
+        out_of_bounds: Literal["error", "clip"] = "error",
+        device: torch.device | str = "cpu",
+        source: str = "arrays",
+    ) -> Self:
+        """Builds a dataset from flat arrays in time order.
+
+        Any float or integer type, read-only or not contiguous: the numbers are copied as float32.
+
+        Args:
+            obs: Observations, shape (N, O).
+            action: Actions in the units of the Box, shape (N, A).
+            reward: Rewards, shape (N,).
+            terminated: Whether the episode ended by itself, bool or 0/1, shape (N,).
+            truncated: Whether the episode was cut (time limit), bool or 0/1, shape (N,). Only
+                termination stops bootstrapping; where both flags are set, it does.
+            next_obs: Next observations, shape (N, O). Without it the next row's ``obs`` is taken;
+                the last row of a truncated episode, and an unfinished last row, then have no next
+                observation and are left out.
+            low: Lower bounds of the action Box, shape (A,).
+            high: Upper bounds of the action Box, shape (A,).
+            gamma: Discount factor, in [0, 1].
+            out_of_bounds: Whether actions outside the Box raise or are clipped to it.
+            device: Where the table lives.
+            source: Where the data comes from.
+
+        Returns:
+            The dataset, actions scaled to [-1, 1].
+
+        Raises:
+            EmptyDatasetError: If no transition is left.
+            DataError: If a field has a wrong length, rank, dtype, value or flag.
+            UnsupportedSpaceError: If the Box is unbounded or empty.
+
+        Example:
+            >>> import numpy as np
+            >>> from gtp_policy import OfflineDataset
+            >>> len(OfflineDataset.from_arrays(
+            ...     obs=np.arange(6.0).reshape(6, 1), action=np.zeros((6, 1)), reward=np.zeros(6),
+            ...     terminated=np.array([0, 0, 1, 0, 0, 0], bool),
+            ...     truncated=np.array([0, 0, 0, 0, 0, 1], bool), low=[-1.0], high=[1.0]))
+            5
+        """
+        column = as_array("obs", obs)
+        if column.shape[:1] == (0,):
+            raise _empty(source)
+        if column.ndim != 2:
+            raise DataError(
+                f"`obs` has the wrong shape: got {column.shape}, expected (N, O). Flatten each "
+                "observation to one vector."
+            )
+        builder = OfflineDatasetBuilder(
+            len(column),
+            obs_dim=column.shape[1],
+            action_scaler=ActionScaler(low, high),
+            gamma=gamma,
+            out_of_bounds=out_of_bounds,
+        )
+        builder.extend(
+            obs=column,
+            action=as_array("action", action),
+            reward=as_array("reward", reward),
+            terminated=terminated,
+            truncated=truncated,
+            next_obs=None if next_obs is None else as_array("next_obs", next_obs),
+        )
+        return cls.from_builder(builder, device=device, source=source)
+
+    @classmethod
+    def from_builder(
+        cls,
+        builder: OfflineDatasetBuilder,
+        *,
+        device: torch.device | str = "cpu",
+        obs_keys: tuple[str, ...] = (),
+        source: str = "arrays",
+    ) -> Self:
+        """Takes over what a builder has filled; a last transition without a flag is truncated.
+
+        Args:
+            builder: A builder, not to be appended to any more: its memory is shared.
+            device: Where the table shall live.
+            obs_keys: Keys of a Dict observation in the order they were flattened.
+            source: Where the data comes from.
+
+        Returns:
+            The dataset.
+
+        Raises:
+            EmptyDatasetError: If the builder holds no transition.
+        """
+        size = builder.filled
+        if not size:
+            raise _empty(source)
+        terminated, truncated = builder.terminated[:size], builder.truncated[:size]
+        truncated[-1] |= not terminated[-1]
+        return cls(
+            torch.from_numpy(builder.table[:size]).to(device),
+            obs_dim=builder.obs_dim,
+            terminated=terminated,
+            truncated=truncated,
+            action_scaler=builder.action_scaler,
+            gamma=builder.gamma,
+            obs_keys=obs_keys,
+            source=source,
+        )
+
+    def __len__(self) -> int:
+        """Returns N, the number of transitions."""
+        return self._table.shape[0]
+
+    def __repr__(self) -> str:
+        """Shows where the data comes from and its size."""
+        return (
+            f"OfflineDataset({self.source!r}, {len(self)} transitions, obs_dim={self.obs_dim}, "
+            f"action_dim={self.action_dim}, gamma={self.gamma}, device='{self.device}')"
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the table lives on."""
+        return self._table.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the table and the flags occupy."""
+        return self._table.nbytes + self.terminated.nbytes + self.truncated.nbytes
+
+    @property
+    def transitions(self) -> Transitions:
+        """All transitions in time order, as views of the table."""
+        return self._split(self._table)
+
+    def sample(self, batch_size: int, *, generator: torch.Generator) -> Transitions:
+        """Draws a minibatch uniformly with replacement, by one gather on the dataset's device.
+
+        Args:
+            batch_size: B, at least 1.
+            generator: Source of randomness, on the dataset's device.
+
+        Returns:
+            B transitions.
+
+        Raises:
+            DataError: If ``batch_size`` is smaller than 1.
+
+        References:
+            | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al.,
+            | 2025), Algorithm 1, first line of the loop, https://arxiv.org/abs/2510.11499
+        """
+        if batch_size < 1:
+            raise DataError(f"`batch_size` is out of range: got {batch_size}, expected >= 1.")
+        index = torch.randint(
+            len(self), (batch_size,), generator=generator, device=self._table.device
+        )
+        return self._split(self._table.index_select(0, index))
+
+    def observation_statistics(self) -> tuple[Tensor, Tensor]:
+        """Computes what an `ObservationNormalizer` takes.
+
+        Returns:
+            Mean and population standard deviation of ``obs``, each (O,).
+
+        Example:
+            >>> from gtp_policy import OfflineDataset
+            >>> dataset = OfflineDataset.from_arrays(
+            ...     obs=[[0.0], [2.0]], action=[[0.0], [0.0]], reward=[0.0, 0.0],
+            ...     terminated=[1, 1], truncated=[0, 0], low=[-1.0], high=[1.0])
+            >>> dataset.observation_statistics()
+            (tensor([1.]), tensor([1.]))
+        """
+        std, mean = torch.std_mean(self.transitions.obs, 0, correction=0)
+        return mean, std
+
+    def action_std(self) -> float:
+        """Measures the spread of the actions: the natural ``sigma_data`` of an actor.
+
+        Returns:
+            Root mean square over dimensions of the standard deviation, in units of [-1, 1].
+
+        Example:
+            >>> from gtp_policy import OfflineDataset
+            >>> OfflineDataset.from_arrays(
+            ...     obs=[[0.0], [0.0]], action=[[0.5], [-0.5]], reward=[0.0, 0.0],
+            ...     terminated=[1, 1], truncated=[0, 0], low=[-1.0], high=[1.0]).action_std()
+            0.5
+        """
+        return float(self.transitions.action.var(0, correction=0).mean().sqrt())
+
+    def to(self, device: torch.device | str) -> Self:
+        """Returns the dataset with its table on another device.
+
+        Args:
+            device: Target device.
+
+        Returns:
+            A dataset that shares flags and description, and the table if it is there already.
+        """
+        moved = copy.copy(self)
+        moved._table = self._table.to(device)
+        return moved
+
+    def _split(self, rows: Tensor) -> Transitions:
+        o, a = self.obs_dim, self.action_dim
+        return Transitions(
+            obs=rows[:, :o],
+            action=rows[:, o : o + a],
+            reward=rows[:, o + a],
+            discount=rows[:, o + a + 1],
+            next_obs=rows[:, o + a + 2 :],
+        )
+
+
+def _empty(source: str) -> EmptyDatasetError:
+    return EmptyDatasetError(
+        f"The dataset is empty: got 0 transitions from {source}, expected at least 1."
+    )

@@ -1,0 +1,341 @@
+"""Filling a dataset's table: the one place where numbers from outside are checked and converted."""
+
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from gtp_policy.errors import DataError, EmptyDatasetError
+from gtp_policy.spaces import ActionScaler
+
+# A chunk of `extend` holds about so many bytes: what a conversion needs on top of its result stays
+# small, however long the file and however wide the observation.
+CHUNK_BYTES = 2 * 2**20
+
+
+class Column(Protocol):
+    """What `OfflineDatasetBuilder.extend` reads piece by piece: an array, or an HDF5 dataset.
+
+    Example:
+        >>> import numpy as np
+        >>> from gtp_policy.dataset_builder import Column
+        >>> column: Column = np.zeros((10, 3))
+        >>> column[2:5].shape
+        (3, 3)
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows first."""
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """Element type."""
+
+    def __getitem__(self, rows: slice, /) -> npt.NDArray[np.generic]:
+        """Returns some consecutive rows."""
+
+
+class OfflineDatasetBuilder:
+    """The table of an `OfflineDataset` while it is filled, every piece checked as it comes.
+
+    A row is ``obs (O) | action (A) | reward (1) | discount (1) | next_obs (O)`` in float32. The
+    table is allocated once at its final size, so that converting a dataset never needs twice the
+    memory of the result.
+
+    Args:
+        size: N, an upper bound on the number of transitions.
+        obs_dim: O.
+        action_scaler: Bounds of the action Box.
+        gamma: Discount factor, in [0, 1].
+        out_of_bounds: Whether actions outside the Box raise or are clipped to it.
+
+    Raises:
+        DataError: If ``gamma`` lies outside [0, 1] or ``out_of_bounds`` is unknown.
+
+    Example:
+        >>> import numpy as np
+        >>> from gtp_policy import ActionScaler, OfflineDataset, OfflineDatasetBuilder
+        >>> builder = OfflineDatasetBuilder(2, obs_dim=1, action_scaler=ActionScaler([-2], [2]))
+        >>> for reward in (0.0, 1.0):
+        ...     builder.append(obs=np.zeros((1, 1)), action=np.ones((1, 1)),
+        ...                    reward=np.array([reward]), next_obs=np.zeros((1, 1)),
+        ...                    terminated=np.array([False]), truncated=np.array([True]))
+        >>> OfflineDataset.from_builder(builder).transitions.action
+        tensor([[0.5000],
+                [0.5000]])
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        obs_dim: int,
+        action_scaler: ActionScaler,
+        gamma: float = 0.99,
+        out_of_bounds: Literal["error", "clip"] = "error",
+    ) -> None:
+        if not 0.0 <= gamma <= 1.0:
+            raise DataError(f"`gamma` is out of range: got {gamma}, expected 0 to 1.")
+        if out_of_bounds not in ("error", "clip"):
+            raise DataError(
+                f"`out_of_bounds` is unknown: got {out_of_bounds!r}, expected 'error' or 'clip'."
+            )
+        self.action_scaler = action_scaler
+        self.gamma = gamma
+        self.obs_dim = obs_dim
+        self.table = np.empty((size, 2 * obs_dim + action_scaler.action_dim + 2), np.float32)
+        self.terminated = np.zeros(size, np.bool_)
+        self.truncated = np.zeros(size, np.bool_)
+        self.filled = 0
+        self._clip = out_of_bounds == "clip"
+
+    def append(
+        self,
+        *,
+        obs: npt.ArrayLike,
+        action: npt.ArrayLike,
+        reward: npt.ArrayLike,
+        next_obs: npt.ArrayLike,
+        terminated: npt.ArrayLike,
+        truncated: npt.ArrayLike,
+        rows: npt.NDArray[np.intp] | None = None,
+    ) -> None:
+        """Checks n transitions in time order and writes them behind those already there.
+
+        Args:
+            obs: Shape (n, O).
+            action: In the units of the Box, shape (n, A).
+            reward: Shape (n,).
+            next_obs: Shape (n, O).
+            terminated: Whether the episode ended by itself, bool or 0/1, shape (n,). Where both
+                flags are set, this one decides: the discount is 0.
+            truncated: Whether the episode was cut, bool or 0/1, shape (n,).
+            rows: What errors call the rows, shape (n,). Default: counted from the start of the
+                dataset.
+
+        Raises:
+            DataError: If a field has a wrong length, rank, dtype or value. The message names the
+                field and its first bad row. Nothing of the piece is kept.
+        """
+        start, o, a = self.filled, self.obs_dim, self.action_scaler.action_dim
+        values = {
+            "obs": as_array("obs", obs),
+            "action": as_array("action", action),
+            "reward": as_array("reward", reward),
+            "next_obs": as_array("next_obs", next_obs),
+        }
+        n = len(values["obs"]) if values["obs"].ndim else 0
+        self._check_columns(values, n)
+        if rows is None:
+            rows = np.arange(start, start + n)
+        flags = [
+            as_flags(name, value, n, rows)
+            for name, value in (("terminated", terminated), ("truncated", truncated))
+        ]
+        if start + n > len(self.table):
+            raise DataError(
+                f"More transitions than announced: got {start + n}, expected at most "
+                f"{len(self.table)}."
+            )
+        table = self.table[start : start + n]
+        with np.errstate(over="ignore"):  # 1e39 becomes infinite here; the check below finds it
+            table[:, :o] = values["obs"]
+            table[:, o : o + a] = values["action"]
+            table[:, o + a] = values["reward"]
+            table[:, o + a + 1] = self.gamma * ~flags[0]
+            table[:, o + a + 2 :] = values["next_obs"]
+        if not np.isfinite(table).all():
+            _raise_not_finite(values, rows)
+        # Scaled in double precision from the original: float32 bounds of a float64 action differ.
+        unit = self.action_scaler.to_unit(values["action"].astype(np.float64))
+        if not self._clip:
+            self._check_bounds(values["action"], unit, rows)
+        table[:, o : o + a] = unit.clip(-1.0, 1.0)
+        self.terminated[start : start + n], self.truncated[start : start + n] = flags
+        self.filled += n
+
+    def extend(
+        self,
+        *,
+        obs: Column,
+        action: Column,
+        reward: Column,
+        terminated: npt.ArrayLike,
+        truncated: npt.ArrayLike,
+        next_obs: Column | None = None,
+    ) -> None:
+        """Appends whole columns in time order, in chunks that keep the memory needed small.
+
+        Args:
+            obs: Shape (N, O), an array or an HDF5 dataset, as all columns.
+            action: In the units of the Box, shape (N, A).
+            reward: Shape (N,).
+            terminated: Bool or 0/1, shape (N,).
+            truncated: Bool or 0/1, shape (N,).
+            next_obs: Shape (N, O). Without it the next row's ``obs`` is taken; the last row of a
+                truncated episode, and an unfinished last row, then have no next observation and
+                are left out.
+
+        Raises:
+            DataError: If a field has a wrong length, rank, dtype or value.
+            EmptyDatasetError: If every row would be left out.
+        """
+        columns = {"obs": obs, "action": action, "reward": reward}
+        columns |= {"next_obs": next_obs} if next_obs is not None else {}
+        size = obs.shape[0] if obs.shape else 0
+        self._check_columns(columns, size)
+        ended = as_flags("terminated", terminated, size)
+        cut = as_flags("truncated", truncated, size)
+        rows = np.arange(size)
+        # A terminated row's next observation meets the discount 0: its own will do.
+        following = rows + ~ended
+        if next_obs is None:
+            keep = (following < size) & (ended | ~cut)
+            rows = rows[keep]
+            if size and not len(rows):
+                raise EmptyDatasetError(
+                    f"No transition is left: got {size} rows that each end a truncated episode, "
+                    "expected rows with a next observation. Pass `next_obs`."
+                )
+            # The row before one that is left out now ends its episode.
+            cut = cut | (~ended & ~keep[following.clip(max=max(size - 1, 0))])
+        step = max(1, CHUNK_BYTES // (8 * self.table.shape[1]))
+        for i in range(0, len(rows), step):
+            chunk = rows[i : i + step]
+            first, last = int(chunk[0]), int(chunk[-1])
+            index, window = chunk - first, slice(first, last + 1)
+            if next_obs is None:
+                piece = obs[first : last + 2]
+                pair = piece[index], piece[following[chunk] - first]
+            else:
+                pair = obs[window][index], next_obs[window][index]
+            self.append(
+                obs=pair[0],
+                action=action[window][index],
+                reward=reward[window][index],
+                next_obs=pair[1],
+                terminated=ended[chunk],
+                truncated=cut[chunk],
+                rows=chunk,
+            )
+
+    def _check_columns(
+        self, columns: dict[str, npt.NDArray[np.generic]] | dict[str, Column], size: int
+    ) -> None:
+        """Raises unless every column holds numbers and has ``size`` rows of the right width."""
+        widths = {"action": self.action_scaler.action_dim, "reward": None}
+        for name, column in columns.items():
+            width = widths.get(name, self.obs_dim)
+            expected = (size,) if width is None else (size, width)
+            if np.dtype(column.dtype).kind not in "fiu":
+                raise DataError(
+                    f"`{name}` has the wrong dtype: got {column.dtype}, expected floating point or "
+                    "integer."
+                )
+            if tuple(column.shape) != expected:
+                hint = f" Pass {name}[:, 0]." if tuple(column.shape) == (*expected, 1) else ""
+                raise DataError(
+                    f"`{name}` has the wrong shape: got {tuple(column.shape)}, expected {expected}."
+                    f"{hint}"
+                )
+
+    def _check_bounds(
+        self,
+        action: npt.NDArray[np.generic],
+        unit: npt.NDArray[np.floating],
+        rows: npt.NDArray[np.intp],
+    ) -> None:
+        # Files hold float32 actions of a float64 Box and the other way round: a rounding error at
+        # the edge is not a bad action.
+        outside = np.abs(unit) > 1 + 1e-5
+        if outside.any():
+            row, dim = np.argwhere(outside)[0]
+            low, high = self.action_scaler.low[dim], self.action_scaler.high[dim]
+            raise DataError(
+                f"`action` lies outside the Box: got {action[row, dim]} at row {rows[row]}, "
+                f"dimension {dim} ({outside.any(1).sum()} such rows among {len(rows)}), expected "
+                f"{low} to {high}. Correct the bounds, or pass out_of_bounds='clip'."
+            )
+
+
+def as_array(name: str, values: npt.ArrayLike) -> npt.NDArray[np.generic]:
+    """Returns an array, without a copy where it is one already.
+
+    Args:
+        name: What the message calls the values.
+        values: Numbers in equal rows.
+
+    Returns:
+        The array.
+
+    Raises:
+        DataError: If the values do not form an array.
+
+    Example:
+        >>> from gtp_policy.dataset_builder import as_array
+        >>> as_array("reward", [0.0, 1.0])
+        array([0., 1.])
+    """
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors on a device
+        raise DataError(
+            f"`{name}` is not an array: got {type(values).__name__} ({error}), expected numbers in "
+            "equal rows."
+        ) from error
+
+
+def as_flags(
+    name: str, values: npt.ArrayLike, size: int, rows: npt.NDArray[np.intp] | None = None
+) -> npt.NDArray[np.bool_]:
+    """Returns ``size`` flags as bool; 0/1 of any number type is welcome.
+
+    Args:
+        name: What the message calls the flags.
+        values: Bool or 0/1, shape (N,).
+        size: N.
+        rows: Row numbers for the message, where the flags are a part of more; default 0..N-1.
+
+    Returns:
+        The flags, shape (N,).
+
+    Raises:
+        DataError: If they are of another shape or dtype, or a value is neither 0 nor 1.
+
+    Example:
+        >>> from gtp_policy.dataset_builder import as_flags
+        >>> as_flags("terminated", [0, 1], 2)
+        array([False,  True])
+    """
+    array = as_array(name, values)
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"`{name}` has the wrong dtype: got {array.dtype}, expected bool or 0/1.")
+    if array.shape != (size,):
+        hint = f" Pass {name}[:, 0]." if array.shape == (size, 1) else ""
+        raise DataError(
+            f"`{name}` has the wrong shape: got {array.shape}, expected {(size,)}.{hint}"
+        )
+    if array.dtype.kind != "b":
+        bad = np.flatnonzero((array != 0) & (array != 1))
+        if len(bad):
+            row = bad[0] if rows is None else rows[bad[0]]
+            raise DataError(
+                f"`{name}` is not a flag: got {array[bad[0]]} at row {row}, expected 0 or 1."
+            )
+    return array.astype(np.bool_, copy=False)
+
+
+def _raise_not_finite(
+    values: dict[str, npt.NDArray[np.generic]], rows: npt.NDArray[np.intp]
+) -> None:
+    for name, array in values.items():
+        with np.errstate(over="ignore"):
+            bad = ~np.isfinite(array.astype(np.float32, copy=False))
+        if bad.any():
+            index = tuple(int(i) for i in np.argwhere(bad)[0])
+            where = f"row {rows[index[0]]}" + (f", dimension {index[1]}" if index[1:] else "")
+            raise DataError(
+                f"`{name}` is not finite in float32: got {array[index]} at {where}, expected "
+                "finite numbers. Remove or repair the episode."
+            )

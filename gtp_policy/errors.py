@@ -1,0 +1,85 @@
+"""Typed errors. Each message says what is wrong, what was got, what was expected, what to do.
+
+A mistake in a config is a ``pydantic.ValidationError``, which already names field, rule and value.
+Every other mistake is a `GTPError` that is also the built-in error one would expect.
+"""
+
+
+class GTPError(Exception):
+    """The root of all errors that gtp-policy raises itself.
+
+    Example:
+        >>> from gtp_policy.errors import GTPError, ShapeError
+        >>> issubclass(ShapeError, GTPError)
+        True
+    """
+
+
+class ShapeError(GTPError, ValueError):
+    """Two tensors disagree on a dimension, or one has the wrong rank.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.functional import td_target
+        >>> td_target(torch.zeros(4), torch.zeros(4, 1), torch.zeros(4))
+        Traceback (most recent call last):
+        ...
+        gtp_policy.errors.ShapeError: `discount` has the wrong shape: got (4, 1), expected (4,).
+    """
+
+
+class UnsupportedSpaceError(GTPError, TypeError):
+    """An action or observation space that a flow-map policy cannot serve.
+
+    Example:
+        >>> from gtp_policy import ActionScaler
+        >>> ActionScaler([-1.0], [float("inf")])
+        Traceback (most recent call last):
+        ...
+        gtp_policy.errors.UnsupportedSpaceError: Action dimension 0 is unbounded: got low=-1.0, \
+high=inf, expected finite bounds. Give the range of the data instead.
+    """
+
+
+class DataError(GTPError, ValueError):
+    """A dataset field with a wrong length, dtype, rank, value or flag; names field and row.
+
+    Example:
+        >>> from gtp_policy.errors import DataError
+        >>> issubclass(DataError, ValueError)
+        True
+    """
+
+
+class EmptyDatasetError(DataError):
+    """A dataset without a single transition.
+
+    Example:
+        >>> from gtp_policy.errors import DataError, EmptyDatasetError
+        >>> issubclass(EmptyDatasetError, DataError)
+        True
+    """
+
+
+class NonFiniteError(GTPError, ArithmeticError):
+    """NaN or infinity where a number was needed: in advantages, losses or metrics.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy import AdvantageWeighter
+        >>> AdvantageWeighter()(torch.tensor([0.0, float("nan")]))
+        Traceback (most recent call last):
+        ...
+        gtp_policy.errors.NonFiniteError: `advantage` is not finite: got nan at index 1 of 2, \
+expected finite numbers. Look at the critic's loss and at the rewards.
+    """
+
+
+class MissingDependencyError(GTPError, ImportError):
+    """An optional package is not installed; names the extra that brings it.
+
+    Example:
+        >>> from gtp_policy.errors import MissingDependencyError
+        >>> issubclass(MissingDependencyError, ImportError)
+        True
+    """

@@ -1,0 +1,385 @@
+r"""The mathematics of GTP on plain tensors: no randomness, no modules, no state.
+
+============================ ===============================================================
+symbol                       meaning
+============================ ===============================================================
+:math:`a`, ``action``        action of the dataset, in [-1, 1]
+:math:`x_t`, ``x``           noisy action, :math:`x_t = a + t z`
+:math:`\Phi(x_t, t, s)`      flow map: :math:`x_t` moved along its trajectory to time s
+:math:`\varphi(x_t, t, s)`   endpoint map, what the network predicts
+:math:`A`, ``advantage``     Q(obs, action) - V(obs)
+============================ ===============================================================
+
+These functions are the reference: whatever computes the same faster is tested against them.
+Shapes: B batch, O obs_dim, A action_dim.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from gtp_policy.errors import ShapeError
+from gtp_policy.times import TimeSchedule
+
+
+class FlowMap(Protocol):
+    r"""What every flow map offers: our network, the analytic oracles, and yours.
+
+    Attributes:
+        times: The time range, from which training and sampling take their grids.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy import KarrasTimes
+        >>> from gtp_policy.functional import flow_map
+        >>> class Collapse:  # the exact flow map of data that is always 0
+        ...     times = KarrasTimes()
+        ...     def endpoint(self, obs, x, t, s):
+        ...         return torch.zeros_like(x)
+        ...     def __call__(self, obs, x, t, s):
+        ...         return flow_map(x, self.endpoint(obs, x, t, s), t, s)
+    """
+
+    @property
+    def times(self) -> TimeSchedule:
+        """The time range; its ``grid`` gives the nodes of training and sampling."""
+        ...
+
+    def __call__(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        r"""Returns :math:`\Phi(x_t, t, s)`.
+
+        Args:
+            obs: Observation, shape (B, O).
+            x: Noisy action :math:`x_t`, shape (B, A).
+            t: Start time, shape (B,), > 0.
+            s: Target time, shape (B,), 0 <= s <= t.
+
+        Returns:
+            :math:`x_s`, shape (B, A).
+        """
+        ...
+
+    def endpoint(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        r"""Returns :math:`\varphi(x_t, t, s)`; at s = t, the denoiser :math:`E[a | x_t]`.
+
+        Args:
+            obs: Observation, shape (B, O).
+            x: Noisy action :math:`x_t`, shape (B, A).
+            t: Start time, shape (B,), > 0.
+            s: Target time, shape (B,), 0 <= s <= t.
+
+        Returns:
+            :math:`\varphi`, shape (B, A).
+        """
+        ...
+
+
+def check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
+    """Raises unless a tensor has exactly the expected shape.
+
+    Torch broadcasts (B,) with (B, 1) to (B, B) without a word; every subtraction of two batch
+    vectors goes through this check.
+
+    Args:
+        name: What the message calls the tensor.
+        tensor: The tensor to look at.
+        expected: The shape it must have.
+
+    Raises:
+        ShapeError: If the shapes differ.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.functional import check_shape
+        >>> check_shape("reward", torch.zeros(3), (3,))
+    """
+    if tuple(tensor.shape) != tuple(expected):
+        raise ShapeError(
+            f"`{name}` has the wrong shape: got {tuple(tensor.shape)}, expected {tuple(expected)}."
+        )
+
+
+def perturb(action: Tensor, t: Tensor, z: Tensor) -> Tensor:
+    r"""Adds noise of standard deviation t to an action.
+
+    .. math:: x_t = a + t z, \quad z \sim N(0, I)
+
+    Args:
+        action: Action of the dataset, shape (B, A).
+        t: Time, shape (B,), >= 0.
+        z: Standard normal noise, shape (B, A).
+
+    Returns:
+        :math:`x_t`, shape (B, A).
+
+    Raises:
+        ShapeError: If the shapes disagree.
+
+    References:
+        | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al., 2025),
+        | Algorithm 1, https://arxiv.org/abs/2510.11499
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.functional import perturb
+        >>> perturb(torch.ones(1, 2), torch.tensor([0.5]), torch.ones(1, 2))
+        tensor([[1.5000, 1.5000]])
+    """
+    check_shape("z", z, tuple(action.shape))
+    check_shape("t", t, (action.shape[0],))
+    return action + t.unsqueeze(-1) * z
+
+
+def flow_map(x: Tensor, endpoint: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    r"""Moves a noisy action along its trajectory from time t to time s.
+
+    .. math:: \Phi(x_t, t, s) = \tfrac{s}{t} x_t + (1 - \tfrac{s}{t}) \varphi(x_t, t, s)
+
+    Bit-exactly the identity at :math:`s = t` and bit-exactly the endpoint at :math:`s = 0`, for any
+    finite endpoint: both hold by structure, not by training.
+
+    Args:
+        x: Noisy action :math:`x_t`, shape (B, A).
+        endpoint: :math:`\varphi`, the network's prediction, shape (B, A), finite.
+        t: Start time, shape (B,), in action units, > 0.
+        s: Target time, shape (B,), 0 <= s <= t.
+
+    Returns:
+        :math:`x_s`, shape (B, A).
+
+    Raises:
+        ShapeError: If the shapes disagree.
+
+    References:
+        | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al., 2025),
+        | eq. 4, https://arxiv.org/abs/2510.11499
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.functional import flow_map
+        >>> flow_map(torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([2.0]), torch.tensor([1.0]))
+        tensor([[0.5000, 0.5000]])
+    """
+    check_shape("endpoint", endpoint, tuple(x.shape))
+    check_shape("t", t, (x.shape[0],))
+    check_shape("s", s, (x.shape[0],))
+    ratio = (s / t).unsqueeze(-1)
+    return ratio * x + (1 - ratio) * endpoint
+
+
+class Preconditioning(NamedTuple):
+    """The three factors that keep a denoiser's input and output near unit scale, each (B,).
+
+    Attributes:
+        skip: Factor of the noisy action in the output.
+        out: Factor of the network's output.
+        inner: Factor of the noisy action at the network's input.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.functional import precondition
+        >>> precondition(torch.tensor([0.5]), 0.5).skip
+        tensor([0.5000])
+    """
+
+    skip: Tensor
+    out: Tensor
+    inner: Tensor
+
+
+def precondition(t: Tensor, sigma_data: float) -> Preconditioning:
+    r"""Returns the EDM factors at time t.
+
+    .. math:: c_{skip} = \frac{\sigma_d^2}{t^2 + \sigma_d^2}, \quad
+        c_{out} = \frac{t \sigma_d}{\sqrt{t^2 + \sigma_d^2}}, \quad
+        c_{in} = \frac{1}{\sqrt{t^2 + \sigma_d^2}}
+
+    A network that outputs 0 then is exactly the denoiser of :math:`N(0, \sigma_d^2 I)`.
+
+    Args:
+        t: Time, shape (B,), >= 0.
+        sigma_data: :math:`\sigma_d`, standard deviation of the actions, > 0.
+
+    Returns:
+        The factors, each of shape (B,).
+
+    References:
+        | Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022),
+        | table 1, https://arxiv.org/abs/2206.00364
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.functional import precondition
+        >>> precondition(torch.tensor([0.0]), 0.5).inner
+        tensor([2.])
+    """
+    variance = t.square() + sigma_data**2
+    inner = variance.rsqrt()
+    return Preconditioning(sigma_data**2 / variance, t * sigma_data * inner, inner)
+
+
+def advantage_weights(advantage: Tensor, eta: float, eps: float, max_weight: float) -> Tensor:
+    r"""Returns exponential advantage weights with the cap inside the exponent.
+
+    .. math:: w = \exp \min\left(\eta \frac{\max(0, A)}{\mathrm{std}(A) + \epsilon},
+        \ln w_{max}\right)
+
+    Always in [1, w_max], exactly 1 where :math:`A \le 0`, and monotone in A. With
+    :math:`w_{max} \to \infty` it is the printed formula wherever that is finite.
+
+    Deviation: the paper prints no cap, and its formula is infinite for two equal positive
+    advantages (std 0) and for 5 +- 0.001. The cap belongs to the definition here; tested in
+    ``tests/test_weighting.py``. The standard deviation is the population one over the batch, raw
+    and not centred on 0.
+
+    Args:
+        advantage: A, shape (B,), finite; B >= 1.
+        eta: Temperature, >= 0; 0 is behaviour cloning.
+        eps: Floor added to the standard deviation, > 0.
+        max_weight: Largest weight, >= 1.
+
+    Returns:
+        Weights, shape (B,), without gradient. NaN in gives NaN out, for the whole batch.
+
+    Raises:
+        ShapeError: If ``advantage`` is not of rank 1.
+
+    References:
+        | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al., 2025),
+        | eq. 14, https://arxiv.org/abs/2510.11499
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.functional import advantage_weights
+        >>> advantage_weights(torch.tensor([-1.0, 0.0, 1.0]), 1.0, 1e-6, 100.0)
+        tensor([1.0000, 1.0000, 3.4034])
+    """
+    check_shape("advantage", advantage, (advantage.numel(),))
+    advantage = advantage.detach()
+    # w depends on A only through A / (std + eps). Scaling by max|A| first keeps the squares of
+    # the standard deviation inside float32 for |A| as large as 1e30 and as small as 1e-30.
+    scale = advantage.abs().amax().clamp_min(torch.finfo(advantage.dtype).tiny)
+    scaled = advantage / scale
+    std = scaled.std(correction=0)
+    exponent = eta * scaled.clamp_min(0) / (std + eps / scale)
+    return exponent.clamp_max(math.log(max_weight)).exp().clamp_max(max_weight)
+
+
+def effective_sample_size(weight: Tensor) -> Tensor:
+    r"""Returns Kish's effective number of samples of a weighted batch.
+
+    .. math:: \mathrm{ESS} = \frac{(\sum_i w_i)^2}{\sum_i w_i^2}
+
+    Between 1 (one sample carries everything) and B (all weights equal).
+
+    Args:
+        weight: Weights, shape (B,), > 0.
+
+    Returns:
+        ESS, a 0-d tensor.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.functional import effective_sample_size
+        >>> effective_sample_size(torch.ones(256))
+        tensor(256.)
+    """
+    return weight.sum().square() / weight.square().sum()
+
+
+def td_target(reward: Tensor, discount: Tensor, next_q: Tensor) -> Tensor:
+    r"""Returns the one-step bootstrapped target of the critic.
+
+    .. math:: y = r + \gamma (1 - \mathrm{terminated}) \, Q(s', a')
+
+    ``discount`` is :math:`\gamma (1 - \mathrm{terminated})`: zero where the episode ended by
+    itself, never where a time limit cut it.
+
+    Args:
+        reward: r, shape (B,).
+        discount: Shape (B,), in [0, 1].
+        next_q: Q(s', a'), shape (B,).
+
+    Returns:
+        y, shape (B,).
+
+    Raises:
+        ShapeError: If the shapes differ.
+
+    References:
+        | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al., 2025),
+        | eq. 16, https://arxiv.org/abs/2510.11499
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.functional import td_target
+        >>> td_target(torch.tensor([1.0]), torch.tensor([0.99]), torch.tensor([10.0]))
+        tensor([10.9000])
+    """
+    check_shape("discount", discount, tuple(reward.shape))
+    check_shape("next_q", next_q, tuple(reward.shape))
+    return reward + discount * next_q
+
+
+@torch.no_grad()
+def ema_(target: Iterable[Tensor], source: Iterable[Tensor], rate: float) -> None:
+    r"""Moves target parameters towards the source, in place.
+
+    .. math:: \theta^- \leftarrow (1 - \rho) \theta^- + \rho \theta
+
+    Args:
+        target: Parameters :math:`\theta^-`, changed in place.
+        source: Parameters :math:`\theta`, in the same order.
+        rate: ``ema_rate`` :math:`\rho`, in [0, 1]; 1 copies.
+
+    References:
+        | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al., 2025),
+        | Algorithm 1, last line, https://arxiv.org/abs/2510.11499
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.functional import ema_
+        >>> target = torch.zeros(2)
+        >>> ema_([target], [torch.ones(2)], 0.25)
+        >>> target
+        tensor([0.2500, 0.2500])
+    """
+    torch._foreach_lerp_(list(target), list(source), rate)
+
+
+def sample_flow(flow_map: FlowMap, obs: Tensor, x: Tensor, grid: Tensor) -> Tensor:
+    r"""Follows a flow map along a grid of times, one jump per interval.
+
+    .. math:: x_{t_{i+1}} = \Phi(x_{t_i}, t_i, t_{i+1})
+
+    Args:
+        flow_map: Any flow map.
+        obs: Observation, shape (B, O).
+        x: Start :math:`x_{t_0}`, shape (B, A).
+        grid: Descending times, shape (K + 1,).
+
+    Returns:
+        All states including the start, shape (K + 1, B, A); the last is the action, not clipped.
+
+    References:
+        | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al., 2025),
+        | eq. 15, https://arxiv.org/abs/2510.11499
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.functional import sample_flow
+        >>> from gtp_policy.testing import PointMassFlowMap
+        >>> oracle = PointMassFlowMap(torch.tensor([0.5]))
+        >>> path = sample_flow(oracle, torch.zeros(1, 3), torch.ones(1, 1), oracle.times.grid(2))
+        >>> path[-1]
+        tensor([[0.5000]])
+    """
+    batch = x.shape[0]
+    path = [x]
+    for t, s in itertools.pairwise(grid):
+        path.append(flow_map(obs, path[-1], t.expand(batch), s.expand(batch)))
+    return torch.stack(path)

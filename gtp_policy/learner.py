@@ -1,0 +1,668 @@
+r"""Algorithm 1: one update of critic, weights, actor and targets."""
+
+import copy
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from gtp_policy._config import Bool, Config, Float, Int
+from gtp_policy._random import new_stream
+from gtp_policy.actor import FlowMapActor, FlowMapActorConfig
+from gtp_policy.critic import (
+    Baseline,
+    ExpectileBaseline,
+    PolicyBaseline,
+    QEnsemble,
+    QEnsembleConfig,
+    ValueNetwork,
+    expectile_loss,
+)
+from gtp_policy.dataset import OfflineDataset
+from gtp_policy.errors import NonFiniteError
+from gtp_policy.functional import effective_sample_size, ema_, td_target
+from gtp_policy.loss import GTPLoss, GTPLossConfig
+from gtp_policy.transitions import Transitions
+from gtp_policy.weighting import AdvantageWeighter, AdvantageWeighterConfig
+
+
+class GTPLearnerConfig(Config):
+    """The choices of a `GTPLearner`.
+
+    Example:
+        >>> from gtp_policy import ExpectileBaseline, GTPLearnerConfig
+        >>> GTPLearnerConfig(total_updates=20_000, baseline=ExpectileBaseline()).actor_lr
+        0.0003
+    """
+
+    total_updates: Int = Field(
+        1_000_000,
+        ge=1,
+        description="Updates that make progress 1: curriculum and learning rate.",
+    )
+    actor_lr: Float = Field(3e-4, gt=0, description="Adam's learning rate of the actor.")
+    critic_lr: Float = Field(3e-4, gt=0, description="Adam's learning rate of critic and value.")
+    lr_schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="Whether learning rates fall to 0 along a half cosine."
+    )
+    max_grad_norm: Float | None = Field(
+        None, gt=0, description="Clips the gradient norm of actor and critic; None: no clipping."
+    )
+    ema_rate: Float = Field(
+        0.005, gt=0, le=1, description="Rate at which both targets follow, every update."
+    )
+    baseline: Baseline = Field(
+        default_factory=PolicyBaseline, description="What V(obs) in the advantage is."
+    )
+    backup_actions: Int = Field(
+        1,
+        ge=1,
+        description="Actions sampled per next observation; above 1 the target takes each critic's "
+        "maximum over them (max-Q backup), then the minimum over critics.",
+    )
+    normalize_obs: Bool = Field(
+        True, description="Whether from_dataset normalises observations by the dataset."
+    )
+    seed: Int = Field(0, ge=0, description="Seed of initial parameters and of every update.")
+
+
+class GTPConfig(Config):
+    """Every choice of a generative trajectory policy and its training, in one JSON document.
+
+    ``critic=None`` is behaviour cloning without a critic; ``weighter.eta = 0`` gives the same actor
+    and trains a critic beside it.
+
+    Example:
+        >>> from gtp_policy import AdvantageWeighterConfig, GTPConfig
+        >>> config = GTPConfig(weighter=AdvantageWeighterConfig(eta=0.5))
+        >>> GTPConfig.model_validate_json(config.model_dump_json()) == config
+        True
+    """
+
+    actor: FlowMapActorConfig = Field(
+        default_factory=FlowMapActorConfig, description="The policy network and its sampler."
+    )
+    critic: QEnsembleConfig | None = Field(
+        default_factory=QEnsembleConfig, description="The critic; None for behaviour cloning."
+    )
+    loss: GTPLossConfig = Field(default_factory=GTPLossConfig, description="The actor's loss.")
+    weighter: AdvantageWeighterConfig = Field(
+        default_factory=AdvantageWeighterConfig, description="From advantages to weights."
+    )
+    learner: GTPLearnerConfig = Field(
+        default_factory=GTPLearnerConfig, description="Optimisation and targets."
+    )
+
+
+class UpdateMetrics(NamedTuple):
+    """What an update leaves behind: 0-d tensors on the device, or None where nothing was computed.
+
+    Attributes:
+        actor_loss: Weighted consistency + flow_weight * flow.
+        consistency: Trajectory consistency loss, weighted.
+        flow: Instantaneous flow loss, weighted.
+        actor_grad_norm: Gradient norm of the actor before clipping.
+        critic_loss: Mean squared TD error over members and transitions.
+        critic_grad_norm: Gradient norm of the critic before clipping.
+        q_mean: Mean value of the data's actions over members.
+        advantage_mean: Mean advantage of the data's actions.
+        advantage_std: Its population standard deviation.
+        weight_mean: Mean weight.
+        weight_max: Largest weight.
+        weight_clipped: Fraction of weights at the cap.
+        weight_ess: Effective sample size over batch size, in (0, 1]; near 0, a few transitions
+            carry the update: lower eta or max_weight.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy import UpdateMetrics
+        >>> loss = torch.tensor(1.0)
+        >>> UpdateMetrics(loss, loss, loss, loss).to_floats()["flow"]
+        1.0
+    """
+
+    actor_loss: Tensor
+    consistency: Tensor
+    flow: Tensor
+    actor_grad_norm: Tensor
+    critic_loss: Tensor | None = None
+    critic_grad_norm: Tensor | None = None
+    q_mean: Tensor | None = None
+    advantage_mean: Tensor | None = None
+    advantage_std: Tensor | None = None
+    weight_mean: Tensor | None = None
+    weight_max: Tensor | None = None
+    weight_clipped: Tensor | None = None
+    weight_ess: Tensor | None = None
+
+    def to_floats(self) -> dict[str, float]:
+        """Copies the metrics to the host: the only transfer, so call it when you log.
+
+        Returns:
+            Metrics by name, without those that were not computed.
+
+        Raises:
+            NonFiniteError: If a metric is NaN or infinite; names the first ones.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import UpdateMetrics
+            >>> UpdateMetrics(*torch.tensor([float("nan"), 0.0, 0.0, 0.0])).to_floats()
+            Traceback (most recent call last):
+            ...
+            gtp_policy.errors.NonFiniteError: The update is not finite: got actor_loss=nan, \
+expected finite metrics. Lower the learning rate, set max_grad_norm, or look at the rewards' scale.
+        """
+        present = {name: value for name, value in self._asdict().items() if value is not None}
+        values = torch.stack([value.detach().float() for value in present.values()]).tolist()
+        floats = dict(zip(present, values, strict=True))
+        bad = ", ".join(f"{name}={v}" for name, v in floats.items() if not math.isfinite(v))
+        if bad:
+            raise NonFiniteError(
+                f"The update is not finite: got {bad}, expected finite metrics. Lower the learning "
+                "rate, set max_grad_norm, or look at the rewards' scale."
+            )
+        return floats
+
+
+class GTPLearner(nn.Module):
+    r"""Algorithm 1 of the paper as one object with one method to call in a loop: ``update``.
+
+    Holds the actor, the critic, their slow copies and the optimisers; all of it, with the number of
+    updates done, is in ``state_dict``. The randomness of an update is a function of the seed and of
+    that number alone, so a resumed run draws what the uninterrupted one would have drawn.
+
+    Args:
+        actor: The policy to train.
+        critic: Its critic; None for behaviour cloning.
+        loss: The actor's loss; default `GTPLoss` with default choices.
+        weighter: From advantages to weights; default `AdvantageWeighter` with default choices.
+        config: The choices.
+
+    Raises:
+        ValueError: If actor and critic disagree on a dimension.
+
+    References:
+        | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al., 2025),
+        | Algorithm 1, https://arxiv.org/abs/2510.11499
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy import Curriculum, GTPConfig, GTPLearner, GTPLossConfig, Transitions
+        >>> config = GTPConfig(loss=GTPLossConfig(curriculum=Curriculum(end=160)))
+        >>> learner = GTPLearner.build(obs_dim=3, action_dim=2, config=config)
+        >>> batch = Transitions(torch.zeros(8, 3), torch.zeros(8, 2), torch.ones(8),
+        ...                     torch.zeros(8, 3), torch.full((8,), 0.99))
+        >>> metrics = learner.update(batch)
+        >>> learner.act(torch.zeros(1, 3)).shape
+        torch.Size([1, 2])
+    """
+
+    def __init__(
+        self,
+        actor: FlowMapActor,
+        critic: QEnsemble | None,
+        *,
+        loss: GTPLoss | None = None,
+        weighter: AdvantageWeighter | None = None,
+        config: GTPLearnerConfig | None = None,
+    ) -> None:
+        super().__init__()
+        if critic is not None and (actor.obs_dim, actor.action_dim) != (
+            critic.obs_dim,
+            critic.action_dim,
+        ):
+            raise ValueError(
+                f"Actor and critic disagree on (obs_dim, action_dim): got ({actor.obs_dim}, "
+                f"{actor.action_dim}) and ({critic.obs_dim}, {critic.action_dim}), expected the "
+                "same."
+            )
+        self.config = config or GTPLearnerConfig()
+        self.actor, self.critic = actor, critic
+        self.loss, self.weighter = loss or GTPLoss(), weighter or AdvantageWeighter()
+        self.value: ValueNetwork | None = None
+        if critic is not None and isinstance(self.config.baseline, ExpectileBaseline):
+            self.value = ValueNetwork(
+                actor.obs_dim, self.config.baseline.hidden, seed=self.config.seed
+            ).to(actor.fixed_noise.device)
+        self.target_actor = copy.deepcopy(actor).requires_grad_(False).eval()
+        self.target_critic = None
+        if critic is not None:
+            self.target_critic = copy.deepcopy(critic).requires_grad_(False).eval()
+        self.updates = 0
+        self._optimizers = dict(self._make_optimizers())
+
+    @classmethod
+    def build(
+        cls,
+        obs_dim: int,
+        action_dim: int,
+        config: GTPConfig | None = None,
+        *,
+        network: nn.Module | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """Builds actor, critic and learner from one config.
+
+        A curriculum that is too fine for ``total_updates`` is capped, with a warning: a grid that
+        is refined faster than the targets can follow ends training on unlearned times.
+
+        Args:
+            obs_dim: O.
+            action_dim: A.
+            config: Every choice; default all defaults.
+            network: Backbone of the actor in place of the default MLP.
+            device: Where parameters live.
+
+        Returns:
+            The learner.
+
+        Example:
+            >>> from gtp_policy import GTPConfig, GTPLearner
+            >>> GTPLearner.build(3, 2, GTPConfig(critic=None)).critic is None
+            True
+        """
+        config = _cap_curriculum(config or GTPConfig())
+        seed = config.learner.seed
+        actor = FlowMapActor(obs_dim, action_dim, config.actor, network=network, seed=seed)
+        critic = None
+        if config.critic is not None:
+            critic = QEnsemble(obs_dim, action_dim, config.critic, seed=seed).to(device)
+        return cls(
+            actor.to(device),
+            critic,
+            loss=GTPLoss(config.loss),
+            weighter=AdvantageWeighter(config.weighter),
+            config=config.learner,
+        )
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: OfflineDataset,
+        config: GTPConfig | None = None,
+        *,
+        network: nn.Module | None = None,
+    ) -> Self:
+        """Builds a learner that fits a dataset: dimensions, device, scales.
+
+        ``sigma_data`` is taken from the actions where the config leaves it open, and the
+        observations are normalised if ``config.learner.normalize_obs``. Both become part of the
+        state: ``learner.full_config`` says what was taken.
+
+        Args:
+            dataset: The data to learn from.
+            config: Every choice; default all defaults.
+            network: Backbone of the actor in place of the default MLP.
+
+        Returns:
+            The learner, on the dataset's device.
+
+        Example:
+            >>> import numpy as np
+            >>> from gtp_policy import GTPConfig, GTPLearner, OfflineDataset
+            >>> dataset = OfflineDataset.from_arrays(
+            ...     obs=[[0.0], [2.0]], action=[[0.8], [-0.8]], reward=[0.0, 1.0],
+            ...     next_obs=[[2.0], [0.0]], terminated=[0, 1], truncated=[0, 0],
+            ...     low=[-1.0], high=[1.0])
+            >>> learner = GTPLearner.from_dataset(dataset, GTPConfig(critic=None))
+            >>> round(learner.actor.sigma_data, 4)
+            0.8
+        """
+        config = config or GTPConfig()
+        if config.actor.sigma_data is None:
+            # All actions equal gives std 0, which no preconditioning survives.
+            sigma_data = max(dataset.action_std(), 0.01)
+            config = config.replace(actor=config.actor.replace(sigma_data=sigma_data))
+        learner = cls.build(
+            dataset.obs_dim, dataset.action_dim, config, network=network, device=dataset.device
+        )
+        if config.learner.normalize_obs:
+            learner.set_observation_statistics_(*dataset.observation_statistics())
+        return learner
+
+    @property
+    def full_config(self) -> GTPConfig:
+        """Every choice that this learner was built with, with ``sigma_data`` resolved."""
+        return GTPConfig(
+            actor=self.actor.config,
+            critic=self.critic.config if self.critic is not None else None,
+            loss=self.loss.config,
+            weighter=self.weighter.config,
+            learner=self.config,
+        )
+
+    @property
+    def progress(self) -> float:
+        """Fraction of ``total_updates`` done, at most 1."""
+        return min(self.updates / self.config.total_updates, 1.0)
+
+    def set_observation_statistics_(self, mean: Tensor, std: Tensor) -> None:
+        """Gives every network the same observation normaliser, in place.
+
+        Args:
+            mean: Mean of the observations, shape (O,).
+            std: Their standard deviation, shape (O,).
+
+        Raises:
+            ShapeError: If a shape is not (O,).
+            NonFiniteError: If a value is not finite or a std is negative.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import GTPConfig, GTPLearner
+            >>> learner = GTPLearner.build(1, 1, GTPConfig(critic=None))
+            >>> learner.set_observation_statistics_(torch.ones(1), torch.ones(1))
+            >>> learner.target_actor.normalizer.mean
+            tensor([1.])
+        """
+        for module in (self.actor, self.target_actor, self.critic, self.target_critic, self.value):
+            if module is not None:
+                module.normalizer.set_statistics_(mean, std)
+
+    def stream(self, name: str) -> torch.Generator:
+        """Returns a generator that depends on the seed, the name and the number of updates alone.
+
+        Sampling minibatches from ``learner.stream("batch")`` makes a resumed run see the batches
+        of the uninterrupted one.
+
+        Args:
+            name: Any label; each has its own stream.
+
+        Returns:
+            A fresh generator on the learner's device.
+
+        Example:
+            >>> from gtp_policy import GTPConfig, GTPLearner
+            >>> learner = GTPLearner.build(1, 1, GTPConfig(critic=None))
+            >>> a, b = learner.stream("batch"), learner.stream("batch")
+            >>> a.initial_seed() == b.initial_seed()
+            True
+        """
+        return new_stream(self.config.seed, name, self.updates, self.actor.fixed_noise.device)
+
+    def update(self, batch: Transitions) -> UpdateMetrics:
+        """Does one update of everything: Algorithm 1, lines 4 to 9. Nothing is copied to the host.
+
+        Args:
+            batch: A minibatch on the learner's device, actions in [-1, 1].
+
+        Returns:
+            Metrics as tensors on the device; `UpdateMetrics.to_floats` fetches them.
+
+        Raises:
+            ShapeError: If a field of the batch has the wrong shape.
+            NonFiniteError: On the CPU, if the advantages are NaN or infinite.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import GTPConfig, GTPLearner, Transitions
+            >>> learner = GTPLearner.build(1, 1, GTPConfig(critic=None))
+            >>> batch = Transitions(torch.zeros(4, 1), torch.zeros(4, 1), torch.zeros(4),
+            ...                     torch.zeros(4, 1), torch.zeros(4))
+            >>> sorted(learner.update(batch).to_floats())
+            ['actor_grad_norm', 'actor_loss', 'consistency', 'flow']
+        """
+        batch.check(self.actor.obs_dim, self.actor.action_dim)
+        weight, metrics = None, {}
+        if self.critic is not None:
+            metrics = self._step_critic(batch)
+            weight, weight_metrics = self._weigh(batch)
+            metrics |= weight_metrics
+        actor_metrics = self._step_actor(batch, weight)
+        self._step_targets()
+        self.updates += 1
+        return UpdateMetrics(**actor_metrics, **metrics)
+
+    def _step_critic(self, batch: Transitions) -> dict[str, Tensor]:
+        assert self.critic is not None
+        assert self.target_critic is not None
+        n = self.config.backup_actions
+        next_obs = batch.next_obs.repeat_interleave(n, 0) if n > 1 else batch.next_obs
+        next_action = self.target_actor.sample(next_obs, generator=self.stream("backup"))
+        with torch.no_grad():
+            next_q = self.target_critic(next_obs, next_action)
+            # Max-Q backup: each member's best action first, the pessimism over members last.
+            next_q = next_q.reshape(-1, len(batch.reward), n).amax(-1).amin(0)
+            y = td_target(batch.reward, batch.discount, next_q)
+        q = self.critic(batch.obs, batch.action)
+        loss = (q - y).square().mean()
+        norm = self._optimize("critic", loss)
+        return {
+            "critic_loss": loss.detach(),
+            "critic_grad_norm": norm,
+            "q_mean": q.detach().mean(),
+        }
+
+    def _weigh(self, batch: Transitions) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.value is not None:
+            self._step_value(batch)
+        advantage = self.advantage(batch.obs, batch.action, generator=self.stream("baseline"))
+        weight = self.weighter(advantage)
+        clipped = weight >= self.weighter.config.max_weight
+        return weight, {
+            "advantage_mean": advantage.mean(),
+            "advantage_std": advantage.std(correction=0),
+            "weight_mean": weight.mean(),
+            "weight_max": weight.amax(),
+            "weight_clipped": clipped.float().mean(),
+            "weight_ess": effective_sample_size(weight) / len(weight),
+        }
+
+    def _step_value(self, batch: Transitions) -> None:
+        assert self.value is not None
+        assert self.target_critic is not None
+        assert isinstance(self.config.baseline, ExpectileBaseline)
+        q = self.target_critic(batch.obs, batch.action).amin(0)
+        loss = expectile_loss(q, self.value(batch.obs), self.config.baseline.expectile).mean()
+        self._optimize("value", loss)
+
+    def _step_actor(self, batch: Transitions, weight: Tensor | None) -> dict[str, Tensor]:
+        terms = self.loss(
+            self.actor,
+            self.target_actor,
+            batch.obs,
+            batch.action,
+            weight,
+            progress=self.progress,
+            generator=self.stream("loss"),
+        )
+        norm = self._optimize("actor", terms.loss)
+        return {
+            "actor_loss": terms.loss.detach(),
+            "consistency": terms.consistency,
+            "flow": terms.flow,
+            "actor_grad_norm": norm,
+        }
+
+    @torch.no_grad()
+    def _step_targets(self) -> None:
+        pairs = [(self.target_actor, self.actor), (self.target_critic, self.critic)]
+        for target, source in pairs:
+            if target is None or source is None:
+                continue
+            ema_(target.parameters(), source.parameters(), self.config.ema_rate)
+            # Running statistics of a user's own network are copied, or the target would keep
+            # those of its construction for ever.
+            for kept, current in zip(target.buffers(), source.buffers(), strict=True):
+                kept.copy_(current)
+
+    def _optimize(self, name: str, loss: Tensor) -> Tensor:
+        optimizer = self._optimizers[name]
+        (group,) = optimizer.param_groups
+        group["lr"] = self._learning_rate(name)
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        limit = self.config.max_grad_norm if self.config.max_grad_norm is not None else math.inf
+        norm = nn.utils.clip_grad_norm_(group["params"], limit)
+        optimizer.step()
+        return norm.detach()
+
+    def _learning_rate(self, name: str) -> float:
+        rate = self.config.actor_lr if name == "actor" else self.config.critic_lr
+        if self.config.lr_schedule == "cosine":
+            rate *= 0.5 * (1 + math.cos(math.pi * self.progress))
+        return rate
+
+    @torch.no_grad()
+    def advantage(
+        self, obs: Tensor, action: Tensor, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        r"""Returns how much better actions are than what the baseline expects.
+
+        .. math:: A = \min_j Q_j(o, a) - V(o)
+
+        Args:
+            obs: Observation, shape (B, O).
+            action: Action in [-1, 1], shape (B, A).
+            generator: Source of the baseline's samples; default a stream of the package's own.
+
+        Returns:
+            A, shape (B,).
+
+        Raises:
+            ValueError: If the learner has no critic.
+            ShapeError: If a shape disagrees with the learner's dimensions.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import GTPConfig, GTPLearner
+            >>> learner = GTPLearner.build(3, 2)
+            >>> learner.advantage(torch.zeros(4, 3), torch.zeros(4, 2)).shape
+            torch.Size([4])
+        """
+        critic = self._critic("An advantage")
+        q = critic(obs, action).amin(0)
+        baseline = self.config.baseline
+        if isinstance(baseline, PolicyBaseline):
+            tiled = obs.repeat(baseline.samples, 1)
+            sampled = self.target_actor.sample(tiled, generator=generator)
+            value = critic(tiled, sampled).amin(0).view(baseline.samples, -1).mean(0)
+        else:
+            assert self.value is not None
+            value = self.value(obs)
+        advantage: Tensor = q - value
+        return advantage
+
+    @torch.no_grad()
+    def act(
+        self,
+        obs: Tensor,
+        *,
+        steps: int | None = None,
+        candidates: int = 1,
+        deterministic: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Acts with the slow copy of the actor.
+
+        Args:
+            obs: Observation, shape (B, O).
+            steps: K; default the actor's.
+            candidates: Actions to draw per observation; above 1 the one that the target critic
+                values most is taken.
+            deterministic: Start from the policy's fixed noise, so that equal observations get equal
+                actions. Not from zero noise, which can end between two modes.
+            generator: Source of the noise; default a stream of the package's own.
+
+        Returns:
+            Actions in [-1, 1], shape (B, A).
+
+        Raises:
+            ShapeError: If ``obs`` has the wrong shape.
+            ValueError: If ``candidates`` or ``steps`` is smaller than 1, or several candidates are
+                asked for without a critic.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import GTPLearner
+            >>> learner, obs = GTPLearner.build(3, 2), torch.zeros(2, 3)
+            >>> first, second = learner.act(obs, candidates=8, deterministic=True)
+            >>> torch.equal(first, second)
+            True
+        """
+        if candidates < 1:
+            raise ValueError(f"`candidates` is out of range: got {candidates}, expected >= 1.")
+        actor, batch = self.target_actor, obs.shape[0]
+        noise = self._fixed_noise(candidates).repeat(batch, 1) if deterministic else None
+        if candidates == 1:
+            return actor.sample(obs, steps=steps, noise=noise, generator=generator)
+        self._critic("A choice among candidates")
+        assert self.target_critic is not None
+        tiled = obs.repeat_interleave(candidates, 0)
+        action = actor.sample(tiled, steps=steps, noise=noise, generator=generator)
+        best = self.target_critic(tiled, action).amin(0).view(batch, candidates).argmax(1)
+        return action.view(batch, candidates, -1)[torch.arange(batch, device=best.device), best]
+
+    def _fixed_noise(self, candidates: int) -> Tensor:
+        first = self.target_actor.fixed_noise.unsqueeze(0)
+        if candidates == 1:
+            return first
+        more = torch.randn(
+            (candidates - 1, first.shape[1]),
+            generator=new_stream(self.config.seed, "fixed candidates"),
+        )
+        return torch.cat([first, more.to(first)])
+
+    def _critic(self, what: str) -> QEnsemble:
+        if self.critic is None:
+            raise ValueError(
+                f"{what} needs a critic: got critic=None (behaviour cloning), expected a "
+                "QEnsemble. Build the learner with one."
+            )
+        return self.critic
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets training mode; the targets stay in evaluation mode whatever is asked.
+
+        Args:
+            mode: Whether to train.
+
+        Returns:
+            The learner itself.
+        """
+        super().train(mode)
+        self.target_actor.eval()
+        if self.target_critic is not None:
+            self.target_critic.eval()
+        return self
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Returns what ``state_dict`` holds beside tensors of modules: optimisers and counter."""
+        return {
+            "updates": self.updates,
+            "optimizers": {name: o.state_dict() for name, o in self._optimizers.items()},
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Takes over what `get_extra_state` returned; called by ``load_state_dict``.
+
+        Args:
+            state: The dictionary; not changed.
+        """
+        self.updates = int(state["updates"])
+        for name, optimizer in self._optimizers.items():
+            optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))
+
+    def _make_optimizers(self) -> Iterator[tuple[str, torch.optim.Adam]]:
+        for name, module in (("actor", self.actor), ("critic", self.critic), ("value", self.value)):
+            if module is not None:
+                yield name, torch.optim.Adam(module.parameters(), fused=True)
+
+
+def _cap_curriculum(config: GTPConfig) -> GTPConfig:
+    curriculum = config.loss.curriculum
+    capped = curriculum.capped(config.learner.total_updates, config.learner.ema_rate)
+    if capped == curriculum:
+        return config
+    warnings.warn(
+        f"The curriculum is too fine for the run: end={curriculum.end} is capped to {capped.end} "
+        f"for total_updates={config.learner.total_updates} and ema_rate={config.learner.ema_rate}. "
+        "Train longer, raise ema_rate, or set Curriculum(end=...) yourself.",
+        stacklevel=3,
+    )
+    return config.replace(loss=config.loss.replace(curriculum=capped))

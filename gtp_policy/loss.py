@@ -1,0 +1,261 @@
+r"""The two losses of GTP: consistency along the trajectory, and the instantaneous flow."""
+
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from gtp_policy._config import Config, Float, Int
+from gtp_policy._random import generator_or_private
+from gtp_policy.functional import FlowMap, check_shape, perturb
+from gtp_policy.times import Curriculum, TimeLaw, Times, UniformIndex, draw_times
+
+
+class GTPLossConfig(Config):
+    """The choices of a `GTPLoss`.
+
+    Example:
+        >>> from gtp_policy import Curriculum, GTPLossConfig
+        >>> GTPLossConfig(flow_weight=0.1, curriculum=Curriculum(end=80)).curriculum.end
+        80
+    """
+
+    flow_weight: Float = Field(
+        1.0, ge=0, description="Factor of the flow loss beside the consistency loss."
+    )
+    curriculum: Curriculum = Field(
+        default_factory=Curriculum, description="Grid intervals N as training proceeds."
+    )
+    t_law: TimeLaw = Field(
+        default_factory=UniformIndex, description="How the start time is drawn from the grid."
+    )
+    max_gap: Int = Field(
+        1,
+        ge=1,
+        description="Largest gap from t down to u in grid intervals; 1 is the neighbour rule.",
+    )
+    time_weight: Literal["none", "gap", "endpoint"] = Field(
+        "none",
+        description="Factor of the consistency loss: none; gap, 1/(t-u); endpoint, (1-s/t)^-2, "
+        "which measures the error in the endpoint instead of in the state at time s.",
+    )
+    huber: Float | None = Field(
+        None, gt=0, description="c of the pseudo-Huber metric; None for the squared L2 distance."
+    )
+    reduction: Literal["mean", "sum"] = Field(
+        "mean", description="Reduction of the squared error over the action's dimensions."
+    )
+
+
+class GTPLossTerms(NamedTuple):
+    """The loss and its parts, each a 0-d tensor on the device; only ``loss`` carries a gradient.
+
+    Attributes:
+        loss: ``consistency + flow_weight * flow``, weighted.
+        consistency: Trajectory consistency loss, weighted, detached.
+        flow: Instantaneous flow loss, weighted, without its factor, detached.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy import GTPLossTerms
+        >>> GTPLossTerms(torch.tensor(3.0), torch.tensor(1.0), torch.tensor(2.0)).flow
+        tensor(2.)
+    """
+
+    loss: Tensor
+    consistency: Tensor
+    flow: Tensor
+
+
+class GTPResiduals(NamedTuple):
+    """What the two losses measure, before metric, weight and mean.
+
+    Attributes:
+        consistency: Difference of two arrivals at time s, shape (B, A).
+        flow: Difference of the denoised action and the action, shape (B, A).
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy import GTPResiduals
+        >>> GTPResiduals(torch.zeros(4, 2), torch.ones(4, 2)).flow.mean()
+        tensor(1.)
+    """
+
+    consistency: Tensor
+    flow: Tensor
+
+
+def gtp_residuals(
+    actor: FlowMap, target: FlowMap, obs: Tensor, action: Tensor, times: Times, z: Tensor
+) -> GTPResiduals:
+    r"""Returns the residuals of both losses for given times and noise.
+
+    .. math:: r_{cons} &= \Phi_\theta(x_t, t, s) - \mathrm{sg}\,\Phi_{\theta^-}(x_u, u, s)
+        = (1 - \tfrac{s}{t})(\varphi_\theta - a) - (1 - \tfrac{s}{u})(\varphi_{\theta^-} - a)
+
+    .. math:: r_{flow} = \varphi_\theta(x_t, t, t) - a
+
+    with :math:`x_t = a + t z` and :math:`x_u = a + u z` for the same z. The right-hand form is
+    exact and is the one computed, in at least float32 even under autocast: at large t both arrivals
+    are dominated by the same noise, and their difference would drown in rounding. The surrogate
+    velocity (x_t - a) / t is never formed; through x_t - t v = a it *is* the flow target. At u = 0,
+    where s = 0 too, the target is the action itself.
+
+    Args:
+        actor: Flow map with gradient, :math:`\theta`.
+        target: Its slow copy, :math:`\theta^-`; evaluated without gradient.
+        obs: Observation, shape (B, O).
+        action: Action in [-1, 1], shape (B, A).
+        times: t > u >= s >= 0, each of shape (B,).
+        z: Standard normal noise, shape (B, A).
+
+    Returns:
+        The two residuals, each of shape (B, A).
+
+    Raises:
+        ShapeError: If the shapes disagree.
+
+    References:
+        | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al., 2025),
+        | eq. 17 and 18, https://arxiv.org/abs/2510.11499
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy import Times, gtp_residuals
+        >>> from gtp_policy.testing import PointMassFlowMap
+        >>> exact = PointMassFlowMap(torch.tensor([0.5]))
+        >>> action, times = torch.full((1, 1), 0.5), Times(*torch.tensor([[2.0], [1.0], [0.5]]))
+        >>> gtp_residuals(exact, exact, torch.zeros(1, 3), action, times, torch.ones(1, 1))
+        GTPResiduals(consistency=tensor([[0.]]), flow=tensor([[0.]]))
+    """
+    t, u, s = times
+    x_t, x_u = perturb(action, t, z), perturb(action, u, z)
+    # One pass for both gradient branches: the times are per row anyway.
+    endpoint = actor.endpoint(
+        torch.cat([obs, obs]), torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([s, t])
+    )
+    with torch.no_grad():
+        target_endpoint = target.endpoint(obs, x_u, u, s)
+    wide = torch.promote_types(endpoint.dtype, torch.float32)
+    arrival, denoised = endpoint.to(wide).chunk(2)
+    action, t, u, s = (tensor.to(wide) for tensor in (action, t, u, s))
+    share_t = (1 - s / t).unsqueeze(-1)
+    share_u = torch.where(u > 0, 1 - s / torch.where(u > 0, u, 1), 0).unsqueeze(-1)
+    return GTPResiduals(
+        consistency=share_t * (arrival - action) - share_u * (target_endpoint.to(wide) - action),
+        flow=denoised - action,
+    )
+
+
+class GTPLoss(nn.Module):
+    r"""The training loss of a generative trajectory policy.
+
+    .. math:: L = E\left[ w \left( \lambda_t \|\Phi_\theta(x_t, t, s) -
+        \mathrm{sg}\,\Phi_{\theta^-}(x_u, u, s)\|^2
+        + \lambda_{flow} \|\varphi_\theta(x_t, t, t) - a\|^2 \right) \right]
+
+    One draw per transition of the noise z and of t > u >= s. Has no parameters and keeps no state.
+
+    Args:
+        config: The choices.
+
+    References:
+        | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al., 2025),
+        | eq. 17 to 19, https://arxiv.org/abs/2510.11499
+
+    Example:
+        >>> import copy, torch
+        >>> from gtp_policy import FlowMapActor, GTPLoss
+        >>> actor = FlowMapActor(obs_dim=3, action_dim=2)
+        >>> target = copy.deepcopy(actor).requires_grad_(False)
+        >>> terms = GTPLoss()(actor, target, torch.zeros(8, 3), torch.zeros(8, 2))
+        >>> terms.loss.backward()
+    """
+
+    def __init__(self, config: GTPLossConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or GTPLossConfig()
+
+    def forward(
+        self,
+        actor: FlowMap,
+        target: FlowMap,
+        obs: Tensor,
+        action: Tensor,
+        weight: Tensor | None = None,
+        *,
+        progress: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> GTPLossTerms:
+        """Draws times and noise, and returns the weighted mean of both losses.
+
+        Args:
+            actor: Flow map to train.
+            target: Its slow copy (`ema_`), which gets no gradient.
+            obs: Observation, shape (B, O).
+            action: Action in [-1, 1], shape (B, A).
+            weight: Weight per transition, shape (B,), e.g. from `AdvantageWeighter`; default 1.
+            progress: Fraction of training done, in [0, 1]; drives the curriculum.
+            generator: Source of times and noise, on the actions' device; default a stream of the
+                package's own, never torch's global one.
+
+        Returns:
+            The loss and its parts.
+
+        Raises:
+            ShapeError: If the shapes disagree, e.g. a weight of shape (B, 1).
+            ValueError: If ``progress`` lies outside [0, 1].
+
+        Example:
+            >>> import copy, torch
+            >>> from gtp_policy import FlowMapActor, GTPLoss
+            >>> actor = FlowMapActor(3, 2)
+            >>> obs, action, weight = torch.zeros(8, 3), torch.zeros(8, 2), torch.ones(8, 1)
+            >>> GTPLoss()(actor, copy.deepcopy(actor), obs, action, weight)
+            Traceback (most recent call last):
+            ...
+            gtp_policy.errors.ShapeError: `weight` has the wrong shape: got (8, 1), expected (8,).
+        """
+        if action.ndim != 2:
+            check_shape("action", action, (obs.shape[0], -1))
+        check_shape("obs", obs, (action.shape[0], obs.shape[-1]))
+        if weight is not None:
+            check_shape("weight", weight, (action.shape[0],))
+        generator = generator_or_private(generator, action.device)
+        times = draw_times(
+            actor.times,
+            self.config.curriculum.intervals(progress),
+            action.shape[0],
+            generator=generator,
+            law=self.config.t_law,
+            max_gap=self.config.max_gap,
+            dtype=action.dtype,
+        )
+        z = torch.randn(action.shape, generator=generator, device=action.device, dtype=action.dtype)
+        residuals = gtp_residuals(actor, target, obs, action, times, z)
+        consistency = self._distance(residuals.consistency) * self._time_weight(times)
+        flow = self._distance(residuals.flow)
+        if weight is not None:
+            weight = weight.detach()
+            consistency, flow = weight * consistency, weight * flow
+        consistency, flow = consistency.mean(), flow.mean()
+        return GTPLossTerms(
+            loss=consistency + self.config.flow_weight * flow,
+            consistency=consistency.detach(),
+            flow=flow.detach(),
+        )
+
+    def _distance(self, residual: Tensor) -> Tensor:
+        square = residual.square()
+        square = square.mean(-1) if self.config.reduction == "mean" else square.sum(-1)
+        if self.config.huber is None:
+            return square
+        return (square + self.config.huber**2).sqrt() - self.config.huber
+
+    def _time_weight(self, times: Times) -> Tensor | float:
+        if self.config.time_weight == "gap":
+            return 1 / (times.t - times.u)
+        if self.config.time_weight == "endpoint":
+            return (1 - times.s / times.t) ** -2
+        return 1.0

@@ -1,0 +1,186 @@
+"""Default networks: what stands inside a flow map, a critic or a value function.
+
+Initial parameters come from an explicit generator and never from torch's global one.
+"""
+
+import itertools
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class TimeEmbedding(nn.Module):
+    r"""Embeds a time as sines and cosines of its logarithm.
+
+    .. math:: \left(\sin 2\pi f_j \tau, \cos 2\pi f_j \tau\right)_{j=1}^{dim/2}, \quad
+        \tau = \tfrac14 \ln \max(t, floor)
+
+    with frequencies :math:`f_j` spaced geometrically from 1/8 (one period spans 14 decades of t) to
+    4 (one period spans a factor e of t). Finite at t = 0 by the floor. No parameters.
+
+    Args:
+        dim: Number of features, even.
+        floor: Times below it look alike, > 0; below the smallest positive time of the grid.
+
+    Raises:
+        ValueError: If ``dim`` is odd or not positive, or ``floor`` not positive.
+
+    References:
+        | Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022),
+        | noise label ln(t)/4, table 1, https://arxiv.org/abs/2206.00364
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.networks import TimeEmbedding
+        >>> TimeEmbedding(8)(torch.tensor([0.0, 0.1, 5.0])).shape
+        torch.Size([3, 8])
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, dim: int, floor: float = 1e-3) -> None:
+        super().__init__()
+        if dim < 2 or dim % 2:
+            raise ValueError(f"`dim` is unusable: got {dim}, expected an even number >= 2.")
+        if not floor > 0:
+            raise ValueError(f"`floor` is out of range: got {floor}, expected > 0.")
+        self.floor = floor
+        octaves = torch.linspace(-3.0, 2.0, dim // 2, dtype=torch.float64)
+        self.register_buffer("frequencies", (2 * math.pi * 2**octaves).float(), persistent=False)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Embeds times.
+
+        Args:
+            t: Times, shape (B,), >= 0.
+
+        Returns:
+            Features in [-1, 1], shape (B, dim).
+        """
+        angle = 0.25 * t.clamp_min(self.floor).log().unsqueeze(-1) * self.frequencies
+        return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+class FlowMapMLP(nn.Module):
+    """The default backbone of a flow map: one MLP over observation, noisy action and two times.
+
+    Any module with the same ``forward`` can replace it (`FlowMapActor`'s ``network``).
+
+    Args:
+        obs_dim: O.
+        action_dim: A.
+        hidden: Widths of the hidden layers.
+        time_dim: Features per time embedding.
+        generator: Source of the initial parameters.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.networks import FlowMapMLP
+        >>> net = FlowMapMLP(3, 2, (16, 16), 8, generator=torch.Generator())
+        >>> net(torch.zeros(5, 3), torch.zeros(5, 2), torch.ones(5), torch.zeros(5)).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        hidden: tuple[int, ...],
+        time_dim: int,
+        *,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.embedding = TimeEmbedding(time_dim)
+        self.mlp = mlp(obs_dim + action_dim + 2 * time_dim, hidden, action_dim, generator=generator)
+
+    def forward(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Returns the raw output that the flow map's preconditioning turns into an endpoint.
+
+        Args:
+            obs: Normalised observation, shape (B, O).
+            x: Noisy action scaled to unit variance, shape (B, A).
+            t: Start time, shape (B,), >= 0.
+            s: Target time, shape (B,), >= 0.
+
+        Returns:
+            Shape (B, A).
+        """
+        features = torch.cat([obs, x, self.embedding(t), self.embedding(s)], dim=-1)
+        output: Tensor = self.mlp(features)
+        return output
+
+
+def mlp(
+    inputs: int, hidden: tuple[int, ...], outputs: int, *, generator: torch.Generator
+) -> nn.Sequential:
+    """Builds a multi-layer perceptron with Mish activations.
+
+    Args:
+        inputs: Width of the input.
+        hidden: Widths of the hidden layers.
+        outputs: Width of the output, which has no activation.
+        generator: Source of the initial parameters.
+
+    Returns:
+        The network, on the CPU in torch's default dtype.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.networks import mlp
+        >>> mlp(3, (8,), 1, generator=torch.Generator())(torch.zeros(2, 3)).shape
+        torch.Size([2, 1])
+    """
+    widths = [inputs, *hidden]
+    layers: list[nn.Module] = []
+    for i, o in itertools.pairwise(widths):
+        layers += [linear(i, o, generator=generator), nn.Mish()]
+    return nn.Sequential(*layers, linear(widths[-1], outputs, generator=generator))
+
+
+def linear(inputs: int, outputs: int, *, generator: torch.Generator) -> nn.Linear:
+    r"""Builds a linear layer whose parameters come from ``generator``, in torch's default law.
+
+    .. math:: W, b \sim U(-1/\sqrt{inputs}, 1/\sqrt{inputs})
+
+    Args:
+        inputs: Width of the input.
+        outputs: Width of the output.
+        generator: Source of the initial parameters.
+
+    Returns:
+        The layer.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.networks import linear
+        >>> linear(4, 2, generator=torch.Generator()).weight.shape
+        torch.Size([2, 4])
+    """
+    # On the meta device the layer's own initialisation draws nothing from the global generator.
+    layer = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
+    for parameter in layer.parameters():
+        uniform_(parameter, inputs, generator)
+    return layer
+
+
+@torch.no_grad()
+def uniform_(parameter: Tensor, inputs: int, generator: torch.Generator) -> None:
+    """Fills a parameter in place from U(-1/sqrt(inputs), 1/sqrt(inputs)).
+
+    Args:
+        parameter: The tensor to fill.
+        inputs: Width of the layer's input.
+        generator: Source of randomness, on the parameter's device.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.networks import uniform_
+        >>> weight = torch.empty(100)
+        >>> uniform_(weight, 4, torch.Generator())
+        >>> bool((weight.abs() <= 0.5).all())
+        True
+    """
+    bound = 1 / math.sqrt(inputs)
+    parameter.uniform_(-bound, bound, generator=generator)

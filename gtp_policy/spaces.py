@@ -1,0 +1,210 @@
+"""What stands between the world's units and the core's: action ranges and observation scales.
+
+No gymnasium here: a Box is two arrays, ``low`` and ``high``.
+"""
+
+from typing import Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from gtp_policy.errors import NonFiniteError, ShapeError, UnsupportedSpaceError
+
+Array = TypeVar("Array", npt.NDArray[np.floating], Tensor)
+
+
+class ActionScaler:
+    r"""Maps actions between a Box and [-1, 1], each dimension by its own range.
+
+    .. math:: a_{unit} = 2 \frac{a - low}{high - low} - 1
+
+    Args:
+        low: Lower bounds, shape (A,), finite.
+        high: Upper bounds, shape (A,), finite, above ``low``.
+
+    Raises:
+        UnsupportedSpaceError: If a dimension is unbounded or has an empty range, or the bounds
+            are not two vectors of one length.
+
+    Example:
+        >>> import numpy as np
+        >>> from gtp_policy import ActionScaler
+        >>> scaler = ActionScaler([-2.0, 0.0], [2.0, 10.0])
+        >>> scaler.to_unit(np.array([[1.0, 5.0]]))
+        array([[0.5, 0. ]])
+        >>> scaler.to_box(np.array([[0.5, 0.0]]))
+        array([[1., 5.]])
+    """
+
+    def __init__(self, low: npt.ArrayLike, high: npt.ArrayLike) -> None:
+        self.low = np.asarray(low, dtype=np.float64)
+        self.high = np.asarray(high, dtype=np.float64)
+        if self.low.ndim != 1 or self.low.shape != self.high.shape or self.low.size == 0:
+            raise UnsupportedSpaceError(
+                f"Action bounds have the wrong shape: got low {self.low.shape} and high "
+                f"{self.high.shape}, expected two vectors of one length. Flatten the Box first."
+            )
+        for i, (lo, hi) in enumerate(zip(self.low, self.high, strict=True)):
+            if not (np.isfinite(lo) and np.isfinite(hi)):
+                raise UnsupportedSpaceError(
+                    f"Action dimension {i} is unbounded: got low={lo}, high={hi}, expected finite "
+                    "bounds. Give the range of the data instead."
+                )
+            if not lo < hi:
+                raise UnsupportedSpaceError(
+                    f"Action dimension {i} has no range: got low={lo}, high={hi}, expected low < "
+                    "high. Remove the dimension or correct its bounds."
+                )
+
+    @property
+    def action_dim(self) -> int:
+        """A, number of action dimensions."""
+        return int(self.low.size)
+
+    def to_unit(self, action: Array) -> Array:
+        """Maps actions from the Box to [-1, 1]; nothing is clipped.
+
+        Args:
+            action: Numpy array or tensor, shape (..., A), in the units of the Box.
+
+        Returns:
+            The same kind of array, shape (..., A); in [-1, 1] where the action lies in the Box.
+
+        Raises:
+            ShapeError: If the last dimension is not A.
+
+        Example:
+            >>> import numpy as np
+            >>> from gtp_policy import ActionScaler
+            >>> ActionScaler([0.0], [4.0]).to_unit(np.array([3.0]))
+            array([0.5])
+        """
+        low, span = self._bounds_like(action)
+        return (action - low) * (2 / span) - 1
+
+    def to_box(self, action: Array) -> Array:
+        """Maps actions from [-1, 1] to the Box; an input in [-1, 1] never leaves it.
+
+        Args:
+            action: Numpy array or tensor, shape (..., A).
+
+        Returns:
+            The same kind of array, shape (..., A), clipped to the Box against rounding.
+
+        Raises:
+            ShapeError: If the last dimension is not A.
+
+        Example:
+            >>> import numpy as np
+            >>> from gtp_policy import ActionScaler
+            >>> ActionScaler([0.0], [4.0]).to_box(np.array([0.5]))
+            array([3.])
+        """
+        low, span = self._bounds_like(action)
+        return (low + (action + 1) * (span / 2)).clip(low, low + span)
+
+    def _bounds_like(self, action: Array) -> tuple[Array, Array]:
+        if not action.ndim or action.shape[-1] != self.action_dim:
+            raise ShapeError(
+                f"`action` has the wrong last dimension: got shape {tuple(action.shape)}, expected "
+                f"(..., {self.action_dim})."
+            )
+        low, span = self.low, self.high - self.low
+        if isinstance(action, Tensor):
+            return torch.as_tensor(low).to(action), torch.as_tensor(span).to(action)
+        if not np.issubdtype(action.dtype, np.floating):
+            return low, span
+        return low.astype(action.dtype), span.astype(action.dtype)
+
+    def __eq__(self, other: object) -> bool:
+        """Tells whether two scalers map alike."""
+        return (
+            isinstance(other, ActionScaler)
+            and np.array_equal(self.low, other.low)
+            and np.array_equal(self.high, other.high)
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # holds arrays
+
+    def __repr__(self) -> str:
+        """Shows the bounds."""
+        return f"ActionScaler(low={self.low.tolist()}, high={self.high.tolist()})"
+
+
+class ObservationNormalizer(nn.Module):
+    r"""Centres and scales observations by statistics that live in the module's state.
+
+    .. math:: o_{norm} = \frac{o - \mu}{\sigma}
+
+    The statistics are buffers: saved with the policy, moved with it, lost never. A new normaliser
+    changes nothing (mean 0, std 1) until `set_statistics_` is called. A dimension that is constant
+    in the data (std below 1e-6) is only centred, so that it cannot blow up at deployment.
+
+    Args:
+        obs_dim: O, number of observation dimensions.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy import ObservationNormalizer
+        >>> normalizer = ObservationNormalizer(2)
+        >>> normalizer.set_statistics_(torch.tensor([1.0, 0.0]), torch.tensor([2.0, 1.0]))(
+        ...     torch.tensor([[3.0, 4.0]])
+        ... )
+        tensor([[1., 4.]])
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, obs_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(obs_dim))
+        self.register_buffer("scale", torch.ones(obs_dim))
+
+    def set_statistics_(self, mean: Tensor, std: Tensor) -> Self:
+        """Takes over the mean and standard deviation of the data, in place.
+
+        Args:
+            mean: Shape (O,), finite.
+            std: Shape (O,), finite, >= 0.
+
+        Returns:
+            The module itself.
+
+        Raises:
+            ShapeError: If a shape is not (O,).
+            NonFiniteError: If a value is not finite or a std is negative.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import ObservationNormalizer
+            >>> ObservationNormalizer(1).set_statistics_(torch.ones(1), torch.zeros(1)).scale
+            tensor([1.])
+        """
+        for name, value in (("mean", mean), ("std", std)):
+            if value.shape != self.mean.shape:
+                raise ShapeError(
+                    f"`{name}` has the wrong shape: got {tuple(value.shape)}, expected "
+                    f"{tuple(self.mean.shape)}."
+                )
+        if not (mean.isfinite().all() and std.isfinite().all() and (std >= 0).all()):
+            raise NonFiniteError(
+                "Observation statistics are unusable: got a value that is not finite or a negative "
+                "std, expected finite numbers. Check the observations of the dataset."
+            )
+        self.mean.copy_(mean)
+        self.scale.copy_(torch.where(std < 1e-6, torch.ones_like(std), std))
+        return self
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Returns normalised observations.
+
+        Args:
+            obs: Shape (..., O).
+
+        Returns:
+            Shape (..., O).
+        """
+        return (obs - self.mean) / self.scale

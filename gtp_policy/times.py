@@ -1,0 +1,363 @@
+r"""Time: grids, the curriculum, and the draw of :math:`t > u \ge s \ge 0`.
+
+============ ==================================================================================
+symbol       meaning
+============ ==================================================================================
+:math:`t`    start time of a jump; the standard deviation of the noise, in units of the action
+:math:`u`    intermediate time, the grid neighbour below :math:`t` unless configured otherwise
+:math:`s`    target time of a jump, down to exactly 0
+:math:`T`    ``t_max``, where sampling starts
+:math:`N`    number of grid intervals; the curriculum lets it grow over training
+:math:`K`    number of jumps of the sampler, ``steps``
+============ ==================================================================================
+
+One grid serves both: training draws its times from ``schedule.grid(N)`` and the sampler jumps
+along ``schedule.grid(K)``. The last node is exactly 0, so the sampler's last jump was trained.
+"""
+
+import functools
+import math
+from typing import Annotated, Literal, NamedTuple, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from gtp_policy._config import Config, Float, Int
+
+
+class KarrasTimes(Config):
+    r"""Times spaced evenly in :math:`t^{1/\rho}`, the grid of EDM, with the last node at 0.
+
+    .. math:: t_i = \left(T^{1/\rho} + \tfrac{i}{n}(t_{min}^{1/\rho} - T^{1/\rho})\right)^\rho,
+        \quad i = 0..n-1, \qquad t_n = 0
+
+    ``KarrasTimes(t_min=0.002, t_max=80.0)`` is the range of the paper's parents. Actions live in
+    [-1, 1], so a far smaller ``t_max`` wastes less of the network on pure noise; the default is
+    the one that the four-mode bandit of ``benchmarks/bandit.py`` prefers.
+
+    References:
+        | Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022)
+        | https://arxiv.org/abs/2206.00364, eq. 5
+
+    Example:
+        >>> from gtp_policy import KarrasTimes
+        >>> KarrasTimes(t_min=0.002, t_max=80.0).grid(2)
+        tensor([80.0000,  2.5152,  0.0000])
+    """
+
+    kind: Literal["karras"] = Field("karras", description="Discriminator of the union.")
+    t_min: Float = Field(
+        0.002, gt=0, description="Time that the grid's spacing would reach in the place of 0."
+    )
+    t_max: Float = Field(5.0, gt=0, description="T, the noise std at which sampling starts.")
+    rho: Float = Field(7.0, ge=1, description="Larger values put more nodes at small times.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.t_min < self.t_max:
+            raise ValueError(f"t_min={self.t_min} must be smaller than t_max={self.t_max}")
+        return self
+
+    def grid(
+        self, n: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Returns the grid with ``n`` intervals, built in float64 and cast once.
+
+        Args:
+            n: Number of intervals, at least 1.
+            device: Where the result lives; default the CPU.
+            dtype: Floating type of the result; default torch's default.
+
+        Returns:
+            Strictly descending times from exactly ``t_max`` to exactly 0, shape (n + 1,). The
+            result is shared by all callers: do not write to it.
+
+        Raises:
+            ValueError: If ``n`` is smaller than 1.
+
+        Example:
+            >>> from gtp_policy import KarrasTimes
+            >>> KarrasTimes(t_max=80.0).grid(1).tolist()
+            [80.0, 0.0]
+        """
+        return _grid(self, n, str(device or "cpu"), dtype or torch.get_default_dtype())
+
+    def _node(self, fraction: Tensor) -> Tensor:
+        start, end = math.pow(self.t_max, 1 / self.rho), math.pow(self.t_min, 1 / self.rho)
+        return torch.pow(start + fraction * (end - start), self.rho)
+
+
+class UniformTimes(Config):
+    r"""Times spaced evenly: :math:`t_i = T (1 - i/n)`.
+
+    Example:
+        >>> from gtp_policy import UniformTimes
+        >>> UniformTimes(t_max=2.0).grid(4)
+        tensor([2.0000, 1.5000, 1.0000, 0.5000, 0.0000])
+    """
+
+    kind: Literal["uniform"] = Field("uniform", description="Discriminator of the union.")
+    t_max: Float = Field(5.0, gt=0, description="T, the noise std at which sampling starts.")
+
+    def grid(
+        self, n: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Returns the grid with ``n`` intervals, built in float64 and cast once.
+
+        Args:
+            n: Number of intervals, at least 1.
+            device: Where the result lives; default the CPU.
+            dtype: Floating type of the result; default torch's default.
+
+        Returns:
+            Strictly descending times from exactly ``t_max`` to exactly 0, shape (n + 1,). The
+            result is shared by all callers: do not write to it.
+
+        Raises:
+            ValueError: If ``n`` is smaller than 1.
+
+        Example:
+            >>> from gtp_policy import UniformTimes
+            >>> UniformTimes(t_max=1.0).grid(2).tolist()
+            [1.0, 0.5, 0.0]
+        """
+        return _grid(self, n, str(device or "cpu"), dtype or torch.get_default_dtype())
+
+    def _node(self, fraction: Tensor) -> Tensor:
+        return self.t_max * (1 - fraction)
+
+
+TimeSchedule = Annotated[KarrasTimes | UniformTimes, Field(discriminator="kind")]
+
+
+@functools.lru_cache(maxsize=256)
+def _grid(schedule: KarrasTimes | UniformTimes, n: int, device: str, dtype: torch.dtype) -> Tensor:
+    if n < 1:
+        raise ValueError(f"A time grid has too few intervals: got {n}, expected at least 1.")
+    # From int64 arange: exact, and independent of torch's default dtype.
+    nodes = schedule._node(torch.arange(n + 1, dtype=torch.float64) / n)
+    nodes[0], nodes[-1] = schedule.t_max, 0.0
+    return nodes.to(device=device, dtype=dtype)
+
+
+class UniformIndex(Config):
+    r"""Draws the index of :math:`t` uniformly from the grid's nodes above 0.
+
+    Example:
+        >>> from gtp_policy import GTPLossConfig, UniformIndex
+        >>> GTPLossConfig(t_law=UniformIndex()).t_law.kind
+        'uniform'
+    """
+
+    kind: Literal["uniform"] = Field("uniform", description="Discriminator of the union.")
+
+
+class LogNormalIndex(Config):
+    r"""Draws the node of :math:`t` with the mass that :math:`\ln t \sim N(mean, std^2)` puts there.
+
+    Node :math:`t_k` gets the mass between its geometric means with its neighbours, so the law does
+    not change as the grid is refined.
+
+    References:
+        | Improved Techniques for Training Consistency Models (Song and Dhariwal, 2023)
+        | https://arxiv.org/abs/2310.14189, eq. 10
+
+    Example:
+        >>> from gtp_policy import GTPLossConfig, LogNormalIndex
+        >>> GTPLossConfig(t_law=LogNormalIndex(mean=-1.1, std=2.0)).t_law.std
+        2.0
+    """
+
+    kind: Literal["lognormal"] = Field("lognormal", description="Discriminator of the union.")
+    mean: Float = Field(-1.1, description="Mean of ln t.")
+    std: Float = Field(2.0, gt=0, description="Standard deviation of ln t.")
+
+
+TimeLaw = Annotated[UniformIndex | LogNormalIndex, Field(discriminator="kind")]
+
+
+class Times(NamedTuple):
+    """A draw of times per transition, each of shape (B,), with ``t > u >= s >= 0``.
+
+    Attributes:
+        t: Start time.
+        u: Intermediate time.
+        s: Target time.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy import Times
+        >>> Times(torch.tensor([2.0]), torch.tensor([1.0]), torch.tensor([0.0])).u
+        tensor([1.])
+    """
+
+    t: Tensor
+    u: Tensor
+    s: Tensor
+
+
+class Curriculum(Config):
+    r"""Number of grid intervals as training proceeds: doubling from ``start`` to ``end``.
+
+    .. math:: N(p) = \min(start \cdot 2^{\lfloor p (\log_2(end/start) + 1) \rfloor}, end)
+
+    where :math:`p` is the fraction of training done. A coarse grid carries the data's signal to
+    large times in few updates; a fine one removes the bias (the one-step sampler of Gaussian data
+    has 0.75 of the true std on 10 intervals and 0.998 on 1280, with the paper's time range).
+
+    References:
+        | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al., 2025),
+        | "dynamic timestep scheduling", https://arxiv.org/abs/2510.11499
+        | Improved Techniques for Training Consistency Models (Song and Dhariwal, 2023), eq. 11
+
+    Example:
+        >>> from gtp_policy import Curriculum
+        >>> [Curriculum(start=10, end=80).intervals(p) for p in (0.0, 0.3, 0.5, 0.75, 1.0)]
+        [10, 20, 40, 80, 80]
+    """
+
+    start: Int = Field(10, ge=1, description="Intervals at the beginning of training.")
+    end: Int = Field(1280, ge=1, description="Intervals at the end of training.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.start > self.end:
+            raise ValueError(f"start={self.start} must not exceed end={self.end}")
+        return self
+
+    @property
+    def stages(self) -> float:
+        """Number of stages, log2(end / start) + 1."""
+        return math.log2(self.end / self.start) + 1
+
+    def intervals(self, progress: float) -> int:
+        """Returns the number of grid intervals at a point of training.
+
+        Args:
+            progress: Fraction of training done, in [0, 1].
+
+        Returns:
+            An integer in [start, end].
+
+        Raises:
+            ValueError: If ``progress`` lies outside [0, 1].
+
+        Example:
+            >>> from gtp_policy import Curriculum
+            >>> Curriculum(start=10, end=1280).intervals(0.0)
+            10
+        """
+        if not 0.0 <= progress <= 1.0:
+            raise ValueError(f"`progress` is out of range: got {progress}, expected 0 to 1.")
+        return min(self.start << math.floor(progress * self.stages), self.end)
+
+    def capped(self, total_updates: int, ema_rate: float) -> "Curriculum":
+        r"""Returns the curriculum with ``end`` halved until its stages are long enough to learn.
+
+        What is known at small times reaches large ones along the grid, one interval per round of
+        the averaged target, so a stage needs a number of updates in proportion to
+        :math:`N / ema\_rate`. Asked for here: at least an eighth of it, since the network carries
+        over what the coarser stages taught it.
+
+        Args:
+            total_updates: Length of the run.
+            ema_rate: Rate of the averaged target, in (0, 1].
+
+        Returns:
+            A curriculum with the same start, and ``end`` at least ``start``.
+
+        Example:
+            >>> from gtp_policy import Curriculum
+            >>> Curriculum(start=10, end=1280).capped(20_000, ema_rate=0.005).end
+            160
+        """
+        end = self.end
+        while end > self.start:
+            stage = total_updates / Curriculum(start=self.start, end=end).stages
+            if stage * ema_rate >= end / 8:
+                break
+            end = max(end // 2, self.start)
+        return self.replace(end=end)
+
+
+def draw_times(
+    schedule: TimeSchedule,
+    intervals: int,
+    batch: int,
+    *,
+    generator: torch.Generator,
+    law: TimeLaw | None = None,
+    max_gap: int = 1,
+    dtype: torch.dtype | None = None,
+) -> Times:
+    r"""Draws :math:`t > u \ge s \ge 0` from the nodes of a grid, one triple per transition.
+
+    With nodes numbered upwards from :math:`t_0 = 0` to :math:`t_N = T`: :math:`k` is drawn from
+    1..N by ``law``, :math:`m` uniformly from 0..k-1, and :math:`t = t_k`, :math:`s = t_m`,
+    :math:`u = t_{k-g}` with the gap :math:`g` uniform in 1..min(max_gap, k - m).
+
+    ``max_gap=1`` makes u the neighbour below t. This is not a detail: with u anywhere in [s, t) the
+    loss has a fixed point far from the flow however long one trains (docs/explanation/deviations).
+
+    Args:
+        schedule: Where the grid's nodes lie.
+        intervals: N, number of grid intervals, at least 1.
+        batch: B, number of triples.
+        generator: Source of randomness; the result lives on its device.
+        law: How t is drawn; default uniform over the nodes above 0.
+        max_gap: Largest distance from t down to u, in grid intervals, at least 1.
+        dtype: Floating type of the result; default torch's default.
+
+    Returns:
+        Times ``t``, ``u``, ``s``, each of shape (B,).
+
+    Raises:
+        ValueError: If ``intervals`` or ``max_gap`` is smaller than 1.
+
+    References:
+        | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al., 2025),
+        | Algorithm 1, https://arxiv.org/abs/2510.11499
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy import UniformTimes, draw_times
+        >>> times = draw_times(UniformTimes(t_max=4.0), 4, 3, generator=torch.Generator())
+        >>> bool((times.t - times.u == 1).all() and (times.s <= times.u).all())
+        True
+    """
+    if max_gap < 1:
+        raise ValueError(f"`max_gap` is out of range: got {max_gap}, expected at least 1.")
+    device = generator.device
+    nodes = schedule.grid(intervals, device=device, dtype=dtype)
+    cdf = _cdf(schedule, intervals, law or UniformIndex(), str(device))
+    t_draw, s_draw, gap_draw = torch.rand(
+        (3, batch), generator=generator, device=device, dtype=torch.float32
+    )
+    # right=True: a draw equal to an edge belongs to the node above it, never to one without mass.
+    k = torch.searchsorted(cdf, t_draw, right=True).clamp_(max=intervals - 1) + 1
+    m = _uniform_below(s_draw, k)
+    gap = 1 + _uniform_below(gap_draw, (k - m).clamp(max=max_gap))
+    # The grid descends, so node number k stands at position N - k.
+    return Times(nodes[intervals - k], nodes[intervals - k + gap], nodes[intervals - m])
+
+
+def _uniform_below(draw: Tensor, bound: Tensor) -> Tensor:
+    """Maps a draw from [0, 1) to 0..bound-1; float32 may round draw*bound up to bound itself."""
+    return torch.minimum((draw * bound).long(), bound - 1)
+
+
+@functools.lru_cache(maxsize=256)
+def _cdf(
+    schedule: KarrasTimes | UniformTimes, n: int, law: UniformIndex | LogNormalIndex, device: str
+) -> Tensor:
+    """Returns the cumulative mass of nodes 1..n of t."""
+    if isinstance(law, UniformIndex):
+        mass = torch.ones(n, dtype=torch.float64)
+    else:
+        log_t = schedule.grid(n, dtype=torch.float64)[:-1].flip(0).log()
+        middle = (log_t[1:] + log_t[:-1]) / 2
+        inner = 0.5 * (1 + torch.erf((middle - law.mean) / (law.std * math.sqrt(2))))
+        edges = torch.cat([inner.new_zeros(1), inner, inner.new_ones(1)])
+        mass = edges.diff()
+    return (mass.cumsum(0) / mass.sum()).to(device=device, dtype=torch.float32)

@@ -1,0 +1,91 @@
+"""The record that crosses the wall into the learner: one minibatch of transitions."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gtp_policy.errors import ShapeError
+from gtp_policy.functional import check_shape
+
+
+class Transitions(NamedTuple):
+    r"""A minibatch: one device, one floating dtype, row i of every field is transition i.
+
+    Attributes:
+        obs: Observation, shape (B, O).
+        action: Action in [-1, 1], shape (B, A).
+        reward: Reward, shape (B,).
+        next_obs: Next observation, shape (B, O).
+        discount: :math:`\gamma (1 - \mathrm{terminated})`, shape (B,). A time limit that cut the
+            episode (truncation) does not zero it.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy import Transitions
+        >>> batch = Transitions(torch.zeros(4, 3), torch.zeros(4, 2), torch.zeros(4),
+        ...                     torch.zeros(4, 3), torch.full((4,), 0.99))
+        >>> batch.check(obs_dim=3, action_dim=2).obs.shape
+        torch.Size([4, 3])
+    """
+
+    obs: Tensor
+    action: Tensor
+    reward: Tensor
+    next_obs: Tensor
+    discount: Tensor
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> "Transitions":
+        """Moves or casts every field.
+
+        Args:
+            device: Target device; default unchanged.
+            dtype: Target floating type; default unchanged.
+
+        Returns:
+            A new record.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import Transitions
+            >>> batch = Transitions(*[torch.zeros(1, 1)] * 2, torch.zeros(1), torch.zeros(1, 1),
+            ...                     torch.zeros(1))
+            >>> batch.to(dtype=torch.float64).reward.dtype
+            torch.float64
+        """
+        return Transitions(*(x.to(device=device, dtype=dtype) for x in self))
+
+    def check(self, obs_dim: int, action_dim: int) -> "Transitions":
+        """Raises unless every field has the shape that the dimensions imply.
+
+        Args:
+            obs_dim: O.
+            action_dim: A.
+
+        Returns:
+            The record itself.
+
+        Raises:
+            ShapeError: If a field has another shape.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import Transitions
+            >>> batch = Transitions(torch.zeros(4, 3), torch.zeros(4, 2), torch.zeros(4, 1),
+            ...                     torch.zeros(4, 3), torch.zeros(4))
+            >>> batch.check(3, 2)
+            Traceback (most recent call last):
+            ...
+            gtp_policy.errors.ShapeError: `reward` has the wrong shape: got (4, 1), expected (4,).
+        """
+        if not self.obs.ndim:
+            raise ShapeError(f"`obs` has the wrong shape: got (), expected (B, {obs_dim}).")
+        batch = self.obs.shape[0]
+        check_shape("obs", self.obs, (batch, obs_dim))
+        check_shape("action", self.action, (batch, action_dim))
+        check_shape("reward", self.reward, (batch,))
+        check_shape("next_obs", self.next_obs, (batch, obs_dim))
+        check_shape("discount", self.discount, (batch,))
+        return self

@@ -1,0 +1,555 @@
+"""Minari to OfflineDataset: layout, flags, bad episodes, hostile files."""
+
+import json
+import pickle
+import sys
+import tracemalloc
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import h5py
+import minari
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Dict, Discrete
+from hypothesis import given
+from hypothesis import strategies as st
+from minari.data_collector import EpisodeBuffer
+
+from gtp_datasets import GOAL_OBS_KEYS, load_minari, minari_reference, normalized_score
+from gtp_policy.errors import (
+    DataError,
+    EmptyDatasetError,
+    MissingDependencyError,
+    UnsupportedSpaceError,
+)
+
+Make = Callable[..., minari.MinariDataset]
+ID = "toy/set-v0"
+
+
+def episode(steps: int = 4, seed: int = 0, **changes: object) -> EpisodeBuffer:
+    """A valid episode that ends by itself; Minari stores whatever is put in its place."""
+    rng = np.random.default_rng(seed)
+    fields: dict[str, Any] = {
+        "observations": rng.normal(size=(steps + 1, 3)),
+        "actions": rng.uniform(-1, 1, size=(steps, 2)).astype(np.float32),
+        "rewards": rng.normal(size=steps),
+        "terminations": np.arange(steps) == steps - 1,
+        "truncations": np.zeros(steps, bool),
+    }
+    return EpisodeBuffer(**(fields | changes))
+
+
+def cut(steps: int = 4, seed: int = 0, **changes: object) -> EpisodeBuffer:
+    """A valid episode that a time limit ended."""
+    flags = {"terminations": [False] * steps, "truncations": [False] * (steps - 1) + [True]}
+    return episode(steps, seed, **(flags | changes))
+
+
+# --- layout and flags
+
+
+def test_every_step_becomes_a_transition(make_minari: Make) -> None:
+    episodes = [episode(4, 1), cut(1, 2), cut(3, 3)]
+    make_minari(*episodes)
+    dataset = load_minari(ID, gamma=0.5)
+    batch = dataset.transitions
+    for name, parts in {
+        "obs": [e.observations[:-1] for e in episodes],
+        "next_obs": [e.observations[1:] for e in episodes],
+        "action": [e.actions for e in episodes],
+        "reward": [e.rewards for e in episodes],
+    }.items():
+        np.testing.assert_array_equal(
+            getattr(batch, name), np.concatenate(parts).astype(np.float32)
+        )
+    assert batch.discount.tolist() == [0.5, 0.5, 0.5, 0.0, 0.5, 0.5, 0.5, 0.5]
+    assert np.flatnonzero(dataset.terminated).tolist() == [3]
+    assert np.flatnonzero(dataset.truncated).tolist() == [4, 7]
+    assert (dataset.source, dataset.obs_keys) == (f"Minari {ID}", ())
+
+
+@given(st.lists(st.tuples(st.integers(1, 6), st.booleans()), min_size=1, max_size=6), st.data())
+def test_any_lengths_and_any_selection(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[tuple[int, bool]], data: st.DataObject
+) -> None:
+    """Step k of episode e shows (e, k, 0): each row must lead to (e, k + 1, 0)."""
+
+    def numbered(e: int, steps: int, ends: bool) -> EpisodeBuffer:
+        obs = np.array([(e, k, 0) for k in range(steps + 1)], np.float32)
+        return (episode if ends else cut)(steps, observations=obs)
+
+    chosen = data.draw(st.sets(st.sampled_from(range(len(lengths))), min_size=1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(tmp_path_factory.mktemp("minari")))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            whole = minari.create_dataset_from_buffers(
+                ID,
+                [numbered(e, n, ends) for e, (n, ends) in enumerate(lengths)],
+                observation_space=Box(0, 9, (3,)),
+                action_space=Box(-1, 1, (2,)),
+            )
+        dataset = load_minari(whole.filter_episodes(lambda e: e.id in chosen))
+    batch = dataset.transitions
+    expected = [(e, k, 0) for e in sorted(chosen) for k in range(lengths[e][0])]
+    assert batch.obs.tolist() == [list(row) for row in expected]
+    assert torch.equal(batch.next_obs, batch.obs + torch.tensor([0.0, 1.0, 0.0]))
+    assert (batch.discount == 0).sum() == sum(lengths[e][1] for e in chosen)
+
+
+def goal_space(**more: gymnasium.Space) -> Dict:
+    goal = Box(-9, 9, (2,))
+    return Dict(observation=Box(-9, 9, (3,)), achieved_goal=goal, desired_goal=goal, **more)
+
+
+def goal_episode(**more: np.ndarray) -> EpisodeBuffer:
+    parts = {
+        k: np.full((5, n), i) for i, (k, n) in enumerate(zip(GOAL_OBS_KEYS, (3, 2, 2), strict=True))
+    }
+    return episode(4, observations=parts | more)
+
+
+def test_goal_observations_are_flattened_in_the_documented_order(make_minari: Make) -> None:
+    """HDF5 and spaces.Dict iterate alphabetically: the goals must not come first."""
+    make_minari(goal_episode(), observation_space=goal_space())
+    dataset = load_minari(ID)
+    assert dataset.obs_keys == GOAL_OBS_KEYS == ("observation", "achieved_goal", "desired_goal")
+    assert dataset.transitions.obs.tolist() == [[0, 0, 0, 1, 1, 2, 2]] * 4
+    assert dataset.transitions.next_obs.tolist() == [[0, 0, 0, 1, 1, 2, 2]] * 4
+
+
+def test_a_missing_part_of_an_observation_is_named(make_minari: Make, minari_root: Path) -> None:
+    make_minari(goal_episode(), observation_space=goal_space())
+    with h5py.File(hdf5(minari_root), "a") as file:
+        del file["episode_0/observations/desired_goal"]
+    with pytest.raises(DataError, match=r"Episode 0 .*\['desired_goal'\]` is missing: got \['ach"):
+        load_minari(ID)
+
+
+def test_obs_keys_choose_and_order(make_minari: Make) -> None:
+    make_minari(goal_episode(), observation_space=goal_space())
+    dataset = load_minari(ID, obs_keys=["desired_goal", "observation"])
+    assert dataset.obs_keys == ("desired_goal", "observation")
+    assert dataset.transitions.obs.tolist() == [[2, 2, 0, 0, 0]] * 4
+
+
+def test_a_box_of_higher_rank_is_flattened(make_minari: Make) -> None:
+    obs = np.arange(5 * 6).reshape(5, 2, 3).astype(float)
+    make_minari(episode(observations=obs), observation_space=Box(0, 99, (2, 3)))
+    assert load_minari(ID).transitions.obs.tolist() == obs[:4].reshape(4, 6).tolist()
+
+
+def test_actions_are_scaled_by_the_space_or_by_given_bounds(make_minari: Make) -> None:
+    actions = np.array([[-2.0, 0.0], [2.0, 10.0], [0.0, 5.0], [1.0, 5.0]])
+    make_minari(episode(actions=actions), action_space=Box(np.array([-2, 0]), np.array([2, 10])))
+    expected = [[-1, -1], [1, 1], [0, 0], [0.5, 0]]
+    assert load_minari(ID).transitions.action.tolist() == expected
+    wide = load_minari(ID, low=-10.0, high=[10.0, 20.0]).transitions.action
+    np.testing.assert_allclose(wide[1], [0.2, 2 * 20 / 30 - 1], rtol=1e-6)
+
+
+# --- spaces that do not fit
+
+
+@pytest.mark.parametrize(
+    ("spaces", "options", "message"),
+    [
+        ({"action_space": Box(-np.inf, 1, (2,))}, {}, r"dimension 0 is unbounded.* Pass low="),
+        ({}, {"low": [-1.0] * 3}, r"Pass low= and high="),
+        ({"action_space": Box(-1, 1, (2, 1))}, {}, r"action space .* expected a Box of rank 1"),
+        ({"action_space": Discrete(3)}, {}, r"action space .* got Discrete\(3\)"),
+        ({"observation_space": Discrete(3)}, {}, r"observation space .* got Discrete"),
+        ({}, {"obs_keys": ["observation"]}, r"expected a Box without keys"),
+        (
+            {"observation_space": goal_space(extra=Box(0, 1, (1,)))},
+            {},
+            r"keys of its own: got \['achieved_goal', 'desired_goal', 'extra', 'observation'\]",
+        ),
+        (
+            {"observation_space": goal_space(extra=Discrete(2))},
+            {"obs_keys": ["extra"]},
+            r"part 'extra' does not fit: got Discrete\(2\)",
+        ),
+        (
+            {"observation_space": goal_space()},
+            {"obs_keys": ["observaton"]},
+            r"part 'observaton' does not fit: got None, .* there are \['achieved_goal'",
+        ),
+        ({"observation_space": goal_space()}, {"obs_keys": []}, "`obs_keys` is empty"),
+    ],
+)
+def test_a_space_that_does_not_fit_is_refused(
+    make_minari: Make, spaces: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
+    make_minari(**spaces)  # the spaces are looked at before any episode
+    with pytest.raises(UnsupportedSpaceError, match=message):
+        load_minari(ID, **options)
+
+
+# --- bad episodes
+
+
+def spoilt(field: str, row: int, value: float, steps: int = 4) -> dict[str, np.ndarray]:
+    column = np.array(getattr(episode(steps), field), np.float64)
+    column[row] = value
+    return {field: column}
+
+
+BAD = {
+    "observations too few": (
+        {"observations": np.zeros((4, 3))},
+        r"`observations`.*\(4, 3\).*\(5, 3",
+    ),
+    "observations too wide": ({"observations": np.zeros((5, 4))}, r"`observations`.*\(5, 4\)"),
+    "actions too few": (
+        {"actions": np.zeros((3, 2))},
+        r"`action`.*got \(3, 2\), expected \(4, 2\)",
+    ),
+    "rewards in a column": ({"rewards": np.zeros((4, 1))}, r"`reward`.*\(4, 1\), expected \(4,\)"),
+    "rewards too few": ({"rewards": np.zeros(3)}, r"`terminations`.*got \(4,\), expected \(3,\)"),
+    "truncations too many": ({"truncations": [False] * 5}, r"`truncations`.*\(5,\), expected \(4,"),
+    "nan": (spoilt("observations", 2, np.nan), r"`obs` is not finite.*got nan at row 2"),
+    "nan in the last observation": (
+        spoilt("observations", 4, np.nan),
+        r"`next_obs` is not finite.*got nan at row 3",
+    ),
+    "inf": (spoilt("rewards", 1, np.inf), r"`reward` is not finite.*got inf at row 1"),
+    "outside": (spoilt("actions", 3, 1.5), r"`action` lies outside the Box: got 1.5 at row 3"),
+    "no flag": ({"terminations": [False] * 4}, r".* leave the end open: got False twice at row 3"),
+    "early end": ({"terminations": [0, 1, 0, 1]}, r"`terminations`.*before the end.*at row 1 of 4"),
+    "early cut": ({"truncations": [1, 0, 0, 0]}, r"`truncations`.*before the end.*at row 0 of 4"),
+    "no flags at all": ({"terminations": [0, 3, 0, 1]}, r"`terminations` is not a flag: got 3"),
+    "text": ({"rewards": list("abcd")}, r"`reward` has the wrong dtype: got object"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD.values(), ids=BAD)
+def test_a_bad_episode_is_named_or_left_out(
+    make_minari: Make, changes: dict[str, Any], message: str
+) -> None:
+    make_minari(episode(4, 1), episode(4, 2, **changes), episode(2, 3))
+    with pytest.raises(DataError, match=rf"^Episode 1 of {ID}: {message}"):
+        load_minari(ID)
+    with pytest.warns(UserWarning, match=rf"1 of 3 episodes left out. First: Episode 1 of {ID}"):
+        dataset = load_minari(ID, on_bad_episode="skip")
+    assert dataset.source == f"Minari {ID} (1 of 3 episodes left out)"
+    expected = [episode(4, 1).observations[:-1], episode(2, 3).observations[:-1]]
+    np.testing.assert_array_equal(
+        dataset.transitions.obs, np.concatenate(expected).astype(np.float32)
+    )
+
+
+def test_an_episode_without_a_step_is_bad(make_minari: Make, minari_root: Path) -> None:
+    make_minari(episode())
+    with h5py.File(hdf5(minari_root), "a") as file:
+        file["episode_0/rewards"].resize((0,))
+    with pytest.raises(DataError, match=r"Episode 0 .*`rewards` is empty: got shape \(0,\)"):
+        load_minari(ID)
+
+
+def test_an_open_end_can_count_as_truncated(make_minari: Make) -> None:
+    make_minari(episode(terminations=[False] * 4))
+    dataset = load_minari(ID, unflagged_end="truncate")
+    assert dataset.truncated.tolist() == [False, False, False, True]
+    assert dataset.transitions.discount.tolist() == [np.float32(0.99)] * 4
+
+
+def test_actions_outside_can_be_clipped(make_minari: Make) -> None:
+    make_minari(episode(**spoilt("actions", 3, 1.5)))
+    assert load_minari(ID, out_of_bounds="clip").transitions.action[3].tolist() == [1.0, 1.0]
+
+
+def test_nothing_left_is_an_empty_dataset(make_minari: Make) -> None:
+    make_minari(episode(terminations=[False] * 4))
+    with (
+        pytest.warns(UserWarning, match="1 of 1 episodes"),
+        pytest.raises(
+            EmptyDatasetError, match=r"got 0 transitions from Minari toy/set-v0 \(1 of 1"
+        ),
+    ):
+        load_minari(ID, on_bad_episode="skip")
+
+
+def test_no_episode_is_an_empty_dataset(make_minari: Make) -> None:
+    make_minari()
+    with pytest.raises(EmptyDatasetError, match="got 0 transitions from Minari toy/set-v0"):
+        load_minari(ID)
+
+
+@pytest.mark.parametrize("option", ["on_bad_episode", "unflagged_end", "out_of_bounds"])
+def test_unknown_options_are_refused(make_minari: Make, option: str) -> None:
+    make_minari(episode())
+    with pytest.raises(DataError, match=f"`{option}` is unknown: got 'ignore'"):
+        load_minari(ID, **{option: "ignore"})
+
+
+# --- what is not there
+
+
+def test_a_missing_dataset_is_not_downloaded(
+    minari_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(*_: object, **__: object) -> None:
+        pytest.fail("the loader went to the network")
+
+    monkeypatch.setattr("minari.storage.hosting.download_dataset", download)
+    with pytest.raises(DataError, match=r"not on this machine.*Run `minari download D4RL/x/y-v2`"):
+        load_minari("D4RL/x/y-v2")
+
+
+@pytest.mark.parametrize("name", ["", "../toy/set-v0", "toy/set", "toy", "toy/../toy/set-v0"])
+def test_an_id_leads_nowhere_else(make_minari: Make, minari_root: Path, name: str) -> None:
+    make_minari(episode())
+    (minari_root / "inner").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(
+            "MINARI_DATASETS_PATH", str(minari_root / "inner" if ".." in name else minari_root)
+        )
+        with pytest.raises(DataError, match="Minari dataset"):
+            load_minari(name)
+        with pytest.raises(DataError, match="Minari dataset"):
+            load_minari(str(minari_root / "toy" / "set-v0"))
+
+
+def test_something_else_than_a_dataset_is_refused() -> None:
+    with pytest.raises(DataError, match="got list, expected a MinariDataset or an id"):
+        load_minari([])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("function", [load_minari, minari_reference])
+def test_without_minari_the_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, function: Callable[[str], object]
+) -> None:
+    monkeypatch.setitem(sys.modules, "minari", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'gtp-policy\[datasets\]'"):
+        function(ID)
+
+
+def test_a_storage_format_without_its_library_is_named(
+    make_minari: Make, minari_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_minari(episode())
+    edit_metadata(minari_root, data_format="arrow")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.delitem(sys.modules, "minari.dataset._storages.arrow_storage", raising=False)
+    with pytest.raises(MissingDependencyError, match="pyarrow"):
+        load_minari(ID)
+
+
+# --- hostile and damaged files
+
+
+def edit_metadata(root: Path, **changes: object) -> None:
+    path = root / ID / "data" / "metadata.json"
+    metadata = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in metadata.items() if v is not None}))
+
+
+def hdf5(root: Path) -> Path:
+    return root / ID / "data" / "main_data.hdf5"
+
+
+HOSTILE_SPEC = json.dumps(
+    {
+        "id": "Canary-v0",
+        "entry_point": "canary:Env",
+        "reward_threshold": None,
+        "nondeterministic": False,
+        "max_episode_steps": None,
+        "order_enforce": True,
+        "disable_env_checker": False,
+        "kwargs": {},
+        "additional_wrappers": [],
+        "vector_entry_point": None,
+    }
+)
+
+
+@pytest.fixture
+def no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A module that shows whether it was imported stands where the file's entry point leads."""
+    (tmp_path / "canary.py").write_text("raise SystemExit('executed')")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def make(*_: object, **__: object) -> None:
+        pytest.fail("the loader built an environment")
+
+    monkeypatch.setattr(gymnasium, "make", make)
+
+
+@pytest.mark.usefixtures("no_environment")
+def test_the_environment_in_the_metadata_is_never_built(
+    make_minari: Make, minari_root: Path
+) -> None:
+    make_minari(episode())
+    edit_metadata(minari_root, env_spec=HOSTILE_SPEC, eval_env_spec=HOSTILE_SPEC)
+    assert len(load_minari(ID)) == 4
+    assert "canary" not in sys.modules
+
+
+@pytest.mark.usefixtures("no_environment")
+@pytest.mark.parametrize("space", ["observation_space", "action_space"])
+def test_nor_to_learn_a_missing_space(make_minari: Make, minari_root: Path, space: str) -> None:
+    """Minari itself makes the environment of the file here."""
+    make_minari(episode())
+    edit_metadata(minari_root, env_spec=HOSTILE_SPEC, **{space: None})
+    with pytest.raises(DataError, match=f"got no `{space}` in its metadata"):
+        load_minari(ID)
+    assert "canary" not in sys.modules
+
+
+def link_out(root: Path, file: h5py.File) -> None:
+    with h5py.File(root / "secret.hdf5", "w") as secret:
+        secret["x"] = file["episode_0/observations"][:]
+    del file["episode_0/observations"]
+    file["episode_0/observations"] = h5py.ExternalLink(str(root / "secret.hdf5"), "x")
+
+
+def link_soft(root: Path, file: h5py.File) -> None:
+    del file["episode_0/rewards"]
+    file["episode_0/rewards"] = h5py.SoftLink("/episode_1/rewards")
+
+
+def group_out(root: Path, file: h5py.File) -> None:
+    with h5py.File(root / "secret.hdf5", "w") as secret:
+        file.copy("episode_0", secret)
+    del file["episode_0"]
+    file["episode_0"] = h5py.ExternalLink(str(root / "secret.hdf5"), "episode_0")
+
+
+def virtual(root: Path, file: h5py.File) -> None:
+    with h5py.File(root / "secret.hdf5", "w") as secret:
+        secret["x"] = file["episode_0/rewards"][:]
+    layout = h5py.VirtualLayout((4,), "f8")
+    layout[:] = h5py.VirtualSource(str(root / "secret.hdf5"), "x", (4,))
+    del file["episode_0/rewards"]
+    file.create_virtual_dataset("episode_0/rewards", layout)
+
+
+def external(root: Path, file: h5py.File) -> None:
+    np.zeros(4).tofile(root / "secret.bin")
+    del file["episode_0/rewards"]
+    where = [(str(root / "secret.bin"), 0, 32)]
+    file.create_dataset("episode_0/rewards", (4,), "f8", external=where)
+
+
+@pytest.mark.parametrize("spoil", [link_out, link_soft, group_out, virtual, external])
+def test_nothing_outside_the_file_is_read(
+    make_minari: Make, minari_root: Path, spoil: Callable[[Path, h5py.File], None]
+) -> None:
+    make_minari(episode(), episode())
+    with h5py.File(hdf5(minari_root), "a") as file:
+        spoil(minari_root, file)
+    with pytest.raises(DataError, match=r"`episode_0\S*` is not stored here.*stored in the file"):
+        load_minari(ID)
+
+
+class Canary:
+    """Unpickling an instance leaves a file behind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("field", ["actions", "observations", "rewards"])
+def test_pickled_objects_stay_bytes(make_minari: Make, minari_root: Path, field: str) -> None:
+    make_minari(episode())
+    mark = minari_root / "executed"
+    payload = np.frombuffer(pickle.dumps(Canary(mark)), np.uint8)
+    with h5py.File(hdf5(minari_root), "a") as file:
+        del file["episode_0"][field]
+        rows = file["episode_0"].create_dataset(field, (4,), h5py.vlen_dtype(np.uint8))
+        for i in range(4):
+            rows[i] = payload
+    with pytest.raises(DataError, match=field.rstrip("s")):
+        load_minari(ID)
+    assert not mark.exists()
+    pickle.loads(payload.tobytes())  # noqa: S301 (the canary does sing when asked to)
+    assert mark.exists()
+
+
+def test_a_file_cannot_ask_for_more_memory_than_it_fills(
+    make_minari: Make, minari_root: Path
+) -> None:
+    make_minari(episode())
+    with h5py.File(hdf5(minari_root), "a") as file:
+        del file["episode_0/rewards"]
+        file.create_dataset("episode_0/rewards", (10**11,), "f8", chunks=(10**6,))
+    with pytest.raises(DataError, match="declares more than it can hold: got 8000000"):
+        load_minari(ID)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"total_steps": 10**12}, r"toy/set-v0` declares more than it can hold"),
+        ({"total_steps": 5}, r"Episode 1 .* More transitions than announced: got 6"),
+        ({"total_steps": -1}, r"`total_steps` .* is negative"),
+        ({"total_steps": "many"}, r"cannot be read: got ValueError"),
+        ({"total_episodes": 7}, r"cannot be read: got KeyError"),
+        ({"minari_version": "9.9.9"}, r"cannot be opened: got ValueError .*9\.9\.9"),
+        ({"observation_space": "{}"}, r"cannot be opened: got KeyError"),
+        ({"data_format": "zip"}, r"cannot be opened"),
+        ({"dataset_id": "other/set-v0"}, r"not on this machine: got Misconfigured.*other/set-v0"),
+    ],
+)
+def test_metadata_that_lie_are_refused(
+    make_minari: Make, minari_root: Path, changes: dict[str, object], message: str
+) -> None:
+    make_minari(episode(4), episode(2))
+    edit_metadata(minari_root, **changes)
+    with pytest.raises(DataError, match=message):
+        load_minari(ID)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.9])
+def test_a_truncated_file_is_refused(make_minari: Make, minari_root: Path, share: float) -> None:
+    make_minari(*(episode(seed=i) for i in range(5)))
+    content = hdf5(minari_root).read_bytes()
+    hdf5(minari_root).write_bytes(content[: int(share * len(content))])
+    with pytest.raises(DataError, match=r"main_data.hdf5` cannot be read as HDF5: got OSError"):
+        load_minari(ID)
+
+
+# --- reference scores and memory
+
+
+def test_reference_scores_come_with_the_id(make_minari: Make, minari_root: Path) -> None:
+    make_minari(episode())
+    with pytest.raises(
+        DataError, match="toy/set-v0 has no reference scores: got ref_min_score=None"
+    ):
+        minari_reference(ID)
+    edit_metadata(minari_root, ref_min_score=-1.0, ref_max_score=3.0)
+    dataset = minari.load_dataset(ID)
+    reference = minari_reference(dataset)
+    returns = np.array([-1.0, 0.0, 3.0])
+    expected = 100 * minari.get_normalized_score(dataset, returns)  # Minari counts from 0 to 1
+    np.testing.assert_allclose(normalized_score(returns, reference).values, expected)
+    assert reference.source == "metadata of Minari toy/set-v0"
+    edit_metadata(minari_root, ref_min_score="low")
+    with pytest.raises(DataError, match="Reference scores are unusable"):
+        minari_reference(ID)
+
+
+def test_loading_needs_less_than_twice_the_memory_of_the_result(make_minari: Make) -> None:
+    long = [cut(1000, seed) for seed in range(100)]
+    whole = make_minari(*long)
+    load_minari(whole.filter_episodes(lambda e: e.id == 0))  # imports are not what is measured
+    tracemalloc.start()
+    try:
+        dataset = load_minari(ID)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(dataset) == 100_000
+    assert dataset.nbytes < peak < 2 * dataset.nbytes

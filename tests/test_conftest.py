@@ -1,0 +1,44 @@
+"""The guard of conftest.py notices what it is there to notice."""
+
+from pathlib import Path
+
+import pytest
+
+CONFTEST = Path(__file__).with_name("conftest.py")
+
+
+def test_a_test_that_moves_a_global_generator_fails(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(CONFTEST.read_text(encoding="utf-8"))
+    pytester.makeini("[pytest]\nmarkers = global_rng: may move a global generator\n")
+    pytester.makepyfile(
+        """
+        import random
+
+        import numpy as np
+        import pytest
+        import torch
+        from hypothesis import given, strategies as st
+
+        def test_torch():
+            torch.rand(1)
+
+        def test_numpy():
+            np.random.rand()
+
+        def test_python():
+            random.random()
+
+        @pytest.mark.global_rng
+        def test_marked():
+            torch.rand(1)
+
+        @given(st.integers())
+        def test_explicit(generator, seed):
+            torch.rand(1, generator=generator)
+            np.random.default_rng(abs(seed)).random()
+        """
+    )
+    result = pytester.runpytest_subprocess("-p", "no:xdist")
+    # The guard speaks after the test, so each offender counts as passed and as an error.
+    result.assert_outcomes(passed=5, errors=3)
+    result.stdout.fnmatch_lines(["*global random state of torch changed during the test*"])

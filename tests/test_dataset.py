@@ -1,0 +1,405 @@
+"""Arrays to OfflineDataset: what is refused and how, what is kept, and what bootstraps."""
+
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gtp_policy.dataset_builder
+from gtp_policy import ActionScaler, OfflineDataset, OfflineDatasetBuilder
+from gtp_policy.errors import DataError, EmptyDatasetError, UnsupportedSpaceError
+
+N, OBS, ACT = 6, 3, 2
+FIELDS = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
+
+
+def arrays(n: int = N, seed: int = 0, **changes: object) -> dict[str, Any]:
+    """One valid episode of n transitions that ends by itself."""
+    rng = np.random.default_rng(seed)
+    fields = {
+        "obs": rng.normal(size=(n, OBS)),
+        "action": rng.uniform(-2, 2, size=(n, ACT)),
+        "reward": rng.normal(size=n),
+        "next_obs": rng.normal(size=(n, OBS)),
+        "terminated": np.arange(n) == n - 1,
+        "truncated": np.zeros(n, bool),
+        "low": [-2.0] * ACT,
+        "high": [2.0] * ACT,
+    }
+    return fields | changes
+
+
+def build(**changes: object) -> OfflineDataset:
+    return OfflineDataset.from_arrays(**arrays(**changes))
+
+
+def test_every_number_arrives_in_its_field() -> None:
+    fields = arrays()
+    batch = OfflineDataset.from_arrays(**fields, gamma=0.5).transitions
+    for name in ("obs", "reward", "next_obs"):
+        np.testing.assert_array_equal(getattr(batch, name), fields[name].astype(np.float32))
+    np.testing.assert_allclose(batch.action, fields["action"] / 2, rtol=1e-6)
+    assert batch.discount.tolist() == [0.5] * (N - 1) + [0.0]
+    batch.check(OBS, ACT)
+
+
+# --- what is refused, and what the message says
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("rows", [slice(4, 5), slice(None)], ids=["one", "all"])
+@pytest.mark.parametrize("mode", ["error", "clip"])
+def test_a_number_that_is_not_finite_is_named(
+    field: str, value: float, rows: slice, mode: str
+) -> None:
+    column = np.array(arrays()[field], dtype=np.float64)
+    column[rows] = value
+    with pytest.raises(DataError) as caught:
+        build(**{field: column}, out_of_bounds=mode)
+    message = str(caught.value)
+    assert f"`{field}`" in message
+    assert f"got {value} at row {4 if rows.start else 0}" in message
+    assert "expected" in message
+
+
+@pytest.mark.parametrize("field", ["obs", "reward", "next_obs", "action"])
+def test_what_float32_cannot_hold_is_not_finite(field: str) -> None:
+    column = np.array(arrays()[field])
+    column[2] = 1e39
+    with pytest.raises(
+        DataError, match=rf"`{field}` is not finite in float32: got 1e\+39 at row 2"
+    ):
+        build(**{field: column})
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_field_of_another_length_is_named(field: str) -> None:
+    short = np.asarray(arrays()[field])[:-1]
+    with pytest.raises(
+        DataError, match=r"wrong shape: got \(\d, ?\d?\), expected \(\d, ?\d?\)"
+    ) as e:
+        build(**{field: short})
+    # When obs itself is short, the first field that disagrees with it is named.
+    assert f"`{'action' if field == 'obs' else field}`" in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("reward", np.zeros((N, 1)), r"`reward` .* got \(6, 1\), expected \(6,\)\. Pass reward\["),
+        ("terminated", np.zeros((N, 1)), r"got \(6, 1\), expected \(6,\)\. Pass terminated\["),
+        ("obs", np.zeros(N), r"`obs` .* got \(6,\), expected \(N, O\)"),
+        ("obs", np.zeros((N, 2, 2)), r"`obs` .* got \(6, 2, 2\), expected \(N, O\)"),
+        ("obs", 3.0, r"`obs` .* got \(\), expected \(N, O\)"),
+        ("action", np.zeros(N), r"`action` .* got \(6,\), expected \(6, 2\)"),
+        ("action", np.zeros((N, 3)), r"`action` .* got \(6, 3\), expected \(6, 2\)"),
+        ("next_obs", np.zeros((N, OBS + 1)), r"`next_obs` .* got \(6, 4\), expected \(6, 3\)"),
+        ("obs", np.zeros((N, OBS), complex), r"`obs` .* got complex128, expected floating"),
+        ("reward", np.zeros(N, bool), r"`reward` .* got bool, expected floating point or integer"),
+        ("action", np.full((N, ACT), None), r"`action` .* got object, expected"),
+        ("reward", ["1"] * N, r"`reward` .* got <U1, expected"),
+        ("obs", [[0.0], [0.0, 1.0]], r"`obs` is not an array: got list"),
+        ("truncated", ["no"] * N, r"`truncated` .* got <U2, expected bool or 0/1"),
+        ("truncated", [0, 0, 2, 0, 0, 0], r"`truncated` is not a flag: got 2 at row 2"),
+        ("terminated", [0, 0.5, 0, 0, 0, 1], r"`terminated` is not a flag: got 0.5 at row 1"),
+    ],
+)
+def test_a_wrong_rank_dtype_or_flag_is_named(field: str, value: object, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        build(**{field: value})
+
+
+def test_an_action_outside_the_box_is_named_or_clipped() -> None:
+    action = np.zeros((N, ACT))
+    action[3, 1], action[5, 0] = 2.5, -9.0
+    with pytest.raises(
+        DataError,
+        match=r"got 2.5 at row 3, dimension 1 \(2 such rows among 6\), expected -2.0 to 2.0",
+    ):
+        build(action=action)
+    unit = build(action=action, out_of_bounds="clip").transitions.action
+    assert unit[3].tolist() == [0.0, 1.0]
+    assert unit[5].tolist() == [-1.0, 0.0]
+
+
+def test_rounding_at_the_edge_of_the_box_is_not_outside() -> None:
+    edge = np.full((N, ACT), np.float32(0.1))  # 0.1 in float32 is larger than 0.1
+    unit = build(action=edge, low=[-0.1] * ACT, high=[0.1] * ACT).transitions.action
+    assert unit.max() == 1.0
+
+
+@pytest.mark.parametrize("bounds", [([-1.0, -np.inf], [1.0, 1.0]), ([1.0, 1.0], [1.0, 2.0])])
+def test_an_unusable_box_is_refused(bounds: tuple[list[float], list[float]]) -> None:
+    with pytest.raises(UnsupportedSpaceError, match="Action dimension"):
+        build(low=bounds[0], high=bounds[1])
+
+
+@pytest.mark.parametrize("gamma", [-0.1, 1.1, np.nan])
+def test_gamma_is_a_discount(gamma: float) -> None:
+    with pytest.raises(DataError, match="`gamma` is out of range"):
+        build(gamma=gamma)
+
+
+def test_unknown_options_are_refused() -> None:
+    with pytest.raises(DataError, match="`out_of_bounds` is unknown: got 'wrap'"):
+        build(out_of_bounds="wrap")
+
+
+@pytest.mark.parametrize("empty", [np.zeros((0, OBS)), []])
+def test_no_transition_is_an_error_of_its_own(empty: npt.ArrayLike) -> None:
+    with pytest.raises(EmptyDatasetError, match="got 0 transitions from nowhere"):
+        build(obs=empty, source="nowhere")
+
+
+def test_nothing_left_is_an_error_with_a_hint() -> None:
+    with pytest.raises(EmptyDatasetError, match=r"got 6 rows .* Pass `next_obs`"):
+        build(next_obs=None, terminated=[0] * N, truncated=[1] * N)
+
+
+# --- what is accepted
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", ">f4", "i1", "i8", "u1", "u8"])
+@pytest.mark.parametrize("layout", ["C", "F", "strided", "reversed", "read-only"])
+def test_any_number_type_and_layout_gives_the_same_dataset(dtype: str, layout: str) -> None:
+    def convert(x: np.ndarray) -> np.ndarray:
+        x = x.astype(dtype)
+        if layout == "strided":
+            x = np.repeat(x, 2, axis=0)[::2]
+        elif layout == "reversed":
+            x = np.ascontiguousarray(x[::-1])[::-1]
+        else:
+            x = np.array(x, order="F" if layout == "F" else "C")
+        x.flags.writeable = layout != "read-only"
+        return x
+
+    plain = arrays(
+        obs=np.arange(N * OBS).reshape(N, OBS) % 7,
+        action=np.arange(N * ACT).reshape(N, ACT) % 3,
+        reward=np.arange(N),
+        next_obs=np.arange(N * OBS).reshape(N, OBS) % 5,
+    )
+    converted = plain | {name: convert(np.asarray(plain[name])) for name in FIELDS}
+    before = {name: converted[name].copy() for name in FIELDS}
+    expected, got = (OfflineDataset.from_arrays(**x).transitions for x in (plain, converted))
+    for a, b in zip(expected, got, strict=True):
+        assert torch.equal(a, b)
+    for name in FIELDS:
+        np.testing.assert_array_equal(converted[name], before[name])
+
+
+def test_torch_tensors_are_arrays_too() -> None:
+    tensors = {k: torch.as_tensor(np.asarray(v)) for k, v in arrays().items()}
+    assert torch.equal(
+        OfflineDataset.from_arrays(**tensors).transitions.obs, build().transitions.obs
+    )
+    with pytest.raises(DataError, match="`obs` is not an array: got Tensor"):
+        build(obs=torch.zeros(N, OBS, requires_grad=True))
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("flag", ["terminated", "truncated"])
+@pytest.mark.parametrize("constant", [False, True])
+def test_the_smallest_datasets_can_be_sampled(
+    n: int, flag: str, constant: bool, generator: torch.Generator
+) -> None:
+    """One-step episodes, one transition in all, everything constant: legal."""
+    flags = {"terminated": [0] * n, "truncated": [0] * n} | {flag: [1] * n}
+    fields = arrays(n, **flags)
+    if constant:
+        fields |= {k: np.zeros_like(fields[k]) for k in ("obs", "action", "reward", "next_obs")}
+    dataset = OfflineDataset.from_arrays(**fields)
+    batch = dataset.sample(200, generator=generator).check(OBS, ACT)
+    assert all(x.isfinite().all() for x in batch)
+    assert set(batch.discount.tolist()) == {0.0 if flag == "terminated" else np.float32(0.99)}
+    assert np.isfinite(dataset.action_std())
+
+
+def test_an_unfinished_last_row_counts_as_truncated() -> None:
+    dataset = build(terminated=[0] * N)
+    assert dataset.truncated.tolist() == [False] * (N - 1) + [True]
+    assert dataset.transitions.discount.min() == np.float32(0.99)
+
+
+def test_where_both_flags_are_set_termination_decides() -> None:
+    dataset = build(truncated=np.arange(N) == N - 1)
+    assert dataset.transitions.discount.tolist() == [np.float32(0.99)] * (N - 1) + [0.0]
+    assert dataset.terminated[-1]
+    assert dataset.truncated[-1]
+
+
+@pytest.mark.parametrize("rows", [4, 6])
+def test_without_next_obs_the_last_of_both_flags_is_kept(rows: int) -> None:
+    """A terminated row needs no next observation, so truncation at the same row drops nothing."""
+    both = np.arange(N) == rows - 1
+    dataset = build(next_obs=None, terminated=both, truncated=both)
+    assert len(dataset) == (N if rows == N else N - 1)
+
+
+EPISODES = st.lists(st.tuples(st.integers(1, 5), st.booleans()), min_size=1, max_size=8)
+
+
+@given(episodes=EPISODES, chunk=st.integers(1, 7))
+def test_shifted_rows_never_cross_an_episode(episodes: list[tuple[int, bool]], chunk: int) -> None:
+    """Observation (e, k) is step k of episode e: what follows it must be (e, k + 1)."""
+    obs = np.array([(e, k) for e, (n, _) in enumerate(episodes) for k in range(n)], float)
+    ends = np.array([k == n - 1 for n, _ in episodes for k in range(n)])
+    terminates = np.array([t for n, t in episodes for _ in range(n)])
+    kept = [n if t else n - 1 for n, t in episodes]
+    fields = {
+        "obs": obs,
+        "action": np.zeros((len(obs), 1)),
+        "reward": obs[:, 1],
+        "terminated": ends & terminates,
+        "truncated": ends & ~terminates,
+        "low": [-1.0],
+        "high": [1.0],
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gtp_policy.dataset_builder, "CHUNK_BYTES", 8 * 7 * chunk)
+        if not sum(kept):
+            with pytest.raises(EmptyDatasetError):
+                OfflineDataset.from_arrays(**fields)
+            return
+        dataset = OfflineDataset.from_arrays(**fields)
+    batch = dataset.transitions
+    assert len(dataset) == sum(kept)
+    going = torch.as_tensor(~dataset.terminated)
+    assert torch.equal(batch.next_obs[going], batch.obs[going] + torch.tensor([0.0, 1.0]))
+    assert torch.equal(batch.discount == 0, ~going)
+    ended = dataset.terminated | dataset.truncated
+    assert ended.sum() == sum(n > 0 for n in kept)
+    assert batch.obs[torch.as_tensor(ended), 1].tolist() == [n - 1 for n in kept if n]
+
+
+# --- what the flags mean
+
+
+@pytest.mark.parametrize(
+    ("terminated", "truncated", "expected"),
+    [
+        # The cycle 0 -> 1 -> 2 -> 0 with rewards 1, 2, 3 and gamma 1/2. Cut by a time limit, it
+        # goes on: V0 = (1 + 2/2 + 3/4) / (1 - 1/8), and so on around.
+        (False, True, [22 / 7, 30 / 7, 32 / 7]),
+        # Ended by itself after state 2: V2 = 3, V1 = 2 + 3/2, V0 = 1 + 2/2 + 3/4.
+        (True, False, [11 / 4, 7 / 2, 3.0]),
+        (True, True, [11 / 4, 7 / 2, 3.0]),
+    ],
+)
+def test_only_termination_stops_bootstrapping(
+    terminated: bool, truncated: bool, expected: list[float]
+) -> None:
+    """Value iteration on the dataset's own discounts meets the closed form of a 3-state chain."""
+    batch = OfflineDataset.from_arrays(
+        obs=np.eye(3),
+        action=np.zeros((3, 1)),
+        reward=[1, 2, 3],
+        next_obs=np.roll(np.eye(3), -1, axis=0),
+        terminated=[False, False, terminated],
+        truncated=[False, False, truncated],
+        low=[-1.0],
+        high=[1.0],
+        gamma=0.5,
+    ).transitions
+    value = torch.zeros(3)
+    for _ in range(60):
+        value = batch.reward + batch.discount * (batch.next_obs @ value)
+    np.testing.assert_allclose(value, expected, atol=1e-6)
+
+
+# --- sampling, statistics, moving
+
+
+def test_sampling_is_uniform_with_replacement(generator: torch.Generator) -> None:
+    n, draws = 50, 100_000
+    rows = build(n=n, reward=np.arange(n)).sample(draws, generator=generator).reward
+    counts = torch.bincount(rows.long(), minlength=n)
+    # Six standard deviations of a binomial: one false alarm in 10 million such tests.
+    assert (counts - draws / n).abs().max() < 6 * (draws / n) ** 0.5
+    assert counts.min() > 0
+
+
+def test_sampling_repeats_with_the_generator_and_keeps_rows_together() -> None:
+    dataset = build(n=100)
+    a, b = (dataset.sample(64, generator=torch.Generator().manual_seed(3)) for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    whole = torch.cat([x.reshape(100, -1) for x in dataset.transitions], 1).tolist()
+    assert all(row in whole for row in torch.cat([x.reshape(64, -1) for x in a], 1).tolist())
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_batch_has_at_least_one_row(size: int, generator: torch.Generator) -> None:
+    with pytest.raises(DataError, match=f"`batch_size` is out of range: got {size}"):
+        build().sample(size, generator=generator)
+
+
+def test_statistics_are_those_of_the_population() -> None:
+    fields = arrays(1000, obs=np.random.default_rng(1).normal(1e3, [1, 2, 3], size=(1000, OBS)))
+    dataset = OfflineDataset.from_arrays(**fields)
+    mean, std = dataset.observation_statistics()
+    np.testing.assert_allclose(mean, fields["obs"].mean(0), rtol=1e-6)
+    np.testing.assert_allclose(std, fields["obs"].std(0), rtol=1e-3)
+    expected = np.sqrt((fields["action"] / 2).var(0).mean())
+    assert dataset.action_std() == pytest.approx(expected, rel=1e-5)
+
+
+def test_moving_keeps_the_description() -> None:
+    dataset = build(source="here")
+    there = dataset.to("meta")
+    assert there.device.type == "meta"
+    assert (there.source, there.gamma, len(there)) == ("here", 0.99, N)
+    assert dataset.device.type == "cpu"
+    assert dataset.nbytes == N * (4 * (2 * OBS + ACT + 2) + 2)
+    assert "'here', 6 transitions" in repr(dataset)
+
+
+# --- the builder
+
+
+def builder(size: int = 4) -> OfflineDatasetBuilder:
+    return OfflineDatasetBuilder(
+        size, obs_dim=OBS, action_scaler=ActionScaler([-2] * ACT, [2] * ACT)
+    )
+
+
+def piece(n: int = 2, **changes: object) -> dict[str, Any]:
+    fields = arrays(n, **changes)
+    return {k: v for k, v in fields.items() if k in FIELDS}
+
+
+def test_a_bad_piece_leaves_nothing_behind() -> None:
+    filling = builder()
+    filling.append(**piece(seed=1))
+    with pytest.raises(DataError, match="`reward` is not finite in float32: got nan at row 3"):
+        filling.append(**piece(reward=[0.0, np.nan]))
+    filling.append(**piece(seed=2))
+    expected = [torch.from_numpy(arrays(2, seed)["obs"]).float() for seed in (1, 2)]
+    assert torch.equal(OfflineDataset.from_builder(filling).transitions.obs, torch.cat(expected))
+
+
+def test_rows_may_have_names_of_their_own() -> None:
+    with pytest.raises(DataError, match="at row 41"):
+        builder().append(**piece(reward=[0.0, np.nan]), rows=np.array([40, 41]))
+
+
+def test_more_than_announced_is_refused() -> None:
+    with pytest.raises(DataError, match="got 5, expected at most 4"):
+        builder().append(**piece(5))
+
+
+def test_building_needs_less_than_twice_the_memory_of_the_result() -> None:
+    fields = arrays(500_000, terminated=np.arange(500_000) % 1000 == 999, next_obs=None)
+    tracemalloc.start()
+    try:
+        dataset = OfflineDataset.from_arrays(**fields)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(dataset) == 500_000
+    assert dataset.nbytes < peak < 2 * dataset.nbytes

@@ -1,0 +1,212 @@
+"""The docs gate: every public name is documented, stands in the reference, and its code runs."""
+
+import enum
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+from pydantic import BaseModel
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("gtp_policy", "gtp_policy.testing", "gtp_datasets")
+# Public modules whose names are imported by their full path and are no part of an `__all__`.
+MODULES = (
+    "gtp_policy.dataset_builder",
+    "gtp_policy.errors",
+    "gtp_policy.functional",
+    "gtp_policy.networks",
+)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def defined_in(module: str) -> set[str]:
+    names = vars(importlib.import_module(module))
+    return {
+        n
+        for n, value in names.items()
+        if not n.startswith("_") and getattr(value, "__module__", None) == module
+    }
+
+
+def public_objects() -> dict[str, Any]:
+    """Returns every public object once, under its shortest full name."""
+    objects: dict[str, Any] = {}
+    for package in PACKAGES:
+        module = importlib.import_module(package)
+        objects |= {f"{package}.{name}": getattr(module, name) for name in module.__all__}
+    known = {id(value) for value in objects.values()}
+    for name in MODULES:
+        module = importlib.import_module(name)
+        for entry in sorted(defined_in(name)):
+            if id(getattr(module, entry)) not in known:
+                objects[f"{name}.{entry}"] = getattr(module, entry)
+    return objects
+
+
+PUBLIC = public_objects()
+CALLABLE = {n: o for n, o in PUBLIC.items() if inspect.isclass(o) or inspect.isfunction(o)}
+
+
+def section(doc: str, title: str) -> str:
+    """Returns the body of a Google-style section, or "" if there is none."""
+    match = re.search(rf"^{title}:\n((?:[ \t]+.*\n|\n)+)", doc + "\n", re.MULTILINE)
+    return match.group(1) if match else ""
+
+
+def gaps_of_function(name: str, function: Callable[..., Any]) -> Iterator[str]:
+    """Yields what a function's docstring leaves out."""
+    doc = inspect.getdoc(function) or ""
+    if not doc:
+        yield f"{name}: no docstring"
+        return
+    signature = inspect.signature(function)
+    arguments = section(doc, "Args")
+    for parameter in signature.parameters.values():
+        if parameter.name in {"self", "cls"} or parameter.name.startswith("_"):
+            continue
+        if not re.search(rf"^\s+\**{parameter.name}(?: \(.*\))?:", arguments, re.MULTILINE):
+            yield f"{name}: Args says nothing of `{parameter.name}`"
+    returns = get_type_hints_or_raw(function).get("return", signature.return_annotation)
+    silent = returns in (None, type(None), "None", inspect.Signature.empty)
+    # Without arguments the first line may say it all.
+    silent |= doc.startswith("Returns ") and set(signature.parameters) <= {"self", "cls"}
+    if not silent and not (section(doc, "Returns") or section(doc, "Yields")):
+        yield f"{name}: no Returns section"
+
+
+def get_type_hints_or_raw(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(function)
+    except NameError:  # a name that only the type checker imports
+        return dict(getattr(function, "__annotations__", {}))
+
+
+def gaps_of_class(name: str, cls: type) -> Iterator[str]:
+    """Yields what a class and its own public methods leave undocumented."""
+    doc = inspect.getdoc(cls) if "__doc__" in vars(cls) else None
+    if not doc:
+        yield f"{name}: no docstring"
+        return
+    if issubclass(cls, BaseModel):
+        for field, info in cls.model_fields.items():
+            if not info.description:
+                yield f"{name}.{field}: no description"
+    elif issubclass(cls, tuple):
+        for field in getattr(cls, "_fields", ()):
+            if f"{field}:" not in section(doc, "Attributes"):
+                yield f"{name}: Attributes says nothing of `{field}`"
+    elif "__init__" in vars(cls) and not (
+        issubclass(cls, BaseException) or getattr(cls, "_is_protocol", False)
+    ):
+        arguments = section(doc, "Args")
+        for parameter in list(inspect.signature(vars(cls)["__init__"]).parameters)[1:]:
+            if not re.search(rf"^\s+\**{parameter}(?: \(.*\))?:", arguments, re.MULTILINE):
+                yield f"{name}: Args says nothing of `{parameter}`"
+    for method, value in vars(cls).items():
+        if method.startswith("_") and method != "__call__":
+            continue
+        full = f"{name}.{method}"
+        if isinstance(value, classmethod | staticmethod):
+            yield from gaps_of_function(full, value.__func__)
+        elif isinstance(value, property):
+            if not inspect.getdoc(value):
+                yield f"{full}: no docstring"
+        elif inspect.isfunction(value) and value.__module__ == cls.__module__:
+            yield from gaps_of_function(full, inspect.unwrap(value))
+
+
+@pytest.mark.parametrize("name", sorted(CALLABLE))
+def test_public_name_is_documented(name: str) -> None:
+    value = CALLABLE[name]
+    gaps = gaps_of_class(name, value) if inspect.isclass(value) else gaps_of_function(name, value)
+    assert list(gaps) == []
+
+
+@pytest.mark.parametrize("name", sorted(CALLABLE))
+def test_public_name_has_an_example_that_runs_as_a_doctest(name: str) -> None:
+    value = CALLABLE[name]
+    if inspect.isclass(value) and issubclass(value, enum.Enum):
+        return
+    assert ">>> " in section(inspect.getdoc(value) or "", "Example")
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_public_name_stands_in_the_reference(name: str) -> None:
+    directive = re.compile(rf"^\.\. auto\w+:: {re.escape(name)}(?:\(.*\))?$", re.MULTILINE)
+    pages = [
+        page.name
+        for page in (ROOT / "docs" / "reference").glob("*.rst")
+        if directive.search(page.read_text(encoding="utf-8"))
+    ]
+    assert len(pages) == 1, f"{name} stands on {pages}, expected exactly one reference page"
+
+
+def test_the_gate_sees_gaps() -> None:
+    def function(batch: int) -> int:  # noqa: D417 (the gap is the point)
+        """Does something.
+
+        Args:
+            other: Not this one.
+        """
+        return batch
+
+    class Thing:
+        """Is something."""
+
+        def __init__(self, size: int) -> None:
+            self.size = size
+
+        def grow(self) -> None:
+            self.size += 1
+
+    assert list(gaps_of_function("f", function)) == [
+        "f: Args says nothing of `batch`",
+        "f: no Returns section",
+    ]
+    assert list(gaps_of_class("T", Thing)) == [
+        "T: Args says nothing of `size`",
+        "T.grow: no docstring",
+    ]
+
+
+def python_blocks(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.M)
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if python_blocks(p)], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_python_code_of_a_page_runs_in_order(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # what a page writes stays out of the checkout
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    namespace: dict[str, Any] = {"__name__": "page"}
+    for number, block in enumerate(python_blocks(page), 1):
+        exec(compile(block, f"{page.name}, python block {number}", "exec"), namespace)
+
+
+def test_readme_has_code_to_run() -> None:
+    assert python_blocks(ROOT / "README.md")
+
+
+def test_changelog_starts_with_unreleased() -> None:
+    headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    assert headings[0] == "[Unreleased]"
+
+
+def test_documentation_builds_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "dummy"]
+    result = subprocess.run(
+        [*command, "-d", tmp_path / "doctrees", ROOT / "docs", tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr

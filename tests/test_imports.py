@@ -1,0 +1,160 @@
+"""Who may import whom: the arrows of the architecture, checked on the syntax tree."""
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import gtp_policy
+
+ROOT = Path(__file__).parents[1]
+CORE = ROOT / "gtp_policy"
+
+# The core in reading order. A module imports only from the rows above its own.
+LAYERS: list[set[str]] = [
+    {"_config", "_random", "errors"},
+    {"times", "spaces"},
+    {"functional"},
+    {"networks", "weighting", "transitions", "dataset_builder"},
+    {"actor", "dataset"},
+    {"loss", "critic"},
+    {"learner"},
+    {"__init__"},
+]
+CORE_LIBRARIES = {"numpy", "pydantic", "torch"}
+
+# Modules whose own names are public besides those of `gtp_policy.__all__`.
+PUBLIC_MODULES = (
+    "gtp_policy.dataset_builder",
+    "gtp_policy.errors",
+    "gtp_policy.functional",
+    "gtp_policy.networks",
+)
+
+# Folders outside the layers: what each may import besides the standard library and the core's
+# public names. An adapter has exactly one host; gtp_datasets has one per file format.
+OUTER: dict[str, set[str]] = {
+    "gtp_policy/testing": CORE_LIBRARIES | {"hypothesis", "pytest"},
+    "adapters/gtp_datasets": CORE_LIBRARIES | {"gymnasium", "h5py", "minari"},
+    "examples": CORE_LIBRARIES
+    | {"gtp_datasets", "gymnasium", "gymnasium_robotics", "hypothesis", "matplotlib"}
+    | {"minari", "pytest", "tqdm"},
+}
+# What `import gtp_policy` must not load: hosts, file formats and test tools.
+FOREIGN = {
+    "gtp_datasets",
+    "gymnasium",
+    "h5py",
+    "hypothesis",
+    "minari",
+    "pytest",
+    "stable_baselines3",
+    "tianshou",
+}
+
+
+def imports_of(path: Path) -> Iterator[tuple[str, str | None, int]]:
+    """Yields (module, name or None, line) of every import, wherever it stands in the file."""
+    package = ".".join(path.relative_to(ROOT).parent.parts).removeprefix("adapters.")
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level:
+                relative = importlib.util.resolve_name("." * node.level + module, package)
+                module = relative.rstrip(".")
+            yield from ((module, alias.name, node.lineno) for alias in node.names)
+
+
+def core_module(module: str, name: str | None) -> str:
+    """Returns the core's file that an import of gtp_policy reaches: `__init__` for the package."""
+    parts = module.split(".")[1:]
+    if parts:
+        return parts[0]
+    return name if name and (CORE / f"{name}.py").exists() else "__init__"
+
+
+def outer_files() -> list[tuple[str, Path]]:
+    return [(f, p) for f in OUTER for p in sorted((ROOT / f).rglob("*.py"))]
+
+
+def public_names() -> set[str]:
+    """Returns the names of the core that others may import."""
+    names = set(gtp_policy.__all__)
+    for module in PUBLIC_MODULES:
+        names |= {
+            name
+            for name, value in vars(importlib.import_module(module)).items()
+            if not name.startswith("_") and getattr(value, "__module__", "") == module
+        }
+    return names
+
+
+def test_every_core_module_has_a_layer() -> None:
+    placed = set().union(*LAYERS)
+    assert {p.stem for p in CORE.glob("*.py")} == placed
+
+
+@pytest.mark.parametrize("module", sorted(set().union(*LAYERS)))
+def test_arrows_never_reverse(module: str) -> None:
+    row = next(i for i, layer in enumerate(LAYERS) if module in layer)
+    allowed = set().union(*LAYERS[:row])
+    for imported, name, line in imports_of(CORE / f"{module}.py"):
+        where = f"gtp_policy/{module}.py:{line} imports {imported}"
+        top = imported.partition(".")[0]
+        if top == "gtp_policy":
+            assert core_module(imported, name) in allowed, where
+        else:
+            assert top in CORE_LIBRARIES | sys.stdlib_module_names, where
+
+
+@pytest.mark.parametrize(
+    ("folder", "path"), outer_files(), ids=[str(p.relative_to(ROOT)) for _, p in outer_files()]
+)
+def test_outer_code_uses_public_names_and_its_own_host(folder: str, path: Path) -> None:
+    own = folder.removeprefix("adapters/").replace("/", ".")
+    public = public_names()
+    for imported, name, line in imports_of(path):
+        where = f"{path.relative_to(ROOT)}:{line} imports {imported} {name or ''}"
+        top = imported.partition(".")[0]
+        if imported == own or imported.startswith(f"{own}."):
+            continue
+        if top != "gtp_policy":
+            assert top in OUTER[folder] | sys.stdlib_module_names, where
+        elif imported.startswith("gtp_policy.testing"):
+            assert folder == "examples", where
+        else:
+            assert "._" not in imported, where
+            assert name in public or f"{imported}.{name}" in PUBLIC_MODULES, where
+
+
+def test_the_rule_sees_hidden_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    (tmp_path / "gtp_policy").mkdir()
+    path = tmp_path / "gtp_policy" / "times.py"
+    path.write_text("def f():\n    import minari.utils\n    from .loss import GTPLoss\n")
+    assert list(imports_of(path)) == [
+        ("minari.utils", None, 2),
+        ("gtp_policy.loss", "GTPLoss", 3),
+    ]
+
+
+def test_importing_the_core_loads_no_host_and_no_test_tool() -> None:
+    code = "import sys, gtp_policy; print(*sorted({m.partition('.')[0] for m in sys.modules}))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    loaded = set(result.stdout.split())
+    assert "gtp_policy" in loaded
+    assert not loaded & FOREIGN
+
+
+def test_public_names_exist_and_are_no_modules() -> None:
+    for name in gtp_policy.__all__:
+        assert not inspect.ismodule(getattr(gtp_policy, name)), name
