@@ -1,5 +1,6 @@
 """Sphinx configuration: Markdown pages, a reference from the docstrings, warnings are errors."""
 
+import inspect
 from typing import Any
 
 from pydantic import BaseModel
@@ -41,9 +42,20 @@ def show_fields(
     if isinstance(obj, type) and issubclass(obj, BaseModel) and obj.model_fields:
         lines.extend(["", "**Fields**", ""])
         for field, info in obj.model_fields.items():
-            default = "required" if info.is_required() else f"default ``{info.default!r}``"
+            value = None if info.is_required() else info.get_default(call_default_factory=True)
+            # A nested config is described in its own place.
+            shown = f"{type(value).__name__}()" if isinstance(value, BaseModel) else repr(value)
+            default = "required" if info.is_required() else f"default ``{shown}``"
             lines.append(f"- ``{field}`` ({default}): {info.description}")
         lines.append("")
+
+
+def hide_docs_of_type(
+    app: object, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Removes what a constant would inherit from its type: the manual of ``str``, say."""
+    if what == "data" and lines and lines[0] == (inspect.getdoc(type(obj)) or "\n").splitlines()[0]:
+        lines.clear()
 
 
 def hide_machinery(
@@ -63,5 +75,6 @@ def short_signature(
 
 def setup(app: Any) -> None:  # noqa: ANN401 (Sphinx hands over its application object)
     app.connect("autodoc-process-docstring", show_fields)
+    app.connect("autodoc-process-docstring", hide_docs_of_type)
     app.connect("autodoc-process-signature", short_signature)
     app.connect("autodoc-skip-member", hide_machinery)

@@ -20,8 +20,10 @@ from gtp_policy.critic import (
 from gtp_policy.dataset import OfflineDataset
 from gtp_policy.dataset_builder import OfflineDatasetBuilder
 from gtp_policy.functional import FlowMap
-from gtp_policy.learner import GTPConfig, GTPLearner, GTPLearnerConfig, UpdateMetrics
+from gtp_policy.gtp_config import GTPConfig, GTPLearnerConfig
+from gtp_policy.learner import GTPLearner
 from gtp_policy.loss import GTPLoss, GTPLossConfig, GTPLossTerms, GTPResiduals, gtp_residuals
+from gtp_policy.metrics import UpdateMetrics
 from gtp_policy.spaces import ActionScaler, ObservationNormalizer
 from gtp_policy.times import (
     Curriculum,

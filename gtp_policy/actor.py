@@ -1,14 +1,14 @@
 r"""The policy: a network made into a flow map, and the sampler that walks along it."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from gtp_policy._config import Config, Float, Int
+from gtp_policy._config import Config, Float, Int, Width
 from gtp_policy._random import generator_or_private, new_stream
-from gtp_policy.errors import ShapeError
+from gtp_policy.errors import ShapeError, StateMismatchError
 from gtp_policy.functional import check_shape, flow_map, precondition, sample_flow
 from gtp_policy.networks import FlowMapMLP
 from gtp_policy.spaces import ObservationNormalizer
@@ -25,7 +25,7 @@ class FlowMapActorConfig(Config):
         True
     """
 
-    hidden: tuple[Int, ...] = Field(
+    hidden: tuple[Width, ...] = Field(
         (256, 256, 256), min_length=1, description="Widths of the default network's hidden layers."
     )
     time_dim: Int = Field(
@@ -99,13 +99,16 @@ class FlowMapActor(nn.Module):
         self.config = config.replace(sigma_data=config.sigma_data or 0.5)
         self.obs_dim, self.action_dim = obs_dim, action_dim
         self.normalizer = ObservationNormalizer(obs_dim)
-        self.network = network or FlowMapMLP(
-            obs_dim,
-            action_dim,
-            config.hidden,
-            config.time_dim,
-            generator=new_stream(seed, "actor"),
-        )
+        if network is None:
+            network = FlowMapMLP(
+                obs_dim,
+                action_dim,
+                config.hidden,
+                config.time_dim,
+                floor=config.times.floor,
+                generator=new_stream(seed, "actor"),
+            )
+        self.network = network
         noise = torch.randn(action_dim, generator=new_stream(seed, "fixed noise"))
         self.register_buffer("fixed_noise", noise)
 
@@ -228,6 +231,26 @@ class FlowMapActor(nn.Module):
         steps = self.config.steps if steps is None else steps
         grid = self.times.grid(steps, device=obs.device, dtype=obs.dtype)
         return sample_flow(self, obs, grid[0] * noise, grid)[-1].clamp(-1.0, 1.0)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Returns what parameters alone do not say: the scale and the times they were made for."""
+        return self.config.model_dump(mode="json", include={"sigma_data", "times"})
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Checks that parameters fit this actor; called by ``load_state_dict``.
+
+        Args:
+            state: What `get_extra_state` returned where the parameters were saved.
+
+        Raises:
+            StateMismatchError: If they were made for another ``sigma_data`` or other times.
+        """
+        own = self.get_extra_state()
+        if state != own:
+            raise StateMismatchError(
+                f"The parameters belong to another flow map: got {state}, expected {own}. Build "
+                "the actor from the config that was saved with them."
+            )
 
     def _check(self, obs: Tensor, x: Tensor | None) -> None:
         if obs.ndim != 2 or obs.shape[1] != self.obs_dim:

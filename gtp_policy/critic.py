@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gtp_policy._config import Bool, Config, Float, Int
+from gtp_policy._config import Bool, Config, Float, Int, Width
 from gtp_policy._random import new_stream
 from gtp_policy.errors import ShapeError
 from gtp_policy.functional import check_shape
@@ -25,7 +25,7 @@ class QEnsembleConfig(Config):
         4
     """
 
-    hidden: tuple[Int, ...] = Field(
+    hidden: tuple[Width, ...] = Field(
         (256, 256, 256), min_length=1, description="Widths of the hidden layers."
     )
     members: Int = Field(2, ge=1, description="N, number of independent Q networks.")
@@ -195,7 +195,7 @@ class ExpectileBaseline(Config):
 
     kind: Literal["expectile"] = Field("expectile", description="Discriminator of the union.")
     expectile: Float = Field(0.7, gt=0, lt=1, description="0.5 is the mean, 1 would be the max.")
-    hidden: tuple[Int, ...] = Field(
+    hidden: tuple[Width, ...] = Field(
         (256, 256, 256), min_length=1, description="Widths of the value network's hidden layers."
     )
 

@@ -75,6 +75,19 @@ expected finite numbers. Look at the critic's loss and at the rewards.
     """
 
 
+class StateMismatchError(GTPError, RuntimeError):
+    """A saved state that was made with other choices than the object it is loaded into.
+
+    Example:
+        >>> from gtp_policy import FlowMapActor, FlowMapActorConfig
+        >>> narrow = FlowMapActor(1, 1, FlowMapActorConfig(sigma_data=0.1))
+        >>> narrow.load_state_dict(FlowMapActor(1, 1).state_dict())
+        Traceback (most recent call last):
+        ...
+        gtp_policy.errors.StateMismatchError: The parameters belong to another flow map: ...
+    """
+
+
 class MissingDependencyError(GTPError, ImportError):
     """An optional package is not installed; names the extra that brings it.
 

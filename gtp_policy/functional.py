@@ -246,7 +246,7 @@ def advantage_weights(advantage: Tensor, eta: float, eps: float, max_weight: flo
         Weights, shape (B,), without gradient. NaN in gives NaN out, for the whole batch.
 
     Raises:
-        ShapeError: If ``advantage`` is not of rank 1.
+        ShapeError: If ``advantage`` is not of rank 1 or is empty.
 
     References:
         | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al., 2025),
@@ -258,15 +258,20 @@ def advantage_weights(advantage: Tensor, eta: float, eps: float, max_weight: flo
         >>> advantage_weights(torch.tensor([-1.0, 0.0, 1.0]), 1.0, 1e-6, 100.0)
         tensor([1.0000, 1.0000, 3.4034])
     """
-    check_shape("advantage", advantage, (advantage.numel(),))
+    check_shape("advantage", advantage, (max(advantage.numel(), 1),))
     advantage = advantage.detach()
     # w depends on A only through A / (std + eps). Scaling by max|A| first keeps the squares of
     # the standard deviation inside float32 for |A| as large as 1e30 and as small as 1e-30.
-    scale = advantage.abs().amax().clamp_min(torch.finfo(advantage.dtype).tiny)
+    tiny = torch.finfo(advantage.dtype).tiny
+    scale = advantage.abs().amax().clamp_min(tiny)
     scaled = advantage / scale
-    std = scaled.std(correction=0)
-    exponent = eta * scaled.clamp_min(0) / (std + eps / scale)
-    return exponent.clamp_max(math.log(max_weight)).exp().clamp_max(max_weight)
+    # A constant batch has std 0, and eps / scale may underflow: 0 / 0 without the floor.
+    spread = (scaled.std(correction=0) + eps / scale).clamp_min(tiny)
+    exponent = eta * scaled.clamp_min(0) / spread
+    limit = math.log(max_weight)
+    weight = exponent.clamp_max(limit).exp().clamp_max(max_weight)
+    # exp(log(cap)) may round below the cap; at the cap means exactly the cap.
+    return torch.where(exponent >= limit, max_weight, weight)
 
 
 def effective_sample_size(weight: Tensor) -> Tensor:
@@ -288,6 +293,7 @@ def effective_sample_size(weight: Tensor) -> Tensor:
         >>> effective_sample_size(torch.ones(256))
         tensor(256.)
     """
+    weight = weight / weight.amax()  # weights up to 1e30 are legal, their squares overflow
     return weight.sum().square() / weight.square().sum()
 
 

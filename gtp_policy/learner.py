@@ -4,169 +4,27 @@ import copy
 import math
 import warnings
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Self
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from gtp_policy._config import Bool, Config, Float, Int
 from gtp_policy._random import new_stream
-from gtp_policy.actor import FlowMapActor, FlowMapActorConfig
+from gtp_policy.actor import FlowMapActor
 from gtp_policy.critic import (
-    Baseline,
     ExpectileBaseline,
     PolicyBaseline,
     QEnsemble,
-    QEnsembleConfig,
     ValueNetwork,
     expectile_loss,
 )
 from gtp_policy.dataset import OfflineDataset
-from gtp_policy.errors import NonFiniteError
 from gtp_policy.functional import effective_sample_size, ema_, td_target
-from gtp_policy.loss import GTPLoss, GTPLossConfig
+from gtp_policy.gtp_config import GTPConfig, GTPLearnerConfig
+from gtp_policy.loss import GTPLoss
+from gtp_policy.metrics import UpdateMetrics
 from gtp_policy.transitions import Transitions
-from gtp_policy.weighting import AdvantageWeighter, AdvantageWeighterConfig
-
-
-class GTPLearnerConfig(Config):
-    """The choices of a `GTPLearner`.
-
-    Example:
-        >>> from gtp_policy import ExpectileBaseline, GTPLearnerConfig
-        >>> GTPLearnerConfig(total_updates=20_000, baseline=ExpectileBaseline()).actor_lr
-        0.0003
-    """
-
-    total_updates: Int = Field(
-        1_000_000,
-        ge=1,
-        description="Updates that make progress 1: curriculum and learning rate.",
-    )
-    actor_lr: Float = Field(3e-4, gt=0, description="Adam's learning rate of the actor.")
-    critic_lr: Float = Field(3e-4, gt=0, description="Adam's learning rate of critic and value.")
-    lr_schedule: Literal["constant", "cosine"] = Field(
-        "constant", description="Whether learning rates fall to 0 along a half cosine."
-    )
-    max_grad_norm: Float | None = Field(
-        None, gt=0, description="Clips the gradient norm of actor and critic; None: no clipping."
-    )
-    ema_rate: Float = Field(
-        0.005, gt=0, le=1, description="Rate at which both targets follow, every update."
-    )
-    baseline: Baseline = Field(
-        default_factory=PolicyBaseline, description="What V(obs) in the advantage is."
-    )
-    backup_actions: Int = Field(
-        1,
-        ge=1,
-        description="Actions sampled per next observation; above 1 the target takes each critic's "
-        "maximum over them (max-Q backup), then the minimum over critics.",
-    )
-    normalize_obs: Bool = Field(
-        True, description="Whether from_dataset normalises observations by the dataset."
-    )
-    seed: Int = Field(0, ge=0, description="Seed of initial parameters and of every update.")
-
-
-class GTPConfig(Config):
-    """Every choice of a generative trajectory policy and its training, in one JSON document.
-
-    ``critic=None`` is behaviour cloning without a critic; ``weighter.eta = 0`` gives the same actor
-    and trains a critic beside it.
-
-    Example:
-        >>> from gtp_policy import AdvantageWeighterConfig, GTPConfig
-        >>> config = GTPConfig(weighter=AdvantageWeighterConfig(eta=0.5))
-        >>> GTPConfig.model_validate_json(config.model_dump_json()) == config
-        True
-    """
-
-    actor: FlowMapActorConfig = Field(
-        default_factory=FlowMapActorConfig, description="The policy network and its sampler."
-    )
-    critic: QEnsembleConfig | None = Field(
-        default_factory=QEnsembleConfig, description="The critic; None for behaviour cloning."
-    )
-    loss: GTPLossConfig = Field(default_factory=GTPLossConfig, description="The actor's loss.")
-    weighter: AdvantageWeighterConfig = Field(
-        default_factory=AdvantageWeighterConfig, description="From advantages to weights."
-    )
-    learner: GTPLearnerConfig = Field(
-        default_factory=GTPLearnerConfig, description="Optimisation and targets."
-    )
-
-
-class UpdateMetrics(NamedTuple):
-    """What an update leaves behind: 0-d tensors on the device, or None where nothing was computed.
-
-    Attributes:
-        actor_loss: Weighted consistency + flow_weight * flow.
-        consistency: Trajectory consistency loss, weighted.
-        flow: Instantaneous flow loss, weighted.
-        actor_grad_norm: Gradient norm of the actor before clipping.
-        critic_loss: Mean squared TD error over members and transitions.
-        critic_grad_norm: Gradient norm of the critic before clipping.
-        q_mean: Mean value of the data's actions over members.
-        advantage_mean: Mean advantage of the data's actions.
-        advantage_std: Its population standard deviation.
-        weight_mean: Mean weight.
-        weight_max: Largest weight.
-        weight_clipped: Fraction of weights at the cap.
-        weight_ess: Effective sample size over batch size, in (0, 1]; near 0, a few transitions
-            carry the update: lower eta or max_weight.
-
-    Example:
-        >>> import torch
-        >>> from gtp_policy import UpdateMetrics
-        >>> loss = torch.tensor(1.0)
-        >>> UpdateMetrics(loss, loss, loss, loss).to_floats()["flow"]
-        1.0
-    """
-
-    actor_loss: Tensor
-    consistency: Tensor
-    flow: Tensor
-    actor_grad_norm: Tensor
-    critic_loss: Tensor | None = None
-    critic_grad_norm: Tensor | None = None
-    q_mean: Tensor | None = None
-    advantage_mean: Tensor | None = None
-    advantage_std: Tensor | None = None
-    weight_mean: Tensor | None = None
-    weight_max: Tensor | None = None
-    weight_clipped: Tensor | None = None
-    weight_ess: Tensor | None = None
-
-    def to_floats(self) -> dict[str, float]:
-        """Copies the metrics to the host: the only transfer, so call it when you log.
-
-        Returns:
-            Metrics by name, without those that were not computed.
-
-        Raises:
-            NonFiniteError: If a metric is NaN or infinite; names the first ones.
-
-        Example:
-            >>> import torch
-            >>> from gtp_policy import UpdateMetrics
-            >>> UpdateMetrics(*torch.tensor([float("nan"), 0.0, 0.0, 0.0])).to_floats()
-            Traceback (most recent call last):
-            ...
-            gtp_policy.errors.NonFiniteError: The update is not finite: got actor_loss=nan, \
-expected finite metrics. Lower the learning rate, set max_grad_norm, or look at the rewards' scale.
-        """
-        present = {name: value for name, value in self._asdict().items() if value is not None}
-        values = torch.stack([value.detach().float() for value in present.values()]).tolist()
-        floats = dict(zip(present, values, strict=True))
-        bad = ", ".join(f"{name}={v}" for name, v in floats.items() if not math.isfinite(v))
-        if bad:
-            raise NonFiniteError(
-                f"The update is not finite: got {bad}, expected finite metrics. Lower the learning "
-                "rate, set max_grad_norm, or look at the rewards' scale."
-            )
-        return floats
+from gtp_policy.weighting import AdvantageWeighter
 
 
 class GTPLearner(nn.Module):
@@ -291,8 +149,8 @@ class GTPLearner(nn.Module):
         """Builds a learner that fits a dataset: dimensions, device, scales.
 
         ``sigma_data`` is taken from the actions where the config leaves it open, and the
-        observations are normalised if ``config.learner.normalize_obs``. Both become part of the
-        state: ``learner.full_config`` says what was taken.
+        observations are normalised if ``config.learner.normalize_obs``. ``learner.full_config``
+        holds the former, the actor's and critic's state the latter.
 
         Args:
             dataset: The data to learn from.
@@ -313,7 +171,7 @@ class GTPLearner(nn.Module):
             >>> round(learner.actor.sigma_data, 4)
             0.8
         """
-        config = config or GTPConfig()
+        config = _cap_curriculum(config or GTPConfig())
         if config.actor.sigma_data is None:
             # All actions equal gives std 0, which no preconditioning survives.
             sigma_data = max(dataset.action_std(), 0.01)

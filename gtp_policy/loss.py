@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from gtp_policy._config import Config, Float, Int
 from gtp_policy._random import generator_or_private
+from gtp_policy.errors import ShapeError
 from gtp_policy.functional import FlowMap, check_shape, perturb
 from gtp_policy.times import Curriculum, TimeLaw, Times, UniformIndex, draw_times
 
@@ -135,13 +136,16 @@ def gtp_residuals(
     endpoint = actor.endpoint(
         torch.cat([obs, obs]), torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([s, t])
     )
+    # A flow map starts at positive times only; where u = 0 its answer gets no share below.
+    start = torch.where(u > 0, u, t)
     with torch.no_grad():
-        target_endpoint = target.endpoint(obs, x_u, u, s)
+        target_endpoint = target.endpoint(obs, x_u, start, s)
     wide = torch.promote_types(endpoint.dtype, torch.float32)
     arrival, denoised = endpoint.to(wide).chunk(2)
-    action, t, u, s = (tensor.to(wide) for tensor in (action, t, u, s))
-    share_t = (1 - s / t).unsqueeze(-1)
-    share_u = torch.where(u > 0, 1 - s / torch.where(u > 0, u, 1), 0).unsqueeze(-1)
+    action, t, u, s, start = (tensor.to(wide) for tensor in (action, t, u, s, start))
+    # (t - s) / t, not 1 - s / t: neighbours of a fine grid subtract exactly, their ratio rounds.
+    share_t = ((t - s) / t).unsqueeze(-1)
+    share_u = torch.where(u > 0, (u - s) / start, 0).unsqueeze(-1)
     return GTPResiduals(
         consistency=share_t * (arrival - action) - share_u * (target_endpoint.to(wide) - action),
         flow=denoised - action,
@@ -217,9 +221,13 @@ class GTPLoss(nn.Module):
             ...
             gtp_policy.errors.ShapeError: `weight` has the wrong shape: got (8, 1), expected (8,).
         """
-        if action.ndim != 2:
-            check_shape("action", action, (obs.shape[0], -1))
-        check_shape("obs", obs, (action.shape[0], obs.shape[-1]))
+        for name, tensor in (("obs", obs), ("action", action)):
+            if tensor.ndim != 2:
+                raise ShapeError(
+                    f"`{name}` has the wrong shape: got {tuple(tensor.shape)}, expected 2 "
+                    "dimensions, (B, ...)."
+                )
+        check_shape("obs", obs, (action.shape[0], obs.shape[1]))
         if weight is not None:
             check_shape("weight", weight, (action.shape[0],))
         generator = generator_or_private(generator, action.device)

@@ -72,6 +72,7 @@ class FlowMapMLP(nn.Module):
         action_dim: A.
         hidden: Widths of the hidden layers.
         time_dim: Features per time embedding.
+        floor: Time below which times look alike; below the smallest positive time of the grid.
         generator: Source of the initial parameters.
 
     Example:
@@ -89,10 +90,11 @@ class FlowMapMLP(nn.Module):
         hidden: tuple[int, ...],
         time_dim: int,
         *,
+        floor: float = 1e-3,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.embedding = TimeEmbedding(time_dim)
+        self.embedding = TimeEmbedding(time_dim, floor)
         self.mlp = mlp(obs_dim + action_dim + 2 * time_dim, hidden, action_dim, generator=generator)
 
     def forward(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:

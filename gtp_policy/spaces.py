@@ -14,6 +14,8 @@ from gtp_policy.errors import NonFiniteError, ShapeError, UnsupportedSpaceError
 
 Array = TypeVar("Array", npt.NDArray[np.floating], Tensor)
 
+_WIDEST = float(np.finfo(np.float32).max)
+
 
 class ActionScaler:
     r"""Maps actions between a Box and [-1, 1], each dimension by its own range.
@@ -47,7 +49,8 @@ class ActionScaler:
                 f"{self.high.shape}, expected two vectors of one length. Flatten the Box first."
             )
         for i, (lo, hi) in enumerate(zip(self.low, self.high, strict=True)):
-            if not (np.isfinite(lo) and np.isfinite(hi)):
+            # A range of float32's largest numbers is some environments' word for "unbounded".
+            if not (np.isfinite(lo) and np.isfinite(hi)) or float(hi) - float(lo) > _WIDEST:
                 raise UnsupportedSpaceError(
                     f"Action dimension {i} is unbounded: got low={lo}, high={hi}, expected finite "
                     "bounds. Give the range of the data instead."
@@ -81,7 +84,7 @@ class ActionScaler:
             >>> ActionScaler([0.0], [4.0]).to_unit(np.array([3.0]))
             array([0.5])
         """
-        low, span = self._bounds_like(action)
+        low, _, span = self._bounds_like(action)
         return (action - low) * (2 / span) - 1
 
     def to_box(self, action: Array) -> Array:
@@ -102,21 +105,22 @@ class ActionScaler:
             >>> ActionScaler([0.0], [4.0]).to_box(np.array([0.5]))
             array([3.])
         """
-        low, span = self._bounds_like(action)
-        return (low + (action + 1) * (span / 2)).clip(low, low + span)
+        low, high, span = self._bounds_like(action)
+        return (low + (action + 1) * (span / 2)).clip(low, high)
 
-    def _bounds_like(self, action: Array) -> tuple[Array, Array]:
+    def _bounds_like(self, action: Array) -> tuple[Array, Array, Array]:
         if not action.ndim or action.shape[-1] != self.action_dim:
             raise ShapeError(
                 f"`action` has the wrong last dimension: got shape {tuple(action.shape)}, expected "
                 f"(..., {self.action_dim})."
             )
-        low, span = self.low, self.high - self.low
+        low, high, span = self.low, self.high, self.high - self.low
         if isinstance(action, Tensor):
-            return torch.as_tensor(low).to(action), torch.as_tensor(span).to(action)
+            low_, high_, span_ = (torch.as_tensor(v).to(action) for v in (low, high, span))
+            return low_, high_, span_
         if not np.issubdtype(action.dtype, np.floating):
-            return low, span
-        return low.astype(action.dtype), span.astype(action.dtype)
+            return low, high, span
+        return low.astype(action.dtype), high.astype(action.dtype), span.astype(action.dtype)
 
     def __eq__(self, other: object) -> bool:
         """Tells whether two scalers map alike."""

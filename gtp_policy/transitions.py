@@ -83,6 +83,8 @@ class Transitions(NamedTuple):
         if not self.obs.ndim:
             raise ShapeError(f"`obs` has the wrong shape: got (), expected (B, {obs_dim}).")
         batch = self.obs.shape[0]
+        if not batch:
+            raise ShapeError("The batch is empty: got 0 transitions, expected at least 1.")
         check_shape("obs", self.obs, (batch, obs_dim))
         check_shape("action", self.action, (batch, action_dim))
         check_shape("reward", self.reward, (batch,))

@@ -23,6 +23,7 @@ LAYERS: list[set[str]] = [
     {"networks", "weighting", "transitions", "dataset_builder"},
     {"actor", "dataset"},
     {"loss", "critic"},
+    {"gtp_config", "metrics"},
     {"learner"},
     {"__init__"},
 ]

@@ -40,7 +40,7 @@ OBS_DIM, ACTION_DIM = 3, 2
 class Sound(nn.Module):
     """A small network in the residual form; every defect below departs from it."""
 
-    times = KarrasTimes()
+    times = KarrasTimes(t_min=0.002, t_max=5.0)
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,0 +1,126 @@
+"""Writes the results tables of the README from the benchmarks' JSON, between its two markers.
+
+    python -m benchmarks.tables [--check]
+
+No number in the README is typed: with ``--check`` nothing is written, and the exit status says
+whether the README is what the JSON says.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+START, END = "<!-- results:start -->", "<!-- results:end -->"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Returns a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def bandit(record: dict[str, Any]) -> str:
+    """Returns the section on the four-mode bandit."""
+    runs = record["runs"]
+
+    def row(name: str, measured: list[dict[str, Any]]) -> list[str]:
+        within = [100 * m["within_3_std"] for m in measured]
+        modes = [100 * share for m in measured for share in m["modes"]]
+        spread = f" ± {stdev(within):.1f}" if len(within) > 1 else ""
+        return [
+            name,
+            f"{mean(within):.1f}{spread}",
+            f"{min(within):.1f}",
+            f"{min(modes):.1f} to {max(modes):.1f}",
+        ]
+
+    rows = [row(f"GTP, K = {k}", [run["gtp"][k] for run in runs]) for k in runs[0]["gtp"]]
+    rows.append(row("Gaussian cloning", [run["gaussian"] for run in runs]))
+    rows.append(["the data's law", f"{100 * record['truth_within_3_std']:.1f}", "", "25"])
+
+    def percent(shares: list[float]) -> str:
+        return ", ".join(f"{100 * x:.1f}" for x in shares)
+
+    tilted = record["weighted"]
+    rows_tilted = [[f"GTP, t_max = {t['t_max']}", percent(t["modes"])] for t in tilted]
+    rows_tilted.append(["π_BC · w", percent(tilted[0]["expected"])])
+    return "\n\n".join(
+        [
+            f"**Four-mode bandit, an illustration** (behaviour cloning, {len(runs)} seeds, "
+            f"{record['updates']} updates; `{record['command']}`). Samples within three standard "
+            "deviations of a mode, in %:",
+            table(["policy", "mean ± std over seeds", "worst seed", "share per mode"], rows),
+            f"With advantage weights (η = {tilted[0]['eta']}) and reward at the last mode, a time "
+            "range that is cut short pulls the modes' frequencies together a little:",
+            table(["policy", "frequency of each mode, %"], rows_tilted),
+        ]
+    )
+
+
+def pointmaze(record: dict[str, Any]) -> str:
+    """Returns the section on PointMaze."""
+
+    def cell(figure: dict[str, Any], digits: int, scale: float = 1.0) -> str:
+        low, high = (scale * x for x in figure["interval_95"])
+        return f"{scale * figure['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+    rows = [
+        [
+            name,
+            cell(row["success"], 1, 100),
+            cell(row["steps"], 1),
+            cell(row["discounted_return"], 3),
+            f"{row['ms_per_update']:.1f}" if "ms_per_update" in row else "",
+        ]
+        for name, row in record["policies"].items()
+    ]
+    lows = {k: record["gtp_minus_cloning"][k] for k in ("success", "steps")}
+    return "\n\n".join(
+        [
+            f"**{record['environment']}**, dataset made by the project's own controller "
+            f"({record['data']}); {record['seeds']} seeds, {record['updates']} updates, "
+            f"{record['episodes_per_seed']} episodes per seed, {record['evaluation']}; "
+            f"`{record['command']}`. Mean [95 % bootstrap interval over seeds and episodes]:",
+            table(
+                ["policy", "success, %", "steps to goal", "discounted return", "ms/update"], rows
+            ),
+            f"GTP minus cloning: success {100 * lows['success'][0]:+.1f} to "
+            f"{100 * lows['success'][1]:+.1f} points, steps {lows['steps'][0]:+.1f} to "
+            f"{lows['steps'][1]:+.1f} (95 %).",
+        ]
+    )
+
+
+def render() -> str:
+    """Returns everything that belongs between the markers."""
+    load = {
+        "bandit": json.loads((RESULTS / "bandit.json").read_text(encoding="utf-8")),
+        "pointmaze": json.loads((RESULTS / "pointmaze.json").read_text(encoding="utf-8")),
+    }
+    return f"{START}\n{pointmaze(load['pointmaze'])}\n\n{bandit(load['bandit'])}\n{END}"
+
+
+def main() -> None:
+    """Writes or checks the README."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    before, rest = text.split(START)
+    _, after = rest.split(END)
+    wanted = before + render() + after
+    if args.check:
+        sys.exit(wanted != text and "README.md is not what the JSON says: make tables")
+    readme.write_text(wanted, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,275 @@
+"""Every public config: closed, frozen, finite, honest about types, exact in JSON."""
+
+import inspect
+import math
+import typing
+from typing import Any
+
+import pydantic
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gtp_policy
+from gtp_policy import (
+    AdvantageWeighterConfig,
+    Config,
+    Curriculum,
+    ExpectileBaseline,
+    FlowMapActorConfig,
+    GTPConfig,
+    GTPLearnerConfig,
+    GTPLossConfig,
+    KarrasTimes,
+    LogNormalIndex,
+    PolicyBaseline,
+    QEnsembleConfig,
+    UniformIndex,
+    UniformTimes,
+)
+from gtp_policy.testing import configs, schedules
+
+CONFIGS: list[type[Config]] = [
+    value
+    for name in gtp_policy.__all__
+    if inspect.isclass(value := getattr(gtp_policy, name))
+    and issubclass(value, Config)
+    and value is not Config
+]
+every_config = pytest.mark.parametrize("kind", CONFIGS, ids=lambda kind: kind.__name__)
+
+
+def numeric_fields() -> list[Any]:
+    """All (config, field) whose value is a number, optional ones included."""
+    found = []
+    for kind in CONFIGS:
+        for name, info in kind.model_fields.items():
+            types = {info.annotation, *typing.get_args(info.annotation)}
+            if types & {int, float}:
+                found.append(pytest.param(kind, name, types, id=f"{kind.__name__}.{name}"))
+    return found
+
+
+def refused(kind: type[Config], **fields: Any) -> None:
+    with pytest.raises(pydantic.ValidationError) as caught:
+        kind(**fields)
+    assert any(error["loc"][0] in fields for error in caught.value.errors())
+
+
+def test_the_list_of_configs_is_complete() -> None:
+    assert {kind.__name__ for kind in CONFIGS} == {
+        "AdvantageWeighterConfig",
+        "Curriculum",
+        "ExpectileBaseline",
+        "FlowMapActorConfig",
+        "GTPConfig",
+        "GTPLearnerConfig",
+        "GTPLossConfig",
+        "KarrasTimes",
+        "LogNormalIndex",
+        "PolicyBaseline",
+        "QEnsembleConfig",
+        "UniformIndex",
+        "UniformTimes",
+    }
+
+
+@every_config
+def test_defaults_are_valid_hashable_and_survive_json(kind: type[Config]) -> None:
+    config = kind()
+    assert kind.model_validate(config.model_dump()) == config
+    assert kind.model_validate_json(config.model_dump_json()) == config
+    assert hash(config) == hash(kind())
+    assert config.replace() == config
+
+
+@every_config
+def test_nothing_can_be_set_deleted_or_added(kind: type[Config]) -> None:
+    config = kind()
+    for name in kind.model_fields:
+        with pytest.raises(pydantic.ValidationError, match="frozen"):
+            setattr(config, name, getattr(config, name))
+        with pytest.raises(pydantic.ValidationError, match="frozen"):
+            delattr(config, name)
+    with pytest.raises(pydantic.ValidationError):
+        config.no_such_field = 1
+    with pytest.raises(pydantic.ValidationError, match="no_such_field"):
+        kind(no_such_field=1)
+    with pytest.raises(pydantic.ValidationError, match="no_such_field"):
+        config.replace(no_such_field=1)
+
+
+@every_config
+def test_every_field_is_described(kind: type[Config]) -> None:
+    for name, info in kind.model_fields.items():
+        assert info.description, name
+
+
+@pytest.mark.parametrize(("kind", "name", "types"), numeric_fields())
+def test_numbers_are_finite_and_neither_flags_nor_words(
+    kind: type[Config], name: str, types: set[type]
+) -> None:
+    for value in (math.nan, math.inf, -math.inf, True, False, "1", "1e-3", [1], 1 + 0j):
+        refused(kind, **{name: value})
+    if float not in types:
+        refused(kind, **{name: 2.5})
+    if type(None) not in types:
+        refused(kind, **{name: None})
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (KarrasTimes, {"t_min": 0.0}),
+        (KarrasTimes, {"t_min": -0.1}),
+        (KarrasTimes, {"rho": 0.5}),
+        (UniformTimes, {"t_max": 0.0}),
+        (LogNormalIndex, {"std": 0.0}),
+        (Curriculum, {"start": 0}),
+        (FlowMapActorConfig, {"hidden": ()}),
+        (FlowMapActorConfig, {"hidden": (8, 0)}),
+        (FlowMapActorConfig, {"hidden": (8, True)}),
+        (FlowMapActorConfig, {"hidden": ("8",)}),
+        (FlowMapActorConfig, {"time_dim": 3}),
+        (FlowMapActorConfig, {"time_dim": 0}),
+        (FlowMapActorConfig, {"steps": 0}),
+        (FlowMapActorConfig, {"sigma_data": 0.0}),
+        (QEnsembleConfig, {"hidden": (-1,)}),
+        (QEnsembleConfig, {"members": 0}),
+        (QEnsembleConfig, {"layer_norm": 1}),
+        (QEnsembleConfig, {"layer_norm": "yes"}),
+        (PolicyBaseline, {"samples": 0}),
+        (ExpectileBaseline, {"expectile": 0.0}),
+        (ExpectileBaseline, {"expectile": 1.0}),
+        (ExpectileBaseline, {"hidden": (0,)}),
+        (AdvantageWeighterConfig, {"eta": -0.1}),
+        (AdvantageWeighterConfig, {"eps": 0.0}),
+        (AdvantageWeighterConfig, {"max_weight": 0.5}),
+        (AdvantageWeighterConfig, {"max_weight": 1e31}),
+        (GTPLossConfig, {"flow_weight": -1.0}),
+        (GTPLossConfig, {"max_gap": 0}),
+        (GTPLossConfig, {"huber": 0.0}),
+        (GTPLossConfig, {"reduction": "max"}),
+        (GTPLossConfig, {"time_weight": "t"}),
+        (GTPLossConfig, {"t_law": {"kind": "karras"}}),
+        (GTPLearnerConfig, {"total_updates": 0}),
+        (GTPLearnerConfig, {"actor_lr": 0.0}),
+        (GTPLearnerConfig, {"critic_lr": -1.0}),
+        (GTPLearnerConfig, {"ema_rate": 0.0}),
+        (GTPLearnerConfig, {"ema_rate": 1.5}),
+        (GTPLearnerConfig, {"max_grad_norm": 0.0}),
+        (GTPLearnerConfig, {"backup_actions": 0}),
+        (GTPLearnerConfig, {"lr_schedule": "linear"}),
+        (GTPLearnerConfig, {"normalize_obs": 1}),
+        (GTPLearnerConfig, {"seed": -1}),
+        (GTPConfig, {"critic": {"members": 0}}),
+        (GTPConfig, {"loss": {"curriculum": {"start": 8, "end": 4}}}),
+        (GTPConfig, {"actor": {"times": {"kind": "uniform", "rho": 7.0}}}),
+    ],
+    ids=str,
+)
+def test_values_out_of_range_are_refused(kind: type[Config], fields: dict[str, Any]) -> None:
+    refused(kind, **fields)
+
+
+def test_fields_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(pydantic.ValidationError, match=r"t_min=5.0 must be smaller than t_max=5.0"):
+        KarrasTimes(t_min=5.0, t_max=5.0)
+    with pytest.raises(pydantic.ValidationError, match="start=20 must not exceed end=10"):
+        Curriculum(start=20, end=10)
+
+
+def test_replace_validates_again() -> None:
+    config = GTPConfig()
+    with pytest.raises(pydantic.ValidationError):
+        AdvantageWeighterConfig().replace(eta=-1.0)
+    with pytest.raises(pydantic.ValidationError, match="t_min"):
+        KarrasTimes(t_min=0.1, t_max=5.0).replace(t_max=0.001)
+    with pytest.raises(pydantic.ValidationError, match=r"actor\.times"):
+        config.replace(actor={"times": {"kind": "karras", "t_min": 9.0, "t_max": 5.0}})
+    with pytest.raises(pydantic.ValidationError):
+        config.replace(actor=QEnsembleConfig())
+    changed = config.replace(weighter=config.weighter.replace(eta=0.0), critic=None)
+    assert changed.weighter.eta == 0.0
+    assert changed.critic is None
+    assert config == GTPConfig()  # the original is what it was
+    assert changed != config
+
+
+def test_equal_values_are_equal_configs_whatever_their_type() -> None:
+    assert KarrasTimes(t_max=5) == KarrasTimes(t_max=5.0)
+    assert hash(KarrasTimes(t_max=5)) == hash(KarrasTimes(t_max=5.0))
+    assert type(KarrasTimes(t_max=5).t_max) is float
+    assert FlowMapActorConfig(hidden=[8, 8]).hidden == (8, 8)
+    assert KarrasTimes() != UniformTimes()
+    assert len({QEnsembleConfig(), QEnsembleConfig(members=2), QEnsembleConfig(members=3)}) == 2
+
+
+positive = st.floats(1e-300, 1e300)
+hidden = st.lists(st.integers(1, 2**40), min_size=1, max_size=4).map(tuple)
+curricula = st.tuples(st.integers(1, 10**9), st.integers(1, 10**9)).map(
+    lambda pair: Curriculum(start=min(pair), end=max(pair))
+)
+losses = st.builds(
+    GTPLossConfig,
+    flow_weight=st.floats(0, 1e300),
+    curriculum=curricula,
+    t_law=st.just(UniformIndex())
+    | st.builds(LogNormalIndex, mean=st.floats(-1e300, 1e300), std=positive),
+    max_gap=st.integers(1, 2**62),
+    time_weight=st.sampled_from(["none", "gap", "endpoint"]),
+    huber=st.none() | positive,
+    reduction=st.sampled_from(["mean", "sum"]),
+)
+learners = st.builds(
+    GTPLearnerConfig,
+    total_updates=st.integers(1, 2**62),
+    actor_lr=positive,
+    critic_lr=positive,
+    lr_schedule=st.sampled_from(["constant", "cosine"]),
+    max_grad_norm=st.none() | positive,
+    ema_rate=st.floats(0, 1, exclude_min=True),
+    baseline=st.builds(PolicyBaseline, samples=st.integers(1, 2**62))
+    | st.builds(
+        ExpectileBaseline,
+        expectile=st.floats(0, 1, exclude_min=True, exclude_max=True),
+        hidden=hidden,
+    ),
+    backup_actions=st.integers(1, 2**62),
+    normalize_obs=st.booleans(),
+    seed=st.integers(0, 2**62),
+)
+everything = st.builds(
+    GTPConfig,
+    actor=configs()
+    | st.builds(FlowMapActorConfig, hidden=hidden, sigma_data=st.none(), times=schedules()),
+    critic=st.none()
+    | st.builds(
+        QEnsembleConfig, hidden=hidden, members=st.integers(1, 99), layer_norm=st.booleans()
+    ),
+    loss=losses,
+    weighter=st.builds(
+        AdvantageWeighterConfig,
+        eta=st.floats(0, 1e300),
+        eps=positive,
+        max_weight=st.floats(1.0, 1e30),
+    ),
+    learner=learners,
+)
+
+
+@given(everything)
+def test_json_returns_every_bit(config: GTPConfig) -> None:
+    again = GTPConfig.model_validate_json(config.model_dump_json())
+    assert again == config
+    assert hash(again) == hash(config)
+    assert again.model_dump_json() == config.model_dump_json()
+    assert GTPConfig.model_validate(config.model_dump()) == config
+    assert config.replace() == config
+
+
+def test_json_is_as_strict_as_python() -> None:
+    for text in ('{"eta": true}', '{"eta": "1"}', '{"eta": NaN}', '{"eta": 1e999}', '{"tau": 1}'):
+        with pytest.raises(pydantic.ValidationError):
+            AdvantageWeighterConfig.model_validate_json(text)
+    assert AdvantageWeighterConfig.model_validate_json('{"eta": 1}').eta == 1.0

@@ -1,0 +1,670 @@
+"""Algorithm 1: what an update changes, what it leaves alone, and that it can be resumed."""
+
+import copy
+import io
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gtp_policy import (
+    AdvantageWeighterConfig,
+    Curriculum,
+    ExpectileBaseline,
+    FlowMapActor,
+    FlowMapActorConfig,
+    GTPConfig,
+    GTPLearner,
+    GTPLearnerConfig,
+    GTPLossConfig,
+    OfflineDataset,
+    PolicyBaseline,
+    QEnsemble,
+    QEnsembleConfig,
+    Transitions,
+    UpdateMetrics,
+)
+from gtp_policy.errors import NonFiniteError, ShapeError
+from gtp_policy.functional import precondition
+from gtp_policy.networks import linear
+
+OBS, ACT, BATCH = 3, 2, 16
+BASELINES = [PolicyBaseline(samples=2), ExpectileBaseline(hidden=(8,))]
+
+
+def make_config(*, eta: float = 1.0, max_weight: float = 100.0, **learner: Any) -> GTPConfig:
+    choices = {"total_updates": 6, "ema_rate": 0.5, "actor_lr": 1e-2, "critic_lr": 1e-2}
+    return GTPConfig(
+        actor=FlowMapActorConfig(hidden=(16,), time_dim=4, steps=2),
+        critic=QEnsembleConfig(hidden=(16,)),
+        loss=GTPLossConfig(curriculum=Curriculum(start=4, end=8)),
+        weighter=AdvantageWeighterConfig(eta=eta, max_weight=max_weight),
+        learner=GTPLearnerConfig(**(choices | learner)),
+    )
+
+
+def make_learner(*, network: nn.Module | None = None, **choices: Any) -> GTPLearner:
+    return GTPLearner.build(OBS, ACT, make_config(**choices), network=network)
+
+
+@pytest.fixture(scope="module")
+def dataset() -> OfflineDataset:
+    rng = np.random.default_rng(1)
+    n = 64
+    return OfflineDataset.from_arrays(
+        obs=rng.normal(3.0, 2.0, size=(n, OBS)),
+        action=rng.uniform(-0.6, 0.6, size=(n, ACT)),
+        reward=rng.normal(size=n),
+        next_obs=rng.normal(3.0, 2.0, size=(n, OBS)),
+        terminated=np.arange(n) % 8 == 7,
+        truncated=np.arange(n) % 16 == 3,
+        low=[-1.0] * ACT,
+        high=[1.0] * ACT,
+    )
+
+
+@pytest.fixture
+def batch(dataset: OfflineDataset, generator: torch.Generator) -> Transitions:
+    return dataset.sample(BATCH, generator=generator)
+
+
+def train(learner: GTPLearner, dataset: OfflineDataset, updates: int) -> list[UpdateMetrics]:
+    return [
+        learner.update(dataset.sample(BATCH, generator=learner.stream("batch")))
+        for _ in range(updates)
+    ]
+
+
+def leaves(value: Any) -> list[Any]:
+    """All tensors and numbers of a state, in a fixed order."""
+    if isinstance(value, dict):
+        return [leaf for key in sorted(value, key=str) for leaf in leaves(value[key])]
+    if isinstance(value, list | tuple):
+        return [leaf for item in value for leaf in leaves(item)]
+    return [value]
+
+
+def same(a: Any, b: Any) -> bool:
+    first, second = leaves(a), leaves(b)
+    return len(first) == len(second) and all(
+        torch.equal(x, y) if isinstance(x, Tensor) else x == y
+        for x, y in zip(first, second, strict=True)
+    )
+
+
+# --- resuming
+
+
+@pytest.mark.parametrize("baseline", BASELINES, ids=lambda b: b.kind)
+def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(
+    dataset: OfflineDataset, baseline: PolicyBaseline | ExpectileBaseline
+) -> None:
+    choices = {"baseline": baseline, "lr_schedule": "cosine", "max_grad_norm": 1.0}
+    whole, first, second = (make_learner(**choices) for _ in range(3))
+    train(whole, dataset, 6)
+    train(first, dataset, 3)
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    assert not same(second.state_dict(), first.state_dict())
+    second.load_state_dict(torch.load(file, weights_only=True))
+    assert second.updates == 3
+    assert same(second.state_dict(), first.state_dict())
+    train(second, dataset, 3)
+    assert same(second.state_dict(), whole.state_dict())
+
+
+def test_loading_copies_the_optimizers(dataset: OfflineDataset) -> None:
+    first, second = make_learner(), make_learner()
+    train(first, dataset, 1)
+    state = first.state_dict()
+    second.load_state_dict(state)
+    before = copy.deepcopy(state)
+    train(second, dataset, 1)
+    assert same(state, before)
+
+
+def test_equal_seeds_repeat_and_different_seeds_do_not(dataset: OfflineDataset) -> None:
+    first, second, third = make_learner(), make_learner(), make_learner(seed=1)
+    for learner in (first, second, third):
+        train(learner, dataset, 5)
+    assert same(first.state_dict(), second.state_dict())
+    for a, b in zip(first.actor.parameters(), third.actor.parameters(), strict=True):
+        assert not torch.equal(a, b)
+
+
+def test_the_seed_also_moves_the_draws_of_an_update(batch: Transitions) -> None:
+    first, second = make_learner(), make_learner()
+    second.config = second.config.replace(seed=1)
+    assert not torch.equal(first.update(batch).flow, second.update(batch).flow)
+
+
+def test_streams_depend_on_name_and_update() -> None:
+    learner = make_learner()
+    seeds = [learner.stream("a").initial_seed(), learner.stream("b").initial_seed()]
+    learner.updates = 1
+    seeds.append(learner.stream("a").initial_seed())
+    assert len(set(seeds)) == 3
+
+
+# --- what the critic learns
+
+
+class PointMassBackbone(nn.Module):
+    """A backbone whose flow map moves everything into one action, exactly, whatever it is fed."""
+
+    def __init__(self, action: float, sigma_data: float) -> None:
+        super().__init__()
+        self.action, self.sigma_data = action, sigma_data
+        self.idle = nn.Parameter(torch.zeros(1))  # the optimiser wants something to hold
+
+    def forward(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        skip, out, inner = (c.unsqueeze(-1) for c in precondition(t, self.sigma_data))
+        return (self.action - skip * x / inner) / out + 0 * self.idle
+
+
+@pytest.mark.parametrize("ending", ["terminated", "truncated"])
+def test_termination_stops_bootstrapping_and_truncation_does_not(ending: str) -> None:
+    # Three states in a ring, each with one action: 0 -> 1 -> 2 -> 0, cut or ended after state 2.
+    gamma, reward = 0.5, np.array([1.0, 0.0, 2.0])
+    dataset = OfflineDataset.from_arrays(
+        obs=np.eye(3),
+        action=np.full((3, 1), 0.25),
+        reward=reward,
+        next_obs=np.roll(np.eye(3), -1, axis=0),
+        terminated=[0, 0, ending == "terminated"],
+        truncated=[0, 0, ending == "truncated"],
+        low=[-1.0],
+        high=[1.0],
+        gamma=gamma,
+    )
+    follow = np.roll(np.eye(3), 1, axis=1)
+    if ending == "terminated":
+        follow[2] = 0.0
+    exact = np.linalg.solve(np.eye(3) - gamma * follow, reward)
+    config = GTPConfig(
+        actor=FlowMapActorConfig(steps=1, sigma_data=0.5),
+        critic=QEnsembleConfig(hidden=(32,)),
+        loss=GTPLossConfig(curriculum=Curriculum(start=4, end=4)),
+        learner=GTPLearnerConfig(
+            total_updates=1500,
+            critic_lr=1e-2,
+            lr_schedule="cosine",
+            ema_rate=0.1,
+            baseline=PolicyBaseline(samples=1),
+        ),
+    )
+    learner = GTPLearner.from_dataset(dataset, config, network=PointMassBackbone(0.25, 0.5))
+    for _ in range(config.learner.total_updates):
+        metrics = learner.update(dataset.transitions)
+    data = dataset.transitions
+    with torch.no_grad():
+        q = learner.critic(data.obs, data.action)
+        q_target = learner.target_critic(data.obs, data.action)
+    torch.testing.assert_close(q, torch.tensor(exact).float().expand(2, 3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(q_target, q, atol=1e-4, rtol=0)
+    # One action per state: nothing is better than expected, and the point mass has no loss.
+    assert float(learner.advantage(data.obs, data.action).abs().max()) < 1e-4
+    assert metrics.to_floats()["actor_loss"] < 1e-10
+
+
+def test_next_observations_of_terminal_rows_do_not_matter(batch: Transitions) -> None:
+    terminal = batch.discount == 0
+    assert 0 < int(terminal.sum()) < BATCH
+    elsewhere = torch.where(terminal.unsqueeze(-1), -50.0, batch.next_obs)
+    first, second, third = make_learner(), make_learner(), make_learner()
+    first.update(batch)
+    second.update(batch._replace(next_obs=elsewhere))
+    assert same(first.state_dict(), second.state_dict())
+    third.update(batch._replace(next_obs=torch.full_like(batch.next_obs, -50.0)))
+    assert not same(first.state_dict(), third.state_dict())
+
+
+@pytest.mark.parametrize("backup_actions", [1, 3])
+def test_the_td_error_by_hand(
+    dataset: OfflineDataset, batch: Transitions, backup_actions: int
+) -> None:
+    learner = make_learner(backup_actions=backup_actions)
+    train(learner, dataset, 2)  # so that targets and networks differ
+    # The second member wants the opposite action: the order of maximum and minimum matters.
+    for parameter in learner.target_critic.parameters():
+        parameter[1] = parameter[0]
+    learner.target_critic.weights[0][1, OBS:].neg_()
+    noise = torch.randn((BATCH * backup_actions, ACT), generator=learner.stream("backup"))
+    losses = []
+    with torch.no_grad():
+        q = learner.critic(batch.obs, batch.action)
+        for i in range(BATCH):
+            rows = noise[i * backup_actions : (i + 1) * backup_actions]
+            obs = batch.next_obs[i].expand(backup_actions, -1)
+            values = learner.target_critic(obs, learner.target_actor.sample(obs, noise=rows))
+            best = min(max(member.tolist()) for member in values)
+            y = float(batch.reward[i]) + float(batch.discount[i]) * best
+            losses += [(float(member[i]) - y) ** 2 for member in q]
+    metrics = learner.update(batch).to_floats()
+    assert metrics["critic_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+    assert metrics["q_mean"] == pytest.approx(float(q.mean()), rel=1e-4)
+
+
+def test_the_advantage_over_the_policy_by_hand(dataset: OfflineDataset, batch: Transitions) -> None:
+    samples = 3
+    learner = make_learner(baseline=PolicyBaseline(samples=samples))
+    train(learner, dataset, 2)
+    got = learner.advantage(batch.obs, batch.action, generator=torch.Generator().manual_seed(5))
+    noise = torch.randn((samples * BATCH, ACT), generator=torch.Generator().manual_seed(5))
+    expected = learner.critic(batch.obs, batch.action).min(0).values
+    for chunk in noise.chunk(samples):
+        action = learner.target_actor.sample(batch.obs, noise=chunk)
+        expected = expected - learner.critic(batch.obs, action).min(0).values / samples
+    torch.testing.assert_close(got, expected)
+    assert not got.requires_grad
+
+
+def test_the_value_network_descends_its_expectile(batch: Transitions) -> None:
+    learner = make_learner(baseline=ExpectileBaseline(expectile=0.9, hidden=(16,)))
+    before = copy.deepcopy(learner)
+    learner.update(batch)
+
+    def loss(value: nn.Module) -> float:
+        # The update fits V to the target critic as it was; the EMA has moved it since.
+        d = before.target_critic(batch.obs, batch.action).min(0).values - value(batch.obs)
+        return sum((0.9 if x > 0 else 0.1) * x * x for x in d.tolist())
+
+    assert loss(learner.value) < loss(before.value)
+
+
+# --- what the actor learns
+
+
+def test_eta_zero_is_behaviour_cloning_bit_for_bit(dataset: OfflineDataset) -> None:
+    config = make_config(eta=0.0)
+    with_critic = GTPLearner.from_dataset(dataset, config)
+    without = GTPLearner.from_dataset(dataset, config.replace(critic=None))
+    greedy = GTPLearner.from_dataset(dataset, make_config(eta=1.0))
+    for learner in (with_critic, without, greedy):
+        train(learner, dataset, 4)
+    assert same(with_critic.actor.state_dict(), without.actor.state_dict())
+    assert same(with_critic.target_actor.state_dict(), without.target_actor.state_dict())
+    assert not same(greedy.actor.state_dict(), without.actor.state_dict())
+
+
+def test_weights_and_their_metrics_by_hand(batch: Transitions) -> None:
+    # An expectile baseline: after the update, critic and value are still those of the weights.
+    learner = make_learner(baseline=BASELINES[1], eta=2.0, max_weight=7.0)
+    metrics = learner.update(batch).to_floats()
+    a = learner.advantage(batch.obs, batch.action).double().numpy()
+    w = np.minimum(np.exp(2.0 * np.maximum(a, 0) / (a.std() + 1e-6)), 7.0)
+    expected = {
+        "advantage_mean": a.mean(),
+        "advantage_std": a.std(),
+        "weight_mean": w.mean(),
+        "weight_max": w.max(),
+        "weight_clipped": (w == 7.0).mean(),
+        "weight_ess": w.sum() ** 2 / (w**2).sum() / len(w),
+    }
+    assert expected["weight_clipped"] > 0
+    assert {k: metrics[k] for k in expected} == pytest.approx(expected, rel=1e-4)
+
+
+class Recorder(nn.Module):
+    """A backbone that remembers its start times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = linear(ACT, ACT, generator=torch.Generator())
+        self.seen: list[Tensor] = []
+
+    def forward(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        self.seen.append(t)
+        return self.layer(x)
+
+
+def test_progress_drives_the_curriculum(dataset: OfflineDataset) -> None:
+    config = make_config(total_updates=4, ema_rate=1.0)
+    config = config.replace(
+        critic=None, loss=config.loss.replace(curriculum=Curriculum(start=1, end=4))
+    )
+    learner = GTPLearner.from_dataset(dataset, config, network=Recorder())
+    seen = []
+    for _ in range(5):
+        learner.actor.network.seen.clear()
+        assert learner.progress == min(learner.updates / 4, 1.0)
+        train(learner, dataset, 1)
+        seen.append(set(torch.cat(learner.actor.network.seen).tolist()))
+    grids = [set(config.actor.times.grid(n)[:-1].tolist()) for n in (1, 1, 2, 4, 4)]
+    assert seen[0] == seen[1] == grids[0]
+    assert all(times <= grid for times, grid in zip(seen, grids, strict=True))
+    assert len(seen[4]) > 2
+
+
+def test_learning_rates_fall_along_a_half_cosine(dataset: OfflineDataset) -> None:
+    def rates(schedule: str) -> list[float]:
+        learner = make_learner(total_updates=6, lr_schedule=schedule, critic_lr=4e-3)
+        seen = []
+        for _ in range(8):
+            train(learner, dataset, 1)
+            (group,) = learner.get_extra_state()["optimizers"]["critic"]["param_groups"]
+            seen.append(group["lr"])
+        return seen
+
+    assert rates("constant") == [4e-3] * 8
+    expected = [4e-3, 2e-3 * (1 + math.sqrt(0.75)), 3e-3, 2e-3, 1e-3]
+    assert rates("cosine")[:5] == pytest.approx(expected)
+    assert rates("cosine")[6:] == pytest.approx([0.0, 0.0], abs=1e-12)
+
+
+def test_gradients_are_clipped_and_their_norm_is_told_before(batch: Transitions) -> None:
+    free, clipped = make_learner(), make_learner(max_grad_norm=1e-3)
+    told = [learner.update(batch).to_floats() for learner in (free, clipped)]
+    for name in ("actor", "critic"):
+        norms = [
+            math.sqrt(sum(float(p.grad.square().sum()) for p in module.parameters()))
+            for module in (getattr(free, name), getattr(clipped, name))
+        ]
+        assert told[0][f"{name}_grad_norm"] == pytest.approx(norms[0], rel=1e-5)
+        assert norms[0] > 1e-2
+        assert norms[1] == pytest.approx(1e-3, rel=1e-2)
+    assert told[1]["critic_grad_norm"] == told[0]["critic_grad_norm"]
+
+
+# --- the targets
+
+
+def test_targets_follow_at_the_ema_rate(batch: Transitions) -> None:
+    learner = make_learner(ema_rate=0.125, total_updates=1000)
+    before = copy.deepcopy(learner)
+    learner.update(batch)
+    for name in ("actor", "critic"):
+        old, new, kept = (
+            torch.cat([p.flatten().double() for p in module.parameters()])
+            for module in (
+                getattr(before, name),
+                getattr(learner, name),
+                getattr(learner, f"target_{name}"),
+            )
+        )
+        assert not torch.equal(old, new)
+        torch.testing.assert_close(kept, 0.875 * old + 0.125 * new, atol=1e-7, rtol=0)
+
+
+def test_targets_get_no_gradient_and_stay_in_evaluation_mode(batch: Transitions) -> None:
+    learner = make_learner().train()
+    learner.update(batch)
+    for target in (learner.target_actor, learner.target_critic):
+        assert not any(m.training for m in target.modules())
+        assert all(p.grad is None and not p.requires_grad for p in target.parameters())
+    assert all(m.training for m in learner.actor.modules())
+    assert all(p.grad is not None for p in learner.actor.parameters())
+    learner.eval()
+    assert not any(m.training for m in learner.modules())
+
+
+class Normed(nn.Module):
+    """A backbone with running statistics of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = linear(OBS + ACT, ACT, generator=torch.Generator())
+        self.norm = nn.BatchNorm1d(ACT)
+
+    def forward(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return self.norm(self.layer(torch.cat([obs, x], -1)))
+
+
+def test_running_statistics_of_a_users_network_reach_the_target(batch: Transitions) -> None:
+    learner = make_learner(network=Normed())
+    learner.update(batch)
+    norm, kept = learner.actor.network.norm, learner.target_actor.network.norm
+    assert int(norm.num_batches_tracked) == 1
+    assert not torch.equal(norm.running_mean, torch.zeros(ACT))
+    assert same(dict(norm.named_buffers()), dict(kept.named_buffers()))
+
+
+# --- acting
+
+
+def test_acting_uses_the_slow_copy(dataset: OfflineDataset) -> None:
+    learner = make_learner(ema_rate=0.01, total_updates=1000)
+    train(learner, dataset, 3)
+    obs, noise = torch.ones(4, OBS), learner.actor.fixed_noise.expand(4, -1)
+    got = learner.act(obs, deterministic=True)
+    assert torch.equal(got, learner.target_actor.sample(obs, noise=noise))
+    assert not torch.equal(got, learner.actor.sample(obs, noise=noise))
+    first, second = (
+        act(obs, steps=3, generator=torch.Generator().manual_seed(3))
+        for act in (learner.act, learner.target_actor.sample)
+    )
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("candidates", [1, 4])
+def test_deterministic_actions_are_a_function_of_the_observation(candidates: int) -> None:
+    learner = make_learner()
+    obs = torch.linspace(-1, 1, 5 * OBS).view(5, OBS)
+    together = learner.act(obs, candidates=candidates, deterministic=True)
+    assert torch.equal(together, learner.act(obs, candidates=candidates, deterministic=True))
+    alone = torch.cat(
+        [learner.act(row, candidates=candidates, deterministic=True) for row in obs.split(1)]
+    )
+    torch.testing.assert_close(together, alone)
+    assert not torch.equal(learner.act(obs), learner.act(obs))
+    assert (learner.actor.fixed_noise != 0).all()
+
+
+def test_the_best_of_several_candidates_by_brute_force(dataset: OfflineDataset) -> None:
+    learner = make_learner(ema_rate=0.01, total_updates=1000)
+    train(learner, dataset, 3)
+    n, obs = 7, dataset.transitions.obs[:5]
+    got = learner.act(obs, candidates=n, generator=torch.Generator().manual_seed(3))
+    noise = torch.randn((5 * n, ACT), generator=torch.Generator().manual_seed(3)).view(5, n, ACT)
+    chosen = []
+    for i, row in enumerate(obs):
+        tiled = row.expand(n, -1)
+        actions = learner.target_actor.sample(tiled, noise=noise[i])
+        values = learner.target_critic(tiled, actions)
+        worst = [min(column) for column in values.T.tolist()]
+        best = max(range(n), key=worst.__getitem__)
+        chosen.append(best)
+        torch.testing.assert_close(got[i], actions[best])
+    assert len(set(chosen)) > 1
+
+
+def test_acting_refuses_what_makes_no_sense() -> None:
+    learner = make_learner()
+    cloning = GTPLearner.build(OBS, ACT, make_config().replace(critic=None))
+    obs = torch.zeros(2, OBS)
+    with pytest.raises(ValueError, match="`candidates` is out of range: got 0"):
+        learner.act(obs, candidates=0)
+    with pytest.raises(ValueError, match="too few intervals: got 0"):
+        learner.act(obs, steps=0)
+    with pytest.raises(ValueError, match="needs a critic"):
+        cloning.act(obs, candidates=2)
+    with pytest.raises(ValueError, match="An advantage needs a critic"):
+        cloning.advantage(obs, torch.zeros(2, ACT))
+    for wrong in (torch.zeros(OBS), torch.zeros(2, OBS + 1)):
+        for deterministic in (False, True):
+            with pytest.raises(ShapeError, match="`obs` has the wrong shape"):
+                learner.act(wrong, deterministic=deterministic)
+
+
+# --- errors and metrics
+
+
+@pytest.mark.parametrize(
+    ("field", "shape"),
+    [
+        ("obs", (BATCH, OBS + 1)),
+        ("obs", (BATCH,)),
+        ("obs", ()),
+        ("action", (BATCH, ACT + 1)),
+        ("action", (BATCH - 1, ACT)),
+        ("reward", (BATCH, 1)),
+        ("next_obs", (BATCH, OBS + 1)),
+        ("discount", (BATCH, 1)),
+        ("discount", (1,)),
+    ],
+)
+def test_a_wrong_batch_changes_nothing(
+    batch: Transitions, field: str, shape: tuple[int, ...]
+) -> None:
+    learner = make_learner()
+    before = copy.deepcopy(learner.state_dict())
+    with pytest.raises(ShapeError, match=f"`{field}` has the wrong shape"):
+        learner.update(batch._replace(**{field: torch.zeros(shape)}))
+    assert same(learner.state_dict(), before)
+    assert learner.updates == 0
+
+
+def test_nan_is_told_before_it_reaches_the_actor(batch: Transitions) -> None:
+    learner = make_learner()
+    before = copy.deepcopy(learner.actor.state_dict())
+    with pytest.raises(NonFiniteError, match="`advantage` is not finite"):
+        learner.update(batch._replace(reward=torch.full((BATCH,), torch.nan)))
+    assert same(learner.actor.state_dict(), before)
+
+
+def test_metrics_are_finite_numbers_or_an_error_with_their_name(batch: Transitions) -> None:
+    full = make_learner().update(batch)
+    assert set(full.to_floats()) == set(UpdateMetrics._fields)
+    assert all(value.ndim == 0 and not value.requires_grad for value in full)
+    cloning = GTPLearner.build(OBS, ACT, make_config().replace(critic=None))
+    floats = cloning.update(batch).to_floats()
+    assert set(floats) == {"actor_loss", "consistency", "flow", "actor_grad_norm"}
+    assert floats["actor_loss"] == pytest.approx(floats["consistency"] + floats["flow"])
+    broken = full._replace(q_mean=torch.tensor(torch.nan), flow=torch.tensor(-torch.inf))
+    with pytest.raises(NonFiniteError, match=r"got flow=-inf, q_mean=nan, expected"):
+        broken.to_floats()
+
+
+class Transfers(TorchDispatchMode):
+    """Counts the operators that make the host wait for the device."""
+
+    WAITING = frozenset({"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        # A mask as an index makes the host wait for the number of its ones.
+        mask = name.startswith("index") and any(
+            isinstance(x, Tensor) and x.dtype == torch.bool for x in leaves(args[1])
+        )
+        if name in self.WAITING or mask:
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_counter_sees_a_transfer() -> None:
+    with Transfers() as transfers:
+        float(torch.ones(1))
+        torch.ones(2)[torch.tensor([True, False])]
+        torch.ones(2)[torch.tensor([0, 1])]
+        torch.ones(2).nonzero()
+    assert transfers.seen == ["_local_scalar_dense", "index", "nonzero"]
+
+
+@pytest.mark.parametrize("baseline", BASELINES, ids=lambda b: b.kind)
+def test_an_update_copies_nothing_to_the_host(
+    batch: Transitions, baseline: PolicyBaseline | ExpectileBaseline
+) -> None:
+    learner = make_learner(baseline=baseline, max_grad_norm=1.0, backup_actions=2)
+    cloning = GTPLearner.build(OBS, ACT, make_config().replace(critic=None))
+    for _ in range(2):
+        with Transfers() as transfers:
+            cloning.update(batch)
+        assert transfers.seen == []
+        # The one look at the advantages that `AdvantageWeighter` takes on the CPU, and only there.
+        with Transfers() as transfers:
+            learner.update(batch)
+        assert transfers.seen == ["_local_scalar_dense"]
+
+
+# --- building
+
+
+def test_everything_is_taken_from_the_dataset(dataset: OfflineDataset) -> None:
+    learner = GTPLearner.from_dataset(dataset, make_config(baseline=BASELINES[1]))
+    action = dataset.transitions.action.double()
+    sigma = float((action - action.mean(0)).square().mean().sqrt())
+    assert learner.actor.sigma_data == pytest.approx(sigma, rel=1e-5)
+    assert learner.target_actor.sigma_data == learner.actor.sigma_data
+    obs = dataset.transitions.obs
+    for module in (
+        learner.actor,
+        learner.target_actor,
+        learner.critic,
+        learner.target_critic,
+        learner.value,
+    ):
+        out = module.normalizer(obs).double()
+        torch.testing.assert_close(out.mean(0), torch.zeros(OBS).double(), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            out.square().mean(0), torch.ones(OBS).double(), atol=1e-5, rtol=0
+        )
+
+
+def test_what_the_user_chose_is_kept(dataset: OfflineDataset) -> None:
+    config = make_config(normalize_obs=False)
+    config = config.replace(actor=config.actor.replace(sigma_data=0.3))
+    learner = GTPLearner.from_dataset(dataset, config)
+    assert learner.actor.sigma_data == 0.3
+    assert torch.equal(learner.actor.normalizer.mean, torch.zeros(OBS))
+    assert torch.equal(learner.critic.normalizer.scale, torch.ones(OBS))
+
+
+def test_equal_actions_still_give_a_usable_scale() -> None:
+    dataset = OfflineDataset.from_arrays(
+        obs=[[0.0], [1.0]], action=[[0.5], [0.5]], reward=[0.0, 0.0], next_obs=[[1.0], [0.0]],
+        terminated=[0, 1], truncated=[0, 0], low=[-1.0], high=[1.0],
+    )  # fmt: skip
+    learner = GTPLearner.from_dataset(dataset, make_config())
+    assert learner.actor.sigma_data == 0.01
+    learner.update(dataset.transitions).to_floats()
+
+
+@pytest.mark.parametrize("baseline", BASELINES, ids=lambda b: b.kind)
+def test_the_full_config_rebuilds_the_learner(
+    dataset: OfflineDataset, baseline: PolicyBaseline | ExpectileBaseline
+) -> None:
+    learner = GTPLearner.from_dataset(dataset, make_config(baseline=baseline))
+    train(learner, dataset, 2)
+    config = GTPConfig.model_validate_json(learner.full_config.model_dump_json())
+    assert config == learner.full_config
+    again = GTPLearner.build(OBS, ACT, config)
+    again.load_state_dict(learner.state_dict())
+    obs = torch.ones(3, OBS)
+    assert torch.equal(again.act(obs, deterministic=True), learner.act(obs, deterministic=True))
+
+
+def test_a_curriculum_too_fine_for_the_run_is_capped_with_a_warning() -> None:
+    config = make_config(total_updates=100, ema_rate=0.1)
+    fine = config.replace(loss=config.loss.replace(curriculum=Curriculum(start=4, end=256)))
+    with pytest.warns(UserWarning, match=r"end=256 is capped to 16 for total_updates=100"):
+        learner = GTPLearner.build(OBS, ACT, fine)
+    assert learner.loss.config.curriculum == Curriculum(start=4, end=16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert GTPLearner.build(OBS, ACT, config).loss.config == config.loss
+
+
+def test_actor_and_critic_must_agree() -> None:
+    with pytest.raises(ValueError, match=r"got \(3, 2\) and \(3, 1\)"):
+        GTPLearner(FlowMapActor(3, 2), QEnsemble(3, 1))
+
+
+def test_a_learner_can_be_put_together_by_hand(batch: Transitions) -> None:
+    actor, critic = FlowMapActor(OBS, ACT), QEnsemble(OBS, ACT)
+    learner = GTPLearner(actor, critic)
+    assert learner.actor is actor
+    assert learner.critic is critic
+    assert learner.full_config == GTPConfig(actor=FlowMapActorConfig(sigma_data=0.5))
+    learner.update(batch).to_floats()
