@@ -106,8 +106,9 @@ class GTPLearner(nn.Module):
     ) -> Self:
         """Builds actor, critic and learner from one config.
 
-        A curriculum that is too fine for ``total_updates`` is capped, with a warning: a grid that
-        is refined faster than the targets can follow ends training on unlearned times.
+        A curriculum that is too fine for ``total_updates`` is capped (``full_config`` says to
+        what), with a warning if its ``end`` was set by hand: a grid that is refined faster than the
+        targets can follow ends training on unlearned times.
 
         Args:
             obs_dim: O.
@@ -517,10 +518,13 @@ def _cap_curriculum(config: GTPConfig) -> GTPConfig:
     capped = curriculum.capped(config.learner.total_updates, config.learner.ema_rate)
     if capped == curriculum:
         return config
+    config = config.replace(loss=config.loss.replace(curriculum=capped))
+    if "end" not in curriculum.model_fields_set:
+        return config  # nobody asked for the default's fineness
     warnings.warn(
         f"The curriculum is too fine for the run: end={curriculum.end} is capped to {capped.end} "
         f"for total_updates={config.learner.total_updates} and ema_rate={config.learner.ema_rate}. "
         "Train longer, raise ema_rate, or set Curriculum(end=...) yourself.",
         stacklevel=3,
     )
-    return config.replace(loss=config.loss.replace(curriculum=capped))
+    return config

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gtp_policy import FlowMapActor, FlowMapActorConfig, KarrasTimes, UniformTimes
-from gtp_policy.errors import ShapeError
+from gtp_policy.errors import ShapeError, StateMismatchError
 from gtp_policy.functional import sample_flow
 from gtp_policy.networks import linear
 from gtp_policy.testing import (
@@ -298,3 +298,28 @@ def test_large_noise_does_not_overflow() -> None:
     action = actor.sample(torch.full((1, OBS), 1e3), noise=torch.full((1, ACT), 1e3))
     assert action.isfinite().all()
     assert math.isfinite(float(action.sum()))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        FlowMapActorConfig(sigma_data=0.1),
+        FlowMapActorConfig(times=KarrasTimes(t_max=80.0)),
+        FlowMapActorConfig(times=UniformTimes()),
+    ],
+)
+def test_parameters_of_another_flow_map_are_refused(other: FlowMapActorConfig) -> None:
+    saved = FlowMapActor(2, 1, other).state_dict()
+    actor = FlowMapActor(2, 1)
+    with pytest.raises(StateMismatchError, match="sigma_data"):
+        actor.load_state_dict(saved)
+    FlowMapActor(2, 1, other).load_state_dict(saved)  # where they belong, they load
+
+
+def test_the_default_network_tells_the_smallest_time_from_zero() -> None:
+    times = KarrasTimes(t_min=1e-5)
+    actor = FlowMapActor(1, 1, FlowMapActorConfig(times=times))
+    node = times.grid(20)[-2:-1]
+    assert node < 1e-3
+    embed = actor.network.embedding
+    assert not torch.equal(embed(node), embed(torch.zeros(1)))

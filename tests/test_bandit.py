@@ -18,7 +18,7 @@ from examples.bandit import (
 from gtp_policy import GTPLearner, OfflineDataset
 from gtp_policy.testing import assert_frequencies_close
 
-UPDATES, HIDDEN, SAMPLES = 2500, (128, 128, 128), 20_000
+UPDATES, HIDDEN, SAMPLES = 4000, (128, 128, 128), 20_000
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def clone(dataset: OfflineDataset) -> GTPLearner:
     return train_clone(dataset, make_config(UPDATES, hidden=HIDDEN))
 
 
-@pytest.mark.parametrize(("steps", "floor"), [(1, 0.2), (2, 0.6), (5, 0.75)])
+@pytest.mark.parametrize(("steps", "floor"), [(1, 0.25), (2, 0.7), (5, 0.75)])
 def test_cloning_finds_the_modes(clone: GTPLearner, steps: int, floor: float) -> None:
     action = clone.act(torch.zeros(SAMPLES, 1), steps=steps, generator=clone.stream("test"))
     within, modes = mode_shares(action)

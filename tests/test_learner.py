@@ -654,6 +654,9 @@ def test_a_curriculum_too_fine_for_the_run_is_capped_with_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert GTPLearner.build(OBS, ACT, config).loss.config == config.loss
+        # Nobody asked for the default's fineness: it is capped without a word.
+        default = config.replace(loss=GTPLossConfig())
+        assert GTPLearner.build(OBS, ACT, default).loss.config.curriculum.end == 20
 
 
 def test_actor_and_critic_must_agree() -> None:
@@ -668,3 +671,11 @@ def test_a_learner_can_be_put_together_by_hand(batch: Transitions) -> None:
     assert learner.critic is critic
     assert learner.full_config == GTPConfig(actor=FlowMapActorConfig(sigma_data=0.5))
     learner.update(batch).to_floats()
+
+
+def test_an_empty_batch_is_refused() -> None:
+    learner = GTPLearner.build(1, 1, GTPConfig(critic=None))
+    empty = Transitions(*[torch.zeros(0, 1)] * 2, torch.zeros(0), torch.zeros(0, 1), torch.zeros(0))
+    with pytest.raises(ShapeError, match="empty"):
+        learner.update(empty)
+    assert learner.updates == 0
