@@ -1,6 +1,6 @@
 """The main job: collect a dataset, train on it offline, evaluate, print a table, draw pictures.
 
-    python -m examples.quickstart [--updates 4000] [--seeds 2] [--episodes 100] [--output outputs]
+    python -m examples.quickstart [--updates 4000] [--seeds 2] [--episodes 100] [--smoke]
 
 1. A controller drives PointMaze and its trips become a Minari dataset.
 2. Behaviour cloning (eta = 0) and GTP learn from that dataset alone, never from the environment.
@@ -14,7 +14,6 @@ import argparse
 import multiprocessing
 import os
 import time
-import warnings
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -57,18 +56,18 @@ class Run(NamedTuple):
 
 def maze_config(eta: float, updates: int, seed: int) -> GTPConfig:
     """Returns small networks and fast targets, for a run of minutes on a CPU."""
-    hidden = (256, 256)
+    hidden, ema_rate = (256, 256), 0.02
     return GTPConfig(
         actor=FlowMapActorConfig(hidden=hidden, steps=2),
         critic=QEnsembleConfig(hidden=hidden) if eta else None,
-        loss=GTPLossConfig(curriculum=Curriculum(start=10, end=80)),
+        loss=GTPLossConfig(curriculum=Curriculum(start=10, end=80).capped(updates, ema_rate)),
         weighter=AdvantageWeighterConfig(eta=eta),
         learner=GTPLearnerConfig(
             total_updates=updates,
             actor_lr=1e-3,
             critic_lr=1e-3,
             lr_schedule="cosine",
-            ema_rate=0.02,
+            ema_rate=ema_rate,
             baseline=ExpectileBaseline(expectile=0.7, hidden=hidden),
             seed=seed,
         ),
@@ -78,10 +77,15 @@ def maze_config(eta: float, updates: int, seed: int) -> GTPConfig:
 def train(
     dataset: OfflineDataset, config: GTPConfig, *, name: str, line: int = 0, progress: bool = True
 ) -> tuple[GTPLearner, float]:
-    """Trains for ``total_updates`` and returns the learner and the milliseconds per update."""
+    """Trains for ``total_updates`` and returns the learner and the milliseconds per update.
+
+    The progress bar is drawn on a terminal, not into a file.
+    """
     torch.set_num_threads(1)  # small matrices: a second thread costs more than it brings
     learner = GTPLearner.from_dataset(dataset, config)
-    bar = tqdm(range(config.learner.total_updates), name, position=line, disable=not progress)
+    bar = tqdm(
+        range(config.learner.total_updates), name, position=line, disable=None if progress else True
+    )
     start = time.perf_counter()
     for update in bar:
         metrics = learner.update(dataset.sample(256, generator=learner.stream("batch")))
@@ -144,11 +148,9 @@ def summarize(runs: list[Run], data: EvaluationResult) -> str:
         return f"{np.mean(means):.{digits}f}{seeds} ({pooled.std():.{digits}f})"
 
     rows = [("policy", "success", "steps to goal", "discounted return", "updates", "ms/update")]
-    groups = {"behaviour (the data)": [data]}
-    for run in runs:
-        groups.setdefault(run.policy, []).append(run.result)
-    for policy, results in groups.items():
+    for policy in ("behaviour (the data)", CLONING, GTP):
         mine = [run for run in runs if run.policy == policy]
+        results = [run.result for run in mine] or [data]
         rows.append(
             (
                 policy,
@@ -175,7 +177,16 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=100, help="evaluation episodes per seed")
     parser.add_argument("--eta", type=float, default=3.0, help="temperature of GTP's weights")
     parser.add_argument("--output", type=Path, default=Path("outputs"))
+    parser.add_argument("--smoke", action="store_true", help="tiny figures: runs, learns nothing")
     args = parser.parse_args()
+    if args.smoke:
+        args.steps, args.updates, args.bandit_updates, args.seeds, args.episodes = (
+            2000,
+            30,
+            30,
+            1,
+            4,
+        )
     began = time.perf_counter()
     os.environ.setdefault("MINARI_DATASETS_PATH", str((args.output / "minari").resolve()))
     dataset_id = f"gtp-policy/pointmaze-umaze-{args.steps}-v0"
@@ -185,6 +196,7 @@ def main() -> None:
     jobs = [(eta, seed) for seed in range(args.seeds) for eta in (args.eta, 0.0)]
     context = multiprocessing.get_context("spawn")
     workers = min(os.cpu_count() or 1, len(jobs) + 1)
+    print(f"Training {len(jobs)} maze policies and the bandit, {workers} at a time ...\n")
     with ProcessPoolExecutor(
         workers, context, initializer=tqdm.set_lock, initargs=(context.RLock(),)
     ) as pool:
@@ -216,5 +228,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("default")
     main()
