@@ -17,7 +17,7 @@ VALID := $(shell [ "$$(cat $(STAMP) 2>/dev/null)" = "$(CURDIR)" ] && $(BIN)/pyth
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format docs build bench-bandit bench-pointmaze clean FORCE
+.PHONY: help setup demo test lint format docs build bench-bandit bench-pointmaze bench-datasets tables clean FORCE
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -62,6 +62,12 @@ bench-bandit: $(STAMP)  ## the four-mode bandit, five seeds, as JSON
 
 bench-pointmaze: $(STAMP)  ## PointMaze success rates, five seeds, as JSON
 	$(BIN)/python -m benchmarks.pointmaze
+
+bench-datasets: $(STAMP)  ## conversion of a million transitions, time and memory
+	$(BIN)/python -m benchmarks.datasets
+
+tables: $(STAMP)  ## write the README's results from the benchmarks' JSON
+	$(BIN)/python -m benchmarks.tables
 
 clean:  ## remove everything that the other targets made
 	rm -rf $(VENV) build dist docs/_build outputs .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,6 +1,6 @@
 """PointMaze UMaze, random start to random goal: behaviour cloning and GTP over seeds, as JSON.
 
-    python -m benchmarks.pointmaze [--seeds 5] [--updates 10000] [--output FILE]
+    python -m benchmarks.pointmaze [--seeds 5] [--updates 6000] [--output FILE]
 
 The dataset is collected by `examples.pointmaze` (100k steps of its waypoint controller) and the
 policies are those of `examples.quickstart`, trained longer. Every policy is evaluated with its last
@@ -63,7 +63,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--updates", type=int, default=10_000)
+    parser.add_argument("--updates", type=int, default=6_000)
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--eta", type=float, default=3.0)
     parser.add_argument("--processes", type=int, default=2)

@@ -96,13 +96,25 @@ def pointmaze(record: dict[str, Any]) -> str:
     )
 
 
+def datasets(record: dict[str, Any]) -> str:
+    """Returns the sentence on the conversion of datasets."""
+    minari, d4rl = record["minari"], record["d4rl_gzip"]
+    shape = f"{minari['transitions']:,} transitions of {record['shape']['obs_dim']} dimensions"
+    return (
+        f"**Loading** {shape} (`python -m benchmarks.datasets`): Minari's HDF5 in "
+        f"{minari['seconds']} s with a peak memory of {minari['peak_over_result']} times the "
+        f"result, D4RL's compressed HDF5 in {d4rl['seconds']} s with "
+        f"{d4rl['peak_over_result']} times."
+    )
+
+
 def render() -> str:
     """Returns everything that belongs between the markers."""
-    load = {
-        "bandit": json.loads((RESULTS / "bandit.json").read_text(encoding="utf-8")),
-        "pointmaze": json.loads((RESULTS / "pointmaze.json").read_text(encoding="utf-8")),
-    }
-    return f"{START}\n{pointmaze(load['pointmaze'])}\n\n{bandit(load['bandit'])}\n{END}"
+    sections = [
+        section(json.loads((RESULTS / f"{section.__name__}.json").read_text(encoding="utf-8")))
+        for section in (pointmaze, bandit, datasets)
+    ]
+    return "\n\n".join([START, *sections, END])
 
 
 def main() -> None:

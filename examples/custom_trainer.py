@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from gtp_policy import (
     AdvantageWeighter,
     AdvantageWeighterConfig,
+    Curriculum,
     FlowMapActor,
     FlowMapActorConfig,
     GTPLoss,
+    GTPLossConfig,
 )
 from gtp_policy.functional import ema_
 
@@ -33,8 +35,7 @@ def critic_advantage(obs: Tensor, action: Tensor, reward: Tensor, updates: int) 
         optimizer.zero_grad()
         (both - reward[i, None]).square().mean().backward()
         optimizer.step()
-    with torch.no_grad():
-        return (q(torch.cat([obs, action], 1)) - v(obs))[:, 0]
+    return (q(torch.cat([obs, action], 1)) - v(obs)).detach()[:, 0]
 
 
 def train(eta: float, obs: Tensor, action: Tensor, advantage: Tensor, updates: int) -> Tensor:
@@ -42,18 +43,18 @@ def train(eta: float, obs: Tensor, action: Tensor, advantage: Tensor, updates: i
     actor = FlowMapActor(1, 1, FlowMapActorConfig(hidden=(64, 64), sigma_data=0.7))
     target = copy.deepcopy(actor).requires_grad_(False)
     optimizer = torch.optim.Adam(actor.parameters(), lr=5e-3)
-    generator = torch.Generator().manual_seed(0)
-    loss_fn, weigh = GTPLoss(), AdvantageWeighter(AdvantageWeighterConfig(eta=eta))  # ours, 1 of 3
+    rng = torch.Generator().manual_seed(0)
+    loss_fn = GTPLoss(GTPLossConfig(curriculum=Curriculum().capped(updates + 1, ema_rate=0.05)))
+    weigh = AdvantageWeighter(AdvantageWeighterConfig(eta=eta))  # ours, 1 of 3
     for update in range(updates):
-        i = torch.randint(len(obs), (256,), generator=generator)
+        i = torch.randint(len(obs), (256,), generator=rng)
         o, a, adv, done = obs[i], action[i], advantage[i], update / updates
-        # Ours, 2 of 3: one call that draws noise and times.
-        terms = loss_fn(actor, target, o, a, weigh(adv), progress=done, generator=generator)
+        terms = loss_fn(actor, target, o, a, weigh(adv), progress=done, generator=rng)  # ours, 2
         optimizer.zero_grad()
         terms.loss.backward()
         optimizer.step()
         ema_(target.parameters(), actor.parameters(), rate=0.05)  # ours, 3 of 3
-    return target.sample(obs, generator=generator)
+    return target.sample(obs, generator=rng)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gtp_policy._config import Config, Float, Int, Width
 from gtp_policy._random import generator_or_private, new_stream
-from gtp_policy.errors import ShapeError, StateMismatchError
+from gtp_policy.errors import DataError, ShapeError, StateMismatchError
 from gtp_policy.functional import check_shape, flow_map, precondition, sample_flow
 from gtp_policy.networks import FlowMapMLP
 from gtp_policy.spaces import ObservationNormalizer
@@ -145,11 +145,14 @@ class FlowMapActor(nn.Module):
             >>> actor.endpoint(torch.zeros(1, 3), torch.zeros(1, 2), t, t).shape
             torch.Size([1, 2])
         """
-        self._check(obs, x)
+        self._check_obs_shape(obs)
+        check_shape("x", x, (obs.shape[0], self.action_dim))
         check_shape("t", t, (x.shape[0],))
         check_shape("s", s, (x.shape[0],))
         skip, out, inner = (c.unsqueeze(-1) for c in precondition(t, self.sigma_data))
         raw: Tensor = self.network(self.normalizer(obs), inner * x, t, s)
+        # A backbone that returns (B, 1) would broadcast to every dimension without a word.
+        check_shape("output of the network", raw, tuple(x.shape))
         return skip * x + out * raw
 
     def forward(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
@@ -205,7 +208,8 @@ class FlowMapActor(nn.Module):
 
         Raises:
             ShapeError: If a shape disagrees with the actor's dimensions.
-            ValueError: If ``steps`` is smaller than 1.
+            DataError: If ``obs`` is no tensor of the actor's dtype and device.
+            ValueError: If ``steps`` is no integer of at least 1.
 
         References:
             | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al.,
@@ -219,16 +223,18 @@ class FlowMapActor(nn.Module):
             >>> torch.equal(actor.sample(obs, noise=z), actor.sample(obs, noise=z))
             True
         """
+        self.check_observations(obs)
+        steps = self.config.steps if steps is None else steps
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+            raise ValueError(f"`steps` is out of range: got {steps}, expected an integer >= 1.")
         if noise is None:
-            self._check(obs, None)
             noise = torch.randn(
                 (obs.shape[0], self.action_dim),
                 generator=generator_or_private(generator, obs.device),
                 device=obs.device,
                 dtype=obs.dtype,
             )
-        self._check(obs, noise)
-        steps = self.config.steps if steps is None else steps
+        check_shape("noise", noise, (obs.shape[0], self.action_dim))
         grid = self.times.grid(steps, device=obs.device, dtype=obs.dtype)
         return sample_flow(self, obs, grid[0] * noise, grid)[-1].clamp(-1.0, 1.0)
 
@@ -252,10 +258,43 @@ class FlowMapActor(nn.Module):
                 "the actor from the config that was saved with them."
             )
 
-    def _check(self, obs: Tensor, x: Tensor | None) -> None:
+    def check_observations(self, obs: Tensor) -> None:
+        """Raises unless observations are what the networks take: for values from outside.
+
+        Args:
+            obs: Observation, shape (B, O), of the actor's dtype and on its device.
+
+        Raises:
+            ShapeError: If the shape is not (B, O).
+            DataError: If it is no tensor, or one of another dtype or device.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import FlowMapActor
+            >>> FlowMapActor(3, 2).check_observations(torch.zeros(1, 3, dtype=torch.float64))
+            Traceback (most recent call last):
+            ...
+            gtp_policy.errors.DataError: `obs` has the wrong dtype: got torch.float64, expected \
+torch.float32, the actor's. Convert it with obs.to(torch.float32).
+        """
+        if not isinstance(obs, Tensor):
+            raise DataError(
+                f"`obs` is no tensor: got {type(obs).__name__}, expected a torch tensor of shape "
+                f"(B, {self.obs_dim}). Convert it with torch.as_tensor."
+            )
+        self._check_obs_shape(obs)
+        for kind in ("dtype", "device"):
+            got, expected = getattr(obs, kind), getattr(self.normalizer.mean, kind)
+            if got != expected:
+                raise DataError(
+                    f"`obs` has the wrong {kind}: got {got}, expected {expected}, the actor's. "
+                    f"Convert it with obs.to({expected})."
+                )
+
+    def _check_obs_shape(self, obs: Tensor) -> None:
         if obs.ndim != 2 or obs.shape[1] != self.obs_dim:
+            hint = " Use obs[None] for a single observation." if obs.ndim == 1 else ""
             raise ShapeError(
                 f"`obs` has the wrong shape: got {tuple(obs.shape)}, expected (B, {self.obs_dim})."
+                f"{hint}"
             )
-        if x is not None:
-            check_shape("x", x, (obs.shape[0], self.action_dim))

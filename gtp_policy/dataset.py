@@ -224,6 +224,7 @@ class OfflineDataset:
 
         Raises:
             DataError: If ``batch_size`` is smaller than 1.
+            TypeError: If ``generator`` is no generator.
 
         References:
             | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al.,
@@ -231,6 +232,11 @@ class OfflineDataset:
         """
         if batch_size < 1:
             raise DataError(f"`batch_size` is out of range: got {batch_size}, expected >= 1.")
+        if not isinstance(generator, torch.Generator):  # None would mean torch's global one
+            raise TypeError(
+                f"`generator` has the wrong type: got {type(generator).__name__}, expected a "
+                "torch.Generator, e.g. learner.stream('batch')."
+            )
         index = torch.randint(
             len(self), (batch_size,), generator=generator, device=self._table.device
         )

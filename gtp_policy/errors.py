@@ -81,7 +81,7 @@ class StateMismatchError(GTPError, RuntimeError):
     Example:
         >>> from gtp_policy import FlowMapActor, FlowMapActorConfig
         >>> narrow = FlowMapActor(1, 1, FlowMapActorConfig(sigma_data=0.1))
-        >>> narrow.load_state_dict(FlowMapActor(1, 1).state_dict())
+        >>> narrow.load_state_dict(FlowMapActor(1, 1).state_dict())  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
         gtp_policy.errors.StateMismatchError: The parameters belong to another flow map: ...

@@ -1,6 +1,7 @@
 """Every choice of a policy and its training, as one document."""
 
-from typing import Literal
+import warnings
+from typing import Literal, Self
 
 from pydantic import Field
 
@@ -23,7 +24,7 @@ class GTPLearnerConfig(Config):
     total_updates: Int = Field(
         1_000_000,
         ge=1,
-        description="Updates that make progress 1: curriculum and learning rate.",
+        description="Length of the run: the curriculum and the learning rate unfold over it.",
     )
     actor_lr: Float = Field(3e-4, gt=0, description="Adam's learning rate of the actor.")
     critic_lr: Float = Field(3e-4, gt=0, description="Adam's learning rate of critic and value.")
@@ -77,3 +78,33 @@ class GTPConfig(Config):
     learner: GTPLearnerConfig = Field(
         default_factory=GTPLearnerConfig, description="Optimisation and targets."
     )
+
+    def cap_curriculum(self, *, stacklevel: int = 2) -> Self:
+        """Returns the config with a curriculum that the length of the run allows.
+
+        Warns if the curriculum's ``end`` was set by hand; nobody asked for the default's fineness.
+
+        Args:
+            stacklevel: Whose line the warning shows; 2 is the caller's.
+
+        Returns:
+            The config itself if nothing had to change.
+
+        Example:
+            >>> from gtp_policy import GTPConfig, GTPLearnerConfig
+            >>> short = GTPConfig(learner=GTPLearnerConfig(total_updates=20_000))
+            >>> short.cap_curriculum().loss.curriculum.end
+            160
+        """
+        curriculum, run = self.loss.curriculum, self.learner
+        capped = curriculum.capped(run.total_updates, run.ema_rate)
+        if capped == curriculum:
+            return self
+        if "end" in curriculum.model_fields_set:
+            warnings.warn(
+                f"The curriculum is too fine for the run: end={curriculum.end} is capped to "
+                f"{capped.end} for total_updates={run.total_updates} and ema_rate={run.ema_rate}. "
+                "Train longer, or raise ema_rate.",
+                stacklevel=stacklevel,
+            )
+        return self.replace(loss=self.loss.replace(curriculum=capped))

@@ -2,8 +2,7 @@ r"""Algorithm 1: one update of critic, weights, actor and targets."""
 
 import copy
 import math
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import torch
@@ -19,6 +18,7 @@ from gtp_policy.critic import (
     expectile_loss,
 )
 from gtp_policy.dataset import OfflineDataset
+from gtp_policy.errors import StateMismatchError
 from gtp_policy.functional import effective_sample_size, ema_, td_target
 from gtp_policy.gtp_config import GTPConfig, GTPLearnerConfig
 from gtp_policy.loss import GTPLoss
@@ -125,7 +125,7 @@ class GTPLearner(nn.Module):
             >>> GTPLearner.build(3, 2, GTPConfig(critic=None)).critic is None
             True
         """
-        config = _cap_curriculum(config or GTPConfig())
+        config = (config or GTPConfig()).cap_curriculum(stacklevel=3)
         seed = config.learner.seed
         actor = FlowMapActor(obs_dim, action_dim, config.actor, network=network, seed=seed)
         critic = None
@@ -172,7 +172,7 @@ class GTPLearner(nn.Module):
             >>> round(learner.actor.sigma_data, 4)
             0.8
         """
-        config = _cap_curriculum(config or GTPConfig())
+        config = (config or GTPConfig()).cap_curriculum(stacklevel=3)
         if config.actor.sigma_data is None:
             # All actions equal gives std 0, which no preconditioning survives.
             sigma_data = max(dataset.action_std(), 0.01)
@@ -255,6 +255,7 @@ class GTPLearner(nn.Module):
 
         Raises:
             ShapeError: If a field of the batch has the wrong shape.
+            DataError: If the observations are not of the networks' dtype and device.
             NonFiniteError: On the CPU, if the advantages are NaN or infinite.
 
         Example:
@@ -267,6 +268,7 @@ class GTPLearner(nn.Module):
             ['actor_grad_norm', 'actor_loss', 'consistency', 'flow']
         """
         batch.check(self.actor.obs_dim, self.actor.action_dim)
+        self.actor.check_observations(batch.obs)
         weight, metrics = None, {}
         if self.critic is not None:
             metrics = self._step_critic(batch)
@@ -417,10 +419,12 @@ class GTPLearner(nn.Module):
         deterministic: bool = False,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Acts with the slow copy of the actor.
+        """Acts with the slow copy of the actor, in [-1, 1].
+
+        ``dataset.action_scaler.to_box`` takes the actions to the units of the environment.
 
         Args:
-            obs: Observation, shape (B, O).
+            obs: Observation, shape (B, O), of the learner's dtype and device.
             steps: K; default the actor's.
             candidates: Actions to draw per observation; above 1 the one that the target critic
                 values most is taken.
@@ -433,6 +437,7 @@ class GTPLearner(nn.Module):
 
         Raises:
             ShapeError: If ``obs`` has the wrong shape.
+            DataError: If ``obs`` is no tensor of the learner's dtype and device.
             ValueError: If ``candidates`` or ``steps`` is smaller than 1, or several candidates are
                 asked for without a critic.
 
@@ -444,8 +449,11 @@ class GTPLearner(nn.Module):
             >>> torch.equal(first, second)
             True
         """
-        if candidates < 1:
-            raise ValueError(f"`candidates` is out of range: got {candidates}, expected >= 1.")
+        if not isinstance(candidates, int) or candidates < 1:
+            raise ValueError(
+                f"`candidates` is out of range: got {candidates}, expected an integer >= 1."
+            )
+        self.target_actor.check_observations(obs)
         actor, batch = self.target_actor, obs.shape[0]
         noise = self._fixed_noise(candidates).repeat(batch, 1) if deterministic else None
         if candidates == 1:
@@ -490,6 +498,33 @@ class GTPLearner(nn.Module):
             self.target_critic.eval()
         return self
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:  # noqa: ANN401 - torch's own return type has no public name
+        """Takes over a saved state, after checking that it is one of such a learner.
+
+        Args:
+            state_dict: What ``state_dict`` returned.
+            strict: Whether the keys must match exactly.
+            assign: Whether to take over the tensors themselves instead of their values.
+
+        Returns:
+            The missing and unexpected keys.
+
+        Raises:
+            StateMismatchError: If the state belongs to a learner with another critic, baseline or
+                flow map; nothing has been changed then.
+        """
+        extra = state_dict.get("_extra_state", {})
+        got, own = sorted(extra.get("optimizers", {})), sorted(self._optimizers)
+        if got != own:
+            raise StateMismatchError(
+                f"The state belongs to another kind of learner: got optimisers of {got}, expected "
+                f"{own}. Build the learner from the config that was saved with it."
+            )
+        self.actor.set_extra_state(state_dict.get("actor._extra_state", {}))
+        return super().load_state_dict(state_dict, strict, assign)
+
     def get_extra_state(self) -> dict[str, Any]:
         """Returns what ``state_dict`` holds beside tensors of modules: optimisers and counter."""
         return {
@@ -511,20 +546,3 @@ class GTPLearner(nn.Module):
         for name, module in (("actor", self.actor), ("critic", self.critic), ("value", self.value)):
             if module is not None:
                 yield name, torch.optim.Adam(module.parameters(), fused=True)
-
-
-def _cap_curriculum(config: GTPConfig) -> GTPConfig:
-    curriculum = config.loss.curriculum
-    capped = curriculum.capped(config.learner.total_updates, config.learner.ema_rate)
-    if capped == curriculum:
-        return config
-    config = config.replace(loss=config.loss.replace(curriculum=capped))
-    if "end" not in curriculum.model_fields_set:
-        return config  # nobody asked for the default's fineness
-    warnings.warn(
-        f"The curriculum is too fine for the run: end={curriculum.end} is capped to {capped.end} "
-        f"for total_updates={config.learner.total_updates} and ema_rate={config.learner.ema_rate}. "
-        "Train longer, raise ema_rate, or set Curriculum(end=...) yourself.",
-        stacklevel=3,
-    )
-    return config

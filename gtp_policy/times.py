@@ -33,10 +33,10 @@ class KarrasTimes(Config):
         \quad i = 0..n-1, \qquad t_n = 0
 
     ``KarrasTimes(t_min=0.002, t_max=80.0)`` is the range of the paper's parents. Actions live in
-    [-1, 1], so a far smaller ``t_max`` wastes less of the network on pure noise; the default is
-    the one that the four-mode bandit of ``benchmarks/bandit.py`` prefers. Its price: sampling
-    starts from the noise alone, so data of standard deviation sigma come out narrower by
-    :math:`T / \sqrt{T^2 + \sigma^2}`, 0.995 at sigma = 0.5, and a little nearer to 0: unequal modes
+    [-1, 1], so a far smaller ``t_max`` wastes less of the network on pure noise: on the four-mode
+    bandit the shortest range gives the sharpest modes. The default is a compromise: sampling
+    starts from the noise alone, which makes data of standard deviation sigma come out narrower by
+    :math:`T / \sqrt{T^2 + \sigma^2}`, 0.995 at sigma = 0.5, and a little nearer to 0; unequal modes
     come out slightly less unequal. Raise ``t_max`` where that matters.
 
     References:
@@ -274,6 +274,8 @@ class Curriculum(Config):
         the averaged target, so a stage needs a number of updates in proportion to
         :math:`N / ema\_rate`. Asked for here: at least an eighth of it, since the network carries
         over what the coarser stages taught it.
+
+        Deviation: the paper lets the grid grow to its end whatever the length of the run.
 
         Args:
             total_updates: Length of the run.

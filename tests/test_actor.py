@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gtp_policy import FlowMapActor, FlowMapActorConfig, KarrasTimes, UniformTimes
-from gtp_policy.errors import ShapeError, StateMismatchError
+from gtp_policy.errors import DataError, ShapeError, StateMismatchError
 from gtp_policy.functional import sample_flow
 from gtp_policy.networks import linear
 from gtp_policy.testing import (
@@ -288,9 +288,6 @@ def test_a_sample_refuses_what_makes_no_sense() -> None:
     for noise in (torch.zeros(ACT), torch.zeros(3, ACT), torch.zeros(4, 1)):
         with pytest.raises(ShapeError):
             actor.sample(obs, noise=noise)
-    for steps in (0, -1):
-        with pytest.raises(ValueError, match=f"too few intervals: got {steps}"):
-            actor.sample(obs, steps=steps)
 
 
 def test_large_noise_does_not_overflow() -> None:
@@ -323,3 +320,40 @@ def test_the_default_network_tells_the_smallest_time_from_zero() -> None:
     assert node < 1e-3
     embed = actor.network.embedding
     assert not torch.equal(embed(node), embed(torch.zeros(1)))
+
+
+@pytest.mark.parametrize(
+    ("obs", "message"),
+    [
+        (torch.zeros(2, OBS, dtype=torch.float64), r"dtype: got torch.float64, expected torch"),
+        (torch.zeros(2, OBS, dtype=torch.int64), r"dtype: got torch.int64"),
+        ([[0.0] * OBS], "no tensor: got list"),
+    ],
+)
+def test_observations_from_outside_are_checked(obs: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        FlowMapActor(OBS, ACT).sample(obs)
+
+
+def test_a_single_observation_gets_a_hint() -> None:
+    with pytest.raises(ShapeError, match=r"Use obs\[None\]"):
+        FlowMapActor(OBS, ACT).sample(torch.zeros(OBS))
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1.5, True])
+def test_steps_are_a_positive_integer(steps: Any) -> None:
+    with pytest.raises(ValueError, match="`steps` is out of range"):
+        FlowMapActor(OBS, ACT).sample(torch.zeros(1, OBS), steps=steps)
+
+
+class Narrow(nn.Module):
+    """Returns one number per row, which would broadcast to every dimension of the action."""
+
+    def forward(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return x[:, :1]
+
+
+def test_a_backbone_of_the_wrong_width_is_refused() -> None:
+    actor = FlowMapActor(OBS, 2, network=Narrow())
+    with pytest.raises(ShapeError, match=r"output of the network.*got \(3, 1\), expected \(3, 2\)"):
+        actor.endpoint(torch.zeros(3, OBS), torch.zeros(3, 2), torch.ones(3), torch.ones(3))

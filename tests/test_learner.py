@@ -29,7 +29,7 @@ from gtp_policy import (
     Transitions,
     UpdateMetrics,
 )
-from gtp_policy.errors import NonFiniteError, ShapeError
+from gtp_policy.errors import NonFiniteError, ShapeError, StateMismatchError
 from gtp_policy.functional import precondition
 from gtp_policy.networks import linear
 
@@ -480,7 +480,7 @@ def test_acting_refuses_what_makes_no_sense() -> None:
     obs = torch.zeros(2, OBS)
     with pytest.raises(ValueError, match="`candidates` is out of range: got 0"):
         learner.act(obs, candidates=0)
-    with pytest.raises(ValueError, match="too few intervals: got 0"):
+    with pytest.raises(ValueError, match="`steps` is out of range: got 0"):
         learner.act(obs, steps=0)
     with pytest.raises(ValueError, match="needs a critic"):
         cloning.act(obs, candidates=2)
@@ -679,3 +679,23 @@ def test_an_empty_batch_is_refused() -> None:
     with pytest.raises(ShapeError, match="empty"):
         learner.update(empty)
     assert learner.updates == 0
+
+
+@pytest.mark.parametrize(
+    ("saved", "loaded"),
+    [
+        (GTPConfig(critic=None), GTPConfig()),
+        (GTPConfig(), GTPConfig(critic=None)),
+        (GTPConfig(), GTPConfig(learner=GTPLearnerConfig(baseline=ExpectileBaseline()))),
+        (GTPConfig(), GTPConfig(actor=FlowMapActorConfig(sigma_data=0.1))),
+    ],
+)
+def test_a_state_of_another_learner_is_refused_and_changes_nothing(
+    saved: GTPConfig, loaded: GTPConfig
+) -> None:
+    state = GTPLearner.build(OBS, ACT, saved.replace(learner=saved.learner.replace(seed=1)))
+    learner = GTPLearner.build(OBS, ACT, loaded)
+    before = copy.deepcopy(dict(learner.named_parameters()))
+    with pytest.raises(StateMismatchError):
+        learner.load_state_dict(state.state_dict())
+    assert all(torch.equal(p, before[name]) for name, p in learner.named_parameters())

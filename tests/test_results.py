@@ -1,0 +1,40 @@
+"""The figures in the README are those of the benchmarks' JSON, and meet what they are held to."""
+
+import json
+from pathlib import Path
+
+from benchmarks.tables import END, RESULTS, START, render
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_readme_says_what_the_json_says() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert text[text.index(START) : text.index(END) + len(END)] == render(), "run: make tables"
+
+
+def test_the_bandit_finds_every_mode_with_every_seed() -> None:
+    record = json.loads((RESULTS / "bandit.json").read_text(encoding="utf-8"))
+    assert len(record["runs"]) >= 5
+    for run in record["runs"]:
+        for steps, floor in (("5", 0.85), ("2", 0.80), ("1", 0.50)):
+            measured = run["gtp"][steps]
+            assert measured["within_3_std"] >= floor
+            assert all(0.20 <= share <= 0.30 for share in measured["modes"])
+        assert run["gaussian"]["within_3_std"] < 0.1
+
+
+def test_a_million_transitions_load_in_time_and_memory() -> None:
+    record = json.loads((RESULTS / "datasets.json").read_text(encoding="utf-8"))
+    for kind in ("minari", "d4rl_gzip"):
+        assert record[kind]["transitions"] > 990_000
+        assert record[kind]["seconds"] < 10
+        assert record[kind]["peak_over_result"] < 2
+
+
+def test_the_maze_is_solved_at_least_as_well_as_by_cloning() -> None:
+    record = json.loads((RESULTS / "pointmaze.json").read_text(encoding="utf-8"))
+    assert record["seeds"] >= 5
+    assert record["policies"]["GTP"]["success"]["mean"] >= 0.9
+    # At least cloning's, within the 95 % interval of the difference.
+    assert record["gtp_minus_cloning"]["success"][1] >= 0
