@@ -177,7 +177,9 @@ def collect(
         return dataset
     rng, maze, env, left = np.random.default_rng(seed), maze_map(env_id), make_env(env_id), steps
     episodes: list[EpisodeBuffer] = []
-    with tqdm(total=steps, desc="collect", unit=" steps", disable=not progress) as bar:
+    with tqdm(
+        total=steps, desc="collect", unit=" steps", disable=None if progress else True
+    ) as bar:
         while left:
             episodes.append(_drive(env, maze, rng, left))
             left -= len(episodes[-1])
