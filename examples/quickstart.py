@@ -132,7 +132,7 @@ def run_bandit(updates: int, line: int) -> tuple[dict[str, np.ndarray], np.ndarr
             torch.zeros(n, 1), steps=steps, generator=generator
         )
     actor, start = learner.target_actor, 400
-    grid = actor.times.grid(12)
+    grid = actor.times.grid(actor.config.steps)
     z = torch.randn((start, 2), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         paths = sample_flow(actor, torch.zeros(start, 1), grid[0] * z, grid)
