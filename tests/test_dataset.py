@@ -403,3 +403,19 @@ def test_building_needs_less_than_twice_the_memory_of_the_result() -> None:
         tracemalloc.stop()
     assert len(dataset) == 500_000
     assert dataset.nbytes < peak < 2 * dataset.nbytes
+
+
+def test_sampling_without_a_generator_is_refused() -> None:
+    dataset = OfflineDataset.from_arrays(
+        obs=[[0.0]],
+        action=[[0.0]],
+        reward=[0.0],
+        next_obs=[[0.0]],
+        terminated=[1],
+        truncated=[0],
+        low=[-1.0],
+        high=[1.0],
+    )
+    none: Any = None  # torch would take its global generator
+    with pytest.raises(TypeError, match="`generator` has the wrong type: got NoneType"):
+        dataset.sample(1, generator=none)
