@@ -10,21 +10,27 @@ them, over episodes.
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
-from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import gtp_policy
 from examples.pointmaze import REVISION, UMAZE, behaviour, collect
-from examples.quickstart import CLONING, GAMMA, GTP, Run, maze_config, run_maze
+from examples.quickstart import (
+    CLONING,
+    GAMMA,
+    GTP,
+    Run,
+    maze_config,
+    maze_dataset_id,
+    run_maze,
+    worker_pool,
+)
 
 RESAMPLES = 10_000
 
@@ -71,12 +77,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/pointmaze.json"))
     args = parser.parse_args()
     os.environ.setdefault("MINARI_DATASETS_PATH", str(args.data.resolve()))
-    dataset_id = "gtp-policy/pointmaze-umaze-100000-v0"
+    dataset_id = maze_dataset_id(100_000)
     data = behaviour(collect(dataset_id))
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        args.processes, context, initializer=tqdm.set_lock, initargs=(context.RLock(),)
-    ) as pool:
+    with worker_pool(args.processes) as pool:
         futures = [
             pool.submit(run_maze, dataset_id, eta, seed, args.updates, args.episodes, 0)
             for seed in range(args.seeds)

@@ -79,7 +79,7 @@ def pointmaze(record: dict[str, Any]) -> str:
         ]
         for name, row in record["policies"].items()
     ]
-    lows = {k: record["gtp_minus_cloning"][k] for k in ("success", "steps")}
+    difference = record["gtp_minus_cloning"]
     return "\n\n".join(
         [
             f"**{record['environment']}**, dataset made by the project's own controller "
@@ -89,9 +89,9 @@ def pointmaze(record: dict[str, Any]) -> str:
             table(
                 ["policy", "success, %", "steps to goal", "discounted return", "ms/update"], rows
             ),
-            f"GTP minus cloning: success {100 * lows['success'][0]:+.1f} to "
-            f"{100 * lows['success'][1]:+.1f} points, steps {lows['steps'][0]:+.1f} to "
-            f"{lows['steps'][1]:+.1f} (95 %).",
+            f"GTP minus cloning: success {100 * difference['success'][0]:+.1f} to "
+            f"{100 * difference['success'][1]:+.1f} points, steps {difference['steps'][0]:+.1f} to "
+            f"{difference['steps'][1]:+.1f} (95 %).",
         ]
     )
 

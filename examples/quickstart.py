@@ -54,6 +54,22 @@ class Run(NamedTuple):
     result: EvaluationResult
 
 
+def maze_dataset_id(steps: int) -> str:
+    """Returns the id under which the collected dataset is kept."""
+    return f"gtp-policy/pointmaze-umaze-{steps}-v0"
+
+
+def worker_pool(workers: int) -> ProcessPoolExecutor:
+    """Returns a pool whose processes share one lock for their progress bars.
+
+    Spawned, since a fork would copy torch's thread pool in an undefined state.
+    """
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(
+        workers, context, initializer=tqdm.set_lock, initargs=(context.RLock(),)
+    )
+
+
 def maze_config(eta: float, updates: int, seed: int) -> GTPConfig:
     """Returns small networks and fast targets, for a run of minutes on a CPU."""
     hidden, ema_rate = (256, 256), 0.02
@@ -75,7 +91,7 @@ def maze_config(eta: float, updates: int, seed: int) -> GTPConfig:
 
 
 def train(
-    dataset: OfflineDataset, config: GTPConfig, *, name: str, line: int = 0, progress: bool = True
+    dataset: OfflineDataset, config: GTPConfig, *, name: str, line: int = 0
 ) -> tuple[GTPLearner, float]:
     """Trains for ``total_updates`` and returns the learner and the milliseconds per update.
 
@@ -83,9 +99,7 @@ def train(
     """
     torch.set_num_threads(1)  # small matrices: a second thread costs more than it brings
     learner = GTPLearner.from_dataset(dataset, config)
-    bar = tqdm(
-        range(config.learner.total_updates), name, position=line, disable=None if progress else True
-    )
+    bar = tqdm(range(config.learner.total_updates), name, position=line, disable=None)
     start = time.perf_counter()
     for update in bar:
         metrics = learner.update(dataset.sample(256, generator=learner.stream("batch")))
@@ -189,17 +203,14 @@ def main() -> None:
         )
     began = time.perf_counter()
     os.environ.setdefault("MINARI_DATASETS_PATH", str((args.output / "minari").resolve()))
-    dataset_id = f"gtp-policy/pointmaze-umaze-{args.steps}-v0"
+    dataset_id = maze_dataset_id(args.steps)
     collected = collect(dataset_id, steps=args.steps)
     print(report(load_minari(dataset_id, gamma=GAMMA)), "\n")
 
     jobs = [(eta, seed) for seed in range(args.seeds) for eta in (args.eta, 0.0)]
-    context = multiprocessing.get_context("spawn")
     workers = min(os.cpu_count() or 1, len(jobs) + 1)
     print(f"Training {len(jobs)} maze policies and the bandit, {workers} at a time ...\n")
-    with ProcessPoolExecutor(
-        workers, context, initializer=tqdm.set_lock, initargs=(context.RLock(),)
-    ) as pool:
+    with worker_pool(workers) as pool:
         illustration = pool.submit(run_bandit, args.bandit_updates, 0)
         futures = [
             pool.submit(run_maze, dataset_id, *job, args.updates, args.episodes, line)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from gtp_policy._config import Config, Float, Int, Width
 from gtp_policy._random import generator_or_private, new_stream
-from gtp_policy.errors import DataError, ShapeError, StateMismatchError
-from gtp_policy.functional import check_shape, flow_map, precondition, sample_flow
+from gtp_policy.errors import DataError, StateMismatchError
+from gtp_policy.functional import check_rows, check_shape, flow_map, precondition, sample_flow
 from gtp_policy.networks import FlowMapMLP
 from gtp_policy.spaces import ObservationNormalizer
 from gtp_policy.times import KarrasTimes, TimeSchedule
@@ -145,7 +145,7 @@ class FlowMapActor(nn.Module):
             >>> actor.endpoint(torch.zeros(1, 3), torch.zeros(1, 2), t, t).shape
             torch.Size([1, 2])
         """
-        self._check_obs_shape(obs)
+        check_rows("obs", obs, self.obs_dim)
         check_shape("x", x, (obs.shape[0], self.action_dim))
         check_shape("t", t, (x.shape[0],))
         check_shape("s", s, (x.shape[0],))
@@ -282,7 +282,7 @@ torch.float32, the actor's. Convert it with obs.to(torch.float32).
                 f"`obs` is no tensor: got {type(obs).__name__}, expected a torch tensor of shape "
                 f"(B, {self.obs_dim}). Convert it with torch.as_tensor."
             )
-        self._check_obs_shape(obs)
+        check_rows("obs", obs, self.obs_dim)
         for kind in ("dtype", "device"):
             got, expected = getattr(obs, kind), getattr(self.normalizer.mean, kind)
             if got != expected:
@@ -290,11 +290,3 @@ torch.float32, the actor's. Convert it with obs.to(torch.float32).
                     f"`obs` has the wrong {kind}: got {got}, expected {expected}, the actor's. "
                     f"Convert it with obs.to({expected})."
                 )
-
-    def _check_obs_shape(self, obs: Tensor) -> None:
-        if obs.ndim != 2 or obs.shape[1] != self.obs_dim:
-            hint = " Use obs[None] for a single observation." if obs.ndim == 1 else ""
-            raise ShapeError(
-                f"`obs` has the wrong shape: got {tuple(obs.shape)}, expected (B, {self.obs_dim})."
-                f"{hint}"
-            )

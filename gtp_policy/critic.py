@@ -10,8 +10,7 @@ from torch.nn import functional
 
 from gtp_policy._config import Bool, Config, Float, Int, Width
 from gtp_policy._random import new_stream
-from gtp_policy.errors import ShapeError
-from gtp_policy.functional import check_shape
+from gtp_policy.functional import check_rows, check_shape
 from gtp_policy.networks import mlp, uniform_
 from gtp_policy.spaces import ObservationNormalizer
 
@@ -108,10 +107,7 @@ class QEnsemble(nn.Module):
             >>> QEnsemble(3, 2)(torch.zeros(5, 3), torch.zeros(5, 2)).amin(0).shape
             torch.Size([5])
         """
-        if obs.ndim != 2 or obs.shape[1] != self.obs_dim:
-            raise ShapeError(
-                f"`obs` has the wrong shape: got {tuple(obs.shape)}, expected (B, {self.obs_dim})."
-            )
+        check_rows("obs", obs, self.obs_dim)
         check_shape("action", action, (obs.shape[0], self.action_dim))
         x = torch.cat([self.normalizer(obs), action], dim=-1)
         x = x.expand(self.config.members, *x.shape)

@@ -103,6 +103,33 @@ def check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
         )
 
 
+def check_rows(name: str, tensor: Tensor, width: int) -> None:
+    """Raises unless a tensor is a batch of rows of the expected width.
+
+    Args:
+        name: What the message calls the tensor.
+        tensor: The tensor to look at.
+        width: Expected size of the second of two dimensions.
+
+    Raises:
+        ShapeError: If the shape is not (B, width).
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.functional import check_rows
+        >>> check_rows("obs", torch.zeros(3), 3)
+        Traceback (most recent call last):
+        ...
+        gtp_policy.errors.ShapeError: `obs` has the wrong shape: got (3,), expected (B, 3). Use \
+obs[None] for a single row.
+    """
+    if tensor.ndim != 2 or tensor.shape[1] != width:
+        hint = f" Use {name}[None] for a single row." if tensor.ndim == 1 else ""
+        raise ShapeError(
+            f"`{name}` has the wrong shape: got {tuple(tensor.shape)}, expected (B, {width}).{hint}"
+        )
+
+
 def perturb(action: Tensor, t: Tensor, z: Tensor) -> Tensor:
     r"""Adds noise of standard deviation t to an action.
 
