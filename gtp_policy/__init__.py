@@ -6,10 +6,21 @@ any time t to any earlier time s: one jump from noise to action, or several for 
 The files in the order of the paper: ``times``, ``functional``, ``actor``, ``loss``, ``learner``.
 """
 
-__version__ = "0.1.0.dev0"
-
 from gtp_policy._config import Config
+from gtp_policy._version import __version__
+from gtp_policy.acting import act
 from gtp_policy.actor import FlowMapActor, FlowMapActorConfig
+from gtp_policy.checkpoint import (
+    Checkpoint,
+    CheckpointFolder,
+    CheckpointInfo,
+    StopSignal,
+    latest_valid,
+    load_checkpoint,
+    read_metadata,
+    restore_,
+    save_checkpoint,
+)
 from gtp_policy.critic import (
     ExpectileBaseline,
     PolicyBaseline,
@@ -24,7 +35,7 @@ from gtp_policy.gtp_config import GTPConfig, GTPLearnerConfig
 from gtp_policy.learner import GTPLearner
 from gtp_policy.loss import GTPLoss, GTPLossConfig, GTPLossTerms, GTPResiduals, gtp_residuals
 from gtp_policy.metrics import UpdateMetrics
-from gtp_policy.spaces import ActionScaler, ObservationNormalizer
+from gtp_policy.spaces import ActionScaler, ObservationLayout, ObservationNormalizer
 from gtp_policy.times import (
     Curriculum,
     KarrasTimes,
@@ -42,6 +53,9 @@ __all__ = [
     "ActionScaler",
     "AdvantageWeighter",
     "AdvantageWeighterConfig",
+    "Checkpoint",
+    "CheckpointFolder",
+    "CheckpointInfo",
     "Config",
     "Curriculum",
     "ExpectileBaseline",
@@ -57,12 +71,14 @@ __all__ = [
     "GTPResiduals",
     "KarrasTimes",
     "LogNormalIndex",
+    "ObservationLayout",
     "ObservationNormalizer",
     "OfflineDataset",
     "OfflineDatasetBuilder",
     "PolicyBaseline",
     "QEnsemble",
     "QEnsembleConfig",
+    "StopSignal",
     "TimeSchedule",
     "Times",
     "Transitions",
@@ -71,6 +87,12 @@ __all__ = [
     "UpdateMetrics",
     "ValueNetwork",
     "__version__",
+    "act",
     "draw_times",
     "gtp_residuals",
+    "latest_valid",
+    "load_checkpoint",
+    "read_metadata",
+    "restore_",
+    "save_checkpoint",
 ]

@@ -50,4 +50,6 @@ class Config(BaseModel):
             >>> KarrasTimes(t_max=80.0).replace(rho=5.0).rho
             5.0
         """
-        return type(self).model_validate({**dict(self), **changes})
+        # Only what was set stays set: a field left open is still open afterwards.
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self).model_validate({**given, **changes})

@@ -8,9 +8,16 @@ from torch import Tensor, nn
 
 from gtp_policy._config import Config, Float, Int, Width
 from gtp_policy._random import generator_or_private, new_stream
-from gtp_policy.errors import DataError, StateMismatchError
-from gtp_policy.functional import check_rows, check_shape, flow_map, precondition, sample_flow
-from gtp_policy.networks import FlowMapMLP
+from gtp_policy.errors import StateMismatchError
+from gtp_policy.functional import (
+    check_like,
+    check_rows,
+    check_shape,
+    flow_map,
+    precondition,
+    sample_flow,
+)
+from gtp_policy.networks import FlowMapMLP, features_dim
 from gtp_policy.spaces import ObservationNormalizer
 from gtp_policy.times import KarrasTimes, TimeSchedule
 
@@ -60,6 +67,9 @@ class FlowMapActor(nn.Module):
         network: Backbone F in place of the default MLP, called as
             ``network(obs, x, t, s) -> (B, A)`` with normalised observations (B, O), noisy actions
             scaled to unit variance (B, A) and times (B,) in action units.
+        encoder: Module from normalised observations (B, O) to features (B, F), with the width F as
+            its attribute ``features_dim``; the network then sees features in place of observations.
+            For images and the like. Default: none, F = O.
         seed: Seed of the initial parameters and of the fixed noise.
 
     Raises:
@@ -87,6 +97,7 @@ class FlowMapActor(nn.Module):
         config: FlowMapActorConfig | None = None,
         *,
         network: nn.Module | None = None,
+        encoder: nn.Module | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -99,9 +110,10 @@ class FlowMapActor(nn.Module):
         self.config = config.replace(sigma_data=config.sigma_data or 0.5)
         self.obs_dim, self.action_dim = obs_dim, action_dim
         self.normalizer = ObservationNormalizer(obs_dim)
+        self.encoder = encoder
         if network is None:
             network = FlowMapMLP(
-                obs_dim,
+                features_dim(encoder, obs_dim),
                 action_dim,
                 config.hidden,
                 config.time_dim,
@@ -146,11 +158,18 @@ class FlowMapActor(nn.Module):
             torch.Size([1, 2])
         """
         check_rows("obs", obs, self.obs_dim)
-        check_shape("x", x, (obs.shape[0], self.action_dim))
+        return self._endpoint(self._features(obs), x, t, s)
+
+    def _features(self, obs: Tensor) -> Tensor:
+        features: Tensor = self.normalizer(obs)
+        return features if self.encoder is None else self.encoder(features)
+
+    def _endpoint(self, features: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        check_shape("x", x, (features.shape[0], self.action_dim))
         check_shape("t", t, (x.shape[0],))
         check_shape("s", s, (x.shape[0],))
         skip, out, inner = (c.unsqueeze(-1) for c in precondition(t, self.sigma_data))
-        raw: Tensor = self.network(self.normalizer(obs), inner * x, t, s)
+        raw: Tensor = self.network(features, inner * x, t, s)
         # A backbone that returns (B, 1) would broadcast to every dimension without a word.
         check_shape("output of the network", raw, tuple(x.shape))
         return skip * x + out * raw
@@ -208,7 +227,7 @@ class FlowMapActor(nn.Module):
 
         Raises:
             ShapeError: If a shape disagrees with the actor's dimensions.
-            DataError: If ``obs`` is no tensor of the actor's dtype and device.
+            DataError: If ``obs`` or ``noise`` is no tensor of the actor's dtype and device.
             ValueError: If ``steps`` is no integer of at least 1.
 
         References:
@@ -234,9 +253,15 @@ class FlowMapActor(nn.Module):
                 device=obs.device,
                 dtype=obs.dtype,
             )
+        check_like("noise", noise, obs)
         check_shape("noise", noise, (obs.shape[0], self.action_dim))
         grid = self.times.grid(steps, device=obs.device, dtype=obs.dtype)
-        return sample_flow(self, obs, grid[0] * noise, grid)[-1].clamp(-1.0, 1.0)
+        # What depends on the observation alone is computed once, not once per jump.
+        path = sample_flow(self._jump, self._features(obs), grid[0] * noise, grid)
+        return path[-1].clamp(-1.0, 1.0)
+
+    def _jump(self, features: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return flow_map(x, self._endpoint(features, x, t, s), t, s)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Returns what parameters alone do not say: the scale and the times they were made for."""
@@ -275,18 +300,7 @@ class FlowMapActor(nn.Module):
             Traceback (most recent call last):
             ...
             gtp_policy.errors.DataError: `obs` has the wrong dtype: got torch.float64, expected \
-torch.float32, the actor's. Convert it with obs.to(torch.float32).
+torch.float32. Convert it with obs.to(torch.float32).
         """
-        if not isinstance(obs, Tensor):
-            raise DataError(
-                f"`obs` is no tensor: got {type(obs).__name__}, expected a torch tensor of shape "
-                f"(B, {self.obs_dim}). Convert it with torch.as_tensor."
-            )
+        check_like("obs", obs, self.normalizer.mean)
         check_rows("obs", obs, self.obs_dim)
-        for kind in ("dtype", "device"):
-            got, expected = getattr(obs, kind), getattr(self.normalizer.mean, kind)
-            if got != expected:
-                raise DataError(
-                    f"`obs` has the wrong {kind}: got {got}, expected {expected}, the actor's. "
-                    f"Convert it with obs.to({expected})."
-                )

@@ -11,7 +11,7 @@ from torch.nn import functional
 from gtp_policy._config import Bool, Config, Float, Int, Width
 from gtp_policy._random import new_stream
 from gtp_policy.functional import check_rows, check_shape
-from gtp_policy.networks import mlp, uniform_
+from gtp_policy.networks import features_dim, mlp, uniform_
 from gtp_policy.spaces import ObservationNormalizer
 
 
@@ -40,6 +40,8 @@ class QEnsemble(nn.Module):
         obs_dim: O.
         action_dim: A.
         config: The choices.
+        encoder: Module from normalised observations (B, O) to features (B, ``features_dim``); one
+            for all members. Default: none.
         seed: Seed of the initial parameters.
 
     Raises:
@@ -62,6 +64,7 @@ class QEnsemble(nn.Module):
         action_dim: int,
         config: QEnsembleConfig | None = None,
         *,
+        encoder: nn.Module | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -73,8 +76,9 @@ class QEnsemble(nn.Module):
         self.config = config = config or QEnsembleConfig()
         self.obs_dim, self.action_dim = obs_dim, action_dim
         self.normalizer = ObservationNormalizer(obs_dim)
+        self.encoder = encoder
         generator = new_stream(seed, "critic")
-        widths = [obs_dim + action_dim, *config.hidden, 1]
+        widths = [features_dim(encoder, obs_dim) + action_dim, *config.hidden, 1]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         self.gains, self.shifts = nn.ParameterList(), nn.ParameterList()
         for i, o in itertools.pairwise(widths):
@@ -109,7 +113,10 @@ class QEnsemble(nn.Module):
         """
         check_rows("obs", obs, self.obs_dim)
         check_shape("action", action, (obs.shape[0], self.action_dim))
-        x = torch.cat([self.normalizer(obs), action], dim=-1)
+        features = self.normalizer(obs)
+        if self.encoder is not None:
+            features = self.encoder(features)
+        x = torch.cat([features, action], dim=-1)
         x = x.expand(self.config.members, *x.shape)
         last = len(self.weights) - 1
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
@@ -128,6 +135,8 @@ class ValueNetwork(nn.Module):
     Args:
         obs_dim: O.
         hidden: Widths of the hidden layers.
+        encoder: Module from normalised observations (B, O) to features (B, ``features_dim``).
+            Default: none.
         seed: Seed of the initial parameters.
 
     Example:
@@ -137,10 +146,19 @@ class ValueNetwork(nn.Module):
         torch.Size([5])
     """
 
-    def __init__(self, obs_dim: int, hidden: tuple[int, ...], *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        obs_dim: int,
+        hidden: tuple[int, ...],
+        *,
+        encoder: nn.Module | None = None,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         self.normalizer = ObservationNormalizer(obs_dim)
-        self.network = mlp(obs_dim, hidden, 1, generator=new_stream(seed, "value"))
+        self.encoder = encoder
+        width = features_dim(encoder, obs_dim)
+        self.network = mlp(width, hidden, 1, generator=new_stream(seed, "value"))
 
     def forward(self, obs: Tensor) -> Tensor:
         """Returns state values.
@@ -151,7 +169,10 @@ class ValueNetwork(nn.Module):
         Returns:
             V, shape (B,).
         """
-        value: Tensor = self.network(self.normalizer(obs))
+        features = self.normalizer(obs)
+        if self.encoder is not None:
+            features = self.encoder(features)
+        value: Tensor = self.network(features)
         return value.squeeze(-1)
 
 

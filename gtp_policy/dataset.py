@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_array
-from gtp_policy.errors import DataError, EmptyDatasetError
-from gtp_policy.spaces import ActionScaler
+from gtp_policy.errors import DataError, EmptyDatasetError, ShapeError
+from gtp_policy.spaces import ActionScaler, ObservationLayout
 from gtp_policy.transitions import Transitions
 
 
@@ -25,13 +25,12 @@ class OfflineDataset:
 
     Args:
         table: Rows as above, float32, shape (N, 2 O + A + 2).
-        obs_dim: O.
+        layout: How an observation became a row's ``obs``.
         terminated: Episode ended by itself after this transition, numpy bool (N,).
         truncated: Episode was cut after this transition, numpy bool (N,). Both flags are kept as
             they came; where both are set the transition counts as terminated.
         action_scaler: Maps the dataset's actions, [-1, 1], back to the units of the Box.
         gamma: Discount factor that ``discount`` was made with.
-        obs_keys: Keys of a Dict observation in the order they were flattened; empty for a Box.
         source: Where the data comes from, for reports and score tables.
 
     Example:
@@ -50,21 +49,20 @@ class OfflineDataset:
         self,
         table: Tensor,
         *,
-        obs_dim: int,
+        layout: ObservationLayout,
         terminated: npt.NDArray[np.bool_],
         truncated: npt.NDArray[np.bool_],
         action_scaler: ActionScaler,
         gamma: float,
-        obs_keys: tuple[str, ...],
         source: str,
     ) -> None:
         self._table = table
-        self.obs_dim = obs_dim
+        self.layout = layout
+        self.obs_dim = layout.obs_dim
         self.action_dim = action_scaler.action_dim
         self.terminated, self.truncated = terminated, truncated
         self.action_scaler = action_scaler
         self.gamma = gamma
-        self.obs_keys = obs_keys
         self.source = source
 
     @classmethod
@@ -153,7 +151,7 @@ class OfflineDataset:
         builder: OfflineDatasetBuilder,
         *,
         device: torch.device | str = "cpu",
-        obs_keys: tuple[str, ...] = (),
+        layout: ObservationLayout | None = None,
         source: str = "arrays",
     ) -> Self:
         """Takes over what a builder has filled; a last transition without a flag is truncated.
@@ -161,7 +159,7 @@ class OfflineDataset:
         Args:
             builder: A builder, not to be appended to any more: its memory is shared.
             device: Where the table shall live.
-            obs_keys: Keys of a Dict observation in the order they were flattened.
+            layout: How observations were flattened; default: they were vectors.
             source: Where the data comes from.
 
         Returns:
@@ -169,20 +167,26 @@ class OfflineDataset:
 
         Raises:
             EmptyDatasetError: If the builder holds no transition.
+            ShapeError: If the layout's ``obs_dim`` is not the builder's.
         """
         size = builder.filled
         if not size:
             raise _empty(source)
+        layout = layout or ObservationLayout((builder.obs_dim,))
+        if layout.obs_dim != builder.obs_dim:
+            raise ShapeError(
+                f"`layout` has the wrong length: got {layout.obs_dim} from {layout}, expected "
+                f"{builder.obs_dim}, the builder's obs_dim."
+            )
         terminated, truncated = builder.terminated[:size], builder.truncated[:size]
         truncated[-1] |= not terminated[-1]
         return cls(
             torch.from_numpy(builder.table[:size]).to(device),
-            obs_dim=builder.obs_dim,
+            layout=layout,
             terminated=terminated,
             truncated=truncated,
             action_scaler=builder.action_scaler,
             gamma=builder.gamma,
-            obs_keys=obs_keys,
             source=source,
         )
 
@@ -196,6 +200,11 @@ class OfflineDataset:
             f"OfflineDataset({self.source!r}, {len(self)} transitions, obs_dim={self.obs_dim}, "
             f"action_dim={self.action_dim}, gamma={self.gamma}, device='{self.device}')"
         )
+
+    @property
+    def obs_keys(self) -> tuple[str, ...]:
+        """Keys of a Dict observation in the order they were flattened; empty for a Box."""
+        return self.layout.keys
 
     @property
     def device(self) -> torch.device:

@@ -88,6 +88,19 @@ class StateMismatchError(GTPError, RuntimeError):
     """
 
 
+class CheckpointError(GTPError, OSError):
+    """A checkpoint that is missing, damaged, foreign or malicious, or that could not be written.
+
+    Example:
+        >>> from gtp_policy import load_checkpoint
+        >>> load_checkpoint("nowhere")
+        Traceback (most recent call last):
+        ...
+        gtp_policy.errors.CheckpointError: Checkpoint nowhere cannot be read: got no such file or \
+directory, expected a directory or a zip file that save_checkpoint wrote.
+    """
+
+
 class MissingDependencyError(GTPError, ImportError):
     """An optional package is not installed; names the extra that brings it.
 

@@ -16,13 +16,13 @@ Shapes: B batch, O obs_dim, A action_dim.
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from gtp_policy.errors import ShapeError
+from gtp_policy.errors import DataError, ShapeError
 from gtp_policy.times import TimeSchedule
 
 
@@ -128,6 +128,42 @@ obs[None] for a single row.
         raise ShapeError(
             f"`{name}` has the wrong shape: got {tuple(tensor.shape)}, expected (B, {width}).{hint}"
         )
+
+
+def check_like(name: str, value: object, like: Tensor) -> None:
+    """Raises unless a value is a tensor of the dtype and on the device of another one.
+
+    Args:
+        name: What the message calls the value.
+        value: Anything.
+        like: A tensor of the right dtype and device.
+
+    Raises:
+        DataError: If it is no tensor, or one of another dtype or device.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.functional import check_like
+        >>> check_like("reward", torch.zeros(3, dtype=torch.float64), torch.zeros(1))
+        Traceback (most recent call last):
+        ...
+        gtp_policy.errors.DataError: `reward` has the wrong dtype: got torch.float64, expected \
+torch.float32. Convert it with reward.to(torch.float32).
+    """
+    if not isinstance(value, Tensor):
+        raise DataError(
+            f"`{name}` is no tensor: got {type(value).__name__}, expected a torch tensor. Convert "
+            "it with torch.as_tensor."
+        )
+    for kind in ("dtype", "device"):
+        got, expected = getattr(value, kind), getattr(like, kind)
+        if got != expected:
+            # A device prints as its name; as an argument of `to` it needs quotes.
+            target = f"'{expected}'" if kind == "device" else expected
+            raise DataError(
+                f"`{name}` has the wrong {kind}: got {got}, expected {expected}. Convert it with "
+                f"{name}.to({target})."
+            )
 
 
 def perturb(action: Tensor, t: Tensor, z: Tensor) -> Tensor:
@@ -384,14 +420,19 @@ def ema_(target: Iterable[Tensor], source: Iterable[Tensor], rate: float) -> Non
     torch._foreach_lerp_(list(target), list(source), rate)
 
 
-def sample_flow(flow_map: FlowMap, obs: Tensor, x: Tensor, grid: Tensor) -> Tensor:
+def sample_flow(
+    flow_map: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    obs: Tensor,
+    x: Tensor,
+    grid: Tensor,
+) -> Tensor:
     r"""Follows a flow map along a grid of times, one jump per interval.
 
     .. math:: x_{t_{i+1}} = \Phi(x_{t_i}, t_i, t_{i+1})
 
     Args:
-        flow_map: Any flow map.
-        obs: Observation, shape (B, O).
+        flow_map: Any flow map, or a function called like one.
+        obs: Observation, shape (B, O), or whatever the function takes in its place.
         x: Start :math:`x_{t_0}`, shape (B, A).
         grid: Descending times, shape (K + 1,).
 

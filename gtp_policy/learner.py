@@ -2,13 +2,14 @@ r"""Algorithm 1: one update of critic, weights, actor and targets."""
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from gtp_policy._random import new_stream
+from gtp_policy.acting import act
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.critic import (
     ExpectileBaseline,
@@ -26,6 +27,8 @@ from gtp_policy.metrics import UpdateMetrics
 from gtp_policy.transitions import Transitions
 from gtp_policy.weighting import AdvantageWeighter
 
+OptimizerFactory = Callable[[str, nn.Module], torch.optim.Optimizer]
+
 
 class GTPLearner(nn.Module):
     r"""Algorithm 1 of the paper as one object with one method to call in a loop: ``update``.
@@ -40,6 +43,13 @@ class GTPLearner(nn.Module):
         loss: The actor's loss; default `GTPLoss` with default choices.
         weighter: From advantages to weights; default `AdvantageWeighter` with default choices.
         config: The choices.
+        optimizer: Called with ``"actor"``, ``"critic"`` or ``"value"`` and that module, returns its
+            optimiser. Its learning rate is yours: ``actor_lr``, ``critic_lr`` and ``lr_schedule``
+            of the config then stay unused. Default: Adam with the config's learning rates.
+
+    Attributes:
+        updates: Number of updates done.
+        optimizers: The optimiser of each part, by name.
 
     Raises:
         ValueError: If actor and critic disagree on a dimension.
@@ -68,16 +78,14 @@ class GTPLearner(nn.Module):
         loss: GTPLoss | None = None,
         weighter: AdvantageWeighter | None = None,
         config: GTPLearnerConfig | None = None,
+        optimizer: OptimizerFactory | None = None,
     ) -> None:
         super().__init__()
-        if critic is not None and (actor.obs_dim, actor.action_dim) != (
-            critic.obs_dim,
-            critic.action_dim,
-        ):
+        dims = [(m.obs_dim, m.action_dim) for m in (actor, critic) if m is not None]
+        if len(set(dims)) > 1:
             raise ValueError(
-                f"Actor and critic disagree on (obs_dim, action_dim): got ({actor.obs_dim}, "
-                f"{actor.action_dim}) and ({critic.obs_dim}, {critic.action_dim}), expected the "
-                "same."
+                f"Actor and critic disagree on (obs_dim, action_dim): got {dims[0]} and {dims[1]}, "
+                "expected the same."
             )
         self.config = config or GTPLearnerConfig()
         self.actor, self.critic = actor, critic
@@ -85,14 +93,23 @@ class GTPLearner(nn.Module):
         self.value: ValueNetwork | None = None
         if critic is not None and isinstance(self.config.baseline, ExpectileBaseline):
             self.value = ValueNetwork(
-                actor.obs_dim, self.config.baseline.hidden, seed=self.config.seed
+                actor.obs_dim,
+                self.config.baseline.hidden,
+                encoder=copy.deepcopy(critic.encoder),
+                seed=self.config.seed,
             ).to(actor.fixed_noise.device)
         self.target_actor = copy.deepcopy(actor).requires_grad_(False).eval()
         self.target_critic = None
         if critic is not None:
             self.target_critic = copy.deepcopy(critic).requires_grad_(False).eval()
         self.updates = 0
-        self._optimizers = dict(self._make_optimizers())
+        self._own_rates = optimizer is not None
+        parts = {"actor": self.actor, "critic": self.critic, "value": self.value}
+        self.optimizers = {
+            name: (optimizer or _adam)(name, module)
+            for name, module in parts.items()
+            if module is not None
+        }
 
     @classmethod
     def build(
@@ -102,6 +119,8 @@ class GTPLearner(nn.Module):
         config: GTPConfig | None = None,
         *,
         network: nn.Module | None = None,
+        encoder: nn.Module | None = None,
+        optimizer: OptimizerFactory | None = None,
         device: torch.device | str = "cpu",
     ) -> Self:
         """Builds actor, critic and learner from one config.
@@ -115,6 +134,9 @@ class GTPLearner(nn.Module):
             action_dim: A.
             config: Every choice; default all defaults.
             network: Backbone of the actor in place of the default MLP.
+            encoder: Module from normalised observations (B, O) to features (B, ``features_dim``);
+                every network gets a copy of its own.
+            optimizer: As for the constructor.
             device: Where parameters live.
 
         Returns:
@@ -127,16 +149,26 @@ class GTPLearner(nn.Module):
         """
         config = (config or GTPConfig()).cap_curriculum(stacklevel=3)
         seed = config.learner.seed
-        actor = FlowMapActor(obs_dim, action_dim, config.actor, network=network, seed=seed)
+        actor = FlowMapActor(
+            obs_dim,
+            action_dim,
+            config.actor,
+            network=network,
+            encoder=copy.deepcopy(encoder),
+            seed=seed,
+        )
         critic = None
         if config.critic is not None:
-            critic = QEnsemble(obs_dim, action_dim, config.critic, seed=seed).to(device)
+            critic = QEnsemble(
+                obs_dim, action_dim, config.critic, encoder=copy.deepcopy(encoder), seed=seed
+            ).to(device)
         return cls(
             actor.to(device),
             critic,
             loss=GTPLoss(config.loss),
             weighter=AdvantageWeighter(config.weighter),
             config=config.learner,
+            optimizer=optimizer,
         )
 
     @classmethod
@@ -146,6 +178,8 @@ class GTPLearner(nn.Module):
         config: GTPConfig | None = None,
         *,
         network: nn.Module | None = None,
+        encoder: nn.Module | None = None,
+        optimizer: OptimizerFactory | None = None,
     ) -> Self:
         """Builds a learner that fits a dataset: dimensions, device, scales.
 
@@ -157,6 +191,8 @@ class GTPLearner(nn.Module):
             dataset: The data to learn from.
             config: Every choice; default all defaults.
             network: Backbone of the actor in place of the default MLP.
+            encoder: As for `build`.
+            optimizer: As for the constructor.
 
         Returns:
             The learner, on the dataset's device.
@@ -178,7 +214,13 @@ class GTPLearner(nn.Module):
             sigma_data = max(dataset.action_std(), 0.01)
             config = config.replace(actor=config.actor.replace(sigma_data=sigma_data))
         learner = cls.build(
-            dataset.obs_dim, dataset.action_dim, config, network=network, device=dataset.device
+            dataset.obs_dim,
+            dataset.action_dim,
+            config,
+            network=network,
+            encoder=encoder,
+            optimizer=optimizer,
+            device=dataset.device,
         )
         if config.learner.normalize_obs:
             learner.set_observation_statistics_(*dataset.observation_statistics())
@@ -199,6 +241,27 @@ class GTPLearner(nn.Module):
     def progress(self) -> float:
         """Fraction of ``total_updates`` done, at most 1."""
         return min(self.updates / self.config.total_updates, 1.0)
+
+    def set_total_updates_(self, total_updates: int) -> None:
+        """Changes the length of the run; for hosts that learn it only when training starts.
+
+        The curriculum is capped to the new length as in `build`, and never refined.
+
+        Args:
+            total_updates: Number of updates over which curriculum and learning rates unfold.
+
+        Raises:
+            pydantic.ValidationError: If it is smaller than 1.
+
+        Example:
+            >>> from gtp_policy import GTPConfig, GTPLearner
+            >>> learner = GTPLearner.build(1, 1, GTPConfig(critic=None))
+            >>> learner.set_total_updates_(20_000)
+            >>> learner.full_config.loss.curriculum.end
+            160
+        """
+        self.config = self.config.replace(total_updates=total_updates)
+        self.loss.config = self.full_config.cap_curriculum(stacklevel=3).loss
 
     def set_observation_statistics_(self, mean: Tensor, std: Tensor) -> None:
         """Gives every network the same observation normaliser, in place.
@@ -255,7 +318,7 @@ class GTPLearner(nn.Module):
 
         Raises:
             ShapeError: If a field of the batch has the wrong shape.
-            DataError: If the observations are not of the networks' dtype and device.
+            DataError: If a field of the batch is not of the networks' dtype and device.
             NonFiniteError: On the CPU, if the advantages are NaN or infinite.
 
         Example:
@@ -267,8 +330,7 @@ class GTPLearner(nn.Module):
             >>> sorted(learner.update(batch).to_floats())
             ['actor_grad_norm', 'actor_loss', 'consistency', 'flow']
         """
-        batch.check(self.actor.obs_dim, self.actor.action_dim)
-        self.actor.check_observations(batch.obs)
+        batch.check(self.actor.obs_dim, self.actor.action_dim, like=self.actor.fixed_noise)
         weight, metrics = None, {}
         if self.critic is not None:
             metrics = self._step_critic(batch)
@@ -304,13 +366,12 @@ class GTPLearner(nn.Module):
             self._step_value(batch)
         advantage = self.advantage(batch.obs, batch.action, generator=self.stream("baseline"))
         weight = self.weighter(advantage)
-        clipped = weight >= self.weighter.config.max_weight
         return weight, {
             "advantage_mean": advantage.mean(),
             "advantage_std": advantage.std(correction=0),
             "weight_mean": weight.mean(),
             "weight_max": weight.amax(),
-            "weight_clipped": clipped.float().mean(),
+            "weight_clipped": (weight >= self.weighter.config.max_weight).float().mean(),
             "weight_ess": effective_sample_size(weight) / len(weight),
         }
 
@@ -353,13 +414,14 @@ class GTPLearner(nn.Module):
                 kept.copy_(current)
 
     def _optimize(self, name: str, loss: Tensor) -> Tensor:
-        optimizer = self._optimizers[name]
-        (group,) = optimizer.param_groups
-        group["lr"] = self._learning_rate(name)
+        optimizer = self.optimizers[name]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if not self._own_rates:
+            optimizer.param_groups[0]["lr"] = self._learning_rate(name)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         limit = self.config.max_grad_norm if self.config.max_grad_norm is not None else math.inf
-        norm = nn.utils.clip_grad_norm_(group["params"], limit)
+        norm = nn.utils.clip_grad_norm_(parameters, limit)
         optimizer.step()
         return norm.detach()
 
@@ -396,13 +458,17 @@ class GTPLearner(nn.Module):
             >>> learner.advantage(torch.zeros(4, 3), torch.zeros(4, 2)).shape
             torch.Size([4])
         """
-        critic = self._critic("An advantage")
-        q = critic(obs, action).amin(0)
+        if self.critic is None:
+            raise ValueError(
+                "An advantage needs a critic: got critic=None (behaviour cloning), expected a "
+                "QEnsemble. Build the learner with one."
+            )
+        q = self.critic(obs, action).amin(0)
         baseline = self.config.baseline
         if isinstance(baseline, PolicyBaseline):
             tiled = obs.repeat(baseline.samples, 1)
             sampled = self.target_actor.sample(tiled, generator=generator)
-            value = critic(tiled, sampled).amin(0).view(baseline.samples, -1).mean(0)
+            value = self.critic(tiled, sampled).amin(0).view(baseline.samples, -1).mean(0)
         else:
             assert self.value is not None
             value = self.value(obs)
@@ -449,39 +515,15 @@ class GTPLearner(nn.Module):
             >>> torch.equal(first, second)
             True
         """
-        if not isinstance(candidates, int) or candidates < 1:
-            raise ValueError(
-                f"`candidates` is out of range: got {candidates}, expected an integer >= 1."
-            )
-        self.target_actor.check_observations(obs)
-        actor, batch = self.target_actor, obs.shape[0]
-        noise = self._fixed_noise(candidates).repeat(batch, 1) if deterministic else None
-        if candidates == 1:
-            return actor.sample(obs, steps=steps, noise=noise, generator=generator)
-        self._critic("A choice among candidates")
-        assert self.target_critic is not None
-        tiled = obs.repeat_interleave(candidates, 0)
-        action = actor.sample(tiled, steps=steps, noise=noise, generator=generator)
-        best = self.target_critic(tiled, action).amin(0).view(batch, candidates).argmax(1)
-        return action.view(batch, candidates, -1)[torch.arange(batch, device=best.device), best]
-
-    def _fixed_noise(self, candidates: int) -> Tensor:
-        first = self.target_actor.fixed_noise.unsqueeze(0)
-        if candidates == 1:
-            return first
-        more = torch.randn(
-            (candidates - 1, first.shape[1]),
-            generator=new_stream(self.config.seed, "fixed candidates"),
+        return act(
+            self.target_actor,
+            self.target_critic,
+            obs,
+            steps=steps,
+            candidates=candidates,
+            deterministic=deterministic,
+            generator=generator,
         )
-        return torch.cat([first, more.to(first)])
-
-    def _critic(self, what: str) -> QEnsemble:
-        if self.critic is None:
-            raise ValueError(
-                f"{what} needs a critic: got critic=None (behaviour cloning), expected a "
-                "QEnsemble. Build the learner with one."
-            )
-        return self.critic
 
     def train(self, mode: bool = True) -> Self:
         """Sets training mode; the targets stay in evaluation mode whatever is asked.
@@ -516,7 +558,7 @@ class GTPLearner(nn.Module):
                 flow map; nothing has been changed then.
         """
         extra = state_dict.get("_extra_state", {})
-        got, own = sorted(extra.get("optimizers", {})), sorted(self._optimizers)
+        got, own = sorted(extra.get("optimizers", {})), sorted(self.optimizers)
         if got != own:
             raise StateMismatchError(
                 f"The state belongs to another kind of learner: got optimisers of {got}, expected "
@@ -529,7 +571,7 @@ class GTPLearner(nn.Module):
         """Returns what ``state_dict`` holds beside tensors of modules: optimisers and counter."""
         return {
             "updates": self.updates,
-            "optimizers": {name: o.state_dict() for name, o in self._optimizers.items()},
+            "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -539,10 +581,9 @@ class GTPLearner(nn.Module):
             state: The dictionary; not changed.
         """
         self.updates = int(state["updates"])
-        for name, optimizer in self._optimizers.items():
+        for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))
 
-    def _make_optimizers(self) -> Iterator[tuple[str, torch.optim.Adam]]:
-        for name, module in (("actor", self.actor), ("critic", self.critic), ("value", self.value)):
-            if module is not None:
-                yield name, torch.optim.Adam(module.parameters(), fused=True)
+
+def _adam(name: str, module: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam(module.parameters(), fused=True)

@@ -114,6 +114,41 @@ class FlowMapMLP(nn.Module):
         return output
 
 
+def features_dim(encoder: nn.Module | None, obs_dim: int) -> int:
+    """Returns the width of what a network sees: the encoder's features, or the observation.
+
+    Args:
+        encoder: A module with an integer attribute ``features_dim``, or None.
+        obs_dim: O.
+
+    Returns:
+        F.
+
+    Raises:
+        ValueError: If the encoder does not say how wide its features are.
+
+    Example:
+        >>> from torch import nn
+        >>> from gtp_policy.networks import features_dim
+        >>> features_dim(None, 3)
+        3
+        >>> features_dim(nn.Linear(3, 8), 3)
+        Traceback (most recent call last):
+        ...
+        ValueError: `encoder` does not say how wide its features are: got Linear without an integer
+        `features_dim`, expected one. Set encoder.features_dim.
+    """
+    if encoder is None:
+        return obs_dim
+    width = getattr(encoder, "features_dim", None)
+    if not isinstance(width, int) or width < 1:
+        raise ValueError(
+            f"`encoder` does not say how wide its features are: got {type(encoder).__name__} "
+            "without an integer `features_dim`, expected one. Set encoder.features_dim."
+        )
+    return width
+
+
 def mlp(
     inputs: int, hidden: tuple[int, ...], outputs: int, *, generator: torch.Generator
 ) -> nn.Sequential:

@@ -1,9 +1,11 @@
-"""What stands between the world's units and the core's: action ranges and observation scales.
+"""What stands between the world's units and the core's: action ranges, observations as vectors.
 
 No gymnasium here: a Box is two arrays, ``low`` and ``high``.
 """
 
-from typing import Self, TypeVar
+import math
+from collections.abc import Mapping
+from typing import Self, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -84,8 +86,10 @@ class ActionScaler:
             >>> ActionScaler([0.0], [4.0]).to_unit(np.array([3.0]))
             array([0.5])
         """
-        low, _, span = self._bounds_like(action)
-        return (action - low) * (2 / span) - 1
+        # Not 2 (a - low) / span - 1: a Box that is [-1, 1] already must not round small actions.
+        low, high, span = self._bounds_like(action)
+        unit: Array = action * (2 / span) - (low + high) / span
+        return unit
 
     def to_box(self, action: Array) -> Array:
         """Maps actions from [-1, 1] to the Box; an input in [-1, 1] never leaves it.
@@ -106,7 +110,7 @@ class ActionScaler:
             array([3.])
         """
         low, high, span = self._bounds_like(action)
-        return (low + (action + 1) * (span / 2)).clip(low, high)
+        return (action * (span / 2) + (low + high) / 2).clip(low, high)
 
     def _bounds_like(self, action: Array) -> tuple[Array, Array, Array]:
         if not action.ndim or action.shape[-1] != self.action_dim:
@@ -135,6 +139,172 @@ class ActionScaler:
     def __repr__(self) -> str:
         """Shows the bounds."""
         return f"ActionScaler(low={self.low.tolist()}, high={self.high.tolist()})"
+
+
+class ObservationLayout:
+    """The order and the shapes in which an observation becomes one vector, and back.
+
+    A plain array is flattened in C order. Of a mapping, the parts are flattened and joined in the
+    order of ``shapes``; parts it does not name are left out.
+
+    Args:
+        shapes: Shape of one observation, without the batch dimension, or such shapes by key.
+
+    Attributes:
+        keys: Keys in their order; empty for a plain array.
+        shapes: The shapes in that order; one for a plain array.
+        obs_dim: O, length of the vector.
+        GOAL_KEYS: Order of the parts of a goal observation.
+
+    Raises:
+        UnsupportedSpaceError: If there is no part, or a part without elements.
+
+    Example:
+        >>> import numpy as np
+        >>> from gtp_policy import ObservationLayout
+        >>> layout = ObservationLayout({"camera": (2, 2), "speed": (1,)})
+        >>> flat = layout.flatten({"speed": np.ones((3, 1)), "camera": np.zeros((3, 2, 2))})
+        >>> flat.shape, layout.unflatten(flat)["camera"].shape
+        ((3, 5), (3, 2, 2))
+    """
+
+    # Dict spaces and HDF5 iterate alphabetically, which would put the goals first.
+    GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
+
+    def __init__(self, shapes: tuple[int, ...] | Mapping[str, tuple[int, ...]]) -> None:
+        named = isinstance(shapes, Mapping)
+        parts = dict(shapes) if isinstance(shapes, Mapping) else {"": shapes}
+        self.keys = tuple(parts) if named else ()
+        self.shapes: tuple[tuple[int, ...], ...] = tuple(
+            tuple(int(n) for n in shape) for shape in parts.values()
+        )
+        self._widths = [math.prod(shape) for shape in self.shapes]
+        self.obs_dim = sum(self._widths)
+        if not self._widths or min(self._widths) < 1:
+            raise UnsupportedSpaceError(
+                f"The observation has no elements: got shapes {shapes}, expected at least one part "
+                "and at least one element in each. Leave the empty part out."
+            )
+
+    @classmethod
+    def of_dict(cls, shapes: Mapping[str, tuple[int, ...]]) -> Self:
+        """Orders the parts of a Dict observation by the house's rule.
+
+        A goal observation in the order observation, achieved_goal, desired_goal; other keys in
+        alphabetical order, as Dict spaces iterate.
+
+        Args:
+            shapes: Shapes by key, in any order.
+
+        Returns:
+            The layout.
+
+        Example:
+            >>> from gtp_policy import ObservationLayout
+            >>> goal = {"achieved_goal": (2,), "desired_goal": (2,), "observation": (4,)}
+            >>> ObservationLayout.of_dict(goal).keys
+            ('observation', 'achieved_goal', 'desired_goal')
+        """
+        keys = cls.GOAL_KEYS if set(shapes) == set(cls.GOAL_KEYS) else tuple(sorted(shapes))
+        return cls({key: shapes[key] for key in keys})
+
+    def flatten(self, obs: Array | Mapping[str, Array]) -> Array:
+        """Makes one vector of each observation.
+
+        Args:
+            obs: Numpy arrays or tensors with a leading batch dimension, of any number type: one
+                array, or one per key.
+
+        Returns:
+            The same kind of array in float32, shape (B, O).
+
+        Raises:
+            ShapeError: If a part is missing or has another shape.
+
+        Example:
+            >>> import numpy as np
+            >>> from gtp_policy import ObservationLayout
+            >>> ObservationLayout((2, 2)).flatten(np.eye(2)[None])
+            array([[1., 0., 0., 1.]], dtype=float32)
+        """
+        if isinstance(obs, Mapping) != bool(self.keys):
+            raise ShapeError(
+                f"The observation has the wrong structure: got {type(obs).__name__}, expected "
+                f"{f'a mapping with {list(self.keys)}' if self.keys else 'one array'}."
+            )
+        parts = cast("Mapping[str, Array]", obs if self.keys else {"": obs})
+        rows: list[Array] = []
+        for key, shape in zip(self.keys or ("",), self.shapes, strict=True):
+            name = f"obs[{key!r}]" if self.keys else "obs"
+            if key not in parts:
+                raise ShapeError(
+                    f"`{name}` is missing: got {sorted(parts)}, expected {list(self.keys)}."
+                )
+            part = parts[key]
+            if not part.ndim or tuple(part.shape[1:]) != shape:
+                raise ShapeError(
+                    f"`{name}` has the wrong shape: got {tuple(part.shape)}, expected one row of "
+                    f"shape {shape} per observation."
+                )
+            flat = part.reshape(len(part), math.prod(shape))
+            rows.append(
+                flat.float() if isinstance(flat, Tensor) else flat.astype(np.float32, copy=False)
+            )
+        if len({len(row) for row in rows}) > 1:
+            raise ShapeError(
+                "The parts of the observation disagree on the batch size: got "
+                f"{dict(zip(self.keys, map(len, rows), strict=True))}, expected one number."
+            )
+        if len(rows) == 1:
+            return rows[0]
+        return torch.cat(rows, 1) if isinstance(rows[0], Tensor) else np.concatenate(rows, 1)
+
+    def unflatten(self, flat: Array) -> Array | dict[str, Array]:
+        """Takes vectors apart again, without a copy where the memory allows.
+
+        Args:
+            flat: Numpy array or tensor, shape (B, O).
+
+        Returns:
+            One array (B, ...), or a dict of such arrays by key.
+
+        Raises:
+            ShapeError: If the shape is not (B, O).
+
+        Example:
+            >>> import numpy as np
+            >>> from gtp_policy import ObservationLayout
+            >>> ObservationLayout((2, 2)).unflatten(np.array([[1.0, 0.0, 0.0, 1.0]])).shape
+            (1, 2, 2)
+        """
+        if flat.ndim != 2 or flat.shape[1] != self.obs_dim:
+            raise ShapeError(
+                f"`flat` has the wrong shape: got {tuple(flat.shape)}, expected (B, "
+                f"{self.obs_dim})."
+            )
+        parts: list[Array] = []
+        start = 0
+        for shape, width in zip(self.shapes, self._widths, strict=True):
+            parts.append(flat[:, start : start + width].reshape(len(flat), *shape))
+            start += width
+        return dict(zip(self.keys, parts, strict=True)) if self.keys else parts[0]
+
+    def __eq__(self, other: object) -> bool:
+        """Tells whether two layouts flatten alike."""
+        return (
+            isinstance(other, ObservationLayout)
+            and self.keys == other.keys
+            and self.shapes == other.shapes
+        )
+
+    def __hash__(self) -> int:
+        """Hashes what equality compares."""
+        return hash((self.keys, self.shapes))
+
+    def __repr__(self) -> str:
+        """Shows the shapes."""
+        inside = dict(zip(self.keys, self.shapes, strict=True)) if self.keys else self.shapes[0]
+        return f"ObservationLayout({inside})"
 
 
 class ObservationNormalizer(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gtp_policy.errors import ShapeError
-from gtp_policy.functional import check_shape
+from gtp_policy.functional import check_like, check_shape
 
 
 class Transitions(NamedTuple):
@@ -57,18 +57,20 @@ class Transitions(NamedTuple):
         """
         return Transitions(*(x.to(device=device, dtype=dtype) for x in self))
 
-    def check(self, obs_dim: int, action_dim: int) -> "Transitions":
+    def check(self, obs_dim: int, action_dim: int, like: Tensor | None = None) -> "Transitions":
         """Raises unless every field has the shape that the dimensions imply.
 
         Args:
             obs_dim: O.
             action_dim: A.
+            like: A tensor whose dtype and device every field must have; default: not looked at.
 
         Returns:
             The record itself.
 
         Raises:
             ShapeError: If a field has another shape.
+            DataError: If a field is no tensor, or one of another dtype or device than ``like``.
 
         Example:
             >>> import torch
@@ -80,6 +82,9 @@ class Transitions(NamedTuple):
             ...
             gtp_policy.errors.ShapeError: `reward` has the wrong shape: got (4, 1), expected (4,).
         """
+        if like is not None:
+            for name, value in self._asdict().items():
+                check_like(name, value, like)
         if not self.obs.ndim:
             raise ShapeError(f"`obs` has the wrong shape: got (), expected (B, {obs_dim}).")
         batch = self.obs.shape[0]

@@ -17,17 +17,20 @@ CORE = ROOT / "gtp_policy"
 
 # The core in reading order. A module imports only from the rows above its own.
 LAYERS: list[set[str]] = [
-    {"_config", "_random", "errors"},
+    {"_config", "_random", "_version", "errors"},
+    {"_bundle"},
     {"times", "spaces"},
     {"functional"},
     {"networks", "weighting", "transitions", "dataset_builder"},
     {"actor", "dataset"},
     {"loss", "critic"},
-    {"gtp_config", "metrics"},
+    {"gtp_config", "metrics", "acting"},
     {"learner"},
+    {"_state"},
+    {"checkpoint"},
     {"__init__"},
 ]
-CORE_LIBRARIES = {"numpy", "pydantic", "torch"}
+CORE_LIBRARIES = {"numpy", "pydantic", "safetensors", "torch"}
 
 # Modules whose own names are public besides those of `gtp_policy.__all__`.
 PUBLIC_MODULES = (
@@ -42,13 +45,18 @@ PUBLIC_MODULES = (
 OUTER: dict[str, set[str]] = {
     "gtp_policy/testing": CORE_LIBRARIES | {"hypothesis", "pytest"},
     "adapters/gtp_datasets": CORE_LIBRARIES | {"gymnasium", "h5py", "minari"},
+    "adapters/gtp_sb3": CORE_LIBRARIES
+    | {"gtp_datasets", "gymnasium", "minari", "stable_baselines3", "tqdm"},
+    "adapters/gtp_tianshou": CORE_LIBRARIES | {"gtp_datasets", "gymnasium", "minari", "tianshou"},
     "examples": CORE_LIBRARIES
-    | {"gtp_datasets", "gymnasium", "gymnasium_robotics", "hypothesis", "matplotlib"}
-    | {"minari", "pytest", "tqdm"},
+    | {"gtp_datasets", "gtp_sb3", "gtp_tianshou", "gymnasium", "gymnasium_robotics"}
+    | {"hypothesis", "matplotlib", "minari", "pytest", "stable_baselines3", "tianshou", "tqdm"},
 }
 # What `import gtp_policy` must not load: hosts, file formats and test tools.
 FOREIGN = {
     "gtp_datasets",
+    "gtp_sb3",
+    "gtp_tianshou",
     "gymnasium",
     "h5py",
     "hypothesis",

@@ -6,7 +6,7 @@ and h5py (extra ``datasets``) are imported on first use.
 
 from gtp_datasets.d4rl_loader import load_d4rl_hdf5
 from gtp_datasets.dataset_report import DatasetReport, Summary, report
-from gtp_datasets.minari_loader import GOAL_OBS_KEYS, load_minari, minari_reference
+from gtp_datasets.minari_loader import load_minari, minari_reference
 from gtp_datasets.scores import (
     D4RL_REFERENCE,
     NormalizedScore,
@@ -16,7 +16,6 @@ from gtp_datasets.scores import (
 
 __all__ = [
     "D4RL_REFERENCE",
-    "GOAL_OBS_KEYS",
     "DatasetReport",
     "NormalizedScore",
     "ReferenceScores",

@@ -12,19 +12,13 @@ import torch
 from gtp_datasets._hdf5 import check_expansion, check_file
 from gtp_datasets._minari import episodes, open_minari, total_steps
 from gtp_datasets.scores import ReferenceScores
-from gtp_policy import ActionScaler, OfflineDataset, OfflineDatasetBuilder
+from gtp_policy import ActionScaler, ObservationLayout, OfflineDataset, OfflineDatasetBuilder
 from gtp_policy.dataset_builder import as_array, as_flags
 from gtp_policy.errors import DataError, UnsupportedSpaceError
 
 if TYPE_CHECKING:
     from gymnasium import Space
     from minari import EpisodeData, MinariDataset
-
-# spaces.Dict and HDF5 iterate alphabetically, which would put the goals first.
-GOAL_OBS_KEYS = ("observation", "achieved_goal", "desired_goal")
-"""Order in which the parts of a goal observation are flattened."""
-
-Layout = list[tuple[str | None, tuple[int, ...], int]]  # key (None: a Box), shape, width
 
 
 def load_minari(
@@ -49,7 +43,7 @@ def load_minari(
         dataset_or_id: A ``MinariDataset``, possibly filtered or split, or the id of a local one.
         gamma: Discount factor, in [0, 1].
         obs_keys: Keys of a Dict observation in the order to flatten them; others are left out.
-            Default: `GOAL_OBS_KEYS`, if these are its keys.
+            Default: `ObservationLayout.GOAL_KEYS`, if these are its keys.
         low: Lower bounds of the actions, shape (A,) or a scalar, in place of the space's.
         high: Upper bounds of the actions, shape (A,) or a scalar, in place of the space's.
         out_of_bounds: Whether actions outside the bounds raise or are clipped.
@@ -100,16 +94,19 @@ def load_minari(
     dataset = open_minari(dataset_or_id)
     layout = _obs_layout(dataset.observation_space, obs_keys)
     scaler = _action_scaler(dataset.action_space, low, high)
-    obs_dim = sum(width for _, _, width in layout)
     files = [p for p in Path(dataset.storage.data_path).rglob("*") if p.is_file()]
     for path in files:
         if path.suffix == ".hdf5":
             check_file(path)
-    row_bytes = 4 * (2 * obs_dim + scaler.action_dim + 2)
+    row_bytes = 4 * (2 * layout.obs_dim + scaler.action_dim + 2)
     steps = total_steps(dataset)
     check_expansion(steps * row_bytes, sum(p.stat().st_size for p in files), dataset.id)
     builder = OfflineDatasetBuilder(
-        steps, obs_dim=obs_dim, action_scaler=scaler, gamma=gamma, out_of_bounds=out_of_bounds
+        steps,
+        obs_dim=layout.obs_dim,
+        action_scaler=scaler,
+        gamma=gamma,
+        out_of_bounds=out_of_bounds,
     )
     skipped: list[str] = []
     for episode in episodes(dataset):
@@ -125,8 +122,7 @@ def load_minari(
         note = f"{len(skipped)} of {dataset.total_episodes} episodes left out"
         source += f" ({note})"
         warnings.warn(f"{note}. First: {skipped[0]}", stacklevel=2)
-    keys = tuple(key for key, _, _ in layout if key is not None)
-    return OfflineDataset.from_builder(builder, device=device, obs_keys=keys, source=source)
+    return OfflineDataset.from_builder(builder, device=device, layout=layout, source=source)
 
 
 def minari_reference(dataset_or_id: "MinariDataset | str") -> ReferenceScores:
@@ -167,7 +163,7 @@ def minari_reference(dataset_or_id: "MinariDataset | str") -> ReferenceScores:
 def _append(
     builder: OfflineDatasetBuilder,
     episode: "EpisodeData",
-    layout: Layout,
+    layout: ObservationLayout,
     unflagged_end: Literal["error", "truncate"],
 ) -> None:
     reward = as_array("rewards", episode.rewards)
@@ -206,10 +202,12 @@ def _append(
 
 
 def _flatten(
-    observations: npt.ArrayLike | Mapping[str, npt.ArrayLike], layout: Layout, rows: int
+    observations: npt.ArrayLike | Mapping[str, npt.ArrayLike],
+    layout: ObservationLayout,
+    rows: int,
 ) -> npt.NDArray[np.generic]:
     parts = []
-    for key, shape, width in layout:
+    for key, shape in zip(layout.keys or (None,), layout.shapes, strict=True):
         name = "observations" if key is None else f"observations[{key!r}]"
         value = observations
         if key is not None:
@@ -224,37 +222,37 @@ def _flatten(
                 f"`{name}` has the wrong shape: got {part.shape}, expected {(rows, *shape)}, one "
                 f"row more than the {rows - 1} rewards."
             )
-        parts.append(part.reshape(rows, width))
+        parts.append(part.reshape(rows, -1))
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
-def _obs_layout(space: "Space[Any]", obs_keys: Sequence[str] | None) -> Layout:
+def _obs_layout(space: "Space[Any]", obs_keys: Sequence[str] | None) -> ObservationLayout:
     from gymnasium.spaces import Box, Dict
 
     if isinstance(space, Box) and obs_keys is None:
-        return [(None, space.shape, int(np.prod(space.shape)))]
+        return ObservationLayout(space.shape)
     if not isinstance(space, Dict):
         raise UnsupportedSpaceError(
             f"The observation space does not fit: got {type(space).__name__} with "
             f"obs_keys={obs_keys}, expected a Box without keys or a Dict of Boxes."
         )
-    if obs_keys is None and set(space.spaces) != set(GOAL_OBS_KEYS):
+    if obs_keys is None and set(space.spaces) != set(ObservationLayout.GOAL_KEYS):
         raise UnsupportedSpaceError(
             f"The observation has keys of its own: got {sorted(space.spaces)}, expected "
-            f"{list(GOAL_OBS_KEYS)}. Pass obs_keys= in the order to flatten them."
+            f"{list(ObservationLayout.GOAL_KEYS)}. Pass obs_keys= in the order to flatten them."
         )
-    layout: Layout = []
-    for key in GOAL_OBS_KEYS if obs_keys is None else obs_keys:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for key in ObservationLayout.GOAL_KEYS if obs_keys is None else obs_keys:
         part = space.spaces.get(key)
         if not isinstance(part, Box):
             raise UnsupportedSpaceError(
                 f"The observation's part {key!r} does not fit: got {part}, expected a Box; there "
                 f"are {sorted(space.spaces)}."
             )
-        layout.append((key, part.shape, int(np.prod(part.shape))))
-    if not layout:
+        shapes[key] = part.shape
+    if not shapes:
         raise UnsupportedSpaceError("`obs_keys` is empty: got no key, expected at least one.")
-    return layout
+    return ObservationLayout(shapes)
 
 
 def _action_scaler(

@@ -20,7 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from minari.data_collector import EpisodeBuffer
 
-from gtp_datasets import GOAL_OBS_KEYS, load_minari, minari_reference, normalized_score
+from gtp_datasets import load_minari, minari_reference, normalized_score
+from gtp_policy import ObservationLayout
 from gtp_policy.errors import (
     DataError,
     EmptyDatasetError,
@@ -29,6 +30,7 @@ from gtp_policy.errors import (
 )
 
 Make = Callable[..., minari.MinariDataset]
+GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
 ID = "toy/set-v0"
 
 
@@ -110,7 +112,7 @@ def goal_space(**more: gymnasium.Space) -> Dict:
 
 def goal_episode(**more: np.ndarray) -> EpisodeBuffer:
     parts = {
-        k: np.full((5, n), i) for i, (k, n) in enumerate(zip(GOAL_OBS_KEYS, (3, 2, 2), strict=True))
+        k: np.full((5, n), i) for i, (k, n) in enumerate(zip(GOAL_KEYS, (3, 2, 2), strict=True))
     }
     return episode(4, observations=parts | more)
 
@@ -119,7 +121,7 @@ def test_goal_observations_are_flattened_in_the_documented_order(make_minari: Ma
     """HDF5 and spaces.Dict iterate alphabetically: the goals must not come first."""
     make_minari(goal_episode(), observation_space=goal_space())
     dataset = load_minari(ID)
-    assert dataset.obs_keys == GOAL_OBS_KEYS == ("observation", "achieved_goal", "desired_goal")
+    assert dataset.obs_keys == GOAL_KEYS == ObservationLayout.GOAL_KEYS
     assert dataset.transitions.obs.tolist() == [[0, 0, 0, 1, 1, 2, 2]] * 4
     assert dataset.transitions.next_obs.tolist() == [[0, 0, 0, 1, 1, 2, 2]] * 4
 

@@ -17,7 +17,7 @@ from gtp_datasets import (
     normalized_score,
     report,
 )
-from gtp_policy import OfflineDataset
+from gtp_policy import ObservationLayout, OfflineDataset
 from gtp_policy.errors import DataError
 
 
@@ -121,7 +121,7 @@ def test_many_reward_values_are_binned() -> None:
 
 def test_keys_of_a_dict_observation_are_shown() -> None:
     data = dataset()
-    data.obs_keys = ("observation", "desired_goal")
+    data.layout = ObservationLayout({"observation": (1,), "desired_goal": (1,)})
     assert "2 dimensions (observation, desired_goal)" in str(report(data))
 
 

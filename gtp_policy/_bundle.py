@@ -1,0 +1,273 @@
+"""A few files that belong together: written all or not at all, read only if every byte is right.
+
+A bundle is a directory, or a zip file of one without compression. Its ``manifest.json`` holds the
+length and the SHA-256 of every other file and, against accidents, of itself. A hash is no
+signature: it tells that nothing was damaged, not who wrote it.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import secrets
+import shutil
+import stat
+import struct
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from gtp_policy.errors import CheckpointError
+
+FORMAT = "gtp-policy checkpoint"
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+# A manifest is a few hundred bytes, a config a few thousand; more is not read.
+MANIFEST_LIMIT = 2**16
+
+_END_OF_ZIP = struct.Struct("<4s4H2LH")
+
+
+def write_bundle(path: Path, files: Mapping[str, bytes], *, written_by: str) -> None:
+    """Writes a bundle: to a temporary place, flushed to the disk, renamed into place.
+
+    A zip file (``path`` ends in ``.zip``) replaces one that is there; a directory must be new,
+    because no file system call that Python offers exchanges two directories.
+
+    Raises:
+        CheckpointError: If the operating system refuses; nothing of the bundle is left then, and
+            what was at ``path`` is still there.
+    """
+    manifest = _make_manifest(files, written_by)
+    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
+    try:
+        os.makedirs(path.parent, exist_ok=True)
+        if path.suffix == ".zip":
+            _write_file(temporary, _zipped({**files, MANIFEST: manifest}))
+            os.replace(temporary, path)
+        else:
+            os.mkdir(temporary)
+            for name, data in {**files, MANIFEST: manifest}.items():
+                _write_file(temporary / name, data)
+            _flush_directory(temporary)
+            # rename() would replace an empty directory without a word.
+            if os.path.lexists(path):
+                raise FileExistsError(
+                    f"{path} exists, expected a new directory; a path that ends in .zip is replaced"
+                )
+            os.rename(temporary, path)
+        _flush_directory(path.parent)
+    except OSError as error:
+        raise CheckpointError(
+            f"Checkpoint {path} cannot be written: got {_reason(error)}, expected a writable "
+            "place. What was there before is unchanged."
+        ) from error
+    finally:
+        remove(temporary)
+
+
+def read_bundle(path: Path, names: Iterable[str], *, limit: Mapping[str, int]) -> dict[str, bytes]:
+    """Reads some files of a bundle and checks them against its manifest.
+
+    Args:
+        path: A directory, or a zip file.
+        names: Which files.
+        limit: Most bytes of a file by name; without an entry, what is there.
+
+    Raises:
+        CheckpointError: If anything is not as `write_bundle` left it.
+    """
+    try:
+        with _opened(path) as read:
+            entries = _check_manifest(read(MANIFEST, MANIFEST_LIMIT))
+            found = {}
+            for name in names:
+                if name not in entries:
+                    raise ValueError(f"{MANIFEST} has no entry for {name}")
+                data = read(name, min(entries[name]["bytes"], limit.get(name, 2**63)))
+                if len(data) != entries[name]["bytes"]:
+                    raise ValueError(f"{name} has another length than {MANIFEST} says")
+                if _sha256(data) != entries[name]["sha256"]:
+                    raise ValueError(f"{name} is damaged: its SHA-256 is not the manifest's")
+                found[name] = data
+            return found
+    except Exception as error:  # whatever a foreign file makes a parser raise
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> CheckpointError:
+    """Returns the error of a checkpoint that cannot be read, with its reason."""
+    if isinstance(error, CheckpointError):
+        return error
+    return CheckpointError(
+        f"Checkpoint {path} cannot be read: got {_reason(error)}, expected a directory or a zip "
+        "file that save_checkpoint wrote."
+    )
+
+
+def content_id(path: Path) -> str:
+    """Returns a hash of the content of a bundle whose manifest is right; its files are not read."""
+    try:
+        with _opened(path) as read:
+            entries = _check_manifest(read(MANIFEST, MANIFEST_LIMIT))
+    except Exception as error:  # as in read_bundle
+        raise unreadable(path, error) from error
+    return _sha256(_canonical(entries))
+
+
+def content_id_of(files: Mapping[str, bytes]) -> str:
+    """Returns what `content_id` would return once these files are written."""
+    return _sha256(_canonical(_entries(files)))
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a directory if it is there; what resists stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def is_temporary(name: str) -> bool:
+    """Tells whether a name is that of a bundle that was never finished."""
+    return name.startswith(".") and ".tmp-" in name
+
+
+def _make_manifest(files: Mapping[str, bytes], written_by: str) -> bytes:
+    body: dict[str, Any] = {
+        "files": _entries(files),
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "written_by": written_by,
+    }
+    return _canonical({**body, "sha256": _sha256(_canonical(body))})
+
+
+def _entries(files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
+    return {n: {"bytes": len(data), "sha256": _sha256(data)} for n, data in files.items()}
+
+
+def _check_manifest(data: bytes) -> dict[str, dict[str, Any]]:
+    try:
+        manifest = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{MANIFEST} is no JSON") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(f"{MANIFEST} of another kind of file")
+    version = manifest.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"format version {version!r}, and this release reads version {FORMAT_VERSION}"
+        )
+    digest = manifest.pop("sha256", None)
+    # Byte for byte: a manifest that only looks alike was not written by us.
+    if digest != _sha256(_canonical(manifest)) or data != _canonical(manifest | {"sha256": digest}):
+        raise ValueError(f"{MANIFEST} is damaged: it does not match its own SHA-256")
+    entries: dict[str, dict[str, Any]] = manifest["files"]
+    for entry in entries.values():
+        if type(entry["bytes"]) is not int or not isinstance(entry["sha256"], str):
+            raise ValueError(f"{MANIFEST} has an entry of the wrong type")
+    return entries
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Yields a function from (name, most bytes) to the bytes of a member."""
+    if path.is_dir():
+        yield lambda name, most: _read_file(path / name, most)
+        return
+    with open(path, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("something that is neither a file nor a directory")
+        _check_end_of_zip(file)
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            if len({m.filename for m in members}) != len(members):
+                raise ValueError("a zip file with two members of one name")
+            yield lambda name, most: _read_member(archive, name, most)
+
+
+def _check_end_of_zip(file: io.BufferedReader) -> None:
+    # Read by hand first: a long table of contents would fill the memory before it was refused.
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _END_OF_ZIP.size))
+    tail = file.read()
+    if len(tail) < _END_OF_ZIP.size or tail[:4] != b"PK\x05\x06":
+        raise ValueError("no zip file, or one with something behind its end")
+    _, _, _, _, count, length, _, _ = _END_OF_ZIP.unpack(tail)
+    if count > 64 or length > MANIFEST_LIMIT:
+        raise ValueError(f"a zip file of {count} members")
+
+
+def _read_member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+    try:
+        member = archive.getinfo(name)
+    except KeyError:
+        raise ValueError(f"a zip file without {name}") from None
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{name} is compressed; a checkpoint is zipped without compression")
+    if member.file_size > most:
+        raise ValueError(f"{name} is longer than it may be")
+    with archive.open(member) as file:
+        return file.read(most + 1)
+
+
+def _read_file(path: Path, most: int) -> bytes:
+    # Not through a symbolic link, and without waiting for the writer of a pipe.
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    with os.fdopen(os.open(path, flags | getattr(os, "O_BINARY", 0)), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path.name} is no regular file")
+        if status.st_size > most:
+            raise ValueError(f"{path.name} is longer than it may be")
+        return file.read(most + 1)
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flush_directory(path: Path) -> None:
+    if os.name != "posix":  # elsewhere a directory cannot be opened
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _zipped(files: Mapping[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in files.items():
+            # A fixed date: equal content gives equal files.
+            archive.writestr(zipfile.ZipInfo(name), data)
+    return buffer.getvalue()
+
+
+def _canonical(document: Mapping[str, Any]) -> bytes:
+    text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=True, allow_nan=False)
+    return text.encode() + b"\n"
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror[:1].lower() + error.strerror[1:]
+    return str(error) or type(error).__name__

@@ -1,0 +1,331 @@
+"""A learner as the content of files, and back: what stands in a checkpoint and under which name."""
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from pydantic import Field, JsonValue, ValidationError
+from torch import Tensor
+
+from gtp_policy import _bundle
+from gtp_policy._config import Bool, Config, Float, Int, Width
+from gtp_policy.critic import ExpectileBaseline
+from gtp_policy.errors import CheckpointError, StateMismatchError
+from gtp_policy.gtp_config import GTPConfig
+from gtp_policy.learner import GTPLearner
+from gtp_policy.networks import FlowMapMLP
+from gtp_policy.spaces import ActionScaler, ObservationLayout
+
+CONFIG, WEIGHTS, TRAIN_STATE = "config.json", "weights.safetensors", "train_state.safetensors"
+_LIMITS = {CONFIG: 2**20}
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+
+
+class _Box(Config):
+    low: tuple[Float, ...]
+    high: tuple[Float, ...]
+
+
+class _Layout(Config):
+    keys: tuple[str, ...]
+    shapes: tuple[tuple[Width, ...], ...]
+
+
+class _OptimizerState(Config):
+    """The numbers of an optimiser that are no tensors: options, and state by parameter."""
+
+    groups: tuple[dict[str, JsonValue], ...]
+    numbers: dict[str, dict[str, JsonValue]]
+
+
+class Document(Config):
+    """The content of config.json."""
+
+    obs_dim: Width
+    action_dim: Width
+    updates: Int = Field(ge=0)
+    dtype: Literal["float32", "float64", "bfloat16"]
+    own_network: Bool  # a backbone of the user's own, which no file can describe
+    own_encoder: Bool
+    config: GTPConfig
+    action_box: _Box | None
+    layout: _Layout | None
+    optimizers: dict[str, _OptimizerState]
+    metadata: dict[str, JsonValue]
+
+
+def files_of(
+    learner: GTPLearner,
+    action_scaler: ActionScaler | None,
+    layout: ObservationLayout | None,
+    metadata: Mapping[str, JsonValue] | None,
+) -> dict[str, bytes]:
+    """Returns the content of every file but the manifest."""
+    moments: dict[str, Tensor] = {}
+    optimizers: dict[str, _OptimizerState] = {}
+    for name, optimizer in learner.optimizers.items():
+        tensors, optimizers[name] = _split_optimizer(name, optimizer)
+        moments |= tensors
+    dtype = str(learner.actor.fixed_noise.dtype).removeprefix("torch.")
+    box, document = action_scaler, None
+    try:
+        document = Document(
+            obs_dim=learner.actor.obs_dim,
+            action_dim=learner.actor.action_dim,
+            updates=learner.updates,
+            dtype=dtype,
+            own_network=not isinstance(learner.actor.network, FlowMapMLP),
+            own_encoder=learner.actor.encoder is not None,
+            config=learner.full_config,
+            action_box=box and _Box(low=tuple(box.low.tolist()), high=tuple(box.high.tolist())),
+            layout=layout and _Layout(keys=layout.keys, shapes=layout.shapes),
+            optimizers=optimizers,
+            metadata=dict(metadata or {}),
+        )
+        # Through json and not pydantic: NaN in the metadata is an error, not null.
+        text = json.dumps(document.model_dump(mode="json"), indent=1, allow_nan=False)
+    except (ValidationError, ValueError) as error:
+        raise CheckpointError(
+            f"The learner cannot be saved: got {error}, expected tensors and JSON values."
+        ) from error
+    return {
+        CONFIG: text.encode(),
+        WEIGHTS: _serialize(_weights(learner)),
+        TRAIN_STATE: _serialize(moments),
+    }
+
+
+def _weights(learner: GTPLearner) -> dict[str, Tensor]:
+    weights = {}
+    for name, value in learner.state_dict().items():
+        if isinstance(value, Tensor):
+            weights[name] = value
+        elif name.rpartition(".")[0] not in ("", "actor", "target_actor"):
+            raise CheckpointError(
+                f"The learner cannot be saved: got {type(value).__name__} in {name!r} of its "
+                "state, expected tensors. Keep such state in buffers."
+            )
+    return weights
+
+
+def _serialize(tensors: Mapping[str, Tensor]) -> bytes:
+    # Sorted, and each with memory of its own: equal content gives equal bytes.
+    data = {n: tensors[n].detach().to("cpu").contiguous().clone() for n in sorted(tensors)}
+    return safetensors.torch.save(data)
+
+
+def _split_optimizer(
+    part: str, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], _OptimizerState]:
+    state = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, dict[str, JsonValue]] = {}
+    for index, entries in state["state"].items():
+        for key, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{part}/{index}/{key}"] = value
+            else:
+                numbers.setdefault(str(index), {})[key] = value
+    try:
+        groups = [{k: _plain(v) for k, v in group.items()} for group in state["param_groups"]]
+        return tensors, _OptimizerState(groups=tuple(groups), numbers=numbers)
+    except ValidationError as error:
+        raise CheckpointError(
+            f"The optimiser of the {part} cannot be saved: got {error}, expected tensors and JSON "
+            "values."
+        ) from error
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - an option of an optimiser may be anything
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
+
+
+def read_document(path: Path) -> Document:
+    """Reads the choices alone; the tensors are neither read nor checked."""
+    return _parse(path, _bundle.read_bundle(path, [CONFIG], limit=_LIMITS)[CONFIG])
+
+
+def read_state(path: Path) -> tuple[Document, dict[str, Tensor], dict[str, Tensor]]:
+    files = _bundle.read_bundle(path, [CONFIG, WEIGHTS, TRAIN_STATE], limit=_LIMITS)
+    document = _parse(path, files[CONFIG])
+    try:
+        weights, moments = (safetensors.torch.load(files[n]) for n in (WEIGHTS, TRAIN_STATE))
+    except Exception as error:  # as in read_bundle: hashes can be right and the content malicious
+        raise _bundle.unreadable(path, error) from error
+    return document, weights, moments
+
+
+def _parse(path: Path, data: bytes) -> Document:
+    try:
+        document = Document.model_validate_json(data)
+        beside(path, document)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        reason = ValueError(f"{CONFIG} with a wrong `{where}` ({first['msg']})")
+        raise _bundle.unreadable(path, reason) from error
+    return document
+
+
+def beside(
+    path: Path, document: Document
+) -> tuple[ActionScaler | None, ObservationLayout | None, dict[str, JsonValue]]:
+    box, parts = document.action_box, document.layout
+    scaler = layout = None
+    try:
+        if box is not None:
+            scaler = ActionScaler(box.low, box.high)
+        if parts is not None and parts.keys:
+            layout = ObservationLayout(dict(zip(parts.keys, parts.shapes, strict=True)))
+        elif parts is not None:
+            (shape,) = parts.shapes
+            layout = ObservationLayout(shape)
+        dims = (scaler and scaler.action_dim, layout and layout.obs_dim)
+        if any(
+            n is not None and n != m
+            for n, m in zip(dims, (document.action_dim, document.obs_dim), strict=True)
+        ):
+            raise ValueError(f"{CONFIG} whose bounds or layout do not fit its dimensions")
+    except (TypeError, ValueError) as error:
+        raise _bundle.unreadable(path, error) from error
+    return scaler, layout, document.metadata
+
+
+def differences(a: object, b: object, name: str = "") -> Iterator[tuple[str, object, object]]:
+    """Yields (dotted name, value in a, value in b) of every leaf that differs."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in sorted(a.keys() | b.keys()):
+            yield from differences(a.get(key), b.get(key), f"{name}.{key}" if name else key)
+    elif a != b:
+        yield name, a, b
+
+
+def check_size(path: Path, document: Document, weights: dict[str, Tensor]) -> None:
+    """Raises if the config asks for more parameters than the file holds, before they are made."""
+
+    def mlp(inputs: int, hidden: tuple[int, ...], outputs: int) -> int:
+        return sum(i * o + o for i, o in itertools.pairwise([inputs, *hidden, outputs]))
+
+    config, a = document.config, document.action_dim
+    features = 0 if document.own_encoder else document.obs_dim
+    needed = a + 2 * document.obs_dim
+    if not document.own_network:
+        needed += mlp(features + a + 2 * config.actor.time_dim, config.actor.hidden, a)
+    if config.critic is not None:
+        needed += config.critic.members * mlp(features + a, config.critic.hidden, 1)
+        if isinstance(config.learner.baseline, ExpectileBaseline):
+            needed += mlp(features, config.learner.baseline.hidden, 1)
+    held = sum(math.prod(tensor.shape) for tensor in weights.values())
+    if needed > held:
+        reason = ValueError(
+            f"{CONFIG} for networks of at least {needed} numbers, and {held} in {WEIGHTS}"
+        )
+        raise _bundle.unreadable(path, reason)
+
+
+def fill_(
+    learner: GTPLearner,
+    path: Path,
+    document: Document,
+    weights: dict[str, Tensor],
+    moments: dict[str, Tensor] | None,
+) -> None:
+    """Loads a state into a learner after checking all of it; without moments, no optimiser's."""
+    own = _weights(learner)
+    kinds = [
+        {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
+        for tensors in (weights, own)
+    ]
+    wrong = [
+        f"{n} is {a} there, {b} here"
+        for n in sorted(kinds[0].keys() | kinds[1].keys())
+        if (a := kinds[0].get(n)) != (b := kinds[1].get(n))
+    ]
+    if wrong:
+        raise StateMismatchError(
+            f"Checkpoint {path} belongs to other networks: got {'; '.join(wrong[:3])} "
+            f"({len(wrong)} in all), expected the same names, shapes and dtypes."
+        )
+    if moments is not None and sorted(document.optimizers) != sorted(learner.optimizers):
+        raise StateMismatchError(
+            f"Checkpoint {path} has the optimisers of another learner: got "
+            f"{sorted(document.optimizers)}, expected {sorted(learner.optimizers)}."
+        )
+    optimizers = {}
+    for name, optimizer in learner.optimizers.items():
+        if moments is None:
+            optimizers[name] = optimizer.state_dict()
+            continue
+        try:
+            optimizers[name] = _join_optimizer(name, optimizer, document.optimizers[name], moments)
+        except (KeyError, TypeError, ValueError) as error:
+            raise StateMismatchError(
+                f"Checkpoint {path} does not fit the optimiser of the {name}: got {error}, "
+                f"expected the state of {type(optimizer).__name__}. To act, or to train on with "
+                "this optimiser, pass train_state=False."
+            ) from error
+    extras = {n: v for n, v in learner.state_dict().items() if not isinstance(v, Tensor)}
+    extras["_extra_state"] = {"updates": document.updates, "optimizers": optimizers}
+    learner.load_state_dict({**weights, **extras})
+
+
+def _join_optimizer(
+    part: str,
+    optimizer: torch.optim.Optimizer,
+    saved: _OptimizerState,
+    moments: Mapping[str, Tensor],
+) -> dict[str, Any]:
+    """Returns a state dict for an optimiser, every entry compared with what it has itself."""
+    live = optimizer.state_dict()["param_groups"]
+    if len(live) != len(saved.groups):
+        raise ValueError(f"{len(saved.groups)} parameter groups instead of {len(live)}")
+    groups = []
+    for own, group in zip(live, saved.groups, strict=True):
+        # Schedulers of torch leave their starting point in the groups, whoever looks at it.
+        if (own.keys() ^ group.keys()) - {"initial_lr"} or own["params"] != group["params"]:
+            raise ValueError(f"options {sorted(group)} instead of {sorted(own)}")
+        both = {key: _like(value, group.get(key, value), key) for key, value in own.items()}
+        groups.append({**group, **both})
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Any]] = {}
+    for name, tensor in moments.items():
+        owner, number, key = name.split("/")
+        if owner != part:
+            continue
+        shape = tuple(parameters[_index(number, parameters)].shape)
+        if tuple(tensor.shape) not in (shape, ()):
+            raise ValueError(f"{key} of shape {tuple(tensor.shape)} for a parameter {shape}")
+        state.setdefault(int(number), {})[key] = tensor
+    for number, entries in saved.numbers.items():
+        if not all(value is None or isinstance(value, int | float) for value in entries.values()):
+            raise ValueError(f"state {entries} of parameter {number}")
+        state.setdefault(_index(number, parameters), {}).update(entries)
+    return {"state": state, "param_groups": groups}
+
+
+def _index(number: str, parameters: list[Tensor]) -> int:
+    index = int(number)
+    if not 0 <= index < len(parameters):
+        raise ValueError(f"state of parameter {number} of {len(parameters)}")
+    return index
+
+
+def _like(own: Any, saved: Any, name: str) -> Any:  # noqa: ANN401 - as in _plain
+    """Returns a saved option in the type of the live one."""
+    if isinstance(own, tuple) and isinstance(saved, list) and len(own) == len(saved):
+        return tuple(_like(a, b, name) for a, b in zip(own, saved, strict=True))
+    if isinstance(own, Tensor) and isinstance(saved, float):
+        return torch.full_like(own, saved)
+    number = isinstance(own, int | float) and isinstance(saved, int | float)
+    if (number and isinstance(own, bool) == isinstance(saved, bool)) or type(own) is type(saved):
+        return saved
+    if own is None or saved is None:
+        return saved
+    raise ValueError(f"option {name}={saved!r} instead of {own!r}")

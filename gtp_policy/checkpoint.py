@@ -1,0 +1,460 @@
+"""Learners on disk: written whole or not at all, read only if every byte is right.
+
+A checkpoint is a directory (or a zip file of it) with four files: ``config.json`` holds every
+choice, ``weights.safetensors`` the networks and their slow copies, ``train_state.safetensors`` the
+optimisers, ``manifest.json`` a SHA-256 of each. Numbers and strings only: reading one executes
+nothing, imports nothing and builds no environment.
+"""
+
+import signal
+import threading
+import types
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+from pydantic import JsonValue
+from torch import nn
+
+from gtp_policy import _bundle
+from gtp_policy._state import (
+    DTYPES,
+    beside,
+    check_size,
+    differences,
+    files_of,
+    fill_,
+    read_document,
+    read_state,
+)
+from gtp_policy._version import __version__
+from gtp_policy.errors import CheckpointError, StateMismatchError
+from gtp_policy.gtp_config import GTPConfig
+from gtp_policy.learner import GTPLearner, OptimizerFactory
+from gtp_policy.spaces import ActionScaler, ObservationLayout
+
+
+class CheckpointInfo(NamedTuple):
+    """What a checkpoint says of itself, without its tensors.
+
+    Attributes:
+        config: Every choice of the learner.
+        obs_dim: O.
+        action_dim: A.
+        updates: Number of updates done.
+        action_scaler: Bounds of the action Box, where they were saved.
+        layout: How observations become vectors, where it was saved.
+        metadata: Whatever else was saved, as JSON values.
+
+    Example:
+        >>> import tempfile
+        >>> from gtp_policy import GTPConfig, GTPLearner, read_metadata, save_checkpoint
+        >>> learner = GTPLearner.build(3, 2, GTPConfig(critic=None))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = save_checkpoint(f"{folder}/a.zip", learner, metadata={"task": "toy"})
+        ...     info = read_metadata(path)
+        >>> info.obs_dim, info.updates, info.metadata
+        (3, 0, {'task': 'toy'})
+    """
+
+    config: GTPConfig
+    obs_dim: int
+    action_dim: int
+    updates: int
+    action_scaler: ActionScaler | None
+    layout: ObservationLayout | None
+    metadata: dict[str, JsonValue]
+
+
+class Checkpoint(NamedTuple):
+    """A learner that came from a checkpoint, and what was saved beside it.
+
+    Attributes:
+        learner: The learner, ready to act and to go on training.
+        action_scaler: Bounds of the action Box, where they were saved.
+        layout: How observations become vectors, where it was saved.
+        metadata: Whatever else was saved, as JSON values.
+
+    Example:
+        >>> import tempfile
+        >>> from gtp_policy import ActionScaler, GTPLearner, load_checkpoint, save_checkpoint
+        >>> scaler = ActionScaler([-2.0, -2.0], [2.0, 2.0])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = save_checkpoint(f"{folder}/a", GTPLearner.build(3, 2), action_scaler=scaler)
+        ...     load_checkpoint(path).action_scaler
+        ActionScaler(low=[-2.0, -2.0], high=[2.0, 2.0])
+    """
+
+    learner: GTPLearner
+    action_scaler: ActionScaler | None
+    layout: ObservationLayout | None
+    metadata: dict[str, JsonValue]
+
+
+def save_checkpoint(
+    path: str | Path,
+    learner: GTPLearner,
+    *,
+    action_scaler: ActionScaler | None = None,
+    layout: ObservationLayout | None = None,
+    metadata: Mapping[str, JsonValue] | None = None,
+) -> Path:
+    """Saves a learner: networks, slow copies, optimisers, counter and every choice.
+
+    The files are written to a temporary place, flushed to the disk and renamed: whatever happens,
+    a checkpoint is there as a whole or not at all.
+
+    Args:
+        path: A new directory; or a name that ends in ``.zip``, which replaces a file of that name.
+        learner: What to save.
+        action_scaler: Bounds of the action Box, for whoever loads the policy to act.
+        layout: How observations become vectors, likewise.
+        metadata: Anything else that JSON can hold.
+
+    Returns:
+        The path.
+
+    Raises:
+        CheckpointError: If it cannot be written (the disk is full, the directory exists), or holds
+            something that is neither tensor nor JSON. What was there before is unchanged.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from gtp_policy import GTPLearner, load_checkpoint, save_checkpoint
+        >>> learner, obs = GTPLearner.build(3, 2), torch.zeros(1, 3)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = save_checkpoint(f"{folder}/policy.zip", learner)
+        ...     loaded = load_checkpoint(path).learner
+        >>> torch.equal(loaded.act(obs, deterministic=True), learner.act(obs, deterministic=True))
+        True
+    """
+    path = Path(path)
+    files = files_of(learner, action_scaler, layout, metadata)
+    _bundle.write_bundle(path, files, written_by=f"gtp-policy {__version__}")
+    return path
+
+
+def load_checkpoint(
+    path: str | Path,
+    *,
+    network: nn.Module | None = None,
+    encoder: nn.Module | None = None,
+    optimizer: OptimizerFactory | None = None,
+    train_state: bool = True,
+    device: torch.device | str = "cpu",
+) -> Checkpoint:
+    """Builds the learner that was saved, with the choices that were saved with it.
+
+    Args:
+        path: Directory or zip file.
+        network: The actor's backbone, if it was one of your own: a file holds its parameters, not
+            its code.
+        encoder: The encoder, likewise.
+        optimizer: The optimiser factory, if it was one of your own.
+        train_state: Whether to load the optimisers' state. False leaves them new: to act, or to
+            train on with other optimisers than those that were saved.
+        device: Where parameters shall live.
+
+    Returns:
+        The learner and what was saved beside it.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, foreign or malicious; names file and
+            reason.
+        StateMismatchError: If ``network``, ``encoder`` or ``optimizer`` are not like those saved.
+
+    Example:
+        >>> import tempfile
+        >>> from gtp_policy import GTPConfig, GTPLearner, load_checkpoint, save_checkpoint
+        >>> learner = GTPLearner.build(3, 2, GTPConfig(critic=None))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = save_checkpoint(f"{folder}/a", learner)
+        ...     load_checkpoint(path).learner.full_config == learner.full_config
+        True
+    """
+    path = Path(path)
+    document, weights, moments = read_state(path)
+    for name, own, given in (
+        ("network", document.own_network, network),
+        ("encoder", document.own_encoder, encoder),
+    ):
+        if own != (given is not None):
+            raise StateMismatchError(
+                f"Checkpoint {path} was made {'with' if own else 'without'} a `{name}` of its "
+                f"own: got {type(given).__name__}, expected {'a module' if own else 'None'}."
+            )
+    check_size(path, document, weights)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a curriculum that was not capped there is not capped here
+        learner = GTPLearner.build(
+            document.obs_dim,
+            document.action_dim,
+            document.config,
+            network=network,
+            encoder=encoder,
+            optimizer=optimizer,
+            device=device,
+        ).to(dtype=DTYPES[document.dtype])
+    learner.loss.config = document.config.loss
+    try:
+        fill_(learner, path, document, weights, moments if train_state else None)
+    except StateMismatchError as error:
+        if network is not None or encoder is not None or optimizer is not None:
+            raise
+        # Nothing came from the caller: the file contradicts itself.
+        raise CheckpointError(str(error)) from error
+    return Checkpoint(learner, *beside(path, document))
+
+
+def restore_(learner: GTPLearner, path: str | Path, *, train_state: bool = True) -> Checkpoint:
+    """Puts an existing learner into the state that was saved, after comparing every choice.
+
+    For learners that were built by other means than `GTPLearner.build`. Nothing is changed if an
+    error is raised.
+
+    Args:
+        learner: A learner of the same dimensions and choices, with optimisers of the same kind.
+        path: Directory or zip file.
+        train_state: Whether to load the optimisers' state; False leaves them as they are.
+
+    Returns:
+        The learner itself and what was saved beside it.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, foreign or malicious.
+        StateMismatchError: If the learner's choices are not those that were saved; names them.
+
+    Example:
+        >>> import tempfile
+        >>> from gtp_policy import GTPConfig, GTPLearner, restore_, save_checkpoint
+        >>> learner = GTPLearner.build(3, 2, GTPConfig(critic=None))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = save_checkpoint(f"{folder}/a", learner)
+        ...     restore_(learner, path).learner is learner
+        True
+    """
+    path = Path(path)
+    document, weights, moments = read_state(path)
+    own = {
+        "obs_dim": learner.actor.obs_dim,
+        "action_dim": learner.actor.action_dim,
+        "config": learner.full_config.model_dump(mode="json"),
+    }
+    saved = {
+        "obs_dim": document.obs_dim,
+        "action_dim": document.action_dim,
+        "config": document.config.model_dump(mode="json"),
+    }
+    differing = [f"{k}: {a} there, {b} here" for k, a, b in differences(saved, own)]
+    if differing:
+        raise StateMismatchError(
+            f"Checkpoint {path} belongs to a learner with other choices: got {'; '.join(differing)}"
+            ", expected the same. Build the learner from read_metadata(path).config."
+        )
+    fill_(learner, path, document, weights, moments if train_state else None)
+    return Checkpoint(learner, *beside(path, document))
+
+
+def read_metadata(path: str | Path) -> CheckpointInfo:
+    """Reads what a checkpoint says of itself; its tensors are neither read nor checked.
+
+    Args:
+        path: Directory or zip file.
+
+    Returns:
+        Choices, dimensions, counter, and what was saved beside the learner.
+
+    Raises:
+        CheckpointError: If manifest or config are missing, damaged, foreign or malicious.
+
+    Example:
+        >>> import tempfile
+        >>> from gtp_policy import GTPLearner, read_metadata, save_checkpoint
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     read_metadata(save_checkpoint(f"{folder}/a", GTPLearner.build(3, 2))).action_dim
+        2
+    """
+    path = Path(path)
+    document = read_document(path)
+    scaler, layout, metadata = beside(path, document)
+    return CheckpointInfo(
+        config=document.config,
+        obs_dim=document.obs_dim,
+        action_dim=document.action_dim,
+        updates=document.updates,
+        action_scaler=scaler,
+        layout=layout,
+        metadata=metadata,
+    )
+
+
+def latest_valid(directory: str | Path) -> Path | None:
+    """Finds the checkpoint with the most updates whose every byte is right.
+
+    Damaged ones are skipped with a warning; other files and unfinished writes are not looked at.
+
+    Args:
+        directory: A folder with checkpoints, directories or zip files of any name.
+
+    Returns:
+        Its path; None if there is none, or no such folder.
+
+    Example:
+        >>> import tempfile
+        >>> from gtp_policy import GTPLearner, latest_valid, save_checkpoint
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = save_checkpoint(f"{folder}/first", GTPLearner.build(3, 2))
+        ...     latest_valid(folder).name
+        'first'
+    """
+    directory = Path(directory)
+    found: list[tuple[int, float, Path]] = []
+    for path in directory.iterdir() if directory.is_dir() else ():
+        if _bundle.is_temporary(path.name) or not _looks_like_one(path):
+            continue
+        try:
+            found.append((read_metadata(path).updates, path.stat().st_mtime, path))
+        except (CheckpointError, OSError) as error:
+            warnings.warn(f"{error} It is skipped.", stacklevel=2)
+    for _, _, path in sorted(found, reverse=True):
+        try:
+            read_state(path)
+        except CheckpointError as error:
+            warnings.warn(f"{error} It is skipped.", stacklevel=2)
+        else:
+            return path
+    return None
+
+
+class CheckpointFolder:
+    """The checkpoints of one run in one folder, named by the number of updates.
+
+    One process writes to a folder, any number may read.
+
+    Args:
+        directory: The folder; made by the first `save`.
+        keep: How many of the newest to keep; None keeps all.
+
+    Raises:
+        ValueError: If ``keep`` is smaller than 1.
+
+    Example:
+        >>> import tempfile
+        >>> from gtp_policy import CheckpointFolder, GTPConfig, GTPLearner, load_checkpoint
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     folder = CheckpointFolder(directory, keep=3)
+        ...     _ = folder.save(GTPLearner.build(3, 2, GTPConfig(critic=None)))
+        ...     folder.latest().name
+        'step_000000000000'
+    """
+
+    def __init__(self, directory: str | Path, *, keep: int | None = None) -> None:
+        if keep is not None and keep < 1:
+            raise ValueError(f"`keep` is out of range: got {keep}, expected None or at least 1.")
+        self.directory, self.keep = Path(directory), keep
+
+    def save(
+        self,
+        learner: GTPLearner,
+        *,
+        action_scaler: ActionScaler | None = None,
+        layout: ObservationLayout | None = None,
+        metadata: Mapping[str, JsonValue] | None = None,
+    ) -> Path:
+        """Saves a learner under its number of updates; removes what an aborted write left behind.
+
+        Saving the same content again does nothing: a resumed run may pass where it was before.
+
+        Args:
+            learner: What to save.
+            action_scaler: Bounds of the action Box.
+            layout: How observations become vectors.
+            metadata: Anything else that JSON can hold.
+
+        Returns:
+            The path of the checkpoint.
+
+        Raises:
+            CheckpointError: If it cannot be written, or a valid checkpoint with the same number of
+                updates and other content is there: the folder belongs to another run.
+        """
+        path = self.directory / f"step_{learner.updates:012d}"
+        files = files_of(learner, action_scaler, layout, metadata)
+        for leftover in self.directory.glob(".step_*.tmp-*"):
+            _bundle.remove(leftover)
+        if path.exists():
+            try:
+                read_state(path)
+                valid = True
+            except CheckpointError:
+                valid = False
+            if valid and _bundle.content_id(path) == _bundle.content_id_of(files):
+                return path
+            if valid:
+                raise CheckpointError(
+                    f"Checkpoint {path} belongs to another run: got other content for update "
+                    f"{learner.updates}, expected the same. Choose another folder for this run."
+                )
+            _bundle.remove(path)
+        _bundle.write_bundle(path, files, written_by=f"gtp-policy {__version__}")
+        if self.keep is not None:
+            for old in sorted(self.directory.glob("step_" + "[0-9]" * 12))[: -self.keep]:
+                _bundle.remove(old)
+        return path
+
+    def latest(self) -> Path | None:
+        """Returns the newest valid checkpoint, or None; see `latest_valid`."""
+        return latest_valid(self.directory)
+
+
+class StopSignal:
+    """Turns Ctrl-C and SIGTERM into a flag, so that a loop can save and leave.
+
+    The first signal raises the flag, a second one interrupts as usual. The handlers that were there
+    before come back at the end. Outside the main thread nothing is installed.
+
+    Example:
+        >>> import signal
+        >>> from gtp_policy import StopSignal
+        >>> with StopSignal() as stop:
+        ...     for update in range(1000):
+        ...         if stop:
+        ...             break
+        ...         if update == 3:
+        ...             signal.raise_signal(signal.SIGTERM)
+        >>> update
+        4
+    """
+
+    def __init__(self) -> None:
+        self._stopped = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        """Installs the handlers."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._stop)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Brings the previous handlers back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    def __bool__(self) -> bool:
+        """Tells whether a signal has come."""
+        return self._stopped
+
+    def _stop(self, number: int, frame: types.FrameType | None) -> None:
+        if self._stopped:
+            self.__exit__()
+            signal.raise_signal(number)
+        self._stopped = True
+
+
+def _looks_like_one(path: Path) -> bool:
+    return (path / _bundle.MANIFEST).exists() or (path.suffix == ".zip" and path.is_file())

@@ -1,0 +1,502 @@
+"""Checkpoints: exact round trips and resumption, atomic writes, one error for all that is bad."""
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gtp_policy import (
+    ActionScaler,
+    AdvantageWeighterConfig,
+    CheckpointFolder,
+    ExpectileBaseline,
+    FlowMapActorConfig,
+    GTPConfig,
+    GTPLearner,
+    GTPLearnerConfig,
+    GTPLossConfig,
+    ObservationLayout,
+    OfflineDataset,
+    QEnsembleConfig,
+    StopSignal,
+    latest_valid,
+    load_checkpoint,
+    read_metadata,
+    restore_,
+    save_checkpoint,
+)
+from gtp_policy.errors import CheckpointError, StateMismatchError
+
+SMALL = GTPConfig(
+    actor=FlowMapActorConfig(hidden=(16,), time_dim=4, steps=2),
+    critic=QEnsembleConfig(hidden=(16,)),
+    learner=GTPLearnerConfig(total_updates=40, ema_rate=0.1, seed=7),
+)
+VARIANTS = {
+    "policy baseline": SMALL,
+    "cloning": SMALL.replace(critic=None),
+    "expectile": SMALL.replace(
+        learner=SMALL.learner.replace(
+            baseline=ExpectileBaseline(hidden=(8,)), lr_schedule="cosine", max_grad_norm=1.0
+        ),
+        weighter=AdvantageWeighterConfig(eta=3.0),
+        loss=GTPLossConfig(huber=0.01, reduction="sum"),
+    ),
+}
+
+
+@pytest.fixture
+def dataset() -> OfflineDataset:
+    rng = np.random.default_rng(0)
+    return OfflineDataset.from_arrays(
+        obs=rng.normal(3.0, 2.0, (64, 3)),
+        action=rng.uniform(-1, 1, (64, 2)),
+        reward=rng.normal(size=64),
+        terminated=np.arange(64) % 8 == 7,
+        truncated=np.zeros(64),
+        next_obs=rng.normal(size=(64, 3)),
+        low=[-2.0, -1.0],
+        high=[2.0, 1.0],
+    )
+
+
+def train(learner: GTPLearner, dataset: OfflineDataset, until: int) -> GTPLearner:
+    while learner.updates < until:
+        learner.update(dataset.sample(16, generator=learner.stream("batch")))
+    return learner
+
+
+def leaves(value: Any, name: str = "") -> dict[str, Any]:
+    """Flattens a state dict to comparable leaves: tensors as (dtype, bytes)."""
+    if isinstance(value, dict):
+        return {k: v for key, x in value.items() for k, v in leaves(x, f"{name}/{key}").items()}
+    if isinstance(value, Tensor):
+        return {name: (value.dtype, value.shape, value.contiguous().numpy().tobytes())}
+    return {name: value}
+
+
+def same(a: GTPLearner, b: GTPLearner) -> bool:
+    return leaves(a.state_dict()) == leaves(b.state_dict()) and a.full_config == b.full_config
+
+
+@pytest.fixture(params=["a", "a.zip"], ids=["directory", "zip"])
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return tmp_path / str(request.param)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_everything_comes_back(dataset: OfflineDataset, path: Path, name: str) -> None:
+    learner = train(GTPLearner.from_dataset(dataset, VARIANTS[name]), dataset, 3)
+    layout = ObservationLayout.of_dict({"speed": (1,), "camera": (2, 1)})
+    metadata = {"task": "toy", "nested": {"list": [1, 2.5, None, True]}}
+    save_checkpoint(
+        path, learner, action_scaler=dataset.action_scaler, layout=layout, metadata=metadata
+    )
+    loaded = load_checkpoint(path)
+    assert same(loaded.learner, learner)
+    assert loaded.action_scaler == dataset.action_scaler
+    assert loaded.layout == layout
+    assert loaded.metadata == metadata
+    info = read_metadata(path)
+    assert info.config == learner.full_config
+    assert (info.obs_dim, info.action_dim, info.updates) == (3, 2, 3)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("cut", [0, 1, 5, 8])
+def test_a_resumed_run_is_the_uninterrupted_one(
+    dataset: OfflineDataset, path: Path, name: str, cut: int
+) -> None:
+    whole = train(GTPLearner.from_dataset(dataset, VARIANTS[name]), dataset, 8)
+    part = train(GTPLearner.from_dataset(dataset, VARIANTS[name]), dataset, cut)
+    save_checkpoint(path, part)
+    assert same(train(load_checkpoint(path).learner, dataset, 8), whole)
+
+
+def test_restoring_into_an_existing_learner(dataset: OfflineDataset, path: Path) -> None:
+    learner = train(GTPLearner.from_dataset(dataset, SMALL), dataset, 2)
+    save_checkpoint(path, learner)
+    other = train(GTPLearner.from_dataset(dataset, SMALL), dataset, 4)
+    restore_(other, path)
+    assert same(other, learner)
+
+
+def test_other_choices_are_named_and_nothing_changes(dataset: OfflineDataset, path: Path) -> None:
+    save_checkpoint(path, train(GTPLearner.from_dataset(dataset, SMALL), dataset, 2))
+    config = SMALL.replace(learner=SMALL.learner.replace(seed=8, actor_lr=1e-3))
+    other = GTPLearner.from_dataset(dataset, config)
+    before = leaves(other.state_dict())
+    with pytest.raises(StateMismatchError, match=r"actor_lr: 0.0003 there, 0.001 here; .*seed: 7"):
+        restore_(other, path)
+    assert leaves(other.state_dict()) == before
+
+
+def test_double_precision_comes_back(path: Path) -> None:
+    learner = GTPLearner.build(3, 2, SMALL).double()
+    save_checkpoint(path, learner)
+    assert same(load_checkpoint(path).learner, learner)
+
+
+class Backbone(nn.Module):
+    """A network of the user's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(7, 2)
+
+    def forward(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return self.linear(torch.cat([obs, x, t[:, None], s[:, None]], 1))
+
+
+class Encoder(nn.Module):
+    """An encoder of the user's own."""
+
+    features_dim = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 4)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.linear(obs)
+
+
+@pytest.mark.global_rng
+@pytest.mark.parametrize("make", [{"network": Backbone}, {"encoder": Encoder}], ids=str)
+def test_modules_of_ones_own_must_be_brought_along(
+    dataset: OfflineDataset, path: Path, make: dict[str, Callable[[], nn.Module]]
+) -> None:
+    modules: dict[str, Any] = {name: cls() for name, cls in make.items()}
+    learner = train(GTPLearner.from_dataset(dataset, SMALL, **modules), dataset, 2)
+    save_checkpoint(path, learner)
+    fresh: dict[str, Any] = {name: cls() for name, cls in make.items()}
+    assert same(load_checkpoint(path, **fresh).learner, learner)
+    with pytest.raises(StateMismatchError, match=f"with a `{next(iter(make))}` of its own"):
+        load_checkpoint(path)
+
+
+def rmsprop(part: str, module: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.RMSprop(module.parameters(), lr=1e-3, momentum=0.9)
+
+
+def test_optimisers_of_ones_own(dataset: OfflineDataset, path: Path) -> None:
+    learner = train(GTPLearner.from_dataset(dataset, SMALL, optimizer=rmsprop), dataset, 2)
+    save_checkpoint(path, learner)
+    resumed = load_checkpoint(path, optimizer=rmsprop).learner
+    assert same(resumed, learner)
+    assert same(train(resumed, dataset, 4), train(learner, dataset, 4))
+    with pytest.raises(CheckpointError, match=r"does not fit the optimiser.*train_state=False"):
+        load_checkpoint(path)
+    acting = load_checkpoint(path, train_state=False).learner
+    obs = torch.zeros(1, 3)
+    kept = load_checkpoint(path, optimizer=rmsprop).learner
+    assert torch.equal(acting.act(obs, deterministic=True), kept.act(obs, deterministic=True))
+
+
+def test_an_optimiser_of_ones_own_keeps_its_learning_rate(dataset: OfflineDataset) -> None:
+    learner = GTPLearner.from_dataset(dataset, SMALL, optimizer=rmsprop)
+    train(learner, dataset, 1)
+    assert learner.optimizers["actor"].param_groups[0]["lr"] == 1e-3
+
+
+def test_a_scheduler_leaves_no_obstacle(dataset: OfflineDataset, path: Path) -> None:
+    learner = GTPLearner.from_dataset(dataset, SMALL)
+    torch.optim.lr_scheduler.StepLR(learner.optimizers["actor"], 10)
+    save_checkpoint(path, train(learner, dataset, 1))
+    assert load_checkpoint(path).learner.updates == 1
+
+
+def test_a_learner_that_was_never_capped_keeps_its_curriculum(path: Path) -> None:
+    built = GTPLearner.build(3, 2, SMALL)
+    uncapped = GTPLearner(built.actor, built.critic, config=SMALL.learner)
+    save_checkpoint(path, uncapped)
+    assert load_checkpoint(path).learner.full_config == uncapped.full_config
+
+
+def test_equal_content_gives_equal_bytes(dataset: OfflineDataset, tmp_path: Path) -> None:
+    learner = train(GTPLearner.from_dataset(dataset, SMALL), dataset, 1)
+    first, second = (save_checkpoint(tmp_path / f"{n}.zip", learner) for n in "ab")
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_zip_is_replaced_and_a_directory_is_not(tmp_path: Path) -> None:
+    one, two = (GTPLearner.build(3, 2, SMALL.replace(critic=None)) for _ in range(2))
+    two.updates = 5
+    save_checkpoint(tmp_path / "a.zip", one)
+    save_checkpoint(tmp_path / "a.zip", two)
+    assert load_checkpoint(tmp_path / "a.zip").learner.updates == 5
+    save_checkpoint(tmp_path / "a", one)
+    with pytest.raises(CheckpointError, match="exists, expected a new directory"):
+        save_checkpoint(tmp_path / "a", two)
+    assert load_checkpoint(tmp_path / "a").learner.updates == 0
+    assert sorted(os.listdir(tmp_path)) == ["a", "a.zip"]
+
+
+def test_parent_folders_are_made(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path / "runs" / "one" / "a", GTPLearner.build(3, 2, SMALL))
+    assert path.is_dir()
+
+
+@pytest.mark.parametrize("value", [float("nan"), object(), {1, 2}])
+def test_metadata_that_is_no_json_is_refused(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(CheckpointError, match="expected tensors and JSON"):
+        save_checkpoint(tmp_path / "a", GTPLearner.build(3, 2, SMALL), metadata={"x": value})
+    assert os.listdir(tmp_path) == []
+
+
+# What is wrong with a checkpoint, as what is done to a good one.
+def truncate(path: Path) -> None:
+    weights = path / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    weights = path / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+
+
+def edit_manifest(path: Path) -> None:
+    manifest = path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("written_by", "Written_by"))
+
+
+def newer(path: Path) -> None:
+    manifest = path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format_version": 1', '"format_version": 2'))
+
+
+def remove_weights(path: Path) -> None:
+    (path / "weights.safetensors").unlink()
+
+
+def link(path: Path) -> None:
+    weights = path / "weights.safetensors"
+    weights.rename(path.parent / "elsewhere")
+    weights.symlink_to(path.parent / "elsewhere")
+
+
+def pipe(path: Path) -> None:
+    (path / "config.json").unlink()
+    os.mkfifo(path / "config.json")
+
+
+def huge_manifest(path: Path) -> None:
+    (path / "manifest.json").write_bytes(b" " * 2**20)
+
+
+def deep_manifest(path: Path) -> None:
+    (path / "manifest.json").write_text("[" * 30_000)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (truncate, "another length"),
+        (flip, "SHA-256"),
+        (edit_manifest, "SHA-256"),
+        (newer, "format version 2, and this release reads version 1"),
+        (remove_weights, "no such file"),
+        (link, "symbolic links"),
+        (pipe, "regular file"),
+        (huge_manifest, "longer than it may be"),
+        (deep_manifest, "no JSON"),
+    ],
+)
+def test_a_damaged_directory(tmp_path: Path, damage: Callable[[Path], None], reason: str) -> None:
+    path = save_checkpoint(tmp_path / "a", GTPLearner.build(3, 2, SMALL))
+    damage(path)
+    with pytest.raises(CheckpointError, match=rf"{path.name} cannot be read: got .*{reason}"):
+        load_checkpoint(path)
+
+
+def rewrite(path: Path, change: Callable[[dict[str, bytes]], None], **options: Any) -> Path:
+    """Writes a zip again with other members."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    change(members)
+    target = path.with_name("changed.zip")
+    with zipfile.ZipFile(target, "w", **options) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "reason"),
+    [
+        (lambda m: None, {"compression": zipfile.ZIP_DEFLATED}, "compressed"),
+        (lambda m: m.pop("config.json"), {}, "without config.json"),
+        (lambda m: m.update({str(i): b"" for i in range(100)}), {}, "of 104 members"),
+        (lambda m: m.update({"manifest.json": b"{}"}), {}, "another kind of file"),
+    ],
+    ids=["compressed", "missing member", "many members", "other manifest"],
+)
+def test_a_foreign_zip(
+    tmp_path: Path, change: Callable[[dict[str, bytes]], None], options: Any, reason: str
+) -> None:
+    path = save_checkpoint(tmp_path / "a.zip", GTPLearner.build(3, 2, SMALL))
+    with pytest.raises(CheckpointError, match=reason):
+        load_checkpoint(rewrite(path, change, **options))
+
+
+def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
+    for name in ("model.pt", "model.zip"):
+        (tmp_path / name).write_bytes(pickle.dumps({"a": 1}))
+        with pytest.raises(CheckpointError, match="no zip file"):
+            load_checkpoint(tmp_path / name)
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    for function in (load_checkpoint, read_metadata):
+        with pytest.raises(CheckpointError, match="no such file or directory"):
+            function(tmp_path / "nothing")
+
+
+def reseal(path: Path, name: str, change: Callable[[Any], None]) -> None:
+    """Changes a JSON file and makes the manifest agree, as an attacker would."""
+    from gtp_policy import _bundle
+
+    document = json.loads((path / "config.json").read_text())
+    change(document)
+    files = {
+        file: (path / file).read_bytes()
+        for file in ("config.json", "weights.safetensors", "train_state.safetensors")
+    }
+    files["config.json"] = json.dumps(document).encode()
+    shutil.rmtree(path)
+    _bundle.write_bundle(path, files, written_by=name)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda d: d["config"]["actor"].update(hidden=[10**9]), "networks of at least"),
+        (lambda d: d["config"]["critic"].update(members=10**9), "networks of at least"),
+        (lambda d: d.update(obs_dim=10**12), "networks of at least"),
+        (lambda d: d["config"]["actor"].update(hidden=[8]), "other networks"),
+        (lambda d: d.update(updates=-1), "wrong `updates`"),
+        (lambda d: d.update(extra=1), "wrong `extra`"),
+        (lambda d: d["config"]["weighter"].update(eta="1.0"), "wrong `config.weighter.eta`"),
+        (lambda d: d.update(action_box={"low": [0.0], "high": [1.0]}), "do not fit its dimensions"),
+        (lambda d: d.update(action_box={"low": [1.0] * 2, "high": [0.0] * 2}), "has no range"),
+        (lambda d: d.update(layout={"keys": ["a", "b"], "shapes": [[3]]}), "argument 2 is shorter"),
+        (lambda d: d["optimizers"].pop("critic"), "optimisers of another learner"),
+        (lambda d: d["optimizers"]["actor"]["groups"][0].update(lr="fast"), "option lr='fast'"),
+        (lambda d: d["optimizers"]["actor"]["groups"][0].pop("lr"), "options"),
+        (lambda d: d["optimizers"]["actor"]["groups"].clear(), "parameter groups"),
+        (
+            lambda d: d["optimizers"]["actor"]["numbers"].update({"99": {"step": 1}}),
+            "parameter 99 of",
+        ),
+        (lambda d: d["optimizers"]["actor"]["numbers"].update({"0": {"step": "x"}}), "state {"),
+    ],
+)
+def test_a_config_that_was_tampered_with(
+    tmp_path: Path, change: Callable[[Any], None], reason: str
+) -> None:
+    path = save_checkpoint(tmp_path / "a", GTPLearner.build(3, 2, SMALL))
+    reseal(path, "someone else", change)
+    with pytest.raises(CheckpointError, match=reason):
+        load_checkpoint(path)
+
+
+def test_latest_valid_skips_what_is_damaged(tmp_path: Path) -> None:
+    learner = GTPLearner.build(3, 2, SMALL)
+    assert latest_valid(tmp_path / "nowhere") is None
+    for name, updates in (("c", 1), ("b.zip", 2), ("a", 3), ("d", 4)):
+        learner.updates = updates
+        save_checkpoint(tmp_path / name, learner)
+    (tmp_path / "notes.txt").write_text("not a checkpoint")
+    assert latest_valid(tmp_path) == tmp_path / "d"
+    flip(tmp_path / "d")
+    edit_manifest(tmp_path / "a")
+    with pytest.warns(UserWarning, match="It is skipped") as warned:
+        assert latest_valid(tmp_path) == tmp_path / "b.zip"
+    assert len(warned) == 2
+
+
+def test_a_folder_keeps_the_newest(tmp_path: Path) -> None:
+    folder, learner = CheckpointFolder(tmp_path, keep=2), GTPLearner.build(3, 2, SMALL)
+    for updates in (0, 1, 2, 3):
+        learner.updates = updates
+        folder.save(learner, action_scaler=ActionScaler([-1.0] * 2, [1.0] * 2))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000000000002", "step_000000000003"]
+    assert folder.latest() == tmp_path / "step_000000000003"
+    with pytest.raises(ValueError, match="keep"):
+        CheckpointFolder(tmp_path, keep=0)
+
+
+def test_a_folder_belongs_to_one_run(dataset: OfflineDataset, tmp_path: Path) -> None:
+    learner = train(GTPLearner.from_dataset(dataset, SMALL), dataset, 2)
+    folder = CheckpointFolder(tmp_path)
+    path = folder.save(learner)
+    before = path.stat().st_mtime_ns
+    assert folder.save(learner) == path
+    assert path.stat().st_mtime_ns == before
+    other = SMALL.replace(learner=SMALL.learner.replace(seed=1))
+    with pytest.raises(CheckpointError, match="belongs to another run"):
+        folder.save(train(GTPLearner.from_dataset(dataset, other), dataset, 2))
+    flip(path)
+    folder.save(learner)
+    assert same(load_checkpoint(path).learner, learner)
+
+
+def test_what_an_aborted_write_left_is_removed(tmp_path: Path) -> None:
+    leftover = tmp_path / ".step_000000000001.tmp-0123456789abcdef"
+    leftover.mkdir()
+    (leftover / "weights.safetensors").write_bytes(b"half")
+    assert latest_valid(tmp_path) is None
+    CheckpointFolder(tmp_path).save(GTPLearner.build(3, 2, SMALL))
+    assert [p.name for p in tmp_path.iterdir()] == ["step_000000000000"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_becomes_a_flag(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with StopSignal() as stop:
+        assert not stop
+        signal.raise_signal(number)
+        assert stop
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_signal_interrupts() -> None:
+    with StopSignal() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+GOLDEN = sorted((Path(__file__).parent / "golden").glob("format_*.zip"))
+
+
+def test_there_is_a_golden_file_of_every_format() -> None:
+    from gtp_policy._bundle import FORMAT_VERSION
+
+    assert [p.stem for p in GOLDEN] == [f"format_{i}" for i in range(1, FORMAT_VERSION + 1)]
+
+
+@pytest.mark.parametrize("golden", GOLDEN, ids=lambda p: p.stem)
+def test_golden_files_still_answer_alike(golden: Path) -> None:
+    expected = json.loads(golden.with_suffix(".json").read_text("utf-8"))
+    learner, scaler, layout, _ = load_checkpoint(golden)
+    obs = torch.linspace(-2.0, 2.0, 21).reshape(7, 3)
+    for name, candidates in (("one", 1), ("best_of_8", 8)):
+        action = learner.act(obs, deterministic=True, candidates=candidates)
+        torch.testing.assert_close(action, torch.tensor(expected[name]), rtol=0, atol=1e-6)
+    assert learner.updates == expected["updates"] == 5
+    assert scaler == ActionScaler([-2.0, 0.0], [2.0, 1.0])
+    assert layout == ObservationLayout({"position": (2,), "speed": (1,)})
