@@ -28,6 +28,7 @@ MANIFEST = "manifest.json"
 MANIFEST_LIMIT = 2**16
 
 _END_OF_ZIP = struct.Struct("<4s4H2LH")
+_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 def write_bundle(path: Path, files: Mapping[str, bytes], *, written_by: str) -> None:
@@ -37,11 +38,13 @@ def write_bundle(path: Path, files: Mapping[str, bytes], *, written_by: str) -> 
     because no file system call that Python offers exchanges two directories.
 
     Raises:
-        CheckpointError: If the operating system refuses; nothing of the bundle is left then, and
-            what was at ``path`` is still there.
+        CheckpointError: If the operating system refuses. Nothing of the bundle is left then, and
+            what was at ``path`` is still there; unless all is written and only the last flush, of
+            the folder that holds it, failed, as the message then says.
     """
     manifest = _make_manifest(files, written_by)
-    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
+    temporary = _temporary(path)
+    then = "What was there before is unchanged."
     try:
         os.makedirs(path.parent, exist_ok=True)
         if path.suffix == ".zip":
@@ -58,11 +61,12 @@ def write_bundle(path: Path, files: Mapping[str, bytes], *, written_by: str) -> 
                     f"{path} exists, expected a new directory; a path that ends in .zip is replaced"
                 )
             os.rename(temporary, path)
+        then = "It is in its place, but a power failure now may undo that."
         _flush_directory(path.parent)
     except OSError as error:
         raise CheckpointError(
             f"Checkpoint {path} cannot be written: got {_reason(error)}, expected a writable "
-            "place. What was there before is unchanged."
+            f"place. {then}"
         ) from error
     finally:
         remove(temporary)
@@ -122,6 +126,14 @@ def content_id_of(files: Mapping[str, bytes]) -> str:
     return _sha256(_canonical(_entries(files)))
 
 
+def discard(path: Path) -> None:
+    """Removes a bundle, in one step for whoever looks for bundles."""
+    temporary = _temporary(path)
+    with contextlib.suppress(OSError):
+        os.rename(path, temporary)
+    remove(temporary)
+
+
 def remove(path: Path) -> None:
     """Removes a file or a directory if it is there; what resists stays."""
     if path.is_dir() and not path.is_symlink():
@@ -134,6 +146,10 @@ def remove(path: Path) -> None:
 def is_temporary(name: str) -> bool:
     """Tells whether a name is that of a bundle that was never finished."""
     return name.startswith(".") and ".tmp-" in name
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
 
 
 def _make_manifest(files: Mapping[str, bytes], written_by: str) -> bytes:
@@ -179,7 +195,8 @@ def _opened(path: Path) -> Iterator[Any]:
     if path.is_dir():
         yield lambda name, most: _read_file(path / name, most)
         return
-    with open(path, "rb") as file:
+    # Without waiting for the writer of a pipe.
+    with os.fdopen(os.open(path, _READ), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ValueError("something that is neither a file nor a directory")
         _check_end_of_zip(file)
@@ -216,9 +233,8 @@ def _read_member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
 
 
 def _read_file(path: Path, most: int) -> bytes:
-    # Not through a symbolic link, and without waiting for the writer of a pipe.
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    with os.fdopen(os.open(path, flags | getattr(os, "O_BINARY", 0)), "rb") as file:
+    # Not through a symbolic link.
+    with os.fdopen(os.open(path, _READ | getattr(os, "O_NOFOLLOW", 0)), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{path.name} is no regular file")

@@ -1,5 +1,6 @@
 """A learner as the content of files, and back: what stands in a checkpoint and under which name."""
 
+import copy
 import itertools
 import json
 import math
@@ -48,7 +49,7 @@ class Document(Config):
 
     obs_dim: Width
     action_dim: Width
-    updates: Int = Field(ge=0)
+    updates: Int = Field(ge=0, le=2**53)
     dtype: Literal["float32", "float64", "bfloat16"]
     own_network: Bool  # a backbone of the user's own, which no file can describe
     own_encoder: Bool
@@ -286,46 +287,57 @@ def _join_optimizer(
     live = optimizer.state_dict()["param_groups"]
     if len(live) != len(saved.groups):
         raise ValueError(f"{len(saved.groups)} parameter groups instead of {len(live)}")
-    groups = []
-    for own, group in zip(live, saved.groups, strict=True):
-        # Schedulers of torch leave their starting point in the groups, whoever looks at it.
-        if (own.keys() ^ group.keys()) - {"initial_lr"} or own["params"] != group["params"]:
-            raise ValueError(f"options {sorted(group)} instead of {sorted(own)}")
-        both = {key: _like(value, group.get(key, value), key) for key, value in own.items()}
-        groups.append({**group, **both})
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    groups = [_join_group(own, group) for own, group in zip(live, saved.groups, strict=True)]
+    expected = _state_after_a_step(optimizer)
     state: dict[int, dict[str, Any]] = {}
     for name, tensor in moments.items():
         owner, number, key = name.split("/")
-        if owner != part:
-            continue
-        shape = tuple(parameters[_index(number, parameters)].shape)
-        if tuple(tensor.shape) not in (shape, ()):
-            raise ValueError(f"{key} of shape {tuple(tensor.shape)} for a parameter {shape}")
-        state.setdefault(int(number), {})[key] = tensor
+        if owner == part:
+            state.setdefault(int(number), {})[key] = tensor
     for number, entries in saved.numbers.items():
-        if not all(value is None or isinstance(value, int | float) for value in entries.values()):
-            raise ValueError(f"state {entries} of parameter {number}")
-        state.setdefault(_index(number, parameters), {}).update(entries)
+        state.setdefault(int(number), {}).update(entries)
+    for index, entries in state.items():
+        got, own = ({k: _kind(v) for k, v in s.items()} for s in (entries, expected[index]))
+        if got != own:
+            raise ValueError(f"state {got} of parameter {index} instead of {own}")
     return {"state": state, "param_groups": groups}
 
 
-def _index(number: str, parameters: list[Tensor]) -> int:
-    index = int(number)
-    if not 0 <= index < len(parameters):
-        raise ValueError(f"state of parameter {number} of {len(parameters)}")
-    return index
+def _state_after_a_step(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
+    """Returns what an optimiser itself keeps of its parameters, from a step of a copy."""
+    probe = copy.deepcopy(optimizer)
+    for group in probe.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    probe.step()
+    state: dict[int, dict[str, Any]] = probe.state_dict()["state"]
+    return state
+
+
+def _kind(value: object) -> tuple[object, ...]:
+    if isinstance(value, Tensor):
+        return tuple(value.shape), value.dtype
+    return (float,) if type(value) is int else (type(value),)
+
+
+def _join_group(own: dict[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the live options with what a schedule may have changed in them."""
+    if (own.keys() ^ saved.keys()) - {"initial_lr"} or own["params"] != saved["params"]:
+        raise ValueError(f"options {sorted(saved)} instead of {sorted(own)}")
+    group = {key: _like(value, saved.get(key, value), key) for key, value in own.items()}
+    if "initial_lr" in saved:  # schedulers of torch leave it there
+        group["initial_lr"] = _like(0.0, saved["initial_lr"], "initial_lr")
+    return group
 
 
 def _like(own: Any, saved: Any, name: str) -> Any:  # noqa: ANN401 - as in _plain
-    """Returns a saved option in the type of the live one."""
+    """Returns a saved option in the type of the live one; schedules change numbers only."""
     if isinstance(own, tuple) and isinstance(saved, list) and len(own) == len(saved):
         return tuple(_like(a, b, name) for a, b in zip(own, saved, strict=True))
     if isinstance(own, Tensor) and isinstance(saved, float):
         return torch.full_like(own, saved)
-    number = isinstance(own, int | float) and isinstance(saved, int | float)
-    if (number and isinstance(own, bool) == isinstance(saved, bool)) or type(own) is type(saved):
-        return saved
-    if own is None or saved is None:
-        return saved
+    if isinstance(own, float) and isinstance(saved, int | float) and not isinstance(saved, bool):
+        return float(saved)
+    if name in ("foreach", "fused") or own == saved:  # how fast a step is taken is not what it does
+        return own
     raise ValueError(f"option {name}={saved!r} instead of {own!r}")

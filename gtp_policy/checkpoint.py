@@ -397,11 +397,11 @@ class CheckpointFolder:
                     f"Checkpoint {path} belongs to another run: got other content for update "
                     f"{learner.updates}, expected the same. Choose another folder for this run."
                 )
-            _bundle.remove(path)
+            _bundle.discard(path)
         _bundle.write_bundle(path, files, written_by=f"gtp-policy {__version__}")
         if self.keep is not None:
             for old in sorted(self.directory.glob("step_" + "[0-9]" * 12))[: -self.keep]:
-                _bundle.remove(old)
+                _bundle.discard(old)
         return path
 
     def latest(self) -> Path | None:

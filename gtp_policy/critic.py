@@ -27,7 +27,7 @@ class QEnsembleConfig(Config):
     hidden: tuple[Width, ...] = Field(
         (256, 256, 256), min_length=1, description="Widths of the hidden layers."
     )
-    members: Int = Field(2, ge=1, description="N, number of independent Q networks.")
+    members: Int = Field(2, ge=1, le=10_000, description="N, number of independent Q networks.")
     layer_norm: Bool = Field(False, description="Layer normalisation before each activation.")
 
 
@@ -190,7 +190,7 @@ class PolicyBaseline(Config):
     """
 
     kind: Literal["policy"] = Field("policy", description="Discriminator of the union.")
-    samples: Int = Field(4, ge=1, description="M, sampled actions per observation.")
+    samples: Int = Field(4, ge=1, le=10_000, description="M, sampled actions per observation.")
 
 
 class ExpectileBaseline(Config):

@@ -43,6 +43,7 @@ class GTPLearnerConfig(Config):
     backup_actions: Int = Field(
         1,
         ge=1,
+        le=10_000,
         description="Actions sampled per next observation; above 1 the target takes each critic's "
         "maximum over them (max-Q backup), then the minimum over critics.",
     )

@@ -233,7 +233,7 @@ class Curriculum(Config):
     """
 
     start: Int = Field(10, ge=1, description="Intervals at the beginning of training.")
-    end: Int = Field(1280, ge=1, description="Intervals at the end of training.")
+    end: Int = Field(1280, ge=1, le=2**20, description="Intervals at the end of training.")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
