@@ -383,7 +383,8 @@ def reseal(path: Path, name: str, change: Callable[[Any], None]) -> None:
     ("change", "reason"),
     [
         (lambda d: d["config"]["actor"].update(hidden=[10**9]), "networks of at least"),
-        (lambda d: d["config"]["critic"].update(members=10**9), "networks of at least"),
+        (lambda d: d["config"]["critic"].update(members=10**9), "less than or equal"),
+        (lambda d: d["config"]["critic"].update(members=9_999), "networks of at least"),
         (lambda d: d.update(obs_dim=10**12), "networks of at least"),
         (lambda d: d["config"]["actor"].update(hidden=[8]), "other networks"),
         (lambda d: d.update(updates=-1), "wrong `updates`"),
