@@ -23,7 +23,7 @@ def act(
 
     .. math:: a = \arg\max_{a_i} \min_j Q_j(o, a_i), \quad a_1, \ldots, a_n \sim \pi(\cdot \mid o)
 
-    `GTPLearner.act` is this function with the learner's slow copies.
+    `GTPLearner.act` is this function with the learner's slow copies and its default of candidates.
 
     Args:
         actor: The policy.
@@ -31,8 +31,8 @@ def act(
         obs: Observation, shape (B, O), of the actor's dtype and device.
         steps: K; default the actor's.
         candidates: n, actions to draw per observation.
-        deterministic: Start from the actor's fixed noise, so that equal observations get equal
-            actions. Not from zero noise, which can end between two modes.
+        deterministic: Start from noises that are fixed with the actor, so that equal observations
+            get equal actions. Never from zero noise, which can end between two modes.
         generator: Source of the noise; default a stream of the package's own.
 
     Returns:

@@ -47,6 +47,14 @@ class GTPLearnerConfig(Config):
         description="Actions sampled per next observation; above 1 the target takes each critic's "
         "maximum over them (max-Q backup), then the minimum over critics.",
     )
+    eval_candidates: Int = Field(
+        16,
+        ge=1,
+        le=10_000,
+        description="Fixed noises from which a deterministic action starts; the target critic "
+        "chooses. Without a critic, or with 1, it is one noise: the same quantile of the policy "
+        "everywhere.",
+    )
     normalize_obs: Bool = Field(
         True, description="Whether from_dataset normalises observations by the dataset."
     )

@@ -98,6 +98,7 @@ class GTPLearner(nn.Module):
                 encoder=copy.deepcopy(critic.encoder),
                 seed=self.config.seed,
             ).to(actor.fixed_noise.device)
+            self.value.normalizer = copy.deepcopy(critic.normalizer)
         self.target_actor = copy.deepcopy(actor).requires_grad_(False).eval()
         self.target_critic = None
         if critic is not None:
@@ -475,13 +476,12 @@ class GTPLearner(nn.Module):
         advantage: Tensor = q - value
         return advantage
 
-    @torch.no_grad()
     def act(
         self,
         obs: Tensor,
         *,
         steps: int | None = None,
-        candidates: int = 1,
+        candidates: int | None = None,
         deterministic: bool = False,
         generator: torch.Generator | None = None,
     ) -> Tensor:
@@ -493,9 +493,11 @@ class GTPLearner(nn.Module):
             obs: Observation, shape (B, O), of the learner's dtype and device.
             steps: K; default the actor's.
             candidates: Actions to draw per observation; above 1 the one that the target critic
-                values most is taken.
-            deterministic: Start from the policy's fixed noise, so that equal observations get equal
-                actions. Not from zero noise, which can end between two modes.
+                values most is taken. Default: ``config.eval_candidates`` for a deterministic action
+                of a learner with a critic, else 1.
+            deterministic: Start from noises that are fixed with the policy, so that equal
+                observations get equal actions. Never from zero noise, which can end between two
+                modes.
             generator: Source of the noise; default a stream of the package's own.
 
         Returns:
@@ -511,10 +513,13 @@ class GTPLearner(nn.Module):
             >>> import torch
             >>> from gtp_policy import GTPLearner
             >>> learner, obs = GTPLearner.build(3, 2), torch.zeros(2, 3)
-            >>> first, second = learner.act(obs, candidates=8, deterministic=True)
+            >>> first, second = learner.act(obs, deterministic=True)
             >>> torch.equal(first, second)
             True
         """
+        if candidates is None:
+            chooses = deterministic and self.target_critic is not None
+            candidates = self.config.eval_candidates if chooses else 1
         return act(
             self.target_actor,
             self.target_critic,

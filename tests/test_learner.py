@@ -432,7 +432,7 @@ def test_acting_uses_the_slow_copy(dataset: OfflineDataset) -> None:
     learner = make_learner(ema_rate=0.01, total_updates=1000)
     train(learner, dataset, 3)
     obs, noise = torch.ones(4, OBS), learner.actor.fixed_noise.expand(4, -1)
-    got = learner.act(obs, deterministic=True)
+    got = learner.act(obs, deterministic=True, candidates=1)
     assert torch.equal(got, learner.target_actor.sample(obs, noise=noise))
     assert not torch.equal(got, learner.actor.sample(obs, noise=noise))
     first, second = (
@@ -440,6 +440,40 @@ def test_acting_uses_the_slow_copy(dataset: OfflineDataset) -> None:
         for act in (learner.act, learner.target_actor.sample)
     )
     assert torch.equal(first, second)
+
+
+def test_a_learner_made_of_parts_goes_on_like_the_one_they_came_from(
+    dataset: OfflineDataset,
+) -> None:
+    """Hosts take a dataset's actor and critic and make a learner of their own."""
+    config = GTPConfig(
+        actor=FlowMapActorConfig(hidden=(16,), time_dim=4),
+        critic=QEnsembleConfig(hidden=(16,)),
+        learner=GTPLearnerConfig(total_updates=40, baseline=ExpectileBaseline(hidden=(8,))),
+    )
+    whole, parts = (GTPLearner.from_dataset(dataset, config) for _ in range(2))
+    again = GTPLearner(
+        parts.actor,
+        parts.critic,
+        loss=parts.loss,
+        weighter=parts.weighter,
+        config=parts.config,
+    )
+    train(whole, dataset, 3)
+    train(again, dataset, 3)
+    assert same(whole.state_dict(), again.state_dict())
+
+
+def test_the_critic_chooses_deterministic_actions(dataset: OfflineDataset) -> None:
+    learner, obs = make_learner(eval_candidates=5), dataset.transitions.obs[:6]
+    train(learner, dataset, 3)
+    got = learner.act(obs, deterministic=True)
+    assert torch.equal(got, learner.act(obs, deterministic=True, candidates=5))
+    assert not torch.equal(got, learner.act(obs, deterministic=True, candidates=1))
+    cloning = GTPLearner(learner.actor, None, config=learner.config)
+    assert torch.equal(
+        cloning.act(obs, deterministic=True), cloning.act(obs, deterministic=True, candidates=1)
+    )
 
 
 @pytest.mark.parametrize("candidates", [1, 4])

@@ -49,7 +49,7 @@ def main() -> None:
         metadata={"made_by": "tests/golden/make.py"},
     )
     answers = {
-        "one": learner.act(observations(), deterministic=True).tolist(),
+        "one": learner.act(observations(), deterministic=True, candidates=1).tolist(),
         "best_of_8": learner.act(observations(), deterministic=True, candidates=8).tolist(),
         "updates": learner.updates,
     }
