@@ -136,10 +136,10 @@ def discard(path: Path) -> None:
 
 def remove(path: Path) -> None:
     """Removes a file or a directory if it is there; what resists stays."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # ignore_errors does not ignore a failing close
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink(missing_ok=True)
 
 

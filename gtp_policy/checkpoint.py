@@ -247,11 +247,12 @@ def restore_(learner: GTPLearner, path: str | Path, *, train_state: bool = True)
         "action_dim": document.action_dim,
         "config": document.config.model_dump(mode="json"),
     }
-    differing = [f"{k}: {a} there, {b} here" for k, a, b in differences(saved, own)]
+    differing = [f"{k}: {a!s:.60} there, {b!s:.60} here" for k, a, b in differences(saved, own)]
     if differing:
         raise StateMismatchError(
-            f"Checkpoint {path} belongs to a learner with other choices: got {'; '.join(differing)}"
-            ", expected the same. Build the learner from read_metadata(path).config."
+            f"Checkpoint {path} belongs to a learner with other choices: got "
+            f"{'; '.join(differing[:9])}, expected the same. Build the learner from "
+            "read_metadata(path).config."
         )
     fill_(learner, path, document, weights, moments if train_state else None)
     return Checkpoint(learner, *beside(path, document))
@@ -400,7 +401,9 @@ class CheckpointFolder:
             _bundle.discard(path)
         _bundle.write_bundle(path, files, written_by=f"gtp-policy {__version__}")
         if self.keep is not None:
-            for old in sorted(self.directory.glob("step_" + "[0-9]" * 12))[: -self.keep]:
+            # Higher numbers are not of this run, and no reason to remove what it has just written.
+            own = [p for p in self.directory.glob("step_" + "[0-9]" * 12) if p.name <= path.name]
+            for old in sorted(own)[: -self.keep]:
                 _bundle.discard(old)
         return path
 

@@ -439,6 +439,17 @@ def test_a_folder_keeps_the_newest(tmp_path: Path) -> None:
         CheckpointFolder(tmp_path, keep=0)
 
 
+def test_a_folder_never_removes_what_it_has_just_written(tmp_path: Path) -> None:
+    folder, learner = CheckpointFolder(tmp_path, keep=1), GTPLearner.build(3, 2, SMALL)
+    learner.updates = 9
+    flip(folder.save(learner))
+    learner.updates = 5
+    path = folder.save(learner)
+    assert load_checkpoint(path).learner.updates == 5
+    with pytest.warns(UserWarning, match="skipped"):
+        assert folder.latest() == path
+
+
 def test_a_folder_belongs_to_one_run(dataset: OfflineDataset, tmp_path: Path) -> None:
     learner = train(GTPLearner.from_dataset(dataset, SMALL), dataset, 2)
     folder = CheckpointFolder(tmp_path)

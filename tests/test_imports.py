@@ -18,8 +18,7 @@ CORE = ROOT / "gtp_policy"
 # The core in reading order. A module imports only from the rows above its own.
 LAYERS: list[set[str]] = [
     {"_config", "_random", "_version", "errors"},
-    {"_bundle"},
-    {"times", "spaces"},
+    {"times", "spaces", "_bundle"},
     {"functional"},
     {"networks", "weighting", "transitions", "dataset_builder"},
     {"actor", "dataset"},

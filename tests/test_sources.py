@@ -11,8 +11,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LIBRARY = sorted([*(ROOT / "gtp_policy").rglob("*.py"), *(ROOT / "adapters").rglob("*.py")])
 
-EXECUTING_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
-EXECUTING_CALLS = {"__import__", "compile", "eval", "exec", "torch.load", "torch.jit.load"}
+EXECUTING_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"} | {
+    "runpy",
+    "subprocess",
+    "yaml",  # none of our formats; its loader makes objects
+}
+EXECUTING_CALLS = {"__import__", "compile", "eval", "exec", "torch.load", "torch.jit.load"} | {
+    "gymnasium.make",  # imports whatever an environment's specification names
+    "os.popen",
+    "os.system",
+}
+# os.execv, os.posix_spawn and their kin
+EXECUTING_PREFIXES = ("os.exec", "os.posix_spawn", "os.spawn")
 
 SEEDING_CALLS = {"torch.manual_seed", "torch.seed", "torch.set_rng_state", "torch.cuda.manual_seed"}
 # These draw from a global generator unless told otherwise.
@@ -91,6 +101,8 @@ class Forbidden(ast.NodeVisitor):
         explicit = "generator" in keywords
         if name in EXECUTING_CALLS | SEEDING_CALLS or name.startswith("torch.random."):
             self.report(node, name)
+        elif name.startswith(EXECUTING_PREFIXES):
+            self.report(node, name)
         elif name.startswith("torch.") and name.removeprefix("torch.") in TORCH_DRAWS:
             if not explicit:
                 self.report(node, name)
@@ -126,6 +138,13 @@ def test_library_executes_no_data_and_draws_from_no_global_generator(path: Path)
         "import torch as th\nth.load('x')",
         "from torch import load\nload('x')",
         "eval('1')",
+        "import subprocess",
+        "from subprocess import run",
+        "import yaml",
+        "import os\nos.system('x')",
+        "import os\nos.execv('x', [])",
+        "from os import popen\npopen('x')",
+        "import gymnasium as gym\ngym.make('x')",
         "import numpy as np\nnp.load('x', allow_pickle=True)",
         "import torch\ntorch.manual_seed(0)",
         "import torch\ntorch.randn(3)",

@@ -1,0 +1,136 @@
+"""The scorecard: each trial with its count per pull request and per release."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from tests.reliability.bad_data import degenerate, not_finite, odd_inputs
+from tests.reliability.bootstrapping import truncation_bootstraps
+from tests.reliability.canaries import hostile_files
+from tests.reliability.faults import failing_disk
+from tests.reliability.interruptions import (
+    killed_while_saving,
+    killed_while_training,
+    resumed_at,
+    stopped_by_signal,
+)
+from tests.reliability.mutations import mutated
+from tests.reliability.outcome import Outcome
+from tests.reliability.repeatability import (
+    acting_is_pure,
+    batch_equals_single,
+    concurrent_acts,
+    same_seed_twice,
+)
+from tests.test_sources import LIBRARY, ROOT, forbidden_in
+
+
+class Trial(NamedTuple):
+    """One row of the scorecard.
+
+    Attributes:
+        title: What is tried, and what must hold.
+        run: The trial at a given count, and with the options of the release if asked to.
+        pull_request: Cases per pull request; None for all there are.
+        release: Cases per release; None for all there are.
+        options: Further arguments per release.
+    """
+
+    title: str
+    run: Callable[..., Outcome]
+    pull_request: int | None
+    release: int | None
+    options: dict[str, int] = {}  # noqa: RUF012 (a NamedTuple's default is nobody's to change)
+
+
+def nothing_executes(count: int | None = None) -> Outcome:
+    """B5: no source of the library calls what executes data, or draws from a global generator."""
+    outcome = Outcome(worst="0 sites")
+    for path in LIBRARY[:count]:
+        found = forbidden_in(path.read_text(encoding="utf-8"))
+        outcome.add(str(path.relative_to(ROOT)), f"{found}" if found else None)
+    if outcome.failures:
+        outcome.worst = f"{len(outcome.failures)} files with sites"
+    return outcome
+
+
+TRIALS: dict[str, Trial] = {
+    "A1": Trial(
+        "kill -9 while training, started again until done: bit-equal to the uninterrupted run",
+        killed_while_training,
+        6,
+        100,
+        {"updates": 400},
+    ),
+    "A2": Trial(
+        "kill -9 while saving back to back: the newest valid one is what was reported as saved",
+        killed_while_saving,
+        25,
+        200,
+    ),
+    "A3": Trial(
+        "no space, I/O error, no access at every call of the writer: the previous one loads",
+        failing_disk,
+        None,
+        None,
+    ),
+    "A4": Trial(
+        "resumed at update 0, 1, the last and between: bit-equal, log included", resumed_at, 5, 20
+    ),
+    "A5": Trial(
+        "SIGTERM and Ctrl-C: a checkpoint and a clean exit within 5 s", stopped_by_signal, 2, 20
+    ),
+    "B1": Trial(
+        "eight kinds of damage to every file: an error or the same content, at most 1 s and "
+        "twice the file + 64 MB",
+        mutated,
+        3_000,
+        60_000,
+    ),
+    "B2": Trial(
+        "hostile files: nothing executed or written, a typed error within 1 s",
+        hostile_files,
+        None,
+        None,
+    ),
+    "B5": Trial("sources without a call that executes data", nothing_executes, None, None),
+    "C1": Trial("NaN and infinity in each field: an error with field and row", not_finite, 36, 36),
+    "C2": Trial("degenerate datasets: a typed error, or 200 finite updates", degenerate, 30, 30),
+    "C3": Trial(
+        "odd types, layouts, ranks, devices, values: as plain input, or an error that says what "
+        "was got and expected",
+        odd_inputs,
+        None,
+        None,
+    ),
+    "C4": Trial(
+        "truncation bootstraps, termination does not: Q within 1e-4 of the exact one",
+        truncation_bootstraps,
+        4,
+        4,
+    ),
+    "E1": Trial(
+        "same seed in fresh processes with other hash seeds: all tensors and the log equal",
+        same_seed_twice,
+        3,
+        10,
+        {"updates": 1000},
+    ),
+    "E2": Trial(
+        "8 threads act with generators of their own while a copy is trained: as one by one",
+        concurrent_acts,
+        4_000,
+        100_000,
+    ),
+    "E3": Trial(
+        "acting changes no parameter, mode, global generator or input", acting_is_pure, 100, 1_000
+    ),
+    "E4": Trial("an action alone and in a batch: within 1e-6", batch_equals_single, 100, 1_000),
+}
+
+
+def run(name: str, *, release: bool) -> Outcome:
+    """Runs a trial at one of its two counts."""
+    trial = TRIALS[name]
+    if release:
+        return trial.run(trial.release, **trial.options)
+    return trial.run(trial.pull_request)

@@ -1,0 +1,25 @@
+"""Every trial of the scorecard at its count per pull request."""
+
+import os
+
+import pytest
+
+from tests.reliability import registry
+
+# Trials that kill processes share the server that forks them, and with it one test process.
+KILLING = {"A1", "A2", "A5", "B2"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.xdist_group("killing") if n in KILLING else ())
+        for n in registry.TRIALS
+    ],
+)
+def test_a_trial_passes(name: str) -> None:
+    if name in KILLING and os.name != "posix":
+        pytest.skip("kill -9, forks and named pipes are of POSIX systems")
+    outcome = registry.run(name, release=False)
+    assert outcome.failures == []
+    assert outcome.count >= (registry.TRIALS[name].pull_request or 1)

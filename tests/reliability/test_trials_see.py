@@ -1,0 +1,179 @@
+"""What the trials are worth: each finds the defect it looks for where there is one."""
+
+import io
+import json
+import os
+import pickle
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from gtp_policy import GTPLearner, OfflineDataset, _bundle, _state
+from gtp_policy.errors import CheckpointError
+from tests.reliability import bad_data, canaries, faults, interruptions, mutations, repeatability
+from tests.reliability.bootstrapping import TOLERANCE, exact
+from tests.reliability.outcome import Outcome, tells
+from tests.reliability.small import differences, flat_state, make_config, same_bits
+
+
+def test_an_outcome_counts() -> None:
+    outcome = Outcome()
+    outcome.add("good")
+    outcome.add("bad", "broke")
+    assert (outcome.count, outcome.passed, outcome.failures) == (2, 1, ["bad: broke"])
+
+
+def test_a_message_says_what_was_got_and_expected() -> None:
+    assert tells(ValueError("got 1, expected 2")) is None
+    assert "`obs`" in str(tells(ValueError("got 1, expected 2"), "`obs`"))
+    assert "expected" in str(tells(ValueError("got 1")))
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        (torch.tensor([0.0, 1.0]), True),
+        (torch.tensor([-0.0, 1.0]), False),
+        (torch.tensor([0.0, 1.0 + 1e-7]), False),
+        (torch.tensor([0.0, 1.0], dtype=torch.float64), False),
+        (torch.tensor([[0.0, 1.0]]), False),
+    ],
+)
+def test_states_are_compared_bit_by_bit(other: Tensor, same: bool) -> None:
+    assert same_bits(torch.tensor([0.0, 1.0]), other) == same
+
+
+def test_a_state_holds_all_that_an_update_changes() -> None:
+    """Parameters, slow copies, both moments, the optimiser's step and the counter."""
+    learner = GTPLearner.build(bad_data.OBS, bad_data.ACT, make_config(200))
+    before = {name: value.clone() for name, value in flat_state(learner).items()}
+    repeatability.train(learner, repeatability.make_dataset(), 1)
+    changed = " ".join(differences(before, flat_state(learner)))
+    for part in ("/actor.", "/critic.", "/target_actor.", "/target_critic.", "updates"):
+        assert part in changed
+    for part in ("actor/state/0/exp_avg", "critic/state/0/exp_avg_sq", "critic/state/0/step"):
+        assert part in changed
+
+
+@pytest.mark.xdist_group("killing")
+def test_a_run_that_ignores_its_signals_is_found() -> None:
+    def kill(process: int, number: int) -> None:
+        os.kill(process, signal.SIGKILL)
+
+    outcome = interruptions.stopped_by_signal(1, send=kill)
+    assert len(outcome.failures) == 1
+
+
+def _in_place(directory: str, learner: GTPLearner) -> Path:
+    """Writes a good zip, but straight over the one that is there."""
+    path = Path(directory, "policy.zip")
+    files = _state.files_of(learner, None, None, None)
+    manifest = _bundle._make_manifest(files, "somebody else")
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.write(descriptor, _bundle._zipped({**files, canaries.MANIFEST: manifest}))
+        os.fsync(descriptor)
+        os.close(descriptor)
+    except OSError as error:
+        raise CheckpointError(f"{path}: got {error}, expected a place that works.") from error
+    return path
+
+
+def test_a_writer_that_is_not_atomic_is_found() -> None:
+    outcome = faults.failing_disk(writers={"in place": _in_place})
+    assert any("unfinished" in failure for failure in outcome.failures)
+
+
+def test_a_writer_that_never_flushes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(path: Path, data: bytes) -> None:
+        with open(path, "xb") as file:
+            file.write(data)
+
+    monkeypatch.setattr(_bundle, "_write_file", write)
+    outcome = faults.failing_disk(1, writers={"zip": faults.WRITERS["zip"]})
+    assert any("never calls write" in failure for failure in outcome.failures)
+
+
+def test_a_loader_that_verifies_nothing_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_bundle, "_sha256", lambda data: "")
+    outcome = mutations.mutated(200)
+    assert sum("silently different" in failure for failure in outcome.failures) > 10
+
+
+def test_memory_is_measured() -> None:
+    with mutations.peak_memory() as peak:
+        del_me = np.ones(50 * 2**17)
+        del del_me
+    if not mutations._can_reset():
+        pytest.skip("this system does not tell the peak of the resident memory")
+    assert 45 < peak[0] / 2**20 < 100
+
+
+def test_a_loader_that_unpickles_is_found() -> None:
+    def load(path: Path) -> Any:
+        return pickle.loads(path.read_bytes()) if path.is_file() else None  # noqa: S301
+
+    outcome = canaries.hostile_files(1, doors={"load_checkpoint": load})
+    assert "executed" in outcome.failures[0]
+    assert outcome.worst.startswith("1 executed")
+
+
+def test_a_loader_that_waits_for_ever_is_found() -> None:
+    with pytest.raises(TimeoutError), canaries.time_limit(0.05):
+        time.sleep(5)
+
+
+def test_a_loader_that_repairs_in_silence_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    genuine = OfflineDataset.from_arrays
+
+    def repair(**given: Any) -> OfflineDataset:
+        return genuine(
+            **{k: np.nan_to_num(v) if k in bad_data.FIELDS else v for k, v in given.items()}
+        )
+
+    monkeypatch.setattr(bad_data.OfflineDataset, "from_arrays", repair)
+    assert bad_data.not_finite(4).failures[0] == "obs nan one: was loaded"
+
+
+def test_both_ends_of_the_three_states_differ() -> None:
+    """The closed form itself: by hand for gamma = 1/2, and the two ends far apart."""
+    assert exact(0.5, terminated=True).tolist() == [2.75, 3.5, 3.0]
+    assert np.abs(exact(0.5, terminated=False) - [22 / 7, 30 / 7, 32 / 7]).max() < 1e-12
+    apart = exact(0.5, terminated=False) - exact(0.5, terminated=True)
+    assert apart.min() > 1000 * TOLERANCE
+
+
+def test_draws_from_one_shared_generator_are_found() -> None:
+    learner, shared = repeatability.trained(), torch.Generator()
+
+    def act(obs: Tensor, *, candidates: int, generator: torch.Generator) -> Tensor:
+        shared.manual_seed(generator.initial_seed())
+        time.sleep(0)  # another thread may come between
+        return learner.act(obs, candidates=candidates, generator=shared)
+
+    assert repeatability.concurrent_acts(2000, act=act).failures
+
+
+def test_an_act_that_leaves_the_training_mode_is_found() -> None:
+    def impure(learner: GTPLearner) -> Any:
+        def act(obs: Tensor, **options: Any) -> Tensor:
+            return learner.eval().act(obs, **options)
+
+        return act
+
+    outcome = repeatability.acting_is_pure(10, act=impure)
+    assert any("training flags" in failure for failure in outcome.failures)
+
+
+def test_a_process_that_depends_on_its_hash_seed_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def in_a_fresh_process(count: int, updates: int, hash_seed: str) -> dict[str, dict[str, str]]:
+        return json.loads(io.StringIO(f'{{"way": {{"weight": "{hash_seed}"}}}}').read())
+
+    monkeypatch.setattr(repeatability, "_in_a_fresh_process", in_a_fresh_process)
+    assert repeatability.same_seed_twice(1).failures
