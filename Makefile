@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.gtp-policy-installed
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 # pip asks for no newer self, and explains nothing that a newcomer has to read.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
@@ -17,7 +18,8 @@ VALID := $(shell [ "$$(cat $(STAMP) 2>/dev/null)" = "$(CURDIR)" ] && $(BIN)/pyth
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format docs build bench-bandit bench-pointmaze bench-datasets tables clean FORCE
+.PHONY: help setup demo test lint format docs build bench-bandit bench-pointmaze bench-datasets bench-hosts scorecard test-lowest \
+	tables clean FORCE
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -45,7 +47,7 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy --strict gtp_policy
-	$(BIN)/python -m mypy adapters/gtp_datasets
+	$(BIN)/python -m mypy adapters/gtp_datasets adapters/gtp_sb3 adapters/gtp_tianshou
 
 format: $(STAMP)  ## rewrite the sources in the house style
 	$(BIN)/python -m ruff check --fix .
@@ -66,9 +68,27 @@ bench-pointmaze: $(STAMP)  ## PointMaze success rates, five seeds, as JSON
 bench-datasets: $(STAMP)  ## conversion of a million transitions, time and memory
 	$(BIN)/python -m benchmarks.datasets
 
+bench-hosts: $(STAMP)  ## the core, Tianshou and Stable-Baselines3 on the same data, as JSON
+	$(BIN)/python -m benchmarks.hosts
+
+scorecard: $(STAMP)  ## the reliability trials at release counts (resumable), and their page
+	$(BIN)/python -m benchmarks.scorecard
+	$(BIN)/python -m benchmarks.scorecard --page
+
+test-lowest:  ## the tests of core and hosts with the lowest versions that users may have
+	@test -f $(LOWEST)/.installed -a $(LOWEST)/.installed -nt constraints-lowest.txt || { \
+		echo "Installing the lowest versions into $(LOWEST) ..."; rm -rf $(LOWEST) && \
+		$(PYTHON) -m venv $(LOWEST) && \
+		$(LOWEST)/bin/python -m pip --disable-pip-version-check -q install -c constraints-lowest.txt torch hatchling && \
+		$(LOWEST)/bin/python -m pip --disable-pip-version-check -q install -c constraints-lowest.txt \
+			--no-build-isolation '.[datasets,tianshou,sb3,testing]' pytest-timeout scipy tensorboard rich psutil && \
+		$(LOWEST)/bin/python -m pip -q uninstall -y gtp-policy && touch $(LOWEST)/.installed; }
+	PYTHONPATH=.:adapters $(LOWEST)/bin/python -m pytest -p no:cacheprovider tests/adapters tests/testing \
+		tests/test_checkpoint.py tests/test_config.py tests/test_learner.py tests/test_actor.py tests/test_loss.py
+
 tables: $(STAMP)  ## write the README's results from the benchmarks' JSON
 	$(BIN)/python -m benchmarks.tables
 
 clean:  ## remove everything that the other targets made
-	rm -rf $(VENV) build dist docs/_build outputs .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) build dist docs/_build outputs .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

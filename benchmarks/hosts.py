@@ -188,18 +188,16 @@ def run_identity(seed: int, steps: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     env = DummyVecEnv([lambda: IdentityEnvBox(eps=0.5)])
     model = GTP("MlpPolicy", env, seed=seed, device="cpu", **IDENTITY).learn(steps)
-    mean, std = evaluate_policy(model, env, n_eval_episodes=20)
+    mean, std = evaluate_policy(model, env, n_eval_episodes=20, warn=False)
     return {"seed": seed, "steps": steps, "reward": float(mean), "std": float(std)}
 
 
-# Small networks and fast targets: 400 steps are few.
+# 400 steps are few: exploration takes the best of several proposals.
 IDENTITY: dict[str, Any] = {
     "learning_rate": 1e-3,
-    "gamma": 0.0,
-    "tau": 0.05,
-    "learning_starts": 50,
-    "batch_size": 64,
-    "policy_kwargs": {"net_arch": [64, 64]},
+    "gamma": 0.95,
+    "tau": 0.02,
+    "policy_kwargs": {"net_arch": [64, 64], "candidates": 8},
 }
 
 

@@ -14,7 +14,7 @@ import pytest
 from pydantic import BaseModel
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("gtp_policy", "gtp_policy.testing", "gtp_datasets")
+PACKAGES = ("gtp_policy", "gtp_policy.testing", "gtp_datasets", "gtp_sb3", "gtp_tianshou")
 # Public modules whose names are imported by their full path and are no part of an `__all__`.
 MODULES = (
     "gtp_policy.dataset_builder",
@@ -179,9 +179,16 @@ def python_blocks(page: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.M)
 
 
-@pytest.mark.parametrize(
-    "page", [p for p in PAGES if python_blocks(p)], ids=lambda p: str(p.relative_to(ROOT))
-)
+def pages_with_code() -> Iterator[Any]:
+    for page in PAGES:
+        # Stable-Baselines3 seeds the global generators, Tianshou draws from them.
+        hosts = re.search(r"gtp_(sb3|tianshou)", "".join(python_blocks(page)))
+        marks = [pytest.mark.global_rng] if hosts else []
+        if python_blocks(page):
+            yield pytest.param(page, id=str(page.relative_to(ROOT)), marks=marks)
+
+
+@pytest.mark.parametrize("page", list(pages_with_code()))
 def test_python_code_of_a_page_runs_in_order(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SHORT = ("custom_trainer", "property_test")
+SHORT = (
+    "custom_trainer",
+    "property_test",
+    "tianshou_offline",
+    "sb3_offline",
+    "sb3_offline_to_online",
+)
 
 
 @pytest.mark.parametrize("name", SHORT)

@@ -62,8 +62,9 @@ def test_wheel_holds_the_packages_and_their_types(wheel: Path) -> None:
         (metadata_path,) = [n for n in names if n.endswith(".dist-info/METADATA")]
         metadata = email.message_from_string(archive.read(metadata_path).decode())
     top = {name.partition("/")[0] for name in names}
-    assert {t for t in top if not t.endswith(".dist-info")} == {"gtp_policy", "gtp_datasets"}
-    assert {"gtp_policy/py.typed", "gtp_datasets/py.typed"} <= set(names)
+    packages = {"gtp_policy", "gtp_datasets", "gtp_sb3", "gtp_tianshou"}
+    assert {t for t in top if not t.endswith(".dist-info")} == packages
+    assert {f"{package}/py.typed" for package in packages} <= set(names)
     assert wheel.stat().st_size < 1_000_000
     assert metadata["License-Expression"] == "MIT"
     assert metadata["License-File"] == "LICENSE"
@@ -71,6 +72,7 @@ def test_wheel_holds_the_packages_and_their_types(wheel: Path) -> None:
     assert sorted(d.partition("<")[0].partition(">")[0] for d in hard) == [
         "numpy",
         "pydantic",
+        "safetensors",
         "torch",
     ]
 
@@ -113,7 +115,13 @@ print(tuple(actor.sample(obs, generator=g).shape))
 
 
 @pytest.mark.parametrize(
-    ("package", "extra"), [("gtp_policy.testing", "testing"), ("gtp_datasets", "datasets")]
+    ("package", "extra"),
+    [
+        ("gtp_policy.testing", "testing"),
+        ("gtp_datasets", "datasets"),
+        ("gtp_sb3", "sb3"),
+        ("gtp_tianshou", "tianshou"),
+    ],
 )
 def test_a_missing_extra_is_named(
     bare_python: Path, tmp_path: Path, package: str, extra: str

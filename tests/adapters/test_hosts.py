@@ -186,7 +186,7 @@ def test_equal_parameters_and_equal_actions(name: str, space: gym.Space[Any]) ->
 
 @pytest.mark.global_rng
 @pytest.mark.parametrize("space", [VECTOR, GOAL], ids=["vector", "goal"])
-@pytest.mark.parametrize(("saver", "loader"), itertools.product(HOSTS, LOAD))
+@pytest.mark.parametrize(("saver", "loader"), list(itertools.product(HOSTS, LOAD)))
 def test_what_one_saves_the_others_load(
     tmp_path: Path, saver: str, loader: str, space: gym.Space[Any]
 ) -> None:

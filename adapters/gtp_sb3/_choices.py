@@ -1,0 +1,120 @@
+"""One choice, one place: SB3's arguments and the core's config, merged or refused."""
+
+import secrets
+from typing import Any
+
+from torch import nn
+
+from gtp_policy import Curriculum, GTPConfig
+
+
+def pick(name: str, given: object, field: str, config_value: object, set_there: bool) -> Any:  # noqa: ANN401
+    """Returns a choice that can be made in two places; None where it was made in neither.
+
+    Raises:
+        ValueError: If both places were used and disagree.
+    """
+    if not set_there:
+        return given
+    if given is not None and given != config_value:
+        raise ValueError(
+            f"`{name}` and `{field}` of the config are one choice: got {given} and "
+            f"{config_value}, expected one of them. Leave one out."
+        )
+    return config_value
+
+
+def merge_learner(config: GTPConfig, tau: float | None, seed: int | None) -> GTPConfig:
+    """Puts SB3's ``tau`` and ``seed`` into the config; without a seed one is drawn."""
+    learner, fields = config.learner, config.learner.model_fields_set
+    tau = pick("tau", tau, "learner.ema_rate", learner.ema_rate, "ema_rate" in fields)
+    seed = pick("seed", seed, "learner.seed", learner.seed, "seed" in fields)
+    changes: dict[str, Any] = {"seed": secrets.randbelow(2**31) if seed is None else int(seed)}
+    if tau is not None:
+        changes["ema_rate"] = float(tau)
+    return config.replace(learner=learner.replace(**changes))
+
+
+def merge_networks(
+    config: GTPConfig, net_arch: list[int] | dict[str, list[int]] | None, n_critics: int | None
+) -> GTPConfig:
+    """Puts SB3's ``net_arch`` and ``n_critics`` into the config."""
+    arch = net_arch if isinstance(net_arch, dict) else {"pi": net_arch, "qf": net_arch}
+    if set(arch) != {"pi", "qf"}:
+        raise ValueError(
+            f"`net_arch` has other keys: got {sorted(arch)}, expected ['pi', 'qf'] or a list."
+        )
+    hidden = {k: None if v is None else tuple(v) for k, v in arch.items()}
+    actor, critic, learner = config.actor, config.critic, config.learner
+    pi = pick(
+        "net_arch['pi']", hidden["pi"], "actor.hidden", actor.hidden, _is_set(actor, "hidden")
+    )
+    if pi is not None:
+        actor = actor.replace(hidden=pi)
+    if critic is not None:
+        changes = {
+            "hidden": pick(
+                "net_arch['qf']",
+                hidden["qf"],
+                "critic.hidden",
+                critic.hidden,
+                _is_set(critic, "hidden"),
+            ),
+            "members": pick(
+                "n_critics",
+                n_critics,
+                "critic.members",
+                critic.members,
+                _is_set(critic, "members"),
+            ),
+        }
+        critic = critic.replace(**{k: v for k, v in changes.items() if v is not None})
+        baseline = learner.baseline
+        if hidden["qf"] is not None and hasattr(baseline, "hidden"):
+            if not _is_set(baseline, "hidden"):
+                learner = learner.replace(baseline=baseline.replace(hidden=hidden["qf"]))
+    return config.replace(actor=actor, critic=critic, learner=learner)
+
+
+def check_learning_rate(config: GTPConfig, learning_rate: object) -> None:
+    """Raises if learning rates were chosen in both places."""
+    twice = config.learner.model_fields_set & {"actor_lr", "critic_lr", "lr_schedule"}
+    if learning_rate is not None and twice:
+        raise ValueError(
+            f"`learning_rate` and `learner.{min(twice)}` of the config are one choice: got both, "
+            "expected one of them. Leave one out."
+        )
+
+
+def check_policy_kwargs(kwargs: dict[str, Any]) -> None:
+    """Raises on arguments of the policy that the model passes itself."""
+    if kwargs.keys() & {"config", "layout"}:
+        raise ValueError(
+            "`policy_kwargs` holds choices of the model: got `config` or `layout`, expected "
+            "neither. Pass gtp_config= to GTP."
+        )
+
+
+def check_policy_choices(activation_fn: type[nn.Module] | None, shared: bool) -> None:
+    """Raises on choices of SB3 that the core does not offer."""
+    if activation_fn not in (None, nn.Mish):
+        raise ValueError(
+            f"`activation_fn` is fixed: got {activation_fn}, expected nn.Mish or nothing. Pass "
+            "policy_kwargs=dict(network=...) for an actor of your own."
+        )
+    if shared:
+        raise ValueError(
+            "`share_features_extractor` is not supported: got True, expected False. Each network "
+            "has an extractor of its own."
+        )
+
+
+def reopen_curriculum(config: GTPConfig) -> GTPConfig:
+    """Forgets that a default curriculum came from a file, where every field counts as chosen."""
+    if config.loss.curriculum != Curriculum():
+        return config
+    return config.replace(loss=config.loss.replace(curriculum=Curriculum()))
+
+
+def _is_set(config: Any, field: str) -> bool:  # noqa: ANN401 - any config
+    return field in config.model_fields_set

@@ -1,0 +1,218 @@
+"""SB3's attributes as JSON and back: numbers, spaces, and names from a closed list. Never code.
+
+What has a name of its own in SB3, torch or this package is stored by that name and looked up in the
+list below; nothing is imported because a file says so.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from pydantic import JsonValue
+from stable_baselines3.common import noise, torch_layers
+from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
+from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
+from torch import nn
+
+# A space in a file may claim any shape; one of more elements than a large image is not made.
+_MOST_ELEMENTS = 2**22
+
+
+class NotInAFile(ValueError):
+    """A value that a file cannot hold, or that it does not hold."""
+
+
+def _named(*classes: type) -> dict[str, type]:
+    return {f"{cls.__module__.partition('.')[0]}.{cls.__name__}": cls for cls in classes}
+
+
+CLASSES: dict[str, type] = _named(
+    torch_layers.CombinedExtractor,
+    torch_layers.FlattenExtractor,
+    torch_layers.NatureCNN,
+    DictReplayBuffer,
+    HerReplayBuffer,
+    NStepReplayBuffer,
+    ReplayBuffer,
+    nn.ELU,
+    nn.GELU,
+    nn.LeakyReLU,
+    nn.Mish,
+    nn.ReLU,
+    nn.SiLU,
+    nn.Tanh,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.RMSprop,
+    torch.optim.SGD,
+)
+"""Classes that are stored by name; the policies add theirs."""
+
+# Objects that their constructor's arguments describe, and where these are found.
+_OBJECTS: dict[str, tuple[type, tuple[str, ...]]] = {
+    "ConstantSchedule": (ConstantSchedule, ("val",)),
+    "LinearSchedule": (LinearSchedule, ("start", "end", "end_fraction")),
+    "NormalActionNoise": (noise.NormalActionNoise, ("_mu", "_sigma")),
+    "OrnsteinUhlenbeckActionNoise": (
+        noise.OrnsteinUhlenbeckActionNoise,
+        ("_mu", "_sigma", "_theta", "_dt", "initial_noise"),
+    ),
+    "FloatSchedule": (FloatSchedule, ("value_schedule",)),
+}
+_ENUMS = {"TrainFrequencyUnit": TrainFrequencyUnit, "GoalSelectionStrategy": GoalSelectionStrategy}
+
+
+def encode(value: object) -> JsonValue:
+    """Returns a value as JSON.
+
+    Raises:
+        NotInAFile: If it is neither numbers, strings and containers of them nor on the lists.
+    """
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else {":float": str(float(value))}
+    if isinstance(value, list):
+        return [encode(v) for v in value]
+    if isinstance(value, TrainFreq):
+        return {":train_freq": [value.frequency, value.unit.value]}
+    if isinstance(value, tuple):
+        return {":tuple": [encode(v) for v in value]}
+    if isinstance(value, dict):
+        if not all(isinstance(k, str) and not k.startswith(":") for k in value):
+            raise NotInAFile(f"a dict with the keys {list(value)}")
+        return {k: encode(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        return {":array": encode(value.tolist()), "dtype": str(value.dtype)}
+    if isinstance(value, spaces.Space):
+        return {":space": _encode_space(value)}
+    if isinstance(value, type):
+        for name, cls in CLASSES.items():
+            if value is cls:
+                return {":class": name}
+    for name, enum in _ENUMS.items():
+        if isinstance(value, enum):
+            return {":enum": name, "value": value.name}
+    if isinstance(value, noise.VectorizedActionNoise):
+        return encode(value.base_noise)  # SB3 makes one per environment when it learns
+    for name, (cls, arguments) in _OBJECTS.items():
+        if type(value) is cls:
+            return {":object": name, "arguments": [encode(getattr(value, a)) for a in arguments]}
+    what = value.__name__ if isinstance(value, type) else type(value).__name__
+    raise NotInAFile(f"{what} of {getattr(value, '__module__', 'unknown origin')}")
+
+
+def decode(value: JsonValue) -> Any:  # noqa: ANN401 - whatever `encode` was given
+    """Returns what `encode` was given.
+
+    Raises:
+        NotInAFile: If the JSON is not what `encode` writes.
+    """
+    if isinstance(value, list):
+        return [decode(v) for v in value]
+    if not isinstance(value, dict):
+        return value
+    tag = next(iter(value), "")
+    if tag == ":absent":
+        raise NotInAFile(str(value[tag]))
+    if not tag.startswith(":"):
+        return {k: _decode_part(k, v) for k, v in value.items()}
+    try:
+        return _DECODERS[tag](value)
+    except (KeyError, TypeError, ValueError, AssertionError, OverflowError) as error:
+        raise NotInAFile(f"{tag}: {type(error).__name__} ({error})") from error
+
+
+def _decode_part(name: str, value: JsonValue) -> object:
+    try:
+        return decode(value)
+    except NotInAFile as error:
+        raise NotInAFile(f"{name} = {error}") from error
+
+
+def _decode_object(value: dict[str, Any]) -> object:
+    cls, _ = _OBJECTS[value[":object"]]
+    return cls(*(decode(v) for v in value["arguments"]))
+
+
+def _decode_train_freq(value: dict[str, Any]) -> TrainFreq:
+    frequency, unit = value[":train_freq"]
+    return TrainFreq(int(frequency), TrainFrequencyUnit(unit))
+
+
+_DECODERS: dict[str, Callable[[dict[str, Any]], object]] = {
+    ":array": lambda v: np.asarray(decode(v[":array"]), dtype=_dtype(v["dtype"])),
+    ":class": lambda v: CLASSES[v[":class"]],
+    ":enum": lambda v: _ENUMS[v[":enum"]][v["value"]],
+    ":float": lambda v: {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}[v[":float"]],
+    ":object": _decode_object,
+    ":space": lambda v: _decode_space(v[":space"]),
+    ":train_freq": _decode_train_freq,
+    ":tuple": lambda v: tuple(decode(item) for item in v[":tuple"]),
+}
+
+
+def _encode_space(space: spaces.Space[Any]) -> dict[str, JsonValue]:
+    if isinstance(space, spaces.Dict):
+        return {"kind": "Dict", "parts": {k: _encode_space(v) for k, v in space.spaces.items()}}
+    if isinstance(space, spaces.Box):
+        return {
+            "kind": "Box",
+            "low": encode(_compact(space.low)),
+            "high": encode(_compact(space.high)),
+            "shape": list(space.shape),
+            "dtype": str(space.dtype),
+        }
+    if isinstance(space, spaces.Discrete):
+        return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
+    if isinstance(space, spaces.MultiDiscrete):
+        return {"kind": "MultiDiscrete", "n": space.nvec.tolist(), "start": space.start.tolist()}
+    if isinstance(space, spaces.MultiBinary):
+        return {"kind": "MultiBinary", "n": encode(space.n)}
+    raise NotInAFile(f"the space {space}")
+
+
+def _compact(bound: np.ndarray[Any, Any]) -> object:
+    """Returns one number where all are equal: the bounds of an image are two numbers."""
+    return bound.flat[0].item() if bound.size and (bound == bound.flat[0]).all() else bound.tolist()
+
+
+def _decode_space(value: dict[str, Any]) -> spaces.Space[Any]:
+    kind = value["kind"]
+    if kind == "Dict":
+        return spaces.Dict({k: _decode_space(v) for k, v in value["parts"].items()})
+    if kind == "Box":
+        shape, dtype = tuple(int(n) for n in value["shape"]), _dtype(value["dtype"])
+        if min(shape, default=1) < 0 or math.prod(shape) > _MOST_ELEMENTS:
+            raise ValueError(f"a Box of shape {shape}")
+        low, high = (
+            np.broadcast_to(np.asarray(decode(value[k]), dtype), shape) for k in ("low", "high")
+        )
+        return spaces.Box(low, high, shape, dtype.type)
+    if kind == "Discrete":
+        return spaces.Discrete(value["n"], start=value["start"])
+    if kind == "MultiDiscrete":
+        return spaces.MultiDiscrete(value["n"], start=value["start"])
+    if kind == "MultiBinary":
+        n = decode(value["n"])
+        if np.prod(n) > _MOST_ELEMENTS:
+            raise ValueError(f"a MultiBinary of {n}")
+        return spaces.MultiBinary(n)
+    raise KeyError(kind)
+
+
+def _dtype(name: str) -> "np.dtype[Any]":
+    dtype = np.dtype(name)
+    if dtype.kind not in "fiub":
+        raise ValueError(f"the dtype {name}")
+    return dtype

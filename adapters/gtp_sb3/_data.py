@@ -1,0 +1,278 @@
+"""Transitions to sample from: the core's table, or images that stay in their own type."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecTransposeImage
+from torch import Tensor
+
+from gtp_policy import (
+    ActionScaler,
+    ObservationLayout,
+    OfflineDataset,
+    OfflineDatasetBuilder,
+    Transitions,
+)
+from gtp_policy.dataset_builder import as_array
+from gtp_policy.errors import DataError
+from gtp_sb3._spaces import action_scaler_of, has_images, same_bounds
+
+Array = npt.NDArray[Any]
+Observations = Array | Mapping[str, Array]
+
+
+class HostDataset:
+    """Transitions whose observations stay in the host's memory in their own type: images.
+
+    Args:
+        index: The other columns; its observations are row numbers of the arrays.
+        obs: Observations, one array or one per key, images with their channels first.
+        next_obs: Next observations, likewise; may be the same arrays.
+        layout: How an observation becomes one vector.
+        device: Where minibatches go.
+    """
+
+    def __init__(
+        self,
+        index: OfflineDataset,
+        obs: Observations,
+        next_obs: Observations,
+        layout: ObservationLayout,
+        device: torch.device,
+    ) -> None:
+        self._index, self._obs, self._next_obs = index, obs, next_obs
+        self.layout, self.device = layout, device
+        self.obs_dim, self.action_dim = layout.obs_dim, index.action_dim
+        self.terminated, self.truncated = index.terminated, index.truncated
+        self.action_scaler, self.gamma, self.source = index.action_scaler, index.gamma, index.source
+        self.convert: Callable[[Any], Any] | None = None
+
+    def __len__(self) -> int:
+        """Returns N, the number of transitions."""
+        return len(self._index)
+
+    def sample(self, batch_size: int, *, generator: torch.Generator) -> Transitions:
+        """Draws a minibatch uniformly with replacement."""
+        return self._read(self._index.sample(batch_size, generator=generator))
+
+    def rows(self, start: int, stop: int) -> Transitions:
+        """Returns consecutive transitions."""
+        return self._read(Transitions(*(column[start:stop] for column in self._index.transitions)))
+
+    def reward(self) -> Tensor:
+        """Returns all rewards."""
+        return self._index.transitions.reward
+
+    def with_reward(self, reward: Tensor) -> Self:
+        """Returns the dataset with other rewards."""
+        changed = copy.copy(self)
+        changed._index = replace_columns(self._index, reward=reward)
+        return changed
+
+    def action_std(self) -> float:
+        """Returns what `OfflineDataset.action_std` does."""
+        return self._index.action_std()
+
+    def _read(self, batch: Transitions) -> Transitions:
+        return batch._replace(
+            obs=self._gather(self._obs, batch.obs),
+            next_obs=self._gather(self._next_obs, batch.next_obs),
+        )
+
+    def _gather(self, pool: Observations, numbers: Tensor) -> Tensor:
+        rows = numbers[:, 0].long().cpu().numpy()
+        parts = {k: v[rows] for k, v in pool.items()} if isinstance(pool, Mapping) else pool[rows]
+        if self.convert is not None:
+            parts = self.convert(parts)
+        return torch.from_numpy(self.layout.flatten(parts)).to(self.device)
+
+
+Dataset = OfflineDataset | HostDataset
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a dataset is read for: spaces, layout, discount and device of the model."""
+
+    observation_space: spaces.Space[Any]
+    action_space: spaces.Space[Any]
+    layout: ObservationLayout
+    gamma: float
+    device: torch.device
+
+    @property
+    def scaler(self) -> ActionScaler:
+        """Bounds of the actions."""
+        return action_scaler_of(self.action_space)
+
+    def check(self, dataset: Dataset) -> None:
+        """Raises unless a dataset fits.
+
+        Raises:
+            DataError: If its observations, the units of its actions or its discount are others.
+        """
+        own, given = self.layout, dataset.layout
+        # A vector may stand for any plain array of as many elements.
+        plain = not own.keys and not given.keys and own.obs_dim == given.obs_dim
+        if own != given and not plain:
+            raise DataError(
+                f"The observations of the dataset do not fit: got {given}, expected {own} of the "
+                f"space {self.observation_space}. Choose keys and their order where you load it "
+                "(obs_keys=)."
+            )
+        if not same_bounds(dataset.action_scaler, self.scaler):
+            raise DataError(
+                f"The actions of the dataset have other units: got {dataset.action_scaler}, "
+                f"expected {self.scaler}, the bounds of the action space. Load it with low= and "
+                "high= of the space."
+            )
+        if dataset.gamma != self.gamma:
+            raise DataError(
+                f"`gamma` of the dataset is another one: got {dataset.gamma}, expected "
+                f"{self.gamma}, the model's. Make both with the same gamma."
+            )
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns of transitions in time order.
+
+    ``rows`` and ``next_rows`` say which observations are meant; default: all in order, and without
+    ``next_obs`` the following ones.
+    """
+
+    obs: Observations
+    next_obs: Observations | None
+    action: Array
+    reward: Array
+    terminated: Array
+    truncated: Array
+    rows: Array | None = None
+    next_rows: Array | None = None
+
+
+def assemble(columns: Columns, frame: Frame, source: str, *, unit_actions: bool = False) -> Dataset:
+    """Checks columns and puts them together; with ``unit_actions`` actions are in [-1, 1]."""
+    raw = has_images(frame.observation_space)
+    obs, next_obs = (_numbers if raw else _vectors)(columns, frame.layout)
+    scaler = frame.scaler
+    if unit_actions:
+        scaler = ActionScaler(-np.ones(scaler.action_dim), np.ones(scaler.action_dim))
+    builder = OfflineDatasetBuilder(
+        len(obs), obs_dim=obs.shape[1], action_scaler=scaler, gamma=frame.gamma
+    )
+    action = columns.action
+    builder.extend(
+        obs=obs,
+        # A Box of any shape: what is not one row per transition fails the builder's check.
+        action=action.reshape(len(action), -1) if action.size else action,
+        reward=columns.reward,
+        terminated=columns.terminated,
+        truncated=columns.truncated,
+        next_obs=next_obs,
+    )
+    table = OfflineDataset.from_builder(
+        builder, device=frame.device, layout=None if raw else frame.layout, source=source
+    )
+    table.action_scaler = frame.scaler
+    if not raw:
+        return table
+    following = columns.obs if columns.next_obs is None else columns.next_obs
+    return HostDataset(table, columns.obs, following, frame.layout, frame.device)
+
+
+def _vectors(columns: Columns, layout: ObservationLayout) -> tuple[Array, Array | None]:
+    with np.errstate(over="ignore"):  # what is infinite in float32 is found by the builder
+        obs = layout.flatten(columns.obs)
+        next_obs = None if columns.next_obs is None else layout.flatten(columns.next_obs)
+    if columns.next_rows is not None and next_obs is not None:
+        next_obs = next_obs[columns.next_rows]
+    return (obs if columns.rows is None else obs[columns.rows]), next_obs
+
+
+def _numbers(columns: Columns, layout: ObservationLayout) -> tuple[Array, Array | None]:
+    """Returns row numbers in place of observations."""
+    count = _length(columns.obs)
+    if count > 2**24:
+        raise DataError(
+            f"Too many images: got {count}, expected at most 2^24. Split the dataset."
+        )  # float32 counts no further
+    for name, parts in (("obs", columns.obs), ("next_obs", columns.next_obs)):
+        for key, part in parts.items() if isinstance(parts, Mapping) else ():
+            if part.dtype.kind == "f" and not np.isfinite(part).all():
+                row = int(np.argwhere(~np.isfinite(part))[0, 0])
+                raise DataError(
+                    f"`{name}[{key!r}]` is not finite: got {part[row]} at row {row}, expected "
+                    "finite numbers. Remove or repair the episode."
+                )
+    rows = np.arange(count) if columns.rows is None else columns.rows
+    if columns.next_obs is None:
+        return rows[:, None], None
+    if columns.next_rows is None and _length(columns.next_obs) != count:
+        raise DataError(
+            f"`next_obs` has the wrong length: got {_length(columns.next_obs)}, expected {count}."
+        )
+    return rows[:, None], (rows if columns.next_rows is None else columns.next_rows)[:, None]
+
+
+def _length(obs: Observations) -> int:
+    return len(next(iter(obs.values())) if isinstance(obs, Mapping) else obs)
+
+
+def arrays_of(name: str, values: Any, layout: ObservationLayout) -> Observations:  # noqa: ANN401
+    """Returns observations as arrays of a layout's shapes, images with their channels first.
+
+    Raises:
+        DataError: If a key is missing, or an array has another shape or no numbers.
+    """
+    if not layout.keys:
+        return _shaped(name, as_array(name, values), layout.shapes[0])
+    if not isinstance(values, Mapping) or any(key not in values for key in layout.keys):
+        got = sorted(values) if isinstance(values, Mapping) else type(values).__name__
+        raise DataError(
+            f"`{name}` has other keys: got {got}, expected {list(layout.keys)}, those of the "
+            "observation space."
+        )
+    found = {
+        key: _shaped(f"{name}[{key!r}]", as_array(f"{name}[{key!r}]", values[key]), shape)
+        for key, shape in zip(layout.keys, layout.shapes, strict=True)
+    }
+    lengths = {key: len(part) for key, part in found.items()}
+    if len(set(lengths.values())) > 1:
+        raise DataError(f"`{name}` has parts of several lengths: got {lengths}, expected one.")
+    return found
+
+
+def _shaped(name: str, array: Array, shape: tuple[int, ...]) -> Array:
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"`{name}` has the wrong dtype: got {array.dtype}, expected numbers.")
+    if array.shape[1:] == shape:
+        return array
+    if array.ndim == 4 and len(shape) == 3:
+        turned: Array = VecTransposeImage.transpose_image(array)
+        if turned.shape[1:] == shape:
+            return turned
+    if array.ndim == 1 and shape == (1,):  # of a Discrete space
+        return array[:, None]
+    raise DataError(f"`{name}` has the wrong shape: got {array.shape}, expected (N, *{shape}).")
+
+
+def replace_columns(dataset: OfflineDataset, **columns: Tensor) -> OfflineDataset:
+    """Returns a table with some columns replaced."""
+    rows = dataset.transitions._replace(**columns)
+    parts = (rows.obs, rows.action, rows.reward[:, None], rows.discount[:, None], rows.next_obs)
+    return OfflineDataset(
+        torch.cat(parts, 1),
+        layout=dataset.layout,
+        terminated=dataset.terminated,
+        truncated=dataset.truncated,
+        action_scaler=dataset.action_scaler,
+        gamma=dataset.gamma,
+        source=dataset.source,
+    )

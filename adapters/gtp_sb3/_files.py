@@ -1,0 +1,156 @@
+"""Models and policies as the core's checkpoints: SB3's naming of files, and no pickle."""
+
+import contextlib
+import io
+import os
+import pathlib
+import secrets
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import stable_baselines3
+from pydantic import JsonValue
+from stable_baselines3.common.utils import get_system_info
+
+from gtp_policy import (
+    ActionScaler,
+    CheckpointInfo,
+    GTPLearner,
+    ObservationLayout,
+    read_metadata,
+    save_checkpoint,
+)
+from gtp_policy.errors import CheckpointError
+from gtp_sb3 import _codec
+
+Place = str | pathlib.Path | io.BufferedIOBase
+_LOCAL_HEADER = b"PK\x03\x04"
+
+
+def write(
+    place: Place,
+    learner: GTPLearner,
+    scaler: ActionScaler,
+    layout: ObservationLayout,
+    attributes: Mapping[str, JsonValue],
+) -> None:
+    """Writes a learner and SB3's attributes, atomically where the place is a path.
+
+    Raises:
+        CheckpointError: If it cannot be written.
+    """
+    metadata: dict[str, JsonValue] = {
+        "sb3": dict(attributes),
+        "sb3_version": stable_baselines3.__version__,
+        "system_info": get_system_info(print_info=False)[1],
+    }
+    beside: dict[str, Any] = {"action_scaler": scaler, "layout": layout, "metadata": metadata}
+    if not isinstance(place, str | pathlib.Path):
+        with tempfile.TemporaryDirectory() as folder:
+            path = save_checkpoint(pathlib.Path(folder, "model.zip"), learner, **beside)
+            place.write(path.read_bytes())
+        return
+    path = pathlib.Path(place)
+    if not path.suffix:
+        path = path.with_name(f"{path.name}.zip")
+    if path.suffix == ".zip":
+        save_checkpoint(path, learner, **beside)
+        return
+    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}.zip")
+    try:
+        save_checkpoint(temporary, learner, **beside)
+        os.replace(temporary, path)
+    except OSError as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"Checkpoint {path} cannot be written: got {error.strerror}, expected a writable "
+            "place. What was there before is unchanged."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def located(place: Place) -> Iterator[pathlib.Path]:
+    """Yields the path of what shall be read, by SB3's rule that ``.zip`` may be left out."""
+    if not isinstance(place, str | pathlib.Path):
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder, "model.zip")
+            path.write_bytes(place.read())
+            yield path
+        return
+    path = pathlib.Path(place)
+    with_ending = path.with_name(f"{path.name}.zip")
+    yield with_ending if not path.exists() and with_ending.exists() else path
+
+
+def read(path: pathlib.Path) -> tuple[CheckpointInfo, dict[str, JsonValue]]:
+    """Reads what a checkpoint says of itself, and SB3's attributes in it, still as JSON.
+
+    Raises:
+        CheckpointError: If it is missing, damaged or foreign; a file of SB3's own is named so.
+    """
+    try:
+        info = read_metadata(path)
+    except CheckpointError as error:
+        if _of_sb3(path):
+            raise CheckpointError(
+                f"Checkpoint {path} is a file of Stable-Baselines3 itself: got pickled objects, "
+                "which run code when they are read, expected a file that GTP.save wrote. Load it "
+                "with the algorithm of SB3 that wrote it."
+            ) from error
+        raise
+    attributes = info.metadata.get("sb3", {})
+    if not isinstance(attributes, dict):
+        raise CheckpointError(
+            f"Checkpoint {path} cannot be read: got {type(attributes).__name__} in place of SB3's "
+            "attributes, expected names and values."
+        )
+    return info, attributes
+
+
+def _of_sb3(path: pathlib.Path) -> bool:
+    """Tells whether a file begins like SB3's zip files: with the member `data`, or with tensors."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        head = file.read(512)
+        name = head[30 : 30 + int.from_bytes(head[26:28], "little")]
+        return head[:4] == _LOCAL_HEADER and (name == b"data" or name.endswith(b".pth"))
+    return False
+
+
+def encode_attributes(attributes: Mapping[str, object]) -> dict[str, JsonValue]:
+    """Returns attributes as JSON; what no file can hold leaves a note of what it was."""
+    return {name: _encode_or_note(value) for name, value in attributes.items()}
+
+
+def _encode_or_note(value: object) -> JsonValue:
+    try:
+        return _codec.encode(value)
+    except _codec.NotInAFile as error:
+        if isinstance(value, dict) and all(isinstance(k, str) for k in value):
+            return {k: _encode_or_note(v) for k, v in value.items()}
+        return {":absent": str(error)}
+
+
+def decode_attributes(
+    path: pathlib.Path, attributes: Mapping[str, JsonValue], replaced: Iterable[str]
+) -> dict[str, Any]:
+    """Returns attributes from JSON, without those that are replaced.
+
+    Raises:
+        CheckpointError: If one is not in the file and not replaced, or not what was written.
+    """
+    found = {}
+    for name, value in attributes.items():
+        if name in replaced:
+            continue
+        try:
+            found[name] = _codec.decode(value)
+        except (_codec.NotInAFile, RecursionError) as error:
+            raise CheckpointError(
+                f"Checkpoint {path} does not hold `{name}`: got {error}, which no file without "
+                f"pickle can hold. Pass it: load(..., custom_objects={{{name!r}: ...}})."
+            ) from error
+    return found

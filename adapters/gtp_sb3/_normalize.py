@@ -1,0 +1,124 @@
+"""VecNormalize without an environment that runs: statistics from the dataset, or a refusal."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecNormalize
+
+from gtp_policy import OfflineDataset, Transitions
+from gtp_policy.errors import DataError
+from gtp_sb3._data import Dataset, HostDataset, replace_columns
+
+_CHUNK = 4096  # rows of images at a time
+
+
+def settle_(wrapper: VecNormalize, dataset: Dataset) -> bool:
+    """Makes a wrapper's statistics those of the dataset and freezes them, if they are untouched.
+
+    Returns:
+        Whether that was done.
+
+    Raises:
+        DataError: If they are neither untouched nor frozen: they would move away from what the
+            dataset was normalised with.
+    """
+    if not (wrapper.norm_obs or wrapper.norm_reward) or not wrapper.training:
+        return False
+    counts = [rms.count for rms in _observation_statistics(wrapper).values()]
+    if max([*counts, wrapper.ret_rms.count]) >= 1:
+        raise DataError(
+            "The statistics of VecNormalize still move: got training=True after "
+            f"{max([*counts, wrapper.ret_rms.count]):.0f} steps of the environment, expected new "
+            "or frozen ones. Set env.training = False, or wrap the environment anew."
+        )
+    if wrapper.norm_obs:
+        for start in range(0, len(dataset), _CHUNK):
+            parts = _parts(dataset, _rows(dataset, start, start + _CHUNK).obs)
+            for key, rms in _observation_statistics(wrapper).items():
+                rms.update(parts[key] if key else parts)
+    if wrapper.norm_reward:
+        wrapper.ret_rms.update(_discounted(dataset, wrapper.gamma))
+    wrapper.training = False
+    return True
+
+
+def normalized(wrapper: VecNormalize, dataset: Dataset) -> Dataset:
+    """Returns the dataset as the wrapper would show it."""
+    if isinstance(dataset, HostDataset):
+        reward = wrapper.normalize_reward(dataset.reward().cpu().numpy())
+        shown = dataset.with_reward(torch.from_numpy(reward).to(dataset.device))
+        shown.convert = wrapper.normalize_obs
+        return shown
+    columns = {}
+    whole = dataset.transitions
+    for name in ("obs", "next_obs"):
+        parts = wrapper.normalize_obs(_parts(dataset, getattr(whole, name)))
+        flat: Any = dataset.layout.flatten(parts)
+        columns[name] = torch.from_numpy(flat).to(dataset.device)
+    reward = wrapper.normalize_reward(whole.reward.cpu().numpy())
+    return replace_columns(dataset, reward=torch.from_numpy(reward).to(dataset.device), **columns)
+
+
+def check_frozen(wrapper: VecNormalize) -> None:
+    """Raises if statistics that a dataset was normalised with may move.
+
+    Raises:
+        DataError: If they may.
+    """
+    if wrapper.training and (wrapper.norm_obs or wrapper.norm_reward):
+        raise DataError(
+            "The statistics of VecNormalize still move: got training=True with a dataset, expected "
+            "frozen ones. Set env.training = False while the model learns offline."
+        )
+
+
+def _rows(dataset: Dataset, start: int, stop: int) -> Transitions:
+    if isinstance(dataset, OfflineDataset):
+        return Transitions(*(column[start:stop] for column in dataset.transitions))
+    raw = copy.copy(dataset)
+    raw.convert = None
+    return raw.rows(start, stop)
+
+
+def check_keys(wrapper: VecNormalize, dataset: Dataset) -> None:
+    """Raises if the wrapper normalises parts of the observation that the dataset leaves out.
+
+    Raises:
+        DataError: If it does.
+    """
+    absent = set(wrapper.norm_obs_keys or ()) - set(dataset.layout.keys)
+    if wrapper.norm_obs and absent:
+        raise DataError(
+            f"VecNormalize normalises what the dataset leaves out: got {sorted(absent)}, expected "
+            f"keys of {list(dataset.layout.keys)}. Pass norm_obs_keys= to VecNormalize."
+        )
+
+
+def _parts(dataset: Dataset, obs: torch.Tensor) -> Any:  # noqa: ANN401 - an array or a dict
+    return dataset.layout.unflatten(obs.cpu().numpy())
+
+
+def _observation_statistics(wrapper: VecNormalize) -> dict[str, RunningMeanStd]:
+    if not wrapper.norm_obs:
+        return {}
+    found: Any = wrapper.obs_rms
+    return found if isinstance(found, dict) else {"": found}
+
+
+def _discounted(dataset: Dataset, gamma: float) -> "np.ndarray[Any, Any]":
+    """Returns the running discounted rewards of which VecNormalize takes the variance."""
+    if isinstance(dataset, HostDataset):
+        reward = dataset.reward()
+    else:
+        reward = dataset.transitions.reward
+    returns = np.empty(len(dataset))
+    running = 0.0
+    ended = dataset.terminated | dataset.truncated
+    for i, (r, end) in enumerate(zip(reward.tolist(), ended.tolist(), strict=True)):
+        running = running * gamma + r
+        returns[i] = running
+        running = 0.0 if end else running
+    return returns

@@ -1,0 +1,133 @@
+"""A dataset as the beginning of a replay buffer, for training on that continues online."""
+
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
+
+from gtp_policy import ObservationLayout, OfflineDataset, Transitions
+from gtp_policy.errors import DataError
+from gtp_sb3._data import Dataset
+
+if TYPE_CHECKING:
+    from gtp_sb3.gtp import GTP
+
+_CHUNK = 4096  # rows that are converted at a time
+
+
+def make(model: "GTP") -> ReplayBuffer:
+    """Returns a new replay buffer of the class and size that a model asks for."""
+    buffer_class = cast("type[ReplayBuffer]", model.replay_buffer_class)
+    kwargs = dict(model.replay_buffer_kwargs)
+    if issubclass(buffer_class, HerReplayBuffer):
+        kwargs["env"] = model.env
+    return buffer_class(
+        model.buffer_size,
+        model.observation_space,
+        model.action_space,
+        device=model.device,
+        n_envs=model.n_envs,
+        optimize_memory_usage=model.optimize_memory_usage,
+        **kwargs,
+    )
+
+
+def sample(
+    buffer: ReplayBuffer,
+    batch_size: int,
+    wrapper: VecNormalize | None,
+    gamma: float,
+    layout: ObservationLayout,
+) -> Transitions:
+    """Draws a minibatch as SB3 does, n-step returns and relabelled goals included."""
+    data = buffer.sample(batch_size, env=wrapper)
+    discount = gamma if data.discounts is None else data.discounts[:, 0]
+    return Transitions(
+        obs=layout.flatten(data.observations),
+        # Scaling to the Box and back may leave [-1, 1] by a rounding error.
+        action=data.actions.float().clamp(-1.0, 1.0),
+        reward=data.rewards[:, 0].float(),
+        next_obs=layout.flatten(data.next_observations),
+        discount=(discount * (1 - data.dones[:, 0])).float(),
+    )
+
+
+def fill_(buffer: ReplayBuffer, dataset: Dataset) -> int:
+    """Adds the newest transitions of a dataset to an empty buffer, as if they had been collected.
+
+    Returns:
+        How many were added: as many as fit, and a multiple of the number of environments.
+
+    Raises:
+        DataError: If the buffer cannot hold such transitions.
+    """
+    _check(buffer, dataset)
+    envs = buffer.n_envs
+    steps = min(len(dataset) // envs, buffer.buffer_size)
+    first = len(dataset) - steps * envs
+    ends = dataset.terminated | dataset.truncated
+    # Environment e gets the e-th of as many consecutive stretches; where one stops, it was cut.
+    starts = first + steps * np.arange(envs)
+    for begin in range(0, steps, _CHUNK):
+        stop = min(begin + _CHUNK, steps)
+        columns = [_host(dataset, _rows(dataset, s + begin, s + stop)) for s in starts.tolist()]
+        for i in range(stop - begin):
+            at = starts + begin + i
+            terminated = dataset.terminated[at]
+            done = ends[at] | (begin + i == steps - 1)
+            buffer.add(
+                _stack([c["obs"] for c in columns], i),
+                _stack([c["next_obs"] for c in columns], i),
+                np.stack([c["action"][i] for c in columns]),
+                np.stack([c["reward"][i] for c in columns]),
+                done,
+                [
+                    {"TimeLimit.truncated": bool(d and not t)}
+                    for d, t in zip(done, terminated, strict=True)
+                ],
+            )
+    return steps * envs
+
+
+def _check(buffer: ReplayBuffer, dataset: Dataset) -> None:
+    space = buffer.observation_space
+    keys = set(space.spaces) if isinstance(space, spaces.Dict) else set()
+    if buffer.optimize_memory_usage:
+        raise DataError(
+            "A memory-optimised replay buffer cannot take over a dataset: got "
+            "optimize_memory_usage=True, expected False. It holds no next observations of its own."
+        )
+    if keys != set(dataset.layout.keys):
+        raise DataError(
+            f"The dataset leaves parts of the observation out: got {list(dataset.layout.keys)}, "
+            f"expected all of {sorted(keys)}. Load it with all keys to keep it in the replay "
+            "buffer."
+        )
+
+
+def _rows(dataset: Dataset, start: int, stop: int) -> Transitions:
+    if isinstance(dataset, OfflineDataset):
+        return Transitions(*(column[start:stop] for column in dataset.transitions))
+    return dataset.rows(start, stop)
+
+
+def _host(dataset: Dataset, rows: Transitions) -> dict[str, Any]:
+    def parts(flat: torch.Tensor) -> Any:  # noqa: ANN401 - an array or a dict
+        return dataset.layout.unflatten(flat.cpu().numpy())
+
+    return {
+        "obs": parts(rows.obs),
+        "next_obs": parts(rows.next_obs),
+        "action": rows.action.cpu().numpy(),
+        "reward": rows.reward.cpu().numpy(),
+    }
+
+
+def _stack(columns: list[Any], row: int) -> Any:  # noqa: ANN401 - an array or a dict
+    if isinstance(columns[0], dict):
+        return {k: np.stack([c[k][row] for c in columns]) for k in columns[0]}
+    return np.stack([c[row] for c in columns])

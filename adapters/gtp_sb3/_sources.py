@@ -1,0 +1,254 @@
+"""Whatever a user has: arrays, Minari, D4RL, SB3's replay buffers, read as a dataset."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
+
+from gtp_policy import ObservationLayout, OfflineDataset
+from gtp_policy.dataset_builder import as_array, as_flags
+from gtp_policy.errors import DataError
+from gtp_sb3._data import Array, Columns, Dataset, Frame, Observations, arrays_of, assemble
+from gtp_sb3._spaces import action_scaler_of, channels_first, has_images, layout_of, space_of
+
+# The columns of a transition dict: the core's names, and those that D4RL made common.
+_LONG = {
+    "obs": "observations",
+    "action": "actions",
+    "reward": "rewards",
+    "terminated": "terminals",
+    "truncated": "timeouts",
+    "next_obs": "next_observations",
+}
+_SHORT = {name: name for name in _LONG}
+
+
+def named(dataset: object) -> bool:
+    """Tells whether a dataset is given by its id or path."""
+    return isinstance(dataset, str | os.PathLike)
+
+
+def open_named(
+    dataset: "str | os.PathLike[str]", gamma: float, frame: Frame | None
+) -> OfflineDataset:
+    """Loads the Minari dataset of an id, or the D4RL file at a path.
+
+    Raises:
+        DataError: If the observations are images.
+    """
+    from gtp_datasets import load_d4rl_hdf5, load_minari
+
+    if frame is not None and has_images(frame.observation_space):
+        raise DataError(
+            f"A dataset of images cannot be given by its name: got {str(dataset)!r}, expected the "
+            "dataset itself. Pass minari.load_dataset(...), so that images stay uint8."
+        )
+    if not isinstance(dataset, str) or Path(dataset).suffix in (".hdf5", ".h5"):
+        if frame is None:
+            return load_d4rl_hdf5(dataset, gamma=gamma)
+        low, high = frame.scaler.low, frame.scaler.high
+        return load_d4rl_hdf5(dataset, gamma=gamma, low=low, high=high)
+    keys = frame.layout.keys if frame is not None else ()
+    return load_minari(dataset, gamma=gamma, obs_keys=keys or None)
+
+
+def spaces_of(dataset: object) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
+    """Returns the spaces that a dataset implies, for a model without an environment.
+
+    Raises:
+        DataError: If it does not say in which units its actions are.
+    """
+    if isinstance(dataset, OfflineDataset):
+        scaler = dataset.action_scaler
+        return space_of(dataset.layout), spaces.Box(
+            scaler.low.astype(np.float32), scaler.high.astype(np.float32), dtype=np.float32
+        )
+    if isinstance(dataset, ReplayBuffer):
+        return channels_first(dataset.observation_space), dataset.action_space
+    if _is_minari(dataset):
+        there: Any = dataset
+        action_scaler_of(there.action_space)
+        return channels_first(there.observation_space), there.action_space
+    raise DataError(
+        f"The bounds of the actions are unknown: got env=None and a {type(dataset).__name__}, "
+        "expected an environment or a dataset that has them. Pass env=..., or make the dataset "
+        "with OfflineDataset.from_arrays(..., low=..., high=...)."
+    )
+
+
+def layout_for(dataset: object, space: spaces.Space[Any]) -> ObservationLayout:
+    """Returns the layout of a model: the dataset's, where it chose keys, or the space's."""
+    whole = layout_of(space)
+    if isinstance(dataset, OfflineDataset) and dataset.obs_keys:
+        known = dict(zip(whole.keys, whole.shapes, strict=False))
+        if all(
+            known.get(k) == s for k, s in zip(dataset.obs_keys, dataset.layout.shapes, strict=True)
+        ):
+            return dataset.layout
+    return whole
+
+
+def read(dataset: object, frame: Frame) -> Dataset:
+    """Converts anything that holds transitions.
+
+    Raises:
+        DataError: If it is none of what is known, or does not fit the model.
+    """
+    found: Dataset
+    if isinstance(dataset, str | os.PathLike):
+        dataset = open_named(dataset, frame.gamma, frame)
+    if isinstance(dataset, OfflineDataset):
+        found = dataset.to(frame.device)
+    elif isinstance(dataset, ReplayBuffer):
+        found = _read_buffer(dataset, frame)
+    elif _is_minari(dataset):
+        found = _read_minari(dataset, frame)
+    elif isinstance(dataset, Mapping):
+        found = _read_arrays(dataset, frame)
+    else:
+        raise DataError(
+            f"`dataset` is of no known kind: got {type(dataset).__name__}, expected an "
+            "OfflineDataset, a dict of arrays, a MinariDataset or its id, the path of a D4RL file, "
+            "or a ReplayBuffer of SB3."
+        )
+    frame.check(found)
+    return found
+
+
+def _read_arrays(columns: Mapping[str, Any], frame: Frame) -> Dataset:
+    names = _LONG if set(columns) & set(_LONG.values()) else _SHORT
+    given = {short: columns[name] for short, name in names.items() if name in columns}
+    missing = [names[k] for k in ("obs", "action", "reward", "terminated") if k not in given]
+    unknown = [
+        k for k in columns if k not in names.values() and not k.startswith(("infos", "metadata"))
+    ]
+    if missing or unknown:
+        raise DataError(
+            f"The columns do not fit: got {sorted(columns)}, expected {list(_SHORT)} or "
+            f"{list(_LONG.values())}; missing {missing}, unknown {unknown}. Keep termination and "
+            "truncation apart: `dones` mixes them."
+        )
+    next_obs = given.get("next_obs")
+    if "truncated" not in given:
+        if next_obs is None:
+            raise DataError(
+                f"`{names['truncated']}` is missing: got no `{names['next_obs']}` either, expected "
+                "one of them. Nothing else tells where an episode was cut."
+            )
+        given["truncated"] = np.zeros(np.shape(given["reward"]), np.bool_)
+    return assemble(
+        Columns(
+            obs=arrays_of(names["obs"], given["obs"], frame.layout),
+            next_obs=None
+            if next_obs is None
+            else arrays_of(names["next_obs"], next_obs, frame.layout),
+            **{
+                k: as_array(names[k], given[k])
+                for k in ("action", "reward", "terminated", "truncated")
+            },
+        ),
+        frame,
+        "arrays",
+    )
+
+
+def _read_buffer(buffer: ReplayBuffer, frame: Frame) -> Dataset:
+    if isinstance(buffer, HerReplayBuffer | NStepReplayBuffer):
+        does = "relabels goals" if isinstance(buffer, HerReplayBuffer) else "sums rewards"
+        raise DataError(
+            f"The replay buffer {does} when it is sampled: got a {type(buffer).__name__}, expected "
+            "a ReplayBuffer or DictReplayBuffer. A dataset is taken as it is stored."
+        )
+    size, envs = buffer.size(), buffer.n_envs
+    order = (np.arange(size) + (buffer.pos if buffer.full else 0)) % buffer.buffer_size
+    overlapping = buffer.optimize_memory_usage
+    if overlapping and buffer.full:
+        order = order[1:]  # the observation after it has been overwritten
+    # One environment after the other, each in time order.
+    t, e = np.tile(order, envs), np.repeat(np.arange(envs), len(order))
+    done, cut = buffer.dones[t, e] > 0, buffer.timeouts[t, e] > 0
+    terminated = done & ~cut
+    last = np.zeros(len(t), np.bool_)
+    last[len(order) - 1 :: max(len(order), 1)] = True
+    obs = arrays_of("observations", _pool(buffer.observations), frame.layout)
+    following = (t + 1) % buffer.buffer_size if overlapping else t
+    return assemble(
+        Columns(
+            obs=obs,
+            next_obs=obs
+            if overlapping
+            else arrays_of("next_observations", _pool(buffer.next_observations), frame.layout),
+            rows=t * envs + e,
+            next_rows=following * envs + e,
+            action=buffer.actions[t, e],
+            reward=buffer.rewards[t, e],
+            terminated=terminated,
+            truncated=(done & cut) | (last & ~terminated),
+        ),
+        frame,
+        f"SB3 {type(buffer).__name__}",
+        unit_actions=True,  # as SB3 stores them
+    )
+
+
+def _pool(columns: Any) -> Observations:  # noqa: ANN401 - an array, or a dict of them
+    """Returns arrays (steps, envs, ...) as (steps * envs, ...), without a copy."""
+    if isinstance(columns, Mapping):
+        return {k: v.reshape(-1, *v.shape[2:]) for k, v in columns.items()}
+    flat: Array = columns.reshape(-1, *columns.shape[2:])
+    return flat
+
+
+def _is_minari(dataset: object) -> bool:
+    return hasattr(dataset, "iterate_episodes") and hasattr(dataset, "observation_space")
+
+
+def _read_minari(dataset: Any, frame: Frame) -> Dataset:  # noqa: ANN401 - Minari is optional
+    layout = frame.layout
+    if not has_images(frame.observation_space):
+        from gtp_datasets import load_minari
+
+        return load_minari(
+            dataset, gamma=frame.gamma, obs_keys=layout.keys or None, device=frame.device
+        )
+    pools: list[Any] = []
+    columns: dict[str, list[Array]] = {
+        k: [] for k in ("action", "reward", "terminated", "truncated", "rows")
+    }
+    start = 0
+    for episode in dataset.iterate_episodes():
+        reward = as_array("rewards", episode.rewards)
+        obs = arrays_of("observations", episode.observations, layout)
+        steps = len(next(iter(obs.values())) if isinstance(obs, Mapping) else obs) - 1
+        ended = as_flags("terminations", episode.terminations, steps)
+        cut = as_flags("truncations", episode.truncations, steps)
+        if reward.shape != (steps,) or not steps or not (ended[-1] or cut[-1]):
+            raise DataError(
+                f"Episode {episode.id} of {dataset.id} is incomplete: got {steps + 1} observations "
+                f"and rewards of shape {reward.shape}, expected one reward less and a flag at the "
+                "end."
+            )
+        pools.append(obs)
+        values = (as_array("actions", episode.actions), reward, ended, cut)
+        for column, value in zip(columns.values(), values, strict=False):
+            column.append(value)
+        columns["rows"].append(np.arange(start, start + steps))
+        start += steps + 1
+    if not pools:
+        raise DataError(f"{dataset.id} is empty: got 0 episodes, expected at least 1.")
+    obs = (
+        {k: np.concatenate([pool[k] for pool in pools]) for k in layout.keys}
+        if layout.keys
+        else np.concatenate(pools)
+    )
+    joined = {k: np.concatenate(v) for k, v in columns.items()}
+    return assemble(
+        Columns(obs=obs, next_obs=obs, next_rows=joined["rows"] + 1, **joined),
+        frame,
+        f"Minari {dataset.id}",
+    )

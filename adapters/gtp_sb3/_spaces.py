@@ -1,0 +1,134 @@
+"""Spaces of gymnasium as what the core takes: a layout of vectors, an encoder, action bounds."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import (
+    get_obs_shape,
+    is_image_space,
+    is_image_space_channels_first,
+    preprocess_obs,
+)
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+)
+from stable_baselines3.common.vec_env import VecTransposeImage
+from torch import Tensor, nn
+
+from gtp_policy import ActionScaler, ObservationLayout
+from gtp_policy.errors import UnsupportedSpaceError
+
+
+def action_scaler_of(space: spaces.Space[Any]) -> ActionScaler:
+    """Returns the bounds of an action space as vectors, whatever its shape."""
+    if not isinstance(space, spaces.Box):
+        raise UnsupportedSpaceError(
+            f"The action space does not fit: got {space}, expected a bounded Box. GTP generates "
+            "continuous actions; for discrete ones take an algorithm made for them."
+        )
+    return ActionScaler(space.low.reshape(-1), space.high.reshape(-1))
+
+
+def layout_of(space: spaces.Space[Any]) -> ObservationLayout:
+    """Returns how an observation becomes one vector; of a Dict, in the order of the core."""
+    shapes = get_obs_shape(space)
+    if isinstance(shapes, Mapping):
+        return ObservationLayout.of_dict({k: tuple(v) for k, v in shapes.items()})
+    return ObservationLayout(tuple(shapes))
+
+
+def space_of(layout: ObservationLayout) -> spaces.Space[Any]:
+    """Returns an unbounded space of the shapes of a layout, where no environment says more."""
+    boxes = [spaces.Box(-np.inf, np.inf, shape, np.float32) for shape in layout.shapes]
+    return spaces.Dict(dict(zip(layout.keys, boxes, strict=True))) if layout.keys else boxes[0]
+
+
+def parts_of(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
+    """Returns the spaces of a Dict by key, or the space itself under an empty key."""
+    return dict(space.spaces) if isinstance(space, spaces.Dict) else {"": space}
+
+
+def has_images(space: spaces.Space[Any]) -> bool:
+    """Tells whether a part of the observation is an image: three axes, uint8, 0 to 255."""
+    return any(is_image_space(part) for part in parts_of(space).values())
+
+
+def channels_first(space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """Returns the space that SB3 shows to a policy: images with their channels first."""
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict({k: channels_first(v) for k, v in space.spaces.items()})
+    if isinstance(space, spaces.Box) and is_image_space(space):
+        if not is_image_space_channels_first(space):
+            return VecTransposeImage.transpose_space(space)
+    return space
+
+
+def is_vector(
+    space: spaces.Space[Any], extractor: type[BaseFeaturesExtractor], normalize_images: bool
+) -> bool:
+    """Tells whether SB3's preprocessing and extractor would only flatten and join."""
+    if extractor not in (FlattenExtractor, CombinedExtractor):
+        return False
+    # CombinedExtractor takes what looks like an image for one even where nothing is divided.
+    lenient = extractor is CombinedExtractor and not normalize_images
+    for part in parts_of(space).values():
+        if isinstance(part, spaces.MultiBinary):
+            continue
+        if not isinstance(part, spaces.Box):
+            return False
+        if is_image_space(part, normalized_image=lenient) and (normalize_images or lenient):
+            return False
+    return True
+
+
+class ObservationEncoder(nn.Module):
+    """SB3's preprocessing and features extractor behind the core's flat observations.
+
+    Args:
+        space: The observation space.
+        layout: How its observations are flattened.
+        extractor: The features extractor.
+        normalize_images: Whether to divide images by 255.
+    """
+
+    def __init__(
+        self,
+        space: spaces.Space[Any],
+        layout: ObservationLayout,
+        extractor: BaseFeaturesExtractor,
+        normalize_images: bool,
+    ) -> None:
+        super().__init__()
+        self.space, self.layout = space, layout
+        self.extractor, self.normalize_images = extractor, normalize_images
+        self.features_dim = int(extractor.features_dim)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Returns features (B, F) of flat observations (B, O)."""
+        parts = self.layout.unflatten(obs)
+        features: Tensor = self.extractor(preprocess_obs(parts, self.space, self.normalize_images))
+        return features
+
+
+def same_shapes(a: spaces.Space[Any], b: spaces.Space[Any]) -> bool:
+    """Tells whether observations of two spaces flatten alike."""
+    return layout_of(a) == layout_of(b)
+
+
+def same_bounds(a: ActionScaler, b: ActionScaler) -> bool:
+    """Tells whether two action Boxes are one, up to the rounding of float32."""
+    return a.low.shape == b.low.shape and bool(
+        np.allclose(a.low, b.low, rtol=1e-5, atol=1e-6)
+        and np.allclose(a.high, b.high, rtol=1e-5, atol=1e-6)
+    )
+
+
+def with_axes(obs: Any, layout: ObservationLayout) -> Any:  # noqa: ANN401 - one tensor or a dict
+    """Gives discrete parts the axis that a replay buffer gives them: (B,) becomes (B, 1)."""
+    if isinstance(obs, Mapping):
+        return {k: v[:, None] if v.ndim == 1 else v for k, v in obs.items()}
+    return obs[:, None] if obs.ndim == 1 and layout.shapes[0] == (1,) else obs

@@ -1,0 +1,578 @@
+"""GTP as an off-policy algorithm of Stable-Baselines3, online and offline."""
+
+import time
+from collections.abc import Iterable
+from typing import Any, ClassVar, TypeVar, cast
+
+import numpy.typing as npt
+import torch
+from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import (
+    GymEnv,
+    MaybeCallback,
+    Schedule,
+)
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
+
+from gtp_policy import GTPConfig, GTPLearner, OfflineDataset, Transitions, UpdateMetrics
+from gtp_sb3 import _attach, _files, _offline, _replay, _saving, _sources
+from gtp_sb3._choices import check_learning_rate, check_policy_kwargs, merge_learner
+from gtp_sb3._data import Dataset
+from gtp_sb3._spaces import action_scaler_of
+from gtp_sb3.policies import CnnPolicy, GTPPolicy, MlpPolicy, MultiInputPolicy, Observation
+
+SelfGTP = TypeVar("SelfGTP", bound="GTP")
+
+
+class GTP(OffPolicyAlgorithm):
+    """Generative Trajectory Policies as an algorithm of Stable-Baselines3.
+
+    With a ``dataset`` it learns offline: one timestep is one update (or ``gradient_steps`` of
+    them), and the environment is neither stepped nor reset; it may be None. Without one it is an
+    off-policy algorithm like any other, with replay buffer, exploration and ``train_freq``.
+    `set_dataset` changes from one to the other.
+
+    **deterministic=True** of `predict` takes the action that the critic values most among 16
+    (``eval_candidates`` of the config) that start from fixed noises: equal observations get equal
+    actions. It is the best of some samples of the policy, neither its mean nor its mode, since a
+    generative policy has no cheap one. ``deterministic=False`` draws one sample;
+    ``policy_kwargs=dict(candidates=n)`` makes either the best of n.
+
+    Arguments of SB3 keep SB3's meaning. What belongs to the method stands in ``gtp_config``. A
+    choice that can be made in both places (``learning_rate``, ``tau``, ``seed``, ``net_arch``,
+    ``n_critics``) may be made in one of them. Where ``gtp_config`` does not say ``total_updates``,
+    the first `learn` sets it from its ``total_timesteps``: curriculum and schedules of the config
+    unfold over that run, and later runs stay at their end (on data, with a warning).
+
+    Args:
+        policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"``, or a `GTPPolicy` class.
+        env: Environment, vectorised or not, or its id. None is enough for a dataset that knows
+            the bounds of its actions.
+        learning_rate: Learning rate of all parts, or its schedule. Default: the config's.
+        buffer_size: Size of the replay buffer; made when it is needed.
+        learning_starts: Timesteps of random actions before learning online. A policy that was
+            trained on a dataset acts itself from the start.
+        batch_size: Transitions per update.
+        tau: Rate at which the slow copies follow, ``ema_rate`` of the config. Default: 0.005.
+        gamma: Discount factor. Default: the one of an ``OfflineDataset``, or 0.99.
+        train_freq: How often to learn, online.
+        gradient_steps: Updates per round online, per timestep offline; -1 means as many as steps
+            were made, and one offline.
+        action_noise: Noise added to the actions of a run online.
+        replay_buffer_class: Class of the replay buffer, such as ``HerReplayBuffer``.
+        replay_buffer_kwargs: Its keyword arguments.
+        optimize_memory_usage: Whether the replay buffer keeps each observation once.
+        n_steps: Rewards per TD target; above 1 online only.
+        dataset: What to learn from: an ``OfflineDataset``, a dict of arrays, a ``MinariDataset``
+            or the id of a local one, the path of a D4RL file, or a ``ReplayBuffer`` of SB3.
+            Actions in the units of the environment (a ``ReplayBuffer`` holds them scaled).
+        gtp_config: Every choice of the method. Default: all defaults.
+        stats_window_size: Episodes that the statistics of a run online are averaged over.
+        tensorboard_log: Folder of TensorBoard's logs.
+        policy_kwargs: Arguments of the policy, see `GTPPolicy`.
+        verbose: 0 for silence, 1 for logs, 2 for more.
+        seed: Seed of everything: as SB3 does, also of the global generators, from which a replay
+            buffer is sampled. Without one, the config's; without that, one that the operating
+            system draws. ``model.seed`` says which; it leaves the global generators alone.
+        device: Where to compute.
+        _init_setup_model: Whether to build the networks at once.
+
+    Attributes:
+        learner: The core's learner.
+        dataset: What the model learns from offline, or None.
+
+    Raises:
+        UnsupportedSpaceError: If the action space is no bounded Box.
+        DataError: If the dataset is bad or does not fit.
+        ValueError: If a choice is made twice, or not offered.
+
+    References:
+        | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al., 2025)
+        | https://arxiv.org/abs/2510.11499
+
+    Example:
+        >>> import numpy as np
+        >>> from gtp_policy import OfflineDataset
+        >>> from gtp_sb3 import GTP
+        >>> dataset = OfflineDataset.from_arrays(
+        ...     obs=np.zeros((8, 3)), action=np.zeros((8, 1)), reward=np.ones(8),
+        ...     next_obs=np.zeros((8, 3)), terminated=np.zeros(8), truncated=np.zeros(8),
+        ...     low=[-2.0], high=[2.0])
+        >>> model = GTP("MlpPolicy", None, dataset=dataset, batch_size=4, device="cpu",
+        ...             policy_kwargs=dict(net_arch=[16]))
+        >>> model.learn(total_timesteps=2).learner.updates
+        2
+        >>> model.predict(np.zeros(3), deterministic=True)[0].shape
+        (1,)
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+    policy: GTPPolicy
+
+    def __init__(
+        self,
+        policy: str | type[GTPPolicy],
+        env: GymEnv | str | None = None,
+        learning_rate: float | Schedule | None = None,
+        buffer_size: int = 1_000_000,
+        learning_starts: int = 100,
+        batch_size: int = 256,
+        tau: float | None = None,
+        gamma: float | None = None,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        dataset: object = None,
+        gtp_config: GTPConfig | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        if env is not None:
+            env = maybe_make_env(env, verbose)
+            action_scaler_of(env.action_space)
+        config = gtp_config or GTPConfig()
+        check_learning_rate(config, learning_rate)
+        merged = merge_learner(config, tau, seed)
+        if _sources.named(dataset) and env is None:
+            dataset = _sources.open_named(
+                cast(str, dataset), 0.99 if gamma is None else gamma, None
+            )
+        if gamma is None:
+            gamma = dataset.gamma if isinstance(dataset, OfflineDataset) else 0.99
+        # Before super(), which sets `replay_buffer`.
+        self._replay_buffer: ReplayBuffer | None = None
+        self.dataset: Dataset | None = None
+        super().__init__(
+            policy,
+            cast(GymEnv, env),  # None is welcome in the end
+            cast(float, learning_rate),  # None leaves it to the config
+            buffer_size,
+            learning_starts,
+            batch_size,
+            merged.learner.ema_rate,
+            gamma,
+            train_freq,
+            gradient_steps,
+            action_noise=action_noise,
+            replay_buffer_class=replay_buffer_class,
+            replay_buffer_kwargs=replay_buffer_kwargs,
+            optimize_memory_usage=optimize_memory_usage,
+            n_steps=n_steps,
+            policy_kwargs=policy_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            seed=merged.learner.seed,
+            sde_support=False,
+            support_multi_env=True,
+        )
+        self.gtp_config = merged
+        self._seeds_globally = seed is not None
+        is_set = "total_updates" in config.learner.model_fields_set
+        self._horizon: str | None = "config" if is_set else None  # who set total_updates
+        self._offline_updates = 0
+        self._scales_are_fixed = False
+        self._sigma_is_open = config.actor.sigma_data is None
+        self._spaces_are_derived = False
+        self._prepared: Dataset | None = None
+        self._metrics: UpdateMetrics | None = None
+        self._stand_in: VecEnv | None = None
+        self._clock = [0.0, 0]  # seconds and updates since the last log
+        if env is None and dataset is not None:
+            self.observation_space, self.action_space = _sources.spaces_of(dataset)
+            self.n_envs, self._spaces_are_derived = 1, True
+        if _init_setup_model:
+            self._layout = _sources.layout_for(dataset, self._known_space())
+            self._setup_model()
+            if dataset is not None:
+                self.set_dataset(dataset)
+            else:
+                self._make_replay_buffer()  # as SB3 does, so that its objections come here
+
+    def _known_space(self) -> Any:  # noqa: ANN401 - a space
+        if not hasattr(self, "observation_space"):
+            raise ValueError(
+                "The spaces are unknown: got neither `env` nor `dataset`, expected one of them."
+            )
+        return self.observation_space
+
+    def _setup_model(self) -> None:
+        kwargs, seed, buffer = self.policy_kwargs, self.seed, self._replay_buffer
+        check_policy_kwargs(kwargs)
+        self.policy_kwargs = {**kwargs, "config": self.gtp_config, "layout": self._layout}
+        # A seed that was not given to SB3 stays out of the global generators.
+        self.seed = seed if self._seeds_globally else None
+        # SB3 makes a replay buffer where there is none; ours is made when it is needed.
+        self._replay_buffer = cast(ReplayBuffer, object())
+        try:
+            super()._setup_model()
+        finally:
+            self.policy_kwargs, self.seed, self._replay_buffer = kwargs, seed, buffer
+        self._create_aliases()
+
+    def _setup_lr_schedule(self) -> None:
+        if self.learning_rate is None:
+            self.lr_schedule = cast(Schedule, None)  # the policy leaves its optimisers to the core
+        else:
+            super()._setup_lr_schedule()
+
+    def _create_aliases(self) -> None:
+        self.actor, self.actor_target = self.policy.actor, self.policy.actor_target
+        self.critic, self.critic_target = self.policy.critic, self.policy.critic_target
+        self.value = self.policy.value
+
+    @property
+    def learner(self) -> GTPLearner:
+        """The core's learner: networks, optimisers, counter and choices."""
+        return self.policy.learner
+
+    @property
+    def replay_buffer(self) -> ReplayBuffer | None:
+        """The replay buffer; None as long as the model learns from a dataset."""
+        if self._replay_buffer is None and self.dataset is None and hasattr(self, "policy"):
+            self._make_replay_buffer()
+        return self._replay_buffer
+
+    @replay_buffer.setter
+    def replay_buffer(self, buffer: ReplayBuffer | None) -> None:
+        self._replay_buffer = buffer
+
+    def _make_replay_buffer(self) -> None:
+        if self.replay_buffer_class is HerReplayBuffer:
+            self._need_env("HerReplayBuffer")
+        self._replay_buffer = _replay.make(self)
+
+    def _need_env(self, what: str) -> VecEnv:
+        if self.env is None:
+            raise ValueError(
+                f"{what} needs an environment: got env=None, expected one. Pass env= or call "
+                "set_env(); to learn offline, call set_dataset()."
+            )
+        return self.env
+
+    def set_dataset(self, dataset: object, *, keep_data: bool = False) -> None:
+        """Says what `learn` learns from: a dataset, or with None the environment.
+
+        The first dataset of a model that was never trained also gives it its scales, unless the
+        config says otherwise: ``sigma_data`` from the actions and, for vectors, the normalisation
+        of observations. Both then stay as they are, online too.
+
+        An environment in ``VecNormalize`` must not change its statistics while the model learns
+        offline. Untouched ones are taken from the dataset and frozen (``training = False``); frozen
+        ones are used as they are; others raise.
+
+        Args:
+            dataset: As for the constructor; None to learn online.
+            keep_data: With None: whether the transitions of the present dataset become the
+                beginning of the replay buffer, the newest if not all fit. Otherwise training
+                continues on what is collected from now on alone.
+
+        Raises:
+            DataError: If the dataset is bad, does not fit the model, or meets ``n_steps`` above 1,
+                a replay buffer that changes its samples or statistics that move.
+            ValueError: If ``keep_data`` is asked for with nothing to keep.
+
+        Example:
+            >>> import gymnasium, numpy as np
+            >>> from gtp_sb3 import GTP
+            >>> data = dict(obs=np.zeros((8, 3)), next_obs=np.zeros((8, 3)), reward=np.ones(8),
+            ...             action=np.zeros((8, 1)), terminated=np.zeros(8), truncated=np.zeros(8))
+            >>> model = GTP("MlpPolicy", gymnasium.make("Pendulum-v1"), dataset=data,
+            ...             buffer_size=100, policy_kwargs=dict(net_arch=[16]))
+            >>> model.set_dataset(None, keep_data=True)
+            >>> model.replay_buffer.size()
+            8
+        """
+        if dataset is None:
+            _attach.detach(self, keep_data)
+            return
+        if keep_data:
+            raise ValueError(
+                "`keep_data` goes with set_dataset(None): got a dataset, expected None. It says "
+                "what becomes of the data when the model goes online."
+            )
+        _attach.attach(self, dataset)
+
+    def learn(
+        self: SelfGTP,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int | None = -1,
+        tb_log_name: str = "GTP",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfGTP:
+        """Learns: from the dataset if there is one, from the environment if not.
+
+        Args:
+            total_timesteps: Offline: timesteps of ``gradient_steps`` updates each. Online: steps
+                of the environment.
+            callback: Callbacks of SB3, called after every timestep. Offline, their local variables
+                ``rewards``, ``dones`` and ``infos`` are empty, and ``new_obs`` is None.
+            log_interval: Offline: timesteps between two logs. Online: episodes. -1 stands for 1000
+                timesteps or 4 episodes; None for no logs.
+            tb_log_name: Name of the run in TensorBoard.
+            reset_num_timesteps: Whether to count timesteps from 0; False goes on with an earlier
+                run.
+            progress_bar: Whether to draw a progress bar.
+
+        Returns:
+            The model.
+
+        Raises:
+            NonFiniteError: If losses are not finite when they are logged.
+            ValueError: If there is neither dataset nor environment, or no critic to learn online.
+        """
+        if self.dataset is None:
+            self._need_env("Learning without a dataset")
+            if self.learner.critic is None:
+                raise ValueError(
+                    "Learning online needs a critic: got critic=None (behaviour cloning), expected "
+                    "a QEnsembleConfig in gtp_config."
+                )
+            _offline.set_horizon(self, total_timesteps)
+            return super().learn(
+                total_timesteps,
+                callback,
+                4 if log_interval == -1 else cast(int, log_interval),
+                tb_log_name,
+                reset_num_timesteps,
+                progress_bar,
+            )
+        _offline.set_horizon(self, total_timesteps)
+        self._stand_in = _offline.stand_in(self) if self.env is None else None
+        try:
+            _offline.learn(
+                self,
+                total_timesteps,
+                callback,
+                1000 if log_interval == -1 else log_interval,
+                tb_log_name,
+                reset_num_timesteps,
+                progress_bar,
+            )
+        finally:
+            self._stand_in = None
+        return self
+
+    def get_env(self) -> VecEnv | None:
+        """Returns the environment; for callbacks of a model without one, a stand-in with spaces.
+
+        Returns:
+            The environment, or None.
+        """
+        return self.env if self.env is not None else self._stand_in
+
+    def train(self, gradient_steps: int, batch_size: int = 256) -> None:
+        """Does some updates; called by `learn`.
+
+        Args:
+            gradient_steps: How many.
+            batch_size: Transitions per update.
+        """
+        learner = self.learner
+        if not learner.actor.training:  # walking through all modules costs more than asking
+            self.policy.set_training_mode(True)
+        if self.learning_rate is not None:
+            self._update_learning_rate(list(learner.optimizers.values()))
+        start = time.perf_counter()
+        for _ in range(gradient_steps):
+            self._metrics = learner.update(self._minibatch(batch_size))
+        self._clock[0] += time.perf_counter() - start
+        self._clock[1] += gradient_steps
+        self._n_updates = learner.updates
+        if self._prepared is not None:
+            self._offline_updates += gradient_steps
+
+    def _minibatch(self, batch_size: int) -> Transitions:
+        if self._prepared is not None:
+            return self._prepared.sample(batch_size, generator=self.learner.stream("batch"))
+        buffer = cast(ReplayBuffer, self.replay_buffer)
+        return _replay.sample(buffer, batch_size, self._vec_normalize_env, self.gamma, self._layout)
+
+    def dump_logs(self) -> None:
+        """Writes the logs; the only place where metrics are copied from the device.
+
+        Raises:
+            NonFiniteError: If a metric of the latest update is NaN or infinite.
+        """
+        if self._metrics is not None:
+            start = time.perf_counter()
+            for name, value in self._metrics.to_floats().items():
+                self.logger.record(f"train/{name}", value)
+            seconds, updates = self._clock
+            seconds += time.perf_counter() - start  # for what the device had still to do
+            self.logger.record("time/ms_per_update", 1000 * seconds / max(updates, 1))
+            self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+            rate = self.learner.optimizers["actor"].param_groups[0]["lr"]
+            self.logger.record("train/learning_rate", float(rate))
+            self._metrics, self._clock = None, [0.0, 0]
+        super().dump_logs()
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        if self._offline_updates:
+            learning_starts = 0  # a trained policy has better to offer than random actions
+        return super()._sample_action(learning_starts, action_noise, n_envs)
+
+    def predict(
+        self,
+        observation: Observation,
+        state: tuple[npt.NDArray[Any], ...] | None = None,
+        episode_start: npt.NDArray[Any] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
+        """Acts on one observation or a batch of them, with the slow copy of the actor.
+
+        Args:
+            observation: Observation of the environment, or a batch.
+            state: Returned as it came; the policy has no memory.
+            episode_start: Not used.
+            deterministic: Whether to take the best, as the critic sees it, of some actions that
+                start from fixed noises, so that equal observations get equal actions; see
+                `GTPPolicy`. Not the mean of the policy. False draws new noise.
+
+        Returns:
+            Actions in the units of the environment, always inside its Box, and the state.
+
+        Raises:
+            DataError: If the observation holds NaN or infinity.
+            ValueError: If it does not fit the space, or is the pair that ``gymnasium`` returns.
+        """
+        return self.policy.predict(observation, state, episode_start, deterministic)
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seeds the model's own streams, and as SB3 does Python, numpy, torch and the environment.
+
+        Args:
+            seed: The seed; None does nothing.
+        """
+        if seed is None:
+            return
+        super().set_random_seed(seed)
+        self.seed, self._seeds_globally = seed, True
+        if hasattr(self, "policy"):
+            self.policy.reseed(seed)
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Sets the environment.
+
+        A model that took its spaces from a dataset takes over those of its first environment, if
+        observations have the same shapes and actions the same bounds.
+
+        Args:
+            env: Environment, vectorised or not.
+            force_reset: Whether to reset it before the next training.
+
+        Raises:
+            ValueError: If its spaces are others.
+        """
+        if self._spaces_are_derived:
+            env = self._wrap_env(env, self.verbose)
+            _saving.take_spaces(self, env)
+        super().set_env(env, force_reset)
+
+    def save(
+        self,
+        path: _files.Place,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """Saves the model as one zip file without any pickle: a checkpoint of the core.
+
+        It holds networks, slow copies, optimisers, counters and SB3's attributes; neither dataset
+        nor replay buffer nor environment. Functions and classes of your own are not in it: `load`
+        asks for them.
+
+        Args:
+            path: Name of the file (``.zip`` is added where it has no ending; a file of that name is
+                replaced at once), or a binary stream.
+            exclude: Names of attributes to leave out.
+            include: Names of attributes not to leave out.
+
+        Raises:
+            CheckpointError: If it cannot be written.
+        """
+        _saving.save(self, path, exclude, include)
+
+    @classmethod
+    def load(
+        cls: type[SelfGTP],
+        path: _files.Place,
+        env: GymEnv | None = None,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,  # noqa: ANN401 - attributes of any type
+    ) -> SelfGTP:
+        """Loads a model that `save` wrote, or a checkpoint of the core or of another host.
+
+        Nothing in the file is executed. The dataset is not in it: call `set_dataset` to go on
+        learning offline; the run then continues exactly where it was.
+
+        Args:
+            path: Name of the file, with or without ``.zip``, or a binary stream.
+            env: Environment; None is enough to act.
+            device: Where to compute.
+            custom_objects: Attributes in place of what the file says, and what no file can hold:
+                schedules that are functions, ``policy_kwargs`` with classes of your own.
+            print_system_info: Whether to print the versions here and where it was saved.
+            force_reset: As in SB3; the environment is always reset before training.
+            **kwargs: Attributes to set, such as ``learning_rate`` or ``dataset``.
+
+        Returns:
+            The model.
+
+        Raises:
+            CheckpointError: If the file is missing, damaged or foreign (a file of SB3's own
+                included), or lacks something that no file can hold.
+            ValueError: If the environment has other spaces, or ``policy_kwargs`` differ.
+        """
+        return _saving.load(cls, path, env, device, custom_objects, print_system_info, kwargs)
+
+    def set_parameters(
+        self,
+        load_path_or_dict: Any,  # noqa: ANN401 - a place or a dict
+        exact_match: bool = True,
+        device: torch.device | str = "auto",
+    ) -> None:
+        """Takes over parameters, in place.
+
+        Args:
+            load_path_or_dict: What `get_parameters` returned, or a file that `save` wrote.
+            exact_match: Whether every part and every parameter must be given.
+            device: Not used; parameters come to where the model is.
+
+        Raises:
+            CheckpointError: If the file is missing, damaged or foreign.
+            ValueError: If a name is unknown, or one is missing with ``exact_match``.
+            StateMismatchError: If the parameters belong to another flow map.
+        """
+        _saving.set_parameters(self, load_path_or_dict, exact_match)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), *_saving.EXCLUDED]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", *(f"{n}.optimizer" for n in self.learner.optimizers)], []

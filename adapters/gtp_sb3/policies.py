@@ -1,0 +1,494 @@
+"""Policies: a flow map, its critic and their slow copies as one SB3 policy."""
+
+import copy
+import pathlib
+from collections.abc import Callable
+from typing import Any, ClassVar, Self, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    NatureCNN,
+)
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.common.utils import get_device
+from torch import Tensor, nn
+
+from gtp_policy import (
+    FlowMapActor,
+    GTPConfig,
+    GTPLearner,
+    ObservationLayout,
+    QEnsemble,
+    ValueNetwork,
+    restore_,
+)
+from gtp_policy.errors import CheckpointError, DataError, UnsupportedSpaceError
+from gtp_sb3 import _codec, _files
+from gtp_sb3._choices import check_policy_choices, merge_networks
+from gtp_sb3._spaces import ObservationEncoder, action_scaler_of, is_vector, layout_of, with_axes
+
+OptimizerFactory = Callable[[str, nn.Module], torch.optim.Optimizer]
+Observation = npt.NDArray[Any] | dict[str, npt.NDArray[Any]]
+
+
+class GTPPolicy(BasePolicy):
+    """A generative trajectory policy with its critic, as SB3 knows policies.
+
+    Vectors (a Box, or a Dict of Boxes, with SB3's default extractors) go to the core's networks
+    directly; images, discrete parts and extractors of your own through SB3's preprocessing and the
+    extractor, of which actor and critic have a copy each.
+
+    **deterministic=True** starts the sampler from noises that are fixed with the policy, and takes
+    the action that the critic values most: the same observation always gets the same action. How
+    many there are is ``eval_candidates`` of the config, 16. It is the best of that many samples of
+    the policy, neither its mean nor its mode, since a generative policy has no cheap one. Without a
+    critic, or with ``candidates=1``, it is one sample. **deterministic=False** draws one sample
+    with new noise; with ``candidates=n``, the best of n.
+
+    Args:
+        observation_space: Observation space.
+        action_space: A bounded Box.
+        lr_schedule: Learning rate as a function of the remaining progress, as in SB3; None leaves
+            learning rates to ``config``.
+        net_arch: Widths of the hidden layers, a list or ``dict(pi=[...], qf=[...])``. Default: the
+            config's.
+        activation_fn: Fixed to nn.Mish; anything else is refused.
+        features_extractor_class: Features extractor.
+        features_extractor_kwargs: Its keyword arguments.
+        normalize_images: Whether to divide images by 255.
+        optimizer_class: Optimiser.
+        optimizer_kwargs: Its keyword arguments, without the learning rate.
+        n_critics: Number of Q networks. Default: the config's.
+        share_features_extractor: Not supported; False.
+        config: Every choice of the method.
+        network: Backbone of the actor in place of the default MLP; copied.
+        candidates: Actions to draw per observation, of which the critic chooses one. Default:
+            ``eval_candidates`` of the config for a deterministic action, else 1. Can be changed at
+            any time: ``model.policy.candidates = 4``.
+        layout: Order in which the parts of an observation are joined. Default: of the space.
+
+    Attributes:
+        learner: The core's learner, which holds the networks and their optimisers.
+        actor: Flow map that is trained, with its ``optimizer``.
+        actor_target: Its slow copy, which acts.
+        critic: Q networks, with their ``optimizer``; None for behaviour cloning.
+        critic_target: Their slow copy.
+        value: Value network of the expectile baseline, or None.
+
+    Raises:
+        UnsupportedSpaceError: If the action space is no bounded Box, or a Dict observation meets
+            a policy for arrays.
+        ValueError: If a choice is made twice, or not offered.
+
+    Example:
+        >>> import numpy as np
+        >>> from gymnasium.spaces import Box
+        >>> from gtp_sb3 import GTPPolicy
+        >>> policy = GTPPolicy(Box(-1, 1, (3,)), Box(-2, 2, (1,)), net_arch=[64, 64])
+        >>> action, _ = policy.predict(np.zeros(3), deterministic=True)
+        >>> action.shape, bool(abs(action) <= 2)
+        ((1,), True)
+    """
+
+    learner: GTPLearner
+    actor: FlowMapActor
+    actor_target: FlowMapActor
+    critic: QEnsemble | None
+    critic_target: QEnsemble | None
+    value: ValueNetwork | None
+    _network: nn.Module | None
+    default_extractor: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule | None = None,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] | None = None,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        normalize_images: bool = True,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        n_critics: int | None = None,
+        share_features_extractor: bool = False,
+        *,
+        config: GTPConfig | None = None,
+        network: nn.Module | None = None,
+        candidates: int | None = None,
+        layout: ObservationLayout | None = None,
+    ) -> None:
+        extractor_class = features_extractor_class or self.default_extractor
+        check_policy_choices(activation_fn, share_features_extractor)
+        if isinstance(observation_space, spaces.Dict) and extractor_class is FlattenExtractor:
+            raise UnsupportedSpaceError(
+                f"The observation is a Dict: got {type(self).__name__}, expected MultiInputPolicy "
+                "or an extractor for its parts."
+            )
+        super().__init__(
+            observation_space,
+            action_space,
+            extractor_class,
+            dict(features_extractor_kwargs or {}),
+            normalize_images=normalize_images,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=dict(optimizer_kwargs or {}),
+            squash_output=True,
+        )
+        self.net_arch, self.n_critics, self.candidates = net_arch, n_critics, candidates
+        self.scaler = action_scaler_of(action_space)
+        self.layout = layout or layout_of(observation_space)
+        self.is_vector = is_vector(observation_space, extractor_class, normalize_images)
+        self._noise: torch.Generator | None = None
+        # A template, no part of the policy: not registered.
+        self.__dict__["_network"] = network
+        self._build(merge_networks(config or GTPConfig(), net_arch, n_critics), lr_schedule)
+
+    def _build(self, config: GTPConfig, lr_schedule: Schedule | None) -> None:
+        learner = GTPLearner.build(
+            self.layout.obs_dim,
+            self.scaler.action_dim,
+            config,
+            network=self.make_network(),
+            encoder=self.make_encoder(),
+            optimizer=self.optimizer_factory(config, lr_schedule),
+        )
+        # Not registered: its networks are the policy's own children, by SB3's names.
+        self.__dict__["learner"] = learner
+        self.actor, self.actor_target = learner.actor, learner.target_actor
+        self.critic, self.critic_target = learner.critic, learner.target_critic
+        self.value = learner.value
+        for name, optimizer in learner.optimizers.items():
+            getattr(self, name).optimizer = optimizer
+        self.train(False)
+
+    def make_network(self) -> nn.Module | None:
+        """Returns a new copy of the actor's own backbone, if it has one."""
+        return copy.deepcopy(self._network)
+
+    def make_encoder(self) -> ObservationEncoder | None:
+        """Returns SB3's preprocessing and a new extractor as one module; None for vectors."""
+        if self.is_vector:
+            return None
+        extractor = self.make_features_extractor()
+        return ObservationEncoder(
+            self.observation_space, self.layout, extractor, self.normalize_images
+        )
+
+    def optimizer_factory(
+        self, config: GTPConfig, lr_schedule: Schedule | None
+    ) -> OptimizerFactory | None:
+        """Returns what makes optimisers of SB3's choices; None leaves them to the core.
+
+        Args:
+            config: Every choice of the method.
+            lr_schedule: Learning rate by remaining progress, or None.
+
+        Returns:
+            A function of the part's name and module.
+
+        Raises:
+            ValueError: If the config schedules a learning rate for an optimiser of another class.
+        """
+        cls, kwargs = self.optimizer_class, dict(self.optimizer_kwargs)
+        if lr_schedule is None and cls is torch.optim.Adam and not kwargs:
+            return None
+        rates = config.learner
+        if lr_schedule is None and rates.lr_schedule != "constant":
+            raise ValueError(
+                f"`learner.lr_schedule` of the config goes with its own optimiser: got "
+                f"{rates.lr_schedule!r} and an `optimizer_class` or `optimizer_kwargs`, expected "
+                "one of them. Pass learning_rate= as a schedule of SB3."
+            )
+        if cls in (torch.optim.Adam, torch.optim.AdamW):
+            if not kwargs.keys() & {"foreach", "differentiable", "capturable"}:
+                kwargs.setdefault("fused", True)  # as the core's
+
+        def make(name: str, module: nn.Module) -> torch.optim.Optimizer:
+            rate = rates.actor_lr if name == "actor" else rates.critic_lr
+            if lr_schedule is not None:
+                rate = lr_schedule(1)
+            make_optimizer = cast(Any, cls)  # the base class asks for no learning rate
+            optimizer: torch.optim.Optimizer = make_optimizer(
+                module.parameters(), lr=rate, **kwargs
+            )
+            return optimizer
+
+        return make
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets training mode; the slow copies, which act, stay in evaluation mode.
+
+        Args:
+            mode: Whether to train.
+
+        Returns:
+            The policy itself.
+        """
+        super().train(mode)
+        for target in (self.actor_target, self.critic_target):
+            if target is not None:
+                target.eval()
+        return self
+
+    def set_training_mode(self, mode: bool) -> None:
+        """Does what `train` does; SB3's name for it.
+
+        Args:
+            mode: Whether to train.
+        """
+        self.train(mode)
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> Tensor:
+        """Acts on tensors.
+
+        Args:
+            obs: Observations as SB3's ``obs_to_tensor`` makes them: a tensor or a dict of tensors.
+            deterministic: Whether to start from fixed noises.
+
+        Returns:
+            Actions in [-1, 1], shape (B, A).
+        """
+        return self._predict(obs, deterministic)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
+        flat = self.layout.flatten(with_axes(observation, self.layout))
+        finite = flat.isfinite().all(1)
+        if not finite.all():
+            row = int((~finite).nonzero()[0])
+            raise DataError(
+                f"The observation is not finite: got NaN or infinity in row {row} of {len(flat)}, "
+                "expected finite numbers. Look at the environment; VecCheckNan finds the step."
+            )
+        return self.learner.act(
+            flat,
+            candidates=self.candidates,
+            deterministic=deterministic,
+            generator=None if deterministic else self._noise_source(flat.device),
+        )
+
+    def predict(
+        self,
+        observation: Observation,
+        state: tuple[npt.NDArray[Any], ...] | None = None,
+        episode_start: npt.NDArray[Any] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
+        """Acts on one observation or a batch of them.
+
+        Changes nothing but the policy's own stream of noise: no training flag, no global generator.
+
+        Args:
+            observation: Observation of the environment, or a batch.
+            state: Returned as it came; the policy has no memory.
+            episode_start: Not used.
+            deterministic: Whether to take the best, as the critic sees it, of some actions that
+                start from fixed noises, so that equal observations get equal actions; see
+                `GTPPolicy`. Not the mean of the policy. False draws new noise.
+
+        Returns:
+            Actions in the units of the environment, always inside its Box, and the state.
+
+        Raises:
+            DataError: If the observation holds NaN or infinity.
+            ValueError: If it does not fit the space, or is the pair that ``gymnasium`` returns.
+
+        Example:
+            >>> import numpy as np
+            >>> from gymnasium.spaces import Box
+            >>> from gtp_sb3 import MlpPolicy
+            >>> policy = MlpPolicy(Box(-1, 1, (3,)), Box(-2, 2, (1,)), net_arch=[64, 64])
+            >>> policy.predict(np.zeros((5, 3)))[0].shape
+            (5, 1)
+        """
+        if isinstance(observation, tuple) and len(observation) == 2:
+            raise ValueError(
+                "The observation is a tuple: got what `env.reset()` of gymnasium returns, expected "
+                "an array or a dict. Unpack it: `obs, info = env.reset()`; the VecEnv of SB3 "
+                "returns the observation alone."
+            )
+        tensors, vectorized = self.obs_to_tensor(observation)
+        with torch.no_grad():
+            unit = self._predict(tensors, deterministic).cpu().numpy()
+        shape = cast("tuple[int, ...]", self.action_space.shape)
+        action = self.scaler.to_box(unit).reshape(-1, *shape)
+        return (action if vectorized else action[0]), state
+
+    def _noise_source(self, device: torch.device) -> torch.Generator:
+        if self._noise is None or self._noise.device != device:
+            self._noise = self.learner.stream("predict")
+        return self._noise
+
+    def reseed(self, seed: int) -> None:
+        """Starts every stream of random numbers anew, of acting and of training.
+
+        Args:
+            seed: The seed, at least 0.
+        """
+        self.learner.config = self.learner.config.replace(seed=seed)
+        self._noise = None
+
+    def take_spaces(
+        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
+    ) -> None:
+        """Takes over spaces that describe the same observations and actions in more detail.
+
+        Args:
+            observation_space: Observation space.
+            action_space: Action space.
+
+        Raises:
+            ValueError: If observations would have to be preprocessed in another way.
+        """
+        extractor = self.features_extractor_class
+        if self.is_vector != is_vector(observation_space, extractor, self.normalize_images):
+            raise ValueError(
+                f"The observations are of another kind: got {observation_space}, expected one like "
+                f"{self.observation_space}. Build the model with the environment."
+            )
+        self.observation_space, self.action_space = observation_space, action_space
+
+    def unscale_action(self, scaled_action: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Takes actions from [-1, 1] to the units of the environment.
+
+        Args:
+            scaled_action: Actions in [-1, 1].
+
+        Returns:
+            Actions inside the Box.
+        """
+        box = cast(spaces.Box, self.action_space)
+        return np.clip(super().unscale_action(scaled_action), box.low, box.high)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        # The config of the learner says all that `net_arch` and `n_critics` said.
+        return {
+            **super()._get_constructor_parameters(),
+            "features_extractor_class": self.features_extractor_class,
+            "features_extractor_kwargs": self.features_extractor_kwargs,
+            "optimizer_class": self.optimizer_class,
+            "optimizer_kwargs": self.optimizer_kwargs,
+            "candidates": self.candidates,
+            **({} if self._network is None else {"network": self._network}),
+        }
+
+    def save(self, path: str | pathlib.Path) -> None:
+        """Saves the policy alone, optimisers included, as one zip file without any pickle.
+
+        Args:
+            path: Name of the file; ``.zip`` is added where it has no ending.
+
+        Raises:
+            CheckpointError: If it cannot be written.
+        """
+        kwargs = self._get_constructor_parameters()
+        attributes = {k: kwargs.pop(k) for k in ("observation_space", "action_space")}
+        attributes |= {"policy_class": type(self), "policy_kwargs": kwargs}
+        encoded = _files.encode_attributes(attributes)
+        _files.write(path, self.learner, self.scaler, self.layout, encoded)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | pathlib.Path,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+    ) -> Self:
+        """Loads what `save` wrote, or the policy of a whole model.
+
+        Args:
+            path: Name of the file, with or without ``.zip``.
+            device: Where to put it.
+            custom_objects: ``policy_kwargs`` and the like, in place of what the file says.
+
+        Returns:
+            The policy.
+
+        Raises:
+            CheckpointError: If the file is missing, damaged or foreign, or lacks something that no
+                file can hold.
+            StateMismatchError: If ``custom_objects`` do not fit the file.
+        """
+        replaced = custom_objects or {}
+        with _files.located(path) as file:
+            info, encoded = _files.read(file)
+            known = ("observation_space", "action_space", "policy_kwargs")
+            own = {k: v for k, v in encoded.items() if k in known}
+            attributes = _files.decode_attributes(file, own, replaced) | replaced
+            missing = [k for k in known if k not in attributes]
+            if missing:
+                raise CheckpointError(
+                    f"Checkpoint {file} is no policy of SB3: got no {missing}, expected a file of "
+                    "GTP.save. Load a file of the core with GTP.load(path, env=...)."
+                )
+            policy = cls(
+                attributes["observation_space"],
+                attributes["action_space"],
+                **attributes["policy_kwargs"] | {"config": info.config, "layout": info.layout},
+            ).to(get_device(device))
+            restore_(policy.learner, file)
+        return policy
+
+
+class MlpPolicy(GTPPolicy):
+    """The policy for vectors: a `GTPPolicy` without an extractor.
+
+    Other single arrays and discrete observations are flattened and one-hot encoded, as SB3 does.
+    Takes the arguments of `GTPPolicy`.
+
+    Example:
+        >>> from gymnasium.spaces import Box
+        >>> from gtp_sb3 import MlpPolicy
+        >>> MlpPolicy(Box(-1, 1, (3,)), Box(-1, 1, (2,))).layout
+        ObservationLayout((3,))
+    """
+
+
+class CnnPolicy(GTPPolicy):
+    """The policy for images: a `GTPPolicy` with SB3's NatureCNN in front of each network.
+
+    Takes the arguments of `GTPPolicy`.
+
+    Example:
+        >>> import numpy as np
+        >>> from gymnasium.spaces import Box
+        >>> from gtp_sb3 import CnnPolicy
+        >>> image = Box(0, 255, (1, 36, 36), np.uint8)
+        >>> CnnPolicy(image, Box(-1, 1, (2,))).actor.encoder.features_dim
+        512
+    """
+
+    default_extractor = NatureCNN
+
+
+class MultiInputPolicy(GTPPolicy):
+    """The policy for Dict observations: a `GTPPolicy` with SB3's CombinedExtractor.
+
+    A Dict of vectors needs no extractor: its parts are joined, goals last. Takes the arguments of
+    `GTPPolicy`.
+
+    Example:
+        >>> from gymnasium.spaces import Box, Dict
+        >>> from gtp_sb3 import MultiInputPolicy
+        >>> space = Dict({key: Box(-1, 1, (2,)) for key in ("achieved_goal", "desired_goal")})
+        >>> MultiInputPolicy(space, Box(-1, 1, (2,))).layout
+        ObservationLayout({'achieved_goal': (2,), 'desired_goal': (2,)})
+    """
+
+    default_extractor = CombinedExtractor
+
+
+_codec.CLASSES |= {
+    "gtp_sb3.GTPPolicy": GTPPolicy,
+    "gtp_sb3.MlpPolicy": MlpPolicy,
+    "gtp_sb3.CnnPolicy": CnnPolicy,
+    "gtp_sb3.MultiInputPolicy": MultiInputPolicy,
+}

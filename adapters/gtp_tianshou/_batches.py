@@ -1,0 +1,70 @@
+"""Minibatches of Tianshou as the core's, and what the core says of them for Tianshou."""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from tianshou.data.types import RolloutBatchProtocol
+from torch import Tensor
+
+from gtp_policy import GTPLearner, OfflineDataset, Transitions
+from gtp_policy.errors import DataError
+from gtp_policy.functional import td_target
+from gtp_tianshou._spaces import flatten
+from gtp_tianshou._state import same_box
+from gtp_tianshou.buffers import check_bounds
+from gtp_tianshou.policy import GTPPolicy
+
+
+def to_transitions(
+    batch: RolloutBatchProtocol,
+    policy: GTPPolicy,
+    gamma: float,
+    out_of_bounds: Literal["error", "clip"],
+) -> Transitions:
+    """Converts a minibatch; the target is one step away, and termination alone ends it."""
+    action = np.asarray(batch.act).reshape(len(batch.act), -1)
+    if out_of_bounds != "clip":
+        check_bounds(action, np.arange(len(action)))
+    for name, column in (("act", action), ("rew", np.asarray(batch.rew))):
+        if not np.isfinite(column).all():
+            raise DataError(
+                f"`{name}` is not finite: got {column[~np.isfinite(column)][0]} in a minibatch, "
+                "expected finite numbers. Remove or repair the episode."
+            )
+    columns = (
+        flatten(policy.layout, batch.obs),
+        action.clip(-1.0, 1.0),
+        batch.rew,
+        flatten(policy.layout, batch.obs_next),
+        gamma * ~np.asarray(batch.terminated, np.bool_),
+    )
+    return Transitions(*(torch.as_tensor(np.array(column)).float() for column in columns))
+
+
+@torch.no_grad()
+def td_error(learner: GTPLearner, batch: Transitions) -> Tensor:
+    """Returns absolute TD errors, mean over members, shape (B,); without a critic, ones."""
+    critic, target = learner.critic, learner.target_critic
+    if critic is None or target is None:
+        return torch.ones_like(batch.reward)
+    generator = learner.stream("priority")
+    next_action = learner.target_actor.sample(batch.next_obs, generator=generator)
+    y = td_target(batch.reward, batch.discount, target(batch.next_obs, next_action).amin(0))
+    error: Tensor = critic(batch.obs, batch.action) - y
+    return error.abs().mean(0)
+
+
+def check_dataset(dataset: OfflineDataset, policy: GTPPolicy, gamma: float) -> None:
+    """Raises unless a dataset was made for the spaces of a policy and the same discount factor."""
+    box = same_box(dataset.action_scaler, policy.action_scaler)
+    for name, got, expected, equal in (
+        ("layout", dataset.layout, policy.layout, dataset.layout == policy.layout),
+        ("gamma", dataset.gamma, gamma, dataset.gamma == gamma),
+        ("action_scaler", dataset.action_scaler, policy.action_scaler, box),
+    ):
+        if not equal:
+            raise DataError(
+                f"The dataset does not fit the algorithm in its `{name}`: got {got}, expected "
+                f"{expected}. Make both from the same spaces and the same gamma."
+            )

@@ -1,0 +1,139 @@
+"""What a saved algorithm consists of beside the core's learner, and what it must fit."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import gymnasium as gym
+import numpy as np
+import torch
+from pydantic import Field, JsonValue, ValidationError
+from tianshou.algorithm.optim import OptimizerFactory
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from gtp_policy import ActionScaler, Config, GTPLearner
+from gtp_policy.errors import CheckpointError, StateMismatchError
+from gtp_tianshou._spaces import action_scaler_of
+
+METADATA = "tianshou"  # key of a checkpoint's metadata that is ours
+SCHEDULERS = "_lr_schedulers"  # key of a state dict, in the manner of Tianshou's `_optimizers`
+
+
+class Saved(Config):
+    """What a checkpoint holds for Tianshou alone; files of other hosts leave it at the defaults."""
+
+    gamma: float = Field(0.99, ge=0, le=1, strict=True)
+    deterministic_eval: bool = Field(True, strict=True)
+    steps: int | None = Field(None, ge=1, le=10_000, strict=True)
+    candidates: int | None = Field(None, ge=1, le=10_000, strict=True)
+    seed: int = Field(0, ge=-(2**63), lt=2**63, strict=True)
+    lr_schedulers: tuple[dict[str, JsonValue], ...] = ()
+
+    @classmethod
+    def read(cls, path: str | Path, metadata: Mapping[str, JsonValue], learner: GTPLearner) -> Self:
+        """Checks the part of a checkpoint's metadata that is ours."""
+        try:
+            saved = cls.model_validate(metadata.get(METADATA, {}))
+            if learner.critic is None and (saved.candidates or 1) > 1:
+                raise ValueError("several candidates without a critic")
+        except ValueError as error:  # pydantic's ValidationError is one
+            reason = error
+            if isinstance(error, ValidationError):
+                first = error.errors(include_url=False, include_context=False)[0]
+                reason = ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+            raise CheckpointError(
+                f"Checkpoint {path} cannot be read: got metadata of {METADATA!r} with {reason}, "
+                "expected what GTP.save wrote."
+            ) from error
+        return saved
+
+
+def check_schedulers(states: Sequence[Any], schedulers: Sequence[LRScheduler]) -> None:
+    """Raises unless there is a state for each scheduler, of its own kind."""
+    if len(states) != len(schedulers):
+        raise StateMismatchError(
+            f"The state has other learning-rate schedulers: got {len(states)}, expected "
+            f"{len(schedulers)}. Pass the optimiser factories it was trained with; to act, "
+            "GTP.load takes train_state=False."
+        )
+    for state, scheduler in zip(states, schedulers, strict=True):
+        foreign = sorted(set(state) - set(scheduler.state_dict()))
+        if foreign:
+            raise StateMismatchError(
+                f"The state has a scheduler of another kind: got {foreign}, which "
+                f"{type(scheduler).__name__} does not have. Pass the optimiser factories it was "
+                "trained with."
+            )
+
+
+def check_state(
+    state: Mapping[str, Any], schedulers: list[Any] | None, own_state: Mapping[str, Any]
+) -> None:
+    """Raises unless a state dict has the names and shapes of our own."""
+    if schedulers is None or "learner._extra_state" not in state:
+        raise StateMismatchError(
+            f"The state is not one of GTP: got {sorted(state)[:3]} and {len(state)} entries in "
+            "all, expected what GTP.state_dict returned. A policy's state goes into "
+            "policy.load_state_dict."
+        )
+    own = {k: tuple(v.shape) for k, v in own_state.items() if isinstance(v, Tensor)}
+    got = {k: tuple(v.shape) for k, v in state.items() if isinstance(v, Tensor)}
+    wrong = [
+        f"{k} is {got.get(k)} there, {own.get(k)} here"
+        for k in sorted(own.keys() | got.keys())
+        if own.get(k) != got.get(k)
+    ]
+    if wrong:
+        raise StateMismatchError(
+            f"The state belongs to other networks: got {'; '.join(wrong[:3])} ({len(wrong)} in "
+            "all), expected the same names and shapes."
+        )
+
+
+def optimizer_maker(
+    actor: OptimizerFactory, critic: OptimizerFactory, schedulers: list[LRScheduler]
+) -> Callable[[str, nn.Module], torch.optim.Optimizer]:
+    """Returns what a learner calls for its optimisers; their schedulers go into the list."""
+
+    def make(name: str, module: nn.Module) -> torch.optim.Optimizer:
+        factory = actor if name == "actor" else critic
+        optimizer, scheduler = factory.create_instances(module)
+        if scheduler is not None:
+            schedulers.append(scheduler)
+        return optimizer
+
+    return make
+
+
+def space_of(
+    path: str | Path, scaler: ActionScaler | None, space: gym.Space[Any] | None
+) -> gym.Space[Any]:
+    """Returns the space to act in, which must be the one that was trained in."""
+    if space is None:
+        if scaler is None:
+            raise StateMismatchError(
+                f"Checkpoint {path} names no action bounds: got action_scaler=None, expected "
+                "action_space=. Pass the environment's."
+            )
+        return gym.spaces.Box(scaler.low.astype(np.float32), scaler.high.astype(np.float32))
+    if scaler is not None and not same_box(scaler, action_scaler_of(space)):
+        raise StateMismatchError(
+            f"Checkpoint {path} was trained for other actions: got {scaler}, expected {space}."
+        )
+    return space
+
+
+def same_box(a: ActionScaler, b: ActionScaler) -> bool:
+    return a.action_dim == b.action_dim and bool(
+        np.allclose(a.low, b.low) and np.allclose(a.high, b.high)
+    )
+
+
+def plain_numbers(value: Any) -> Any:  # noqa: ANN401 - a state may hold anything
+    """Returns a nested state with Python's numbers in the place of numpy's."""
+    if isinstance(value, dict):
+        return {key: plain_numbers(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(plain_numbers(v) for v in value)
+    return value.item() if isinstance(value, np.generic) else value

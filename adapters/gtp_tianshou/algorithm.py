@@ -1,0 +1,527 @@
+"""The algorithm: the core's learner behind Tianshou's offline interface."""
+
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, cast
+
+import gymnasium as gym
+import torch
+from pydantic import JsonValue
+from tianshou.algorithm.algorithm_base import OfflineAlgorithm
+from tianshou.algorithm.optim import OptimizerFactory
+from tianshou.data import ReplayBuffer, ReplayBufferManager, VectorReplayBuffer
+from tianshou.data.buffer.buffer_base import TBuffer
+from tianshou.data.types import PrioBatchProtocol, RolloutBatchProtocol
+from tianshou.trainer import OfflineTrainer, OfflineTrainerParams
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from gtp_policy import (
+    AdvantageWeighter,
+    GTPConfig,
+    GTPLearner,
+    GTPLearnerConfig,
+    GTPLoss,
+    ObservationLayout,
+    OfflineDataset,
+    QEnsemble,
+    Transitions,
+    UpdateMetrics,
+    load_checkpoint,
+    save_checkpoint,
+)
+from gtp_tianshou._batches import check_dataset, td_error, to_transitions
+from gtp_tianshou._state import (
+    METADATA,
+    SCHEDULERS,
+    Saved,
+    check_schedulers,
+    check_state,
+    optimizer_maker,
+    plain_numbers,
+    space_of,
+)
+from gtp_tianshou.buffers import TransitionTable, dataset_from_buffer
+from gtp_tianshou.policy import GTPPolicy
+from gtp_tianshou.stats import GTPTrainingStats
+
+# Buffers that sample uniformly: one table on the device replaces them. Others keep their own
+# sampling, and a minibatch is converted when it is drawn.
+_UNIFORM = (ReplayBuffer, ReplayBufferManager, VectorReplayBuffer)
+
+
+class GTP(OfflineAlgorithm[GTPPolicy]):
+    r"""Generative trajectory policies as an offline algorithm of Tianshou, in the place of TD3BC.
+
+    An update is Algorithm 1 as the core's `GTPLearner` does it: with the same data, seed and
+    weights the parameters are bit for bit those of a run without Tianshou. A uniform buffer becomes
+    one table on the device when a trainer is made; other buffers (prioritised, hindsight) are
+    sampled by their own rule, with ``batch.weight`` set to the absolute TD errors.
+
+    Afterwards the policy acts with the slow copies of actor and critic, which it shares with the
+    learner. ``state_dict`` holds optimisers, counters and learning-rate schedulers too, and is
+    readable with ``torch.load(..., weights_only=True)``.
+
+    Args:
+        policy: The policy; its actor is the one to train.
+        policy_optim: Factory of the actor's optimiser, learning-rate scheduler included; default
+            Adam with the config's ``actor_lr``, ``critic_lr`` and ``lr_schedule``.
+        critic: The critic to train; None for behaviour cloning.
+        critic_optim: Factory of the critic's (and a value network's) optimiser; default
+            ``policy_optim``.
+        loss: The actor's loss; default `GTPLoss` with default choices.
+        weighter: From advantages to weights; default `AdvantageWeighter` with default choices.
+        gamma: Discount factor, in [0, 1].
+        config: The learner's choices. If they leave ``total_updates`` open, the trainer's
+            ``max_epochs * epoch_num_steps`` are taken. With a factory, its learning rates are
+            unused.
+        log_every: Metrics are fetched from the device once in so many updates.
+        preload: Whether a uniform buffer becomes a table on the device.
+        out_of_bounds: Whether buffered actions outside [-1, 1] raise or are clipped.
+
+    Attributes:
+        learner: The core's learner: networks, targets, optimisers, counter.
+
+    Raises:
+        ValueError: If ``critic_optim`` comes without ``policy_optim`` or without a critic, or
+            ``log_every`` is smaller than 1, or the policy belongs to another algorithm.
+
+    References:
+        | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al., 2025),
+        | Algorithm 1, https://arxiv.org/abs/2510.11499
+
+    Example:
+        >>> import numpy as np
+        >>> from gymnasium.spaces import Box
+        >>> from tianshou.algorithm.optim import AdamOptimizerFactory
+        >>> from tianshou.trainer import OfflineTrainerParams
+        >>> from gtp_policy import FlowMapActor, OfflineDataset, QEnsemble
+        >>> from gtp_tianshou import GTP, GTPPolicy, buffer_from_dataset
+        >>> buffer = buffer_from_dataset(OfflineDataset.from_arrays(
+        ...     obs=np.zeros((9, 3)), action=np.zeros((9, 1)), reward=np.ones(9),
+        ...     terminated=np.arange(9) == 8, truncated=np.zeros(9, bool), low=[-2], high=[2]))
+        >>> policy = GTPPolicy(actor=FlowMapActor(3, 1), action_space=Box(-2.0, 2.0, (1,)))
+        >>> algorithm = GTP(policy=policy, policy_optim=AdamOptimizerFactory(lr=3e-4),
+        ...                 critic=QEnsemble(3, 1))
+        >>> result = algorithm.run_training(OfflineTrainerParams(
+        ...     buffer=buffer, max_epochs=1, epoch_num_steps=2, batch_size=4, show_progress=False))
+        >>> result.update_step, algorithm.learner.updates
+        (2, 2)
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: GTPPolicy,
+        policy_optim: OptimizerFactory | None = None,
+        critic: QEnsemble | None,
+        critic_optim: OptimizerFactory | None = None,
+        loss: GTPLoss | None = None,
+        weighter: AdvantageWeighter | None = None,
+        gamma: float = 0.99,
+        config: GTPLearnerConfig | None = None,
+        log_every: int = 10,
+        preload: bool = True,
+        out_of_bounds: Literal["error", "clip"] = "error",
+    ) -> None:
+        if critic_optim is not None and (policy_optim is None or critic is None):
+            raise ValueError(
+                f"`critic_optim` stands alone: got policy_optim={policy_optim} and critic="
+                f"{type(critic).__name__}, expected both, since one factory is of no use."
+            )
+        if log_every < 1:
+            raise ValueError(f"`log_every` is out of range: got {log_every}, expected >= 1.")
+        if not any(p.requires_grad for p in policy.actor.parameters()):
+            raise ValueError(
+                "The policy belongs to another algorithm: got an actor without a parameter to "
+                "train, expected a policy of its own for each algorithm."
+            )
+        super().__init__(policy=policy)
+        config = config or GTPLearnerConfig()
+        make = None
+        if policy_optim is not None:
+            make = optimizer_maker(policy_optim, critic_optim or policy_optim, self.lr_schedulers)
+        self.learner = GTPLearner(
+            policy.actor, critic, loss=loss, weighter=weighter, config=config, optimizer=make
+        )
+        self._length_is_open = "total_updates" not in config.model_fields_set
+        if not self._length_is_open:
+            self.learner.set_total_updates_(config.total_updates)
+        self.gamma, self.log_every = gamma, log_every
+        self.preload, self.out_of_bounds = preload, out_of_bounds
+        self._floats: dict[str, float] = {}
+        self._seconds, self._timed = 0.0, 0
+        policy.actor, policy.critic = self.learner.target_actor, self.learner.target_critic
+        policy._eval_candidates = self.learner.config.eval_candidates
+
+    @classmethod
+    def from_buffer(
+        cls,
+        buffer: ReplayBuffer | OfflineDataset,
+        *,
+        action_space: gym.Space[Any],
+        observation_space: gym.Space[Any] | None = None,
+        config: GTPConfig | None = None,
+        gamma: float | None = None,
+        policy_optim: OptimizerFactory | None = None,
+        critic_optim: OptimizerFactory | None = None,
+        layout: ObservationLayout | None = None,
+        network: nn.Module | None = None,
+        encoder: nn.Module | None = None,
+        device: torch.device | str | None = None,
+        deterministic_eval: bool = True,
+        candidates: int | None = None,
+        log_every: int = 10,
+        out_of_bounds: Literal["error", "clip"] = "error",
+    ) -> Self:
+        """Builds networks, policy and algorithm that fit the data: dimensions and scales.
+
+        ``sigma_data`` is taken from the actions where the config leaves it open, and observations
+        are normalised inside the networks if ``config.learner.normalize_obs``.
+
+        Args:
+            buffer: Any of Tianshou's buffers, or a dataset of ``gtp_policy``. Pass the same to
+                ``OfflineTrainerParams(buffer=...)``, which takes both.
+            action_space: The environment's.
+            observation_space: The environment's; default: vectors, or what the dataset says.
+            config: Every choice; default all defaults.
+            gamma: Discount factor; default 0.99, or the dataset's.
+            policy_optim: As for the constructor.
+            critic_optim: As for the constructor.
+            layout: As for `GTPPolicy`.
+            network: Backbone of the actor in place of the default MLP.
+            encoder: Module from normalised observations to features, for actor and critic.
+            device: Where to train; default the CPU, or where the dataset is.
+            deterministic_eval: As for `GTPPolicy`.
+            candidates: As for `GTPPolicy`.
+            log_every: As for the constructor.
+            out_of_bounds: As for the constructor.
+
+        Returns:
+            The algorithm.
+
+        Raises:
+            DataError: If something in the buffer is wrong.
+            UnsupportedSpaceError: If a space does not fit.
+
+        Example:
+            >>> from gymnasium.spaces import Box
+            >>> from gtp_policy import GTPConfig, OfflineDataset
+            >>> from gtp_tianshou import GTP
+            >>> dataset = OfflineDataset.from_arrays(
+            ...     obs=[[0.0], [2.0]], action=[[1.6], [-1.6]], reward=[0.0, 1.0],
+            ...     terminated=[1, 1], truncated=[0, 0], low=[-2.0], high=[2.0])
+            >>> algorithm = GTP.from_buffer(dataset, action_space=Box(-2.0, 2.0, (1,)),
+            ...                             config=GTPConfig(critic=None))
+            >>> round(algorithm.policy.actor.sigma_data, 4)
+            0.8
+        """
+        if isinstance(buffer, OfflineDataset):
+            dataset = buffer if device is None else buffer.to(device)
+            layout = layout or dataset.layout
+        else:
+            dataset = dataset_from_buffer(
+                buffer,
+                action_space=action_space,
+                observation_space=observation_space,
+                layout=layout,
+                gamma=0.99 if gamma is None else gamma,
+                out_of_bounds=out_of_bounds,
+                device=device or "cpu",
+            )
+        parts = GTPLearner.from_dataset(dataset, config, network=network, encoder=encoder)
+        policy = GTPPolicy(
+            actor=parts.actor,
+            action_space=action_space,
+            observation_space=observation_space,
+            critic=parts.critic,
+            layout=dataset.layout,
+            deterministic_eval=deterministic_eval,
+            candidates=candidates,
+            seed=parts.config.seed,
+        )
+        algorithm = cls(
+            policy=policy,
+            policy_optim=policy_optim,
+            critic=parts.critic,
+            critic_optim=critic_optim,
+            loss=parts.loss,
+            weighter=parts.weighter,
+            gamma=dataset.gamma if gamma is None else gamma,
+            config=parts.config,
+            log_every=log_every,
+            out_of_bounds=out_of_bounds,
+        )
+        if isinstance(buffer, OfflineDataset):
+            check_dataset(buffer, policy, algorithm.gamma)
+        return algorithm
+
+    def create_trainer(self, params: OfflineTrainerParams) -> OfflineTrainer:
+        """Makes the stock trainer; the length of the run, if open, becomes that of the trainer's.
+
+        Args:
+            params: Tianshou's parameters; ``buffer`` may also be an `OfflineDataset`.
+
+        Returns:
+            The trainer.
+
+        Raises:
+            DataError: If something in the buffer is wrong.
+        """
+        if self._length_is_open:
+            before = 0 if params.resume_from_log else self.learner.updates
+            self.learner.set_total_updates_(
+                max(1, before + params.max_epochs * params.epoch_num_steps)
+            )
+        return super().create_trainer(params)
+
+    def process_buffer(self, buffer: TBuffer) -> TBuffer:
+        """Turns a uniform buffer into one table on the learner's device; called by the trainer.
+
+        Args:
+            buffer: A buffer of Tianshou's, or an `OfflineDataset`. Prioritised, hindsight and
+                frame-stacking buffers are left as they are.
+
+        Returns:
+            What the trainer samples from.
+
+        Raises:
+            DataError: If something in the buffer is wrong, or a dataset does not fit the policy.
+            EmptyDatasetError: If there is no transition.
+        """
+        policy, device = self.policy, self.learner.actor.fixed_noise.device
+        if isinstance(buffer, OfflineDataset):
+            check_dataset(buffer, policy, self.gamma)
+            dataset = buffer.to(device)
+        elif not self.preload or type(buffer) not in _UNIFORM or buffer.stack_num > 1:
+            return buffer
+        else:
+            dataset = dataset_from_buffer(
+                buffer,
+                action_space=policy.action_space,
+                layout=policy.layout,
+                gamma=self.gamma,
+                out_of_bounds=self.out_of_bounds,
+                device=device,
+            )
+        return cast("TBuffer", TransitionTable(dataset, self.learner.stream))
+
+    def _update_with_batch(self, batch: RolloutBatchProtocol | Transitions) -> GTPTrainingStats:
+        start = time.perf_counter()
+        like = self.learner.actor.fixed_noise
+        if isinstance(batch, Transitions):
+            transitions = batch if batch.obs.dtype == like.dtype else batch.to(dtype=like.dtype)
+        else:
+            transitions = to_transitions(batch, self.policy, self.gamma, self.out_of_bounds).to(
+                like.device, like.dtype
+            )
+        metrics = self.learner.update(transitions)
+        if hasattr(batch, "weight"):  # a prioritised buffer takes it for the new priority
+            cast("PrioBatchProtocol", batch).weight = td_error(self.learner, transitions)
+        return self._stats(metrics, start)
+
+    def _stats(self, metrics: UpdateMetrics, start: float) -> GTPTrainingStats:
+        due = not self._floats or (self.learner.updates - 1) % self.log_every == 0
+        floats = metrics.to_floats() if due else {}
+        self._seconds += time.perf_counter() - start  # with the wait for the device, where it is
+        self._timed += 1
+        if due:
+            self._floats = {**floats, "ms_per_update": 1e3 * self._seconds / self._timed}
+            self._seconds, self._timed = 0.0, 0
+        return GTPTrainingStats(**cast("dict[str, Any]", self._floats))
+
+    def save(self, path: str | Path, *, metadata: Mapping[str, JsonValue] | None = None) -> Path:
+        """Saves everything that `load` needs, in the core's format: tensors and JSON, no pickle.
+
+        Args:
+            path: A new directory; or a name that ends in ``.zip``, which replaces a file of that
+                name in one step.
+            metadata: Anything else that JSON can hold.
+
+        Returns:
+            The path.
+
+        Raises:
+            CheckpointError: If it cannot be written, or holds something that is neither tensor nor
+                JSON. What was there before is unchanged.
+
+        Example:
+            >>> import tempfile
+            >>> from gymnasium.spaces import Box
+            >>> from gtp_policy import FlowMapActor
+            >>> from gtp_tianshou import GTP, GTPPolicy
+            >>> policy = GTPPolicy(actor=FlowMapActor(3, 1), action_space=Box(-2.0, 2.0, (1,)))
+            >>> algorithm = GTP(policy=policy, critic=None)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     GTP.load(algorithm.save(f"{folder}/policy.zip")).policy.action_space
+            Box(-2.0, 2.0, (1,), float32)
+        """
+        policy = self.policy
+        own: dict[str, JsonValue] = {
+            "gamma": self.gamma,
+            "deterministic_eval": policy.deterministic_eval,
+            "steps": policy.steps,
+            "candidates": policy.candidates,
+            "seed": policy.seed,
+            "lr_schedulers": [plain_numbers(s.state_dict()) for s in self.lr_schedulers],
+        }
+        return save_checkpoint(
+            path,
+            self.learner,
+            action_scaler=policy.action_scaler,
+            layout=policy.layout,
+            metadata={**(metadata or {}), METADATA: own},
+        )
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        action_space: gym.Space[Any] | None = None,
+        observation_space: gym.Space[Any] | None = None,
+        policy_optim: OptimizerFactory | None = None,
+        critic_optim: OptimizerFactory | None = None,
+        network: nn.Module | None = None,
+        encoder: nn.Module | None = None,
+        device: torch.device | str = "cpu",
+        train_state: bool = True,
+        gamma: float | None = None,
+        log_every: int = 10,
+        preload: bool = True,
+        out_of_bounds: Literal["error", "clip"] = "error",
+    ) -> Self:
+        """Builds the algorithm that was saved, ready to act and to train on.
+
+        Args:
+            path: Directory or zip file, saved by `save`, or by another host or the core.
+            action_space: The environment's; default: a Box with the saved bounds.
+            observation_space: The environment's; default: what the saved layout says.
+            policy_optim: The factory it was trained with, if there was one.
+            critic_optim: Likewise.
+            network: The actor's backbone, if it was one of your own.
+            encoder: The encoder, likewise.
+            device: Where parameters shall live.
+            train_state: Whether to restore optimisers and schedulers. False is for acting, or for
+                other optimisers than those saved.
+            gamma: Discount factor; default the saved one, or 0.99.
+            log_every: As for the constructor.
+            preload: As for the constructor.
+            out_of_bounds: As for the constructor.
+
+        Returns:
+            The algorithm.
+
+        Raises:
+            CheckpointError: If the file is missing, damaged, foreign or malicious.
+            StateMismatchError: If optimisers, schedulers, networks or spaces are not like those
+                saved.
+        """
+        schedulers: list[LRScheduler] = []
+        make = None
+        if policy_optim is not None:
+            make = optimizer_maker(policy_optim, critic_optim or policy_optim, schedulers)
+        learner, scaler, layout, metadata = load_checkpoint(
+            path,
+            network=network,
+            encoder=encoder,
+            optimizer=make,
+            device=device,
+            train_state=train_state,
+        )
+        saved = Saved.read(path, metadata, learner)
+        policy = GTPPolicy(
+            actor=learner.actor,
+            action_space=space_of(path, scaler, action_space),
+            observation_space=observation_space,
+            critic=learner.critic,
+            layout=layout,
+            deterministic_eval=saved.deterministic_eval,
+            steps=saved.steps,
+            candidates=saved.candidates,
+            seed=saved.seed,
+        )
+        algorithm = cls(
+            policy=policy,
+            policy_optim=policy_optim,
+            critic=learner.critic,
+            critic_optim=critic_optim,
+            loss=learner.loss,
+            weighter=learner.weighter,
+            gamma=saved.gamma if gamma is None else gamma,
+            config=learner.config,
+            log_every=log_every,
+            preload=preload,
+            out_of_bounds=out_of_bounds,
+        )
+        algorithm.learner.load_state_dict(learner.state_dict())
+        if train_state:
+            algorithm._load_schedulers(saved.lr_schedulers)
+        return algorithm
+
+    def state_dict(  # type: ignore[override]
+        self,
+        *args: Any,  # noqa: ANN401 - as torch has it
+        **kwargs: Any,  # noqa: ANN401
+    ) -> dict[str, Any]:
+        """Returns networks, targets, optimisers, counters and schedulers, for ``torch.save``.
+
+        Args:
+            *args: As for any torch module.
+            **kwargs: As for any torch module.
+
+        Returns:
+            Tensors, and numbers and strings in plain containers.
+        """
+        state: dict[str, Any] = super().state_dict(*args, **kwargs)
+        prefix = kwargs.get("prefix", "")
+        state[prefix + SCHEDULERS] = [s.state_dict() for s in self.lr_schedulers]
+        # Tianshou's linear schedule makes learning rates of numpy's type, which torch.load refuses.
+        for key in (f"{prefix}learner._extra_state", prefix + SCHEDULERS):
+            state[key] = plain_numbers(state[key])
+        return state
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:  # noqa: ANN401 - torch's own return type has no public name
+        """Takes over what `state_dict` returned.
+
+        Args:
+            state_dict: The state; not changed.
+            strict: Whether names and shapes must match exactly.
+            assign: Whether to take over the tensors themselves instead of their values.
+
+        Returns:
+            The missing and unexpected keys.
+
+        Raises:
+            StateMismatchError: If the state belongs to an algorithm with other networks, optimisers
+                or schedulers; nothing has been changed then.
+        """
+        state = dict(state_dict)
+        schedulers = state.pop(SCHEDULERS, None)
+        if strict:
+            check_state(state, schedulers, self.state_dict())
+            check_schedulers(schedulers or [], self.lr_schedulers)
+        state.setdefault(self._STATE_DICT_KEY_OPTIMIZERS, [])
+        own = {k.removeprefix("learner."): v for k, v in state.items() if k.startswith("learner.")}
+        if "_extra_state" in own:
+            self.learner.load_state_dict(own, strict, assign)
+        result = super().load_state_dict(state, strict, assign)
+        if schedulers is not None:
+            self._load_schedulers(schedulers)
+        return result
+
+    def _load_schedulers(self, states: Sequence[Any]) -> None:
+        check_schedulers(states, self.lr_schedulers)
+        for scheduler, state in zip(self.lr_schedulers, states, strict=True):
+            scheduler.load_state_dict(copy.deepcopy(state))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        for optimizer in self.learner.optimizers.values():
+            if optimizer.state:  # follows its parameters to another device or dtype
+                optimizer.load_state_dict(optimizer.state_dict())
+        return self

@@ -1,0 +1,314 @@
+"""The policy that Tianshou's collectors and trainers see."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self, cast
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import torch
+from tianshou.algorithm.algorithm_base import Policy
+from tianshou.data import Batch
+from tianshou.data.types import ActBatchProtocol, ObsBatchProtocol
+from torch import Tensor
+
+from gtp_policy import (
+    ActionScaler,
+    FlowMapActor,
+    GTPLearnerConfig,
+    ObservationLayout,
+    QEnsemble,
+    act,
+)
+from gtp_policy.errors import NonFiniteError, ShapeError, UnsupportedSpaceError
+from gtp_tianshou._spaces import action_scaler_of, check_layout, flatten, layout_of, plain
+
+
+class GTPPolicy(Policy):
+    r"""A flow map as a Tianshou policy, for a bounded Box of actions and Box or Dict observations.
+
+    ``forward`` emits actions in [-1, 1] and builds no graph; ``map_action``, which the collector
+    calls, takes them to the environment's Box. Once a `GTP` algorithm has been made with it, the
+    policy acts with the slow copy of the weights, and ``policy.state_dict()`` alone can be
+    deployed.
+
+    Acting is deterministic if ``deterministic_eval`` and the policy is not within a training step:
+    equal observations then get equal actions, since actions start from a few noises that are fixed
+    with the weights, and the critic chooses. Without a critic it is one noise: repeatable, but the
+    same quantile of the policy everywhere, so that sampling is the better evaluation then. Never
+    zero noise, which can end between two modes. ``deterministic_eval``, ``steps`` and
+    ``candidates`` may be changed at any time.
+
+    Args:
+        actor: The flow map.
+        action_space: A Box with finite bounds, of any rank.
+        observation_space: A Box of any rank or a Dict of Boxes; default: vectors of the actor's
+            length.
+        critic: Judge of several candidates.
+        layout: Which parts of a Dict observation in which order; default: all, a goal observation
+            as observation, achieved_goal, desired_goal, other keys in alphabetical order.
+        deterministic_eval: Whether evaluation starts from fixed noises, as above.
+        steps: K, jumps per action; default the actor's.
+        candidates: Actions drawn per observation, of which the critic's favourite is taken (BCQ's
+            ``forward_sampled_times``). None: ``eval_candidates`` of the learner's config (16) where
+            actions are deterministic and there is a critic, else 1.
+        action_scaling: Whether [-1, 1] is mapped to the Box. False is possible where the Box is
+            [-1, 1] itself.
+        action_bound_method: Anything but ``"tanh"``: the actions are in [-1, 1] already.
+        seed: Seed of the noise of stochastic actions.
+
+    Raises:
+        UnsupportedSpaceError: If a space does not fit: discrete or unbounded actions, for example.
+        ShapeError: If the actor or the critic has other dimensions than the spaces.
+        ValueError: If ``action_bound_method`` is ``"tanh"``, or ``candidates`` need a critic.
+
+    Example:
+        >>> import numpy as np
+        >>> from gymnasium.spaces import Box
+        >>> from gtp_policy import FlowMapActor
+        >>> from gtp_tianshou import GTPPolicy
+        >>> policy = GTPPolicy(actor=FlowMapActor(3, 1), action_space=Box(-2.0, 2.0, (1,)))
+        >>> action = policy.compute_action(np.zeros(3))
+        >>> action.shape, policy.action_space.contains(action)
+        ((1,), True)
+    """
+
+    actor: FlowMapActor
+    critic: QEnsemble | None
+
+    def __init__(
+        self,
+        *,
+        actor: FlowMapActor,
+        action_space: gym.Space[Any],
+        observation_space: gym.Space[Any] | None = None,
+        critic: QEnsemble | None = None,
+        layout: ObservationLayout | None = None,
+        deterministic_eval: bool = True,
+        steps: int | None = None,
+        candidates: int | None = None,
+        action_scaling: bool = True,
+        action_bound_method: Literal["clip", "tanh"] | None = "clip",
+        seed: int = 0,
+    ) -> None:
+        scaler = action_scaler_of(action_space)
+        if observation_space is None:
+            layout = layout or ObservationLayout((actor.obs_dim,))
+        elif layout is None:
+            layout = layout_of(observation_space)
+        else:
+            check_layout(layout, observation_space)
+        _check_options(action_space, scaler, action_scaling, action_bound_method)
+        _check_dimensions(actor, critic, layout, scaler)
+        if (candidates or 1) > 1 and critic is None:
+            raise ValueError(
+                f"A choice among candidates needs a critic: got candidates={candidates} and "
+                "critic=None, expected a QEnsemble."
+            )
+        super().__init__(
+            action_space=action_space,
+            observation_space=observation_space,
+            action_scaling=action_scaling,
+            action_bound_method=action_bound_method,
+        )
+        self.actor, self.critic = actor, critic
+        self.layout, self.action_scaler = layout, scaler
+        self.deterministic_eval = deterministic_eval
+        self.steps, self.candidates = steps, candidates
+        self._eval_candidates = GTPLearnerConfig().eval_candidates  # an algorithm sets its own
+        self.seed = seed
+        self._generators: dict[str, torch.Generator] = {}
+        for module in (actor, critic):
+            if module is not None:
+                module.eval()
+
+    @torch.no_grad()
+    def forward(
+        self,
+        batch: ObsBatchProtocol,
+        state: Any = None,  # noqa: ANN401 - Tianshou's type of a hidden state
+        *,
+        generator: torch.Generator | None = None,
+        **kwargs: Any,  # noqa: ANN401 - as in every Tianshou policy
+    ) -> ActBatchProtocol:
+        """Acts for a batch of observations.
+
+        Args:
+            batch: With ``obs``: array or tensor (B, ...), or a Batch of these by key.
+            state: Handed back as it is; there is no hidden state.
+            generator: Source of the noise of stochastic actions, on the actor's device; default a
+                stream of this policy's own, which starts at its ``seed``.
+            **kwargs: Ignored, as in Tianshou's own policies.
+
+        Returns:
+            A Batch with ``act`` in [-1, 1], a tensor, shape (B, ...) as the space has it, and
+            ``state``.
+
+        Raises:
+            DataError: If an observation is not finite.
+            ShapeError: If an observation has the wrong shape or a key is missing.
+        """
+        like = self.actor.fixed_noise
+        flat = flatten(self.layout, batch.obs)
+        obs = flat.to(like) if isinstance(flat, Tensor) else torch.tensor(flat).to(like)
+        deterministic = self.deterministic_eval and not self.is_within_training_step
+        candidates = self.candidates
+        if candidates is None:
+            candidates = self._eval_candidates if deterministic and self.critic is not None else 1
+        if generator is None and not deterministic:
+            generator = self._generator(like.device)
+        action = act(
+            self.actor,
+            self.critic,
+            obs,
+            steps=self.steps,
+            candidates=candidates,
+            deterministic=deterministic,
+            generator=generator,
+        )
+        shape = cast("gym.spaces.Box", self.action_space).shape
+        return cast("ActBatchProtocol", Batch(act=action.reshape(-1, *shape), state=state))
+
+    def compute_action(
+        self,
+        obs: Any,  # noqa: ANN401 - an observation of any space
+        info: dict[str, Any] | None = None,
+        state: Any = None,  # noqa: ANN401 - as in forward
+        *,
+        generator: torch.Generator | None = None,
+    ) -> npt.NDArray[Any]:
+        """Acts for one observation, in the units of the environment.
+
+        Args:
+            obs: One observation, as ``env.step`` returns it: an array, or a dict of arrays.
+            info: Unused.
+            state: Unused.
+            generator: As for `forward`. With one per thread, or a deterministic policy, threads may
+                share the policy.
+
+        Returns:
+            The action, of the action space's shape and dtype, inside the Box.
+
+        Raises:
+            DataError: If the observation is not finite.
+            ShapeError: If the observation has the wrong shape or a key is missing.
+        """
+        one = plain(obs)
+        obs_batch = {k: v[None] for k, v in one.items()} if isinstance(one, Mapping) else one[None]
+        batch = cast("ObsBatchProtocol", Batch(obs=obs_batch))
+        return self.map_action(self.forward(batch, generator=generator).act[0])
+
+    def map_action(self, act: Any) -> npt.NDArray[Any]:  # noqa: ANN401 - array, tensor or list
+        """Takes actions from [-1, 1] to the environment's Box, in the Box's own dtype.
+
+        Unlike Tianshou's own, the result never leaves the Box by a rounding error.
+
+        Args:
+            act: One action or more, shape (..., action's); what lies outside [-1, 1] is clipped.
+
+        Returns:
+            The same shape, inside the Box.
+
+        Raises:
+            NonFiniteError: If a number is not finite.
+            ShapeError: If the shape does not end in the action's.
+        """
+        unit, shape = self._rows(act)
+        if not np.isfinite(unit).all():
+            raise NonFiniteError(
+                f"`act` is not finite: got {unit[~np.isfinite(unit)][0]}, expected actions in "
+                "[-1, 1]. Look at the parameters: training has diverged."
+            )
+        return self.action_scaler.to_box(unit.clip(-1.0, 1.0)).reshape(shape)
+
+    def map_action_inverse(self, act: Any) -> npt.NDArray[Any]:  # noqa: ANN401 - as above
+        """Takes actions from the environment's Box to [-1, 1], where a buffer keeps them.
+
+        Args:
+            act: One action or more, shape (..., action's), in the units of the environment.
+
+        Returns:
+            The same shape; in [-1, 1] where the action lies in the Box.
+
+        Raises:
+            ShapeError: If the shape does not end in the action's.
+        """
+        box, shape = self._rows(act)
+        return self.action_scaler.to_unit(box).reshape(shape)
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the policy's flag alone: actor and critic stay in evaluation mode, as they act.
+
+        Args:
+            mode: Whether to train.
+
+        Returns:
+            The policy itself.
+        """
+        self.training = mode
+        return self
+
+    def _rows(
+        self,
+        action: Any,  # noqa: ANN401 - as above
+    ) -> tuple[npt.NDArray[Any], tuple[int, ...]]:
+        """Returns actions as rows of A numbers in the dtype of the Box, and their shape before."""
+        space = cast("gym.spaces.Box", self.action_space)
+        array = np.asarray(self._action_to_numpy(action), dtype=space.dtype)
+        if array.shape[array.ndim - len(space.shape) :] != space.shape:
+            raise ShapeError(
+                f"`act` has the wrong shape: got {array.shape}, expected (..., "
+                f"{', '.join(map(str, space.shape))})."
+            )
+        return array.reshape(-1, self.action_scaler.action_dim), array.shape
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        if str(device) not in self._generators:
+            self._generators[str(device)] = torch.Generator(device).manual_seed(self.seed)
+        return self._generators[str(device)]
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if self.critic is None:  # an actor alone may take itself out of a state that has both
+            foreign = f"{prefix}critic."
+            unexpected_keys[:] = [k for k in unexpected_keys if not k.startswith(foreign)]
+
+
+def _check_options(
+    space: gym.Space[Any], scaler: ActionScaler, action_scaling: bool, bound_method: str | None
+) -> None:
+    unit = bool((scaler.low == -1.0).all() and (scaler.high == 1.0).all())
+    if not action_scaling and not unit:
+        raise UnsupportedSpaceError(
+            f"Without action scaling the Box must be [-1, 1]: got action_scaling=False and "
+            f"{space}. Actions would be clipped to a part of it; leave action_scaling=True."
+        )
+    if bound_method == "tanh":
+        raise ValueError(
+            "`action_bound_method` does not fit: got 'tanh', expected 'clip' or None. The policy's "
+            "actions are in [-1, 1] already, and tanh would keep them within 0.76."
+        )
+
+
+def _check_dimensions(
+    actor: FlowMapActor, critic: QEnsemble | None, layout: ObservationLayout, scaler: ActionScaler
+) -> None:
+    expected = layout.obs_dim, scaler.action_dim
+    for name, module in (("actor", actor), ("critic", critic)):
+        if module is not None and (module.obs_dim, module.action_dim) != expected:
+            raise ShapeError(
+                f"The {name} does not fit the spaces: got (obs_dim, action_dim) = "
+                f"({module.obs_dim}, {module.action_dim}), expected {expected} from {layout} and "
+                "the action space."
+            )

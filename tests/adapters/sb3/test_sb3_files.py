@@ -1,0 +1,581 @@
+"""Files: one line to save, one to load, nothing that runs, and everything that was there."""
+
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3 import TD3
+from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import nn
+
+from gtp_policy import (
+    ActionScaler,
+    GTPConfig,
+    GTPLearner,
+    ObservationLayout,
+    OfflineDataset,
+    load_checkpoint,
+    read_metadata,
+    save_checkpoint,
+)
+from gtp_policy.errors import CheckpointError, StateMismatchError
+from gtp_sb3 import GTP, MlpPolicy, MultiInputPolicy, _codec
+
+Make = Callable[..., GTP]
+Equal = Callable[[GTP, GTP], bool]
+OBS = np.ones((4, 3), np.float32)
+
+
+def actions(model: Any) -> np.ndarray:
+    return model.predict(OBS, deterministic=True)[0]
+
+
+# --- saving and loading
+
+
+def test_round_trip_without_anything(make_model: Make, tmp_path: Path, equal: Equal) -> None:
+    model = make_model(batch_size=7, gamma=None, tau=0.02, gradient_steps=2).learn(3)
+    model.save(tmp_path / "model")
+    loaded = GTP.load(tmp_path / "model")
+    assert equal(model, loaded)
+    np.testing.assert_array_equal(actions(model), actions(loaded))
+    for name in ("batch_size", "tau", "gamma", "gradient_steps", "num_timesteps", "_n_updates"):
+        assert getattr(loaded, name) == getattr(model, name), name
+    for name in ("seed", "n_envs", "train_freq", "learning_rate", "policy_kwargs"):
+        assert getattr(loaded, name) == getattr(model, name), name
+    assert loaded.observation_space == model.observation_space
+    assert loaded.action_space == model.action_space
+    assert loaded.learner.full_config == model.learner.full_config
+    assert loaded.dataset is None
+    assert loaded._replay_buffer is None  # nothing of a million rows was made to act
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [("a", "a.zip"), ("a.zip", "a.zip"), ("a.v1", "a.v1"), ("new/b", "new/b.zip")],
+)
+def test_names_of_files_as_in_sb3(
+    make_model: Make, tmp_path: Path, given: str, written: str
+) -> None:
+    model = make_model().learn(1)
+    for place in (tmp_path / given, str(tmp_path / given)):
+        model.save(place)
+        assert [p.name for p in (tmp_path / written).parent.iterdir()] == [Path(written).name]
+        np.testing.assert_array_equal(actions(GTP.load(place)), actions(model))
+
+
+def test_streams(make_model: Make) -> None:
+    model, stream = make_model().learn(1), io.BytesIO()
+    model.save(stream)
+    stream.seek(0)
+    np.testing.assert_array_equal(actions(GTP.load(stream)), actions(model))
+
+
+def test_the_file_is_a_checkpoint_of_the_core(make_model: Make, tmp_path: Path) -> None:
+    model = make_model().learn(2)
+    model.save(tmp_path / "model")
+    checkpoint = load_checkpoint(tmp_path / "model.zip")
+    act = checkpoint.learner.act(torch.from_numpy(OBS), deterministic=True)
+    assert checkpoint.action_scaler is not None
+    np.testing.assert_array_equal(checkpoint.action_scaler.to_box(act).numpy(), actions(model))
+    assert checkpoint.layout == ObservationLayout((3,))
+    assert set(zipfile.ZipFile(tmp_path / "model.zip").namelist()) == {
+        "config.json",
+        "manifest.json",
+        "train_state.safetensors",
+        "weights.safetensors",
+    }
+
+
+def test_a_checkpoint_of_the_core_is_a_model(
+    make_model: Make, dataset: OfflineDataset, config: GTPConfig, walk: Any, tmp_path: Path
+) -> None:
+    learner = GTPLearner.from_dataset(dataset, config)
+    learner.update(dataset.sample(8, generator=learner.stream("batch")))
+    whole = save_checkpoint(
+        tmp_path / "whole",
+        learner,
+        action_scaler=ActionScaler([-2.0], [2.0]),
+        layout=ObservationLayout((3,)),
+    )
+    bare = save_checkpoint(tmp_path / "bare.zip", learner)
+    expected = 2 * learner.act(torch.from_numpy(OBS), deterministic=True)
+    for model in (GTP.load(whole), GTP.load(whole, env=walk()), GTP.load(bare, env=walk())):
+        np.testing.assert_allclose(actions(model), expected, atol=1e-6)
+        assert (model._n_updates, model.seed) == (1, config.learner.seed)
+        model.set_dataset(dataset)
+        model.learn(2)
+        assert model.learner.updates == 3
+        assert torch.equal(model.actor.normalizer.mean, learner.actor.normalizer.mean)
+    with pytest.raises(CheckpointError, match="does not say what it acts on"):
+        GTP.load(bare)
+    with pytest.raises(ValueError, match="observations of the environment do not fit"):
+        GTP.load(whole, env=walk(spaces.Box(-1, 1, (4,))))
+
+
+def test_a_dict_checkpoint_of_the_core_is_a_model(tmp_path: Path, config: GTPConfig) -> None:
+    learner = GTPLearner.build(4, 1, config)
+    layout = ObservationLayout({"b": (1,), "a": (3,)})
+    path = save_checkpoint(
+        tmp_path / "a", learner, action_scaler=ActionScaler([-1.0], [1.0]), layout=layout
+    )
+    model = GTP.load(path)
+    assert type(model.policy) is MultiInputPolicy
+    obs = {"a": np.ones((2, 3), np.float32), "b": np.zeros((2, 1), np.float32)}
+    expected = learner.act(torch.tensor([[0.0, 1, 1, 1]] * 2), deterministic=True)
+    np.testing.assert_allclose(model.predict(obs, deterministic=True)[0], expected, atol=1e-6)
+
+
+@pytest.mark.global_rng
+def test_with_an_environment(make_model: Make, walk: Any, tmp_path: Path) -> None:
+    make_model(walk(), dataset=None, learning_starts=3).learn(5).save(tmp_path / "model")
+    env = DummyVecEnv([walk, walk])
+    model = GTP.load(tmp_path / "model", env=env)
+    assert (model.n_envs, model.get_env()) == (2, env)
+    model.learn(10, reset_num_timesteps=False)
+    assert model.num_timesteps >= 15
+    with pytest.raises(ValueError, match=r"(?i)observation spaces do not match"):
+        GTP.load(tmp_path / "model", env=walk(spaces.Box(-1, 1, (3,))))
+    later = GTP.load(tmp_path / "model")
+    later.set_env(walk())
+    later.learn(10)
+
+
+def test_environment_after_training_from_data_alone(
+    make_model: Make, walk: Any, tmp_path: Path, untouchable: Any
+) -> None:
+    model = make_model(None).learn(1)
+    model.save(tmp_path / "model")
+    for loaded in (model, GTP.load(tmp_path / "model")):
+        env = walk()
+        loaded.set_env(env)
+        assert loaded.observation_space == env.observation_space
+        assert loaded.policy.action_space == env.action_space
+        loaded.set_env(walk())
+        with pytest.raises(ValueError, match=r"(?i)observation spaces do not match"):
+            loaded.set_env(walk(spaces.Box(-1, 1, (4,))))
+    assert GTP.load(tmp_path / "model", env=walk()).get_env() is not None
+    wide = type(untouchable)()
+    wide.action_space = spaces.Box(-3, 3, (1,))
+    for place in (lambda: GTP.load(tmp_path / "model").set_env(wide),):
+        with pytest.raises(ValueError, match="actions of the environment do not fit"):
+            place()
+
+
+def test_exclude_and_include(make_model: Make, tmp_path: Path) -> None:
+    model = make_model(verbose=2)
+    for changes, expected in (
+        ({}, 2),
+        ({"exclude": ["verbose"]}, 0),
+        ({"exclude": ["verbose"], "include": ["verbose"]}, 2),
+    ):
+        model.save(tmp_path / "model", **changes)
+        assert GTP.load(tmp_path / "model").verbose == expected
+    model.set_dataset(None)
+    assert model.replay_buffer is not None
+    for name in ("replay_buffer", "_replay_buffer", "policy"):
+        with pytest.raises(ValueError, match=f"`{name}` cannot be included"):
+            model.save(tmp_path / "model", include=[name])
+
+
+def test_attributes_of_a_subclass_are_saved(make_model: Make, tmp_path: Path) -> None:
+    class Mine(GTP):
+        def __init__(self, *args: Any, lucky: int = 0, **kwargs: Any) -> None:
+            self.lucky = lucky
+            super().__init__(*args, **kwargs)
+
+    made = make_model()
+    model = Mine("MlpPolicy", None, dataset=made.dataset, gtp_config=made.gtp_config, lucky=7)
+    model.notes = {"who": ("me", 1.5), "when": None}
+    model.save(tmp_path / "model")
+    loaded = Mine.load(tmp_path / "model")
+    assert (loaded.lucky, loaded.notes) == (7, model.notes)
+
+
+@pytest.mark.global_rng
+def test_everything_on_the_list_comes_back(make_model: Make, walk: Any, tmp_path: Path) -> None:
+    noise = NormalActionNoise(np.array([0.1]), np.array([0.2]))
+    model = make_model(
+        walk(),
+        dataset=None,
+        learning_rate=LinearSchedule(1e-3, 1e-4, 0.5),
+        action_noise=noise,
+        train_freq=(2, "episode"),
+        replay_buffer_kwargs={"handle_timeout_termination": False},
+        policy_kwargs={
+            "net_arch": {"pi": [16], "qf": [16]},
+            "optimizer_class": torch.optim.AdamW,
+            "optimizer_kwargs": {"betas": (0.8, 0.9)},
+            "candidates": 3,
+        },
+    ).learn(20)
+    model.save(tmp_path / "model")
+    loaded = GTP.load(tmp_path / "model", env=walk())
+    assert repr(loaded.action_noise) == repr(noise)
+    assert loaded.policy_kwargs == model.policy_kwargs
+    assert loaded.train_freq == model.train_freq
+    assert loaded.lr_schedule(0.75) == model.lr_schedule(0.75) == pytest.approx(5.5e-4)
+    assert loaded.policy.candidates == 3
+    assert type(loaded.actor.optimizer) is torch.optim.AdamW
+    loaded.learn(20, reset_num_timesteps=False)
+
+
+class Narrow(BaseFeaturesExtractor):
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space, 2)
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        return self.linear(observations)
+
+
+class MyPolicy(MlpPolicy):
+    pass
+
+
+@pytest.mark.global_rng
+def test_what_no_file_can_hold_is_asked_for(make_model: Make, tmp_path: Path) -> None:
+    kwargs = {"features_extractor_class": Narrow, "candidates": 2}
+    cases = {
+        "policy_kwargs": ({"policy_kwargs": kwargs}, kwargs, "features_extractor_class = Narrow"),
+        "learning_rate": ({"learning_rate": lambda left: 1e-3 * left}, 1e-3, "function"),
+        "policy_class": ({"policy": MyPolicy}, MyPolicy, "MyPolicy"),
+    }
+    for name, (arguments, replacement, message) in cases.items():
+        model = make_model(**arguments).learn(1)
+        model.save(tmp_path / "model")
+        with pytest.raises(CheckpointError, match=f"does not hold `{name}`.*{message}"):
+            GTP.load(tmp_path / "model")
+        loaded = GTP.load(tmp_path / "model", custom_objects={name: replacement})
+        np.testing.assert_array_equal(actions(loaded), actions(model))
+
+
+def test_own_backbone_is_asked_for(make_model: Make, tmp_path: Path) -> None:
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(1))
+
+        def forward(self, obs: Any, x: torch.Tensor, t: Any, s: Any) -> torch.Tensor:
+            return self.gain * x
+
+    model = make_model(policy_kwargs={"network": Scale()}).learn(2)
+    model.save(tmp_path / "model")
+    with pytest.raises(CheckpointError, match="network = Scale"):
+        GTP.load(tmp_path / "model")
+    custom = {"policy_kwargs": {"network": Scale()}}
+    loaded = GTP.load(tmp_path / "model", custom_objects=custom)
+    np.testing.assert_array_equal(actions(loaded), actions(model))
+    model.policy.save(tmp_path / "policy")
+    policy = MlpPolicy.load(tmp_path / "policy", custom_objects=custom)
+    np.testing.assert_array_equal(actions(policy), actions(model))
+
+
+def test_arguments_of_load_replace_attributes(
+    make_model: Make, dataset: Any, tmp_path: Path
+) -> None:
+    model = make_model().learn(2)
+    model.save(tmp_path / "model")
+    loaded = GTP.load(
+        tmp_path / "model", dataset=dataset, batch_size=3, tau=0.5, learning_rate=1e-2
+    )
+    assert (loaded.batch_size, loaded.tau, loaded.learner.config.ema_rate) == (3, 0.5, 0.5)
+    loaded.learn(1)
+    assert loaded.actor.optimizer.param_groups[0]["lr"] == 1e-2
+    with pytest.raises(ValueError, match="`policy_kwargs` are not those of the file"):
+        GTP.load(tmp_path / "model", policy_kwargs={"net_arch": [8]})
+    GTP.load(tmp_path / "model", policy_kwargs=model.policy_kwargs)
+    with pytest.raises(ValueError, match="belongs to the weights"):
+        GTP.load(tmp_path / "model", gtp_config=GTPConfig())
+    # What SB3's users pass for good measure, and no file of ours asks for.
+    GTP.load(tmp_path / "model", custom_objects={"lr_schedule": lambda _: 0.0, "clip_range": 1})
+
+
+@pytest.mark.global_rng
+def test_seed_at_load(make_model: Make, tmp_path: Path) -> None:
+    make_model().save(tmp_path / "model")
+    loaded = GTP.load(tmp_path / "model", seed=3)
+    assert (loaded.seed, loaded.learner.config.seed) == (3, 3)
+
+
+def test_system_info(make_model: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_model().save(tmp_path / "model")
+    GTP.load(tmp_path / "model", print_system_info=True)
+    assert capsys.readouterr().out.count("Stable-Baselines3") == 2
+
+
+def test_an_untrained_model_still_takes_its_scales_from_data(
+    make_model: Make, untouchable: Any, dataset: Any, tmp_path: Path, equal: Equal
+) -> None:
+    config = make_model().gtp_config
+    config = config.replace(learner=config.learner.replace(seed=2))
+    model = make_model(untouchable, dataset=None, gtp_config=config)
+    model.save(tmp_path / "model")
+    loaded = GTP.load(tmp_path / "model", env=type(untouchable)())
+    for one in (model, loaded):
+        one.set_dataset(dataset)
+        one.learn(3)
+    assert equal(model, loaded)
+    assert model.actor.normalizer.mean.abs().sum() > 0
+    assert model.learner.full_config == loaded.learner.full_config
+
+
+# --- policies alone
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_policy_alone(make_model: Make, tmp_path: Path, whole: bool) -> None:
+    model = make_model(policy_kwargs={"candidates": 2}).learn(2)
+    (model if whole else model.policy).save(tmp_path / "policy")
+    policy = MlpPolicy.load(tmp_path / "policy")
+    assert policy.candidates == 2
+    np.testing.assert_array_equal(actions(policy), actions(model))
+    again = GTP.load(tmp_path / "policy")
+    np.testing.assert_array_equal(actions(again), actions(model))
+    assert again.learner.updates == 2
+
+
+def test_policy_of_a_core_checkpoint_needs_the_model(tmp_path: Path, config: GTPConfig) -> None:
+    path = save_checkpoint(tmp_path / "a", GTPLearner.build(3, 1, config))
+    with pytest.raises(CheckpointError, match="no policy of SB3"):
+        MlpPolicy.load(path)
+
+
+# --- parameters
+
+
+def test_parameters_round_trip(make_model: Make, tmp_path: Path, equal: Equal) -> None:
+    a, b, c = make_model().learn(3), make_model(), make_model()
+    assert list(a.get_parameters()) == ["policy", "actor.optimizer", "critic.optimizer"]
+    b.set_parameters(a.get_parameters())
+    a.save(tmp_path / "a")
+    c.set_parameters(tmp_path / "a")
+    assert equal(a, b)
+    assert equal(a, c)
+    c.set_parameters(str(tmp_path / "a.zip"))
+    # They are values, not the same tensors.
+    b.learn(1)
+    assert not equal(a, b)
+
+
+def test_set_parameters_is_exact_if_asked(make_model: Make) -> None:
+    model = make_model().learn(1)
+    parameters = model.get_parameters()
+    before = actions(model)
+    with pytest.raises(ValueError, match=r"unknown \['mystery'\]"):
+        model.set_parameters({**parameters, "mystery": {}})
+    part = {"policy": parameters["policy"]}
+    with pytest.raises(ValueError, match=r"missing \['actor.optimizer'"):
+        model.set_parameters(part)
+    model.set_parameters(part, exact_match=False)
+    state = dict(parameters["policy"])
+    name = next(k for k, v in state.items() if isinstance(v, torch.Tensor) and v.ndim == 2)
+    with pytest.raises(RuntimeError, match=r"(?i)missing key"):
+        model.set_parameters(
+            {**parameters, "policy": {k: v for k, v in state.items() if k != name}}
+        )
+    model.set_parameters({"policy": {name: state[name]}}, exact_match=False)
+    with pytest.raises(RuntimeError, match=r"(?i)size mismatch"):
+        model.set_parameters({"policy": {**state, name: torch.zeros(1, 1)}}, exact_match=False)
+    np.testing.assert_array_equal(actions(model), before)
+
+
+def test_parameters_of_another_flow_map_are_refused(make_model: Make) -> None:
+    model = make_model().learn(1)
+    config = model.gtp_config
+    other = make_model(gtp_config=config.replace(actor=config.actor.replace(sigma_data=0.1)))
+    with pytest.raises(StateMismatchError):
+        other.set_parameters(model.get_parameters())
+
+
+def test_scales_come_with_parameters_and_stay(make_model: Make, arrays: Any, walk: Any) -> None:
+    model = make_model(walk()).learn(1)
+    fresh = make_model(walk(), gtp_config=model.learner.full_config)
+    fresh.set_parameters(model.get_parameters())
+    mean = model.actor.normalizer.mean
+    fresh.set_dataset({**arrays, "obs": arrays["obs"] + 5})
+    assert torch.equal(fresh.actor.normalizer.mean, mean)
+
+
+# --- foreign, damaged, malicious
+
+
+class Bomb:
+    """Unpickling this creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.global_rng
+def test_files_of_sb3_are_left_to_sb3(walk: Any, tmp_path: Path) -> None:
+    TD3("MlpPolicy", walk(), policy_kwargs={"net_arch": [4]}, buffer_size=10).save(tmp_path / "td3")
+    for load in (GTP.load, MlpPolicy.load):
+        with pytest.raises(CheckpointError, match="file of Stable-Baselines3 itself"):
+            load(tmp_path / "td3")
+
+
+def test_no_pickle_is_ever_read(make_model: Make, tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    bomb = pickle.dumps(Bomb(canary))
+    (tmp_path / "raw.zip").write_bytes(bomb)
+    with zipfile.ZipFile(tmp_path / "zipped.zip", "w") as archive:
+        archive.writestr("policy.pth", bomb)
+    model = make_model()
+    for name in ("raw.zip", "zipped.zip", "missing.zip"):
+        for load in (GTP.load, MlpPolicy.load, model.set_parameters):
+            with pytest.raises(CheckpointError):
+                load(tmp_path / name)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"policy_class": {":class": "os.system"}},
+        {"policy_class": {":class": []}},
+        {"verbose": {":object": "ConstantSchedule", "arguments": 3}},
+        {"verbose": {":object": "subprocess.Popen", "arguments": ["ls"]}},
+        {"verbose": {":unknown": 1}},
+        {"verbose": {":array": [1, [2]], "dtype": "float32"}},
+        {"verbose": {":array": ["a"], "dtype": "object"}},
+        {"verbose": {":float": "1e9"}},
+        {"verbose": {":enum": "TrainFrequencyUnit", "value": "__class__"}},
+        {"verbose": {":space": {"kind": "Tuple"}}},
+        {
+            "verbose": {
+                ":space": {"kind": "Box", "low": 0, "high": 1, "shape": [10**9], "dtype": "f4"}
+            }
+        },
+        {"verbose": {":space": {"kind": "Box", "low": 0, "high": 1, "shape": [-1], "dtype": "f4"}}},
+        {"verbose": {":space": {"kind": "MultiBinary", "n": 10**9}}},
+        {"verbose": {":train_freq": [1, "year"]}},
+        {"learn": 1},
+        {"__class__": 1},
+        {"policy_aliases": {}},
+        [1, 2],
+    ],
+)
+def test_attributes_that_no_save_wrote_are_refused(
+    make_model: Make, tmp_path: Path, attributes: Any
+) -> None:
+    model = make_model()
+    path = save_checkpoint(
+        tmp_path / "a",
+        model.learner,
+        action_scaler=model.policy.scaler,
+        layout=model.policy.layout,
+        metadata={"sb3": attributes},
+    )
+    with pytest.raises(CheckpointError):
+        GTP.load(path)
+
+
+def test_a_failed_save_leaves_the_old_file(
+    make_model: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+
+    model = make_model().learn(1)
+    model.save(tmp_path / "m.v1")
+    before = (tmp_path / "m.v1").read_bytes()
+
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    model.learn(1)
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(CheckpointError, match=r"(?i)no space left"):
+        model.save(tmp_path / "m.v1")
+    assert [p.name for p in tmp_path.iterdir()] == ["m.v1"]
+    assert (tmp_path / "m.v1").read_bytes() == before
+
+
+# --- the codec
+
+
+SPACES = [
+    spaces.Box(-1, 1, (3,)),
+    spaces.Box(np.array([-np.inf, 0.1]), np.array([np.inf, 1e-30]) + 1, dtype=np.float64),
+    spaces.Box(0, 255, (84, 84, 4), np.uint8),
+    spaces.Box(-1, 1, ()),
+    spaces.Discrete(4, start=-2),
+    spaces.MultiDiscrete([2, 5]),
+    spaces.MultiBinary(3),
+    spaces.MultiBinary([2, 2]),
+    spaces.Dict({"b": spaces.Discrete(3), "a": spaces.Dict({"c": spaces.Box(0, 1, (2,))})}),
+]
+
+
+@pytest.mark.parametrize("space", SPACES, ids=str)
+def test_spaces_survive_json(space: Any) -> None:
+    text = json.dumps(_codec.encode(space), allow_nan=False)
+    found = _codec.decode(json.loads(text))
+    assert found == space
+    assert type(found) is type(space)
+    assert found.dtype == space.dtype
+    assert len(text) < 1000
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        True,
+        3,
+        2.5,
+        float("inf"),
+        "text",
+        [1, (2, [3.0])],
+        {"a": {"b": (None,)}},
+        np.float32(0.5),
+        np.int64(3),
+        nn.ReLU,
+        torch.optim.Adam,
+        MlpPolicy,
+    ],
+    ids=str,
+)
+def test_values_survive_json(value: object) -> None:
+    found = _codec.decode(json.loads(json.dumps(_codec.encode(value), allow_nan=False)))
+    assert found == value
+
+
+def test_arrays_and_noise_survive_json() -> None:
+    array = np.array([[0.1, np.inf]], np.float32)
+    found = _codec.decode(json.loads(json.dumps(_codec.encode(array), allow_nan=False)))
+    np.testing.assert_array_equal(found, array)
+    assert found.dtype == np.float32
+    noise = OrnsteinUhlenbeckActionNoise(np.zeros(1), np.ones(1), theta=0.3, dt=0.1)
+    found = _codec.decode(json.loads(json.dumps(_codec.encode(noise))))
+    assert (found._theta, found._dt, repr(found)) == (0.3, 0.1, repr(noise))
+
+
+@pytest.mark.parametrize("value", [object(), nn.Linear, print, {1: 2}, {":a": 1}, {1, 2}, b"x"])
+def test_what_is_not_on_the_lists_is_not_encoded(value: object) -> None:
+    with pytest.raises(_codec.NotInAFile):
+        _codec.encode(value)
+
+
+def test_metadata_is_small_and_readable(make_model: Make, tmp_path: Path) -> None:
+    model = make_model()
+    model.save(tmp_path / "model")
+    metadata = read_metadata(tmp_path / "model.zip").metadata
+    assert metadata["sb3"]["batch_size"] == 8  # type: ignore[index,call-overload]
+    assert len(json.dumps(metadata)) < 5000
+    assert isinstance(gymnasium.spaces.Box(-1, 1), spaces.Box)

@@ -1,0 +1,453 @@
+"""Learning from an environment: wherever SB3 code takes an off-policy algorithm, GTP fits."""
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3 import TD3, HerReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.callbacks import (
+    EvalCallback,
+    LogEveryNTimesteps,
+    StopTrainingOnMaxEpisodes,
+)
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import BitFlippingEnv, FakeImageEnv, IdentityEnvBox
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.noise import (
+    NormalActionNoise,
+    OrnsteinUhlenbeckActionNoise,
+    VectorizedActionNoise,
+)
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
+
+from gtp_policy import AdvantageWeighterConfig, GTPConfig, Transitions
+from gtp_sb3 import GTP
+
+Make = Callable[..., GTP]
+
+# SB3's loop draws from numpy's global generator.
+pytestmark = pytest.mark.global_rng
+
+
+@pytest.fixture
+def make_online(make_model: Make) -> Make:
+    return lambda env, *args, **changes: make_model(env, *args, **({"dataset": None} | changes))
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"train_freq": 4},
+        {"train_freq": (5, "step"), "gradient_steps": 3},
+        {"train_freq": (1, "episode"), "gradient_steps": -1},
+        {"gradient_steps": -1},
+        {"gradient_steps": 0},
+        {"learning_starts": 0},
+        {"n_steps": 3},
+        {"replay_buffer_class": NStepReplayBuffer, "replay_buffer_kwargs": {"n_steps": 2}},
+        {
+            "optimize_memory_usage": True,
+            "replay_buffer_kwargs": {"handle_timeout_termination": False},
+        },
+    ],
+)
+def test_learns_as_often_as_td3_does(
+    make_online: Make, walk: Any, changes: dict[str, Any], n_envs: int
+) -> None:
+    if n_envs > 1 and changes.get("train_freq") == (1, "episode"):
+        with pytest.raises(AssertionError, match="only one env"):  # SB3's own objection
+            make_online(make_vec_env(walk, n_envs), **changes).learn(30)
+        return
+    model = make_online(make_vec_env(walk, n_envs), **changes).learn(30)
+    oracle = TD3(
+        "MlpPolicy",
+        make_vec_env(walk, n_envs),
+        **{"buffer_size": 1000, "learning_starts": 10, "batch_size": 8} | changes,
+        policy_kwargs={"net_arch": [4]},
+    ).learn(30)
+    assert (model.num_timesteps, model._n_updates) == (oracle.num_timesteps, oracle._n_updates)
+    assert model.replay_buffer is not None
+    assert oracle.replay_buffer is not None
+    assert type(model.replay_buffer) is type(oracle.replay_buffer)
+    assert model.replay_buffer.size() == oracle.replay_buffer.size()
+    assert model.replay_buffer.n_envs == n_envs
+
+
+def test_a_transition_reaches_the_learner_as_it_was(
+    make_online: Make, walk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Actions in [-1, 1], a time limit bootstraps, a real end does not."""
+    seen: list[Transitions] = []
+    model = make_online(walk(), learning_starts=20, gamma=0.9)
+    monkeypatch.setattr(model.learner, "update", lambda batch: seen.append(batch))
+    model.learn(30)
+    buffer = model.replay_buffer
+    assert buffer is not None
+    assert buffer.timeouts.sum() == 3
+    for batch in seen:
+        assert [x.dtype for x in batch] == [torch.float32] * 5
+        assert batch.action.abs().max() <= 1
+        assert set(batch.discount.tolist()) == {np.float32(0.9)}
+        # The walk: position + action, the reward its distance from 0.
+        moved = (batch.obs[:, 0] + 2 * batch.action[:, 0]).clamp(-5, 5)
+        torch.testing.assert_close(moved, batch.next_obs[:, 0])
+        torch.testing.assert_close(batch.reward, -moved.abs())
+
+
+def test_n_step_returns_bring_their_own_discount(
+    make_online: Make, walk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Transitions] = []
+    model = make_online(walk(), learning_starts=20, gamma=0.5, n_steps=2)
+    monkeypatch.setattr(model.learner, "update", lambda batch: seen.append(batch))
+    model.learn(30)
+    # Two steps, or one before the time limit.
+    assert {d for batch in seen for d in batch.discount.tolist()} == {0.25, 0.5}
+
+
+def test_reaches_sb3s_own_bar_on_its_identity_environment() -> None:
+    """As SB3 tests SAC: 400 steps, a reward of at least 90."""
+    env = IdentityEnvBox(eps=0.5)
+    model = GTP(
+        "MlpPolicy",
+        env,
+        learning_rate=1e-3,
+        tau=0.02,
+        gamma=0.95,
+        seed=0,
+        policy_kwargs={"net_arch": [64, 64], "candidates": 8},
+    ).learn(400)
+    evaluate_policy(model, env, n_eval_episodes=20, reward_threshold=90, warn=False)
+
+
+def test_equal_seeds_give_equal_runs(make_online: Make, walk: Any, equal: Any) -> None:
+    def run(seed: int) -> GTP:
+        return make_online(walk(), seed=seed).learn(25)
+
+    a, b, c = run(1), run(1), run(2)
+    assert equal(a, b)
+    assert not equal(a, c)
+    obs = np.zeros((5, 3), np.float32)
+    np.testing.assert_array_equal(a.predict(obs)[0], b.predict(obs)[0])
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+@pytest.mark.parametrize("noise", [NormalActionNoise, OrnsteinUhlenbeckActionNoise])
+def test_action_noise(make_online: Make, walk: Any, n_envs: int, noise: Any) -> None:
+    env = make_vec_env(walk, n_envs)
+    model = make_online(env, action_noise=noise(np.zeros(1), 0.5 * np.ones(1)))
+    model.learn(30)
+    assert isinstance(model.action_noise, VectorizedActionNoise) == (n_envs > 1)
+    assert model.replay_buffer is not None
+    assert np.abs(model.replay_buffer.actions).max() <= 1
+
+
+def test_callbacks_see_an_environment(make_online: Make, walk: Any) -> None:
+    seen: list[set[str]] = []
+
+    def look(variables: dict[str, Any], _: Any) -> bool:
+        seen.append(set(variables))
+        return True
+
+    model = make_online(walk())
+    model.learn(30, callback=look)
+    assert {"new_obs", "rewards", "dones", "infos"} <= seen[-1]
+    model.learn(100, callback=[StopTrainingOnMaxEpisodes(2), LogEveryNTimesteps(5)])
+    assert model.num_timesteps == 20
+
+
+def test_logs_of_a_run_online(
+    make_online: Make, walk: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make_online(walk(), verbose=1).learn(45)
+    text = capfd.readouterr().out
+    for name in ("ep_rew_mean", "actor_loss", "weight_ess", "n_updates", "ms_per_update"):
+        assert name in text
+    make_online(walk(), verbose=1).learn(45, log_interval=None)
+    assert "actor_loss" not in capfd.readouterr().out
+
+
+def test_horizon_online_counts_updates(make_online: Make, walk: Any) -> None:
+    model = make_online(walk(), train_freq=2, gradient_steps=3, learning_starts=10)
+    model.learn(30)
+    # SB3 learns once more than (30 - 10) / 2 if the last of the first steps is the tenth.
+    assert model.learner.config.total_updates == 30
+    assert model.learner.progress == pytest.approx(1, abs=0.1)
+
+
+# --- observations of every kind
+
+
+@pytest.mark.parametrize("space", ["default", "discrete"])
+def test_her_with_sb3s_bit_flipping(make_online: Make, space: str) -> None:
+    env = BitFlippingEnv(n_bits=3, continuous=True, discrete_obs_space=space == "discrete")
+    model = make_online(
+        env,
+        "MultiInputPolicy",
+        replay_buffer_class=HerReplayBuffer,
+        replay_buffer_kwargs={"n_sampled_goal": 2, "goal_selection_strategy": "future"},
+    )
+    assert model.policy.is_vector == (space == "default")
+    model.learn(30, callback=EvalCallback(env, eval_freq=15, verbose=0, warn=False))
+    assert model._n_updates == 20
+    assert isinstance(model.replay_buffer, HerReplayBuffer)
+    action, _ = model.predict(env.reset()[0], deterministic=True)
+    assert env.action_space.contains(action)
+
+
+def test_her_needs_an_environment(make_model: Make) -> None:
+    model = make_model(dataset=None, env=IdentityEnvBox())
+    model.replay_buffer_class, model.env, model.replay_buffer = HerReplayBuffer, None, None
+    with pytest.raises(ValueError, match="HerReplayBuffer needs an environment"):
+        _ = model.replay_buffer
+
+
+@pytest.mark.parametrize("channel_first", [True, False])
+def test_images(make_online: Make, channel_first: bool) -> None:
+    env = FakeImageEnv(
+        screen_height=36, screen_width=36, n_channels=1, discrete=False, channel_first=channel_first
+    )
+    model = make_online(
+        env,
+        "CnnPolicy",
+        buffer_size=50,
+        policy_kwargs={"features_extractor_kwargs": {"features_dim": 8}},
+    ).learn(13)
+    assert model._n_updates == 3
+    assert model.replay_buffer is not None
+    assert model.replay_buffer.observations.dtype == np.uint8
+    assert model.observation_space.shape == (1, 36, 36)
+    obs = env.reset()[0]
+    assert model.predict(obs)[0].shape == (5,)
+    assert model.predict(np.stack([obs] * 3))[0].shape == (3, 5)
+
+
+def test_stacked_frames(make_online: Make) -> None:
+    env = VecFrameStack(
+        DummyVecEnv(
+            [lambda: FakeImageEnv(screen_height=36, screen_width=36, n_channels=1, discrete=False)]
+        ),
+        4,
+    )
+    model = make_online(
+        env,
+        "CnnPolicy",
+        buffer_size=50,
+        policy_kwargs={"features_extractor_kwargs": {"features_dim": 8}},
+    ).learn(12)
+    assert model.observation_space.shape == (4, 36, 36)
+    evaluate_policy(model, env, n_eval_episodes=1, warn=False)
+
+
+MIXED = spaces.Dict(
+    {
+        "camera": spaces.Box(0, 255, (36, 36, 1), np.uint8),
+        "speed": spaces.Box(-1, 1, (2,)),
+        "gear": spaces.Discrete(3),
+        "doors": spaces.MultiDiscrete([2, 2]),
+        "lights": spaces.MultiBinary(2),
+    }
+)
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_dict_of_everything(make_online: Make, walk: Any, n_envs: int) -> None:
+    env = make_vec_env(lambda: walk(MIXED), n_envs)
+    model = make_online(
+        env,
+        "MultiInputPolicy",
+        buffer_size=50,
+        policy_kwargs={"features_extractor_kwargs": {"cnn_output_dim": 8}},
+    ).learn(14)
+    assert model._n_updates > 0
+    # 8 of the camera, 2, 3 and 2 + 2 one-hot, 2.
+    assert model.actor.encoder.features_dim == 8 + 2 + 3 + 4 + 2
+    assert model.predict(MIXED.sample())[0].shape == (1,)
+    evaluate_policy(model, env, n_eval_episodes=1, warn=False)
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.Discrete(4), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3)]
+)
+def test_discrete_observations(make_online: Make, walk: Any, space: Any) -> None:
+    env = walk(space)
+    model = make_online(env).learn(15)
+    assert model._n_updates == 5
+    assert model.predict(env.reset()[0])[0].shape == (1,)
+    evaluate_policy(model, env, n_eval_episodes=1, warn=False)
+
+
+def test_vec_normalize_online_moves_and_is_used(
+    make_online: Make, walk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = VecNormalize(make_vec_env(walk, 1))
+    model = make_online(env)
+    seen: list[Transitions] = []
+    update = model.learner.update
+    monkeypatch.setattr(model.learner, "update", lambda b: seen.append(b) or update(b))
+    model.learn(40)
+    assert model.get_vec_normalize_env() is env
+    assert env.obs_rms.count > 40
+    buffer = model.replay_buffer
+    assert buffer is not None
+    # The buffer keeps what the environment said, the learner sees what the policy sees.
+    assert set(buffer.observations[:40, 0, 2]) == {1.0}
+    assert seen[-1].obs[:, 2].abs().max() < 0.01
+
+
+def test_spaces_of_a_box_of_any_shape_for_actions(make_online: Make) -> None:
+    class Grid(gymnasium.Env[Any, Any]):
+        observation_space = spaces.Box(-1, 1, (2, 2))
+        action_space = spaces.Box(
+            np.full((2, 3), -2, np.float32), np.arange(6, dtype=np.float32).reshape(2, 3) + 1
+        )
+
+        def reset(self, **_: Any) -> Any:
+            return np.zeros((2, 2), np.float32), {}
+
+        def step(self, action: Any) -> Any:
+            assert action.shape == (2, 3)
+            return np.zeros((2, 2), np.float32), 0.0, False, True, {}
+
+    model = make_online(Grid()).learn(12)
+    assert model._n_updates == 2
+    action, _ = model.predict(np.zeros((5, 2, 2)), deterministic=True)
+    assert action.shape == (5, 2, 3)
+    assert (action >= Grid.action_space.low).all()
+    assert (action <= Grid.action_space.high).all()
+
+
+# --- what has to be there
+
+
+def test_without_environment_and_dataset_nothing_is_known() -> None:
+    with pytest.raises(ValueError, match="neither `env` nor `dataset`"):
+        GTP("MlpPolicy", None)
+
+
+def test_learning_online_needs_an_environment(make_model: Make) -> None:
+    model = make_model(None)
+    model.set_dataset(None)
+    with pytest.raises(ValueError, match="needs an environment"):
+        model.learn(3)
+
+
+def test_mlp_policy_refuses_a_dict(make_online: Make, walk: Any) -> None:
+    with pytest.raises(ValueError, match="MultiInputPolicy"):
+        make_online(walk(MIXED), "MlpPolicy")
+
+
+def test_sb3s_objections_to_a_replay_buffer_come_at_construction(
+    make_online: Make, walk: Any
+) -> None:
+    with pytest.raises(ValueError, match="optimize_memory_usage"):
+        make_online(walk(), optimize_memory_usage=True)
+
+
+def test_replay_buffer_can_be_saved_and_loaded_by_sb3(
+    make_online: Make, walk: Any, tmp_path: Any
+) -> None:
+    model = make_online(walk()).learn(20)
+    model.save_replay_buffer(tmp_path / "buffer")
+    other = make_online(walk())
+    other.load_replay_buffer(tmp_path / "buffer")
+    assert isinstance(other.replay_buffer, ReplayBuffer)
+    assert other.replay_buffer.size() == 20
+    other.learn(5, reset_num_timesteps=False)
+    assert other.replay_buffer.size() == 25
+
+
+# --- offline to online
+
+
+def test_a_trained_policy_acts_from_the_start_and_collects_before_it_learns(
+    make_model: Make, walk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(walk()).learn(5)
+    model.set_dataset(None)
+    monkeypatch.setattr(
+        model.action_space, "sample", lambda: pytest.fail("a random action was taken")
+    )
+    model.learn(15)
+    assert model._n_updates == 5 + 5
+    assert model.replay_buffer is not None
+    assert model.replay_buffer.size() == 15
+
+
+@pytest.mark.parametrize(("rows", "n_envs", "kept"), [(60, 1, 60), (60, 4, 60), (50, 3, 48)])
+def test_kept_data_is_the_beginning_of_the_replay_buffer(
+    make_model: Make, walk: Any, arrays: Any, rows: int, n_envs: int, kept: int
+) -> None:
+    columns = {k: v[:rows] for k, v in arrays.items()}
+    model = make_model(make_vec_env(walk, n_envs), dataset=columns)
+    model.set_dataset(None, keep_data=True)
+    buffer = model.replay_buffer
+    assert buffer is not None
+    steps = kept // n_envs
+    assert buffer.pos == steps
+
+    def flat(name: str) -> np.ndarray:
+        column = getattr(buffer, name)[:steps]
+        return np.swapaxes(column, 0, 1).reshape(kept, *column.shape[2:])
+
+    newest = {k: v[rows - kept :] for k, v in columns.items()}
+    np.testing.assert_array_equal(flat("observations"), newest["obs"].astype(np.float32))
+    np.testing.assert_array_equal(flat("next_observations"), newest["next_obs"].astype(np.float32))
+    np.testing.assert_allclose(flat("actions"), newest["action"] / 2, atol=1e-6)
+    np.testing.assert_array_equal(flat("rewards"), newest["reward"].astype(np.float32))
+    cut = newest["truncated"].astype(bool) & ~newest["terminated"].astype(bool)
+    cut[steps - 1 :: steps] |= ~newest["terminated"][steps - 1 :: steps].astype(bool)
+    np.testing.assert_array_equal(flat("dones"), newest["terminated"] | cut)
+    np.testing.assert_array_equal(flat("timeouts"), cut)
+    model.learn(4 * n_envs)
+    assert buffer.pos == steps + 4
+
+
+def test_a_small_buffer_keeps_the_newest(make_model: Make, walk: Any, arrays: Any) -> None:
+    model = make_model(walk(), buffer_size=10)
+    model.set_dataset(None, keep_data=True)
+    assert model.replay_buffer is not None
+    np.testing.assert_array_equal(
+        model.replay_buffer.rewards[:, 0], arrays["reward"][-10:].astype(np.float32)
+    )
+
+
+def test_going_online_without_the_data(make_model: Make, walk: Any) -> None:
+    model = make_model(walk()).learn(3)
+    assert model.replay_buffer is None
+    model.set_dataset(None)
+    assert model.dataset is None
+    assert model.replay_buffer is not None
+    assert model.replay_buffer.size() == 0
+
+
+def test_what_keep_data_cannot_mean(make_model: Make, walk: Any, dataset: Any) -> None:
+    model = make_model(walk(), dataset=None)
+    with pytest.raises(ValueError, match="nothing to keep"):
+        model.set_dataset(None, keep_data=True)
+    with pytest.raises(ValueError, match="goes with set_dataset"):
+        model.set_dataset(dataset, keep_data=True)
+
+
+def test_scales_stay_when_the_model_goes_online(make_model: Make, walk: Any) -> None:
+    model = make_model(walk()).learn(2)
+    mean = model.actor.normalizer.mean.clone()
+    sigma_data = model.actor.sigma_data
+    model.set_dataset(None, keep_data=True)
+    model.learn(12)
+    assert torch.equal(model.actor_target.normalizer.mean, mean)
+    assert mean.abs().sum() > 0
+    assert model.actor.sigma_data == model.actor_target.sigma_data == sigma_data
+
+
+def test_greedier_weights_are_a_choice_of_the_config(make_online: Make, walk: Any) -> None:
+    config = GTPConfig(weighter=AdvantageWeighterConfig(eta=3.0))
+    model = make_online(walk(), gtp_config=config, policy_kwargs={"net_arch": [8]})
+    assert model.learner.weighter.config.eta == 3.0
