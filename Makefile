@@ -66,6 +66,10 @@ bench-pointmaze: $(STAMP)  ## PointMaze success rates, five seeds, as JSON
 bench-datasets: $(STAMP)  ## conversion of a million transitions, time and memory
 	$(BIN)/python -m benchmarks.datasets
 
+.PHONY: bench-speed
+bench-speed: $(STAMP)  ## time of an update and of an action against a naive transcription, as JSON
+	$(BIN)/python -m benchmarks.speed
+
 tables: $(STAMP)  ## write the README's results from the benchmarks' JSON
 	$(BIN)/python -m benchmarks.tables
 
