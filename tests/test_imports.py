@@ -23,7 +23,7 @@ LAYERS: list[set[str]] = [
     {"networks", "weighting", "transitions", "dataset_builder"},
     {"actor", "dataset"},
     {"loss", "critic"},
-    {"gtp_config", "metrics", "acting"},
+    {"gtp_config", "metrics", "acting", "_update"},
     {"learner"},
     {"_state"},
     {"checkpoint"},
