@@ -18,7 +18,7 @@ VALID := $(shell [ "$$(cat $(STAMP) 2>/dev/null)" = "$(CURDIR)" ] && $(BIN)/pyth
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format docs build bench-bandit bench-pointmaze bench-datasets bench-hosts scorecard test-lowest \
+.PHONY: help setup demo test lint format docs build bench-bandit bench-pointmaze bench-datasets bench-hosts bench-speed scorecard test-lowest \
 	tables clean FORCE
 
 help:  ## show this list
@@ -85,6 +85,9 @@ test-lowest:  ## the tests of core and hosts with the lowest versions that users
 		$(LOWEST)/bin/python -m pip -q uninstall -y gtp-policy && touch $(LOWEST)/.installed; }
 	PYTHONPATH=.:adapters $(LOWEST)/bin/python -m pytest -p no:cacheprovider tests/adapters tests/testing \
 		tests/test_checkpoint.py tests/test_config.py tests/test_learner.py tests/test_actor.py tests/test_loss.py
+
+bench-speed: $(STAMP)  ## time of an update and of an action against a naive transcription, as JSON
+	$(BIN)/python -m benchmarks.speed
 
 tables: $(STAMP)  ## write the README's results from the benchmarks' JSON
 	$(BIN)/python -m benchmarks.tables

@@ -11,6 +11,7 @@ from torch.nn import functional
 from gtp_policy._config import Bool, Config, Float, Int, Width
 from gtp_policy._random import new_stream
 from gtp_policy.functional import check_rows, check_shape
+from gtp_policy.kernels import mish
 from gtp_policy.networks import features_dim, mlp, uniform_
 from gtp_policy.spaces import ObservationNormalizer
 
@@ -125,7 +126,7 @@ class QEnsemble(nn.Module):
                 break
             if self.config.layer_norm:
                 x = functional.layer_norm(x, x.shape[-1:]) * self.gains[i] + self.shifts[i]
-            x = functional.mish(x)
+            x = mish(x)
         return x.squeeze(-1)
 
 

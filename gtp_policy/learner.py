@@ -9,6 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from gtp_policy._random import new_stream
+from gtp_policy._update import (
+    advantage_over,
+    backup,
+    follow_,
+    optimize,
+    sample_together,
+    tile_next_obs,
+    weight_metrics,
+)
 from gtp_policy.acting import act
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.critic import (
@@ -20,7 +29,6 @@ from gtp_policy.critic import (
 )
 from gtp_policy.dataset import OfflineDataset
 from gtp_policy.errors import StateMismatchError
-from gtp_policy.functional import effective_sample_size, ema_, td_target
 from gtp_policy.gtp_config import GTPConfig, GTPLearnerConfig
 from gtp_policy.loss import GTPLoss
 from gtp_policy.metrics import UpdateMetrics
@@ -334,25 +342,28 @@ class GTPLearner(nn.Module):
         batch.check(self.actor.obs_dim, self.actor.action_dim, like=self.actor.fixed_noise)
         weight, metrics = None, {}
         if self.critic is not None:
-            metrics = self._step_critic(batch)
-            weight, weight_metrics = self._weigh(batch)
-            metrics |= weight_metrics
+            next_action, *sampled = self._sample(batch)
+            metrics = self._step_critic(batch, next_action)
+            weight, about = self._weigh(batch, sampled)
+            metrics |= about
         actor_metrics = self._step_actor(batch, weight)
         self._step_targets()
         self.updates += 1
         return UpdateMetrics(**actor_metrics, **metrics)
 
-    def _step_critic(self, batch: Transitions) -> dict[str, Tensor]:
+    def _sample(self, batch: Transitions) -> list[Tensor]:
+        """Samples the critic's next actions and, if it needs any, the baseline's."""
+        next_obs = tile_next_obs(batch, self.config.backup_actions)
+        parts = [(next_obs, self.stream("backup"))]
+        if isinstance(self.config.baseline, PolicyBaseline):
+            tiled = batch.obs.repeat(self.config.baseline.samples, 1)
+            parts.append((tiled, self.stream("baseline")))
+        return sample_together(self.target_actor, parts)
+
+    def _step_critic(self, batch: Transitions, next_action: Tensor) -> dict[str, Tensor]:
         assert self.critic is not None
         assert self.target_critic is not None
-        n = self.config.backup_actions
-        next_obs = batch.next_obs.repeat_interleave(n, 0) if n > 1 else batch.next_obs
-        next_action = self.target_actor.sample(next_obs, generator=self.stream("backup"))
-        with torch.no_grad():
-            next_q = self.target_critic(next_obs, next_action)
-            # Max-Q backup: each member's best action first, the pessimism over members last.
-            next_q = next_q.reshape(-1, len(batch.reward), n).amax(-1).amin(0)
-            y = td_target(batch.reward, batch.discount, next_q)
+        y = backup(self.target_critic, batch, next_action)
         q = self.critic(batch.obs, batch.action)
         loss = (q - y).square().mean()
         norm = self._optimize("critic", loss)
@@ -362,19 +373,12 @@ class GTPLearner(nn.Module):
             "q_mean": q.detach().mean(),
         }
 
-    def _weigh(self, batch: Transitions) -> tuple[Tensor, dict[str, Tensor]]:
+    def _weigh(self, batch: Transitions, sampled: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         if self.value is not None:
             self._step_value(batch)
-        advantage = self.advantage(batch.obs, batch.action, generator=self.stream("baseline"))
+        advantage = self._advantage(batch.obs, batch.action, sampled)
         weight = self.weighter(advantage)
-        return weight, {
-            "advantage_mean": advantage.mean(),
-            "advantage_std": advantage.std(correction=0),
-            "weight_mean": weight.mean(),
-            "weight_max": weight.amax(),
-            "weight_clipped": (weight >= self.weighter.config.max_weight).float().mean(),
-            "weight_ess": effective_sample_size(weight) / len(weight),
-        }
+        return weight, weight_metrics(advantage, weight, self.weighter.config.max_weight)
 
     def _step_value(self, batch: Transitions) -> None:
         assert self.value is not None
@@ -402,29 +406,15 @@ class GTPLearner(nn.Module):
             "actor_grad_norm": norm,
         }
 
-    @torch.no_grad()
     def _step_targets(self) -> None:
-        pairs = [(self.target_actor, self.actor), (self.target_critic, self.critic)]
-        for target, source in pairs:
-            if target is None or source is None:
-                continue
-            ema_(target.parameters(), source.parameters(), self.config.ema_rate)
-            # Running statistics of a user's own network are copied, or the target would keep
-            # those of its construction for ever.
-            for kept, current in zip(target.buffers(), source.buffers(), strict=True):
-                kept.copy_(current)
+        follow_(self.target_actor, self.actor, self.config.ema_rate)
+        if self.critic is not None and self.target_critic is not None:
+            follow_(self.target_critic, self.critic, self.config.ema_rate)
 
     def _optimize(self, name: str, loss: Tensor) -> Tensor:
-        optimizer = self.optimizers[name]
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if not self._own_rates:
-            optimizer.param_groups[0]["lr"] = self._learning_rate(name)
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        limit = self.config.max_grad_norm if self.config.max_grad_norm is not None else math.inf
-        norm = nn.utils.clip_grad_norm_(parameters, limit)
-        optimizer.step()
-        return norm.detach()
+            self.optimizers[name].param_groups[0]["lr"] = self._learning_rate(name)
+        return optimize(self.optimizers[name], loss, self.config.max_grad_norm)
 
     def _learning_rate(self, name: str) -> float:
         rate = self.config.actor_lr if name == "actor" else self.config.critic_lr
@@ -464,16 +454,19 @@ class GTPLearner(nn.Module):
                 "An advantage needs a critic: got critic=None (behaviour cloning), expected a "
                 "QEnsemble. Build the learner with one."
             )
-        q = self.critic(obs, action).amin(0)
-        baseline = self.config.baseline
+        sampled, baseline = [], self.config.baseline
         if isinstance(baseline, PolicyBaseline):
             tiled = obs.repeat(baseline.samples, 1)
-            sampled = self.target_actor.sample(tiled, generator=generator)
-            value = self.critic(tiled, sampled).amin(0).view(baseline.samples, -1).mean(0)
-        else:
-            assert self.value is not None
-            value = self.value(obs)
-        advantage: Tensor = q - value
+            sampled.append(self.target_actor.sample(tiled, generator=generator))
+        return self._advantage(obs, action, sampled)
+
+    @torch.no_grad()
+    def _advantage(self, obs: Tensor, action: Tensor, sampled: list[Tensor]) -> Tensor:
+        assert self.critic is not None
+        if sampled:
+            return advantage_over(self.critic, obs, action, sampled[0])
+        assert self.value is not None
+        advantage: Tensor = self.critic(obs, action).amin(0) - self.value(obs)
         return advantage
 
     def act(

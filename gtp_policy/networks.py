@@ -9,6 +9,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from gtp_policy.kernels import mish
+
 
 class TimeEmbedding(nn.Module):
     r"""Embeds a time as sines and cosines of its logarithm.
@@ -60,6 +62,28 @@ class TimeEmbedding(nn.Module):
         """
         angle = 0.25 * t.clamp_min(self.floor).log().unsqueeze(-1) * self.frequencies
         return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+class Mish(nn.Module):
+    """The activation `gtp_policy.kernels.mish` as a layer.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.networks import Mish
+        >>> Mish()(torch.zeros(2))
+        tensor([0., 0.])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns Mish of every element.
+
+        Args:
+            x: Any shape.
+
+        Returns:
+            The same shape.
+        """
+        return mish(x)
 
 
 class FlowMapMLP(nn.Module):
@@ -172,7 +196,7 @@ def mlp(
     widths = [inputs, *hidden]
     layers: list[nn.Module] = []
     for i, o in itertools.pairwise(widths):
-        layers += [linear(i, o, generator=generator), nn.Mish()]
+        layers += [linear(i, o, generator=generator), Mish()]
     return nn.Sequential(*layers, linear(widths[-1], outputs, generator=generator))
 
 

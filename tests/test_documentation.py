@@ -20,6 +20,7 @@ MODULES = (
     "gtp_policy.dataset_builder",
     "gtp_policy.errors",
     "gtp_policy.functional",
+    "gtp_policy.kernels",
     "gtp_policy.networks",
 )
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -18,12 +18,12 @@ CORE = ROOT / "gtp_policy"
 # The core in reading order. A module imports only from the rows above its own.
 LAYERS: list[set[str]] = [
     {"_config", "_random", "_version", "errors"},
-    {"times", "spaces", "_bundle"},
+    {"times", "spaces", "_bundle", "kernels"},
     {"functional"},
     {"networks", "weighting", "transitions", "dataset_builder"},
     {"actor", "dataset"},
     {"loss", "critic"},
-    {"gtp_config", "metrics", "acting"},
+    {"gtp_config", "metrics", "acting", "_update"},
     {"learner"},
     {"_state"},
     {"checkpoint"},
@@ -36,6 +36,7 @@ PUBLIC_MODULES = (
     "gtp_policy.dataset_builder",
     "gtp_policy.errors",
     "gtp_policy.functional",
+    "gtp_policy.kernels",
     "gtp_policy.networks",
 )
 

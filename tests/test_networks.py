@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from gtp_policy.networks import FlowMapMLP, TimeEmbedding, linear, mlp, uniform_
+from gtp_policy.networks import FlowMapMLP, Mish, TimeEmbedding, linear, mlp, uniform_
 from gtp_policy.testing import assert_same_distribution
 
 
@@ -72,7 +72,7 @@ def test_every_input_of_the_backbone_counts(generator: torch.Generator) -> None:
 def test_the_layers_of_an_mlp(generator: torch.Generator) -> None:
     network = mlp(3, (5, 4), 2, generator=generator)
     kinds = [type(layer) for layer in network]
-    assert kinds == [nn.Linear, nn.Mish, nn.Linear, nn.Mish, nn.Linear]
+    assert kinds == [nn.Linear, Mish, nn.Linear, Mish, nn.Linear]
     assert [tuple(p.shape) for p in network.parameters()] == [
         (5, 3),
         (5,),

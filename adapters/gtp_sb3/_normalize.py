@@ -62,19 +62,6 @@ def normalized(wrapper: VecNormalize, dataset: Dataset) -> Dataset:
     return replace_columns(dataset, reward=torch.from_numpy(reward).to(dataset.device), **columns)
 
 
-def check_frozen(wrapper: VecNormalize) -> None:
-    """Raises if statistics that a dataset was normalised with may move.
-
-    Raises:
-        DataError: If they may.
-    """
-    if wrapper.training and (wrapper.norm_obs or wrapper.norm_reward):
-        raise DataError(
-            "The statistics of VecNormalize still move: got training=True with a dataset, expected "
-            "frozen ones. Set env.training = False while the model learns offline."
-        )
-
-
 def _rows(dataset: Dataset, start: int, stop: int) -> Transitions:
     if isinstance(dataset, OfflineDataset):
         return Transitions(*(column[start:stop] for column in dataset.transitions))

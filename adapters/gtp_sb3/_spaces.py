@@ -114,11 +114,6 @@ class ObservationEncoder(nn.Module):
         return features
 
 
-def same_shapes(a: spaces.Space[Any], b: spaces.Space[Any]) -> bool:
-    """Tells whether observations of two spaces flatten alike."""
-    return layout_of(a) == layout_of(b)
-
-
 def same_bounds(a: ActionScaler, b: ActionScaler) -> bool:
     """Tells whether two action Boxes are one, up to the rounding of float32."""
     return a.low.shape == b.low.shape and bool(

@@ -1,5 +1,6 @@
 """Datasets of every kind become the same transitions; what would be wrong is refused."""
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,9 @@ from gtp_sb3 import GTP
 
 Make = Callable[..., GTP]
 Arrays = dict[str, np.ndarray]
+
+# These tests train in portions; what that means is tested in test_sb3_offline.py.
+pytestmark = pytest.mark.filterwarnings("ignore:The curriculum has ended")
 
 # SB3's extractors draw their parameters from torch's global generator.
 has_extractor = pytest.mark.global_rng
@@ -160,6 +164,32 @@ def test_minari_images_stay_bytes_with_their_channels_first(
 
 
 @has_extractor
+@pytest.mark.parametrize("fault", ["short", "open"])
+def test_broken_episodes_of_images_are_named(
+    make_model: Make, minari_set: Any, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = np.zeros((3, 5, 36, 36, 3), np.uint8)
+    data = minari_set(lambda i: images[i], spaces.Box(0, 255, (36, 36, 3), np.uint8))
+    episodes = list(data.iterate_episodes())
+    changes = {"rewards": np.zeros(3)} if fault == "short" else {"truncations": np.zeros(4, bool)}
+    episodes[1] = dataclasses.replace(episodes[1], **changes)
+    monkeypatch.setattr(data, "iterate_episodes", lambda: iter(episodes))
+    with pytest.raises(DataError, match=f"Episode {episodes[1].id} of toy/set-v0 is incomplete"):
+        make_model(None, "CnnPolicy", dataset=data)
+    monkeypatch.setattr(data, "iterate_episodes", lambda: iter([]))
+    with pytest.raises(DataError, match="is empty"):
+        make_model(None, "CnnPolicy", dataset=data)
+
+
+def test_without_time_limits_next_observations_are_enough(
+    make_model: Make, arrays: Arrays, untouchable: Any
+) -> None:
+    columns = {k: v for k, v in arrays.items() if k != "truncated"}
+    model = make_model(untouchable, dataset=columns)
+    assert len(rows_of(model).reward) == 60
+
+
+@has_extractor
 @pytest.mark.parametrize("followed", [True, False])
 def test_image_arrays(make_model: Make, arrays: Arrays, followed: bool) -> None:
     class Pictures(gymnasium.Env[Any, Any]):
@@ -272,6 +302,16 @@ def test_replay_buffer_is_read_whole_in_time_order(
     assert set(ends) >= {len(numbers) // n_envs * (e + 1) - 1 for e in range(n_envs)}
     assert model.dataset.action_scaler.high.tolist() == [2.0]
     model.learn(1)
+
+
+def test_a_memory_optimised_buffer_takes_no_data_over(make_model: Make, untouchable: Any) -> None:
+    model = make_model(
+        untouchable,
+        optimize_memory_usage=True,
+        replay_buffer_kwargs={"handle_timeout_termination": False},
+    )
+    with pytest.raises(DataError, match="memory-optimised"):
+        model.set_dataset(None, keep_data=True)
 
 
 @pytest.mark.parametrize("steps", [6, 10, 13])
@@ -533,6 +573,20 @@ def test_moving_statistics_are_refused_with_a_way_out(
     env.training = True
     with pytest.raises(DataError, match="still move"):
         model.learn(1)
+
+
+def test_another_environment_shows_the_same_data_in_another_way(
+    make_model: Make, untouchable: Any, arrays: Arrays
+) -> None:
+    plain = type(untouchable)
+    model = make_model(normalized_env(untouchable), dataset=arrays)
+    assert model.actor.normalizer.mean.abs().max() < 1e-5
+    model.set_env(plain())
+    model.learn(1)
+    batch = model._minibatch(200)
+    assert set(batch.obs[:, 0].tolist()) <= set(arrays["obs"][:, 0].astype(np.float32).tolist())
+    mean = torch.from_numpy(arrays["obs"].mean(0)).float()
+    torch.testing.assert_close(model.actor.normalizer.mean, mean)
 
 
 @pytest.mark.parametrize("changes", [{"norm_obs": False}, {"norm_reward": False}])

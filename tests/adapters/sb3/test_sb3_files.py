@@ -14,7 +14,11 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3 import TD3
-from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
+from stable_baselines3.common.noise import (
+    NormalActionNoise,
+    OrnsteinUhlenbeckActionNoise,
+    VectorizedActionNoise,
+)
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -22,6 +26,7 @@ from torch import nn
 
 from gtp_policy import (
     ActionScaler,
+    Curriculum,
     GTPConfig,
     GTPLearner,
     ObservationLayout,
@@ -36,6 +41,9 @@ from gtp_sb3 import GTP, MlpPolicy, MultiInputPolicy, _codec
 Make = Callable[..., GTP]
 Equal = Callable[[GTP, GTP], bool]
 OBS = np.ones((4, 3), np.float32)
+
+# These tests train in portions; what that means is tested in test_sb3_offline.py.
+pytestmark = pytest.mark.filterwarnings("ignore:The curriculum has ended")
 
 
 def actions(model: Any) -> np.ndarray:
@@ -332,6 +340,20 @@ def test_an_untrained_model_still_takes_its_scales_from_data(
     assert model.learner.full_config == loaded.learner.full_config
 
 
+def test_an_untrained_model_keeps_a_curriculum_of_its_own(
+    make_model: Make, dataset: Any, tmp_path: Path
+) -> None:
+    config = make_model().gtp_config
+    for curriculum in (Curriculum(start=4, end=8), Curriculum()):
+        changed = config.replace(loss=config.loss.replace(curriculum=curriculum))
+        make_model(gtp_config=changed).save(tmp_path / "model")
+        loaded = GTP.load(tmp_path / "model", dataset=dataset)
+        assert loaded.learner.full_config.loss.curriculum == curriculum
+        if curriculum == Curriculum():
+            loaded.learn(2)  # capped without a word: nobody chose the default's fineness
+            assert loaded.learner.full_config.loss.curriculum.end == 10
+
+
 # --- policies alone
 
 
@@ -564,9 +586,13 @@ def test_arrays_and_noise_survive_json() -> None:
     noise = OrnsteinUhlenbeckActionNoise(np.zeros(1), np.ones(1), theta=0.3, dt=0.1)
     found = _codec.decode(json.loads(json.dumps(_codec.encode(noise))))
     assert (found._theta, found._dt, repr(found)) == (0.3, 0.1, repr(noise))
+    # SB3 multiplies a noise by environments when it learns.
+    assert repr(_codec.decode(_codec.encode(VectorizedActionNoise(noise, 3)))) == repr(noise)
 
 
-@pytest.mark.parametrize("value", [object(), nn.Linear, print, {1: 2}, {":a": 1}, {1, 2}, b"x"])
+@pytest.mark.parametrize(
+    "value", [object(), nn.Linear, print, {1: 2}, {":a": 1}, {1, 2}, b"x", spaces.Tuple([])]
+)
 def test_what_is_not_on_the_lists_is_not_encoded(value: object) -> None:
     with pytest.raises(_codec.NotInAFile):
         _codec.encode(value)

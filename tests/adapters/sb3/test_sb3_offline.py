@@ -29,6 +29,7 @@ Equal = Callable[[GTP, GTP], bool]
 
 # A seed that is given seeds the global generators, as every algorithm of SB3 does.
 seeds_globally = pytest.mark.global_rng
+in_portions = pytest.mark.filterwarnings("ignore:The curriculum has ended")
 # SB3 silences this one where it imports tqdm; pytest sets all filters anew.
 draws_a_bar = pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning")
 
@@ -171,6 +172,7 @@ def test_without_a_seed_one_is_drawn_and_recorded(make_model: Make, equal: Equal
 # --- SB3's loop
 
 
+@in_portions
 def test_environment_is_neither_reset_nor_stepped(
     make_model: Make, untouchable: gymnasium.Env[Any, Any]
 ) -> None:
@@ -291,10 +293,23 @@ def test_evaluation_and_progress_bar_without_an_environment_of_its_own(
 ) -> None:
     evaluation = sb3_callbacks.EvalCallback(walk(), eval_freq=2, verbose=0, warn=False)
     model = make_model(None)
-    model.learn(2, callback=evaluation, progress_bar=True)
+    model.learn(2, callback=[evaluation], progress_bar=True)
     assert len(evaluation.evaluations_results) == 0  # no log_path
     assert np.isfinite(evaluation.last_mean_reward)
     assert model.get_env() is None
+
+
+def test_the_stand_in_for_an_environment_cannot_run(make_model: Make) -> None:
+    def run(seen: dict[str, Any], _: Any) -> bool:
+        env = seen["self"].get_env()
+        assert env.action_space == seen["self"].action_space
+        with pytest.raises(RuntimeError, match="no environment: got a reset"):
+            env.reset()
+        with pytest.raises(RuntimeError, match="no environment: got a step"):
+            env.step(np.zeros((1, 1)))
+        return True
+
+    make_model(None).learn(1, callback=run)
 
 
 @draws_a_bar
@@ -360,6 +375,7 @@ def test_metrics_are_fetched_only_for_a_log(
     assert len(fetched) == 2
 
 
+@in_portions
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TensorBoard's own imports
 def test_tensorboard_gets_a_folder_per_run(make_model: Make, tmp_path: Path) -> None:
     model = make_model(tensorboard_log=str(tmp_path))
@@ -370,6 +386,7 @@ def test_tensorboard_gets_a_folder_per_run(make_model: Make, tmp_path: Path) -> 
     assert len(list((tmp_path / "GTP_2").iterdir())) == 2
 
 
+@in_portions
 def test_learning_rate_follows_sb3s_schedule(make_model: Make) -> None:
     rates: list[float] = []
 
@@ -389,13 +406,22 @@ def test_learning_rate_follows_sb3s_schedule(make_model: Make) -> None:
 # --- the horizon of the curriculum
 
 
-def test_the_first_run_sets_the_horizon_and_later_ones_stay_at_its_end(make_model: Make) -> None:
+def test_the_first_run_sets_the_horizon_and_a_second_one_is_told_so(make_model: Make) -> None:
     model = make_model(gradient_steps=2)
+    model.learn(0)  # nothing to learn, nothing to set
     model.learn(3)
     assert model.learner.config.total_updates == 6
     assert model.learner.progress == 1.0
-    model.learn(5)
+    with pytest.warns(UserWarning, match="ended with the first run, after 6 updates") as caught:
+        model.learn(5)
+    assert caught[0].filename == __file__
     assert (model.learner.config.total_updates, model.learner.progress) == (6, 1.0)
+
+
+def test_an_interrupted_first_run_goes_on_without_a_word(make_model: Make) -> None:
+    model = make_model().learn(10, callback=lambda seen, _: seen["self"].num_timesteps < 4)
+    model.learn(6, reset_num_timesteps=False)
+    assert (model.learner.updates, model.learner.progress) == (10, 1.0)
 
 
 def test_a_horizon_of_the_config_stays(make_model: Make, config: GTPConfig) -> None:
@@ -404,8 +430,8 @@ def test_a_horizon_of_the_config_stays(make_model: Make, config: GTPConfig) -> N
         loss=GTPLossConfig(curriculum=Curriculum(start=2, end=2)),
     )
     model = make_model(gtp_config=config)
-    model.learn(10)
-    assert model.learner.progress == 0.25
+    model.learn(10).learn(10)
+    assert model.learner.progress == 0.5
 
 
 # --- resuming

@@ -119,10 +119,10 @@ def test_reaches_sb3s_own_bar_on_its_identity_environment() -> None:
         "MlpPolicy",
         env,
         learning_rate=1e-3,
+        batch_size=64,
         tau=0.02,
-        gamma=0.95,
         seed=0,
-        policy_kwargs={"net_arch": [64, 64], "candidates": 8},
+        policy_kwargs={"net_arch": [64, 64]},
     ).learn(400)
     evaluate_policy(model, env, n_eval_episodes=20, reward_threshold=90, warn=False)
 
@@ -422,6 +422,7 @@ def test_a_small_buffer_keeps_the_newest(make_model: Make, walk: Any, arrays: An
 def test_going_online_without_the_data(make_model: Make, walk: Any) -> None:
     model = make_model(walk()).learn(3)
     assert model.replay_buffer is None
+    assert model._replay_buffer is None  # nothing was allocated
     model.set_dataset(None)
     assert model.dataset is None
     assert model.replay_buffer is not None

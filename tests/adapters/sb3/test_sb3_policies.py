@@ -20,7 +20,13 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
-from gtp_policy import FlowMapActorConfig, GTPConfig, GTPLearnerConfig, QEnsembleConfig
+from gtp_policy import (
+    ExpectileBaseline,
+    FlowMapActorConfig,
+    GTPConfig,
+    GTPLearnerConfig,
+    QEnsembleConfig,
+)
 from gtp_policy.errors import DataError, UnsupportedSpaceError
 from gtp_sb3 import GTP, CnnPolicy, GTPPolicy, MlpPolicy, MultiInputPolicy
 
@@ -359,6 +365,13 @@ def test_cnn_policy_sees_what_sb3s_extractor_would_see() -> None:
     )
 
 
+def test_spaces_of_another_kind_are_not_taken_over() -> None:
+    policy = MlpPolicy(spaces.Box(-np.inf, np.inf, (4,)), ACTIONS, net_arch=[8])
+    with pytest.raises(ValueError, match="of another kind"):
+        policy.take_spaces(spaces.MultiDiscrete([2, 2, 2, 2]), ACTIONS)
+    policy.take_spaces(spaces.MultiBinary(4), ACTIONS)
+
+
 def test_array_policy_refuses_a_dict_at_construction() -> None:
     with pytest.raises(UnsupportedSpaceError, match="MultiInputPolicy"):
         MlpPolicy(spaces.Dict({"a": BOX}), ACTIONS)
@@ -392,6 +405,7 @@ def test_own_backbone_is_used_and_copied(make_model: Make) -> None:
         ({"learning_rate": 1e-3, "learner": {"actor_lr": 1e-3}}, "`learning_rate` and"),
         ({"learning_rate": 1e-3, "learner": {"lr_schedule": "cosine"}}, "`learning_rate` and"),
         ({"policy_kwargs": {"net_arch": [8]}, "hidden": (16,)}, "`net_arch\\['pi'\\]`"),
+        ({"policy_kwargs": {"net_arch": {"pi": [8], "qf": [8]}}, "hidden": (16,)}, "`net_arch"),
         ({"policy_kwargs": {"n_critics": 3}, "members": 2}, "`n_critics`"),
         ({"policy_kwargs": {"net_arch": {"vf": [8]}}}, "other keys"),
         ({"policy_kwargs": {"activation_fn": nn.ReLU}}, "`activation_fn` is fixed"),
@@ -417,6 +431,14 @@ def test_the_same_choice_twice_is_no_conflict(make_model: Make) -> None:
     config = config.replace(learner=GTPLearnerConfig(ema_rate=0.1, seed=3))
     arguments = {"gtp_config": config, "tau": 0.1, "policy_kwargs": {"net_arch": [16]}}
     assert make_model(**arguments).learner.config.ema_rate == 0.1
+
+
+def test_net_arch_is_the_value_networks_too(make_model: Make) -> None:
+    config = GTPConfig(learner=GTPLearnerConfig(baseline=ExpectileBaseline()))
+    model = make_model(gtp_config=config, policy_kwargs={"net_arch": [8]})
+    assert model.value is not None
+    assert model.value.network[0].out_features == 8
+    assert model.learner.config.baseline == ExpectileBaseline(hidden=(8,))
 
 
 # --- torch.compile
