@@ -21,7 +21,7 @@ def attach(model: "GTP", dataset: object) -> None:
     spaces = model.observation_space, model.action_space
     found = _sources.read(dataset, Frame(*spaces, model._layout, model.gamma, model.device))
     show(model, found)
-    model.dataset = found
+    model.dataset, model._dataset_is_missing = found, False
 
 
 def show(model: "GTP", dataset: Dataset) -> None:
@@ -43,7 +43,7 @@ def detach(model: "GTP", keep_data: bool) -> None:
         except DataError:
             model.dataset = previous
             raise
-    model._prepared = None
+    model._prepared, model._dataset_is_missing = None, False
 
 
 def check(model: "GTP") -> None:

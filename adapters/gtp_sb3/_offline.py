@@ -140,9 +140,16 @@ def _begin(
 def set_horizon(model: "GTP", total_timesteps: int) -> None:
     """Lets curriculum and schedules of the config unfold over the first run.
 
-    Warns if a second run on data begins where they have ended.
+    Warns if a second run on data begins where they have ended, and if a model that was trained on
+    data would go online because nobody has said what it shall learn from.
     """
     learner = model.learner
+    if model._dataset_is_missing:
+        warnings.warn(
+            "The model was trained on a dataset, which is not in its file: it learns online now. "
+            "Call set_dataset(data) to go on offline, or set_dataset(None) if this is meant.",
+            stacklevel=3,
+        )
     updates = total_timesteps * (1 if model.gradient_steps < 0 else model.gradient_steps)
     if model.dataset is None:
         updates = _updates_online(model, total_timesteps)

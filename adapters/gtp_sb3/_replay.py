@@ -24,7 +24,7 @@ def make(model: "GTP") -> ReplayBuffer:
     buffer_class = cast("type[ReplayBuffer]", model.replay_buffer_class)
     kwargs = dict(model.replay_buffer_kwargs)
     if issubclass(buffer_class, HerReplayBuffer):
-        kwargs["env"] = model.env
+        kwargs["env"] = model._need_env("HerReplayBuffer")
     return buffer_class(
         model.buffer_size,
         model.observation_space,

@@ -44,6 +44,7 @@ EXCLUDED = (
     "start_time",
     "value",
     "_clock",
+    "_dataset_is_missing",
     "_last_episode_starts",
     "_last_obs",
     "_last_original_obs",
@@ -169,6 +170,7 @@ def _complete(
     defaults = {
         "_horizon": "config",
         "_n_updates": info.updates,
+        "_offline_updates": info.updates,
         "_scales_are_fixed": True,
         "_spaces_are_derived": not known,
         "n_envs": 1,
@@ -231,6 +233,7 @@ def _rebuild(
         model.learner.config = model.learner.config.replace(ema_rate=float(tau))
     if seed is not None:
         model.set_random_seed(seed)
+    model._dataset_is_missing = model._offline_updates > 0
     if dataset is not None:
         model.set_dataset(dataset)
     return model

@@ -17,7 +17,6 @@ from stable_baselines3.common.type_aliases import (
     Schedule,
 )
 from stable_baselines3.common.vec_env import VecEnv
-from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from gtp_policy import GTPConfig, GTPLearner, OfflineDataset, Transitions, UpdateMetrics
 from gtp_sb3 import _attach, _files, _offline, _replay, _saving, _sources
@@ -193,6 +192,7 @@ class GTP(OffPolicyAlgorithm):
         self._scales_are_fixed = False
         self._sigma_is_open = config.actor.sigma_data is None
         self._spaces_are_derived = False
+        self._dataset_is_missing = False
         self._prepared: Dataset | None = None
         self._metrics: UpdateMetrics | None = None
         self._stand_in: VecEnv | None = None
@@ -257,8 +257,6 @@ class GTP(OffPolicyAlgorithm):
         self._replay_buffer = buffer
 
     def _make_replay_buffer(self) -> None:
-        if self.replay_buffer_class is HerReplayBuffer:
-            self._need_env("HerReplayBuffer")
         self._replay_buffer = _replay.make(self)
 
     def _need_env(self, what: str) -> VecEnv:

@@ -312,6 +312,20 @@ def test_arguments_of_load_replace_attributes(
 
 
 @pytest.mark.global_rng
+def test_going_online_by_forgetting_the_data_is_told(
+    make_model: Make, walk: Any, dataset: Any, tmp_path: Path
+) -> None:
+    make_model(walk()).learn(2).save(tmp_path / "model")
+    with pytest.warns(UserWarning, match="it learns online now") as caught:
+        GTP.load(tmp_path / "model", env=walk()).learn(1)
+    assert caught[0].filename == __file__
+    meant = GTP.load(tmp_path / "model", env=walk())
+    meant.set_dataset(None)
+    meant.learn(1)
+    GTP.load(tmp_path / "model", env=walk(), dataset=dataset).learn(1)
+
+
+@pytest.mark.global_rng
 def test_seed_at_load(make_model: Make, tmp_path: Path) -> None:
     make_model().save(tmp_path / "model")
     loaded = GTP.load(tmp_path / "model", seed=3)

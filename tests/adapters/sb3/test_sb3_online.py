@@ -112,6 +112,13 @@ def test_n_step_returns_bring_their_own_discount(
     assert {d for batch in seen for d in batch.discount.tolist()} == {0.25, 0.5}
 
 
+def test_rounding_never_takes_an_action_out_of_the_unit_cube(make_online: Make, walk: Any) -> None:
+    model = make_online(walk()).learn(10)
+    assert model.replay_buffer is not None
+    model.replay_buffer.actions[:10] = np.nextafter(np.float32(1), np.float32(2))
+    assert model._minibatch(8).action.unique().tolist() == [1.0]
+
+
 def test_reaches_sb3s_own_bar_on_its_identity_environment() -> None:
     """As SB3 tests SAC: 400 steps, a reward of at least 90."""
     env = IdentityEnvBox(eps=0.5)
