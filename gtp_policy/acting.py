@@ -8,7 +8,6 @@ from gtp_policy.actor import FlowMapActor
 from gtp_policy.critic import QEnsemble
 
 
-@torch.no_grad()
 def act(
     actor: FlowMapActor,
     critic: QEnsemble | None,
@@ -56,6 +55,8 @@ def act(
         raise ValueError(
             f"`candidates` is out of range: got {candidates}, expected an integer >= 1."
         )
+    if candidates == 1 and not deterministic:
+        return actor.sample(obs, steps=steps, generator=generator)
     actor.check_observations(obs)
     batch = obs.shape[0]
     noise = _fixed_noise(actor, candidates).repeat(batch, 1) if deterministic else None
@@ -68,7 +69,8 @@ def act(
         )
     tiled = obs.repeat_interleave(candidates, 0)
     action = actor.sample(tiled, steps=steps, noise=noise, generator=generator)
-    best = critic(tiled, action).amin(0).view(batch, candidates).argmax(1)
+    with torch.no_grad():
+        best = critic(tiled, action).amin(0).view(batch, candidates).argmax(1)
     return action.view(batch, candidates, -1)[torch.arange(batch, device=best.device), best]
 
 

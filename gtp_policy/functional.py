@@ -150,6 +150,8 @@ def check_like(name: str, value: object, like: Tensor) -> None:
         gtp_policy.errors.DataError: `reward` has the wrong dtype: got torch.float64, expected \
 torch.float32. Convert it with reward.to(torch.float32).
     """
+    if isinstance(value, Tensor) and value.dtype == like.dtype and value.device == like.device:
+        return
     if not isinstance(value, Tensor):
         raise DataError(
             f"`{name}` is no tensor: got {type(value).__name__}, expected a torch tensor. Convert "

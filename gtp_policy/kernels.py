@@ -15,8 +15,8 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 
 _REFERENCE = ContextVar("reference", default=False)
-# Below it, dispatching six operators costs more than torch's one slow one.
-_SMALLEST_MISH = 4096
+# Elements below which dispatching six operators costs more than torch's one slow one.
+SMALLEST_MISH = 4096
 # exp(20)^2 is finite in float32, and there x n / (n + 2) is x already.
 _LARGEST_EXPONENT = 20.0
 
@@ -80,7 +80,7 @@ def mish(x: Tensor) -> Tensor:
         >>> mish(torch.tensor([-1.0, 0.0, 1.0]))
         tensor([-0.3034, 0.0000, 0.8651])
     """
-    if x.numel() < _SMALLEST_MISH or not _plain(x) or _REFERENCE.get():
+    if x.numel() < SMALLEST_MISH or not plain(x):
         return functional.mish(x)
     if x.requires_grad and torch.is_grad_enabled():
         y: Tensor = _Mish.apply(x)  # type: ignore[no-untyped-call]
@@ -90,11 +90,54 @@ def mish(x: Tensor) -> Tensor:
     return h.div_(torch.add(h, 1, out=e)).mul_(x)
 
 
-def _plain(x: Tensor) -> bool:
+def mish_(x: Tensor, scratch: tuple[Tensor, Tensor]) -> Tensor:
+    """Computes `mish` in place, on the CPU, without gradient and without a new tensor.
+
+    Args:
+        x: Overwritten, in float32 or float64.
+        scratch: Two tensors like ``x``, overwritten.
+
+    Returns:
+        ``x``.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.kernels import mish_
+        >>> mish_(torch.ones(1), (torch.empty(1), torch.empty(1)))
+        tensor([0.8651])
+    """
+    e, h = scratch
+    torch.clamp_max(x, _LARGEST_EXPONENT, out=e).exp_()
+    torch.addcmul(e, e, e, value=0.5, out=h)
+    return x.mul_(h).div_(torch.add(h, 1, out=e))
+
+
+def plain(x: Tensor) -> bool:
+    """Tells whether a tensor is one that kernels for the CPU may take.
+
+    Not where the reference is asked for, a compiler or a function transform is at work, or
+    derivatives travel forward.
+
+    Args:
+        x: Any tensor.
+
+    Returns:
+        The answer.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.kernels import plain, using
+        >>> plain(torch.zeros(1)), plain(torch.zeros(1, dtype=torch.int64))
+        (True, False)
+        >>> with using("reference"):
+        ...     plain(torch.zeros(1))
+        False
+    """
     return (
-        x.device.type == "cpu"
+        not torch.compiler.is_compiling()  # first: a compiler cannot trace the rest
+        and x.device.type == "cpu"
         and (x.dtype == torch.float32 or x.dtype == torch.float64)
-        and not torch.compiler.is_compiling()
+        and not _REFERENCE.get()
         and not torch._C._are_functorch_transforms_active()
         and forward_ad.unpack_dual(x).tangent is None  # type: ignore[no-untyped-call]
     )

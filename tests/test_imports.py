@@ -21,6 +21,7 @@ LAYERS: list[set[str]] = [
     {"times", "spaces", "_bundle", "kernels"},
     {"functional"},
     {"networks", "weighting", "transitions", "dataset_builder"},
+    {"_plan"},
     {"actor", "dataset"},
     {"loss", "critic"},
     {"gtp_config", "metrics", "acting", "_update"},

@@ -58,7 +58,7 @@ def test_values_are_exact_to_rounding(dtype: torch.dtype, rtol: float, grad: boo
 
 @given(st.lists(st.floats(-60, 60, width=32), min_size=1, max_size=20))
 def test_values_and_slopes_are_those_of_torch(values: list[float]) -> None:
-    x = torch.tensor(values).repeat(kernels._SMALLEST_MISH).requires_grad_()
+    x = torch.tensor(values).repeat(kernels.SMALLEST_MISH).requires_grad_()
     reference = x.detach().double().requires_grad_()
     y, expected = mish(x), functional.mish(reference)
     torch.testing.assert_close(y.double(), expected, rtol=3e-7, atol=1e-30)
@@ -91,7 +91,7 @@ def test_gradients_by_finite_differences() -> None:
 )  # torch's own
 @pytest.mark.global_rng
 def test_first_and_second_gradients_by_torchs_own_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_SMALLEST_MISH", 1)
+    monkeypatch.setattr(kernels, "SMALLEST_MISH", 1)
     spy = Spy(monkeypatch)
     x = torch.linspace(-6, 6, 12).double().requires_grad_()
     assert torch.autograd.gradcheck(mish, x, check_batched_grad=True)
@@ -107,7 +107,7 @@ def test_first_and_second_gradients_by_torchs_own_check(monkeypatch: pytest.Monk
     "ignore:.torch.jit.script. is deprecated:DeprecationWarning"
 )  # torch's own
 def test_function_transforms_take_torchs_operator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_SMALLEST_MISH", 1)
+    monkeypatch.setattr(kernels, "SMALLEST_MISH", 1)
     x = torch.linspace(-6, 6, 12).double().view(4, 3)
     torch.testing.assert_close(torch.func.vmap(mish)(x), functional.mish(x))
     for transform in (torch.func.hessian, torch.func.jacrev, torch.func.jacfwd):

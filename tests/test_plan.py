@@ -1,0 +1,323 @@
+"""The prepared sampler: the reference's numbers, whatever happens to the network in between."""
+
+import copy
+import io
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from gtp_policy import FlowMapActor, FlowMapActorConfig, KarrasTimes, UniformTimes, _plan
+from gtp_policy.kernels import using
+from gtp_policy.networks import FlowMapMLP, linear
+
+OBS, ACT = 3, 2
+
+
+def make(**choices: Any) -> FlowMapActor:
+    return FlowMapActor(OBS, ACT, FlowMapActorConfig(**({"hidden": (16, 8)} | choices)))
+
+
+def inputs(actor: FlowMapActor, rows: int = 5, seed: int = 0) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(rows, width, generator=g).to(actor.normalizer.mean.dtype)
+        for name, width in (("obs", actor.obs_dim), ("noise", actor.action_dim))
+    }
+
+
+def planned(actor: FlowMapActor, steps: int | None = None) -> bool:
+    """Whether the sampler would take a plan, not the reference."""
+    given = inputs(actor)["obs"]
+    grid = actor.times.grid(steps or actor.config.steps, dtype=given.dtype)
+    return actor._plan(given, grid) is not None
+
+
+def check_equal(actor: FlowMapActor, rows: int = 5, atol: float = 1e-6, **choices: Any) -> None:
+    given = inputs(actor, rows)
+    with using("reference"):
+        expected = actor.sample(**given, **choices)
+    torch.testing.assert_close(actor.sample(**given, **choices), expected, atol=atol, rtol=0)
+
+
+TIMES = [KarrasTimes(), KarrasTimes(t_min=0.002, t_max=80.0), UniformTimes(t_max=2.0)]
+
+
+@given(
+    actor=st.builds(
+        lambda obs, act, dtype, seed, **choices: FlowMapActor(
+            obs, act, FlowMapActorConfig(**choices), seed=seed
+        ).to(dtype),
+        obs=st.integers(1, 40),
+        act=st.integers(1, 9),
+        dtype=st.sampled_from([torch.float32, torch.float64]),
+        seed=st.integers(0, 99),
+        hidden=st.lists(st.integers(1, 70), min_size=1, max_size=4).map(tuple),
+        time_dim=st.sampled_from([2, 8, 32]),
+        sigma_data=st.floats(0.05, 2.0),
+        times=st.sampled_from(TIMES),
+    ),
+    steps=st.integers(1, 12),
+    rows=st.integers(1, 300),
+    block=st.sampled_from([64, 2**12, 2**16]),
+    shift=st.floats(-5, 5, width=32),
+)
+def test_a_plan_gives_the_references_actions(
+    actor: FlowMapActor, steps: int, rows: int, block: int, shift: float
+) -> None:
+    assert planned(actor, steps)
+    mean = torch.full_like(actor.normalizer.mean, shift)
+    actor.normalizer.set_statistics_(mean, mean.abs() + 0.5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_plan, "_BLOCK", block)
+        wide = actor.fixed_noise.dtype == torch.float64
+        check_equal(actor, rows, atol=1e-12 if wide else 1e-6, steps=steps)
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 64, 256, 257, 1000])
+def test_the_default_network(rows: int) -> None:
+    for steps in (1, 2, 5):
+        actor = FlowMapActor(11, 3)
+        assert planned(actor, steps)
+        check_equal(actor, rows, steps=steps)
+
+
+def test_weights_of_any_size_in_float64() -> None:
+    actor = make().double()
+    with torch.no_grad():
+        for parameter in actor.parameters():
+            parameter.mul_(4)  # biases too, which the plan moves from layer to layer
+    check_equal(actor, 200, atol=1e-10)
+
+
+# --- what happens in between
+
+
+def scale(actor: FlowMapActor) -> None:
+    with torch.no_grad():
+        for parameter in actor.parameters():
+            parameter.mul_(2)
+
+
+def write_past_autograd(actor: FlowMapActor) -> None:
+    for parameter in actor.parameters():
+        parameter.data.mul_(2)  # tells nobody: the version of the tensor stays as it was
+
+
+def write_through_numpy(actor: FlowMapActor) -> None:
+    for parameter in actor.parameters():
+        parameter.detach().numpy()[:] *= 2
+
+
+def swap_data(actor: FlowMapActor) -> None:
+    for parameter in actor.parameters():
+        parameter.data = 2 * parameter.data
+
+
+def from_vector(actor: FlowMapActor) -> None:
+    for _ in range(3):  # memory that was freed is used again
+        vector = 2 * nn.utils.parameters_to_vector(actor.parameters()).detach()
+        nn.utils.vector_to_parameters(vector, actor.parameters())
+
+
+def assign(actor: FlowMapActor) -> None:
+    actor.load_state_dict(FlowMapActor(OBS, ACT, actor.config, seed=7).state_dict(), assign=True)
+
+
+def load(actor: FlowMapActor) -> None:
+    actor.load_state_dict(FlowMapActor(OBS, ACT, actor.config, seed=7).state_dict())
+
+
+def replace_parameter(actor: FlowMapActor) -> None:
+    actor.network.mlp[0].weight = nn.Parameter(2 * actor.network.mlp[0].weight.detach())
+
+
+def replace_layer(actor: FlowMapActor) -> None:
+    actor.network.mlp[2] = linear(16, 8, generator=torch.Generator().manual_seed(7))
+
+
+def replace_network(actor: FlowMapActor) -> None:
+    actor.network = FlowMapMLP(OBS, ACT, (9, 7), 4, generator=torch.Generator().manual_seed(7))
+
+
+def transpose(actor: FlowMapActor) -> None:
+    with torch.no_grad():
+        layer = actor.network.mlp[2]
+        layer.weight.data = layer.weight.data.t().contiguous().t()
+
+
+def statistics(actor: FlowMapActor) -> None:
+    actor.normalizer.set_statistics_(torch.full((OBS,), 0.5), torch.full((OBS,), 3.0))
+
+
+def replace_normalizer(actor: FlowMapActor) -> None:
+    actor.normalizer = copy.deepcopy(actor.normalizer)
+    statistics(actor)
+
+
+def train(actor: FlowMapActor) -> None:
+    optimizer = torch.optim.Adam(actor.parameters(), lr=0.1, fused=True)
+    o, x, t = torch.ones(4, OBS), torch.ones(4, ACT), torch.ones(4)
+    actor.endpoint(o, x, t, t).sum().backward()
+    optimizer.step()
+
+
+CHANGES = [scale, write_past_autograd, write_through_numpy, swap_data, from_vector, assign, load]
+CHANGES += [replace_parameter, replace_layer, replace_network, transpose, statistics, train]
+CHANGES += [replace_normalizer]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_network_is_noticed(change: Callable[[FlowMapActor], None]) -> None:
+    actor = make()
+    before = actor.sample(**inputs(actor))
+    change(actor)
+    assert planned(actor)
+    check_equal(actor)
+    if change is not transpose:
+        assert not torch.equal(actor.sample(**inputs(actor)), before)
+
+
+def test_another_dtype_and_back() -> None:
+    actor = make()
+    expected = actor.sample(**inputs(actor))
+    check_equal(actor.double(), atol=1e-12)
+    assert torch.equal(actor.float().sample(**inputs(actor)), expected)
+
+
+# --- where there is no plan
+
+
+class Encoder(nn.Module):
+    features_dim = OBS
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return 2 * obs
+
+
+class Doubled(FlowMapMLP):
+    def forward(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return 2 * super().forward(obs, x, t, s)
+
+
+class Mirrored(FlowMapActor):
+    def _endpoint(self, features: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return -super()._endpoint(features, x, t, s)
+
+
+def without_bias() -> FlowMapActor:
+    actor = make()
+    layer = nn.Linear(16, 8, bias=False, device="meta").to_empty(device="cpu")
+    with torch.no_grad():
+        layer.weight.copy_(actor.network.mlp[2].weight)
+    actor.network.mlp[2] = layer
+    return actor
+
+
+def other_activation() -> FlowMapActor:
+    actor = make()
+    actor.network.mlp[1] = nn.ReLU()
+    return actor
+
+
+def hooked() -> FlowMapActor:
+    actor = make()
+    actor.sample(**inputs(actor))  # a plan there was
+    actor.network.mlp[0].register_forward_hook(lambda module, args, output: -output)
+    return actor
+
+
+NO_PLAN: list[Callable[[], FlowMapActor]] = [
+    lambda: FlowMapActor(OBS, ACT, encoder=Encoder()),
+    lambda: FlowMapActor(OBS, ACT, network=Doubled(OBS, ACT, (8,), 4, generator=torch.Generator())),
+    lambda: Mirrored(OBS, ACT),
+    lambda: make(steps=_plan._MOST_STEPS + 1),
+    without_bias,
+    other_activation,
+    hooked,
+]
+
+
+@pytest.mark.parametrize("build", NO_PLAN)
+def test_what_a_plan_does_not_know_is_left_to_the_reference(
+    build: Callable[[], FlowMapActor],
+) -> None:
+    actor = build()
+    assert not planned(actor)
+    check_equal(actor, atol=0.0)
+
+
+def test_the_reference_under_autocast_and_function_transforms() -> None:
+    actor = make()
+    given = inputs(actor)
+    assert planned(actor)
+    with using("reference"):
+        assert not planned(actor)
+        exact = actor.sample(**given)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not planned(actor)
+    one = torch.func.vmap(lambda o, z: actor.sample(o[None], noise=z[None])[0])
+    torch.testing.assert_close(one(given["obs"], given["noise"]), exact)
+    assert actor.sample(given["obs"][:0]).shape == (0, ACT)
+
+
+# --- buffers
+
+
+def test_results_are_plain_tensors_of_their_own() -> None:
+    actor = make()
+    given = {name: tensor.requires_grad_() for name, tensor in inputs(actor).items()}
+    before = {name: tensor.detach().clone() for name, tensor in given.items()}
+    first = actor.sample(**given)
+    kept = first.clone()
+    second = actor.sample(given["obs"] + 1, noise=given["noise"])
+    assert torch.equal(first, kept)
+    assert not torch.equal(first, second)
+    assert not first.requires_grad
+    assert not first.is_inference()
+    (first * torch.ones(1, requires_grad=True)).sum().backward()
+    for name, tensor in given.items():
+        assert torch.equal(tensor, before[name])
+        assert tensor.grad is None
+
+
+def test_a_row_that_is_not_a_number_spoils_no_other() -> None:
+    actor = make()
+    given = inputs(actor)
+    expected = actor.sample(**given)
+    given["obs"][2] = torch.nan
+    got = actor.sample(**given)
+    assert got[2].isnan().all()
+    keep = [0, 1, 3, 4]
+    assert torch.equal(got[keep], expected[keep])
+    assert torch.equal(actor.sample(**inputs(actor)), expected)  # nothing of it stays behind
+
+
+def test_threads_do_not_meet() -> None:
+    actor = make(hidden=(64, 64, 64))
+    calls = [inputs(actor, rows=1 + i % 7, seed=i) for i in range(400)]
+    expected = [actor.sample(**call, steps=2 + i % 2) for i, call in enumerate(calls)]
+    barrier = threading.Barrier(8)
+    with ThreadPoolExecutor(8, initializer=barrier.wait) as pool:
+        got = list(pool.map(lambda i: actor.sample(**calls[i], steps=2 + i % 2), range(400)))
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_copies_and_pickles_start_without_plans() -> None:
+    actor = make()
+    expected = actor.sample(**inputs(actor))
+    file = io.BytesIO()
+    torch.save(actor, file)
+    file.seek(0)
+    for other in (copy.deepcopy(actor), torch.load(file, weights_only=False)):
+        assert not other._plans._plans
+        assert torch.equal(other.sample(**inputs(actor)), expected)
+        scale(other)
+        check_equal(other)
+    assert torch.equal(actor.sample(**inputs(actor)), expected)
