@@ -260,7 +260,10 @@ def _shaped(name: str, array: Array, shape: tuple[int, ...]) -> Array:
             return turned
     if array.ndim == 1 and shape == (1,):  # of a Discrete space
         return array[:, None]
-    raise DataError(f"`{name}` has the wrong shape: got {array.shape}, expected (N, *{shape}).")
+    raise DataError(
+        f"`{name}` has the wrong shape: got {array.shape}, expected one row of shape {shape} per "
+        "transition."
+    )
 
 
 def replace_columns(dataset: OfflineDataset, **columns: Tensor) -> OfflineDataset:
