@@ -12,7 +12,6 @@ that of two contenders in one round, then the median over rounds.
 import argparse
 import json
 import platform
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -25,6 +24,7 @@ import torch
 
 import gtp_policy
 from benchmarks.naive import NaiveGTP
+from benchmarks.tables import table
 from gtp_policy import (
     Curriculum,
     FlowMapActorConfig,
@@ -38,6 +38,7 @@ from gtp_policy import (
 )
 
 ROOT = Path(__file__).parents[1]
+START, END = "<!-- figures:start -->", "<!-- figures:end -->"
 RESULT, PAGE = ROOT / "benchmarks/results/speed.json", ROOT / "docs/explanation/performance.md"
 OBS, ACT, BATCH, WIDTH = 11, 3, 256, 256  # Hopper's dimensions
 MAX_GRAD_NORM = 5.0
@@ -201,6 +202,111 @@ def profile(update: Callable[[], Any], calls: int) -> dict[str, Any]:
     return result
 
 
+def floor(rounds: int, width: int) -> dict[str, Any]:
+    """Returns how long the matrix products of an update take at this machine's best rate.
+
+    The products that Algorithm 1 cannot do without, times of the sampler folded away, over the rate
+    of one square product of the hidden layers.
+    """
+    a, b = torch.ones(BATCH, width), torch.ones(width, width)
+    times = measure({"product": lambda: a @ b}, rounds, 50)["product"]
+    rate = 2 * BATCH * width**2 / (float(np.median(times)) / 1e3)
+    hidden = 2 * width * width
+    jump = hidden + 2 * width * ACT
+    actor = hidden + width * (OBS + 2 * ACT + 2 * FlowMapActorConfig().time_dim)
+    critic = hidden + width * (OBS + ACT + 1)
+    result: dict[str, Any] = {"gflop_per_second": rate / 1e9}
+    for m in (1, 4):
+        # Sampler: next actions and m of the policy. Critic: data 6, target 2, advantage 2 (1 + m).
+        rows = 5 * (1 + m) * jump + (8 + 2 * (1 + m)) * critic + 7 * actor
+        result[f"M = {m}"] = {
+            "gflop": 2 * BATCH * rows / 1e9,
+            "ms": 2 * BATCH * rows / rate * 1e3,
+        }
+    return result
+
+
+def cell(figure: dict[str, float], digits: int) -> str:
+    """Returns a median with its quartiles."""
+    median, low, high = (f"{figure[key]:.{digits}f}" for key in ("median", "q1", "q3"))
+    return f"{median} [{low}, {high}]"
+
+
+def render(record: dict[str, Any]) -> str:
+    """Returns what stands between the page's markers."""
+    c = record["conditions"]
+    told = " × ".join(str(width) for width in c["hidden"])
+    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+
+    def timing(label: str, of: dict[str, Any], digits: int) -> list[list[str]]:
+        return [
+            [
+                label,
+                name,
+                cell(entry["ms"], digits),
+                f"{entry['p99']:.{digits}f}",
+                f"{entry['max']:.{digits}f}",
+                cell(entry["times_faster_than_naive"], 2),
+            ]
+            for name, entry in of.items()
+        ]
+
+    header = ["", "", "ms", "p99", "max", "times faster than naive"]
+    rows = [row for m, of in record["update"].items() for row in timing(f"update, {m}", of, 1)]
+    rows += [row for k, of in record["action"].items() for row in timing(f"action, {k}", of, 3)]
+    for k, of in record["4096 actions"].items():
+        rows += timing(f"4096 actions, {k}", of, 1)
+    groups = record["profile"]
+    total = {name: sum(entry["ms"] for entry in of.values()) for name, of in groups.items()}
+    profiled = [
+        [
+            group,
+            *(
+                f"{of[group]['ms']:.1f} ({100 * of[group]['ms'] / total[name]:.0f} %)"
+                for name, of in groups.items()
+            ),
+            *(f"{of[group]['operators']:.0f}" for of in groups.values()),
+        ]
+        for group in groups["naive"]
+    ]
+    floors = record["floor"]
+    least = [
+        [
+            m,
+            f"{floors[m]['gflop']:.2f}",
+            f"{floors[m]['ms']:.1f}",
+            f"{record['update'][m]['library']['ms']['median']:.1f}",
+            f"{record['update'][m]['library']['ms']['median'] / floors[m]['ms']:.2f}",
+        ]
+        for m in record["update"]
+    ]
+    return "\n\n".join(
+        [
+            START,
+            f"`{record['command']}`: {c['processor']}, {c['threads']} thread, {c['clock']}, "
+            f"{c['rounds']} interleaved rounds; batch {c['batch']}, observations "
+            f"{c['obs_dim']}, actions {c['action_dim']}, hidden layers {told}, K = 5 for updates; "
+            f"{versions}. Median [quartiles] over rounds; p99 and max over calls.",
+            table(header, rows),
+            "By operation, M = 1, milliseconds per update under torch's profiler (it slows small "
+            "operators down, so the shares count) and number of operators:",
+            table(["", "naive ms", "library ms", "naive operators", "library operators"], profiled),
+            f"The floor: matrix products at {floors['gflop_per_second']:.0f} GFLOP/s, the rate of "
+            "one square product of the hidden layers in this run:",
+            table(["", "GFLOP", "floor, ms", "library, ms", "library / floor"], least),
+            END,
+        ]
+    )
+
+
+def write_page(record: dict[str, Any]) -> None:
+    """Writes the figures into the page, between its markers."""
+    text = PAGE.read_text(encoding="utf-8")
+    before, rest = text.split(START)
+    _, after = rest.split(END)
+    PAGE.write_text(before + render(record) + after, encoding="utf-8")
+
+
 def processor() -> str:
     """Returns the name of the processor, as far as the system tells."""
     info = Path("/proc/cpuinfo")
@@ -234,10 +340,24 @@ def run(rounds: int, width: int, smoke: bool) -> dict[str, Any]:
         "4096 actions": {"K = 5": actions(5, 4096, rounds, few(5), width)},
     }
     ours, theirs, data = library(1, width=width), naive(1, width=width), batch()
-    result["profile"] = {
-        "naive": profile(lambda: theirs.update(*data), few(50)),
-        "library": profile(lambda: ours.update(data), few(50)),
+    contenders: Contenders = {
+        "naive": lambda: theirs.update(*data),
+        "library": lambda: ours.update(data),
     }
+    turns = [
+        {name: profile(update, few(10)) for name, update in contenders.items()}
+        for _ in range(few(5))
+    ]
+    result["profile"] = {
+        name: {
+            group: {
+                key: float(np.median([turn[name][group][key] for turn in turns])) for key in entry
+            }
+            for group, entry in turns[0][name].items()
+        }
+        for name in contenders
+    }
+    result["floor"] = floor(rounds, width)
     return result
 
 
@@ -249,7 +369,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--smoke", action="store_true", help="two rounds, tiny networks: a test")
     parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--page", action="store_true", help="write the page from the JSON")
     args = parser.parse_args()
+    if args.page:
+        write_page(json.loads(args.output.read_text(encoding="utf-8")))
+        return
     torch.set_num_threads(1)
     rounds, width = (2, 8) if args.smoke else (args.rounds, WIDTH)
     result = run(rounds, width, args.smoke)
@@ -272,4 +396,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -141,6 +141,28 @@ def test_the_input_stays_as_it_is_and_layouts_do_not_matter() -> None:
     assert torch.equal(mish(x.T.contiguous().T), expected)
     assert torch.equal(mish(x[:, None].expand(-1, 2, -1))[:, 1], expected)
     assert torch.equal(x, before)
+    x.requires_grad_()
+    mish(x, inplace=True)
+    assert torch.equal(x, before)  # a gradient needs it
+    with torch.no_grad():
+        assert torch.equal(mish(x.detach().clone(), inplace=True), expected)
+        assert torch.equal(mish(x), expected)
+
+
+@given(st.integers(1, 3 * 100), st.sampled_from([1, 7, 64]))
+def test_blocks_are_one(rows: int, block: int) -> None:
+    x = torch.linspace(-9, 9, rows * 3).view(rows, 3)
+    expected = functional.mish(x)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "SMALLEST_MISH", 1)
+        patch.setattr(kernels, "_BLOCK", block)
+        torch.testing.assert_close(mish(x), expected, rtol=5e-7, atol=0)
+        again = x.clone().requires_grad_()
+        y = mish(again)
+        assert torch.equal(y, mish(x))
+        (slope,) = torch.autograd.grad(y.sum(), again)
+    (expected,) = torch.autograd.grad(functional.mish(again.double()).sum(), again)
+    torch.testing.assert_close(slope, expected, rtol=0, atol=1e-6)
 
 
 def test_the_reference_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,12 @@
 """The yardstick of the speed benchmark computes what the library computes."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import speed
 from benchmarks.naive import NaiveGTP
@@ -117,3 +120,20 @@ def test_every_operator_belongs_to_one_group() -> None:
     spent = speed.profile(lambda: nn.functional.mish(torch.ones(4) + 1), calls=3)
     assert spent["Mish, as one operator"]["operators"] == 1
     assert spent["elementwise arithmetic"]["operators"] == 1
+
+
+def test_the_page_says_what_the_json_says() -> None:
+    text = speed.PAGE.read_text(encoding="utf-8")
+    record = json.loads(speed.RESULT.read_text(encoding="utf-8"))
+    begin, end = text.index(speed.START), text.index(speed.END) + len(speed.END)
+    assert text[begin:end] == speed.render(record), "run: python -m benchmarks.speed --page"
+
+
+def test_the_floor_counts_what_torch_counts() -> None:
+    """The products of an update by torch's own counter, less those the floor folds away."""
+    learner = speed.library(samples=1)
+    learner.update(speed.batch())
+    with FlopCounterMode(display=False) as counter:
+        learner.update(speed.batch())
+    counted = counter.get_total_flops() / 1e9
+    assert speed.floor(2, speed.WIDTH)["M = 1"]["gflop"] == pytest.approx(counted, rel=0.05)
