@@ -36,7 +36,6 @@ from gtp_policy import (
     GTPLearner,
     GTPLearnerConfig,
     OfflineDataset,
-    PolicyBaseline,
     QEnsembleConfig,
 )
 
@@ -149,20 +148,14 @@ def pendulum_config(updates: int, seed: int) -> GTPConfig:
     return GTPConfig(
         actor=FlowMapActorConfig(hidden=hidden),
         critic=QEnsembleConfig(hidden=hidden),
-        weighter=AdvantageWeighterConfig(eta=3.0),
-        learner=GTPLearnerConfig(
-            total_updates=updates,
-            actor_lr=1e-3,
-            critic_lr=1e-3,
-            baseline=PolicyBaseline(samples=1),
-            seed=seed,
-        ),
+        weighter=AdvantageWeighterConfig(eta=5.0),
+        learner=GTPLearnerConfig(total_updates=updates, actor_lr=1e-3, critic_lr=1e-3, seed=seed),
     )
 
 
 def run_pendulum(host: str, seed: int, updates: int, episodes: int) -> dict[str, Any]:
     """Trains on the controller's data by one host: a job for a process of its own."""
-    dataset, behaviour = pendulum.collect(100, seed)
+    dataset, behaviour = pendulum.collect(100, seed, gamma=0.95)
     env = gym.make("Pendulum-v1")
     spaces = env.observation_space, env.action_space
     config = pendulum_config(updates, seed)
@@ -207,8 +200,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--updates", type=int, default=6_000)
-    parser.add_argument("--pendulum-updates", type=int, default=8_000)
+    parser.add_argument("--updates", type=int, default=4_000)
+    parser.add_argument("--pendulum-updates", type=int, default=6_000)
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--data", type=Path, default=Path("outputs/minari"))

@@ -20,7 +20,7 @@ def controller(obs: np.ndarray, rng: np.random.Generator, strength: float = 0.35
     return np.clip([torque + rng.normal(scale=1.5)], -2.0, 2.0).astype(np.float32)
 
 
-def collect(episodes: int, seed: int) -> tuple[OfflineDataset, float]:
+def collect(episodes: int, seed: int, gamma: float = 0.99) -> tuple[OfflineDataset, float]:
     """Returns the data of the controller, and its mean return."""
     env, rng = gym.make("Pendulum-v1"), np.random.default_rng(seed)
     rows: dict[str, list[np.ndarray]] = {"obs": [], "action": [], "reward": [], "next_obs": []}
@@ -41,6 +41,7 @@ def collect(episodes: int, seed: int) -> tuple[OfflineDataset, float]:
         truncated=last,
         low=box.low,
         high=box.high,
+        gamma=gamma,
         source="Pendulum-v1, mediocre controller",
     )
     return dataset, float(columns["reward"].sum() / episodes)
