@@ -108,11 +108,55 @@ def datasets(record: dict[str, Any]) -> str:
     )
 
 
+def hosts(record: dict[str, Any]) -> str:
+    """Returns the section on the core and its hosts."""
+
+    def cell(figure: dict[str, Any], digits: int, scale: float = 1.0) -> str:
+        low, high = (scale * x for x in figure["interval_95"])
+        return f"{scale * figure['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+    maze = [
+        [
+            f"`{host}`",
+            cell(row["success"], 1, 100),
+            cell(row["steps"], 1),
+            f"{row['ms_per_update']:.1f}",
+        ]
+        for host, row in record["pointmaze"].items()
+    ]
+    swing = [
+        [
+            f"`{run['host']}`",
+            str(run["seed"]),
+            f"{run['behaviour']:.0f}",
+            f"{mean(run['returns']):.0f} ± {stdev(run['returns']):.0f}",
+        ]
+        for run in record["pendulum"]["runs"]
+    ]
+    equal = "equal bit for bit" if record["equal_parameters"] else "NOT equal"
+    rewards = ", ".join(f"{run['reward']:.1f}" for run in record["identity"])
+    return "\n\n".join(
+        [
+            f"**One policy, three places** (`{record['command']}`). The maze of above, trained by "
+            f"each host's own loop and driven by its own way to act, {record['seeds']} seeds; the "
+            f"parameters after {record['updates']} updates are {equal}. Success differs by the "
+            "noise of sampled actions alone:",
+            table(["trained in", "success, %", "steps to goal", "ms/update"], maze),
+            f"Pendulum-v1 from data of a mediocre controller ({record['pendulum']['data']}), "
+            f"{record['pendulum']['updates']} updates, deterministic evaluation; return per "
+            "episode, mean ± std over 20 episodes:",
+            table(["trained in", "seed", "data", "GTP"], swing),
+            "Stable-Baselines3's one-step identity environment, online, "
+            f"{record['identity'][0]['steps']} steps, by seed: {rewards} of 100.",
+        ]
+    )
+
+
 def render() -> str:
     """Returns everything that belongs between the markers."""
     sections = [
         section(json.loads((RESULTS / f"{section.__name__}.json").read_text(encoding="utf-8")))
-        for section in (pointmaze, bandit, datasets)
+        for section in (pointmaze, hosts, bandit, datasets)
     ]
     return "\n\n".join([START, *sections, END])
 

@@ -38,3 +38,16 @@ def test_the_maze_is_solved_at_least_as_well_as_by_cloning() -> None:
     assert record["policies"]["GTP"]["success"]["mean"] >= 0.9
     # At least cloning's, within the 95 % interval of the difference.
     assert record["gtp_minus_cloning"]["success"][1] >= 0
+
+
+def test_the_hosts_reach_the_core_and_improve_on_their_data() -> None:
+    record = json.loads((RESULTS / "hosts.json").read_text(encoding="utf-8"))
+    assert record["seeds"] >= 3
+    assert record["equal_parameters"]
+    core = record["pointmaze"]["gtp_policy"]["success"]
+    for host in ("gtp_tianshou", "gtp_sb3"):
+        assert record["pointmaze"][host]["success"]["interval_95"][1] >= core["mean"]
+    assert len(record["pendulum"]["runs"]) >= 6
+    for run in record["pendulum"]["runs"]:
+        assert sum(run["returns"]) / len(run["returns"]) > run["behaviour"] + 100
+    assert all(run["reward"] >= 90 for run in record["identity"])
