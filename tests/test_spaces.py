@@ -1,6 +1,7 @@
 """Action boxes and observation scales."""
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gtp_policy import ActionScaler, ObservationNormalizer
+from gtp_policy import ActionScaler, ObservationLayout, ObservationNormalizer
 from gtp_policy.errors import NonFiniteError, ShapeError, UnsupportedSpaceError
 
 bounds = st.tuples(st.floats(-1e4, 1e4, width=32), st.floats(0.0009765625, 1e4, width=32)).map(
@@ -150,3 +151,61 @@ def test_bad_statistics_change_nothing(
         normalizer.set_statistics_(mean, std)
     assert torch.equal(normalizer.mean, torch.zeros(2))
     assert torch.equal(normalizer.scale, torch.ones(2))
+
+
+# --- observations as vectors
+
+LAYOUT = ObservationLayout({"camera": (2, 2), "speed": ()})
+
+
+@given(st.integers(1, 5), st.booleans())
+def test_flattening_and_back_is_the_identity(batch: int, tensors: bool) -> None:
+    rng = np.random.default_rng(batch)
+    obs: dict[str, Any] = {
+        "camera": rng.normal(size=(batch, 2, 2)).astype(np.float32),
+        "speed": rng.normal(size=batch).astype(np.float32),
+        "left out": np.zeros(batch),
+    }
+    if tensors:
+        obs = {key: torch.from_numpy(value) for key, value in obs.items()}
+    flat = LAYOUT.flatten(obs)
+    assert flat.shape == (batch, LAYOUT.obs_dim) == (batch, 5)
+    # C order, part after part.
+    np.testing.assert_array_equal(
+        np.asarray(flat[0]), [*np.asarray(obs["camera"][0]).ravel(), float(obs["speed"][0])]
+    )
+    back = LAYOUT.unflatten(flat)
+    assert list(back) == ["camera", "speed"]
+    for key, value in back.items():
+        np.testing.assert_array_equal(np.asarray(value), np.asarray(obs[key]))
+
+
+@pytest.mark.parametrize(
+    ("obs", "message"),
+    [
+        (np.zeros((1, 5)), "wrong structure: got ndarray"),
+        ({"camera": np.zeros((1, 2, 2))}, "`obs\\['speed'\\]` is missing"),
+        ({"camera": np.zeros((1, 4)), "speed": np.zeros(1)}, "one row of shape \\(2, 2\\)"),
+        ({"camera": np.zeros((2, 2, 2)), "speed": np.zeros(1)}, "disagree on the batch size"),
+    ],
+)
+def test_observations_that_do_not_fit_the_layout(obs: Any, message: str) -> None:
+    with pytest.raises(ShapeError, match=message):
+        LAYOUT.flatten(obs)
+
+
+def test_layouts_that_cannot_be() -> None:
+    for shapes in ({}, {"nothing": (0,)}, (0,)):
+        with pytest.raises(UnsupportedSpaceError, match="no elements"):
+            ObservationLayout(shapes)
+    with pytest.raises(ShapeError, match=r"expected \(B, 5\)"):
+        LAYOUT.unflatten(np.zeros((3, 4)))
+
+
+def test_layouts_compare_by_value() -> None:
+    other = ObservationLayout({"camera": (2, 2), "speed": ()})
+    assert other == LAYOUT
+    assert len({other, LAYOUT, ObservationLayout((5,))}) == 2
+    assert repr(ObservationLayout((5,))) == "ObservationLayout((5,))"
+    # The order is part of it: the same numbers would stand in other places.
+    assert ObservationLayout({"speed": (), "camera": (2, 2)}) != LAYOUT
