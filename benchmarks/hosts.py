@@ -10,6 +10,7 @@
 """
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -52,7 +53,7 @@ def train_in(
 ) -> tuple[GTPLearner, Act, float]:
     """Trains by the host's own loop; returns learner, the host's way to act, ms per update."""
     torch.set_num_threads(1)
-    updates, act = config.learner.total_updates, None
+    updates = config.learner.total_updates
     if host == "gtp_policy":
         learner, ms = train(dataset, config, name=f"{host}, seed {config.learner.seed}")
         generator = torch.Generator().manual_seed(config.learner.seed)
@@ -112,8 +113,6 @@ def train_in(
 
 def fingerprint(learner: GTPLearner) -> str:
     """Returns a hash of every network and slow copy."""
-    import hashlib
-
     digest = hashlib.sha256()
     for name, tensor in sorted(dict(learner.named_parameters()).items()):
         digest.update(name.encode() + tensor.detach().numpy().tobytes())

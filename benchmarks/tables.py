@@ -24,6 +24,12 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def cell(figure: dict[str, Any], digits: int, scale: float = 1.0) -> str:
+    """Returns a mean with its interval."""
+    low, high = (scale * x for x in figure["interval_95"])
+    return f"{scale * figure['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
 def bandit(record: dict[str, Any]) -> str:
     """Returns the section on the four-mode bandit."""
     runs = record["runs"]
@@ -64,11 +70,6 @@ def bandit(record: dict[str, Any]) -> str:
 
 def pointmaze(record: dict[str, Any]) -> str:
     """Returns the section on PointMaze."""
-
-    def cell(figure: dict[str, Any], digits: int, scale: float = 1.0) -> str:
-        low, high = (scale * x for x in figure["interval_95"])
-        return f"{scale * figure['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
     rows = [
         [
             name,
@@ -110,11 +111,6 @@ def datasets(record: dict[str, Any]) -> str:
 
 def hosts(record: dict[str, Any]) -> str:
     """Returns the section on the core and its hosts."""
-
-    def cell(figure: dict[str, Any], digits: int, scale: float = 1.0) -> str:
-        low, high = (scale * x for x in figure["interval_95"])
-        return f"{scale * figure['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
     maze = [
         [
             f"`{host}`",

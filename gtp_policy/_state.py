@@ -73,7 +73,7 @@ def files_of(
         tensors, optimizers[name] = _split_optimizer(name, optimizer)
         moments |= tensors
     dtype = str(learner.actor.fixed_noise.dtype).removeprefix("torch.")
-    box, document = action_scaler, None
+    box = action_scaler
     try:
         document = Document(
             obs_dim=learner.actor.obs_dim,

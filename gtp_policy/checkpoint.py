@@ -388,17 +388,15 @@ class CheckpointFolder:
         if path.exists():
             try:
                 read_state(path)
-                valid = True
             except CheckpointError:
-                valid = False
-            if valid and _bundle.content_id(path) == _bundle.content_id_of(files):
-                return path
-            if valid:
+                _bundle.discard(path)
+            else:
+                if _bundle.content_id(path) == _bundle.content_id_of(files):
+                    return path
                 raise CheckpointError(
                     f"Checkpoint {path} belongs to another run: got other content for update "
                     f"{learner.updates}, expected the same. Choose another folder for this run."
                 )
-            _bundle.discard(path)
         _bundle.write_bundle(path, files, written_by=f"gtp-policy {__version__}")
         if self.keep is not None:
             # Higher numbers are not of this run, and no reason to remove what it has just written.

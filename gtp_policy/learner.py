@@ -538,6 +538,13 @@ class GTPLearner(nn.Module):
             self.target_critic.eval()
         return self
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for optimizer in self.optimizers.values():
+            if optimizer.state:  # follows its parameters to another device or dtype
+                optimizer.load_state_dict(optimizer.state_dict())
+        return self
+
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:  # noqa: ANN401 - torch's own return type has no public name

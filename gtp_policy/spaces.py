@@ -112,6 +112,27 @@ class ActionScaler:
         low, high, span = self._bounds_like(action)
         return (action * (span / 2) + (low + high) / 2).clip(low, high)
 
+    def is_close(self, other: "ActionScaler") -> bool:
+        """Tells whether two scalers have the same bounds, up to the rounding of float32.
+
+        Files and spaces hold them in different types; ``==`` compares every bit.
+
+        Args:
+            other: The scaler to compare with.
+
+        Returns:
+            The answer.
+
+        Example:
+            >>> import numpy as np
+            >>> from gtp_policy import ActionScaler
+            >>> ActionScaler([0.0], [0.1]).is_close(ActionScaler([0.0], [np.float32(0.1)]))
+            True
+        """
+        return self.action_dim == other.action_dim and bool(
+            np.allclose(self.low, other.low) and np.allclose(self.high, other.high)
+        )
+
     def _bounds_like(self, action: Array) -> tuple[Array, Array, Array]:
         if not action.ndim or action.shape[-1] != self.action_dim:
             raise ShapeError(

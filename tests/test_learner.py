@@ -464,6 +464,17 @@ def test_a_learner_made_of_parts_goes_on_like_the_one_they_came_from(
     assert same(whole.state_dict(), again.state_dict())
 
 
+def test_moments_follow_the_parameters_to_another_dtype(dataset: OfflineDataset) -> None:
+    learner = make_learner()
+    train(learner, dataset, 2)
+    learner.to(torch.float64)
+    for optimizer in learner.optimizers.values():
+        for parameter, state in optimizer.state.items():
+            assert parameter.dtype == state["exp_avg"].dtype == torch.float64
+    batch = dataset.transitions.to(dtype=torch.float64)
+    assert learner.update(batch).to_floats()
+
+
 def test_the_critic_chooses_deterministic_actions(dataset: OfflineDataset) -> None:
     learner, obs = make_learner(eval_candidates=5), dataset.transitions.obs[:6]
     train(learner, dataset, 3)

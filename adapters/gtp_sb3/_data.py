@@ -21,7 +21,7 @@ from gtp_policy import (
 )
 from gtp_policy.dataset_builder import as_array
 from gtp_policy.errors import DataError
-from gtp_sb3._spaces import action_scaler_of, has_images, same_bounds
+from gtp_sb3._spaces import action_scaler_of, has_images
 
 Array = npt.NDArray[Any]
 Observations = Array | Mapping[str, Array]
@@ -126,7 +126,7 @@ class Frame:
                 f"space {self.observation_space}. Choose keys and their order where you load it "
                 "(obs_keys=)."
             )
-        if not same_bounds(dataset.action_scaler, self.scaler):
+        if not dataset.action_scaler.is_close(self.scaler):
             raise DataError(
                 f"The actions of the dataset have other units: got {dataset.action_scaler}, "
                 f"expected {self.scaler}, the bounds of the action space. Load it with low= and "

@@ -21,7 +21,7 @@ from gtp_policy import (
 from gtp_policy.errors import CheckpointError
 from gtp_sb3 import _files
 from gtp_sb3._choices import reopen_curriculum
-from gtp_sb3._spaces import action_scaler_of, layout_of, same_bounds, space_of
+from gtp_sb3._spaces import action_scaler_of, layout_of, space_of
 from gtp_sb3.policies import MlpPolicy, MultiInputPolicy
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def check_spaces(
             f"The observations of the environment do not fit: got {theirs}, expected {ours}."
         )
     got, expected = action_scaler_of(env.action_space), action_scaler_of(action_space)
-    if not same_bounds(got, expected):
+    if not got.is_close(expected):
         raise ValueError(
             f"The actions of the environment do not fit: got {got}, expected {expected}."
         )

@@ -114,14 +114,6 @@ class ObservationEncoder(nn.Module):
         return features
 
 
-def same_bounds(a: ActionScaler, b: ActionScaler) -> bool:
-    """Tells whether two action Boxes are one, up to the rounding of float32."""
-    return a.low.shape == b.low.shape and bool(
-        np.allclose(a.low, b.low, rtol=1e-5, atol=1e-6)
-        and np.allclose(a.high, b.high, rtol=1e-5, atol=1e-6)
-    )
-
-
 def with_axes(obs: Any, layout: ObservationLayout) -> Any:  # noqa: ANN401 - one tensor or a dict
     """Gives discrete parts the axis that a replay buffer gives them: (B,) becomes (B, 1)."""
     if isinstance(obs, Mapping):

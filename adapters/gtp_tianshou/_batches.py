@@ -11,7 +11,6 @@ from gtp_policy import GTPLearner, OfflineDataset, Transitions
 from gtp_policy.errors import DataError
 from gtp_policy.functional import td_target
 from gtp_tianshou._spaces import flatten
-from gtp_tianshou._state import same_box
 from gtp_tianshou.buffers import check_bounds
 from gtp_tianshou.policy import GTPPolicy
 
@@ -57,7 +56,7 @@ def td_error(learner: GTPLearner, batch: Transitions) -> Tensor:
 
 def check_dataset(dataset: OfflineDataset, policy: GTPPolicy, gamma: float) -> None:
     """Raises unless a dataset was made for the spaces of a policy and the same discount factor."""
-    box = same_box(dataset.action_scaler, policy.action_scaler)
+    box = dataset.action_scaler.is_close(policy.action_scaler)
     for name, got, expected, equal in (
         ("layout", dataset.layout, policy.layout, dataset.layout == policy.layout),
         ("gamma", dataset.gamma, gamma, dataset.gamma == gamma),

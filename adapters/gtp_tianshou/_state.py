@@ -117,17 +117,11 @@ def space_of(
                 "action_space=. Pass the environment's."
             )
         return gym.spaces.Box(scaler.low.astype(np.float32), scaler.high.astype(np.float32))
-    if scaler is not None and not same_box(scaler, action_scaler_of(space)):
+    if scaler is not None and not scaler.is_close(action_scaler_of(space)):
         raise StateMismatchError(
             f"Checkpoint {path} was trained for other actions: got {scaler}, expected {space}."
         )
     return space
-
-
-def same_box(a: ActionScaler, b: ActionScaler) -> bool:
-    return a.action_dim == b.action_dim and bool(
-        np.allclose(a.low, b.low) and np.allclose(a.high, b.high)
-    )
 
 
 def plain_numbers(value: Any) -> Any:  # noqa: ANN401 - a state may hold anything

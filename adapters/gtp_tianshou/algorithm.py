@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -15,7 +15,7 @@ from tianshou.data import ReplayBuffer, ReplayBufferManager, VectorReplayBuffer
 from tianshou.data.buffer.buffer_base import TBuffer
 from tianshou.data.types import PrioBatchProtocol, RolloutBatchProtocol
 from tianshou.trainer import OfflineTrainer, OfflineTrainerParams
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from gtp_policy import (
@@ -518,10 +518,3 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
         check_schedulers(states, self.lr_schedulers)
         for scheduler, state in zip(self.lr_schedulers, states, strict=True):
             scheduler.load_state_dict(copy.deepcopy(state))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
-        for optimizer in self.learner.optimizers.values():
-            if optimizer.state:  # follows its parameters to another device or dtype
-                optimizer.load_state_dict(optimizer.state_dict())
-        return self
