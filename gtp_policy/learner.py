@@ -9,15 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gtp_policy._random import new_stream
-from gtp_policy._update import (
-    advantage_over,
-    backup,
-    follow_,
-    optimize,
-    sample_together,
-    tile_next_obs,
-    weight_metrics,
-)
+from gtp_policy._update import Parts, advantage_over, draw, reference_update
 from gtp_policy.acting import act
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.critic import (
@@ -25,10 +17,10 @@ from gtp_policy.critic import (
     PolicyBaseline,
     QEnsemble,
     ValueNetwork,
-    expectile_loss,
 )
 from gtp_policy.dataset import OfflineDataset
 from gtp_policy.errors import StateMismatchError
+from gtp_policy.functional import check_rows
 from gtp_policy.gtp_config import GTPConfig, GTPLearnerConfig
 from gtp_policy.loss import GTPLoss
 from gtp_policy.metrics import UpdateMetrics
@@ -340,81 +332,25 @@ class GTPLearner(nn.Module):
             ['actor_grad_norm', 'actor_loss', 'consistency', 'flow']
         """
         batch.check(self.actor.obs_dim, self.actor.action_dim, like=self.actor.fixed_noise)
-        weight, metrics = None, {}
-        if self.critic is not None:
-            next_action, *sampled = self._sample(batch)
-            metrics = self._step_critic(batch, next_action)
-            weight, about = self._weigh(batch, sampled)
-            metrics |= about
-        actor_metrics = self._step_actor(batch, weight)
-        self._step_targets()
+        parts = self._parts()
+        draws = draw(parts, batch, self.stream, self.progress)
+        metrics = reference_update(parts, batch, draws)
         self.updates += 1
-        return UpdateMetrics(**actor_metrics, **metrics)
+        return UpdateMetrics(**metrics)
 
-    def _sample(self, batch: Transitions) -> list[Tensor]:
-        """Samples the critic's next actions and, if it needs any, the baseline's."""
-        next_obs = tile_next_obs(batch, self.config.backup_actions)
-        parts = [(next_obs, self.stream("backup"))]
-        if isinstance(self.config.baseline, PolicyBaseline):
-            tiled = batch.obs.repeat(self.config.baseline.samples, 1)
-            parts.append((tiled, self.stream("baseline")))
-        return sample_together(self.target_actor, parts)
-
-    def _step_critic(self, batch: Transitions, next_action: Tensor) -> dict[str, Tensor]:
-        assert self.critic is not None
-        assert self.target_critic is not None
-        y = backup(self.target_critic, batch, next_action)
-        q = self.critic(batch.obs, batch.action)
-        loss = (q - y).square().mean()
-        norm = self._optimize("critic", loss)
-        return {
-            "critic_loss": loss.detach(),
-            "critic_grad_norm": norm,
-            "q_mean": q.detach().mean(),
-        }
-
-    def _weigh(self, batch: Transitions, sampled: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        if self.value is not None:
-            self._step_value(batch)
-        advantage = self._advantage(batch.obs, batch.action, sampled)
-        weight = self.weighter(advantage)
-        return weight, weight_metrics(advantage, weight, self.weighter.config.max_weight)
-
-    def _step_value(self, batch: Transitions) -> None:
-        assert self.value is not None
-        assert self.target_critic is not None
-        assert isinstance(self.config.baseline, ExpectileBaseline)
-        q = self.target_critic(batch.obs, batch.action).amin(0)
-        loss = expectile_loss(q, self.value(batch.obs), self.config.baseline.expectile).mean()
-        self._optimize("value", loss)
-
-    def _step_actor(self, batch: Transitions, weight: Tensor | None) -> dict[str, Tensor]:
-        terms = self.loss(
-            self.actor,
-            self.target_actor,
-            batch.obs,
-            batch.action,
-            weight,
-            progress=self.progress,
-            generator=self.stream("loss"),
+    def _parts(self) -> Parts:
+        return Parts(
+            actor=self.actor,
+            target_actor=self.target_actor,
+            critic=self.critic,
+            target_critic=self.target_critic,
+            value=self.value,
+            loss=self.loss,
+            weighter=self.weighter,
+            config=self.config,
+            optimizers=self.optimizers,
+            rates={} if self._own_rates else {n: self._learning_rate(n) for n in self.optimizers},
         )
-        norm = self._optimize("actor", terms.loss)
-        return {
-            "actor_loss": terms.loss.detach(),
-            "consistency": terms.consistency,
-            "flow": terms.flow,
-            "actor_grad_norm": norm,
-        }
-
-    def _step_targets(self) -> None:
-        follow_(self.target_actor, self.actor, self.config.ema_rate)
-        if self.critic is not None and self.target_critic is not None:
-            follow_(self.target_critic, self.critic, self.config.ema_rate)
-
-    def _optimize(self, name: str, loss: Tensor) -> Tensor:
-        if not self._own_rates:
-            self.optimizers[name].param_groups[0]["lr"] = self._learning_rate(name)
-        return optimize(self.optimizers[name], loss, self.config.max_grad_norm)
 
     def _learning_rate(self, name: str) -> float:
         rate = self.config.actor_lr if name == "actor" else self.config.critic_lr
@@ -454,20 +390,12 @@ class GTPLearner(nn.Module):
                 "An advantage needs a critic: got critic=None (behaviour cloning), expected a "
                 "QEnsemble. Build the learner with one."
             )
-        sampled, baseline = [], self.config.baseline
+        check_rows("obs", obs, self.actor.obs_dim)
+        sampled, baseline = None, self.config.baseline
         if isinstance(baseline, PolicyBaseline):
             tiled = obs.repeat(baseline.samples, 1)
-            sampled.append(self.target_actor.sample(tiled, generator=generator))
-        return self._advantage(obs, action, sampled)
-
-    @torch.no_grad()
-    def _advantage(self, obs: Tensor, action: Tensor, sampled: list[Tensor]) -> Tensor:
-        assert self.critic is not None
-        if sampled:
-            return advantage_over(self.critic, obs, action, sampled[0])
-        assert self.value is not None
-        advantage: Tensor = self.critic(obs, action).amin(0) - self.value(obs)
-        return advantage
+            sampled = self.target_actor.sample(tiled, generator=generator)
+        return advantage_over(self.critic, self.value, obs, action, sampled)
 
     def act(
         self,

@@ -10,7 +10,7 @@ from gtp_policy._config import Config, Float, Int
 from gtp_policy._random import generator_or_private
 from gtp_policy.errors import ShapeError
 from gtp_policy.functional import FlowMap, check_shape, perturb
-from gtp_policy.times import Curriculum, TimeLaw, Times, UniformIndex, draw_times
+from gtp_policy.times import Curriculum, TimeLaw, Times, TimeSchedule, UniformIndex, draw_times
 
 
 class GTPLossConfig(Config):
@@ -130,26 +130,62 @@ def gtp_residuals(
         >>> gtp_residuals(exact, exact, torch.zeros(1, 3), action, times, torch.ones(1, 1))
         GTPResiduals(consistency=tensor([[0.]]), flow=tensor([[0.]]))
     """
-    t, u, s = times
-    x_t, x_u = perturb(action, t, z), perturb(action, u, z)
+    t, s = times.t, times.s
+    x_t = perturb(action, t, z)
     # One pass for both gradient branches: the times are per row anyway.
     endpoint = actor.endpoint(
         torch.cat([obs, obs]), torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([s, t])
     )
-    # A flow map starts at positive times only; where u = 0 its answer gets no share below.
-    start = torch.where(u > 0, u, t)
-    with torch.no_grad():
-        target_endpoint = target.endpoint(obs, x_u, start, s)
+    taught = teach(target, obs, action, times, z)
     wide = torch.promote_types(endpoint.dtype, torch.float32)
     arrival, denoised = endpoint.to(wide).chunk(2)
-    action, t, u, s, start = (tensor.to(wide) for tensor in (action, t, u, s, start))
+    action, t, s = (tensor.to(wide) for tensor in (action, t, s))
     # (t - s) / t, not 1 - s / t: neighbours of a fine grid subtract exactly, their ratio rounds.
-    share_t = ((t - s) / t).unsqueeze(-1)
-    share_u = torch.where(u > 0, (u - s) / start, 0).unsqueeze(-1)
+    share = ((t - s) / t).unsqueeze(-1)
     return GTPResiduals(
-        consistency=share_t * (arrival - action) - share_u * (target_endpoint.to(wide) - action),
-        flow=denoised - action,
+        consistency=share * (arrival - action) - taught.to(wide), flow=denoised - action
     )
+
+
+@torch.no_grad()
+def teach(target: FlowMap, obs: Tensor, action: Tensor, times: Times, z: Tensor) -> Tensor:
+    r"""Returns what the consistency loss is measured against, without gradient.
+
+    .. math:: (1 - \tfrac{s}{u})(\varphi_{\theta^-}(x_u, u, s) - a), \quad x_u = a + u z
+
+    At u = 0 it is 0: the target is the action itself.
+
+    Args:
+        target: Flow map :math:`\theta^-`.
+        obs: Observation, shape (B, O).
+        action: Action in [-1, 1], shape (B, A).
+        times: t > u >= s >= 0, each of shape (B,).
+        z: Standard normal noise, shape (B, A).
+
+    Returns:
+        Shape (B, A), in at least float32.
+
+    Raises:
+        ShapeError: If the shapes disagree.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy import Times
+        >>> from gtp_policy.loss import teach
+        >>> from gtp_policy.testing import PointMassFlowMap
+        >>> exact = PointMassFlowMap(torch.tensor([0.5]))
+        >>> action, times = torch.full((1, 1), 0.5), Times(*torch.tensor([[2.0], [1.0], [0.5]]))
+        >>> teach(exact, torch.zeros(1, 3), action, times, torch.ones(1, 1))
+        tensor([[0.]])
+    """
+    t, u, s = times
+    # A flow map starts at positive times only; where u = 0 its answer gets no share.
+    start = torch.where(u > 0, u, t)
+    endpoint = target.endpoint(obs, perturb(action, u, z), start, s)
+    wide = torch.promote_types(endpoint.dtype, torch.float32)
+    action, u, s, start = (tensor.to(wide) for tensor in (action, u, s, start))
+    share = torch.where(u > 0, (u - s) / start, 0).unsqueeze(-1)
+    return share * (endpoint.to(wide) - action)
 
 
 class GTPLoss(nn.Module):
@@ -231,8 +267,38 @@ class GTPLoss(nn.Module):
         if weight is not None:
             check_shape("weight", weight, (action.shape[0],))
         generator = generator_or_private(generator, action.device)
+        times, z = self.draw(actor.times, action, progress=progress, generator=generator)
+        return self.terms(actor, target, obs, action, weight, times, z)
+
+    def draw(
+        self,
+        schedule: TimeSchedule,
+        action: Tensor,
+        *,
+        progress: float,
+        generator: torch.Generator,
+    ) -> tuple[Times, Tensor]:
+        """Draws what is random in the loss: one triple of times and one noise per transition.
+
+        Args:
+            schedule: The actor's time range.
+            action: Gives shape, device and dtype, shape (B, A).
+            progress: Fraction of training done, in [0, 1].
+            generator: Source of randomness, on the actions' device.
+
+        Returns:
+            Times, each of shape (B,), and noise z, shape (B, A).
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import GTPLoss, KarrasTimes
+            >>> times, z = GTPLoss().draw(KarrasTimes(), torch.zeros(4, 2), progress=0.0,
+            ...                           generator=torch.Generator())
+            >>> times.t.shape, z.shape
+            (torch.Size([4]), torch.Size([4, 2]))
+        """
         times = draw_times(
-            actor.times,
+            schedule,
             self.config.curriculum.intervals(progress),
             action.shape[0],
             generator=generator,
@@ -241,6 +307,45 @@ class GTPLoss(nn.Module):
             dtype=action.dtype,
         )
         z = torch.randn(action.shape, generator=generator, device=action.device, dtype=action.dtype)
+        return times, z
+
+    def terms(
+        self,
+        actor: FlowMap,
+        target: FlowMap,
+        obs: Tensor,
+        action: Tensor,
+        weight: Tensor | None,
+        times: Times,
+        z: Tensor,
+    ) -> GTPLossTerms:
+        """Returns the weighted mean of both losses for given times and noise.
+
+        Args:
+            actor: Flow map to train.
+            target: Its slow copy, which gets no gradient.
+            obs: Observation, shape (B, O).
+            action: Action in [-1, 1], shape (B, A).
+            weight: Weight per transition, shape (B,); None is 1.
+            times: t > u >= s >= 0, each of shape (B,).
+            z: Standard normal noise, shape (B, A).
+
+        Returns:
+            The loss and its parts.
+
+        Raises:
+            ShapeError: If the shapes disagree.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import GTPLoss, Times
+            >>> from gtp_policy.testing import PointMassFlowMap
+            >>> exact, times = PointMassFlowMap(torch.zeros(1)), Times(*torch.ones(3, 1) * 0.5)
+            >>> terms = GTPLoss().terms(exact, exact, torch.zeros(1, 3), torch.zeros(1, 1), None,
+            ...                         times, torch.ones(1, 1))
+            >>> float(terms.loss)
+            0.0
+        """
         residuals = gtp_residuals(actor, target, obs, action, times, z)
         consistency = self._distance(residuals.consistency) * self._time_weight(times)
         flow = self._distance(residuals.flow)

@@ -24,13 +24,16 @@ LAYERS: list[set[str]] = [
     {"_plan"},
     {"actor", "dataset"},
     {"loss", "critic"},
-    {"gtp_config", "metrics", "acting", "_update"},
+    {"gtp_config", "metrics", "acting"},
+    {"_update"},
     {"learner"},
     {"_state"},
     {"checkpoint"},
     {"__init__"},
 ]
 CORE_LIBRARIES = {"numpy", "pydantic", "safetensors", "torch"}
+# What a file of kernels may import besides: each is imported when first used, never required.
+KERNEL_LIBRARIES = {"numba", "triton"}
 
 # Modules whose own names are public besides those of `gtp_policy.__all__`.
 PUBLIC_MODULES = (
@@ -54,7 +57,7 @@ OUTER: dict[str, set[str]] = {
     | {"hypothesis", "matplotlib", "minari", "pytest", "stable_baselines3", "tianshou", "tqdm"},
 }
 # What `import gtp_policy` must not load: hosts, file formats and test tools.
-FOREIGN = {
+FOREIGN = KERNEL_LIBRARIES | {
     "gtp_datasets",
     "gtp_sb3",
     "gtp_tianshou",
@@ -108,20 +111,30 @@ def public_names() -> set[str]:
 
 def test_every_core_module_has_a_layer() -> None:
     placed = set().union(*LAYERS)
-    assert {p.stem for p in CORE.glob("*.py")} == placed
+    assert {p.stem for p in CORE.glob("*.py")} | {"kernels"} == placed
+
+
+def files_of(module: str) -> list[Path]:
+    """Returns the file of a core module, or the files of a package."""
+    folder = CORE / module
+    return sorted(folder.glob("*.py")) if folder.is_dir() else [CORE / f"{module}.py"]
 
 
 @pytest.mark.parametrize("module", sorted(set().union(*LAYERS)))
 def test_arrows_never_reverse(module: str) -> None:
     row = next(i for i, layer in enumerate(LAYERS) if module in layer)
     allowed = set().union(*LAYERS[:row])
-    for imported, name, line in imports_of(CORE / f"{module}.py"):
-        where = f"gtp_policy/{module}.py:{line} imports {imported}"
-        top = imported.partition(".")[0]
-        if top == "gtp_policy":
-            assert core_module(imported, name) in allowed, where
-        else:
-            assert top in CORE_LIBRARIES | sys.stdlib_module_names, where
+    libraries = CORE_LIBRARIES | sys.stdlib_module_names
+    if module == "kernels":
+        allowed, libraries = allowed | {module}, libraries | KERNEL_LIBRARIES
+    for path in files_of(module):
+        for imported, name, line in imports_of(path):
+            where = f"{path.relative_to(ROOT)}:{line} imports {imported}"
+            top = imported.partition(".")[0]
+            if top == "gtp_policy":
+                assert core_module(imported, name) in allowed, where
+            else:
+                assert top in libraries, where
 
 
 @pytest.mark.parametrize(
