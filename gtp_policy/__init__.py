@@ -35,6 +35,7 @@ from gtp_policy.gtp_config import GTPConfig, GTPLearnerConfig
 from gtp_policy.learner import GTPLearner
 from gtp_policy.loss import GTPLoss, GTPLossConfig, GTPLossTerms, GTPResiduals, gtp_residuals
 from gtp_policy.metrics import UpdateMetrics
+from gtp_policy.multi_seed import MultiSeedLearner
 from gtp_policy.spaces import ActionScaler, ObservationLayout, ObservationNormalizer
 from gtp_policy.times import (
     Curriculum,
@@ -71,6 +72,7 @@ __all__ = [
     "GTPResiduals",
     "KarrasTimes",
     "LogNormalIndex",
+    "MultiSeedLearner",
     "ObservationLayout",
     "ObservationNormalizer",
     "OfflineDataset",

@@ -8,8 +8,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from gtp_policy._adam import Adam
+from gtp_policy._engine import Engine, explain
 from gtp_policy._random import new_stream
-from gtp_policy._update import Parts, advantage_over, draw, reference_update
+from gtp_policy._update import Parts, advantage_over, draw
 from gtp_policy.acting import act
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.critic import (
@@ -104,10 +106,11 @@ class GTPLearner(nn.Module):
         if critic is not None:
             self.target_critic = copy.deepcopy(critic).requires_grad_(False).eval()
         self.updates = 0
+        self._engine = Engine()
         self._own_rates = optimizer is not None
         parts = {"actor": self.actor, "critic": self.critic, "value": self.value}
         self.optimizers = {
-            name: (optimizer or _adam)(name, module)
+            name: optimizer(name, module) if optimizer is not None else Adam(module)
             for name, module in parts.items()
             if module is not None
         }
@@ -334,9 +337,25 @@ class GTPLearner(nn.Module):
         batch.check(self.actor.obs_dim, self.actor.action_dim, like=self.actor.fixed_noise)
         parts = self._parts()
         draws = draw(parts, batch, self.stream, self.progress)
-        metrics = reference_update(parts, batch, draws)
+        metrics = self._engine.update([parts], batch, draws)
         self.updates += 1
-        return UpdateMetrics(**metrics)
+        return UpdateMetrics(**{name: value[0] for name, value in metrics.items()})
+
+    def explain(self, rows: int | None = None) -> list[str]:
+        """Tells how updates and actions will be computed; see `gtp_policy.kernels.explain`.
+
+        Args:
+            rows: Number of observations to act on; default 1.
+
+        Returns:
+            A line per computation.
+
+        Example:
+            >>> from gtp_policy import GTPConfig, GTPLearner
+            >>> GTPLearner.build(3, 2, GTPConfig(critic=None)).explain()
+            ['update: fused (gradients by hand, into buffers) on cpu, torch.float32']
+        """
+        return [explain(self._parts())]
 
     def _parts(self) -> Parts:
         return Parts(
@@ -516,7 +535,3 @@ class GTPLearner(nn.Module):
         self.updates = int(state["updates"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))
-
-
-def _adam(name: str, module: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.Adam(module.parameters(), fused=True)

@@ -347,7 +347,7 @@ class GTPLoss(nn.Module):
             0.0
         """
         residuals = gtp_residuals(actor, target, obs, action, times, z)
-        consistency = self._distance(residuals.consistency) * self._time_weight(times)
+        consistency = self._distance(residuals.consistency) * self.time_weights(times)
         flow = self._distance(residuals.flow)
         if weight is not None:
             weight = weight.detach()
@@ -366,7 +366,22 @@ class GTPLoss(nn.Module):
             return square
         return (square + self.config.huber**2).sqrt() - self.config.huber
 
-    def _time_weight(self, times: Times) -> Tensor | float:
+    def time_weights(self, times: Times) -> Tensor | float:
+        """Returns the factor of the consistency loss per transition.
+
+        Args:
+            times: t > u >= s >= 0, each of shape (B,).
+
+        Returns:
+            Shape (B,), or the one number that holds for all.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import GTPLoss, GTPLossConfig, Times
+            >>> times = Times(*torch.tensor([[2.0], [1.5], [1.0]]))
+            >>> GTPLoss(GTPLossConfig(time_weight="gap")).time_weights(times)
+            tensor([2.])
+        """
         if self.config.time_weight == "gap":
             return 1 / (times.t - times.u)
         if self.config.time_weight == "endpoint":

@@ -219,8 +219,11 @@ def linear(inputs: int, outputs: int, *, generator: torch.Generator) -> nn.Linea
         >>> linear(4, 2, generator=torch.Generator()).weight.shape
         torch.Size([2, 4])
     """
-    # On the meta device the layer's own initialisation draws nothing from the global generator.
-    layer = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
+    # On the meta device the layer's own initialisation draws nothing from the global generator;
+    # `to_empty` would load sympy.
+    layer = nn.Linear(inputs, outputs, device="meta")
+    layer.weight = nn.Parameter(torch.empty(outputs, inputs))
+    layer.bias = nn.Parameter(torch.empty(outputs))
     for parameter in layer.parameters():
         uniform_(parameter, inputs, generator)
     return layer

@@ -17,16 +17,20 @@ CORE = ROOT / "gtp_policy"
 
 # The core in reading order. A module imports only from the rows above its own.
 LAYERS: list[set[str]] = [
-    {"_config", "_random", "_version", "errors"},
+    {"_adam", "_config", "_random", "_version", "errors"},
     {"times", "spaces", "_bundle", "kernels"},
     {"functional"},
     {"networks", "weighting", "transitions", "dataset_builder"},
-    {"_plan"},
+    {"_plan", "_passes"},
     {"actor", "dataset"},
     {"loss", "critic"},
     {"gtp_config", "metrics", "acting"},
     {"_update"},
+    {"_fused"},
+    {"_graph"},
+    {"_engine"},
     {"learner"},
+    {"multi_seed"},
     {"_state"},
     {"checkpoint"},
     {"__init__"},

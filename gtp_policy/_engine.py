@@ -1,0 +1,189 @@
+"""Which way an update is computed: the fastest that does what the reference would do, or that.
+
+The choice is made once for a learner as it stands, and anew whenever something it rests on has
+changed: a parameter that moved, a module or a hook that came, a config, the number of rows.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gtp_policy._fused import FusedUpdate
+from gtp_policy._graph import GraphedUpdate
+from gtp_policy._update import Draws, Parts, reference_update
+from gtp_policy.actor import FlowMapActor
+from gtp_policy.critic import QEnsemble, ValueNetwork
+from gtp_policy.kernels import engine
+from gtp_policy.loss import GTPLoss
+from gtp_policy.networks import FlowMapMLP, Mish, TimeEmbedding
+from gtp_policy.spaces import ObservationNormalizer
+from gtp_policy.transitions import Transitions
+from gtp_policy.weighting import AdvantageWeighter
+
+
+class Engine:
+    """Computes updates of one or several learners; a copy of it starts without memory."""
+
+    def __init__(self) -> None:
+        self._stamp: tuple[Any, ...] = ()
+        self._fused: FusedUpdate | GraphedUpdate | None = None
+
+    def __reduce__(self) -> tuple[type["Engine"], tuple[()]]:
+        """Copies and pickles as a new engine: buffers belong to the networks they were made for."""
+        return Engine, ()
+
+    def update(
+        self, learners: Sequence[Parts], batch: Transitions, draws: Draws
+    ) -> dict[str, Tensor]:
+        """Does lines 4 to 9 of Algorithm 1 for every learner and returns metrics, (S,) each."""
+        if not momentarily_unsupported(batch.obs):
+            stamp = (len(batch.obs), *_stamp(learners))
+            if stamp != self._stamp:
+                self._fused = None  # first of all: memory for one set of buffers suffices
+                self._fused = _build(learners, len(batch.obs) // len(learners))
+                self._stamp = stamp
+            if self._fused is not None:
+                return self._fused(batch, draws, learners[0].rates)
+        told = [
+            reference_update(parts, *own)
+            for parts, own in zip(learners, _split(batch, draws, len(learners)), strict=True)
+        ]
+        return {name: torch.stack([metrics[name] for metrics in told]) for name in told[0]}
+
+
+def _split(batch: Transitions, draws: Draws, seeds: int) -> Iterator[tuple[Transitions, Draws]]:
+    """Yields what belongs to each seed."""
+    for i in range(seeds):
+
+        def own(x: Tensor | None, i: int = i) -> Any:  # noqa: ANN401 - None stays None
+            return None if x is None else x.chunk(seeds)[i]
+
+        times = type(draws.times)(*map(own, draws.times))
+        yield (
+            Transitions(*map(own, batch)),
+            Draws(own(draws.backup), own(draws.baseline), times, own(draws.z)),
+        )
+
+
+def _build(learners: Sequence[Parts], rows: int) -> FusedUpdate | GraphedUpdate | None:
+    if any(unsupported(parts) for parts in learners):
+        return None
+    if len(learners) > 1 and type(learners[0].weighter) is not AdvantageWeighter:
+        return None
+    fused = FusedUpdate(learners, rows)
+    on_cuda = learners[0].actor.fixed_noise.device.type == "cuda"
+    return GraphedUpdate(fused) if on_cuda and fused.recordable else fused
+
+
+def explain(parts: Parts) -> str:
+    """Returns which way a learner's next update will take, and why."""
+    like = parts.actor.fixed_noise
+    reason = momentarily_unsupported(like) or unsupported(parts)
+    if reason is not None:
+        return f"update: reference (modules and autograd), because {reason}"
+    how = "recorded as a CUDA graph" if like.device.type == "cuda" else "into buffers"
+    return f"update: fused (gradients by hand, {how}) on {like.device}, {like.dtype}"
+
+
+def momentarily_unsupported(like: Tensor) -> str | None:
+    """Returns why nothing but the reference may run at this moment, or None."""
+    if engine() == "reference":
+        return 'kernels.using("reference") asks for it'
+    if torch.is_autocast_enabled(like.device.type):
+        return "autocast is on"
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return "a compiler or a function transform is at work"
+    return None
+
+
+def unsupported(parts: Parts) -> str | None:
+    """Returns why the fused update cannot do what the reference would, or None."""
+    return next(_reasons(parts), None)
+
+
+def _reasons(parts: Parts) -> Iterator[str]:
+    like = parts.actor.fixed_noise
+    if like.device.type not in ("cpu", "cuda"):
+        yield f"the device is {like.device}"
+    if like.dtype not in (torch.float32, torch.float64):
+        yield f"the dtype is {like.dtype}"
+    module: Any
+    for name, module in _modules(parts):
+        kind: type[Any] = _KINDS[name]
+        if type(module) is not kind:
+            yield f"{name} is a {type(module).__name__}, a class of its own"
+            return
+        if module.encoder is not None:
+            yield f"{name} has an encoder"
+        if type(module.normalizer) is not ObservationNormalizer:
+            yield f"{name} has another normaliser"
+        network = getattr(module, "network", None)
+        if isinstance(module, FlowMapActor):
+            if type(network) is not FlowMapMLP or type(network.embedding) is not TimeEmbedding:
+                yield f"{name} has a network of its own"
+                return
+            network = network.mlp
+        if network is not None and not _is_mlp(network):
+            yield f"{name} has a network of its own"
+        if isinstance(module, QEnsemble) and module.config.layer_norm:
+            yield f"{name} has layer normalisation"
+        tensors = [*module.parameters(), *module.normalizer.buffers()]
+        if any(t.device != like.device or t.dtype != like.dtype for t in tensors):
+            yield f"{name} has parameters of several dtypes or devices"
+        if any(_hooked(m) for m in module.modules()):
+            yield f"{name} has hooks"
+    if type(parts.loss) is not GTPLoss:
+        yield f"the loss is a {type(parts.loss).__name__}, a class of its own"
+    for name, optimizer in parts.optimizers.items():
+        own = [p for p in getattr(parts, name).parameters() if p.requires_grad]
+        stepped = [p for group in optimizer.param_groups for p in group["params"]]
+        if len(own) != len(list(getattr(parts, name).parameters())):
+            yield f"parameters of {name} are frozen"
+        if {id(p) for p in own} != {id(p) for p in stepped}:
+            yield f"the optimiser of {name} does not step exactly its parameters"
+
+
+_KINDS: dict[str, type[Any]] = {"actor": FlowMapActor, "critic": QEnsemble, "value": ValueNetwork}
+
+
+def _is_mlp(network: nn.Module) -> bool:
+    """Tells whether a network is what `gtp_policy.networks.mlp` builds."""
+    if type(network) is not nn.Sequential or len(network) < 3:
+        return False
+    kinds = [nn.Linear if i % 2 == 0 else Mish for i in range(len(network))]
+    layers = list(network)
+    return [type(m) for m in layers] == kinds and all(m.bias is not None for m in layers[::2])
+
+
+def _modules(parts: Parts) -> Iterator[tuple[str, Any]]:
+    """Yields every network with the name of its kind."""
+    for name in ("actor", "target_actor", "critic", "target_critic", "value"):
+        module = getattr(parts, name)
+        if module is not None:
+            yield name.removeprefix("target_"), module
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def _stamp(learners: Sequence[Parts]) -> Iterator[Any]:
+    """Yields everything that the choice and its buffers rest on."""
+    for parts in learners:
+        yield from (parts.config, parts.loss, parts.loss.config, parts.weighter)
+        yield from parts.optimizers.values()
+        for _, root in _modules(parts):
+            for module in root.modules():
+                yield module
+                yield _hooked(module)
+                for tensor in (*module._parameters.values(), *module._buffers.values()):
+                    if tensor is not None:
+                        yield tensor.data_ptr()
+                        yield tensor.requires_grad

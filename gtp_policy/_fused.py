@@ -1,0 +1,480 @@
+r"""Algorithm 1 on plain tensors, for one seed or several: what `reference_update` computes, faster.
+
+Nothing here allocates what an update needs again, asks autograd, or looks at a number: on a device
+that records its work, the whole update can be recorded once and replayed. Every tensor has a
+leading axis of seeds, S, which is 1 for one learner; critics stand side by side, S N networks.
+
+The gradients are written out. With :math:`r` a residual, :math:`d` its distance over A dimensions,
+and :math:`\kappa = 1/A` for a mean or 1 for a sum,
+
+.. math:: \frac{\partial d}{\partial r} = 2 \kappa r \ \text{(squared L2)}, \quad
+    \frac{\kappa r}{\sqrt{\kappa \|r\|^2 + c^2}} \ \text{(pseudo-Huber)}
+
+and a residual depends on the network's output through :math:`c_{out}(t)` times its share.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from gtp_policy._adam import adam_state, is_plain_adam
+from gtp_policy._passes import GradientPass, Pass, Stack
+from gtp_policy._update import Draws, Parts
+from gtp_policy.actor import FlowMapActor
+from gtp_policy.critic import ExpectileBaseline, PolicyBaseline, QEnsemble, ValueNetwork
+from gtp_policy.functional import advantage_weights, precondition
+from gtp_policy.networks import FlowMapMLP
+from gtp_policy.transitions import Transitions
+
+Parameters = list[Tensor]  # (S, ...) each
+
+
+class Net(NamedTuple):
+    """One network of every seed: its parameters, stacked, and what it normalises by."""
+
+    parameters: Parameters
+    mean: Tensor  # (S, 1, O)
+    scale: Tensor
+
+
+def stack_of(parameters: Parameters, *, linear: bool) -> Stack:
+    """Returns stacked parameters as matrices (in, out): those of layers or of an ensemble."""
+    if linear:
+        return Stack([w.mT for w in parameters[::2]], [b.unsqueeze(1) for b in parameters[1::2]])
+    half = len(parameters) // 2
+    flat = [p.view(-1, *p.shape[2:]) for p in parameters]
+    return Stack(flat[:half], flat[half:])
+
+
+class Optimizer:
+    """The steps of one part's optimisers, one per seed, on gradients that stand beside it.
+
+    Adam as torch builds it is stepped by one fused operator with the clip folded in, for all seeds
+    at once; any other optimiser finds clipped gradients where autograd would have left them.
+    """
+
+    def __init__(
+        self,
+        optimizers: Sequence[torch.optim.Optimizer],
+        modules: Sequence[nn.Module],
+        parameters: Parameters,
+        gradients: Parameters,
+        max_norm: float | None,
+    ) -> None:
+        self._optimizers, self._max_norm = optimizers, max_norm
+        self._own = [list(module.parameters()) for module in modules]
+        self._parameters, self._gradients = parameters, gradients
+        self._views = [[g[i] for g in gradients] for i in range(len(self._own))]
+        self.adam = all(map(is_plain_adam, optimizers, self._own)) and _alike(optimizers)
+
+    def prepare(self, rate: float | None) -> None:
+        """Sets the learning rate, and makes what Adam's first step would make.
+
+        To be called outside of inference mode, whose tensors no other mode could change.
+        """
+        for i, (optimizer, own) in enumerate(zip(self._optimizers, self._own, strict=True)):
+            if rate is not None:
+                optimizer.param_groups[0]["lr"] = rate
+            for parameter, gradient in zip(own, self._views[i], strict=True):
+                parameter.grad = gradient
+                if self.adam:
+                    adam_state(optimizer, parameter)
+        if self.adam:
+            for name in ("exp_avg", "exp_avg_sq") if len(self._own) > 1 else ():
+                for same in zip(*(self._states(i) for i in range(len(self._own))), strict=True):
+                    share_([state[name] for state in same])
+
+    @property
+    def rate(self) -> float:
+        """The learning rate that the first seed's optimiser holds."""
+        return float(self._optimizers[0].param_groups[0]["lr"])
+
+    def step(self, rate: float | Tensor | None) -> Tensor:
+        """Does one step and returns the gradients' norms before clipping, (S,)."""
+        norms = torch.stack([n for views in self._views for n in torch._foreach_norm(views)])
+        norm: Tensor = torch.linalg.vector_norm(norms.view(len(self._own), -1), dim=1)
+        scale = None
+        if self._max_norm is not None:
+            # The divisor of the gradients; as in torch, 1e-6 keeps it from 0.
+            scale = ((norm + 1e-6) / self._max_norm).clamp_min_(1)
+        # The fused operator takes one divisor, and takes it for a number of single precision.
+        if self.adam and len(self._own) == 1 and norm.dtype == torch.float32:
+            self._fused(rate, scale)
+            return norm
+        if scale is not None:
+            for views, divisor in zip(self._views, scale, strict=True):
+                torch._foreach_div_(views, divisor)
+        if self.adam:
+            self._fused(rate, None)
+            return norm
+        for optimizer in self._optimizers:
+            optimizer.step()
+        return norm
+
+    def _states(self, i: int) -> list[dict[str, Any]]:
+        return [adam_state(self._optimizers[i], p) for p in self._own[i]]
+
+    def _fused(self, rate: float | Tensor | None, scale: Tensor | None) -> None:
+        states = [self._states(i) for i in range(len(self._own))]
+        steps = [state["step"] for seed in states for state in seed]
+        torch._foreach_add_(steps, 1)
+        group, several = self._optimizers[0].param_groups[0], len(states) > 1
+
+        def moments(name: str) -> list[Tensor]:
+            if not several:
+                return [state[name] for state in states[0]]
+            return [together([s[name] for s in same]) for same in zip(*states, strict=True)]
+
+        torch._fused_adam_(
+            self._parameters if several else list[Tensor](self._own[0]),
+            self._gradients if several else self._views[0],
+            moments("exp_avg"),
+            moments("exp_avg_sq"),
+            [],
+            steps[: len(states[0])],  # equal for all seeds
+            lr=cast(float, group["lr"] if rate is None else rate),  # or a tensor
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=0.0,
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+            grad_scale=scale,
+        )
+
+
+def _alike(optimizers: Sequence[torch.optim.Optimizer]) -> bool:
+    """Tells whether optimisers of Adam differ in nothing but what they step."""
+    names = ("lr", "betas", "eps")
+    return len({tuple(o.param_groups[0][name] for name in names) for o in optimizers}) == 1
+
+
+def share_(tensors: Sequence[Tensor]) -> None:
+    """Moves equal tensors of several seeds into one piece of memory, unless they are there."""
+    if len(tensors) > 1 and _step(tensors) is None:
+        for tensor, slot in zip(tensors, torch.stack([t.detach() for t in tensors]), strict=True):
+            tensor.data = slot
+
+
+def together(tensors: Sequence[Tensor]) -> Tensor:
+    """Returns equal tensors of several seeds as one, (S, ...), in the memory where they are.
+
+    Several seeds have been through `share_`; where their memory is not shared it is a copy.
+    """
+    first = tensors[0].detach()
+    if len(tensors) == 1:
+        return first.unsqueeze(0)
+    step = _step(tensors)
+    if step is None:
+        return torch.stack([t.detach() for t in tensors])
+    return first.as_strided((len(tensors), *first.shape), (step, *first.stride()))
+
+
+def _step(tensors: Sequence[Tensor]) -> int | None:
+    """Returns the distance from one tensor to the next in one piece of memory, if there is one."""
+    first, size = tensors[0], tensors[0].element_size()
+    places = [t.data_ptr() for t in tensors]
+    step = places[1] - places[0]
+    alike = all(
+        t.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        and t.stride() == first.stride()
+        for t in tensors
+    )
+    evenly = places == [places[0] + i * step for i in range(len(tensors))]
+    return step // size if alike and evenly and step >= first.numel() * size else None
+
+
+class Inputs:
+    """Where the inputs of S flow maps are written: H times over the same rows, at other times."""
+
+    def __init__(self, of: FlowMapActor, passes: Pass, copies: int) -> None:
+        embedded = 2 * len(cast(FlowMapMLP, of.network).embedding.frequencies)
+        widths = [of.obs_dim, of.action_dim, embedded, embedded]
+        seeds, rows, features = passes.inputs.shape
+        inputs = passes.inputs.view(seeds, copies, rows // copies, features)
+        parts = torch.split(inputs, widths, -1)
+        self._obs, self._x, self._start, self._end = parts
+
+    def write(self, obs: Tensor, x: Tensor, start: Tensor, ends: Sequence[Tensor]) -> None:
+        """Writes observations, scaled actions and embedded times, each (S, n, ...)."""
+        self._obs.copy_(obs.unsqueeze(1))
+        self._x.copy_(x.unsqueeze(1))
+        self._start.copy_(start.unsqueeze(1))
+        for i, end in enumerate(ends):
+            self._end[:, i].copy_(end)
+
+
+class FusedUpdate:
+    """Lines 4 to 9 of Algorithm 1 for S learners of one configuration and B rows each."""
+
+    def __init__(self, learners: Sequence[Parts], rows: int) -> None:
+        self.learners, self.rows = learners, rows
+        first = learners[0]
+        self._seeds, self._first = len(learners), first
+        config = first.config
+        actor = _net([p.actor for p in learners])
+        self._actor_net, target = actor, _net([p.target_actor for p in learners])
+        gradients, into = self._gradients(actor, linear=True)
+        stack, slow = (stack_of(net.parameters, linear=True) for net in (actor, target))
+        self._actor = GradientPass(stack, 2 * rows, into, transposed=True)
+        self._target = Pass(slow, rows)
+        self._inputs = Inputs(first.actor, self._actor, 2)
+        self._target_inputs = Inputs(first.actor, self._target, 1)
+        self._optimizers = {
+            "actor": self._optimizer("actor", [p.actor for p in learners], actor, gradients)
+        }
+        self._slow, self._fast = list(target.parameters), list(actor.parameters)
+        if first.critic is not None:
+            self._prepare_critic(rows, config.backup_actions)
+
+    def _prepare_critic(self, rows: int, backups: int) -> None:
+        critics = [cast(QEnsemble, p.critic) for p in self.learners]
+        critic = _net(critics)
+        target = _net([cast(QEnsemble, p.target_critic) for p in self.learners])
+        members, config = critics[0].config.members, self._first.config
+        stack = stack_of(critic.parameters, linear=False)
+        slow = stack_of(target.parameters, linear=False)
+        gradients, into = self._gradients(critic, linear=False)
+        self._critic = GradientPass(stack, rows, into, share=members)
+        self._critic_net, self._members = critic, members
+        self._target_critic = Pass(slow, rows * backups, share=members)
+        self._optimizers["critic"] = self._optimizer("critic", critics, critic, gradients)
+        self._slow += target.parameters
+        self._fast += critic.parameters
+        judged = rows
+        if isinstance(config.baseline, PolicyBaseline):
+            judged *= 1 + config.baseline.samples
+        else:
+            self._prepare_value(slow, rows)
+        self._judge = Pass(stack, judged, share=members)
+
+    def _prepare_value(self, slow: Stack, rows: int) -> None:
+        values = [cast(ValueNetwork, p.value) for p in self.learners]
+        value = _net(values)
+        gradients, into = self._gradients(value, linear=True)
+        stack = stack_of(value.parameters, linear=True)
+        self._value = GradientPass(stack, rows, into, transposed=True)
+        self._data_target = Pass(slow, rows, share=self._members)
+        self._optimizers["value"] = self._optimizer("value", values, value, gradients)
+
+    def _gradients(self, net: Net, *, linear: bool) -> tuple[Parameters, Stack]:
+        """Returns where gradients go, as parameters and as matrices, in one piece of memory."""
+        flat = net.mean.new_empty(sum(p.numel() for p in net.parameters))
+        pieces = torch.split(flat, [p.numel() for p in net.parameters])
+        gradients = [g.view(p.shape) for g, p in zip(pieces, net.parameters, strict=True)]
+        if linear:
+            return gradients, Stack(gradients[::2], gradients[1::2])
+        stack = stack_of(gradients, linear=False)
+        return gradients, Stack(stack.weights, [b.squeeze(1) for b in stack.biases])
+
+    def _optimizer(
+        self, name: str, modules: Sequence[nn.Module], net: Net, gradients: Parameters
+    ) -> Optimizer:
+        optimizers = [p.optimizers[name] for p in self.learners]
+        limit = self._first.config.max_grad_norm
+        return Optimizer(optimizers, modules, net.parameters, gradients, limit)
+
+    def __call__(
+        self, batch: Transitions, draws: Draws, rates: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        """Does the update and returns metrics, (S,) each; rows of seeds one below the other."""
+        self.prepare(rates)
+        # In inference mode operators cost less; what is made outside it is a plain tensor.
+        with torch.inference_mode():
+            metrics = self._update(batch, draws, rates)
+        return dict(zip(metrics, torch.stack(list(metrics.values())), strict=True))
+
+    def prepare(self, rates: dict[str, Any]) -> None:
+        """Does what has to be done before an update outside of inference mode."""
+        for name, optimizer in self._optimizers.items():
+            rate = rates.get(name)
+            optimizer.prepare(None if isinstance(rate, Tensor) else rate)
+
+    @property
+    def recordable(self) -> bool:
+        """Whether every optimiser's step may be recorded: those of Adam."""
+        return all(optimizer.adam for optimizer in self._optimizers.values())
+
+    def rates(self) -> dict[str, float]:
+        """Returns the learning rates that the optimisers hold."""
+        return {name: optimizer.rate for name, optimizer in self._optimizers.items()}
+
+    def _update(self, batch: Transitions, draws: Draws, rates: dict[str, Any]) -> dict[str, Tensor]:
+        weight, metrics = None, {}
+        shaped = Transitions(*(self._per_seed(x) for x in batch))
+        if self._first.critic is not None:
+            obs = (shaped.obs - self._critic_net.mean) / self._critic_net.scale
+            next_action, sampled = self._sample(shaped, draws)
+            metrics = self._step_critic(shaped, obs, next_action, rates)
+            advantage = self._advantage(shaped, obs, sampled, rates)
+            weight = self._weigh(advantage)
+            metrics |= self._about(advantage, weight)
+        metrics |= self._step_actor(shaped, weight, draws, rates)
+        torch._foreach_lerp_(self._slow, self._fast, self._first.config.ema_rate)
+        return metrics
+
+    def _per_seed(self, x: Tensor) -> Tensor:
+        return x.view(self._seeds, -1, *x.shape[1:])
+
+    def _sample(self, batch: Transitions, draws: Draws) -> tuple[Tensor, Tensor | None]:
+        """Returns the backup's actions (S, B R, A) and the baseline's (S, M B, A), in one pass."""
+        assert draws.backup is not None
+        copies = self._first.config.backup_actions
+        next_obs = batch.next_obs
+        obs = [next_obs.repeat_interleave(copies, 1) if copies > 1 else next_obs]
+        noise = [self._per_seed(draws.backup)]
+        if draws.baseline is not None:
+            noise.append(self._per_seed(draws.baseline))
+            obs.append(batch.obs.repeat(1, noise[1].shape[1] // self.rows, 1))
+        action = self._sampled(torch.cat(obs, 1), torch.cat(noise, 1))
+        n = noise[0].shape[1]
+        return action[:, :n], action[:, n:] if draws.baseline is not None else None
+
+    def _sampled(self, obs: Tensor, noise: Tensor) -> Tensor:
+        actors = [p.target_actor for p in self.learners]
+        parts = [a.sample(o, noise=z) for a, o, z in zip(actors, obs, noise, strict=True)]
+        return together(parts)
+
+    def _q(self, judge: Pass, obs: Tensor, action: Tensor) -> Tensor:
+        """Returns values (S, N, n) for normalised observations."""
+        torch.cat([obs, action], -1, out=judge.inputs)
+        return judge.run().view(self._seeds, self._members, -1)
+
+    def _step_critic(
+        self, batch: Transitions, obs: Tensor, next_action: Tensor, rates: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        copies = self._first.config.backup_actions
+        next_obs = (batch.next_obs - self._critic_net.mean) / self._critic_net.scale
+        if copies > 1:
+            next_obs = next_obs.repeat_interleave(copies, 1)
+        next_q = self._q(self._target_critic, next_obs, next_action)
+        next_q = next_q.view(self._seeds, self._members, self.rows, copies).amax(-1).amin(1)
+        y = torch.addcmul(batch.reward, batch.discount, next_q)
+        q = self._q(self._critic, obs, batch.action)
+        error = q - y.unsqueeze(1)
+        self._critic.gradients((error * (2 / error[0].numel())).view(-1, self.rows, 1))
+        # Before the step: q is a view of what the next pass overwrites.
+        metrics = {"critic_loss": error.square().mean((1, 2)), "q_mean": q.mean((1, 2))}
+        metrics["critic_grad_norm"] = self._optimizers["critic"].step(rates.get("critic"))
+        return metrics
+
+    def _advantage(
+        self, batch: Transitions, obs: Tensor, sampled: Tensor | None, rates: dict[str, Any]
+    ) -> Tensor:
+        if sampled is None:
+            value = self._step_value(batch, obs, rates)
+            return self._q(self._judge, obs, batch.action).amin(1) - value
+        tiled = obs.repeat(1, 1 + sampled.shape[1] // self.rows, 1)
+        q = self._q(self._judge, tiled, torch.cat([batch.action, sampled], 1)).amin(1)
+        q = q.view(self._seeds, -1, self.rows)
+        return q[:, 0] - q[:, 1:].mean(1)
+
+    def _step_value(self, batch: Transitions, obs: Tensor, rates: dict[str, Any]) -> Tensor:
+        """Does V's step and returns the values after it, (S, B)."""
+        baseline = cast(ExpectileBaseline, self._first.config.baseline)
+        q = self._q(self._data_target, obs, batch.action).amin(1)
+        self._value.inputs.copy_(obs)
+        difference = q - self._value.run().squeeze(-1)
+        factor = torch.where(difference < 0, 1 - baseline.expectile, baseline.expectile)
+        slope = difference * factor * (-2 / self.rows)
+        self._value.gradients(slope.unsqueeze(-1))
+        self._optimizers["value"].step(rates.get("value"))
+        return self._value.run().squeeze(-1)
+
+    def _weigh(self, advantage: Tensor) -> Tensor:
+        if self._seeds == 1 or advantage.device.type == "cpu":
+            weigh = zip(self.learners, advantage, strict=True)
+            return together([parts.weighter(a) for parts, a in weigh])
+        c = self._first.weighter.config
+        return torch.vmap(lambda a: advantage_weights(a, c.eta, c.eps, c.max_weight))(advantage)
+
+    def _about(self, advantage: Tensor, weight: Tensor) -> dict[str, Tensor]:
+        largest = weight.amax(1)
+        part = weight / largest.unsqueeze(1)
+        return {
+            "advantage_mean": advantage.mean(1),
+            "advantage_std": advantage.std(1, correction=0),
+            "weight_mean": weight.mean(1),
+            "weight_max": largest,
+            "weight_clipped": (weight >= self._first.weighter.config.max_weight).float().mean(1),
+            "weight_ess": part.mean(1).square() / part.square().mean(1),
+        }
+
+    def _step_actor(
+        self, batch: Transitions, weight: Tensor | None, draws: Draws, rates: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        loss, config = self._first.loss, self._first.loss.config
+        t, u, s = (time.view(self._seeds, -1) for time in draws.times)
+        z, action = draws.z.view(batch.action.shape), batch.action
+        obs = (batch.obs - self._actor_net.mean) / self._actor_net.scale
+        # A flow map starts at positive times only; where u = 0 its answer gets no share.
+        start = torch.where(u > 0, u, t)
+        times = torch.cat([t, start, s], 1)
+        at_t, at_start, at_s = self._embedding(times).chunk(3, 1)
+        factors = precondition(
+            times[:, : 2 * self.rows].unsqueeze(-1), self._first.actor.sigma_data
+        )
+        (skip, skip_u), (out, out_u), (inner, inner_u) = (c.chunk(2, 1) for c in factors)
+        x_u = torch.addcmul(action, u.unsqueeze(-1), z)
+        x_t = torch.addcmul(action, t.unsqueeze(-1), z)
+        self._target_inputs.write(obs, inner_u * x_u, at_start, [at_s])
+        taught = torch.addcmul(skip_u * x_u, out_u, self._target.run())
+        self._inputs.write(obs, inner * x_t, at_t, [at_s, at_t])
+        raw = self._actor.run().view(self._seeds, 2, self.rows, -1)
+        arrival, denoised = torch.addcmul((skip * x_t).unsqueeze(1), out.unsqueeze(1), raw).unbind(
+            1
+        )
+        share_u = torch.where(u > 0, (u - s) / start, 0).unsqueeze(-1)
+        share_t = ((t - s) / t).unsqueeze(-1)
+        consistency = share_t * (arrival - action) - share_u * (taught - action)
+        flow = denoised - action
+        w = loss.time_weights(draws.times)
+        factor = w.view(self._seeds, -1) if isinstance(w, Tensor) else w
+        d_consistency, g_consistency = self._distance(consistency)
+        d_flow, g_flow = self._distance(flow)
+        per_row = 1 / self.rows if weight is None else weight * (1 / self.rows)
+        c_weight = per_row * factor
+        c_gradient = _column(c_weight) * share_t * out * g_consistency
+        f_gradient = config.flow_weight * _column(per_row) * out * g_flow
+        self._actor.gradients(torch.cat([c_gradient, f_gradient], 1))
+        consistency, flow = (c_weight * d_consistency).sum(1), (per_row * d_flow).sum(1)
+        norm = self._optimizers["actor"].step(rates.get("actor"))
+        return {
+            "actor_loss": consistency + config.flow_weight * flow,
+            "consistency": consistency,
+            "flow": flow,
+            "actor_grad_norm": norm,
+        }
+
+    def _embedding(self, t: Tensor) -> Tensor:
+        embedding = cast(FlowMapMLP, self._first.actor.network).embedding
+        features: Tensor = embedding(t)
+        return features
+
+    def _distance(self, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns distances (S, B) and their gradients by the residuals (S, B, A)."""
+        config = self._first.loss.config
+        share = 1 / residual.shape[-1] if config.reduction == "mean" else 1.0
+        square = residual.square().sum(-1) * share
+        if config.huber is None:
+            return square, residual * (2 * share)
+        root = (square + config.huber**2).sqrt()
+        return root - config.huber, residual * (share / root).unsqueeze(-1)
+
+
+def _column(x: Tensor | float) -> Tensor | float:
+    return x.unsqueeze(-1) if isinstance(x, Tensor) else x
+
+
+def _net(modules: Sequence[Any]) -> Net:
+    """Returns the parameters of equal networks as (S, ...), in the memory where they are."""
+    owners = [m.network if isinstance(m, FlowMapActor | ValueNetwork) else m for m in modules]
+    lists = [[p.detach() for p in owner.parameters()] for owner in owners]
+    normalizers = [m.normalizer for m in modules]
+    return Net(
+        [together(copies) for copies in zip(*lists, strict=True)],
+        together([n.mean for n in normalizers]).unsqueeze(1),
+        together([n.scale for n in normalizers]).unsqueeze(1),
+    )

@@ -1,0 +1,200 @@
+r"""Forward and backward passes of several equal networks at once, by hand and into buffers.
+
+Autograd needs none of this; it is what autograd costs that is saved: new tensors on every call,
+copies, and a graph of small operators. With hidden layers :math:`h_l = m(p_l)`,
+:math:`p_l = h_{l-1} W_l + b_l`, and the gradient :math:`g_l` of a loss by :math:`p_l`:
+
+.. math:: \frac{dL}{dW_l} = h_{l-1}^T g_l, \quad \frac{dL}{db_l} = 1^T g_l, \quad
+    g_{l-1} = (g_l W_l^T) \odot m'(p_{l-1})
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from gtp_policy.kernels import mish_, mish_with_slope_
+
+# Elements of a hidden layer at a time: what one block of rows needs stays in a core's own cache.
+_BLOCK = 2**16
+
+
+class Stack(NamedTuple):
+    """The parameters of G networks of one shape: weights (G, in, out), biases (G, 1, out)."""
+
+    weights: list[Tensor]
+    biases: list[Tensor]
+
+
+class _Layer(NamedTuple):
+    bias: Tensor
+    weight: Tensor
+    output: Tensor
+    kept: Tensor | None  # what the backward pass needs of the activation
+
+
+class _Block(NamedTuple):
+    inputs: Tensor
+    layers: list[_Layer]  # those with an activation
+    bias: Tensor
+    weight: Tensor
+    outputs: Tensor
+
+
+class Pass:
+    """A forward pass of a stack for a fixed number of rows, without gradient.
+
+    The caller fills ``inputs``, (G / share, rows, in), where ``share`` networks side by side see
+    the same rows, and finds the result in ``outputs``, (G, rows, out), until the next call.
+    """
+
+    def __init__(self, stack: Stack, rows: int, *, share: int = 1) -> None:
+        self.stack, self.rows, self.share = stack, rows, share
+        first, last = stack.weights[0], stack.weights[-1]
+        self.groups, self.new = first.shape[0], first.new_empty
+        self.inputs = self.new(self.groups // share, rows, first.shape[1])
+        self.outputs = self.new(self.groups, rows, last.shape[2])
+        self.widths = [w.shape[2] for w in stack.weights[:-1]]
+        # Batched products where launching is what costs; elsewhere one network after the other.
+        self.batched = first.device.type != "cpu" and self.groups > 1
+        self.cpu = first.device.type == "cpu"
+        n = self._block_rows()
+        self.scratch: dict[int, tuple[Tensor, Tensor]] = {}
+        if self.cpu:
+            self.scratch = {w: (self.new(n, w), self.new(n, w)) for w in set(self.widths)}
+        self.blocks = self._make_blocks(n)
+
+    def _block_rows(self) -> int:
+        return min(self.rows, max(_BLOCK // max(self.widths), 1)) if self.cpu else self.rows
+
+    def _make_blocks(self, n: int) -> list[_Block]:
+        shape = (self.groups,) if self.batched else ()
+        hidden = [self.new(*shape, n, w) for w in self.widths]
+        if self.batched:
+            return [self._block(slice(None), slice(None), hidden, [None] * len(hidden))]
+        blocks = []
+        for g, start in itertools.product(range(self.groups), range(0, self.rows, n)):
+            rows = slice(start, min(start + n, self.rows))
+            parts = [h[: rows.stop - start] for h in hidden]
+            blocks.append(self._block(g, rows, parts, [None] * len(parts)))
+        return blocks
+
+    def _block(
+        self,
+        group: int | slice,
+        rows: slice,
+        hidden: Sequence[Tensor],
+        kept: Sequence[Tensor | None],
+    ) -> _Block:
+        weights = [w[group] for w in self.stack.weights]
+        biases = [b[group] if self.batched else b[group][0] for b in self.stack.biases]
+        if isinstance(group, int):
+            inputs = self.inputs[group // self.share, rows]
+        else:
+            # One copy per network only where several differ: a stride of 0 costs nothing.
+            several = self.inputs.unsqueeze(1).expand(-1, self.share, -1, -1)
+            inputs = several[0] if len(self.inputs) == 1 else several
+        layers = [
+            _Layer(*layer) for layer in zip(biases[:-1], weights[:-1], hidden, kept, strict=True)
+        ]
+        return _Block(inputs, layers, biases[-1], weights[-1], self.outputs[group, rows])
+
+    def run(self) -> Tensor:
+        """Computes and returns ``outputs``."""
+        for block in self.blocks:
+            h = block.inputs.flatten(0, 1) if block.inputs.ndim == 4 else block.inputs
+            for bias, weight, output, kept in block.layers:
+                h = self._activate(_linear(bias, h, weight, output), kept)
+            _linear(block.bias, h, block.weight, block.outputs)
+        return self.outputs
+
+    def _activate(self, x: Tensor, kept: Tensor | None) -> Tensor:
+        if not self.cpu:
+            return functional.mish(x, inplace=True)
+        a, b = self.scratch[x.shape[-1]]
+        if x.shape[0] < a.shape[0]:
+            a, b = a[: x.shape[0]], b[: x.shape[0]]
+        return mish_(x, (a, b))
+
+
+class GradientPass(Pass):
+    """A pass that can be gone back: `gradients` follows a `run`, before parameters change.
+
+    Args:
+        stack: The networks.
+        rows: Rows per network.
+        gradients: Where to leave the gradients of weights and biases, shaped like the parameters:
+            (G, out, in) where ``transposed``, else (G, in, out); biases (G, out).
+        share: As for `Pass`.
+        transposed: Whether the weights are views of matrices (out, in).
+    """
+
+    def __init__(
+        self,
+        stack: Stack,
+        rows: int,
+        gradients: Stack,
+        *,
+        share: int = 1,
+        transposed: bool = False,
+    ) -> None:
+        self._into, self._transposed = gradients, transposed
+        super().__init__(stack, rows, share=share)
+        shape = (self.groups,) if self.batched else ()
+        self._back = {w: self.new(*shape, rows, w) for w in set(self.widths)}
+
+    def _make_blocks(self, n: int) -> list[_Block]:
+        shape = (self.groups, self.rows)
+        hidden, kept = ([self.new(*shape, w) for w in self.widths] for _ in range(2))
+        groups = [slice(None)] if self.batched else range(self.groups)
+        return [
+            self._block(g, slice(None), [h[g] for h in hidden], [k[g] for k in kept])
+            for g in groups
+        ]
+
+    def _activate(self, x: Tensor, kept: Tensor | None) -> Tensor:
+        assert kept is not None
+        if not self.cpu:
+            kept.copy_(x)
+            return functional.mish(x, inplace=True)
+        return mish_with_slope_(x, kept, self.scratch[x.shape[-1]])
+
+    def gradients(self, output_gradient: Tensor) -> None:
+        """Goes back from the gradient of a loss by ``outputs``, of their shape."""
+        into = self._into
+        for g, block in enumerate(self.blocks):
+            group: int | slice = slice(None) if self.batched else g
+            gradient = output_gradient[group]
+            inputs = block.inputs.flatten(0, 1) if block.inputs.ndim == 4 else block.inputs
+            below = [inputs, *[layer.output for layer in block.layers]]
+            for i in reversed(range(len(below))):
+                weight, bias = into.weights[i][group], into.biases[i][group]
+                if self._transposed:
+                    _product(gradient.mT, below[i], weight)
+                else:
+                    _product(below[i].mT, gradient, weight)
+                torch.sum(gradient, -2, out=bias)
+                if i:
+                    layer = block.layers[i - 1]
+                    above = block.weight if i == len(block.layers) else block.layers[i].weight
+                    back = self._back[layer.output.shape[-1]]
+                    gradient = self._chain(_product(gradient, above.mT, back), layer)
+
+    def _chain(self, gradient: Tensor, layer: _Layer) -> Tensor:
+        assert layer.kept is not None
+        if not self.cpu:
+            chained: Tensor = torch.ops.aten.mish_backward(gradient, layer.kept)
+            return chained
+        return layer.kept.mul_(gradient)
+
+
+def _linear(bias: Tensor, x: Tensor, weight: Tensor, out: Tensor) -> Tensor:
+    product = torch.addmm if out.ndim == 2 else torch.baddbmm
+    return product(bias, x, weight, out=out)
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    return torch.mm(a, b, out=out) if out.ndim == 2 else torch.bmm(a, b, out=out)

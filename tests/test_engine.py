@@ -1,0 +1,528 @@
+"""The fused update against the reference: autograd on modules, on equal draws."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from gtp_policy import (
+    AdvantageWeighterConfig,
+    Curriculum,
+    ExpectileBaseline,
+    FlowMapActorConfig,
+    GTPConfig,
+    GTPLearner,
+    GTPLearnerConfig,
+    GTPLoss,
+    GTPLossConfig,
+    MultiSeedLearner,
+    OfflineDataset,
+    PolicyBaseline,
+    QEnsembleConfig,
+    Transitions,
+    load_checkpoint,
+    save_checkpoint,
+)
+from gtp_policy._engine import explain as engine_of
+from gtp_policy._fused import FusedUpdate, share_, together
+from gtp_policy._graph import GraphedUpdate
+from gtp_policy._update import Draws, draw
+from gtp_policy.kernels import explain, using
+from gtp_policy.networks import linear
+
+OBS, ACT, ROWS = 3, 2, 24
+CRITIC = QEnsembleConfig(hidden=(24, 16))
+
+
+def make_config(
+    loss: dict[str, Any] | None = None,
+    weighter: dict[str, Any] | None = None,
+    critic: QEnsembleConfig | None = CRITIC,
+    hidden: tuple[int, ...] = (16, 24),
+    **learner: Any,
+) -> GTPConfig:
+    return GTPConfig(
+        actor=FlowMapActorConfig(hidden=hidden, time_dim=8, steps=2),
+        critic=critic,
+        loss=GTPLossConfig(**{"curriculum": Curriculum(start=10, end=20)} | (loss or {})),
+        weighter=AdvantageWeighterConfig(**(weighter or {})),
+        learner=GTPLearnerConfig(**{"total_updates": 20_000} | learner),
+    )
+
+
+def make_batch(seed: int = 0, rows: int = ROWS, dtype: torch.dtype = torch.float32) -> Transitions:
+    g = torch.Generator().manual_seed(seed)
+    return Transitions(
+        obs=torch.randn(rows, OBS, generator=g) * 2 + 1,
+        action=torch.rand(rows, ACT, generator=g) * 2 - 1,
+        reward=torch.randn(rows, generator=g),
+        next_obs=torch.randn(rows, OBS, generator=g) * 2 + 1,
+        discount=0.99 * (torch.rand(rows, generator=g) > 0.1),
+    ).to(dtype=dtype)
+
+
+def make_learner(
+    config: GTPConfig | None = None, *, dtype: torch.dtype = torch.float32, **build: Any
+) -> GTPLearner:
+    learner = GTPLearner.build(OBS, ACT, config or make_config(), **build)
+    learner.set_observation_statistics_(torch.ones(OBS), torch.full((OBS,), 2.0))
+    return learner.to(dtype)
+
+
+def distance(a: nn.Module, b: nn.Module) -> float:
+    pairs = zip(a.parameters(), b.parameters(), strict=True)
+    return max(float((p - q).detach().abs().max()) for p, q in pairs)
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "one sample": {"baseline": PolicyBaseline(samples=1)},
+    "expectile": {"baseline": ExpectileBaseline(expectile=0.8, hidden=(16, 8))},
+    "max-Q backup": {"backup_actions": 3},
+    "clipped": {"max_grad_norm": 0.05},
+    "cosine": {"lr_schedule": "cosine"},
+    "cloning": {"critic": None},
+    "huber, sum, gap": {"loss": {"huber": 0.1, "reduction": "sum", "time_weight": "gap"}},
+    "endpoint weight": {"loss": {"time_weight": "endpoint", "flow_weight": 0.1, "max_gap": 3}},
+    "sharp weights": {"weighter": {"eta": 20.0, "max_weight": 3.0}},
+    "three members": {"critic": QEnsembleConfig(hidden=(8,), members=3)},
+    "one hidden layer": {"hidden": (16,)},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_are_those_of_autograd(variant: str) -> None:
+    """In float64, where the two differ by rounding alone: every parameter, by hand and by torch."""
+    config = make_config(**VARIANTS[variant])
+    reference = make_learner(config, dtype=torch.float64)
+    fused, batch = copy.deepcopy(reference), make_batch(dtype=torch.float64)
+    with using("reference"):
+        expected = reference.update(batch).to_floats()
+    assert fused.explain()[0].startswith("update: fused")
+    assert fused.update(batch).to_floats() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    for name in reference.optimizers:
+        for a, b in zip(
+            getattr(fused, name).parameters(), getattr(reference, name).parameters(), strict=True
+        ):
+            assert a.grad is not None
+            assert b.grad is not None
+            assert float(b.grad.abs().max()) > 0
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_parameters_stay_with_the_reference(variant: str) -> None:
+    config = make_config(**VARIANTS[variant])
+    reference, fused = make_learner(config), make_learner(config)
+    start = copy.deepcopy(fused)
+    for step in range(2):
+        with using("reference"):
+            reference.update(make_batch(step))
+        fused.update(make_batch(step))
+    assert distance(fused, reference) <= 5e-5
+    assert distance(fused, start) >= 3e-4  # two steps of Adam
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    rows=st.integers(1, 40),
+    hidden=st.lists(st.integers(1, 40), min_size=1, max_size=3),
+    members=st.integers(1, 3),
+    samples=st.integers(1, 3),
+    seed=st.integers(0, 2**31),
+)
+def test_any_shape(rows: int, hidden: list[int], members: int, samples: int, seed: int) -> None:
+    critic = QEnsembleConfig(hidden=tuple(hidden), members=members)
+    config = make_config(
+        critic=critic,
+        hidden=tuple(hidden),
+        baseline=PolicyBaseline(samples=samples),
+        seed=seed,
+        max_grad_norm=1.0,
+    )
+    reference = make_learner(config, dtype=torch.float64)
+    fused, batch = copy.deepcopy(reference), make_batch(seed, rows, torch.float64)
+    with using("reference"):
+        reference.update(batch)
+    fused.update(batch)
+    # Adam's first step divides a gradient by its own size: what matters is the gradient.
+    for a, b in zip(fused.parameters(), reference.parameters(), strict=True):
+        if b.grad is not None:
+            assert a.grad is not None
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-8, atol=1e-10)
+
+
+def test_a_large_batch_is_worked_on_in_pieces_that_fit_together() -> None:
+    config = make_config(
+        hidden=(256, 128), critic=QEnsembleConfig(hidden=(256, 128)), max_grad_norm=1.0
+    )
+    reference, fused, batch = make_learner(config), make_learner(config), make_batch(0, 700)
+    with using("reference"):
+        expected = reference.update(batch).to_floats()
+    assert fused.update(batch).to_floats() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    for a, b in zip(fused.actor.parameters(), reference.actor.parameters(), strict=True):
+        assert a.grad is not None
+        assert b.grad is not None
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_engines_may_change_between_updates() -> None:
+    """The optimisers' state is the same, so a run may go on with the other engine."""
+    reference, mixed = make_learner(dtype=torch.float64), make_learner(dtype=torch.float64)
+    for step in range(6):
+        batch = make_batch(step, dtype=torch.float64)
+        with using("reference"):
+            reference.update(batch)
+        with using("reference" if step % 2 else "auto"):
+            mixed.update(batch)
+    assert distance(mixed, reference) <= 1e-8
+    for name, optimizer in reference.optimizers.items():
+        own = mixed.optimizers[name].state_dict()["state"]
+        for key, state in optimizer.state_dict()["state"].items():
+            assert own[key]["step"] == state["step"] == 6
+            torch.testing.assert_close(own[key]["exp_avg"], state["exp_avg"])
+
+
+# --- what the engine must notice
+
+
+def swap_optimizer(learner: GTPLearner) -> None:
+    learner.optimizers["actor"] = torch.optim.SGD(learner.actor.parameters(), lr=0.1)
+
+
+CHANGES: dict[str, Callable[[GTPLearner], Any]] = {
+    "another length": lambda x: x.set_total_updates_(25_000),
+    "new memory": lambda x: [p.set_(p.detach().clone()) for p in x.critic.parameters()],
+    "other values": lambda x: [p.mul_(0.5) for p in x.parameters()],
+    "raw writes": lambda x: [p.data.add_(0.1) for p in x.target_critic.parameters()],
+    "statistics": lambda x: x.set_observation_statistics_(torch.zeros(OBS), torch.ones(OBS)),
+    "a loaded state": lambda x: x.load_state_dict(copy.deepcopy(x.state_dict())),
+    "an assigned state": lambda x: x.load_state_dict(copy.deepcopy(x.state_dict()), assign=True),
+    "another optimiser": swap_optimizer,
+    "another weighter": lambda x: setattr(x, "weighter", Flat()),
+}
+
+
+class Flat(nn.Module):
+    """Weights of a user's own: all 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = AdvantageWeighterConfig()
+
+    def forward(self, advantage: Tensor) -> Tensor:
+        return torch.full_like(advantage, 2.0)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_between_updates_counts_at_once(change: str) -> None:
+    reference, fused = make_learner(dtype=torch.float64), make_learner(dtype=torch.float64)
+    for step in range(4):
+        batch = make_batch(step, ROWS + step % 2, torch.float64)
+        if step == 2:
+            with torch.no_grad():
+                for learner in (reference, fused):
+                    CHANGES[change](learner)
+        with using("reference"):
+            expected = reference.update(batch).to_floats()
+        assert fused.update(batch).to_floats() == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    assert distance(fused, reference) <= 1e-8
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [
+        lambda name, module: torch.optim.AdamW(module.parameters(), lr=1e-3, weight_decay=0.1),
+        lambda name, module: torch.optim.SGD(module.parameters(), lr=1e-2, momentum=0.9),
+        lambda name, module: torch.optim.Adam(module.parameters(), lr=1e-3, amsgrad=True),
+        lambda name, module: torch.optim.Adam(module.parameters(), lr=1e-3, fused=True),
+        lambda name, module: torch.optim.Adam(
+            [{"params": [p], "lr": 1e-3 * (i + 1)} for i, p in enumerate(module.parameters())]
+        ),
+    ],
+    ids=["AdamW", "SGD", "amsgrad", "fused Adam", "groups"],
+)
+def test_optimisers_of_a_users_own(factory: Any) -> None:
+    config = make_config(max_grad_norm=0.1)
+    reference, fused = (
+        make_learner(config, dtype=torch.float64, optimizer=factory) for _ in range(2)
+    )
+    for step in range(3):
+        batch = make_batch(step, dtype=torch.float64)
+        with using("reference"):
+            reference.update(batch)
+        fused.update(batch)
+    assert distance(fused, reference) <= 1e-8
+
+
+def freeze(learner: GTPLearner) -> None:
+    next(learner.actor.parameters()).requires_grad_(False)
+
+
+class OwnLoss(GTPLoss):
+    """A loss of a user's own."""
+
+
+UNSUPPORTED: dict[str, tuple[Callable[[GTPLearner], Any], str]] = {
+    "hook": (
+        lambda x: x.actor.network.mlp[0].register_forward_hook(lambda *_: None),
+        "actor has hooks",
+    ),
+    "frozen": (freeze, "parameters of actor are frozen"),
+    "loss": (lambda x: setattr(x, "loss", OwnLoss()), "the loss is a OwnLoss"),
+    "activation": (
+        lambda x: x.actor.network.mlp.__setitem__(1, nn.Tanh()),
+        "actor has a network of its own",
+    ),
+    "dtype": (lambda x: x.critic.normalizer.float(), "critic has parameters of several dtypes"),
+}
+
+
+@pytest.mark.parametrize("case", UNSUPPORTED)
+def test_what_is_unsupported_runs_by_the_reference_and_says_so(case: str) -> None:
+    change, reason = UNSUPPORTED[case]
+    plain, chosen = make_learner(dtype=torch.float64), make_learner(dtype=torch.float64)
+    for learner in (plain, chosen):
+        change(learner)
+    assert reason in explain(chosen)
+    assert explain(chosen).startswith("update: reference")
+    batch = make_batch(dtype=torch.float64)
+    with using("reference"):
+        plain.update(batch)
+    chosen.update(batch)
+    assert distance(chosen, plain) <= 1e-12  # samplers differ
+
+
+def test_more_that_is_unsupported() -> None:
+    layer_norm = make_config(critic=QEnsembleConfig(hidden=(8,), layer_norm=True))
+    assert "critic has layer normalisation" in explain(make_learner(layer_norm))
+    own = GTPLearner.build(OBS, ACT, make_config(), network=OwnNetwork())
+    assert "actor has a network of its own" in explain(own)
+    encoded = GTPLearner.build(OBS, ACT, make_config(), encoder=OwnEncoder())
+    assert "actor has an encoder" in explain(encoded)
+    learner = make_learner()
+    with using("reference"):
+        assert 'kernels.using("reference") asks for it' in explain(learner)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert "autocast is on" in explain(learner)
+        learner.update(make_batch())
+    with pytest.raises(TypeError, match="nothing to explain: got Tensor"):
+        explain(torch.zeros(1))
+
+
+class OwnNetwork(nn.Module):
+    """A backbone of a user's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = linear(OBS + ACT + 2, ACT, generator=torch.Generator())
+
+    def forward(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        out: Tensor = self.linear(torch.cat([obs, x, t[:, None], s[:, None]], 1))
+        return out
+
+
+class OwnEncoder(nn.Module):
+    """An encoder of a user's own."""
+
+    features_dim = OBS
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return obs.tanh()
+
+
+def test_a_learner_copies_without_its_engine() -> None:
+    learner = make_learner()
+    learner.update(make_batch())
+    twin = copy.deepcopy(learner)
+    learner.update(make_batch(1))
+    before = copy.deepcopy(twin)
+    twin.update(make_batch(1))
+    assert distance(twin, learner) == 0.0
+    assert distance(twin, before) > 0
+
+
+# --- recorded updates: what is around the graph, which needs a GPU itself
+
+
+class Replayed(GraphedUpdate):
+    """Replays by computing again from the fixed inputs: what a graph does, on any device."""
+
+    def _on_side_stream(self, batch: Transitions, draws: Draws) -> None:
+        self._run(batch, draws)
+
+    def _record(self, batch: Transitions, draws: Draws) -> Any:
+        shapes = [None if x is None else torch.zeros_like(x) for x in draws[:2]]
+        empty = Draws(shapes[0], shapes[1], draws.times, draws.z)
+        outer = self
+
+        class Graph:
+            def replay(self) -> None:
+                outer._run(batch, empty)
+
+        self._graph = Graph()  # type: ignore[assignment]
+        return self._graph
+
+
+@pytest.mark.parametrize("variant", ["default", "expectile", "cloning", "cosine", "max-Q backup"])
+def test_a_recorded_update_reads_everything_from_fixed_places(variant: str) -> None:
+    config = make_config(**VARIANTS[variant] | {"total_updates": 20_000})
+    plain, recorded = make_learner(config), make_learner(config)
+    graphed = Replayed(FusedUpdate([recorded._parts()], ROWS))
+    for step in range(7):
+        batch, parts = make_batch(step), recorded._parts()
+        draws = draw(parts, batch, recorded.stream, recorded.progress)
+        told = graphed(batch, draws, parts.rates)
+        recorded.updates += 1
+        expected = plain.update(batch).to_floats()
+        assert {k: float(v[0]) for k, v in told.items()} == pytest.approx(expected, rel=1e-5)
+    assert distance(recorded, plain) <= 1e-6
+
+
+def test_a_recorded_update_follows_a_schedule_of_a_users_own() -> None:
+    def factory(name: str, module: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.Adam(module.parameters(), lr=1e-3, fused=True)
+
+    plain, recorded = (make_learner(optimizer=factory) for _ in range(2))
+    graphed = Replayed(FusedUpdate([recorded._parts()], ROWS))
+    for step in range(6):
+        for learner in (plain, recorded):
+            learner.optimizers["actor"].param_groups[0]["lr"] = 1e-3 / (step + 1)
+        batch, parts = make_batch(step), recorded._parts()
+        graphed(batch, draw(parts, batch, recorded.stream, recorded.progress), parts.rates)
+        recorded.updates += 1
+        plain.update(batch)
+    assert distance(recorded, plain) <= 1e-6
+
+
+# --- several seeds
+
+
+def make_seeds(config: GTPConfig, seeds: tuple[int, ...], dtype: torch.dtype) -> list[GTPLearner]:
+    configs = [config.replace(learner=config.learner.replace(seed=seed)) for seed in seeds]
+    return [make_learner(c, dtype=dtype) for c in configs]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_seed_does_what_it_would_do_alone(variant: str) -> None:
+    config, seeds = make_config(**VARIANTS[variant]), (0, 7, 3)
+    alone = make_seeds(config, seeds, torch.float64)
+    several = MultiSeedLearner(make_seeds(config, seeds, torch.float64))
+    for step in range(3):
+        batches = [make_batch(10 * seed + step, dtype=torch.float64) for seed in seeds]
+        told = several.update(batches)
+        for learner, batch, metrics in zip(alone, batches, told, strict=True):
+            expected = learner.update(batch).to_floats()
+            assert metrics.to_floats() == pytest.approx(expected, rel=1e-7, abs=1e-10)
+    for one, own in zip(several.learners, alone, strict=True):
+        assert distance(one, own) <= 1e-8
+        assert one.updates == own.updates == 3
+    assert distance(several.learners[0], several.learners[1]) > 1e-2
+
+
+def test_seeds_by_the_reference() -> None:
+    config = make_config()
+    fused, reference = (
+        MultiSeedLearner(make_seeds(config, (0, 1), torch.float64)) for _ in range(2)
+    )
+    batches = [make_batch(seed, dtype=torch.float64) for seed in (0, 1)]
+    fused.update(batches)
+    with using("reference"):
+        reference.update(batches)
+    for a, b in zip(fused.learners, reference.learners, strict=True):
+        assert distance(a, b) <= 1e-8
+
+
+def test_a_seed_is_saved_loaded_and_goes_on_alone(tmp_path: Any) -> None:
+    config = make_config()
+    several = MultiSeedLearner(make_seeds(config, (0, 1), torch.float32))
+    for step in range(2):
+        several.update([make_batch(step), make_batch(step + 5)])
+    path = save_checkpoint(tmp_path / "one.zip", several.learners[1])
+    loaded = load_checkpoint(path).learner
+    assert distance(loaded, several.learners[1]) == 0.0
+    loaded.update(make_batch(9))
+    several.learners[1].update(make_batch(9))
+    assert distance(loaded, several.learners[1]) == 0.0
+    with pytest.raises(ValueError, match=r"gone apart: got numbers of updates \[2, 3\]"):
+        several.update([make_batch(9), make_batch(9)])
+    twin = copy.deepcopy(several.learners[1])
+    assert distance(twin, loaded) == 0.0
+
+
+def test_a_loaded_state_counts_for_its_seed_alone() -> None:
+    config = make_config()
+    several = MultiSeedLearner(make_seeds(config, (0, 1), torch.float64))
+    alone = make_seeds(config, (0, 1), torch.float64)
+    batches = [make_batch(step, dtype=torch.float64) for step in (0, 1)]
+    several.update(batches)
+    state = copy.deepcopy(several.learners[0].state_dict())
+    several.learners[0].load_state_dict(state)
+    several.update(batches)
+    for learner, batch in zip(alone, batches, strict=True):
+        learner.update(batch)
+        learner.update(batch)
+    for one, own in zip(several.learners, alone, strict=True):
+        assert distance(one, own) <= 1e-8
+
+
+def test_seeds_from_a_dataset_draw_their_own_minibatches() -> None:
+    batch = make_batch(0, 64)
+    dataset = OfflineDataset.from_arrays(
+        obs=batch.obs.numpy(),
+        action=batch.action.numpy(),
+        reward=batch.reward.numpy(),
+        next_obs=batch.next_obs.numpy(),
+        terminated=torch.zeros(64).numpy(),
+        truncated=torch.ones(64).numpy(),
+        low=[-1.0] * ACT,
+        high=[1.0] * ACT,
+    )
+    several = MultiSeedLearner.from_dataset(dataset, make_config(), seeds=(4, 5))
+    alone = GTPLearner.from_dataset(dataset, make_config(seed=5))
+    several.update(several.sample(dataset, 16))
+    alone.update(dataset.sample(16, generator=alone.stream("batch")))
+    assert several.updates == 1
+    assert distance(several.learners[1], alone) <= 1e-6
+    with pytest.raises(ValueError, match="not all different"):
+        MultiSeedLearner.from_dataset(dataset, make_config(), seeds=(4, 4))
+
+
+def test_learners_that_do_not_belong_together() -> None:
+    first = make_learner()
+    with pytest.raises(ValueError, match="of which some are the same"):
+        MultiSeedLearner([first, first])
+    with pytest.raises(ValueError, match="at least one"):
+        MultiSeedLearner([])
+    with pytest.raises(ValueError, match="differ in more than the seed"):
+        MultiSeedLearner([first, make_learner(make_config(ema_rate=0.1))])
+    several = MultiSeedLearner([first, make_learner(make_config(seed=1))])
+    with pytest.raises(ValueError, match="Minibatches do not fit"):
+        several.update([make_batch()])
+    with pytest.raises(ValueError, match="Minibatches do not fit"):
+        several.update([make_batch(), make_batch(rows=3)])
+
+
+def test_sharing_memory_keeps_values_and_is_done_once() -> None:
+    tensors = [torch.arange(6.0).view(2, 3) + i for i in range(3)]
+    expected = torch.stack(tensors)
+    assert torch.equal(together(tensors), expected)
+    share_(tensors)
+    places = [t.data_ptr() for t in tensors]
+    share_(tensors)
+    assert [t.data_ptr() for t in tensors] == places
+    joined = together(tensors)
+    assert torch.equal(joined, expected)
+    joined[1] += 10
+    assert torch.equal(tensors[1], expected[1] + 10)
+
+
+def test_the_engine_is_told_apart() -> None:
+    assert engine_of(make_learner()._parts()) == (
+        "update: fused (gradients by hand, into buffers) on cpu, torch.float32"
+    )
