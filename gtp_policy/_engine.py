@@ -15,7 +15,7 @@ from gtp_policy._graph import GraphedUpdate
 from gtp_policy._update import Draws, Parts, reference_update
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.critic import QEnsemble, ValueNetwork
-from gtp_policy.kernels import engine
+from gtp_policy.kernels import engine, few_threads
 from gtp_policy.loss import GTPLoss
 from gtp_policy.networks import FlowMapMLP, Mish, TimeEmbedding
 from gtp_policy.spaces import ObservationNormalizer
@@ -45,7 +45,8 @@ class Engine:
                 self._fused = _build(learners, len(batch.obs) // len(learners))
                 self._stamp = stamp
             if self._fused is not None:
-                return self._fused(batch, draws, learners[0].rates)
+                with few_threads():
+                    return self._fused(batch, draws, learners[0].rates)
         told = [
             reference_update(parts, *own)
             for parts, own in zip(learners, _split(batch, draws, len(learners)), strict=True)
@@ -84,7 +85,10 @@ def explain(parts: Parts) -> str:
     if reason is not None:
         return f"update: reference (modules and autograd), because {reason}"
     how = "recorded as a CUDA graph" if like.device.type == "cuda" else "into buffers"
-    return f"update: fused (gradients by hand, {how}) on {like.device}, {like.dtype}"
+    told = f"update: fused (gradients by hand, {how}) on {like.device}, {like.dtype}"
+    if parts.config.no_grad_precision == "bfloat16":
+        told += ", bfloat16 products where no gradient is taken"
+    return told
 
 
 def momentarily_unsupported(like: Tensor) -> str | None:

@@ -13,7 +13,8 @@ and :math:`\kappa = 1/A` for a mean or 1 for a sum,
 and a residual depends on the network's output through :math:`c_{out}(t)` times its share.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -186,6 +187,20 @@ def _step(tensors: Sequence[Tensor]) -> int | None:
     return step // size if alike and evenly and step >= first.numel() * size else None
 
 
+@contextmanager
+def coarse_products() -> Iterator[None]:
+    """Lets products of float32 matrices round their factors to bfloat16, within a block.
+
+    The switch is torch's, and one for all threads.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 class Inputs:
     """Where the inputs of S flow maps are written: H times over the same rows, at other times."""
 
@@ -306,7 +321,8 @@ class FusedUpdate:
         shaped = Transitions(*(self._per_seed(x) for x in batch))
         if self._first.critic is not None:
             obs = (shaped.obs - self._critic_net.mean) / self._critic_net.scale
-            next_action, sampled = self._sample(shaped, draws)
+            with self._coarse():
+                next_action, sampled = self._sample(shaped, draws)
             metrics = self._step_critic(shaped, obs, next_action, rates)
             advantage = self._advantage(shaped, obs, sampled, rates)
             weight = self._weigh(advantage)
@@ -314,6 +330,12 @@ class FusedUpdate:
         metrics |= self._step_actor(shaped, weight, draws, rates)
         torch._foreach_lerp_(self._slow, self._fast, self._first.config.ema_rate)
         return metrics
+
+    def _coarse(self) -> AbstractContextManager[None]:
+        """Within it, products of matrices may be as coarse as the config allows."""
+        if self._first.config.no_grad_precision == "float32":
+            return nullcontext()
+        return coarse_products()
 
     def _per_seed(self, x: Tensor) -> Tensor:
         return x.view(self._seeds, -1, *x.shape[1:])
@@ -340,7 +362,8 @@ class FusedUpdate:
     def _q(self, judge: Pass, obs: Tensor, action: Tensor) -> Tensor:
         """Returns values (S, N, n) for normalised observations."""
         torch.cat([obs, action], -1, out=judge.inputs)
-        return judge.run().view(self._seeds, self._members, -1)
+        with nullcontext() if isinstance(judge, GradientPass) else self._coarse():
+            return judge.run().view(self._seeds, self._members, -1)
 
     def _step_critic(
         self, batch: Transitions, obs: Tensor, next_action: Tensor, rates: dict[str, Any]
@@ -420,7 +443,9 @@ class FusedUpdate:
         x_u = torch.addcmul(action, u.unsqueeze(-1), z)
         x_t = torch.addcmul(action, t.unsqueeze(-1), z)
         self._target_inputs.write(obs, inner_u * x_u, at_start, [at_s])
-        taught = torch.addcmul(skip_u * x_u, out_u, self._target.run())
+        with self._coarse():
+            raw = self._target.run()
+        taught = torch.addcmul(skip_u * x_u, out_u, raw)
         self._inputs.write(obs, inner * x_t, at_t, [at_s, at_t])
         raw = self._actor.run().view(self._seeds, 2, self.rows, -1)
         arrival, denoised = torch.addcmul((skip * x_t).unsqueeze(1), out.unsqueeze(1), raw).unbind(

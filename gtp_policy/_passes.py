@@ -58,9 +58,9 @@ class Pass:
         self.inputs = self.new(self.groups // share, rows, first.shape[1])
         self.outputs = self.new(self.groups, rows, last.shape[2])
         self.widths = [w.shape[2] for w in stack.weights[:-1]]
+        self.cpu = _in_blocks(first)
         # Batched products where launching is what costs; elsewhere one network after the other.
-        self.batched = first.device.type != "cpu" and self.groups > 1
-        self.cpu = first.device.type == "cpu"
+        self.batched = not self.cpu and self.groups > 1
         n = self._block_rows()
         self.scratch: dict[int, tuple[Tensor, Tensor]] = {}
         if self.cpu:
@@ -189,6 +189,11 @@ class GradientPass(Pass):
             chained: Tensor = torch.ops.aten.mish_backward(gradient, layer.kept)
             return chained
         return layer.kept.mul_(gradient)
+
+
+def _in_blocks(x: Tensor) -> bool:
+    """Tells whether rows are worked on in pieces that fit a cache, not all in one launch."""
+    return x.device.type == "cpu"
 
 
 def _linear(bias: Tensor, x: Tensor, weight: Tensor, out: Tensor) -> Tensor:

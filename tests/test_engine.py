@@ -25,6 +25,7 @@ from gtp_policy import (
     PolicyBaseline,
     QEnsembleConfig,
     Transitions,
+    _passes,
     load_checkpoint,
     save_checkpoint,
 )
@@ -188,6 +189,50 @@ def test_engines_may_change_between_updates() -> None:
             torch.testing.assert_close(own[key]["exp_avg"], state["exp_avg"])
 
 
+@pytest.mark.parametrize("samples", [1, 4])
+def test_coarse_products_where_no_gradient_is_taken(samples: int) -> None:
+    """The stated error: some 1e-3 in what is sampled and judged, none in what is learned from."""
+    networks = {"hidden": (64, 64), "critic": QEnsembleConfig(hidden=(64, 64))}
+    config = make_config(baseline=PolicyBaseline(samples=samples), **networks)
+    coarse = config.replace(learner=config.learner.replace(no_grad_precision="bfloat16"))
+    exact, rounded, batch = make_learner(config), make_learner(coarse), make_batch(rows=256)
+    expected, told = exact.update(batch).to_floats(), rounded.update(batch).to_floats()
+    for name in ("actor_loss", "critic_loss", "advantage_std", "weight_mean"):
+        assert told[name] == pytest.approx(expected[name], rel=1e-2)
+    assert told["q_mean"] == pytest.approx(expected["q_mean"], rel=1e-5)  # has a gradient
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert explain(rounded).splitlines()[0].endswith("bfloat16 products where no gradient is taken")
+
+
+def test_an_update_takes_one_thread_unless_more_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen, call = [], FusedUpdate.__call__
+
+    def spy(*args: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return call(*args)
+
+    monkeypatch.setattr(FusedUpdate, "__call__", spy)
+    learner, before = make_learner(), torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        learner.update(make_batch())
+        with using("auto", threads=2):
+            learner.update(make_batch())
+        with using("auto", threads=8):
+            learner.update(make_batch())
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 2, 3]
+    with (
+        pytest.raises(ValueError, match="`threads` is out of range: got 0"),
+        using("auto", threads=0),
+    ):
+        pass
+
+
 # --- what the engine must notice
 
 
@@ -345,6 +390,54 @@ def test_a_learner_copies_without_its_engine() -> None:
     twin.update(make_batch(1))
     assert distance(twin, learner) == 0.0
     assert distance(twin, before) > 0
+
+
+# --- on other devices than the CPU: everything in one launch
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_batched_products_compute_the_same(
+    monkeypatch: pytest.MonkeyPatch, variant: str, seeds: int
+) -> None:
+    """The path of other devices, run on this one."""
+    config = make_config(**VARIANTS[variant])
+    numbers = tuple(range(seeds))
+    several = MultiSeedLearner(make_seeds(config, numbers, torch.float64))
+    reference = MultiSeedLearner(make_seeds(config, numbers, torch.float64))
+    monkeypatch.setattr(_passes, "_in_blocks", lambda x: False)
+    for step in range(2):
+        batches = [make_batch(7 * seed + step, dtype=torch.float64) for seed in numbers]
+        told = several.update(batches)
+        with using("reference"):
+            expected = reference.update(batches)
+        for a, b in zip(told, expected, strict=True):
+            assert a.to_floats() == pytest.approx(b.to_floats(), rel=1e-7, abs=1e-10)
+    for one, own in zip(several.learners, reference.learners, strict=True):
+        assert distance(one, own) <= 1e-8
+
+
+@pytest.mark.parametrize("variant", ["default", "expectile", "clipped", "max-Q backup", "cloning"])
+def test_an_update_looks_at_no_number(variant: str) -> None:
+    """On the meta device there are no numbers: to look at one is an error there."""
+    config = make_config(**VARIANTS[variant])
+    learner = GTPLearner.build(OBS, ACT, config).to("meta")
+    for name, optimizer in learner.optimizers.items():
+        optimizer.param_groups[0]["params"] = list(getattr(learner, name).parameters())
+    parts, batch = learner._parts(), Transitions(*(x.to("meta") for x in make_batch()))
+    draws = draw(make_learner(config)._parts(), make_batch(), learner_streams(), 0.0)
+    times = type(draws.times)(*(t.to("meta") for t in draws.times))
+    noises = [x if x is None else x.to("meta") for x in (draws.backup, draws.baseline)]
+    fused = FusedUpdate([parts], ROWS)
+    metrics = fused(batch, Draws(noises[0], noises[1], times, draws.z.to("meta")), parts.rates)
+    assert fused.recordable
+    assert {x.device.type for x in metrics.values()} == {"meta"}
+    with pytest.raises(RuntimeError, match="meta"):
+        metrics["actor_loss"].item()
+
+
+def learner_streams() -> Callable[[str], torch.Generator]:
+    return lambda name: torch.Generator().manual_seed(len(name))
 
 
 # --- recorded updates: what is around the graph, which needs a GPU itself
