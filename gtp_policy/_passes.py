@@ -9,14 +9,15 @@ copies, and a graph of small operators. With hidden layers :math:`h_l = m(p_l)`,
 """
 
 import itertools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gtp_policy.kernels import mish_, mish_with_slope_
+from gtp_policy.kernels import compiled_mish, mish_, mish_with_slope_
 
 # Elements of a hidden layer at a time: what one block of rows needs stays in a core's own cache.
 _BLOCK = 2**16
@@ -34,6 +35,7 @@ class _Layer(NamedTuple):
     weight: Tensor
     output: Tensor
     kept: Tensor | None  # what the backward pass needs of the activation
+    finish: Callable[[], Any] | None  # adds the bias and activates, where one function does both
 
 
 class _Block(NamedTuple):
@@ -98,7 +100,10 @@ class Pass:
             several = self.inputs.unsqueeze(1).expand(-1, self.share, -1, -1)
             inputs = several[0] if len(self.inputs) == 1 else several
         layers = [
-            _Layer(*layer) for layer in zip(biases[:-1], weights[:-1], hidden, kept, strict=True)
+            _Layer(bias, weight, output, keep, self._finish(output, bias, keep))
+            for bias, weight, output, keep in zip(
+                biases[:-1], weights[:-1], hidden, kept, strict=True
+            )
         ]
         return _Block(inputs, layers, biases[-1], weights[-1], self.outputs[group, rows])
 
@@ -106,10 +111,24 @@ class Pass:
         """Computes and returns ``outputs``."""
         for block in self.blocks:
             h = block.inputs.flatten(0, 1) if block.inputs.ndim == 4 else block.inputs
-            for bias, weight, output, kept in block.layers:
-                h = self._activate(_linear(bias, h, weight, output), kept)
+            for bias, weight, output, kept, finish in block.layers:
+                if finish is None:
+                    h = self._activate(_linear(bias, h, weight, output), kept)
+                else:
+                    h = torch.mm(h, weight, out=output)
+                    finish()
             _linear(block.bias, h, block.weight, block.outputs)
         return self.outputs
+
+    def _finish(
+        self, output: Tensor, bias: Tensor, kept: Tensor | None
+    ) -> Callable[[], Any] | None:
+        """Returns the compiled function that follows a product, bound to its memory."""
+        compiled = compiled_mish() if self.cpu and output.dtype == torch.float32 else None
+        if compiled is None:
+            return None
+        arrays = [x.numpy() for x in (output, bias, kept) if x is not None]
+        return partial(compiled.mish_ if kept is None else compiled.mish_with_slope_, *arrays)
 
     def _activate(self, x: Tensor, kept: Tensor | None) -> Tensor:
         if not self.cpu:

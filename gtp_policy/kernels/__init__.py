@@ -4,11 +4,15 @@ What is here never changes a result beyond rounding, and falls back to torch's o
 it would not be faster or not be differentiable. ``with using("reference"):`` switches it off.
 """
 
+import functools
+import importlib
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -90,6 +94,34 @@ def few_threads() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def compiled_mish() -> Any:  # noqa: ANN401 - a module of functions that numba compiled
+    """Returns the compiled functions for hidden layers, or None where they cannot be used.
+
+    Example:
+        >>> from gtp_policy.kernels import compiled_mish, using
+        >>> with using("reference"):
+        ...     compiled_mish() is None
+        True
+    """
+    return _compiled_mish()[0] if engine() == "auto" else None
+
+
+@functools.cache
+def _compiled_mish() -> tuple[Any, str]:
+    """Returns the functions, compiled, or None and why there are none."""
+    try:
+        if importlib.util.find_spec("numba") is None:
+            return None, "numba is not installed (pip install 'gtp-policy[fast]')"
+        module = importlib.import_module("gtp_policy.kernels._numba_mish")
+        one = np.ones((1, 1), np.float32)
+        module.mish_(one, one[0])
+        module.mish_with_slope_(one, one[0], one.copy())
+    except Exception as error:
+        # Whatever another library, its compiler or its files have come to: torch is still here.
+        return None, f"numba does not work here ({type(error).__name__}: {error})"
+    return module, ""
 
 
 def engine() -> str:
