@@ -89,7 +89,8 @@ class Mish(nn.Module):
 class FlowMapMLP(nn.Module):
     """The default backbone of a flow map: one MLP over observation, noisy action and two times.
 
-    Any module with the same ``forward`` can replace it (`FlowMapActor`'s ``network``).
+    Any module with the same ``forward`` can replace it (`FlowMapActor`'s ``network``). The hidden
+    layers' weights start in the law of He et al. (2015), https://arxiv.org/abs/1502.01852.
 
     Args:
         obs_dim: O.
@@ -119,7 +120,10 @@ class FlowMapMLP(nn.Module):
     ) -> None:
         super().__init__()
         self.embedding = TimeEmbedding(time_dim, floor)
-        self.mlp = mlp(obs_dim + action_dim + 2 * time_dim, hidden, action_dim, generator=generator)
+        inputs = obs_dim + action_dim + 2 * time_dim
+        # With torch's default law the signal of the few action features fades from layer to layer
+        # among the many of time: thousands of updates pass before the output depends on x at all.
+        self.mlp = mlp(inputs, hidden, action_dim, gain=math.sqrt(6), generator=generator)
 
     def forward(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """Returns the raw output that the flow map's preconditioning turns into an endpoint.
@@ -174,7 +178,12 @@ def features_dim(encoder: nn.Module | None, obs_dim: int) -> int:
 
 
 def mlp(
-    inputs: int, hidden: tuple[int, ...], outputs: int, *, generator: torch.Generator
+    inputs: int,
+    hidden: tuple[int, ...],
+    outputs: int,
+    *,
+    gain: float = 1.0,
+    generator: torch.Generator,
 ) -> nn.Sequential:
     """Builds a multi-layer perceptron with Mish activations.
 
@@ -182,6 +191,8 @@ def mlp(
         inputs: Width of the input.
         hidden: Widths of the hidden layers.
         outputs: Width of the output, which has no activation.
+        gain: Factor of the hidden layers' initial weights; sqrt(6) is He's law, which keeps the
+            size of the signal through layers that halve it.
         generator: Source of the initial parameters.
 
     Returns:
@@ -196,18 +207,22 @@ def mlp(
     widths = [inputs, *hidden]
     layers: list[nn.Module] = []
     for i, o in itertools.pairwise(widths):
-        layers += [linear(i, o, generator=generator), Mish()]
+        layers += [linear(i, o, gain=gain, generator=generator), Mish()]
     return nn.Sequential(*layers, linear(widths[-1], outputs, generator=generator))
 
 
-def linear(inputs: int, outputs: int, *, generator: torch.Generator) -> nn.Linear:
-    r"""Builds a linear layer whose parameters come from ``generator``, in torch's default law.
+def linear(
+    inputs: int, outputs: int, *, gain: float = 1.0, generator: torch.Generator
+) -> nn.Linear:
+    r"""Builds a linear layer whose parameters come from ``generator``, by default in torch's law.
 
-    .. math:: W, b \sim U(-1/\sqrt{inputs}, 1/\sqrt{inputs})
+    .. math:: W \sim gain \cdot U(-1/\sqrt{inputs}, 1/\sqrt{inputs}), \quad
+        b \sim U(-1/\sqrt{inputs}, 1/\sqrt{inputs})
 
     Args:
         inputs: Width of the input.
         outputs: Width of the output.
+        gain: Factor of the weights.
         generator: Source of the initial parameters.
 
     Returns:
@@ -226,6 +241,8 @@ def linear(inputs: int, outputs: int, *, generator: torch.Generator) -> nn.Linea
     layer.bias = nn.Parameter(torch.empty(outputs))
     for parameter in layer.parameters():
         uniform_(parameter, inputs, generator)
+    if gain != 1:
+        layer.weight.detach().mul_(gain)
     return layer
 
 
