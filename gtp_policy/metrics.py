@@ -27,6 +27,7 @@ class UpdateMetrics(NamedTuple):
         weight_clipped: Fraction of weights at the cap.
         weight_ess: Effective sample size over batch size, in (0, 1]; near 0, a few transitions
             carry the update: lower eta or max_weight.
+        guided_q: Mean value of the actor's own actions, with `LinearQGuidance`.
 
     Example:
         >>> import torch
@@ -49,6 +50,7 @@ class UpdateMetrics(NamedTuple):
     weight_max: Tensor | None = None
     weight_clipped: Tensor | None = None
     weight_ess: Tensor | None = None
+    guided_q: Tensor | None = None
 
     def to_floats(self) -> dict[str, float]:
         """Copies the metrics to the host: the only transfer, so call it when you log.
