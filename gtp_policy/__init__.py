@@ -35,7 +35,7 @@ from gtp_policy.gtp_config import GTPConfig, GTPLearnerConfig
 from gtp_policy.guidance import AdvantageGuidance, Guidance, LinearQGuidance, NoGuidance
 from gtp_policy.learner import GTPLearner
 from gtp_policy.loss import GTPLoss, GTPLossConfig, GTPLossTerms, GTPResiduals, gtp_residuals
-from gtp_policy.metrics import UpdateMetrics
+from gtp_policy.metrics import UpdateMetrics, spread_ratio
 from gtp_policy.multi_seed import MultiSeedLearner
 from gtp_policy.rewards import (
     LinearReward,
@@ -135,4 +135,5 @@ __all__ = [
     "read_metadata",
     "restore_",
     "save_checkpoint",
+    "spread_ratio",
 ]

@@ -127,3 +127,13 @@ mean_flow.
     def __str__(self) -> str:
         """Returns the message itself: a KeyError would show it in quotes."""
         return Exception.__str__(self)
+
+
+class TrainingWarning(UserWarning):
+    """Training goes on, but its figures look like one of the known ways to fail.
+
+    Example:
+        >>> from gtp_policy.errors import TrainingWarning
+        >>> issubclass(TrainingWarning, UserWarning)
+        True
+    """
