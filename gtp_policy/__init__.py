@@ -8,7 +8,7 @@ The files in the order of the paper: ``times``, ``functional``, ``actor``, ``los
 
 from gtp_policy._config import Config
 from gtp_policy._version import __version__
-from gtp_policy.acting import act
+from gtp_policy.acting import ArgmaxChoice, Choice, SoftmaxChoice, act
 from gtp_policy.actor import FlowMapActor, FlowMapActorConfig
 from gtp_policy.checkpoint import (
     Checkpoint,
@@ -32,14 +32,31 @@ from gtp_policy.dataset import OfflineDataset
 from gtp_policy.dataset_builder import OfflineDatasetBuilder
 from gtp_policy.functional import FlowMap
 from gtp_policy.gtp_config import GTPConfig, GTPLearnerConfig
+from gtp_policy.guidance import AdvantageGuidance, Guidance, LinearQGuidance, NoGuidance
 from gtp_policy.learner import GTPLearner
 from gtp_policy.loss import GTPLoss, GTPLossConfig, GTPLossTerms, GTPResiduals, gtp_residuals
-from gtp_policy.metrics import UpdateMetrics
+from gtp_policy.metrics import UpdateMetrics, spread_ratio
 from gtp_policy.multi_seed import MultiSeedLearner
+from gtp_policy.rewards import (
+    LinearReward,
+    ReturnRangeReward,
+    RewardTransform,
+    StandardizedReward,
+)
+from gtp_policy.samplers import JumpSampler, OdeSampler, Sampler
 from gtp_policy.spaces import ActionScaler, ObservationLayout, ObservationNormalizer
+from gtp_policy.teachers import (
+    JvpTeacher,
+    NoTeacher,
+    OdeTeacher,
+    SelfTeacher,
+    SurrogateTeacher,
+    Teacher,
+)
 from gtp_policy.times import (
     Curriculum,
     KarrasTimes,
+    LinearTimes,
     LogNormalIndex,
     Times,
     TimeSchedule,
@@ -52,11 +69,14 @@ from gtp_policy.weighting import AdvantageWeighter, AdvantageWeighterConfig
 
 __all__ = [
     "ActionScaler",
+    "AdvantageGuidance",
     "AdvantageWeighter",
     "AdvantageWeighterConfig",
+    "ArgmaxChoice",
     "Checkpoint",
     "CheckpointFolder",
     "CheckpointInfo",
+    "Choice",
     "Config",
     "Curriculum",
     "ExpectileBaseline",
@@ -70,17 +90,35 @@ __all__ = [
     "GTPLossConfig",
     "GTPLossTerms",
     "GTPResiduals",
+    "Guidance",
+    "JumpSampler",
+    "JvpTeacher",
     "KarrasTimes",
+    "LinearQGuidance",
+    "LinearReward",
+    "LinearTimes",
     "LogNormalIndex",
     "MultiSeedLearner",
+    "NoGuidance",
+    "NoTeacher",
     "ObservationLayout",
     "ObservationNormalizer",
+    "OdeSampler",
+    "OdeTeacher",
     "OfflineDataset",
     "OfflineDatasetBuilder",
     "PolicyBaseline",
     "QEnsemble",
     "QEnsembleConfig",
+    "ReturnRangeReward",
+    "RewardTransform",
+    "Sampler",
+    "SelfTeacher",
+    "SoftmaxChoice",
+    "StandardizedReward",
     "StopSignal",
+    "SurrogateTeacher",
+    "Teacher",
     "TimeSchedule",
     "Times",
     "Transitions",
@@ -97,4 +135,5 @@ __all__ = [
     "read_metadata",
     "restore_",
     "save_checkpoint",
+    "spread_ratio",
 ]

@@ -455,16 +455,18 @@ class FusedUpdate:
         share_t = ((t - s) / t).unsqueeze(-1)
         consistency = share_t * (arrival - action) - share_u * (taught - action)
         flow = denoised - action
-        w = loss.time_weights(draws.times)
-        factor = w.view(self._seeds, -1) if isinstance(w, Tensor) else w
+        c_factor, f_factor = (
+            w.view(self._seeds, -1) if isinstance(w, Tensor) else w
+            for w in loss.time_weights(draws.times, self._first.actor)
+        )
         d_consistency, g_consistency = self._distance(consistency)
         d_flow, g_flow = self._distance(flow)
         per_row = 1 / self.rows if weight is None else weight * (1 / self.rows)
-        c_weight = per_row * factor
+        c_weight, f_weight = per_row * c_factor, per_row * f_factor
         c_gradient = _column(c_weight) * share_t * out * g_consistency
-        f_gradient = config.flow_weight * _column(per_row) * out * g_flow
+        f_gradient = config.flow_weight * _column(f_weight) * out * g_flow
         self._actor.gradients(torch.cat([c_gradient, f_gradient], 1))
-        consistency, flow = (c_weight * d_consistency).sum(1), (per_row * d_flow).sum(1)
+        consistency, flow = (c_weight * d_consistency).sum(1), (f_weight * d_flow).sum(1)
         norm = self._optimizers["actor"].step(rates.get("actor"))
         return {
             "actor_loss": consistency + config.flow_weight * flow,

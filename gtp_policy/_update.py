@@ -20,6 +20,7 @@ from gtp_policy.critic import (
 )
 from gtp_policy.functional import check_shape, effective_sample_size, ema_, td_target
 from gtp_policy.gtp_config import GTPLearnerConfig
+from gtp_policy.guidance import AdvantageGuidance, LinearQGuidance
 from gtp_policy.loss import GTPLoss
 from gtp_policy.times import Times
 from gtp_policy.transitions import Transitions
@@ -48,6 +49,7 @@ class Draws(NamedTuple):
     baseline: Tensor | None  # (M B, A), for M copies of the observations, one below the other
     times: Times  # (B,) each
     z: Tensor  # (B, A)
+    guide: Tensor | None = None  # (B, A), for the actor's own actions under linear-Q guidance
 
 
 def draw(
@@ -59,19 +61,24 @@ def draw(
     """Draws from one stream per purpose: none depends on how much another one took."""
     action, config = batch.action, parts.config
 
-    def noise(name: str, copies: int) -> Tensor:
-        shape, generator = (copies * action.shape[0], action.shape[1]), stream(name)
+    def noise(name: str, copies: int, steps: int | None = None) -> Tensor:
+        shape = copies * action.shape[0], parts.actor.noise_dim(steps)
+        generator = stream(name)
         return torch.randn(shape, generator=generator, device=action.device, dtype=action.dtype)
 
-    backup = baseline = None
+    backup = baseline = guide = None
     if parts.critic is not None:
         backup = noise("backup", config.backup_actions)
-        if isinstance(config.baseline, PolicyBaseline):
+        if isinstance(config.guidance, LinearQGuidance):
+            guide = noise("guidance", 1, config.guidance.steps)
+        if isinstance(config.guidance, AdvantageGuidance) and isinstance(
+            config.baseline, PolicyBaseline
+        ):
             baseline = noise("baseline", config.baseline.samples)
     times, z = parts.loss.draw(
         parts.actor.times, action, progress=progress, generator=stream("loss")
     )
-    return Draws(backup, baseline, times, z)
+    return Draws(backup, baseline, times, z, guide)
 
 
 def reference_update(parts: Parts, batch: Transitions, draws: Draws) -> dict[str, Tensor]:
@@ -82,9 +89,10 @@ def reference_update(parts: Parts, batch: Transitions, draws: Draws) -> dict[str
         metrics = _step_critic(parts, batch, next_action)
         if parts.value is not None:
             _step_value(parts, batch)
-        advantage = advantage_over(parts.critic, parts.value, batch.obs, batch.action, sampled)
-        weight = parts.weighter(advantage)
-        metrics |= weight_metrics(advantage, weight, parts.weighter.config.max_weight)
+        if isinstance(parts.config.guidance, AdvantageGuidance):
+            advantage = advantage_over(parts.critic, parts.value, batch.obs, batch.action, sampled)
+            weight = parts.weighter(advantage)
+            metrics |= weight_metrics(advantage, weight, parts.weighter.config.max_weight)
     metrics |= _step_actor(parts, batch, weight, draws)
     follow_(parts.target_actor, parts.actor, parts.config.ema_rate)
     if parts.critic is not None and parts.target_critic is not None:
@@ -190,13 +198,15 @@ def _step_actor(
         draws.times,
         draws.z,
     )
-    norm = _optimize(parts, "actor", terms.loss)
-    return {
-        "actor_loss": terms.loss.detach(),
-        "consistency": terms.consistency,
-        "flow": terms.flow,
-        "actor_grad_norm": norm,
-    }
+    loss, metrics = terms.loss, {"consistency": terms.consistency, "flow": terms.flow}
+    if parts.critic is not None and isinstance(parts.config.guidance, LinearQGuidance):
+        assert draws.guide is not None
+        pull, metrics["guided_q"] = parts.config.guidance.loss(
+            parts.actor, parts.critic, batch.obs, draws.guide
+        )
+        loss = loss + pull
+    metrics["actor_grad_norm"] = _optimize(parts, "actor", loss)
+    return {"actor_loss": loss.detach(), **metrics}
 
 
 def _optimize(parts: Parts, name: str, loss: Tensor) -> Tensor:

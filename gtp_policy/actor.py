@@ -16,10 +16,10 @@ from gtp_policy.functional import (
     check_shape,
     flow_map,
     precondition,
-    sample_flow,
 )
 from gtp_policy.kernels import plain
 from gtp_policy.networks import FlowMapMLP, features_dim
+from gtp_policy.samplers import JumpSampler, Sampler
 from gtp_policy.spaces import ObservationNormalizer
 from gtp_policy.times import KarrasTimes, TimeSchedule
 
@@ -50,7 +50,11 @@ class FlowMapActorConfig(Config):
         "taken from the dataset by GTPLearner.from_dataset, 0.5 without a dataset.",
     )
     times: TimeSchedule = Field(
-        default_factory=KarrasTimes, description="Time range and spacing of the grids."
+        default_factory=KarrasTimes,
+        description="Path, time range and spacing of the grids.",
+    )
+    sampler: Sampler = Field(
+        default_factory=JumpSampler, description="How the K steps go from noise to an action."
     )
 
 
@@ -128,6 +132,7 @@ class FlowMapActor(nn.Module):
         noise = torch.randn(action_dim, generator=new_stream(seed, "fixed noise"))
         self.register_buffer("fixed_noise", noise)
         self._plans = PlanCache()
+        self._plannable = config.sampler == JumpSampler() and config.times.path == "ve"
 
     @property
     def times(self) -> TimeSchedule:
@@ -173,7 +178,8 @@ class FlowMapActor(nn.Module):
         check_shape("x", x, (features.shape[0], self.action_dim))
         check_shape("t", t, (x.shape[0],))
         check_shape("s", s, (x.shape[0],))
-        skip, out, inner = (c.unsqueeze(-1) for c in precondition(t, self.sigma_data))
+        factors = precondition(t, self.sigma_data, self.times.path)
+        skip, out, inner = (c.unsqueeze(-1) for c in factors)
         raw: Tensor = self.network(features, inner * x, t, s)
         # A backbone that returns (B, 1) would broadcast to every dimension without a word.
         check_shape("output of the network", raw, tuple(x.shape))
@@ -215,14 +221,15 @@ class FlowMapActor(nn.Module):
 
         .. math:: x_{t_0} = T z, \quad x_{t_{i+1}} = \Phi(o, x_{t_i}, t_i, t_{i+1})
 
-        The same noise always gives the same action. For a deterministic policy pass
-        ``noise=actor.fixed_noise.expand(len(obs), -1)``; a zero noise would start a symmetric
-        two-mode policy exactly between its modes and end there.
+        or as ``config.sampler`` says. The same noise always gives the same action. For a
+        deterministic policy pass ``noise=actor.fixed_noise.expand(len(obs), -1)``; a zero noise
+        would start a symmetric two-mode policy exactly between its modes and end there.
 
         Args:
             obs: Observation, shape (B, O).
             steps: K; default ``config.steps``. More steps, better samples.
-            noise: z, standard normal, shape (B, A); default drawn.
+            noise: z, standard normal, shape (B, `noise_dim`), which is (B, A) unless the sampler is
+                stochastic; default drawn.
             generator: Source of the noise, on the observations' device; default a stream of the
                 package's own, never torch's global one.
 
@@ -247,33 +254,89 @@ class FlowMapActor(nn.Module):
             True
         """
         self.check_observations(obs)
-        steps = self.config.steps if steps is None else steps
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-            raise ValueError(f"`steps` is out of range: got {steps}, expected an integer >= 1.")
-        shape = (obs.shape[0], self.action_dim)
+        width, grid = self.noise_dim(steps), self._grid(steps, obs)
         if noise is None:
             noise = torch.randn(
-                shape,
+                (obs.shape[0], width),
                 generator=generator_or_private(generator, obs.device),
                 device=obs.device,
                 dtype=obs.dtype,
             )
         else:
             check_like("noise", noise, obs)
-            check_shape("noise", noise, shape)
-        grid = self.times.grid(steps, device=obs.device, dtype=obs.dtype)
+            check_shape("noise", noise, (obs.shape[0], width))
         plan = self._plan(obs, grid)
         if plan is not None:
             return plan.run(obs, noise)
         with torch.no_grad():
-            # What depends on the observation alone is computed once, not once per jump.
-            path = sample_flow(self._jump, self._features(obs), grid[0] * noise, grid)
-            return path[-1].clamp(-1.0, 1.0)
+            return self._follow(obs, noise, grid).clamp(-1.0, 1.0)
+
+    def sample_with_gradient(
+        self, obs: Tensor, noise: Tensor, *, steps: int | None = None
+    ) -> Tensor:
+        """Samples actions for given noise, with a gradient to the actor's parameters.
+
+        Args:
+            obs: Observation, shape (B, O).
+            noise: Standard normal, shape (B, `noise_dim`).
+            steps: K; default ``config.steps``.
+
+        Returns:
+            Actions in [-1, 1], shape (B, A); the gradient of a clipped coordinate is 0.
+
+        Raises:
+            ShapeError: If a shape disagrees with the actor's dimensions.
+            DataError: If ``obs`` or ``noise`` is no tensor of the actor's dtype and device.
+            ValueError: If ``steps`` is no integer of at least 1.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import FlowMapActor
+            >>> actor = FlowMapActor(3, 2)
+            >>> actor.sample_with_gradient(torch.zeros(4, 3), torch.ones(4, 2)).requires_grad
+            True
+        """
+        self.check_observations(obs)
+        check_like("noise", noise, obs)
+        check_shape("noise", noise, (obs.shape[0], self.noise_dim(steps)))
+        return self._follow(obs, noise, self._grid(steps, obs)).clamp(-1.0, 1.0)
+
+    def noise_dim(self, steps: int | None = None) -> int:
+        """Returns how many normal numbers an action is made of.
+
+        Args:
+            steps: K; default ``config.steps``.
+
+        Returns:
+            A, or K A for a stochastic sampler.
+
+        Raises:
+            ValueError: If ``steps`` is no integer of at least 1.
+
+        Example:
+            >>> from gtp_policy import FlowMapActor, FlowMapActorConfig, JumpSampler
+            >>> FlowMapActor(3, 2, FlowMapActorConfig(sampler=JumpSampler(gamma=1.0))).noise_dim(3)
+            6
+        """
+        steps = self.config.steps if steps is None else steps
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+            raise ValueError(f"`steps` is out of range: got {steps}, expected an integer >= 1.")
+        return self.config.sampler.noises(steps) * self.action_dim
+
+    def _grid(self, steps: int | None, obs: Tensor) -> Tensor:
+        steps = self.config.steps if steps is None else steps
+        return self.times.grid(steps, device=obs.device, dtype=obs.dtype)
+
+    def _follow(self, obs: Tensor, noise: Tensor, grid: Tensor) -> Tensor:
+        # What depends on the observation alone is computed once, not once per jump.
+        features, path = self._features(obs), self.times.path
+        return self.config.sampler.follow(self._jump, self._endpoint, features, noise, grid, path)
 
     def _plan(self, obs: Tensor, grid: Tensor) -> SamplerPlan | None:
         own = type(self)
         if (
             self.encoder is not None
+            or not self._plannable
             or not obs.shape[0]
             or not plain(obs)
             or torch.is_autocast_enabled("cpu")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_array
 from gtp_policy.errors import DataError, EmptyDatasetError, ShapeError
+from gtp_policy.rewards import RewardTransform
 from gtp_policy.spaces import ActionScaler, ObservationLayout
 from gtp_policy.transitions import Transitions
 
@@ -282,6 +283,32 @@ class OfflineDataset:
             0.5
         """
         return float(self.transitions.action.var(0, correction=0).mean().sqrt())
+
+    def with_rewards(self, transform: RewardTransform) -> Self:
+        """Returns the dataset with transformed rewards; the original keeps its own.
+
+        Args:
+            transform: What to do to them.
+
+        Returns:
+            A dataset with a table of its own that shares flags and description.
+
+        Raises:
+            DataError: If the transform is to divide by a spread that is 0.
+
+        Example:
+            >>> from gtp_policy import LinearReward, OfflineDataset
+            >>> dataset = OfflineDataset.from_arrays(
+            ...     obs=[[0.0], [0.0]], action=[[0.5], [-0.5]], reward=[0.0, 1.0],
+            ...     terminated=[1, 1], truncated=[0, 0], low=[-1.0], high=[1.0])
+            >>> dataset.with_rewards(LinearReward(subtract=1.0)).transitions.reward
+            tensor([-1.,  0.])
+        """
+        changed = copy.copy(self)
+        changed._table = self._table.clone()
+        reward = changed.transitions.reward  # a view of the table
+        reward.copy_(transform.apply(reward, self.terminated | self.truncated))
+        return changed
 
     def to(self, device: torch.device | str) -> Self:
         """Returns the dataset with its table on another device.

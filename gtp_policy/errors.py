@@ -109,3 +109,31 @@ class MissingDependencyError(GTPError, ImportError):
         >>> issubclass(MissingDependencyError, ImportError)
         True
     """
+
+
+class UnknownPresetError(GTPError, KeyError):
+    """A name of a preset or task that there is not; the message lists those that there are.
+
+    Example:
+        >>> from gtp_policy import presets
+        >>> presets.get("gpt")
+        Traceback (most recent call last):
+        ...
+        gtp_policy.errors.UnknownPresetError: Unknown preset: got 'gpt', expected one of gtp, \
+gtp_bc, gtp_solver, gtp_linear_q, paper, diffusion, flow_matching, consistency, ctm, shortcut, \
+mean_flow.
+    """
+
+    def __str__(self) -> str:
+        """Returns the message itself: a KeyError would show it in quotes."""
+        return Exception.__str__(self)
+
+
+class TrainingWarning(UserWarning):
+    """Training goes on, but its figures look like one of the known ways to fail.
+
+    Example:
+        >>> from gtp_policy.errors import TrainingWarning
+        >>> issubclass(TrainingWarning, UserWarning)
+        True
+    """

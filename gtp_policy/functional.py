@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gtp_policy.errors import DataError, ShapeError
-from gtp_policy.times import TimeSchedule
+from gtp_policy.times import Path, TimeSchedule
 
 
 class FlowMap(Protocol):
@@ -168,15 +168,36 @@ torch.float32. Convert it with reward.to(torch.float32).
             )
 
 
-def perturb(action: Tensor, t: Tensor, z: Tensor) -> Tensor:
-    r"""Adds noise of standard deviation t to an action.
+def signal(t: Tensor, path: Path) -> Tensor:
+    r"""Returns the factor of the action in a noisy action: 1, or 1 - t on the linear path.
 
-    .. math:: x_t = a + t z, \quad z \sim N(0, I)
+    Args:
+        t: Time, any shape.
+        path: ``"ve"`` or ``"linear"``, as a schedule's ``path`` says.
+
+    Returns:
+        The same shape.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.functional import signal
+        >>> signal(torch.tensor([0.25]), "linear")
+        tensor([0.7500])
+    """
+    return torch.ones_like(t) if path == "ve" else 1 - t
+
+
+def perturb(action: Tensor, t: Tensor, z: Tensor, path: Path = "ve") -> Tensor:
+    r"""Adds noise to an action: on the default path, noise of standard deviation t.
+
+    .. math:: x_t = a + t z \quad\text{or, on the linear path,}\quad x_t = (1 - t) a + t z,
+        \quad z \sim N(0, I)
 
     Args:
         action: Action of the dataset, shape (B, A).
         t: Time, shape (B,), >= 0.
         z: Standard normal noise, shape (B, A).
+        path: ``"ve"`` or ``"linear"``, as a schedule's ``path`` says.
 
     Returns:
         :math:`x_t`, shape (B, A).
@@ -196,7 +217,7 @@ def perturb(action: Tensor, t: Tensor, z: Tensor) -> Tensor:
     """
     check_shape("z", z, tuple(action.shape))
     check_shape("t", t, (action.shape[0],))
-    return action + t.unsqueeze(-1) * z
+    return signal(t, path).unsqueeze(-1) * action + t.unsqueeze(-1) * z
 
 
 def flow_map(x: Tensor, endpoint: Tensor, t: Tensor, s: Tensor) -> Tensor:
@@ -256,18 +277,22 @@ class Preconditioning(NamedTuple):
     inner: Tensor
 
 
-def precondition(t: Tensor, sigma_data: float) -> Preconditioning:
+def precondition(t: Tensor, sigma_data: float, path: Path = "ve") -> Preconditioning:
     r"""Returns the EDM factors at time t.
 
     .. math:: c_{skip} = \frac{\sigma_d^2}{t^2 + \sigma_d^2}, \quad
         c_{out} = \frac{t \sigma_d}{\sqrt{t^2 + \sigma_d^2}}, \quad
         c_{in} = \frac{1}{\sqrt{t^2 + \sigma_d^2}}
 
-    A network that outputs 0 then is exactly the denoiser of :math:`N(0, \sigma_d^2 I)`.
+    On the linear path :math:`\sigma_d` is :math:`(1 - t) \sigma_d` under the roots, and
+    :math:`c_{skip} = (1 - t) \sigma_d^2 / (t^2 + (1 - t)^2 \sigma_d^2)`. On both, a network that
+    outputs 0 is exactly the denoiser of :math:`N(0, \sigma_d^2 I)`, and :math:`c_{in} x` has unit
+    variance.
 
     Args:
         t: Time, shape (B,), >= 0.
         sigma_data: :math:`\sigma_d`, standard deviation of the actions, > 0.
+        path: ``"ve"`` or ``"linear"``, as a schedule's ``path`` says.
 
     Returns:
         The factors, each of shape (B,).
@@ -282,9 +307,10 @@ def precondition(t: Tensor, sigma_data: float) -> Preconditioning:
         >>> precondition(torch.tensor([0.0]), 0.5).inner
         tensor([2.])
     """
-    variance = t.square() + sigma_data**2
+    share = signal(t, path)
+    variance = t.square() + share.square() * sigma_data**2
     inner = variance.rsqrt()
-    return Preconditioning(sigma_data**2 / variance, t * sigma_data * inner, inner)
+    return Preconditioning(sigma_data**2 / variance * share, t * sigma_data * inner, inner)
 
 
 def advantage_weights(advantage: Tensor, eta: float, eps: float, max_weight: float) -> Tensor:
@@ -394,6 +420,32 @@ def td_target(reward: Tensor, discount: Tensor, next_q: Tensor) -> Tensor:
     check_shape("discount", discount, tuple(reward.shape))
     check_shape("next_q", next_q, tuple(reward.shape))
     return reward + discount * next_q
+
+
+def frozen(module: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Returns a function that computes what a module does, without gradient to its parameters.
+
+    A gradient to the inputs passes. A function that is no module is returned as it is.
+
+    Args:
+        module: The module; what it is called with is what the function takes.
+
+    Returns:
+        The function.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from gtp_policy.functional import frozen
+        >>> layer, x = nn.Linear(2, 1), torch.ones(1, 2, requires_grad=True)
+        >>> frozen(layer)(x).sum().backward()
+        >>> layer.weight.grad is None, x.grad is None
+        (True, False)
+    """
+    if not isinstance(module, nn.Module):
+        return module
+    constants = {name: value.detach() for name, value in module.named_parameters()}
+    return lambda *inputs: torch.func.functional_call(module, constants, inputs)
 
 
 @torch.no_grad()

@@ -6,8 +6,10 @@ from typing import Literal, Self
 from pydantic import Field
 
 from gtp_policy._config import Bool, Config, Float, Int
+from gtp_policy.acting import ArgmaxChoice, Choice
 from gtp_policy.actor import FlowMapActorConfig
 from gtp_policy.critic import Baseline, PolicyBaseline, QEnsembleConfig
+from gtp_policy.guidance import AdvantageGuidance, Guidance
 from gtp_policy.loss import GTPLossConfig
 from gtp_policy.weighting import AdvantageWeighterConfig
 
@@ -40,6 +42,10 @@ class GTPLearnerConfig(Config):
     baseline: Baseline = Field(
         default_factory=PolicyBaseline, description="What V(obs) in the advantage is."
     )
+    guidance: Guidance = Field(
+        default_factory=AdvantageGuidance,
+        description="How the critic guides the actor, where there is one.",
+    )
     backup_actions: Int = Field(
         1,
         ge=1,
@@ -60,6 +66,10 @@ class GTPLearnerConfig(Config):
         description="Precision of matrix products of which no gradient is taken: sampled actions, "
         "targets, advantages. bfloat16 rounds their factors to 8 bits, a relative error of some "
         "1e-3 in the results, where fused updates run on a processor that multiplies them faster.",
+    )
+    choice: Choice = Field(
+        default_factory=ArgmaxChoice,
+        description="How the target critic chooses among several candidates.",
     )
     normalize_obs: Bool = Field(
         True, description="Whether from_dataset normalises observations by the dataset."

@@ -24,6 +24,7 @@ from gtp_policy.dataset import OfflineDataset
 from gtp_policy.errors import StateMismatchError
 from gtp_policy.functional import check_rows
 from gtp_policy.gtp_config import GTPConfig, GTPLearnerConfig
+from gtp_policy.guidance import LinearQGuidance
 from gtp_policy.loss import GTPLoss
 from gtp_policy.metrics import UpdateMetrics
 from gtp_policy.transitions import Transitions
@@ -54,7 +55,8 @@ class GTPLearner(nn.Module):
         optimizers: The optimiser of each part, by name.
 
     Raises:
-        ValueError: If actor and critic disagree on a dimension.
+        ValueError: If actor and critic disagree on a dimension, or the guidance needs a critic and
+            there is none.
 
     References:
         | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al., 2025),
@@ -90,6 +92,11 @@ class GTPLearner(nn.Module):
                 "expected the same."
             )
         self.config = config or GTPLearnerConfig()
+        if critic is None and isinstance(self.config.guidance, LinearQGuidance):
+            raise ValueError(
+                "Linear-Q guidance needs a critic: got critic=None (behaviour cloning), expected "
+                "a QEnsemble. Give one, or take AdvantageGuidance, which needs none."
+            )
         self.actor, self.critic = actor, critic
         self.loss, self.weighter = loss or GTPLoss(), weighter or AdvantageWeighter()
         self.value: ValueNetwork | None = None
@@ -432,9 +439,9 @@ class GTPLearner(nn.Module):
         Args:
             obs: Observation, shape (B, O), of the learner's dtype and device.
             steps: K; default the actor's.
-            candidates: Actions to draw per observation; above 1 the one that the target critic
-                values most is taken. Default: ``config.eval_candidates`` for a deterministic action
-                of a learner with a critic, else 1.
+            candidates: Actions to draw per observation; above 1 the target critic chooses among
+                them, as ``config.choice`` says. Default: ``config.eval_candidates`` for a
+                deterministic action of a learner with a critic, else 1.
             deterministic: Start from noises that are fixed with the policy, so that equal
                 observations get equal actions. Never from zero noise, which can end between two
                 modes.
@@ -466,6 +473,7 @@ class GTPLearner(nn.Module):
             obs,
             steps=steps,
             candidates=candidates,
+            choice=self.config.choice,
             deterministic=deterministic,
             generator=generator,
         )

@@ -1,5 +1,6 @@
 r"""The two losses of GTP: consistency along the trajectory, and the instantaneous flow."""
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -9,8 +10,18 @@ from torch import Tensor, nn
 from gtp_policy._config import Config, Float, Int
 from gtp_policy._random import generator_or_private
 from gtp_policy.errors import ShapeError
-from gtp_policy.functional import FlowMap, check_shape, perturb
-from gtp_policy.times import Curriculum, TimeLaw, Times, TimeSchedule, UniformIndex, draw_times
+from gtp_policy.functional import FlowMap, check_shape, frozen, perturb, precondition
+from gtp_policy.teachers import NoTeacher, SurrogateTeacher, Teacher
+from gtp_policy.times import (
+    Curriculum,
+    SRule,
+    TimeLaw,
+    Times,
+    TimeSchedule,
+    UniformIndex,
+    URule,
+    draw_times,
+)
 
 
 class GTPLossConfig(Config):
@@ -34,12 +45,36 @@ class GTPLossConfig(Config):
     max_gap: Int = Field(
         1,
         ge=1,
-        description="Largest gap from t down to u in grid intervals; 1 is the neighbour rule.",
+        description="Largest gap from t down to u in grid intervals; 1 is the neighbour rule. Of "
+        "no effect with the midpoint rule.",
     )
-    time_weight: Literal["none", "gap", "endpoint"] = Field(
+    s_rule: SRule = Field(
+        "uniform",
+        description="How s is drawn: uniform below t; zero; equal_u; dyadic, a power of two grid "
+        "intervals below t.",
+    )
+    u_rule: URule = Field(
+        "adjacent", description="How u is drawn: adjacent to t, within max_gap; or the midpoint."
+    )
+    teacher: Teacher = Field(
+        default_factory=SurrogateTeacher, description="What the consistency loss compares with."
+    )
+    target: Literal["ema", "stopgrad"] = Field(
+        "ema",
+        description="Whose flow map the teacher uses: the slow copy's, or the actor's own without "
+        "gradient.",
+    )
+    compare_at: Literal["s", "zero"] = Field(
+        "s",
+        description="Where the two arrivals are compared: at time s, or after one more jump of the "
+        "teacher's flow map from s to 0.",
+    )
+    time_weight: Literal["none", "gap", "endpoint", "edm"] = Field(
         "none",
         description="Factor of the consistency loss: none; gap, 1/(t-u); endpoint, (1-s/t)^-2, "
-        "which measures the error in the endpoint instead of in the state at time s.",
+        "which measures the error in the endpoint instead of in the state at time s. edm, "
+        "1/c_out(t)^2, of both losses: the error in the network's own units; on the default path "
+        "(t^2+sigma_data^2)/(t sigma_data)^2.",
     )
     huber: Float | None = Field(
         None, gt=0, description="c of the pseudo-Huber metric; None for the squared L2 distance."
@@ -88,7 +123,14 @@ class GTPResiduals(NamedTuple):
 
 
 def gtp_residuals(
-    actor: FlowMap, target: FlowMap, obs: Tensor, action: Tensor, times: Times, z: Tensor
+    actor: FlowMap,
+    target: FlowMap,
+    obs: Tensor,
+    action: Tensor,
+    times: Times,
+    z: Tensor,
+    teacher: Teacher | None = None,
+    compare_at: Literal["s", "zero"] = "s",
 ) -> GTPResiduals:
     r"""Returns the residuals of both losses for given times and noise.
 
@@ -101,7 +143,8 @@ def gtp_residuals(
     exact and is the one computed, in at least float32 even under autocast: at large t both arrivals
     are dominated by the same noise, and their difference would drown in rounding. The surrogate
     velocity (x_t - a) / t is never formed; through x_t - t v = a it *is* the flow target. At u = 0,
-    where s = 0 too, the target is the action itself.
+    where s = 0 too, the target is the action itself. Other teachers put another arrival in the
+    place of the second, see `teach`.
 
     Args:
         actor: Flow map with gradient, :math:`\theta`.
@@ -110,6 +153,10 @@ def gtp_residuals(
         action: Action in [-1, 1], shape (B, A).
         times: t > u >= s >= 0, each of shape (B,).
         z: Standard normal noise, shape (B, A).
+        teacher: What the arrival is compared with; default `SurrogateTeacher`. With `NoTeacher`
+            the first residual is 0.
+        compare_at: Where the two arrivals are compared: at time s, or both after one more jump of
+            the target's flow map to time 0, through which the gradient passes.
 
     Returns:
         The two residuals, each of shape (B, A).
@@ -131,29 +178,46 @@ def gtp_residuals(
         GTPResiduals(consistency=tensor([[0.]]), flow=tensor([[0.]]))
     """
     t, s = times.t, times.s
-    x_t = perturb(action, t, z)
+    x_t = perturb(action, t, z, actor.times.path)
+    if isinstance(teacher, NoTeacher):
+        denoised = actor.endpoint(obs, x_t, t, t)
+        flow = denoised.to(torch.promote_types(denoised.dtype, torch.float32)) - action
+        return GTPResiduals(consistency=torch.zeros_like(flow), flow=flow)
     # One pass for both gradient branches: the times are per row anyway.
     endpoint = actor.endpoint(
         torch.cat([obs, obs]), torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([s, t])
     )
-    taught = teach(target, obs, action, times, z)
+    taught = teach(target, obs, action, times, z, teacher)
     wide = torch.promote_types(endpoint.dtype, torch.float32)
     arrival, denoised = endpoint.to(wide).chunk(2)
     action, t, s = (tensor.to(wide) for tensor in (action, t, s))
     # (t - s) / t, not 1 - s / t: neighbours of a fine grid subtract exactly, their ratio rounds.
-    share = ((t - s) / t).unsqueeze(-1)
-    return GTPResiduals(
-        consistency=share * (arrival - action) - taught.to(wide), flow=denoised - action
-    )
+    offset, flow = ((t - s) / t).unsqueeze(-1) * (arrival - action), denoised - action
+    taught = taught.to(wide)
+    if compare_at == "zero":
+        offset, taught = (_at_zero(target, obs, action, times, z, e) for e in (offset, taught))
+        taught = taught.detach()
+    return GTPResiduals(consistency=offset - taught, flow=flow)
 
 
 @torch.no_grad()
-def teach(target: FlowMap, obs: Tensor, action: Tensor, times: Times, z: Tensor) -> Tensor:
+def teach(
+    target: FlowMap,
+    obs: Tensor,
+    action: Tensor,
+    times: Times,
+    z: Tensor,
+    teacher: Teacher | None = None,
+) -> Tensor:
     r"""Returns what the consistency loss is measured against, without gradient.
+
+    It is the place at time s of what a teacher taught, seen from the ray :math:`r_s` of action and
+    noise, on which the actor's arrival is :math:`(1 - \tfrac{s}{t})(\varphi_\theta - a)`. For the
+    surrogate teacher
 
     .. math:: (1 - \tfrac{s}{u})(\varphi_{\theta^-}(x_u, u, s) - a), \quad x_u = a + u z
 
-    At u = 0 it is 0: the target is the action itself.
+    which is 0 at u = 0: the target is the action itself.
 
     Args:
         target: Flow map :math:`\theta^-`.
@@ -161,12 +225,15 @@ def teach(target: FlowMap, obs: Tensor, action: Tensor, times: Times, z: Tensor)
         action: Action in [-1, 1], shape (B, A).
         times: t > u >= s >= 0, each of shape (B,).
         z: Standard normal noise, shape (B, A).
+        teacher: How the target's flow map is used; default `SurrogateTeacher`. `NoTeacher` has
+            nothing to teach.
 
     Returns:
         Shape (B, A), in at least float32.
 
     Raises:
         ShapeError: If the shapes disagree.
+        ValueError: If there is no teacher to ask.
 
     Example:
         >>> import torch
@@ -178,14 +245,25 @@ def teach(target: FlowMap, obs: Tensor, action: Tensor, times: Times, z: Tensor)
         >>> teach(exact, torch.zeros(1, 3), action, times, torch.ones(1, 1))
         tensor([[0.]])
     """
-    t, u, s = times
-    # A flow map starts at positive times only; where u = 0 its answer gets no share.
-    start = torch.where(u > 0, u, t)
-    endpoint = target.endpoint(obs, perturb(action, u, z), start, s)
-    wide = torch.promote_types(endpoint.dtype, torch.float32)
-    action, u, s, start = (tensor.to(wide) for tensor in (action, u, s, start))
-    share = torch.where(u > 0, (u - s) / start, 0).unsqueeze(-1)
-    return share * (endpoint.to(wide) - action)
+    teacher = teacher or SurrogateTeacher()
+    if isinstance(teacher, NoTeacher):
+        raise ValueError(
+            "There is nothing to compare with: got NoTeacher, expected a teacher of jumps. Use the "
+            "flow loss alone."
+        )
+    return teacher.offset(target, obs, action, times, z)
+
+
+def _at_zero(
+    target: FlowMap, obs: Tensor, action: Tensor, times: Times, z: Tensor, offset: Tensor
+) -> Tensor:
+    """Jumps from beside the ray at time s to time 0, with a gradient to the offset alone."""
+    s = times.s
+    x_s = perturb(action, s, z, target.times.path) + offset.to(action)
+    # A flow map starts at positive times only; at s = 0 the place is reached already.
+    start = torch.where(s > 0, s, times.t)
+    arrived = frozen(target)(obs, x_s, start, torch.zeros_like(s))
+    return torch.where(s.unsqueeze(-1) > 0, arrived, x_s).to(offset)
 
 
 class GTPLoss(nn.Module):
@@ -194,6 +272,8 @@ class GTPLoss(nn.Module):
     .. math:: L = E\left[ w \left( \lambda_t \|\Phi_\theta(x_t, t, s) -
         \mathrm{sg}\,\Phi_{\theta^-}(x_u, u, s)\|^2
         + \lambda_{flow} \|\varphi_\theta(x_t, t, t) - a\|^2 \right) \right]
+
+    With another ``teacher``, another arrival at time s stands in the place of the second.
 
     One draw per transition of the noise z and of t > u >= s. Has no parameters and keeps no state.
 
@@ -304,6 +384,8 @@ class GTPLoss(nn.Module):
             generator=generator,
             law=self.config.t_law,
             max_gap=self.config.max_gap,
+            s_rule=self.config.s_rule,
+            u_rule=self.config.u_rule,
             dtype=action.dtype,
         )
         z = torch.randn(action.shape, generator=generator, device=action.device, dtype=action.dtype)
@@ -346,9 +428,14 @@ class GTPLoss(nn.Module):
             >>> float(terms.loss)
             0.0
         """
-        residuals = gtp_residuals(actor, target, obs, action, times, z)
-        consistency = self._distance(residuals.consistency) * self.time_weights(times)
-        flow = self._distance(residuals.flow)
+        c = self.config
+        teaching = actor if c.target == "stopgrad" else target
+        residuals = gtp_residuals(
+            actor, teaching, obs, action, times, z, c.teacher, compare_at=c.compare_at
+        )
+        on_consistency, on_flow = self.time_weights(times, actor)
+        consistency = self._distance(residuals.consistency) * on_consistency
+        flow = self._distance(residuals.flow) * on_flow
         if weight is not None:
             weight = weight.detach()
             consistency, flow = weight * consistency, weight * flow
@@ -366,24 +453,48 @@ class GTPLoss(nn.Module):
             return square
         return (square + self.config.huber**2).sqrt() - self.config.huber
 
-    def time_weights(self, times: Times) -> Tensor | float:
-        """Returns the factor of the consistency loss per transition.
+    def time_weights(self, times: Times, actor: FlowMap) -> tuple[Tensor | float, Tensor | float]:
+        """Returns the factors of the consistency and of the flow loss per transition.
 
         Args:
             times: t > u >= s >= 0, each of shape (B,).
+            actor: Whose path and ``sigma_data`` count, 0.5 for a flow map that has none.
 
         Returns:
-            Shape (B,), or the one number that holds for all.
+            Two of shape (B,), or the one number that holds for all.
 
         Example:
             >>> import torch
-            >>> from gtp_policy import GTPLoss, GTPLossConfig, Times
+            >>> from gtp_policy import FlowMapActor, GTPLoss, GTPLossConfig, Times
             >>> times = Times(*torch.tensor([[2.0], [1.5], [1.0]]))
-            >>> GTPLoss(GTPLossConfig(time_weight="gap")).time_weights(times)
-            tensor([2.])
+            >>> GTPLoss(GTPLossConfig(time_weight="gap")).time_weights(times, FlowMapActor(1, 1))
+            (tensor([2.]), 1.0)
         """
-        if self.config.time_weight == "gap":
-            return 1 / (times.t - times.u)
-        if self.config.time_weight == "endpoint":
-            return (1 - times.s / times.t) ** -2
-        return 1.0
+        return _TIME_WEIGHTS[self.config.time_weight](times, actor)
+
+
+def _no_weights(times: Times, actor: FlowMap) -> tuple[float, float]:
+    return 1.0, 1.0
+
+
+def _gap_weights(times: Times, actor: FlowMap) -> tuple[Tensor, float]:
+    return 1 / (times.t - times.u), 1.0
+
+
+def _endpoint_weights(times: Times, actor: FlowMap) -> tuple[Tensor, float]:
+    return (1 - times.s / times.t) ** -2, 1.0
+
+
+def _edm_weights(times: Times, actor: FlowMap) -> tuple[Tensor, Tensor]:
+    sigma_data = getattr(actor, "sigma_data", 0.5)
+    weight = precondition(times.t, sigma_data, actor.times.path).out ** -2
+    return weight, weight
+
+
+_TIME_WEIGHTS: dict[str, Callable[[Times, FlowMap], tuple[Tensor | float, Tensor | float]]] = {
+    "none": _no_weights,
+    "gap": _gap_weights,
+    "endpoint": _endpoint_weights,
+    "edm": _edm_weights,
+}
+"""Factors of the consistency and of the flow loss."""

@@ -1,12 +1,17 @@
 """What an update leaves behind, and the one place where it is copied to the host."""
 
 import math
+import warnings
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gtp_policy.errors import NonFiniteError
+from gtp_policy.errors import NonFiniteError, TrainingWarning
+from gtp_policy.functional import check_shape
+
+# Below it, 256 transitions weigh no more than 12 would.
+_SMALLEST_ESS = 0.05
 
 
 class UpdateMetrics(NamedTuple):
@@ -27,6 +32,7 @@ class UpdateMetrics(NamedTuple):
         weight_clipped: Fraction of weights at the cap.
         weight_ess: Effective sample size over batch size, in (0, 1]; near 0, a few transitions
             carry the update: lower eta or max_weight.
+        guided_q: Mean value of the actor's own actions, with `LinearQGuidance`.
 
     Example:
         >>> import torch
@@ -49,9 +55,12 @@ class UpdateMetrics(NamedTuple):
     weight_max: Tensor | None = None
     weight_clipped: Tensor | None = None
     weight_ess: Tensor | None = None
+    guided_q: Tensor | None = None
 
     def to_floats(self) -> dict[str, float]:
         """Copies the metrics to the host: the only transfer, so call it when you log.
+
+        Warns with a `TrainingWarning` if the weights have collapsed onto a few transitions.
 
         Returns:
             Metrics by name, without those that were not computed.
@@ -77,4 +86,48 @@ expected finite metrics. Lower the learning rate, set max_grad_norm, or look at 
                 f"The update is not finite: got {bad}, expected finite metrics. Lower the learning "
                 "rate, set max_grad_norm, or look at the rewards' scale."
             )
+        if floats.get("weight_ess", 1.0) < _SMALLEST_ESS:
+            ess = floats["weight_ess"]
+            warnings.warn(
+                f"The weights have collapsed: got an effective sample of {ess:.1%} of the batch, "
+                f"expected at least {_SMALLEST_ESS:.0%}. A few transitions carry the "
+                "update; lower eta or max_weight.",
+                TrainingWarning,
+                stacklevel=2,
+            )
         return floats
+
+
+def spread_ratio(action: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    r"""Returns how widely a policy's actions are spread beside those of the data: collapse shows.
+
+    .. math:: \frac{E\|x - x'\|}{E\|a - x\|}, \quad x, x' \sim \pi(\cdot | o)
+
+    with a of the data; one per observation is enough. 1 where the policy has the data's
+    distribution given each observation, 0 where it always does the same. Guidance narrows a policy
+    on purpose; in a clone, a ratio far below 1 says that modes were lost: too little weight on the
+    flow loss, or too large a ``max_gap``.
+
+    Args:
+        action: Actions of the data, shape (B, A).
+        first: An action of the policy for each of the same observations, shape (B, A).
+        second: Another one, drawn independently, shape (B, A).
+
+    Returns:
+        The ratio, 0-d.
+
+    Raises:
+        ShapeError: If the shapes differ.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy import spread_ratio
+        >>> data = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]])
+        >>> print(spread_ratio(data, torch.zeros(4, 1), torch.zeros(4, 1)))  # always the mean
+        tensor(0.)
+    """
+    check_shape("first", first, tuple(action.shape))
+    check_shape("second", second, tuple(action.shape))
+    to_data = (action - first).norm(dim=-1).mean() + (action - second).norm(dim=-1).mean()
+    tiny = torch.finfo(action.dtype).tiny
+    return 2 * (first - second).norm(dim=-1).mean() / to_data.clamp_min(tiny)

@@ -199,4 +199,5 @@ def _join(draws: Sequence[Draws]) -> Draws:
         baseline=join([d.baseline for d in draws]),
         times=Times(*(torch.cat(same) for same in zip(*(d.times for d in draws), strict=True))),
         z=join([d.z for d in draws]),
+        guide=join([d.guide for d in draws]),
     )

@@ -17,13 +17,16 @@ along ``schedule.grid(K)``. The last node is exactly 0, so the sampler's last ju
 
 import functools
 import math
-from typing import Annotated, Literal, NamedTuple, Self
+from collections.abc import Callable
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from gtp_policy._config import Config, Float, Int
+
+Path = Literal["ve", "linear"]
 
 
 class KarrasTimes(Config):
@@ -55,6 +58,7 @@ class KarrasTimes(Config):
     )
     t_max: Float = Field(5.0, gt=0, description="T, the noise std at which sampling starts.")
     rho: Float = Field(7.0, ge=1, description="Larger values put more nodes at small times.")
+    path: ClassVar[Path] = "ve"
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -107,6 +111,7 @@ class UniformTimes(Config):
 
     kind: Literal["uniform"] = Field("uniform", description="Discriminator of the union.")
     t_max: Float = Field(5.0, gt=0, description="T, the noise std at which sampling starts.")
+    path: ClassVar[Path] = "ve"
 
     def grid(
         self, n: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -141,11 +146,74 @@ class UniformTimes(Config):
         return self.t_max * (1 - fraction)
 
 
-TimeSchedule = Annotated[KarrasTimes | UniformTimes, Field(discriminator="kind")]
+class LinearTimes(Config):
+    r"""Times of the linear path of flow matching, spaced evenly from noise at 1 to data at 0.
+
+    .. math:: x_t = (1 - t) a + t z, \quad t_i = 1 - i/n
+
+    The other schedules belong to the path :math:`x_t = a + t z`. Rescaling time and space turns one
+    path into the other, :math:`\Phi_{lin}(y, a, b) = \Phi(y (1 + t), t, s) / (1 + s)` with
+    :math:`t = a / (1 - a), s = b / (1 - b)`; the flow map in terms of its endpoint, the field
+    :math:`(x - \varphi) / t` and both losses read the same on either. Sampling starts from noise
+    alone, and that is exact here: at t = 1 nothing of the action is left.
+
+    References:
+        | Flow Matching for Generative Modeling (Lipman et al., 2022)
+        | https://arxiv.org/abs/2210.02747
+
+    Example:
+        >>> from gtp_policy import LinearTimes
+        >>> LinearTimes().grid(4)
+        tensor([1.0000, 0.7500, 0.5000, 0.2500, 0.0000])
+    """
+
+    kind: Literal["linear"] = Field("linear", description="Discriminator of the union.")
+    path: ClassVar[Path] = "linear"
+
+    @property
+    def t_max(self) -> float:
+        """T, where sampling starts: 1, noise alone."""
+        return 1.0
+
+    def grid(
+        self, n: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Returns the grid with ``n`` intervals, built in float64 and cast once.
+
+        Args:
+            n: Number of intervals, at least 1.
+            device: Where the result lives; default the CPU.
+            dtype: Floating type of the result; default torch's default.
+
+        Returns:
+            Strictly descending times from exactly 1 to exactly 0, shape (n + 1,). The result is
+            shared by all callers: do not write to it.
+
+        Raises:
+            ValueError: If ``n`` is smaller than 1.
+
+        Example:
+            >>> from gtp_policy import LinearTimes
+            >>> LinearTimes().grid(1).tolist()
+            [1.0, 0.0]
+        """
+        return _grid(self, n, str(device or "cpu"), dtype or torch.get_default_dtype())
+
+    @property
+    def floor(self) -> float:
+        """A time below every positive node of grids with up to 5000 intervals."""
+        return 1 / 5000
+
+    def _node(self, fraction: Tensor) -> Tensor:
+        return 1 - fraction
+
+
+AnyTimes = KarrasTimes | UniformTimes | LinearTimes
+TimeSchedule = Annotated[AnyTimes, Field(discriminator="kind")]
 
 
 @functools.lru_cache(maxsize=256)
-def _grid(schedule: KarrasTimes | UniformTimes, n: int, device: str, dtype: torch.dtype) -> Tensor:
+def _grid(schedule: AnyTimes, n: int, device: str, dtype: torch.dtype) -> Tensor:
     if n < 1:
         raise ValueError(f"A time grid has too few intervals: got {n}, expected at least 1.")
     # Cached, so it must not depend on who asks first: a tensor made in inference mode could never
@@ -190,6 +258,8 @@ class LogNormalIndex(Config):
 
 
 TimeLaw = Annotated[UniformIndex | LogNormalIndex, Field(discriminator="kind")]
+SRule = Literal["uniform", "zero", "equal_u", "dyadic"]
+URule = Literal["adjacent", "midpoint"]
 
 
 class Times(NamedTuple):
@@ -306,6 +376,8 @@ def draw_times(
     generator: torch.Generator,
     law: TimeLaw | None = None,
     max_gap: int = 1,
+    s_rule: SRule = "uniform",
+    u_rule: URule = "adjacent",
     dtype: torch.dtype | None = None,
 ) -> Times:
     r"""Draws :math:`t > u \ge s \ge 0` from the nodes of a grid, one triple per transition.
@@ -313,6 +385,11 @@ def draw_times(
     With nodes numbered upwards from :math:`t_0 = 0` to :math:`t_N = T`: :math:`k` is drawn from
     1..N by ``law``, :math:`m` uniformly from 0..k-1, and :math:`t = t_k`, :math:`s = t_m`,
     :math:`u = t_{k-g}` with the gap :math:`g` uniform in 1..min(max_gap, k - m).
+
+    Other rules for s: ``zero``, m = 0; ``equal_u``, s = u; ``dyadic``, :math:`m = k - 2^j` with j
+    uniform in :math:`0..\lfloor\log_2 N\rfloor`, and k rounded up to a multiple of :math:`2^j`
+    where there is one (the pairs that samplers with 1, 2, 4, ... jumps use). Another rule for u:
+    ``midpoint``, the node halfway between t and s, or s itself if no node lies between.
 
     ``max_gap=1`` makes u the neighbour below t. This is not a detail: with u anywhere in [s, t) the
     loss has a fixed point far from the flow however long one trains (docs/explanation/deviations).
@@ -323,7 +400,9 @@ def draw_times(
         batch: B, number of triples.
         generator: Source of randomness; the result lives on its device.
         law: How t is drawn; default uniform over the nodes above 0.
-        max_gap: Largest distance from t down to u, in grid intervals, at least 1.
+        max_gap: Largest distance from t down to u, in grid intervals, at least 1; for ``adjacent``.
+        s_rule: How s is drawn below t.
+        u_rule: How u is drawn between t and s.
         dtype: Floating type of the result; default torch's default.
 
     Returns:
@@ -353,10 +432,49 @@ def draw_times(
     )
     # right=True: a draw equal to an edge belongs to the node above it, never to one without mass.
     k = torch.searchsorted(cdf, t_draw, right=True).clamp_(max=intervals - 1) + 1
-    m = _uniform_below(s_draw, k)
-    gap = 1 + _uniform_below(gap_draw, (k - m).clamp(max=max_gap))
+    k, m = _PAIRS[s_rule](k, s_draw, intervals)
+    gap = _GAPS[u_rule](k - m, gap_draw, max_gap)
+    if s_rule == "equal_u":
+        m = k - gap
     # The grid descends, so node number k stands at position N - k.
     return Times(nodes[intervals - k], nodes[intervals - k + gap], nodes[intervals - m])
+
+
+def _uniform_pair(k: Tensor, draw: Tensor, intervals: int) -> tuple[Tensor, Tensor]:
+    return k, _uniform_below(draw, k)
+
+
+def _pair_with_zero(k: Tensor, draw: Tensor, intervals: int) -> tuple[Tensor, Tensor]:
+    return k, torch.zeros_like(k)
+
+
+def _dyadic_pair(k: Tensor, draw: Tensor, intervals: int) -> tuple[Tensor, Tensor]:
+    levels = torch.full_like(k, intervals.bit_length())
+    width = torch.ones_like(k) << _uniform_below(draw, levels)
+    k = torch.minimum((k + width - 1) // width, intervals // width) * width
+    return k, k - width
+
+
+_PAIRS: dict[SRule, Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]] = {
+    "uniform": _uniform_pair,
+    "zero": _pair_with_zero,
+    "equal_u": _pair_with_zero,  # u may lie anywhere its own rule puts it, and s follows
+    "dyadic": _dyadic_pair,
+}
+
+
+def _adjacent_gap(distance: Tensor, draw: Tensor, max_gap: int) -> Tensor:
+    return 1 + _uniform_below(draw, distance.clamp(max=max_gap))
+
+
+def _gap_to_midpoint(distance: Tensor, draw: Tensor, max_gap: int) -> Tensor:
+    return (distance + 1) // 2
+
+
+_GAPS: dict[URule, Callable[[Tensor, Tensor, int], Tensor]] = {
+    "adjacent": _adjacent_gap,
+    "midpoint": _gap_to_midpoint,
+}
 
 
 def _uniform_below(draw: Tensor, bound: Tensor) -> Tensor:
@@ -365,9 +483,7 @@ def _uniform_below(draw: Tensor, bound: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=256)
-def _cdf(
-    schedule: KarrasTimes | UniformTimes, n: int, law: UniformIndex | LogNormalIndex, device: str
-) -> Tensor:
+def _cdf(schedule: AnyTimes, n: int, law: UniformIndex | LogNormalIndex, device: str) -> Tensor:
     """Returns the cumulative mass of nodes 1..n of t."""
     if isinstance(law, UniformIndex):
         mass = torch.ones(n, dtype=torch.float64)

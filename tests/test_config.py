@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 import gtp_policy
 from gtp_policy import (
+    AdvantageGuidance,
     AdvantageWeighterConfig,
+    ArgmaxChoice,
     Config,
     Curriculum,
     ExpectileBaseline,
@@ -20,10 +22,23 @@ from gtp_policy import (
     GTPConfig,
     GTPLearnerConfig,
     GTPLossConfig,
+    JumpSampler,
+    JvpTeacher,
     KarrasTimes,
+    LinearQGuidance,
+    LinearReward,
+    LinearTimes,
     LogNormalIndex,
+    NoGuidance,
+    NoTeacher,
+    OdeSampler,
+    OdeTeacher,
     PolicyBaseline,
     QEnsembleConfig,
+    ReturnRangeReward,
+    SelfTeacher,
+    SoftmaxChoice,
+    SurrogateTeacher,
     UniformIndex,
     UniformTimes,
 )
@@ -58,17 +73,33 @@ def refused(kind: type[Config], **fields: Any) -> None:
 
 def test_the_list_of_configs_is_complete() -> None:
     assert {kind.__name__ for kind in CONFIGS} == {
+        "AdvantageGuidance",
         "AdvantageWeighterConfig",
+        "ArgmaxChoice",
         "Curriculum",
         "ExpectileBaseline",
         "FlowMapActorConfig",
         "GTPConfig",
         "GTPLearnerConfig",
         "GTPLossConfig",
+        "JumpSampler",
+        "JvpTeacher",
         "KarrasTimes",
+        "LinearQGuidance",
+        "LinearReward",
+        "LinearTimes",
         "LogNormalIndex",
+        "NoGuidance",
+        "NoTeacher",
+        "OdeSampler",
+        "OdeTeacher",
         "PolicyBaseline",
         "QEnsembleConfig",
+        "ReturnRangeReward",
+        "SelfTeacher",
+        "SoftmaxChoice",
+        "StandardizedReward",
+        "SurrogateTeacher",
         "UniformIndex",
         "UniformTimes",
     }
@@ -152,6 +183,24 @@ def test_numbers_are_finite_and_neither_flags_nor_words(
         (GTPLossConfig, {"reduction": "max"}),
         (GTPLossConfig, {"time_weight": "t"}),
         (GTPLossConfig, {"t_law": {"kind": "karras"}}),
+        (GTPLossConfig, {"s_rule": "one"}),
+        (GTPLossConfig, {"u_rule": "uniform"}),
+        (GTPLossConfig, {"target": "none"}),
+        (GTPLossConfig, {"compare_at": "t"}),
+        (GTPLossConfig, {"teacher": {"kind": "solver"}}),
+        (OdeTeacher, {"steps": 0}),
+        (OdeTeacher, {"steps": 4}),
+        (OdeTeacher, {"method": "rk4"}),
+        (JumpSampler, {"gamma": -0.1}),
+        (JumpSampler, {"gamma": 1.1}),
+        (OdeSampler, {"method": "rk4"}),
+        (LinearQGuidance, {"scale": -1.0}),
+        (LinearQGuidance, {"normalize": 1}),
+        (LinearQGuidance, {"steps": 0}),
+        (SoftmaxChoice, {"temperature": 0.0}),
+        (LinearReward, {"multiply": 0.0}),
+        (ReturnRangeReward, {"to": 0.0}),
+        (LinearTimes, {"t_max": 2.0}),
         (GTPLearnerConfig, {"total_updates": 0}),
         (GTPLearnerConfig, {"actor_lr": 0.0}),
         (GTPLearnerConfig, {"critic_lr": -1.0}),
@@ -217,7 +266,13 @@ losses = st.builds(
     t_law=st.just(UniformIndex())
     | st.builds(LogNormalIndex, mean=st.floats(-1e300, 1e300), std=positive),
     max_gap=st.integers(1, 2**62),
-    time_weight=st.sampled_from(["none", "gap", "endpoint"]),
+    s_rule=st.sampled_from(["uniform", "zero", "equal_u", "dyadic"]),
+    u_rule=st.sampled_from(["adjacent", "midpoint"]),
+    teacher=st.sampled_from([SurrogateTeacher(), SelfTeacher(), JvpTeacher(), NoTeacher()])
+    | st.builds(OdeTeacher, method=st.sampled_from(["euler", "heun"]), steps=st.integers(1, 3)),
+    target=st.sampled_from(["ema", "stopgrad"]),
+    compare_at=st.sampled_from(["s", "zero"]),
+    time_weight=st.sampled_from(["none", "gap", "endpoint", "edm"]),
     huber=st.none() | positive,
     reduction=st.sampled_from(["mean", "sum"]),
 )
@@ -235,14 +290,29 @@ learners = st.builds(
         expectile=st.floats(0, 1, exclude_min=True, exclude_max=True),
         hidden=hidden,
     ),
+    guidance=st.sampled_from([AdvantageGuidance(), NoGuidance()])
+    | st.builds(
+        LinearQGuidance,
+        scale=st.floats(0, 1e300),
+        normalize=st.booleans(),
+        steps=st.none() | st.integers(1, 10_000),
+    ),
     backup_actions=st.integers(1, 10_000),
+    choice=st.just(ArgmaxChoice()) | st.builds(SoftmaxChoice, temperature=positive),
     normalize_obs=st.booleans(),
     seed=st.integers(0, 2**62),
 )
 everything = st.builds(
     GTPConfig,
     actor=configs()
-    | st.builds(FlowMapActorConfig, hidden=hidden, sigma_data=st.none(), times=schedules()),
+    | st.builds(
+        FlowMapActorConfig,
+        hidden=hidden,
+        sigma_data=st.none(),
+        times=schedules() | st.just(LinearTimes()),
+        sampler=st.builds(JumpSampler, gamma=st.floats(0, 1))
+        | st.builds(OdeSampler, method=st.sampled_from(["euler", "heun"])),
+    ),
     critic=st.none()
     | st.builds(
         QEnsembleConfig, hidden=hidden, members=st.integers(1, 99), layer_norm=st.booleans()

@@ -22,6 +22,7 @@ MODULES = (
     "gtp_policy.functional",
     "gtp_policy.kernels",
     "gtp_policy.networks",
+    "gtp_policy.presets",
 )
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 

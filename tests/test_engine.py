@@ -20,7 +20,11 @@ from gtp_policy import (
     GTPLearnerConfig,
     GTPLoss,
     GTPLossConfig,
+    LinearQGuidance,
+    LinearTimes,
     MultiSeedLearner,
+    NoGuidance,
+    OdeTeacher,
     OfflineDataset,
     PolicyBaseline,
     QEnsembleConfig,
@@ -93,6 +97,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sharp weights": {"weighter": {"eta": 20.0, "max_weight": 3.0}},
     "three members": {"critic": QEnsembleConfig(hidden=(8,), members=3)},
     "one hidden layer": {"hidden": (16,)},
+    "edm weight": {"loss": {"time_weight": "edm", "flow_weight": 0.3}},
+    "pairs with zero": {"loss": {"s_rule": "zero"}},
+    "dyadic pairs": {"loss": {"s_rule": "dyadic", "u_rule": "midpoint"}},
 }
 
 
@@ -127,6 +134,48 @@ def test_parameters_stay_with_the_reference(variant: str) -> None:
         fused.update(make_batch(step))
     assert distance(fused, reference) <= 5e-5
     assert distance(fused, start) >= 3e-4  # two steps of Adam
+
+
+# What has no gradients by hand.
+OTHER_WAYS: dict[str, dict[str, Any]] = {
+    "teacher": {"loss": {"teacher": OdeTeacher()}},
+    "target": {"loss": {"target": "stopgrad"}},
+    "compare_at": {"loss": {"compare_at": "zero"}},
+    "guidance": {"guidance": LinearQGuidance()},
+    "guidance is": {"guidance": NoGuidance()},
+}
+
+
+@pytest.mark.parametrize("reason", OTHER_WAYS)
+def test_other_ways_to_learn_take_the_reference(reason: str) -> None:
+    config = make_config(**OTHER_WAYS[reason])
+    auto, reference = make_learner(config), make_learner(config)
+    assert auto.explain()[0].startswith("update: reference")
+    assert reason in auto.explain()[0]
+    auto.update(make_batch())
+    with using("reference"):
+        reference.update(make_batch())
+    assert distance(auto, reference) < 1e-6  # the sampler's own fast way rounds apart
+    # Side by side, each seed does what it would do alone.
+    alone = [make_learner(config.replace(learner=config.learner.replace(seed=i))) for i in (0, 1)]
+    both = MultiSeedLearner(copy.deepcopy(alone))
+    batches = [make_batch(0), make_batch(1)]
+    both.update(batches)
+    for learner, beside, batch in zip(alone, both.learners, batches, strict=True):
+        learner.update(batch)
+        assert distance(learner, beside) == 0
+
+
+def test_the_linear_path_takes_the_reference() -> None:
+    config = make_config(critic=None)
+    config = config.replace(actor=config.actor.replace(times=LinearTimes()))
+    assert "the path is linear" in make_learner(config).explain()[0]
+    # Without a critic there is nothing to guide with, whatever is asked.
+    assert (
+        make_learner(make_config(critic=None, guidance=NoGuidance()))
+        .explain()[0]
+        .startswith("update: fused")
+    )
 
 
 @settings(max_examples=15, deadline=None)

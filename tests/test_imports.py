@@ -18,14 +18,15 @@ CORE = ROOT / "gtp_policy"
 # The core in reading order. A module imports only from the rows above its own.
 LAYERS: list[set[str]] = [
     {"_adam", "_config", "_random", "_version", "errors"},
-    {"times", "spaces", "_bundle", "kernels"},
+    {"times", "spaces", "_bundle", "kernels", "rewards"},
     {"functional"},
-    {"networks", "weighting", "transitions", "dataset_builder"},
+    {"networks", "weighting", "transitions", "dataset_builder", "teachers", "samplers"},
     {"_plan", "_passes"},
     {"actor", "dataset"},
     {"loss", "critic"},
-    {"gtp_config", "metrics", "acting"},
-    {"_update"},
+    {"acting", "guidance", "metrics"},
+    {"gtp_config"},
+    {"_update", "presets"},
     {"_fused"},
     {"_graph"},
     {"_engine"},
@@ -46,6 +47,7 @@ PUBLIC_MODULES = (
     "gtp_policy.functional",
     "gtp_policy.kernels",
     "gtp_policy.networks",
+    "gtp_policy.presets",
 )
 
 # Folders outside the layers: what each may import besides the standard library and the core's

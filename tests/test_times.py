@@ -1,6 +1,7 @@
 """Grids, curriculum and the draw of t > u >= s >= 0."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from scipy import stats
 from gtp_policy import (
     Curriculum,
     KarrasTimes,
+    LinearTimes,
     LogNormalIndex,
     Times,
     TimeSchedule,
@@ -217,3 +219,74 @@ def test_capped_by_hand() -> None:
     assert Curriculum().capped(19_999, 0.005).end == 80
     assert Curriculum().capped(1_000_000, 0.005) == Curriculum()
     assert Curriculum().capped(1, 0.005) == Curriculum(start=10, end=10)
+
+
+# --- other rules for s and u
+
+
+def nodes_drawn(n: int, batch: int = 4000, **rules: Any) -> set[tuple[int, int, int]]:
+    """The node numbers of (t, u, s) that a rule draws, from t_0 = 0."""
+    times = draw_times(
+        UniformTimes(t_max=float(n)),
+        n,
+        batch,
+        generator=torch.Generator().manual_seed(0),
+        dtype=torch.float64,
+        **rules,
+    )
+    rows = torch.stack(list(times), 1).round().int().tolist()
+    return {tuple(row) for row in rows}
+
+
+def test_s_can_be_zero_with_u_in_reach_of_t() -> None:
+    expected = {(k, k - g, 0) for k in range(1, 7) for g in (1, 2) if g <= k}
+    assert nodes_drawn(6, s_rule="zero", max_gap=2) == expected
+
+
+def test_s_can_be_u() -> None:
+    expected = {(k, k - g, k - g) for k in range(1, 7) for g in (1, 2, 3) if g <= k}
+    assert nodes_drawn(6, s_rule="equal_u", max_gap=3) == expected
+
+
+def test_u_can_be_the_midpoint_of_every_pair() -> None:
+    drawn = nodes_drawn(7, u_rule="midpoint")
+    assert {(k, m) for k, _, m in drawn} == {(k, m) for k in range(1, 8) for m in range(k)}
+    for k, j, m in drawn:
+        assert j - m in (k - j, k - j - 1)  # the lower one of two middles
+        assert (j == m) == (k - m == 1)
+
+
+@pytest.mark.parametrize("n", [1, 2, 8, 10, 13])
+def test_dyadic_pairs_are_the_aligned_powers_of_two(n: int) -> None:
+    expected = {
+        (k, k - width // 2 if width > 1 else k - 1, k - width)
+        for width in (2**j for j in range(n.bit_length()))
+        for k in range(width, n + 1, width)
+    }
+    assert nodes_drawn(n, s_rule="dyadic", u_rule="midpoint") == expected
+
+
+def test_every_dyadic_width_is_drawn_equally_often() -> None:
+    t, _, s = draw_times(
+        UniformTimes(t_max=16.0),
+        16,
+        10_000,
+        generator=torch.Generator().manual_seed(0),
+        s_rule="dyadic",
+        dtype=torch.float64,
+    )
+    counts = torch.bincount((t - s).log2().round().long(), minlength=5)
+    assert_frequencies_close(counts, torch.full((5,), 0.2, dtype=torch.float64))
+
+
+def test_times_of_the_linear_path_are_even_from_1_to_0() -> None:
+    grid = LinearTimes().grid(7, dtype=torch.float64)
+    torch.testing.assert_close(grid, torch.linspace(1, 0, 8, dtype=torch.float64))
+    assert (grid[0], grid[-1]) == (1, 0)
+    assert LinearTimes().t_max == 1.0
+    assert 0 < LinearTimes().floor < LinearTimes().grid(2000)[-2]
+    assert [s.path for s in (LinearTimes(), UniformTimes(), KarrasTimes())] == [
+        "linear",
+        "ve",
+        "ve",
+    ]

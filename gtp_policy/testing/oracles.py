@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gtp_policy.errors import NonFiniteError, ShapeError
 from gtp_policy.functional import check_shape, flow_map
-from gtp_policy.times import KarrasTimes, TimeSchedule, UniformTimes
+from gtp_policy.times import KarrasTimes, LinearTimes, TimeSchedule
 
 Values: TypeAlias = Tensor | Sequence[float] | Sequence[Sequence[float]]
 
@@ -327,7 +327,8 @@ class LinearPathFlowMap(AnalyticFlowMap):
 
     Args:
         flow_map: The oracle of the data on the path :math:`x_t = x + t z`.
-        times: The time range, ``t_max`` at most 1; default ``UniformTimes(t_max=1.0)``.
+        times: The time range, ``t_max`` at most 1; default `LinearTimes`, which also tells losses
+            that actions are to be perturbed along this path.
 
     Raises:
         ValueError: If ``times`` reach beyond 1.
@@ -342,7 +343,7 @@ class LinearPathFlowMap(AnalyticFlowMap):
     """
 
     def __init__(self, flow_map: AnalyticFlowMap, *, times: TimeSchedule | None = None) -> None:
-        times = times or UniformTimes(t_max=1.0)
+        times = times or LinearTimes()
         if times.t_max > 1:
             raise ValueError(
                 f"`times` reach beyond the linear path: got t_max={times.t_max}, expected at "

@@ -362,7 +362,9 @@ def actors(
         >>> test_structure()
     """
     actor = FlowMapActor(
-        draw(_strategy(obs_dim)), draw(_strategy(action_dim)), draw(config or configs())
+        draw(_strategy(obs_dim)),
+        draw(_strategy(action_dim)),
+        draw(configs() if config is None else config),
     ).to(dtype)
     generator = draw(generators())
     with torch.no_grad():

@@ -1,0 +1,396 @@
+r"""Presets: the method, its ablations, its relatives and its tasks, as configs to start from.
+
+.. code-block:: text
+
+    model          pairs (t, s)  taught by                       local loss
+    diffusion      s = t         -                               flow
+    flow_matching  s = t         -                               flow, linear path
+    consistency    s = 0         the data at u, adjacent         -
+    ctm            all s         a solver, random gap            flow
+    shortcut       dyadic        two jumps of the model itself   flow
+    mean_flow      all s         a derivative                    flow (the case s = t)
+    gtp            all s         the data at u, adjacent         flow
+    gtp_solver     all s         a solver step to u              flow
+
+Every preset is a `GTPConfig`: change a field with ``replace``. Values that the source names are
+marked with it; the others are the defaults of the fields.
+"""
+
+from typing import Any
+
+from pydantic import Field
+
+from gtp_policy._config import Config
+from gtp_policy.actor import FlowMapActorConfig
+from gtp_policy.errors import UnknownPresetError
+from gtp_policy.gtp_config import GTPConfig, GTPLearnerConfig
+from gtp_policy.guidance import LinearQGuidance
+from gtp_policy.loss import GTPLossConfig
+from gtp_policy.rewards import LinearReward, RewardTransform, StandardizedReward
+from gtp_policy.samplers import JumpSampler, OdeSampler
+from gtp_policy.teachers import JvpTeacher, NoTeacher, OdeTeacher, SelfTeacher
+from gtp_policy.times import Curriculum, KarrasTimes, LinearTimes, LogNormalIndex
+
+_FINE = Curriculum(start=1280, end=1280)
+
+
+class TaskPreset(Config):
+    """What a task asks for: how to train on it, and what to do to its rewards first.
+
+    Example:
+        >>> from gtp_policy import presets
+        >>> preset = presets.task("antmaze-medium-play")
+        >>> preset.reward
+        LinearReward(kind='linear', subtract=0.5, multiply=4.0)
+        >>> preset.policy.learner.backup_actions
+        10
+    """
+
+    policy: GTPConfig = Field(
+        default_factory=GTPConfig, description="Every choice of the policy and its training."
+    )
+    reward: RewardTransform = Field(
+        default_factory=LinearReward,
+        description="For `OfflineDataset.with_rewards`, before training.",
+    )
+
+
+def gtp() -> GTPConfig:
+    """Returns the method: every default of this package.
+
+    References:
+        | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al., 2025)
+        | https://arxiv.org/abs/2510.11499
+
+    Returns:
+        The config.
+
+    Example:
+        >>> from gtp_policy import GTPConfig, presets
+        >>> presets.gtp() == GTPConfig()
+        True
+    """
+    return GTPConfig()
+
+
+def gtp_bc() -> GTPConfig:
+    """Returns the method without a critic: behaviour cloning, the paper's eta = 0.
+
+    Returns:
+        The config.
+
+    Example:
+        >>> from gtp_policy import presets
+        >>> presets.gtp_bc().critic is None
+        True
+    """
+    return GTPConfig(critic=None)
+
+
+def gtp_solver() -> GTPConfig:
+    """Returns the method without score approximation: one step of Heun's solver from t to u.
+
+    Two more network passes an update than `gtp`. The paper's ablation takes one to three steps:
+    ``OdeTeacher(steps=3)`` with ``max_gap=3`` solves over up to three grid intervals.
+
+    Returns:
+        The config.
+
+    Example:
+        >>> from gtp_policy import presets
+        >>> presets.gtp_solver().loss.teacher
+        OdeTeacher(kind='ode', method='heun', steps=1)
+    """
+    return GTPConfig(loss=GTPLossConfig(teacher=OdeTeacher()))
+
+
+def gtp_linear_q(scale: float = 0.01) -> GTPConfig:
+    """Returns the method with linear-Q guidance in place of weights, from the paper's ablation.
+
+    Args:
+        scale: Lambda, the factor of -Q; the ablation takes 0.01 and 0.1, of the raw Q.
+
+    Returns:
+        The config.
+
+    Example:
+        >>> from gtp_policy import presets
+        >>> presets.gtp_linear_q(0.1).learner.guidance.scale
+        0.1
+    """
+    return GTPConfig(learner=GTPLearnerConfig(guidance=LinearQGuidance(scale=scale)))
+
+
+def paper() -> GTPConfig:
+    """Returns the method with the time range and scale of its parents.
+
+    Noise from 80 down to 0.002 and sigma_data = 0.5 are EDM's (https://arxiv.org/abs/2206.00364,
+    table 1), grids of 10 to 1280 intervals those of improved consistency training
+    (https://arxiv.org/abs/2310.14189, section 3.5).
+
+    Returns:
+        The config.
+
+    Example:
+        >>> from gtp_policy import presets
+        >>> presets.paper().actor.times.t_max
+        80.0
+    """
+    return GTPConfig(
+        actor=FlowMapActorConfig(times=KarrasTimes(t_min=0.002, t_max=80.0), sigma_data=0.5),
+        loss=GTPLossConfig(curriculum=Curriculum(start=10, end=1280)),
+    )
+
+
+def diffusion() -> GTPConfig:
+    """Returns a diffusion policy: a denoiser, sampled by Heun's solver.
+
+    Loss weight and law of the noise, ln t ~ N(-1.2, 1.2), are EDM's
+    (https://arxiv.org/abs/2206.00364, table 1).
+
+    Returns:
+        The config.
+
+    Example:
+        >>> from gtp_policy import presets
+        >>> presets.diffusion().actor.sampler
+        OdeSampler(kind='ode', method='heun')
+    """
+    return GTPConfig(
+        actor=FlowMapActorConfig(sampler=OdeSampler(method="heun"), steps=10),
+        loss=GTPLossConfig(
+            teacher=NoTeacher(),
+            t_law=LogNormalIndex(mean=-1.2, std=1.2),
+            time_weight="edm",
+            curriculum=_FINE,
+        ),
+    )
+
+
+def flow_matching() -> GTPConfig:
+    """Returns a flow-matching policy: the linear path, sampled by ten Euler steps.
+
+    Path and even times after Flow Matching (https://arxiv.org/abs/2210.02747). Ten steps are those
+    of flow Q-learning's teacher (https://arxiv.org/abs/2502.02538).
+
+    Returns:
+        The config.
+
+    Example:
+        >>> from gtp_policy import presets
+        >>> presets.flow_matching().actor.times.path
+        'linear'
+    """
+    return GTPConfig(
+        actor=FlowMapActorConfig(times=LinearTimes(), sampler=OdeSampler(method="euler"), steps=10),
+        loss=GTPLossConfig(teacher=NoTeacher(), time_weight="edm", curriculum=_FINE),
+    )
+
+
+def consistency() -> GTPConfig:
+    """Returns a consistency policy: jumps to time 0 alone, no flow loss, noise between jumps.
+
+    Two steps, as consistency policies take (https://arxiv.org/abs/2309.16984); the sampler is
+    Algorithm 1 of Consistency Models (https://arxiv.org/abs/2303.01469).
+
+    Returns:
+        The config.
+
+    Example:
+        >>> from gtp_policy import presets
+        >>> presets.consistency().loss.s_rule
+        'zero'
+    """
+    return GTPConfig(
+        actor=FlowMapActorConfig(sampler=JumpSampler(gamma=1.0), steps=2),
+        loss=GTPLossConfig(s_rule="zero", flow_weight=0.0),
+    )
+
+
+def ctm() -> GTPConfig:
+    """Returns a consistency trajectory model: a solver over a random gap, compared at time 0.
+
+    After https://arxiv.org/abs/2310.02279, eq. 8 and 9: both arrivals at s jump on to 0 by the
+    slow copy. The gap is at most three grid intervals, one step of Heun's solver each or shorter;
+    their gap reaches further at the price of as many steps. No adversarial loss.
+
+    Returns:
+        The config.
+
+    Example:
+        >>> from gtp_policy import presets
+        >>> presets.ctm().loss.compare_at
+        'zero'
+    """
+    return GTPConfig(
+        loss=GTPLossConfig(teacher=OdeTeacher(method="heun", steps=3), max_gap=3, compare_at="zero")
+    )
+
+
+def shortcut() -> GTPConfig:
+    """Returns a Shortcut model: jumps of 1, 2, 4, ... intervals, each taught by two half as long.
+
+    128 intervals and the slow copy as teacher after https://arxiv.org/abs/2410.12557, section 3.
+    Four steps, a power of two, so that the sampler uses pairs that were trained.
+
+    Returns:
+        The config.
+
+    Example:
+        >>> from gtp_policy import presets
+        >>> presets.shortcut().loss.s_rule
+        'dyadic'
+    """
+    return GTPConfig(
+        actor=FlowMapActorConfig(steps=4),
+        loss=GTPLossConfig(
+            teacher=SelfTeacher(),
+            s_rule="dyadic",
+            u_rule="midpoint",
+            curriculum=Curriculum(start=128, end=128),
+        ),
+    )
+
+
+def mean_flow() -> GTPConfig:
+    """Returns a mean-flow model: a derivative along the trajectory in place of a second point.
+
+    The network's own endpoint without gradient is the teacher (https://arxiv.org/abs/2505.13447,
+    Algorithm 1). The residual is that of the endpoint, which is the average velocity's times t.
+
+    Returns:
+        The config.
+
+    Example:
+        >>> from gtp_policy import presets
+        >>> presets.mean_flow().loss.target
+        'stopgrad'
+    """
+    return GTPConfig(
+        loss=GTPLossConfig(
+            teacher=JvpTeacher(), target="stopgrad", time_weight="endpoint", curriculum=_FINE
+        )
+    )
+
+
+_METHODS = (
+    gtp,
+    gtp_bc,
+    gtp_solver,
+    gtp_linear_q,
+    paper,
+    diffusion,
+    flow_matching,
+    consistency,
+    ctm,
+    shortcut,
+    mean_flow,
+)
+NAMES: tuple[str, ...] = tuple(method.__name__ for method in _METHODS)
+"""What `get` knows."""
+
+
+def get(name: str) -> GTPConfig:
+    """Returns a preset by its name, for command lines and files.
+
+    Args:
+        name: One of `NAMES`.
+
+    Returns:
+        The config.
+
+    Raises:
+        UnknownPresetError: If there is no preset of that name.
+
+    Example:
+        >>> from gtp_policy import presets
+        >>> presets.get("shortcut") == presets.shortcut()
+        True
+        >>> len(presets.NAMES)
+        11
+    """
+    if name not in NAMES:
+        hint = " For a task, call presets.task." if name in TASKS else ""
+        raise UnknownPresetError(
+            f"Unknown preset: got {name!r}, expected one of {', '.join(NAMES)}.{hint}"
+        )
+    return _METHODS[NAMES.index(name)]()
+
+
+# The parents' values per task: Diffusion Policies as an Expressive Policy Class for Offline
+# Reinforcement Learning (Wang et al., 2022), table of hyper-parameters and the authors' script.
+# Gradient norm, then what differs from learning rate 3e-4, raw rewards and one backup action.
+_RUN: dict[str, dict[str, Any]] = {
+    "gym": {"total_updates": 2_000_000},
+    "antmaze": {"total_updates": 1_000_000, "backup_actions": 10},
+    "adroit": {"total_updates": 1_000_000, "actor_lr": 3e-5, "critic_lr": 3e-5},
+    "kitchen": {"total_updates": 1_000_000},
+}
+_REWARDS: dict[str, RewardTransform] = {
+    "gym": LinearReward(),
+    "antmaze": LinearReward(subtract=0.5, multiply=4.0),
+    "adroit": StandardizedReward(),
+    "kitchen": LinearReward(),
+}
+_TASKS: dict[str, tuple[str, float, dict[str, Any]]] = {
+    "halfcheetah-medium": ("gym", 9.0, {}),
+    "hopper-medium": ("gym", 9.0, {}),
+    "walker2d-medium": ("gym", 1.0, {}),
+    "halfcheetah-medium-replay": ("gym", 2.0, {}),
+    "hopper-medium-replay": ("gym", 4.0, {}),
+    "walker2d-medium-replay": ("gym", 4.0, {}),
+    "halfcheetah-medium-expert": ("gym", 7.0, {}),
+    "hopper-medium-expert": ("gym", 5.0, {}),
+    "walker2d-medium-expert": ("gym", 5.0, {}),
+    "antmaze-umaze": ("antmaze", 2.0, {"backup_actions": 1}),
+    "antmaze-umaze-diverse": ("antmaze", 3.0, {}),
+    "antmaze-medium-play": ("antmaze", 2.0, {"actor_lr": 1e-3, "critic_lr": 1e-3}),
+    "antmaze-medium-diverse": ("antmaze", 1.0, {}),
+    "antmaze-large-play": ("antmaze", 10.0, {}),
+    "antmaze-large-diverse": ("antmaze", 7.0, {}),
+    "pen-human": ("adroit", 7.0, {}),
+    "pen-cloned": ("adroit", 8.0, {}),
+    "kitchen-complete": ("kitchen", 9.0, {"total_updates": 250_000}),
+    "kitchen-partial": ("kitchen", 10.0, {}),
+    "kitchen-mixed": ("kitchen", 10.0, {}),
+}
+TASKS: tuple[str, ...] = tuple(_TASKS)
+"""What `task` knows."""
+
+
+def task(name: str, policy: GTPConfig | None = None) -> TaskPreset:
+    """Returns what the method's parents set per task, on top of any policy.
+
+    Sets ``max_grad_norm``, learning rates, ``backup_actions`` (max-Q backup), ``total_updates``
+    and the reward transform; everything else stays as in ``policy``. These values were tuned by
+    others for another actor, and are a start, not an optimum.
+
+    Args:
+        name: One of `TASKS`, D4RL's names without version.
+        policy: Where to start from; default `gtp`.
+
+    Returns:
+        Policy and reward transform.
+
+    Raises:
+        UnknownPresetError: If the task is not known.
+
+    References:
+        | Diffusion Policies as an Expressive Policy Class for Offline Reinforcement Learning
+        | (Wang et al., 2022), https://arxiv.org/abs/2208.06193, and its script of 2022
+
+    Example:
+        >>> from gtp_policy import presets
+        >>> preset = presets.task("walker2d-medium", presets.shortcut())
+        >>> preset.policy.learner.max_grad_norm, preset.policy.loss.s_rule
+        (1.0, 'dyadic')
+    """
+    if name not in _TASKS:
+        hint = " For a method, call presets.get." if name in NAMES else ""
+        raise UnknownPresetError(
+            f"Unknown task: got {name!r}, expected one of {', '.join(TASKS)}.{hint}"
+        )
+    group, max_grad_norm, own = _TASKS[name]
+    policy = policy or gtp()
+    learner = policy.learner.replace(max_grad_norm=max_grad_norm, **{**_RUN[group], **own})
+    return TaskPreset(policy=policy.replace(learner=learner), reward=_REWARDS[group])

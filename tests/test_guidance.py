@@ -1,0 +1,157 @@
+"""Guidance: what it adds to the loss, who gets the gradient, and what it leaves out."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from gtp_policy import (
+    AdvantageWeighterConfig,
+    ExpectileBaseline,
+    FlowMapActorConfig,
+    GTPConfig,
+    GTPLearner,
+    GTPLearnerConfig,
+    Guidance,
+    LinearQGuidance,
+    NoGuidance,
+    QEnsembleConfig,
+    Transitions,
+)
+
+OBS, ACT, BATCH = 3, 2, 32
+
+
+def learner_with(guidance: Guidance, *, critic: bool = True, **choices: Any) -> GTPLearner:
+    config = GTPConfig(
+        actor=FlowMapActorConfig(hidden=(16,), time_dim=4, steps=3),
+        critic=QEnsembleConfig(hidden=(16,)) if critic else None,
+        learner=GTPLearnerConfig(guidance=guidance, **choices),
+    )
+    return GTPLearner.build(OBS, ACT, config)
+
+
+def batch(seed: int = 0) -> Transitions:
+    g = torch.Generator().manual_seed(seed)
+    obs, following = torch.randn(2, BATCH, OBS, generator=g)
+    action = torch.rand(BATCH, ACT, generator=g) - 0.5
+    return Transitions(obs, action, action[:, 0], following, torch.full((BATCH,), 0.9))
+
+
+def parameters(learner: GTPLearner) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in learner.actor.parameters()])
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("steps", [None, 1])
+def test_the_term_by_hand(normalize: bool, steps: int | None) -> None:
+    guidance = LinearQGuidance(scale=0.25, normalize=normalize, steps=steps)
+    learner = learner_with(guidance)
+    actor, critic, obs = learner.actor, learner.critic, batch().obs
+    noise = torch.randn(BATCH, ACT, generator=torch.Generator().manual_seed(1))
+    term, mean = guidance.loss(actor, critic, obs, noise)
+    q = critic(obs, actor.sample(obs, noise=noise, steps=steps or 3)).amin(0).detach()
+    assert mean.item() == pytest.approx(q.mean().item(), rel=1e-5)
+    scale = q.abs().mean() if normalize else 1.0
+    assert term.item() == pytest.approx(float(-0.25 * q.mean() / scale), rel=1e-4)
+    term.backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in actor.parameters())
+    assert all(p.grad is None for p in critic.parameters())
+
+
+def test_a_small_step_along_the_gradient_raises_q() -> None:
+    learner = learner_with(LinearQGuidance(scale=1.0))
+    guidance, obs = learner.config.guidance, batch().obs
+    noise = torch.randn(BATCH, ACT, generator=torch.Generator().manual_seed(1))
+    assert isinstance(guidance, LinearQGuidance)
+    term, before = guidance.loss(learner.actor, learner.critic, obs, noise)
+    term.backward()
+    gradients = [p.grad for p in learner.actor.parameters() if p.grad is not None]
+    slope = sum(float(g.square().sum()) for g in gradients)
+    with torch.no_grad():
+        for p in learner.actor.parameters():
+            p -= 1e-2 * p.grad
+    _, after = guidance.loss(learner.actor, learner.critic, obs, noise)
+    # The change of q is the squared norm of its gradient times the step, to first order.
+    assert float(after - before) == pytest.approx(1e-2 * slope, rel=0.1)
+
+
+def test_an_update_steps_along_both_terms() -> None:
+    guided = learner_with(LinearQGuidance(scale=0.5))
+    plain = learner_with(NoGuidance())
+    data = batch()
+    before = copy.deepcopy(guided.actor)
+    metrics = guided.update(data)
+    plain.update(data)
+    noise = torch.randn(BATCH, ACT, generator=plain_stream(plain, "guidance"))
+    term, q = guided.config.guidance.loss(before, guided.critic, data.obs, noise)  # type: ignore[union-attr]
+    term.backward()
+    for ours, theirs, extra in zip(
+        guided.actor.parameters(), plain.actor.parameters(), before.parameters(), strict=True
+    ):
+        torch.testing.assert_close(ours.grad, theirs.grad + extra.grad, atol=1e-7, rtol=1e-4)
+    assert metrics.guided_q is not None
+    assert metrics.guided_q.item() == pytest.approx(q.item(), rel=1e-5)
+    assert metrics.weight_mean is None
+
+
+def plain_stream(learner: GTPLearner, name: str) -> torch.Generator:
+    learner.updates -= 1
+    stream = learner.stream(name)
+    learner.updates += 1
+    return stream
+
+
+def test_without_guidance_the_actor_is_a_clone_whatever_the_critic_thinks() -> None:
+    learners = [
+        learner_with(NoGuidance()),
+        learner_with(NoGuidance(), critic=False),
+        learner_with(LinearQGuidance(scale=0.0)),
+        learner_with(NoGuidance(), baseline=ExpectileBaseline(hidden=(8,))),
+    ]
+    for update in range(3):
+        for learner in learners:
+            learner.update(batch(update))
+    first, *others = map(parameters, learners)
+    assert all(torch.equal(first, other) for other in others)
+    # The same as weights of temperature 0.
+    config = learners[0].full_config
+    zero = GTPLearner.build(
+        OBS,
+        ACT,
+        config.replace(
+            weighter=AdvantageWeighterConfig(eta=0.0),
+            learner=config.learner.replace(guidance={"kind": "advantage"}),
+        ),
+    )
+    for update in range(3):
+        zero.update(batch(update))
+    torch.testing.assert_close(parameters(zero), first, atol=1e-6, rtol=1e-5)
+
+
+def test_metrics_say_what_was_computed() -> None:
+    for guidance, expected in (
+        (NoGuidance(), set()),
+        (LinearQGuidance(), {"guided_q"}),
+    ):
+        metrics = learner_with(guidance).update(batch()).to_floats()
+        common = {"actor_loss", "consistency", "flow", "actor_grad_norm"}
+        common |= {"critic_loss", "critic_grad_norm", "q_mean"}
+        assert set(metrics) == common | expected
+
+
+def test_linear_q_needs_a_critic() -> None:
+    with pytest.raises(ValueError, match="needs a critic: got critic=None"):
+        learner_with(LinearQGuidance(), critic=False)
+
+
+def test_a_resumed_run_guides_alike() -> None:
+    one, two = (learner_with(LinearQGuidance(scale=0.1)) for _ in range(2))
+    for update in range(2):
+        one.update(batch(update))
+    two.update(batch(0))
+    resumed = learner_with(LinearQGuidance(scale=0.1))
+    resumed.load_state_dict(two.state_dict())
+    resumed.update(batch(1))
+    assert torch.equal(parameters(one), parameters(resumed))
