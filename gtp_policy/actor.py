@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gtp_policy._config import Config, Float, Int, Width
-from gtp_policy._plan import PlanCache, SamplerPlan
+from gtp_policy._plan import PlanCache, SamplerPlan, why_no_plan
 from gtp_policy._random import generator_or_private, new_stream
 from gtp_policy.errors import StateMismatchError
 from gtp_policy.functional import (
@@ -18,7 +18,7 @@ from gtp_policy.functional import (
     precondition,
     sample_flow,
 )
-from gtp_policy.kernels import plain
+from gtp_policy.kernels import engine, plain
 from gtp_policy.networks import FlowMapMLP, features_dim
 from gtp_policy.spaces import ObservationNormalizer
 from gtp_policy.times import KarrasTimes, TimeSchedule
@@ -261,27 +261,45 @@ class FlowMapActor(nn.Module):
         else:
             check_like("noise", noise, obs)
             check_shape("noise", noise, shape)
-        grid = self.times.grid(steps, device=obs.device, dtype=obs.dtype)
-        plan = self._plan(obs, grid)
+        plan = self._plan(obs, steps)
         if plan is not None:
             return plan.run(obs, noise)
+        grid = self.times.grid(steps, device=obs.device, dtype=obs.dtype)
         with torch.no_grad():
             # What depends on the observation alone is computed once, not once per jump.
             path = sample_flow(self._jump, self._features(obs), grid[0] * noise, grid)
             return path[-1].clamp(-1.0, 1.0)
 
-    def _plan(self, obs: Tensor, grid: Tensor) -> SamplerPlan | None:
-        own = type(self)
-        if (
-            self.encoder is not None
-            or not obs.shape[0]
-            or not plain(obs)
-            or torch.is_autocast_enabled("cpu")
-            # A subclass that changes the flow map is taken at its word.
-            or (own._features, own._endpoint, own._jump) != _REFERENCE
-        ):
+    def _plan(self, obs: Tensor, steps: int) -> SamplerPlan | None:
+        if not obs.shape[0] or not plain(obs) or self._why_no_plan():
             return None
-        return self._plans.find(self.network, self.normalizer, grid, self.sigma_data)
+        # Not as attributes: `nn.Module` takes as long to find one as an operator to run.
+        network, normalizer = self._modules["network"], self._modules["normalizer"]
+        return self._plans.find(network, normalizer, self.times, self.sigma_data, steps)
+
+    def _why_no_plan(self) -> str:
+        own = type(self)
+        if self.encoder is not None:
+            return "the actor has an encoder"
+        if own is not FlowMapActor and (own._features, own._endpoint, own._jump) != _REFERENCE:
+            return f"{own.__name__} changes the flow map"  # and is taken at its word
+        return "autocast is on" if torch.is_autocast_enabled("cpu") else ""
+
+    def _explain(self, rows: int = 1, steps: int | None = None) -> tuple[str, list[str]]:
+        """Returns what samples so many rows, and why not what would be faster.
+
+        The answer is "numba", "torch" (its operators, prepared) or "reference".
+        """
+        steps = steps or self.config.steps
+        why_not = self._why_no_plan() or why_no_plan(self.network, self.normalizer, steps)
+        if not why_not and not plain(self.fixed_noise):
+            why_not = f"the engine {engine()!r} is asked for"
+        if why_not:
+            return "reference", [why_not]
+        plan = self._plan(self.fixed_noise, steps)
+        assert plan is not None
+        path, why_not = plan.explain(rows)
+        return path, [why_not] if why_not else []
 
     def _jump(self, features: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return flow_map(x, self._endpoint(features, x, t, s), t, s)
@@ -325,7 +343,7 @@ class FlowMapActor(nn.Module):
             gtp_policy.errors.DataError: `obs` has the wrong dtype: got torch.float64, expected \
 torch.float32. Convert it with obs.to(torch.float32).
         """
-        check_like("obs", obs, self.normalizer.mean)
+        check_like("obs", obs, cast(Tensor, self._buffers["fixed_noise"]))
         check_rows("obs", obs, self.obs_dim)
 
 
