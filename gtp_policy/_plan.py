@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gtp_policy.functional import precondition
-from gtp_policy.kernels import SMALLEST_MISH, engine, mish_
+from gtp_policy.kernels import SMALLEST_MISH, engine, few_threads, mish_
 from gtp_policy.networks import FlowMapMLP, Mish, TimeEmbedding
 from gtp_policy.spaces import ObservationNormalizer
 from gtp_policy.times import TimeSchedule
@@ -191,23 +191,17 @@ class SamplerPlan:
             if sample is not None:
                 return torch.from_numpy(sample(_array(obs), _array(noise)))
         y = noise.detach().clone(memory_format=torch.contiguous_format)
-        block = max(_BLOCK // self._of_x.shape[1], 1)
-        # In inference mode operators cost less; the result was made outside and is a plain tensor.
-        # Not `torch.inference_mode`, which for a single row is 3 % of the time.
-        with torch._C._InferenceMode(True):
-            if rows <= block:
-                self._block(obs, y)
-            else:
-                for some, part in zip(torch.split(obs, block), torch.split(y, block), strict=True):
-                    self._block(some, part)
-            return y.add_(self._biases[-1], alpha=self._gamma).clamp_(-1.0, 1.0)
+        if rows == 1:  # is too little for more than one thread
+            return self._run(obs, y)
+        with few_threads():
+            return self._run(obs, y)
 
     def explain(self, rows: int) -> tuple[str, str]:
         """Returns what computes so many rows, "numba" or "torch", and why not the other one."""
         if rows > FEW_ROWS:
             return "torch", f"its matrix products are the faster ones beyond {FEW_ROWS} rows"
         if engine() != "auto":
-            return "torch", f"the engine {engine()!r} is asked for"
+            return "torch", f'kernels.using("{engine()}") asks for it'
         sample, why_not = self._few
         return ("torch", why_not) if sample is None else ("numba", "")
 
@@ -234,6 +228,19 @@ class SamplerPlan:
             np.array(jumps, np.float32),
             self._gamma,
         ), ""
+
+    def _run(self, obs: Tensor, y: Tensor) -> Tensor:
+        """Returns ``y``, moved from noise to actions in place."""
+        block = max(_BLOCK // self._of_x.shape[1], 1)
+        # In inference mode operators cost less; y was made outside and is a plain tensor. Not by
+        # `torch.inference_mode`, which for a single row is 3 % of the time.
+        with torch._C._InferenceMode(True):
+            if len(y) <= block:
+                self._block(obs, y)
+            else:
+                for rows, part in zip(torch.split(obs, block), torch.split(y, block), strict=True):
+                    self._block(rows, part)
+            return y.add_(self._biases[-1], alpha=self._gamma).clamp_(-1.0, 1.0)
 
     def _block(self, obs: Tensor, y: Tensor) -> None:
         b = self._buffers(y.shape[0])

@@ -285,21 +285,42 @@ class FlowMapActor(nn.Module):
             return f"{own.__name__} changes the flow map"  # and is taken at its word
         return "autocast is on" if torch.is_autocast_enabled("cpu") else ""
 
-    def _explain(self, rows: int = 1, steps: int | None = None) -> tuple[str, list[str]]:
-        """Returns what samples so many rows, and why not what would be faster.
+    def explain(self, rows: int | None = None, *, steps: int | None = None) -> list[str]:
+        """Tells what samples the actions, and why not what would be faster.
 
-        The answer is "numba", "torch" (its operators, prepared) or "reference".
+        Args:
+            rows: Number of observations; default 1.
+            steps: K; default ``config.steps``.
+
+        Returns:
+            One line.
+
+        Example:
+            >>> from gtp_policy import FlowMapActor
+            >>> FlowMapActor(3, 2).explain(rows=100)
+            ['sample: torch (its operators, in place), because its matrix products are the faster \
+ones beyond 32 rows']
         """
-        steps = steps or self.config.steps
+        path, why_not = self._sampled_by(rows or 1, steps or self.config.steps)
+        told = {
+            "numba": "numba (one compiled function)",
+            "torch": "torch (its operators, in place)",
+            "reference": "reference (modules, jump by jump)",
+        }[path]
+        return [f"sample: {told}, because {why_not}" if why_not else f"sample: {told}"]
+
+    def _sampled_by(self, rows: int, steps: int) -> tuple[str, str]:
+        """Returns "numba", "torch" or "reference", and why not what would be faster."""
         why_not = self._why_no_plan() or why_no_plan(self.network, self.normalizer, steps)
+        if not why_not and engine() == "reference":
+            why_not = 'kernels.using("reference") asks for it'
         if not why_not and not plain(self.fixed_noise):
-            why_not = f"the engine {engine()!r} is asked for"
+            why_not = "a compiler or a function transform is at work, or the dtype is unusual"
         if why_not:
-            return "reference", [why_not]
+            return "reference", why_not
         plan = self._plan(self.fixed_noise, steps)
         assert plan is not None
-        path, why_not = plan.explain(rows)
-        return path, [why_not] if why_not else []
+        return plan.explain(rows)
 
     def _jump(self, features: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return flow_map(x, self._endpoint(features, x, t, s), t, s)

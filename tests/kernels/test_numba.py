@@ -19,6 +19,7 @@ from gtp_policy import FlowMapActor, FlowMapActorConfig, KarrasTimes, UniformTim
 from gtp_policy.kernels import _numba, using
 
 ROOT = Path(__file__).parents[2]
+NUMBA = ["sample: numba (one compiled function)"]
 TIMES = [KarrasTimes(), KarrasTimes(t_min=0.002, t_max=80.0), UniformTimes(t_max=2.0)]
 
 
@@ -57,7 +58,7 @@ def test_the_references_actions(
     actor = FlowMapActor(obs_dim, action_dim, FlowMapActorConfig(**choices), seed=seed)
     mean = torch.full_like(actor.normalizer.mean, shift)
     actor.normalizer.set_statistics_(mean, mean.abs() + 0.5)
-    assert actor._explain(rows, steps) == ("numba", [])
+    assert actor.explain(rows, steps=steps) == NUMBA
     expected = reference(actor, rows, steps=steps)
     got = actor.sample(**inputs(actor, rows), steps=steps)
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
@@ -129,7 +130,7 @@ def test_every_write_counts_at_once(write: Callable[[FlowMapActor], None]) -> No
     actor = make()
     before = actor.sample(**inputs(actor))
     write(actor)
-    assert actor._explain() == ("numba", [])
+    assert actor.explain() == NUMBA
     after = actor.sample(**inputs(actor))
     torch.testing.assert_close(after, reference(actor), atol=1e-6, rtol=0)
     assert not torch.equal(after, before)
@@ -139,9 +140,9 @@ def test_every_write_counts_at_once(write: Callable[[FlowMapActor], None]) -> No
 
 
 def check_torch(actor: FlowMapActor, why: str, rows: int = 5, atol: float = 1e-6) -> None:
-    path, (reason,) = actor._explain(rows)
-    assert path == "torch"
-    assert why in reason
+    (line,) = actor.explain(rows)
+    assert line.startswith("sample: torch (")
+    assert why in line.partition(" because ")[2]
     got = actor.sample(**inputs(actor, rows))
     torch.testing.assert_close(got, reference(actor, rows), atol=atol, rtol=0)
 
@@ -159,7 +160,7 @@ def test_other_dtypes_layouts_and_many_rows() -> None:
     bias.data = bias.data[:1].expand(8)  # the same memory, in another layout
     check_torch(stretched, "not contiguous")
     with using("torch"):
-        check_torch(make(), "'torch' is asked for")
+        check_torch(make(), 'kernels.using("torch") asks for it')
 
 
 @pytest.fixture
