@@ -7,53 +7,141 @@ alone. With :math:`x = y + \gamma_i b_n`, where :math:`b_n` is the bias of the l
 
 where :math:`r_i` holds both time embeddings' share and that of :math:`\gamma_i b_n`. That is one
 matrix product and one activation per layer, into buffers, in place of some fifty operators a jump.
+Where numba is installed, few rows go through one compiled function instead, which computes the same
+(`gtp_policy.kernels._numba`). It is compiled when it is first needed, a few seconds, and then kept
+in numba's cache on the disk.
 
 Only times are kept. Parameters are read where they are, on every call, so an optimiser's step,
 ``load_state_dict`` and a write through ``.data`` all count at once. `FlowMapActor._jump` is the
 reference.
 """
 
+import functools
+import importlib
+import importlib.util
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from gtp_policy.functional import precondition
-from gtp_policy.kernels import SMALLEST_MISH, mish_
+from gtp_policy.kernels import SMALLEST_MISH, engine, few_threads, mish_
 from gtp_policy.networks import FlowMapMLP, Mish, TimeEmbedding
 from gtp_policy.spaces import ObservationNormalizer
+from gtp_policy.times import TimeSchedule
 
 # Elements of a hidden layer at a time: what one block of rows needs stays in a core's own cache.
 _BLOCK = 2**16
 # Beyond it a block would need more memory than it saves time, and nobody samples with so many.
 _MOST_STEPS = 32
+# Beyond it torch's matrix products gain more from the rows than the compiled sampler does.
+FEW_ROWS = 32
+
+_address, _layout = Tensor.data_ptr, Tensor.stride
 
 
 class _Layer(NamedTuple):
     bias: Tensor
     weight: Tensor  # (in, out)
     output: Tensor  # (rows, out)
-    activate: Callable[[Tensor, Any], Tensor]  # in place, given this:
-    scratch: Any
+    activate: Callable[[Tensor], Tensor]  # in place
 
 
 class _Buffers(NamedTuple):
     rows: int
-    normalised: Tensor  # (rows, O)
+    mean: Tensor  # (O,), or as the next
+    normalised: Tensor  # (rows, O); of one row (K, O), the first columns of the next
+    inputs: Tensor  # (K, O + A + 2 E), what the first layer sees; all of it only with one row
     projected: Tensor  # (rows, H)
+    of_x: Tensor  # (A, H)
     biased: Tensor  # (K, rows, H)
-    steps: tuple[Tensor, ...]  # its rows
+    steps: tuple[Tensor, ...]  # its parts, (rows, H) each
+    together: Tensor  # its first row of each
     bias_shares: Tensor  # (K, A), the first columns of the next
-    times: Tensor  # (K, A + 2 E), what the first layer sees beside observation and action
+    times: Tensor  # (K, A + 2 E), the last columns of the inputs
     constants: Tensor  # (K, H), its share of the first layer
     layers: list[_Layer]  # those with an activation
 
 
+@functools.cache
+def _compiled(layers: int) -> tuple[Callable[..., NDArray[np.float32]] | None, str]:
+    """Returns the compiled sampler for networks of so many layers, or why there is none."""
+    try:
+        if importlib.util.find_spec("numba") is None:
+            return None, "numba is not installed (pip install 'gtp-policy[fast]')"
+        sample = importlib.import_module("gtp_policy.kernels._numba").sample
+        # The smallest network there is: compiles, or takes what was compiled before.
+        one, square = np.ones(1, np.float32), np.ones((1, 1), np.float32)
+        weights = np.ones((1, 3), np.float32), *[square] * (layers - 1)
+        network = weights, (one,) * layers, one, one, square, np.ones((4, 1), np.float32), 1.0
+        sample(*network, square, square)
+    except Exception as error:
+        # Whatever another library, its compiler or its files have come to: torch is still here.
+        return None, f"numba does not work here ({type(error).__name__}: {error})"
+    return sample, ""
+
+
+def _array(tensor: Tensor) -> NDArray[np.float32]:
+    packed = tensor if tensor.is_contiguous() else tensor.contiguous()
+    array: NDArray[np.float32] = packed.numpy(force=True)  # also one that a gradient is asked of
+    return array
+
+
+class Parts:
+    """What a plan was made of: to notice, at every call and in little time, when it is not."""
+
+    def __init__(
+        self,
+        network: FlowMapMLP,
+        normalizer: ObservationNormalizer,
+        times: TimeSchedule,
+        sigma_data: float,
+    ) -> None:
+        self._of = network, normalizer, times, sigma_data
+        modules: list[nn.Module] = [normalizer, network, network.embedding, network.mlp]
+        modules += network.mlp
+        self._hooks = [h for m in modules for h in (m._forward_hooks, m._forward_pre_hooks)]
+        self._layers, self._depth = network.mlp._modules, len(network.mlp)
+        places: list[Mapping[str, nn.Module | Tensor | None]] = [network._modules, self._layers]
+        places += [normalizer._buffers, *(layer._parameters for layer in network.mlp)]
+        self._places = [(place, *item) for place in places for item in place.items()]
+        self._tensors = [part for *_, part in self._places if isinstance(part, Tensor)]
+        self._addresses = [_address(tensor) for tensor in self._tensors]
+        self._layouts = [_layout(tensor) for tensor in self._tensors]
+
+    def are(
+        self,
+        network: nn.Module | None,
+        normalizer: nn.Module | None,
+        times: TimeSchedule,
+        sigma_data: float,
+    ) -> bool:
+        """Tells whether these are the same, part by part, and parameters in the same memory."""
+        of = self._of
+        if (
+            network is not of[0]
+            or normalizer is not of[1]
+            or not (times is of[2] or times == of[2])
+            or sigma_data != of[3]
+            or any(self._hooks)
+            or len(self._layers) != self._depth
+        ):
+            return False
+        for place, name, part in self._places:
+            if place.get(name) is not part:
+                return False
+        return (
+            list(map(_address, self._tensors)) == self._addresses
+            and list(map(_layout, self._tensors)) == self._layouts
+        )
+
+
 class SamplerPlan:
-    """The sampler of one network along one grid, for as long as its parameters stay in place."""
+    """The sampler of one network along one grid, for as long as its parts stay what they are."""
 
     def __init__(
         self,
@@ -62,13 +150,7 @@ class SamplerPlan:
         grid: Tensor,
         sigma_data: float,
     ) -> None:
-        self._of = network, normalizer, network.embedding, grid, sigma_data
-        self._layers: list[nn.Module | None] = list(network.mlp)
-        self._watched = [normalizer, network, network.embedding, network.mlp, *network.mlp]
         linears = [layer for layer in network.mlp if isinstance(layer, nn.Linear)]
-        self._owners: list[Mapping[str, Tensor | None]] = [m._parameters for m in linears]
-        self._owners.append(normalizer._buffers)
-        self._stamp = self._where()
         # These share memory with the parameters, and keep it from being used for anything else.
         self._weights = [layer.weight.detach().t() for layer in linears]
         self._biases = [layer.bias.detach() for layer in linears]
@@ -85,7 +167,6 @@ class SamplerPlan:
         # Numbers of the grid, which is on the CPU; as arrays, so that this is no transfer.
         skip, out, inner = (c.double().numpy() for c in precondition(grid[:-1], sigma_data))
         ratio = (grid[1:] / grid[:-1]).double().numpy()
-        self._start: float = grid.numpy()[0].item()
         self._inner: list[float] = inner.tolist()
         self._alpha = (ratio + (1 - ratio) * skip).tolist()
         self._beta = ((1 - ratio) * out).tolist()
@@ -96,37 +177,65 @@ class SamplerPlan:
         # x's share of gamma b_n passes c_in like the rest of x.
         shares = [g * c for g, c in zip(gammas, self._inner, strict=True)]
         self._bias_shares = grid.new_tensor(shares).unsqueeze(1)
+        # The noise comes with variance 1; the first jump takes it to that of the first time.
+        start: float = grid.numpy()[0].item()
+        self._inner[0] *= start
+        self._alpha[0] *= start
         self._local = threading.local()
-
-    def still_fits(self, *of: Any) -> bool:  # noqa: ANN401 - the constructor's arguments
-        """Tells whether network, normaliser, grid and scale are, part by part, what was planned."""
-        network, normalizer, embedding, grid, sigma_data = self._of
-        return (
-            of[0] is network
-            and of[1] is normalizer
-            and of[2] is grid
-            and of[3] == sigma_data
-            and network.embedding is embedding
-            and list(network.mlp._modules.values()) == self._layers
-            and self._where() == self._stamp
-            and not any(m._forward_hooks or m._forward_pre_hooks for m in self._watched)
-        )
-
-    def _where(self) -> list[tuple[int, tuple[int, ...]] | None]:
-        """Returns in which memory, and in which layout, the parameters are."""
-        return [
-            None if tensor is None else (tensor.data_ptr(), tensor.stride())
-            for owner in self._owners
-            for tensor in owner.values()
-        ]
 
     def run(self, obs: Tensor, noise: Tensor) -> Tensor:
         """Returns actions in [-1, 1], shape (B, A), for observations (B, O) and noise (B, A)."""
-        y = noise.detach() * self._start
+        rows = obs.shape[0]
+        if rows <= FEW_ROWS and engine() == "auto":
+            sample, _ = self._few
+            if sample is not None:
+                return torch.from_numpy(sample(_array(obs), _array(noise)))
+        y = noise.detach().clone(memory_format=torch.contiguous_format)
+        if rows == 1:  # is too little for more than one thread
+            return self._run(obs, y)
+        with few_threads():
+            return self._run(obs, y)
+
+    def explain(self, rows: int) -> tuple[str, str]:
+        """Returns what computes so many rows, "numba" or "torch", and why not the other one."""
+        if rows > FEW_ROWS:
+            return "torch", f"its matrix products are the faster ones beyond {FEW_ROWS} rows"
+        if engine() != "auto":
+            return "torch", f'kernels.using("{engine()}") asks for it'
+        sample, why_not = self._few
+        return ("torch", why_not) if sample is None else ("numba", "")
+
+    @functools.cached_property
+    def _few(self) -> tuple[Callable[..., NDArray[np.float32]] | None, str]:
+        """The compiled sampler, given all but observations and noise; or why there is none."""
+        weights = [weight.t() for weight in self._weights]
+        if self._mean.dtype != torch.float32:
+            return None, f"numba is for float32, the network has {self._mean.dtype}"
+        if not all(t.is_contiguous() for t in (*weights, *self._biases, self._mean, self._scale)):
+            return None, "a parameter is not contiguous"
+        sample, why_not = _compiled(len(weights))
+        if sample is None:
+            return None, why_not
+        jumps = [self._inner, self._alpha, self._beta, self._bias_shares[:, 0].tolist()]
+        # Arrays of parameters share their memory, as the tensors do.
+        return functools.partial(
+            sample,
+            tuple(weight.numpy() for weight in weights),
+            tuple(bias.numpy() for bias in self._biases),
+            self._mean.numpy(),
+            self._scale.numpy(),
+            self._embedded.numpy(),
+            np.array(jumps, np.float32),
+            self._gamma,
+        ), ""
+
+    def _run(self, obs: Tensor, y: Tensor) -> Tensor:
+        """Returns ``y``, moved from noise to actions in place."""
         block = max(_BLOCK // self._of_x.shape[1], 1)
-        # In inference mode operators cost less; the result was made outside and is a plain tensor.
-        with torch.inference_mode():
-            if y.shape[0] <= block:
+        # In inference mode operators cost less; y was made outside and is a plain tensor. Not by
+        # `torch.inference_mode`, which for a single row is 3 % of the time.
+        with torch._C._InferenceMode(True):
+            if len(y) <= block:
                 self._block(obs, y)
             else:
                 for rows, part in zip(torch.split(obs, block), torch.split(y, block), strict=True):
@@ -135,19 +244,23 @@ class SamplerPlan:
 
     def _block(self, obs: Tensor, y: Tensor) -> None:
         b = self._buffers(y.shape[0])
-        torch.sub(obs, self._mean, out=b.normalised).div_(self._scale)
-        torch.addmm(self._biases[0], b.normalised, self._of_obs, out=b.projected)
+        torch.sub(obs, b.mean, out=b.normalised).div_(self._scale)
         torch.mul(self._bias_shares, self._biases[-1], out=b.bias_shares)
-        torch.mm(b.times, self._of_rest, out=b.constants)
-        torch.add(b.projected, b.constants.unsqueeze(1), out=b.biased)
-        (_, of_x, first, activate, scratch), *deeper = b.layers
+        if b.rows == 1:
+            torch.addmm(self._biases[0], b.inputs, self._weights[0], out=b.together)
+        else:
+            torch.addmm(self._biases[0], b.normalised, self._of_obs, out=b.projected)
+            torch.mm(b.times, self._of_rest, out=b.constants)
+            torch.add(b.projected, b.constants.unsqueeze(1), out=b.biased)
+        b.of_x.copy_(self._of_x)  # its rows are apart; to gather them once per jump is slower
+        (_, of_x, first, activate), *deeper = b.layers
         last = self._weights[-1]
         for biased, inner, alpha, beta in zip(
             b.steps, self._inner, self._alpha, self._beta, strict=True
         ):
-            h = activate(torch.addmm(biased, y, of_x, alpha=inner, out=first), scratch)
-            for bias, weight, output, activate_, scratch_ in deeper:
-                h = activate_(torch.addmm(bias, h, weight, out=output), scratch_)
+            h = activate(torch.addmm(biased, y, of_x, alpha=inner, out=first))
+            for bias, weight, output, activate_ in deeper:
+                h = activate_(torch.addmm(bias, h, weight, out=output))
             y.addmm_(h, last, beta=alpha, alpha=beta)
 
     def _buffers(self, rows: int) -> _Buffers:
@@ -156,25 +269,33 @@ class SamplerPlan:
         if found is not None and found.rows == rows:
             return found
         new, width = self._mean.new_empty, self._of_x.shape[1]
-        steps, features = len(self._alpha), self._of_rest.shape[0]
-        times = new(steps, features)
+        steps, obs_dim = len(self._alpha), len(self._mean)
+        inputs = new(steps, self._weights[0].shape[0])
+        times = inputs[:, obs_dim:]
         times[:, self._action_dim :] = self._embedded
+        of_x = new(self._action_dim, width)
         layers, scratch = [], {}
-        for bias, weight in zip(self._biases[:-1], [self._of_x, *self._weights[1:-1]], strict=True):
+        for bias, weight in zip(self._biases[:-1], [of_x, *self._weights[1:-1]], strict=True):
             output = new(rows, len(bias))
-            if output.numel() < SMALLEST_MISH:
-                layers.append(_Layer(bias, weight, output, functional.mish, True))  # in place
-                continue
-            if len(bias) not in scratch:
-                scratch[len(bias)] = new(output.shape), new(output.shape)
-            layers.append(_Layer(bias, weight, output, mish_, scratch[len(bias)]))
+            # With few elements `torch.nn.functional` costs a fifth on top of what it calls.
+            activate: Callable[[Tensor], Tensor] = torch._C._nn.mish_
+            if output.numel() >= SMALLEST_MISH:
+                if len(bias) not in scratch:
+                    scratch[len(bias)] = new(output.shape), new(output.shape)
+                activate = functools.partial(mish_, scratch=scratch[len(bias)])
+            layers.append(_Layer(bias.unsqueeze(0), weight, output, activate))
         biased = new(steps, rows, width)
         self._local.buffers = made = _Buffers(
             rows=rows,
-            normalised=new(rows, len(self._mean)),
+            # One observation goes with all times at once; of several each part is taken once.
+            mean=self._mean.expand(steps, -1) if rows == 1 else self._mean,
+            normalised=inputs[:, :obs_dim] if rows == 1 else new(rows, obs_dim),
+            inputs=inputs,
             projected=new(rows, width),
+            of_x=of_x,
             biased=biased,
             steps=biased.unbind(),
+            together=biased[:, 0],
             bias_shares=times[:, : self._action_dim],
             times=times,
             constants=new(steps, width),
@@ -187,7 +308,7 @@ class PlanCache:
     """The plans of one actor by number of jumps; a copy of the actor starts without any."""
 
     def __init__(self) -> None:
-        self._plans: dict[int, SamplerPlan] = {}
+        self._plans: dict[int, tuple[Parts, SamplerPlan]] = {}
 
     def __reduce__(self) -> tuple[type["PlanCache"], tuple[()]]:
         """Copies and pickles as an empty cache: plans hold views and buffers of threads."""
@@ -195,39 +316,48 @@ class PlanCache:
 
     def find(
         self,
-        network: nn.Module,
-        normalizer: nn.Module,
-        grid: Tensor,
+        network: nn.Module | None,
+        normalizer: nn.Module | None,
+        times: TimeSchedule,
         sigma_data: float,
+        steps: int,
     ) -> SamplerPlan | None:
         """Returns a plan that fits, made anew if need be; None if there can be none."""
-        steps = grid.shape[0] - 1
-        plan = self._plans.get(steps)
-        if plan is not None and plan.still_fits(network, normalizer, grid, sigma_data):
-            return plan
-        if steps > _MOST_STEPS or not _can_plan(network, normalizer, grid):
+        found = self._plans.get(steps)
+        if found is not None and found[0].are(network, normalizer, times, sigma_data):
+            return found[1]
+        if why_no_plan(network, normalizer, steps):
             return None
         assert isinstance(network, FlowMapMLP)
         assert isinstance(normalizer, ObservationNormalizer)
+        parts = Parts(network, normalizer, times, sigma_data)
         with torch.no_grad():
-            plan = self._plans[steps] = SamplerPlan(network, normalizer, grid, sigma_data)
+            grid = times.grid(steps, dtype=normalizer.mean.dtype)
+            plan = SamplerPlan(network, normalizer, grid, sigma_data)
+        self._plans[steps] = parts, plan
         return plan
 
 
-def _can_plan(network: nn.Module, normalizer: nn.Module, grid: Tensor) -> bool:
-    """Tells whether a network is the default one, as built, on the CPU in one dtype."""
+def why_no_plan(network: nn.Module | None, normalizer: nn.Module | None, steps: int) -> str:
+    """Returns what is not as planned; empty for the default network, as built, on the CPU."""
+    if steps > _MOST_STEPS:
+        return f"{steps} jumps are more than {_MOST_STEPS}"
     if type(network) is not FlowMapMLP or type(normalizer) is not ObservationNormalizer:
-        return False
+        return "the network or its normaliser is not the default one"
     if type(network.mlp) is not nn.Sequential or type(network.embedding) is not TimeEmbedding:
-        return False
+        return "a part of the network was replaced"
     layers = list(network.mlp)
     kinds = [nn.Linear if i % 2 == 0 else Mish for i in range(len(layers))]
     if [type(layer) for layer in layers] != kinds or len(layers) < 3:
-        return False
+        return "the network has other layers than the default one"
     watched = [network, network.embedding, network.mlp, normalizer, *layers]
     if any(m._forward_hooks or m._forward_pre_hooks for m in watched):
-        return False
+        return "the network has hooks"
     if any(m._parameters["bias"] is None for m in layers[::2]):
-        return False
+        return "a layer has no bias"
     tensors = [*network.mlp.parameters(), *normalizer.buffers()]
-    return all(t.device.type == "cpu" and t.dtype == grid.dtype for t in tensors)
+    if any(t.device.type != "cpu" for t in tensors):
+        return "parameters are not on the CPU"
+    if len({t.dtype for t in tensors}) > 1:
+        return "parameters have several dtypes"
+    return ""

@@ -1,12 +1,16 @@
 """From observations to actions: one sample, or the best of several by a critic."""
 
-from typing import Annotated, Literal
+import copy
+import functools
+import threading
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from gtp_policy._config import Config, Float
+from gtp_policy._plan import FEW_ROWS
 from gtp_policy._random import generator_or_private, new_stream
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.critic import QEnsemble
@@ -119,39 +123,217 @@ def act(
         >>> torch.equal(first, second)
         True
     """
+    _check(critic, candidates)
+    if candidates == 1 and not deterministic:
+        return actor.sample(obs, steps=steps, generator=generator)
+    actor.check_observations(obs)
+    fixed = _fixed_noise(actor, candidates, steps).repeat(len(obs), 1) if deterministic else None
+    picker = _picker(choice, deterministic)
+    return _choose(actor, critic, obs, fixed, steps, candidates, picker, generator)
+
+
+class CPUSnapshot:
+    """Acts for observations on the CPU with networks that live on another device.
+
+    A few rows cost a device more than a CPU: it waits for every small kernel and for two transfers.
+    So up to 32 rows (observations times candidates) are computed by copies on the CPU, which are
+    renewed when the networks were written to; more rows go to the networks and come back. Both draw
+    the noise on the CPU, so that the same generator gives the same actions up to rounding.
+
+    The copies follow every parameter, buffer and module. What is none of these, such as a hook or
+    a plain attribute, is copied along with the modules and not looked at again.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy import FlowMapActor
+        >>> from gtp_policy.acting import CPUSnapshot
+        >>> snapshot, actor, obs = CPUSnapshot(), FlowMapActor(3, 2), torch.zeros(1, 3)
+        >>> snapshot.act(actor, None, obs, stamp=0).shape
+        torch.Size([1, 2])
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._copies: dict[str, _Copy] = {}
+
+    def __reduce__(self) -> tuple[type["CPUSnapshot"], tuple[()]]:
+        """Copies and pickles as an empty one: copies are made where they are needed."""
+        return CPUSnapshot, ()
+
+    def act(
+        self,
+        actor: FlowMapActor,
+        critic: QEnsemble | None,
+        obs: Tensor,
+        *,
+        stamp: object,
+        steps: int | None = None,
+        candidates: int = 1,
+        choice: Choice | None = None,
+        deterministic: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Returns what `act` returns, for and on the CPU.
+
+        Args:
+            actor: The policy, on any device.
+            critic: Judge of several candidates, on the same device; None is fine for one.
+            obs: Observation, shape (B, O), on the CPU.
+            stamp: Anything that differs after writes which tensors do not count themselves: the
+                replay of a CUDA graph, writes through ``.data``. The number of updates, say.
+            steps: As for `act`.
+            candidates: As for `act`.
+            choice: As for `act`.
+            deterministic: As for `act`.
+            generator: Source of the noise, on the CPU.
+
+        Returns:
+            Actions in [-1, 1], shape (B, A), on the CPU.
+
+        Raises:
+            ShapeError: If ``obs`` has the wrong shape.
+            DataError: If ``obs`` is no tensor of the actor's dtype.
+            ValueError: As for `act`.
+        """
+        _check(critic, candidates)
+        rows = candidates * len(obs)
+        if rows <= FEW_ROWS:
+            own = self._copy("actor", actor, stamp)
+            own.config = actor.config
+            return act(
+                own,
+                self._copy("critic", critic, stamp) if candidates > 1 else None,
+                obs,
+                steps=steps,
+                candidates=candidates,
+                choice=choice,
+                deterministic=deterministic,
+                generator=generator,
+            )
+        like = actor.fixed_noise
+        moved = obs.to(like.device)
+        actor.check_observations(moved)
+        source = generator_or_private(generator, obs.device)
+        if deterministic:
+            noise = _fixed_noise(actor, candidates, steps).repeat(len(obs), 1)
+        else:
+            shape = rows, actor.noise_dim(steps)
+            noise = torch.randn(shape, generator=source, dtype=like.dtype)
+        noise, picker = noise.to(like.device), _picker(choice, deterministic)
+        return _choose(actor, critic, moved, noise, steps, candidates, picker, source).cpu()
+
+    def _copy(self, name: str, module: Any, stamp: object) -> Any:  # noqa: ANN401 - as it came
+        with self._lock:
+            found = self._copies.get(name)
+            if found is None or not found.renew(module, stamp):
+                found = self._copies[name] = _Copy(module, stamp)
+            return found.module
+
+
+class _Copy:
+    """A module on the CPU, and what it was last seen to be a copy of."""
+
+    def __init__(self, module: nn.Module, stamp: object) -> None:
+        self._modules, self._tensors = _parts(module)
+        self._seen = self._look(stamp)
+        with torch.inference_mode(False):  # or nobody could write to it outside
+            self.module = copy.deepcopy(module).cpu().requires_grad_(False)
+        self._mine = _parts(self.module)[1]
+
+    def renew(self, module: nn.Module, stamp: object) -> bool:
+        """Makes the copy one of a module as it is now; False if only a new copy can be that."""
+        modules, tensors = _parts(module)
+        shapes = [(t.shape, t.dtype) for t in tensors]
+        if modules != self._modules or shapes != [(t.shape, t.dtype) for t in self._mine]:
+            return False
+        # The old tensors are kept until here, so that new ones cannot be in their memory.
+        self._tensors = tensors
+        seen = self._look(stamp)
+        if seen != self._seen:
+            _copy_all_(self._mine, tensors)
+            self._seen = seen
+        return True
+
+    def _look(self, stamp: object) -> tuple[object, list[tuple[int, int]]]:
+        return stamp, [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in self._tensors]
+
+
+def _parts(module: nn.Module) -> tuple[list[nn.Module], list[Tensor]]:
+    """Returns all modules inside and their tensors, sooner than `nn.Module` itself would."""
+    modules: list[nn.Module] = [module]
+    tensors: list[Tensor] = []
+    for part in modules:  # grows on the way
+        tensors += [t for t in part._parameters.values() if t is not None]
+        tensors += [t for t in part._buffers.values() if t is not None]
+        modules += [m for m in part._modules.values() if m is not None]
+    return modules, tensors
+
+
+@torch.no_grad()
+def _copy_all_(target: list[Tensor], source: list[Tensor]) -> None:
+    """Copies tensors to the CPU in one transfer per dtype."""
+    for dtype in {t.dtype for t in source}:
+        pairs = [(a, b) for a, b in zip(target, source, strict=True) if b.dtype == dtype]
+        packed = torch.cat([b.reshape(-1) for _, b in pairs]).cpu()
+        parts = torch.split(packed, [b.numel() for _, b in pairs])
+        for (a, _), part in zip(pairs, parts, strict=True):
+            a.copy_(part.view(a.shape))
+
+
+def _check(critic: QEnsemble | None, candidates: int) -> None:
     if not isinstance(candidates, int) or isinstance(candidates, bool) or candidates < 1:
         raise ValueError(
             f"`candidates` is out of range: got {candidates}, expected an integer >= 1."
         )
-    if candidates == 1 and not deterministic:
-        return actor.sample(obs, steps=steps, generator=generator)
-    actor.check_observations(obs)
-    batch = obs.shape[0]
-    noise = _fixed_noise(actor, candidates, steps).repeat(batch, 1) if deterministic else None
-    if candidates == 1:
-        return actor.sample(obs, steps=steps, noise=noise, generator=generator)
-    if critic is None:
+    if candidates > 1 and critic is None:
         raise ValueError(
             f"A choice among candidates needs a critic: got candidates={candidates} and no critic "
             "(behaviour cloning), expected a QEnsemble. Train one, or take candidates=1."
         )
+
+
+def _picker(choice: Choice | None, deterministic: bool) -> Choice:
+    return ArgmaxChoice() if deterministic or choice is None else choice
+
+
+def _choose(
+    actor: FlowMapActor,
+    critic: QEnsemble | None,
+    obs: Tensor,
+    noise: Tensor | None,
+    steps: int | None,
+    candidates: int,
+    picker: Choice,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Returns actions for noise that is given or, where there is none, drawn."""
+    if candidates == 1 or critic is None:
+        return actor.sample(obs, steps=steps, noise=noise, generator=generator)
+    batch = obs.shape[0]
     tiled = obs.repeat_interleave(candidates, 0)
     action = actor.sample(tiled, steps=steps, noise=noise, generator=generator)
     with torch.no_grad():
         q = critic(tiled, action).amin(0).view(batch, candidates)
-        picker = ArgmaxChoice() if deterministic or choice is None else choice
-        best = picker.pick(q, generator)
+        # A choice that draws, draws where its generator is.
+        where = q.device if generator is None else generator.device
+        best = picker.pick(q.to(where), generator).to(q.device)
     return action.view(batch, candidates, -1)[torch.arange(batch, device=best.device), best]
 
 
 def _fixed_noise(actor: FlowMapActor, candidates: int, steps: int | None) -> Tensor:
     noise = actor.fixed_noise.unsqueeze(0)
-    shape = candidates - 1, actor.action_dim
     if candidates > 1:
-        more = torch.randn(shape, generator=new_stream(0, "fixed candidates"))
+        more = _more_noise(candidates - 1, actor.action_dim, "fixed candidates")
         noise = torch.cat([noise, more.to(noise)])
-    later = candidates, actor.noise_dim(steps) - actor.action_dim
-    if later[1]:  # a stochastic sampler takes further noises on its way
-        more = torch.randn(later, generator=new_stream(0, "fixed steps"))
+    later = actor.noise_dim(steps) - actor.action_dim
+    if later:  # a stochastic sampler takes further noises on its way
+        more = _more_noise(candidates, later, "fixed steps")
         noise = torch.cat([noise, more.to(noise)], 1)
     return noise
+
+
+@functools.lru_cache(maxsize=16)
+def _more_noise(rows: int, width: int, name: str) -> Tensor:
+    """Returns the same numbers every time, shared by all callers."""
+    with torch.inference_mode(False):  # whoever asks first
+        return torch.randn((rows, width), generator=new_stream(0, name))

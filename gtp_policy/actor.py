@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gtp_policy._config import Config, Float, Int, Width
-from gtp_policy._plan import PlanCache, SamplerPlan
+from gtp_policy._plan import PlanCache, SamplerPlan, why_no_plan
 from gtp_policy._random import generator_or_private, new_stream
 from gtp_policy.errors import StateMismatchError
 from gtp_policy.functional import (
@@ -17,7 +17,7 @@ from gtp_policy.functional import (
     flow_map,
     precondition,
 )
-from gtp_policy.kernels import plain
+from gtp_policy.kernels import engine, plain
 from gtp_policy.networks import FlowMapMLP, features_dim
 from gtp_policy.samplers import JumpSampler, Sampler
 from gtp_policy.spaces import ObservationNormalizer
@@ -254,7 +254,8 @@ class FlowMapActor(nn.Module):
             True
         """
         self.check_observations(obs)
-        width, grid = self.noise_dim(steps), self._grid(steps, obs)
+        steps = self.config.steps if steps is None else steps
+        width = self.noise_dim(steps)
         if noise is None:
             noise = torch.randn(
                 (obs.shape[0], width),
@@ -265,9 +266,10 @@ class FlowMapActor(nn.Module):
         else:
             check_like("noise", noise, obs)
             check_shape("noise", noise, (obs.shape[0], width))
-        plan = self._plan(obs, grid)
+        plan = self._plan(obs, steps)
         if plan is not None:
             return plan.run(obs, noise)
+        grid = self._grid(steps, obs)
         with torch.no_grad():
             return self._follow(obs, noise, grid).clamp(-1.0, 1.0)
 
@@ -332,19 +334,59 @@ class FlowMapActor(nn.Module):
         features, path = self._features(obs), self.times.path
         return self.config.sampler.follow(self._jump, self._endpoint, features, noise, grid, path)
 
-    def _plan(self, obs: Tensor, grid: Tensor) -> SamplerPlan | None:
-        own = type(self)
-        if (
-            self.encoder is not None
-            or not self._plannable
-            or not obs.shape[0]
-            or not plain(obs)
-            or torch.is_autocast_enabled("cpu")
-            # A subclass that changes the flow map is taken at its word.
-            or (own._features, own._endpoint, own._jump) != _REFERENCE
-        ):
+    def _plan(self, obs: Tensor, steps: int) -> SamplerPlan | None:
+        if not obs.shape[0] or not plain(obs) or self._why_no_plan():
             return None
-        return self._plans.find(self.network, self.normalizer, grid, self.sigma_data)
+        # Not as attributes: `nn.Module` takes as long to find one as an operator to run.
+        network, normalizer = self._modules["network"], self._modules["normalizer"]
+        return self._plans.find(network, normalizer, self.times, self.sigma_data, steps)
+
+    def _why_no_plan(self) -> str:
+        own = type(self)
+        if self.encoder is not None:
+            return "the actor has an encoder"
+        if not self._plannable:
+            return "the sampler or the path is not the default one"
+        if own is not FlowMapActor and (own._features, own._endpoint, own._jump) != _REFERENCE:
+            return f"{own.__name__} changes the flow map"  # and is taken at its word
+        return "autocast is on" if torch.is_autocast_enabled("cpu") else ""
+
+    def explain(self, rows: int | None = None, *, steps: int | None = None) -> list[str]:
+        """Tells what samples the actions, and why not what would be faster.
+
+        Args:
+            rows: Number of observations; default 1.
+            steps: K; default ``config.steps``.
+
+        Returns:
+            One line.
+
+        Example:
+            >>> from gtp_policy import FlowMapActor
+            >>> FlowMapActor(3, 2).explain(rows=100)
+            ['sample: torch (its operators, in place), because its matrix products are the faster \
+ones beyond 32 rows']
+        """
+        path, why_not = self._sampled_by(rows or 1, steps or self.config.steps)
+        told = {
+            "numba": "numba (one compiled function)",
+            "torch": "torch (its operators, in place)",
+            "reference": "reference (modules, jump by jump)",
+        }[path]
+        return [f"sample: {told}, because {why_not}" if why_not else f"sample: {told}"]
+
+    def _sampled_by(self, rows: int, steps: int) -> tuple[str, str]:
+        """Returns "numba", "torch" or "reference", and why not what would be faster."""
+        why_not = self._why_no_plan() or why_no_plan(self.network, self.normalizer, steps)
+        if not why_not and engine() == "reference":
+            why_not = 'kernels.using("reference") asks for it'
+        if not why_not and not plain(self.fixed_noise):
+            why_not = "a compiler or a function transform is at work, or the dtype is unusual"
+        if why_not:
+            return "reference", why_not
+        plan = self._plan(self.fixed_noise, steps)
+        assert plan is not None
+        return plan.explain(rows)
 
     def _jump(self, features: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return flow_map(x, self._endpoint(features, x, t, s), t, s)
@@ -388,7 +430,7 @@ class FlowMapActor(nn.Module):
             gtp_policy.errors.DataError: `obs` has the wrong dtype: got torch.float64, expected \
 torch.float32. Convert it with obs.to(torch.float32).
         """
-        check_like("obs", obs, self.normalizer.mean)
+        check_like("obs", obs, cast(Tensor, self._buffers["fixed_noise"]))
         check_rows("obs", obs, self.obs_dim)
 
 

@@ -6,7 +6,7 @@ from typing import Any, Self
 import torch
 
 from gtp_policy._engine import Engine
-from gtp_policy._fused import share_
+from gtp_policy._stacked import share_
 from gtp_policy._update import Draws, draw
 from gtp_policy.dataset import OfflineDataset
 from gtp_policy.gtp_config import GTPConfig

@@ -1,48 +1,214 @@
-"""Choosing among candidates: the best, or one by softmax."""
+"""Acting: candidates and the copies on the CPU of networks that live elsewhere."""
+
+import copy
+import io
+import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gtp_policy import ArgmaxChoice, FlowMapActor, QEnsemble, SoftmaxChoice, act
-from gtp_policy.testing import assert_frequencies_close
+from gtp_policy import (
+    FlowMapActor,
+    FlowMapActorConfig,
+    QEnsemble,
+    QEnsembleConfig,
+    acting,
+)
+from gtp_policy.acting import CPUSnapshot, act
+from gtp_policy.errors import DataError, ShapeError
+from gtp_policy.networks import linear
 
-
-def test_softmax_draws_in_proportion_to_exp_q() -> None:
-    q = torch.tensor([0.0, 1.0, 3.0])
-    choice = SoftmaxChoice(temperature=2.0)
-    generator = torch.Generator().manual_seed(0)
-    picked = choice.pick(q.expand(20_000, 3), generator)
-    counts = torch.bincount(picked, minlength=3)
-    assert_frequencies_close(counts, torch.softmax(q.double() / 2, 0))
-    assert ArgmaxChoice().pick(q.expand(2, 3), None).tolist() == [2, 2]
-
-
-def test_a_cold_softmax_is_the_argmax() -> None:
-    q = torch.randn(100, 8, generator=torch.Generator().manual_seed(0))
-    cold = SoftmaxChoice(temperature=1e-6).pick(q, torch.Generator().manual_seed(1))
-    assert torch.equal(cold, q.argmax(1))
+OBS, ACT = 3, 2
 
 
-@pytest.fixture
-def parts() -> tuple[FlowMapActor, QEnsemble, Tensor]:
-    return FlowMapActor(2, 1), QEnsemble(2, 1), torch.zeros(64, 2)
+def networks() -> tuple[FlowMapActor, QEnsemble]:
+    hidden = (16, 8)
+    actor = FlowMapActor(OBS, ACT, FlowMapActorConfig(hidden=hidden))
+    return actor, QEnsemble(OBS, ACT, QEnsembleConfig(hidden=hidden))
 
 
-def test_act_passes_the_choice_on(parts: tuple[FlowMapActor, QEnsemble, Tensor]) -> None:
-    actor, critic, obs = parts
+def observations(rows: int) -> Tensor:
+    return torch.randn(rows, OBS, generator=torch.Generator().manual_seed(1))
 
-    def chosen(choice: SoftmaxChoice | ArgmaxChoice | None, **options: bool) -> Tensor:
-        generator = torch.Generator().manual_seed(0)
-        return act(actor, critic, obs, candidates=16, choice=choice, generator=generator, **options)
 
-    best = chosen(ArgmaxChoice())
-    assert torch.equal(best, chosen(None))
-    assert torch.equal(best, chosen(SoftmaxChoice(temperature=1e-9)))
-    warm = chosen(SoftmaxChoice(temperature=1e9))
-    assert torch.equal(warm, chosen(SoftmaxChoice(temperature=1e9)))  # a function of the generator
-    assert not torch.equal(best, warm)
-    value = [critic(obs, a).amin(0).mean().item() for a in (best, warm)]
-    assert value[0] > value[1]
-    fixed = chosen(SoftmaxChoice(temperature=1e9), deterministic=True)
-    assert torch.equal(fixed, chosen(None, deterministic=True))
+def stream() -> torch.Generator:
+    return torch.Generator().manual_seed(2)
+
+
+CHOICES: list[dict[str, Any]] = [
+    {},
+    {"steps": 2},
+    {"candidates": 3},
+    {"deterministic": True},
+    {"deterministic": True, "candidates": 3, "steps": 1},
+]
+
+
+@pytest.mark.parametrize("rows", [1, 10, 33])
+@pytest.mark.parametrize("choices", CHOICES)
+def test_a_snapshot_acts_as_its_networks(rows: int, choices: dict[str, Any]) -> None:
+    actor, critic = networks()
+    snapshot, obs = CPUSnapshot(), observations(rows)
+    for _ in range(2):
+        expected = act(actor, critic, obs, generator=stream(), **choices)
+        got = snapshot.act(actor, critic, obs, stamp=0, generator=stream(), **choices)
+        torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+
+
+def double(module: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(2)
+
+
+def load(module: nn.Module) -> None:
+    module.load_state_dict(
+        {k: 2 * v if torch.is_tensor(v) else v for k, v in module.state_dict().items()}
+    )
+
+
+def swap(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        parameter.data = 2 * parameter.data
+
+
+def normalise(module: nn.Module) -> None:
+    module.normalizer.set_statistics_(torch.ones(OBS), torch.full((OBS,), 3.0))
+
+
+def replace(module: nn.Module) -> None:
+    for part in module.modules():
+        if isinstance(part, nn.Sequential):
+            part[2] = linear(16, 8, generator=torch.Generator().manual_seed(7))
+
+
+@pytest.mark.parametrize("change", [double, load, swap, normalise])
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_change_is_noticed_without_a_new_stamp(
+    which: int, change: Callable[[nn.Module], None]
+) -> None:
+    pair, snapshot, obs = networks(), CPUSnapshot(), observations(4)
+    snapshot.act(*pair, obs, stamp=0, candidates=4, deterministic=True)
+    change(pair[which])
+    got = snapshot.act(*pair, obs, stamp=0, candidates=4, deterministic=True)
+    expected = act(*pair, obs, candidates=4, deterministic=True)
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+
+
+def test_new_layers_activations_and_configs_are_noticed() -> None:
+    actor, _ = networks()
+    snapshot, obs = CPUSnapshot(), observations(4)
+
+    def check() -> Tensor:
+        got = snapshot.act(actor, None, obs, stamp=0, deterministic=True)
+        expected = act(actor, None, obs, deterministic=True)
+        torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+        return got
+
+    before = [check()]
+    replace(actor)
+    before.append(check())
+    actor.network.mlp[1] = nn.ReLU()
+    before.append(check())
+    actor.config = actor.config.replace(steps=2)
+    before.append(check())
+    assert len({tuple(action.flatten().tolist()) for action in before}) == 4
+
+
+def test_what_tensors_do_not_count_needs_a_stamp() -> None:
+    actor, _ = networks()
+    snapshot, obs = CPUSnapshot(), observations(4)
+    before = snapshot.act(actor, None, obs, stamp=0, deterministic=True)
+    for parameter in actor.parameters():
+        parameter.data.mul_(2)  # as the replay of a CUDA graph would
+    assert torch.equal(snapshot.act(actor, None, obs, stamp=0, deterministic=True), before)
+    got = snapshot.act(actor, None, obs, stamp=1, deterministic=True)
+    torch.testing.assert_close(got, act(actor, None, obs, deterministic=True), atol=1e-6, rtol=0)
+    assert not torch.equal(got, before)
+
+
+def test_few_rows_never_reach_the_networks_and_nothing_is_copied_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    actor, critic = networks()
+    sampled, copied = [], []
+    original = FlowMapActor.sample
+    monkeypatch.setattr(
+        FlowMapActor,
+        "sample",
+        lambda self, *a, **k: sampled.append(self) or original(self, *a, **k),
+    )
+    fill = acting._copy_all_
+    monkeypatch.setattr(acting, "_copy_all_", lambda *a: copied.append(a) or fill(*a))
+    snapshot = CPUSnapshot()
+    for _ in range(3):
+        snapshot.act(actor, critic, observations(16), stamp=0, candidates=2)
+    assert actor not in sampled
+    assert len({id(module) for module in sampled}) == 1
+    assert not copied
+    snapshot.act(actor, critic, observations(17), stamp=0, candidates=2)
+    assert sampled[-1] is actor
+    double(actor)
+    for _ in range(3):
+        snapshot.act(actor, critic, observations(16), stamp=0, candidates=2)
+    assert len(copied) == 1  # the critic was not written to
+    assert sampled[-1] is sampled[0]
+
+
+def test_copies_are_good_outside_inference_mode_too() -> None:
+    actor, _ = networks()
+    snapshot, obs = CPUSnapshot(), observations(4)
+    with torch.inference_mode():
+        snapshot.act(actor, None, obs, stamp=0, deterministic=True)
+    double(actor)
+    got = snapshot.act(actor, None, obs, stamp=1, deterministic=True)
+    torch.testing.assert_close(got, act(actor, None, obs, deterministic=True), atol=1e-6, rtol=0)
+
+
+def test_a_snapshot_says_what_act_says() -> None:
+    actor, critic = networks()
+    snapshot = CPUSnapshot()
+    for rows in (4, 40):
+        with pytest.raises(ShapeError, match="expected \\(B, 3\\)"):
+            snapshot.act(actor, critic, torch.zeros(rows, 4), stamp=0)
+        with pytest.raises(DataError, match="wrong dtype"):
+            snapshot.act(actor, critic, observations(rows).double(), stamp=0)
+        with pytest.raises(ValueError, match="`candidates` is out of range: got 0"):
+            snapshot.act(actor, critic, observations(rows), stamp=0, candidates=0)
+        with pytest.raises(ValueError, match="needs a critic"):
+            snapshot.act(actor, None, observations(rows), stamp=0, candidates=2)
+
+
+def test_threads_share_a_snapshot() -> None:
+    actor, _ = networks()
+    snapshot, obs = CPUSnapshot(), observations(2)
+    expected = act(actor, None, obs, deterministic=True)
+    results: list[Tensor] = []
+
+    def run() -> None:
+        for i in range(50):
+            results.append(snapshot.act(actor, None, obs, stamp=i, deterministic=True))
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 200
+    for result in results:
+        torch.testing.assert_close(result, expected, atol=1e-6, rtol=0)
+
+
+def test_copies_and_pickles_start_empty() -> None:
+    actor, _ = networks()
+    snapshot, obs = CPUSnapshot(), observations(2)
+    expected = snapshot.act(actor, None, obs, stamp=0, deterministic=True)
+    file = io.BytesIO()
+    torch.save(snapshot, file)
+    file.seek(0)
+    for other in (copy.deepcopy(snapshot), torch.load(file, weights_only=False)):
+        assert not other._copies
+        assert torch.equal(other.act(actor, None, obs, stamp=0, deterministic=True), expected)

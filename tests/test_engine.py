@@ -34,8 +34,9 @@ from gtp_policy import (
     save_checkpoint,
 )
 from gtp_policy._engine import explain as engine_of
-from gtp_policy._fused import FusedUpdate, share_, together
+from gtp_policy._fused import FusedUpdate
 from gtp_policy._graph import GraphedUpdate
+from gtp_policy._stacked import share_, together
 from gtp_policy._update import Draws, draw
 from gtp_policy.kernels import explain, using
 from gtp_policy.networks import linear

@@ -1,0 +1,216 @@
+"""The compiled sampler for few rows: the reference's numbers, and torch where it cannot be."""
+
+import functools
+import importlib
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gtp_policy import FlowMapActor, FlowMapActorConfig, KarrasTimes, UniformTimes, _plan
+from gtp_policy.kernels import _numba, using
+
+ROOT = Path(__file__).parents[2]
+NUMBA = ["sample: numba (one compiled function)"]
+TIMES = [KarrasTimes(), KarrasTimes(t_min=0.002, t_max=80.0), UniformTimes(t_max=2.0)]
+
+
+def make(obs_dim: int = 3, action_dim: int = 2, **choices: Any) -> FlowMapActor:
+    return FlowMapActor(obs_dim, action_dim, FlowMapActorConfig(**({"hidden": (16, 8)} | choices)))
+
+
+def inputs(actor: FlowMapActor, rows: int = 5) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(0)
+    dtype = actor.fixed_noise.dtype
+    return {
+        "obs": torch.randn(rows, actor.obs_dim, generator=g, dtype=dtype),
+        "noise": torch.randn(rows, actor.action_dim, generator=g, dtype=dtype),
+    }
+
+
+def reference(actor: FlowMapActor, rows: int = 5, **choices: Any) -> Tensor:
+    with using("reference"):
+        return actor.sample(**inputs(actor, rows), **choices)
+
+
+@given(
+    obs_dim=st.integers(1, 40),
+    action_dim=st.integers(1, 9),
+    seed=st.integers(0, 99),
+    hidden=st.lists(st.integers(1, 300), min_size=1, max_size=3).map(tuple),
+    sigma_data=st.floats(0.05, 2.0),
+    times=st.sampled_from(TIMES),
+    steps=st.integers(1, 12),
+    rows=st.integers(1, _plan.FEW_ROWS),
+    shift=st.floats(-5, 5, width=32),
+)
+def test_the_references_actions(
+    obs_dim: int, action_dim: int, seed: int, steps: int, rows: int, shift: float, **choices: Any
+) -> None:
+    actor = FlowMapActor(obs_dim, action_dim, FlowMapActorConfig(**choices), seed=seed)
+    mean = torch.full_like(actor.normalizer.mean, shift)
+    actor.normalizer.set_statistics_(mean, mean.abs() + 0.5)
+    assert actor.explain(rows, steps=steps) == NUMBA
+    expected = reference(actor, rows, steps=steps)
+    got = actor.sample(**inputs(actor, rows), steps=steps)
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+
+
+def test_mish_is_exact_to_rounding() -> None:
+    x = np.linspace(-86.9, 60, 100_001, dtype=np.float32)
+    e = np.exp(np.minimum(x.astype(np.float64), 50))
+    exact = x * (e * (e + 2) / (e * (e + 2) + 2))
+    _numba._mish_(x)
+    np.testing.assert_allclose(x, exact, rtol=3e-7, atol=1e-37)
+
+
+def test_mish_of_what_is_hardly_a_number() -> None:
+    x = np.array([np.nan, np.inf, 3e38, 1e-30, 0.0, -88.0, -1e4, -3e38], np.float32)
+    _numba._mish_(x)
+    expected = torch.nn.functional.mish(
+        torch.tensor([np.nan, np.inf, 3e38, 1e-30, 0.0, -88.0, -1e4, -3e38])
+    )
+    np.testing.assert_allclose(x, expected.numpy(), rtol=3e-7, atol=1e-30)
+
+
+@pytest.mark.parametrize("outputs", range(1, 10))
+@pytest.mark.parametrize("rows", range(1, 6))
+def test_products_of_any_size(outputs: int, rows: int) -> None:
+    rng = np.random.default_rng(0)
+    weight, x = rng.normal(size=(outputs, 21)), rng.normal(size=(rows, 16))
+    bias, out = rng.normal(size=outputs), np.full((rows, outputs), np.nan, np.float32)
+    _numba._linear(*(a.astype(np.float32) for a in (weight,)), 5, *map(np.float32, (bias, x)), out)
+    np.testing.assert_allclose(out, x @ weight[:, 5:].T + bias, atol=1e-5)
+
+
+# --- parameters are read where they are
+
+
+def optimise(actor: FlowMapActor) -> None:
+    optimizer = torch.optim.Adam(actor.parameters(), lr=0.1)
+    o, x, t = torch.ones(4, 3), torch.ones(4, 2), torch.ones(4)
+    actor.endpoint(o, x, t, t).sum().backward()
+    optimizer.step()
+
+
+def load(actor: FlowMapActor) -> None:
+    actor.load_state_dict(FlowMapActor(3, 2, actor.config, seed=7).state_dict())
+
+
+def past_autograd(actor: FlowMapActor) -> None:
+    for parameter in actor.parameters():
+        parameter.data.mul_(2)
+
+
+def copy_into(actor: FlowMapActor) -> None:
+    with torch.no_grad():
+        for parameter in actor.parameters():
+            parameter.copy_(2 * parameter)
+
+
+def swap(actor: FlowMapActor) -> None:
+    for parameter in actor.parameters():
+        parameter.data = 2 * parameter.data
+
+
+def statistics(actor: FlowMapActor) -> None:
+    actor.normalizer.set_statistics_(torch.full((3,), 0.5), torch.full((3,), 3.0))
+
+
+@pytest.mark.parametrize("write", [optimise, load, past_autograd, copy_into, swap, statistics])
+def test_every_write_counts_at_once(write: Callable[[FlowMapActor], None]) -> None:
+    actor = make()
+    before = actor.sample(**inputs(actor))
+    write(actor)
+    assert actor.explain() == NUMBA
+    after = actor.sample(**inputs(actor))
+    torch.testing.assert_close(after, reference(actor), atol=1e-6, rtol=0)
+    assert not torch.equal(after, before)
+
+
+# --- where torch is left to do it
+
+
+def check_torch(actor: FlowMapActor, why: str, rows: int = 5, atol: float = 1e-6) -> None:
+    (line,) = actor.explain(rows)
+    assert line.startswith("sample: torch (")
+    assert why in line.partition(" because ")[2]
+    got = actor.sample(**inputs(actor, rows))
+    torch.testing.assert_close(got, reference(actor, rows), atol=atol, rtol=0)
+
+
+def test_other_dtypes_layouts_and_many_rows() -> None:
+    check_torch(make(), "beyond 32 rows", rows=_plan.FEW_ROWS + 1)
+    check_torch(make().double(), "float64", atol=1e-12)
+    transposed = make()
+    weight = transposed.network.mlp[2].weight
+    weight.data = weight.data.t().contiguous().t()
+    check_torch(transposed, "not contiguous")
+    stretched = make()
+    bias = stretched.network.mlp[2].bias
+    stretched.sample(**inputs(stretched))
+    bias.data = bias.data[:1].expand(8)  # the same memory, in another layout
+    check_torch(stretched, "not contiguous")
+    with using("torch"):
+        check_torch(make(), 'kernels.using("torch") asks for it')
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was found out about numba is forgotten for one test."""
+    monkeypatch.setattr(_plan, "_compiled", functools.cache(_plan._compiled.__wrapped__))
+
+
+@pytest.mark.usefixtures("fresh")
+def test_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    check_torch(make(), "not installed (pip install 'gtp-policy[fast]')")
+
+
+@pytest.mark.usefixtures("fresh")
+def test_numba_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def refuse(name: str) -> None:
+        calls.append(name)
+        raise ImportError("Numba needs another NumPy")
+
+    monkeypatch.setattr(importlib, "import_module", refuse)
+    actor = make()
+    for _ in range(3):
+        check_torch(actor, "ImportError: Numba needs another NumPy")
+        check_torch(make(), "ImportError: Numba needs another NumPy")
+    assert len(calls) == 1  # once is enough to know
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(_numba, "sample", fail)
+    check_torch(make(), "OSError: no space left on device")
+
+
+def test_numba_is_imported_for_the_first_few_rows_and_not_before() -> None:
+    code = """
+import sys, torch, gtp_policy
+actor = gtp_policy.FlowMapActor(3, 2, gtp_policy.FlowMapActorConfig(hidden=(16, 8)))
+loaded = ["numba" in sys.modules]
+for rows in (100, 1):
+    actor.sample(torch.zeros(rows, 3))
+    loaded.append("numba" in sys.modules)
+print(*loaded)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert result.stdout.split() == ["False", "False", "True"]
