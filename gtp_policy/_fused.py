@@ -21,11 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from gtp_policy._passes import GradientPass, Pass, Stack
+from gtp_policy._plan_cuda import fastest, fold
 from gtp_policy._stacked import Optimizer, Parameters, together
 from gtp_policy._update import Draws, Parts
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.critic import ExpectileBaseline, PolicyBaseline, QEnsemble, ValueNetwork
 from gtp_policy.functional import advantage_weights, precondition
+from gtp_policy.kernels._sampler import Sampler
 from gtp_policy.networks import FlowMapMLP
 from gtp_policy.transitions import Transitions
 
@@ -100,9 +102,29 @@ class FusedUpdate:
         self._optimizers = {
             "actor": self._optimizer("actor", [p.actor for p in learners], actor, gradients)
         }
+        self._sampler = None if self._target.cpu else self._make_sampler(target)
         self._slow, self._fast = list(target.parameters), list(actor.parameters)
         if first.critic is not None:
             self._prepare_critic(rows, config.backup_actions)
+
+    def _make_sampler(self, target: Net) -> Sampler:
+        """Returns what samples for all seeds at once, away from the CPU."""
+        actor = self._first.target_actor
+        tensors = [*target.parameters, target.mean.squeeze(1), target.scale.squeeze(1)]
+        if self._seeds == 1:  # plain products are faster than batches of one
+            tensors = [tensor[0] for tensor in tensors]
+        *parameters, mean, scale = tensors
+        folded = fold(
+            parameters[::2],
+            parameters[1::2],
+            mean,
+            scale,
+            cast(FlowMapMLP, actor.network).embedding,
+            actor.times.grid(actor.config.steps, dtype=target.mean.dtype),
+            actor.sigma_data,
+        )
+        coarse = self._first.config.no_grad_precision == "bfloat16"
+        return fastest(folded, "bf16" if coarse else "fp32")[0]
 
     def _prepare_critic(self, rows: int, backups: int) -> None:
         critics = [cast(QEnsemble, p.critic) for p in self.learners]
@@ -215,6 +237,10 @@ class FusedUpdate:
         return action[:, :n], action[:, n:] if draws.baseline is not None else None
 
     def _sampled(self, obs: Tensor, noise: Tensor) -> Tensor:
+        if self._sampler is not None and self._seeds == 1:
+            return self._sampler.run(obs[0], noise[0]).unsqueeze(0)
+        if self._sampler is not None:
+            return self._sampler.run(obs, noise)
         actors = [p.target_actor for p in self.learners]
         parts = [a.sample(o, noise=z) for a, o, z in zip(actors, obs, noise, strict=True)]
         return together(parts)

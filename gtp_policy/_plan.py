@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gtp_policy._plan_cuda import DevicePlan
 from gtp_policy.functional import precondition
 from gtp_policy.kernels import SMALLEST_MISH, engine, few_threads, mish_
 from gtp_policy.networks import FlowMapMLP, Mish, TimeEmbedding
@@ -304,11 +305,16 @@ class SamplerPlan:
         return made
 
 
+Plan = SamplerPlan | DevicePlan
+# Devices for which there is one.
+PLANNED = ("cpu", "cuda")
+
+
 class PlanCache:
     """The plans of one actor by number of jumps; a copy of the actor starts without any."""
 
     def __init__(self) -> None:
-        self._plans: dict[int, tuple[Parts, SamplerPlan]] = {}
+        self._plans: dict[int, tuple[Parts, Plan]] = {}
 
     def __reduce__(self) -> tuple[type["PlanCache"], tuple[()]]:
         """Copies and pickles as an empty cache: plans hold views and buffers of threads."""
@@ -321,7 +327,7 @@ class PlanCache:
         times: TimeSchedule,
         sigma_data: float,
         steps: int,
-    ) -> SamplerPlan | None:
+    ) -> Plan | None:
         """Returns a plan that fits, made anew if need be; None if there can be none."""
         found = self._plans.get(steps)
         if found is not None and found[0].are(network, normalizer, times, sigma_data):
@@ -333,13 +339,14 @@ class PlanCache:
         parts = Parts(network, normalizer, times, sigma_data)
         with torch.no_grad():
             grid = times.grid(steps, dtype=normalizer.mean.dtype)
-            plan = SamplerPlan(network, normalizer, grid, sigma_data)
+            kind = SamplerPlan if normalizer.mean.is_cpu else DevicePlan
+            plan = kind(network, normalizer, grid, sigma_data)
         self._plans[steps] = parts, plan
         return plan
 
 
 def why_no_plan(network: nn.Module | None, normalizer: nn.Module | None, steps: int) -> str:
-    """Returns what is not as planned; empty for the default network, as built, on the CPU."""
+    """Returns what is not as planned; empty for the default network, as built, on one device."""
     if steps > _MOST_STEPS:
         return f"{steps} jumps are more than {_MOST_STEPS}"
     if type(network) is not FlowMapMLP or type(normalizer) is not ObservationNormalizer:
@@ -356,8 +363,10 @@ def why_no_plan(network: nn.Module | None, normalizer: nn.Module | None, steps: 
     if any(m._parameters["bias"] is None for m in layers[::2]):
         return "a layer has no bias"
     tensors = [*network.mlp.parameters(), *normalizer.buffers()]
-    if any(t.device.type != "cpu" for t in tensors):
-        return "parameters are not on the CPU"
+    if tensors[0].device.type not in PLANNED:
+        return f"the device is {tensors[0].device}"
+    if len({t.device for t in tensors}) > 1:
+        return "parameters are on several devices"
     if len({t.dtype for t in tensors}) > 1:
         return "parameters have several dtypes"
     return ""

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gtp_policy._config import Config, Float, Int, Width
-from gtp_policy._plan import PlanCache, SamplerPlan, why_no_plan
+from gtp_policy._plan import PLANNED, Plan, PlanCache, why_no_plan
 from gtp_policy._random import generator_or_private, new_stream
 from gtp_policy.errors import StateMismatchError
 from gtp_policy.functional import (
@@ -334,8 +334,8 @@ class FlowMapActor(nn.Module):
         features, path = self._features(obs), self.times.path
         return self.config.sampler.follow(self._jump, self._endpoint, features, noise, grid, path)
 
-    def _plan(self, obs: Tensor, steps: int) -> SamplerPlan | None:
-        if not obs.shape[0] or not plain(obs) or self._why_no_plan():
+    def _plan(self, obs: Tensor, steps: int) -> Plan | None:
+        if not obs.shape[0] or not plain(obs, PLANNED) or self._why_no_plan():
             return None
         # Not as attributes: `nn.Module` takes as long to find one as an operator to run.
         network, normalizer = self._modules["network"], self._modules["normalizer"]
@@ -349,7 +349,7 @@ class FlowMapActor(nn.Module):
             return "the sampler or the path is not the default one"
         if own is not FlowMapActor and (own._features, own._endpoint, own._jump) != _REFERENCE:
             return f"{own.__name__} changes the flow map"  # and is taken at its word
-        return "autocast is on" if torch.is_autocast_enabled("cpu") else ""
+        return "autocast is on" if any(map(torch.is_autocast_enabled, PLANNED)) else ""
 
     def explain(self, rows: int | None = None, *, steps: int | None = None) -> list[str]:
         """Tells what samples the actions, and why not what would be faster.
@@ -370,17 +370,18 @@ ones beyond 32 rows']
         path, why_not = self._sampled_by(rows or 1, steps or self.config.steps)
         told = {
             "numba": "numba (one compiled function)",
+            "triton": "triton (one kernel)",
             "torch": "torch (its operators, in place)",
             "reference": "reference (modules, jump by jump)",
         }[path]
         return [f"sample: {told}, because {why_not}" if why_not else f"sample: {told}"]
 
     def _sampled_by(self, rows: int, steps: int) -> tuple[str, str]:
-        """Returns "numba", "torch" or "reference", and why not what would be faster."""
+        """Returns "numba", "triton", "torch" or "reference", and why not what would be faster."""
         why_not = self._why_no_plan() or why_no_plan(self.network, self.normalizer, steps)
         if not why_not and engine() == "reference":
             why_not = 'kernels.using("reference") asks for it'
-        if not why_not and not plain(self.fixed_noise):
+        if not why_not and not plain(self.fixed_noise, PLANNED):
             why_not = "a compiler or a function transform is at work, or the dtype is unusual"
         if why_not:
             return "reference", why_not

@@ -12,7 +12,7 @@ from gtp_policy._adam import Adam
 from gtp_policy._engine import Engine, explain
 from gtp_policy._random import new_stream
 from gtp_policy._update import Parts, advantage_over, draw
-from gtp_policy.acting import act
+from gtp_policy.acting import CPUSnapshot, act
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.critic import (
     ExpectileBaseline,
@@ -113,7 +113,7 @@ class GTPLearner(nn.Module):
         if critic is not None:
             self.target_critic = copy.deepcopy(critic).requires_grad_(False).eval()
         self.updates = 0
-        self._engine = Engine()
+        self._engine, self._snapshot = Engine(), CPUSnapshot()
         self._own_rates = optimizer is not None
         parts = {"actor": self.actor, "critic": self.critic, "value": self.value}
         self.optimizers = {
@@ -359,10 +359,13 @@ class GTPLearner(nn.Module):
 
         Example:
             >>> from gtp_policy import GTPConfig, GTPLearner
-            >>> GTPLearner.build(3, 2, GTPConfig(critic=None)).explain()
-            ['update: fused (gradients by hand, into buffers) on cpu, torch.float32']
+            >>> for line in GTPLearner.build(3, 2, GTPConfig(critic=None)).explain(rows=64):
+            ...     print(line)
+            update: fused (gradients by hand, into buffers) on cpu, torch.float32
+            sample: torch (its operators, in place), because its matrix products are the faster ones
+            beyond 32 rows
         """
-        return [explain(self._parts())]
+        return [explain(self._parts()), *self.target_actor.explain(rows)]
 
     def _parts(self) -> Parts:
         return Parts(
@@ -437,7 +440,9 @@ class GTPLearner(nn.Module):
         ``dataset.action_scaler.to_box`` takes the actions to the units of the environment.
 
         Args:
-            obs: Observation, shape (B, O), of the learner's dtype and device.
+            obs: Observation, shape (B, O), of the learner's dtype, on its device or on the CPU. On
+                the CPU they get their actions there: up to 32 rows from a copy of the networks,
+                which is sooner than waiting for a GPU, more from the device.
             steps: K; default the actor's.
             candidates: Actions to draw per observation; above 1 the target critic chooses among
                 them, as ``config.choice`` says. Default: ``config.eval_candidates`` for a
@@ -467,16 +472,19 @@ class GTPLearner(nn.Module):
         if candidates is None:
             chooses = deterministic and self.target_critic is not None
             candidates = self.config.eval_candidates if chooses else 1
-        return act(
-            self.target_actor,
-            self.target_critic,
-            obs,
-            steps=steps,
-            candidates=candidates,
-            choice=self.config.choice,
-            deterministic=deterministic,
-            generator=generator,
-        )
+        how: dict[str, Any] = {
+            "steps": steps,
+            "candidates": candidates,
+            "choice": self.config.choice,
+            "deterministic": deterministic,
+            "generator": generator,
+        }
+        actor, critic = self.target_actor, self.target_critic
+        here = isinstance(obs, Tensor) and obs.is_cpu
+        if here and not actor.fixed_noise.is_cpu:
+            # A recorded update writes without counting it: the number of updates counts.
+            return self._snapshot.act(actor, critic, obs, stamp=self.updates, **how)
+        return act(actor, critic, obs, **how)
 
     def train(self, mode: bool = True) -> Self:
         """Sets training mode; the targets stay in evaluation mode whatever is asked.

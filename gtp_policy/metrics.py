@@ -130,4 +130,5 @@ def spread_ratio(action: Tensor, first: Tensor, second: Tensor) -> Tensor:
     check_shape("second", second, tuple(action.shape))
     to_data = (action - first).norm(dim=-1).mean() + (action - second).norm(dim=-1).mean()
     tiny = torch.finfo(action.dtype).tiny
-    return 2 * (first - second).norm(dim=-1).mean() / to_data.clamp_min(tiny)
+    ratio: Tensor = 2 * (first - second).norm(dim=-1).mean() / to_data.clamp_min(tiny)
+    return ratio

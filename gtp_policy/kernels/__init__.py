@@ -155,8 +155,10 @@ def explain(of: Any, rows: int | None = None) -> str:  # noqa: ANN401 - anything
     Example:
         >>> from gtp_policy import GTPConfig, GTPLearner
         >>> from gtp_policy.kernels import explain
-        >>> print(explain(GTPLearner.build(3, 2, GTPConfig(critic=None))))
+        >>> print(explain(GTPLearner.build(3, 2, GTPConfig(critic=None)), rows=64))
         update: fused (gradients by hand, into buffers) on cpu, torch.float32
+        sample: torch (its operators, in place), because its matrix products are the faster ones
+        beyond 32 rows
     """
     if not hasattr(of, "explain"):
         raise TypeError(
@@ -293,14 +295,15 @@ def mish_with_slope_(x: Tensor, slope: Tensor, scratch: tuple[Tensor, Tensor]) -
     return x
 
 
-def plain(x: Tensor) -> bool:
-    """Tells whether a tensor is one that kernels for the CPU may take.
+def plain(x: Tensor, devices: tuple[str, ...] = ("cpu",)) -> bool:
+    """Tells whether a tensor is one that kernels may take.
 
     Not where the reference is asked for, a compiler or a function transform is at work, or
     derivatives travel forward.
 
     Args:
         x: Any tensor.
+        devices: Types of devices for which there is a kernel.
 
     Returns:
         The answer.
@@ -316,7 +319,7 @@ def plain(x: Tensor) -> bool:
     """
     return (
         not torch.compiler.is_compiling()  # first: a compiler cannot trace the rest
-        and x.is_cpu
+        and (x.is_cpu if len(devices) == 1 else x.device.type in devices)
         and (x.dtype == torch.float32 or x.dtype == torch.float64)
         and _ENGINE.get() != "reference"
         and not torch._C._are_functorch_transforms_active()

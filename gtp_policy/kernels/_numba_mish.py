@@ -23,7 +23,7 @@ _compiled = njit(fastmath={"contract"}, cache=True, nogil=True, error_model="num
 
 
 @_compiled
-def _exp(v: float) -> float:
+def _exp(v: np.float32) -> np.float32:
     """Returns e = exp(v), within what float32 holds, and 0 far below."""
     c = v if v < _LARGEST_EXPONENT else _LARGEST_EXPONENT  # also what is no number
     c = c if c > _SMALLEST_EXPONENT else _SMALLEST_EXPONENT
