@@ -576,8 +576,10 @@ def test_nan_is_told_before_it_reaches_the_actor(batch: Transitions) -> None:
 
 def test_metrics_are_finite_numbers_or_an_error_with_their_name(batch: Transitions) -> None:
     full = make_learner().update(batch)
-    assert set(full.to_floats()) == set(UpdateMetrics._fields)
-    assert all(value.ndim == 0 and not value.requires_grad for value in full)
+    # Weights and linear-Q guidance exclude each other.
+    assert set(full.to_floats()) == set(UpdateMetrics._fields) - {"guided_q"}
+    assert full.guided_q is None
+    assert all(v.ndim == 0 and not v.requires_grad for v in full if v is not None)
     cloning = GTPLearner.build(OBS, ACT, make_config().replace(critic=None))
     floats = cloning.update(batch).to_floats()
     assert set(floats) == {"actor_loss", "consistency", "flow", "actor_grad_norm"}

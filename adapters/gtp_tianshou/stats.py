@@ -29,6 +29,7 @@ class GTPTrainingStats(TrainingStats):
         weight_clipped: Fraction of weights at the cap.
         weight_ess: Effective sample size over batch size, in (0, 1]; near 0, a few transitions
             carry the update: lower eta or max_weight.
+        guided_q: Mean value of the actor's own actions, with linear-Q guidance.
         ms_per_update: Mean milliseconds of an update since the numbers were fetched last, without
             sampling the batch.
 
@@ -53,4 +54,5 @@ class GTPTrainingStats(TrainingStats):
     weight_max: float | None = None
     weight_clipped: float | None = None
     weight_ess: float | None = None
+    guided_q: float | None = None
     ms_per_update: float
