@@ -1,6 +1,7 @@
 """Guidance: what it adds to the loss, who gets the gradient, and what it leaves out."""
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from gtp_policy import (
     QEnsembleConfig,
     Transitions,
 )
+from gtp_policy.kernels import using
 
 OBS, ACT, BATCH = 3, 2, 32
 
@@ -110,8 +112,8 @@ def test_without_guidance_the_actor_is_a_clone_whatever_the_critic_thinks() -> N
         learner_with(LinearQGuidance(scale=0.0)),
         learner_with(NoGuidance(), baseline=ExpectileBaseline(hidden=(8,))),
     ]
-    for update in range(3):
-        for learner in learners:
+    with using("reference"):  # a clone has a faster way, which rounds apart
+        for update, learner in itertools.product(range(3), learners):
             learner.update(batch(update))
     first, *others = map(parameters, learners)
     assert all(torch.equal(first, other) for other in others)
