@@ -6,6 +6,7 @@ VENV := .venv
 STAMP := $(VENV)/.gtp-policy-installed
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
+PEERS := outputs/peers
 # pip asks for no newer self, and explains nothing that a newcomer has to read.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
@@ -18,7 +19,8 @@ VALID := $(shell [ "$$(cat $(STAMP) 2>/dev/null)" = "$(CURDIR)" ] && $(BIN)/pyth
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format docs build bench-bandit bench-pointmaze bench-datasets bench-hosts bench-speed scorecard test-lowest \
+.PHONY: help setup demo test lint format docs build bench-bandit bench-pointmaze bench-datasets bench-hosts \
+	bench-speed bench-peers bench-growth bench-memory bench-imports bench-host-speed bench-page results results-page scorecard test-lowest \
 	tables clean FORCE
 
 help:  ## show this list
@@ -47,7 +49,7 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy --strict gtp_policy
-	$(BIN)/python -m mypy adapters/gtp_datasets adapters/gtp_sb3 adapters/gtp_tianshou
+	$(BIN)/python -m mypy adapters/gtp_datasets adapters/gtp_experiments adapters/gtp_sb3 adapters/gtp_tianshou
 
 format: $(STAMP)  ## rewrite the sources in the house style
 	$(BIN)/python -m ruff check --fix .
@@ -81,13 +83,45 @@ test-lowest:  ## the tests of core and hosts with the lowest versions that users
 		$(PYTHON) -m venv $(LOWEST) && \
 		$(LOWEST)/bin/python -m pip --disable-pip-version-check -q install -c constraints-lowest.txt torch hatchling && \
 		$(LOWEST)/bin/python -m pip --disable-pip-version-check -q install -c constraints-lowest.txt \
-			--no-build-isolation '.[datasets,tianshou,sb3,testing]' pytest-timeout scipy tensorboard rich psutil && \
+			--no-build-isolation '.[datasets,experiments,tianshou,sb3,testing]' pytest-timeout scipy tensorboard rich psutil && \
 		$(LOWEST)/bin/python -m pip -q uninstall -y gtp-policy && touch $(LOWEST)/.installed; }
 	PYTHONPATH=.:adapters $(LOWEST)/bin/python -m pytest -p no:cacheprovider tests/adapters tests/testing \
 		tests/test_checkpoint.py tests/test_config.py tests/test_learner.py tests/test_actor.py tests/test_loss.py
 
-bench-speed: $(STAMP)  ## time of an update and of an action against a naive transcription, as JSON
+bench-speed: $(STAMP)  ## time of updates and actions against a naive transcription and Tianshou, as JSON
 	$(BIN)/python -m benchmarks.speed
+
+# d3rlpy asks for an older gymnasium than the hosts need: it goes into a folder of its own, without
+# its dependencies, and is laid over .venv for this one command.
+bench-peers: $(PEERS)/.installed  ## the same with d3rlpy's algorithms as further contenders
+	PYTHONPATH=$(PEERS) $(BIN)/python -m benchmarks.speed
+
+$(PEERS)/.installed: benchmarks/constraints-peers.txt | $(STAMP)
+	@rm -rf $(PEERS)
+	@$(PIP) install --no-deps --target $(PEERS) -r benchmarks/constraints-peers.txt
+	@touch $@
+
+bench-growth: $(STAMP)  ## time of an update as sizes grow, as JSON
+	$(BIN)/python -m benchmarks.growth
+
+bench-memory: $(STAMP)  ## memory of training over imports, as JSON
+	$(BIN)/python -m benchmarks.memory
+
+bench-imports: $(STAMP)  ## import time over torch's, as JSON
+	$(BIN)/python -m benchmarks.imports
+
+bench-host-speed: $(STAMP)  ## update rate inside the hosts' training loops, as JSON
+	$(BIN)/python -m benchmarks.host_speed
+
+bench-page: $(STAMP)  ## write the page on performance and its pictures from the benchmarks' JSON
+	$(BIN)/python -m benchmarks.performance
+
+results: $(PEERS)/.installed  ## run the studies (hours; resumes), then write docs/results.md
+	PYTHONPATH=$(PEERS):$$PYTHONPATH $(BIN)/python -m benchmarks.studies run; status=$$?; \
+		$(BIN)/python -m benchmarks.studies collect && $(BIN)/python -m benchmarks.results_page && exit $$status
+
+results-page: $(STAMP)  ## write docs/results.md from the results that are there
+	$(BIN)/python -m benchmarks.results_page
 
 tables: $(STAMP)  ## write the README's results from the benchmarks' JSON
 	$(BIN)/python -m benchmarks.tables

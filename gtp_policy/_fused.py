@@ -15,14 +15,14 @@ and a residual depends on the network's output through :math:`c_{out}(t)` times 
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from gtp_policy._passes import GradientPass, Pass, Stack
 from gtp_policy._plan_cuda import fastest, fold
-from gtp_policy._stacked import Optimizer, Parameters, together
+from gtp_policy._stacked import Net, Optimizer, Parameters, net_of, stack_of, together
 from gtp_policy._update import Draws, Parts
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.critic import ExpectileBaseline, PolicyBaseline, QEnsemble, ValueNetwork
@@ -30,23 +30,6 @@ from gtp_policy.functional import advantage_weights, precondition
 from gtp_policy.kernels._sampler import Sampler
 from gtp_policy.networks import FlowMapMLP
 from gtp_policy.transitions import Transitions
-
-
-class Net(NamedTuple):
-    """One network of every seed: its parameters, stacked, and what it normalises by."""
-
-    parameters: Parameters
-    mean: Tensor  # (S, 1, O)
-    scale: Tensor
-
-
-def stack_of(parameters: Parameters, *, linear: bool) -> Stack:
-    """Returns stacked parameters as matrices (in, out): those of layers or of an ensemble."""
-    if linear:
-        return Stack([w.mT for w in parameters[::2]], [b.unsqueeze(1) for b in parameters[1::2]])
-    half = len(parameters) // 2
-    flat = [p.view(-1, *p.shape[2:]) for p in parameters]
-    return Stack(flat[:half], flat[half:])
 
 
 @contextmanager
@@ -91,8 +74,8 @@ class FusedUpdate:
         first = learners[0]
         self._seeds, self._first = len(learners), first
         config = first.config
-        actor = _net([p.actor for p in learners])
-        self._actor_net, target = actor, _net([p.target_actor for p in learners])
+        actor = net_of([p.actor for p in learners])
+        self._actor_net, target = actor, net_of([p.target_actor for p in learners])
         gradients, into = self._gradients(actor, linear=True)
         stack, slow = (stack_of(net.parameters, linear=True) for net in (actor, target))
         self._actor = GradientPass(stack, 2 * rows, into, transposed=True)
@@ -128,8 +111,8 @@ class FusedUpdate:
 
     def _prepare_critic(self, rows: int, backups: int) -> None:
         critics = [cast(QEnsemble, p.critic) for p in self.learners]
-        critic = _net(critics)
-        target = _net([cast(QEnsemble, p.target_critic) for p in self.learners])
+        critic = net_of(critics)
+        target = net_of([cast(QEnsemble, p.target_critic) for p in self.learners])
         members, config = critics[0].config.members, self._first.config
         stack = stack_of(critic.parameters, linear=False)
         slow = stack_of(target.parameters, linear=False)
@@ -149,7 +132,7 @@ class FusedUpdate:
 
     def _prepare_value(self, slow: Stack, rows: int) -> None:
         values = [cast(ValueNetwork, p.value) for p in self.learners]
-        value = _net(values)
+        value = net_of(values)
         gradients, into = self._gradients(value, linear=True)
         stack = stack_of(value.parameters, linear=True)
         self._value = GradientPass(stack, rows, into, transposed=True)
@@ -379,15 +362,3 @@ class FusedUpdate:
 
 def _column(x: Tensor | float) -> Tensor | float:
     return x.unsqueeze(-1) if isinstance(x, Tensor) else x
-
-
-def _net(modules: Sequence[Any]) -> Net:
-    """Returns the parameters of equal networks as (S, ...), in the memory where they are."""
-    owners = [m.network if isinstance(m, FlowMapActor | ValueNetwork) else m for m in modules]
-    lists = [[p.detach() for p in owner.parameters()] for owner in owners]
-    normalizers = [m.normalizer for m in modules]
-    return Net(
-        [together(copies) for copies in zip(*lists, strict=True)],
-        together([n.mean for n in normalizers]).unsqueeze(1),
-        together([n.scale for n in normalizers]).unsqueeze(1),
-    )

@@ -1,14 +1,34 @@
 """Parameters of several seeds in one piece of memory, and the steps of their optimisers."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from gtp_policy._adam import adam_state, is_plain_adam
+from gtp_policy._passes import Stack
+from gtp_policy.actor import FlowMapActor
+from gtp_policy.critic import ValueNetwork
 
 Parameters = list[Tensor]  # (S, ...) each
+
+
+class Net(NamedTuple):
+    """One network of every seed: its parameters, stacked, and what it normalises by."""
+
+    parameters: Parameters
+    mean: Tensor  # (S, 1, O)
+    scale: Tensor
+
+
+def stack_of(parameters: Parameters, *, linear: bool) -> Stack:
+    """Returns stacked parameters as matrices (in, out): those of layers or of an ensemble."""
+    if linear:
+        return Stack([w.mT for w in parameters[::2]], [b.unsqueeze(1) for b in parameters[1::2]])
+    half = len(parameters) // 2
+    flat = [p.view(-1, *p.shape[2:]) for p in parameters]
+    return Stack(flat[:half], flat[half:])
 
 
 class Optimizer:
@@ -147,3 +167,15 @@ def _step(tensors: Sequence[Tensor]) -> int | None:
     )
     evenly = places == [places[0] + i * step for i in range(len(tensors))]
     return step // size if alike and evenly and step >= first.numel() * size else None
+
+
+def net_of(modules: Sequence[Any]) -> Net:
+    """Returns the parameters of equal networks as (S, ...), in the memory where they are."""
+    owners = [m.network if isinstance(m, FlowMapActor | ValueNetwork) else m for m in modules]
+    lists = [[p.detach() for p in owner.parameters()] for owner in owners]
+    normalizers = [m.normalizer for m in modules]
+    return Net(
+        [together(copies) for copies in zip(*lists, strict=True)],
+        together([n.mean for n in normalizers]).unsqueeze(1),
+        together([n.scale for n in normalizers]).unsqueeze(1),
+    )

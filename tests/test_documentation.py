@@ -14,7 +14,14 @@ import pytest
 from pydantic import BaseModel
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("gtp_policy", "gtp_policy.testing", "gtp_datasets", "gtp_sb3", "gtp_tianshou")
+PACKAGES = (
+    "gtp_policy",
+    "gtp_policy.testing",
+    "gtp_datasets",
+    "gtp_experiments",
+    "gtp_sb3",
+    "gtp_tianshou",
+)
 # Public modules whose names are imported by their full path and are no part of an `__all__`.
 MODULES = (
     "gtp_policy.dataset_builder",

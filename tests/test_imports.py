@@ -21,13 +21,13 @@ LAYERS: list[set[str]] = [
     {"times", "spaces", "_bundle", "kernels", "rewards"},
     {"functional"},
     {"networks", "weighting", "transitions", "dataset_builder", "teachers", "samplers"},
-    {"_plan_cuda", "_passes", "_stacked"},
+    {"_plan_cuda", "_passes"},
     {"_plan"},
     {"actor", "dataset"},
     {"loss", "critic"},
     {"acting", "guidance", "metrics"},
     {"gtp_config"},
-    {"_update", "presets"},
+    {"_update", "_stacked", "presets"},
     {"_fused"},
     {"_graph"},
     {"_engine"},
@@ -56,6 +56,8 @@ PUBLIC_MODULES = (
 OUTER: dict[str, set[str]] = {
     "gtp_policy/testing": CORE_LIBRARIES | {"hypothesis", "pytest"},
     "adapters/gtp_datasets": CORE_LIBRARIES | {"gymnasium", "h5py", "minari"},
+    "adapters/gtp_experiments": CORE_LIBRARIES
+    | {"gtp_datasets", "gymnasium", "minari", "scipy", "tqdm"},
     "adapters/gtp_sb3": CORE_LIBRARIES
     | {"gtp_datasets", "gymnasium", "minari", "stable_baselines3", "tqdm"},
     "adapters/gtp_tianshou": CORE_LIBRARIES | {"gtp_datasets", "gymnasium", "minari", "tianshou"},
@@ -66,6 +68,7 @@ OUTER: dict[str, set[str]] = {
 # What `import gtp_policy` must not load: hosts, file formats and test tools.
 FOREIGN = KERNEL_LIBRARIES | {
     "gtp_datasets",
+    "gtp_experiments",
     "gtp_sb3",
     "gtp_tianshou",
     "gymnasium",
@@ -73,6 +76,7 @@ FOREIGN = KERNEL_LIBRARIES | {
     "hypothesis",
     "minari",
     "pytest",
+    "scipy",
     "stable_baselines3",
     "tianshou",
 }

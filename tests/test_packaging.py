@@ -62,7 +62,7 @@ def test_wheel_holds_the_packages_and_their_types(wheel: Path) -> None:
         (metadata_path,) = [n for n in names if n.endswith(".dist-info/METADATA")]
         metadata = email.message_from_string(archive.read(metadata_path).decode())
     top = {name.partition("/")[0] for name in names}
-    packages = {"gtp_policy", "gtp_datasets", "gtp_sb3", "gtp_tianshou"}
+    packages = {"gtp_policy", "gtp_datasets", "gtp_experiments", "gtp_sb3", "gtp_tianshou"}
     assert {t for t in top if not t.endswith(".dist-info")} == packages
     assert {f"{package}/py.typed" for package in packages} <= set(names)
     assert wheel.stat().st_size < 1_000_000
@@ -119,6 +119,7 @@ print(tuple(actor.sample(obs, generator=g).shape))
     [
         ("gtp_policy.testing", "testing"),
         ("gtp_datasets", "datasets"),
+        ("gtp_experiments", "experiments"),
         ("gtp_sb3", "sb3"),
         ("gtp_tianshou", "tianshou"),
     ],

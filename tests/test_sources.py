@@ -125,9 +125,14 @@ def forbidden_in(source: str) -> list[tuple[int, str]]:
     return visitor.found
 
 
+# The one place that builds environments: those that the user's own command names.
+BUILDS_ENVIRONMENTS = ROOT / "adapters" / "gtp_experiments" / "environments.py"
+
+
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda p: str(p.relative_to(ROOT)))
 def test_library_executes_no_data_and_draws_from_no_global_generator(path: Path) -> None:
-    assert forbidden_in(path.read_text(encoding="utf-8")) == []
+    found = [what for _, what in forbidden_in(path.read_text(encoding="utf-8"))]
+    assert found == (["gymnasium.make"] if path == BUILDS_ENVIRONMENTS else [])
 
 
 @pytest.mark.parametrize(

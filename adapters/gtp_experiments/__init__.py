@@ -1,0 +1,68 @@
+"""Experiments with generative trajectory policies: train, evaluate, resume, compare.
+
+One run is one directory with everything that decided its result. ``python -m gtp_experiments`` is
+the command; the functions here are what it calls. Needs the extra ``experiments``.
+"""
+
+try:
+    import gymnasium as _gymnasium  # noqa: F401
+    import scipy as _scipy  # noqa: F401
+    import tqdm as _tqdm  # noqa: F401
+except ImportError as error:
+    from gtp_policy.errors import MissingDependencyError
+
+    raise MissingDependencyError(
+        f"A package that experiments need is not installed: got `{error}`. Run "
+        "`pip install 'gtp-policy[experiments]'`."
+    ) from error
+
+from gtp_experiments.config import (
+    EvaluationConfig,
+    ExperimentConfig,
+    RunConfig,
+)
+from gtp_experiments.data import Data, data_hash, load_data
+from gtp_experiments.environments import check_env, environment_of, flat_observations, make_env
+from gtp_experiments.errors import ExperimentError
+from gtp_experiments.evaluation import Evaluation, Evaluator, policy_of
+from gtp_experiments.paper import PAPER
+from gtp_experiments.provenance import provenance
+from gtp_experiments.reevaluation import reevaluate
+from gtp_experiments.results import Reference, RunFolder, RunResult, read_result, read_results
+from gtp_experiments.runner import run, run_all
+from gtp_experiments.statistics import Spread, difference_interval, spread
+from gtp_experiments.table import Row, markdown, rows, table
+
+__all__ = [
+    "PAPER",
+    "Data",
+    "Evaluation",
+    "EvaluationConfig",
+    "Evaluator",
+    "ExperimentConfig",
+    "ExperimentError",
+    "Reference",
+    "Row",
+    "RunConfig",
+    "RunFolder",
+    "RunResult",
+    "Spread",
+    "check_env",
+    "data_hash",
+    "difference_interval",
+    "environment_of",
+    "flat_observations",
+    "load_data",
+    "make_env",
+    "markdown",
+    "policy_of",
+    "provenance",
+    "read_result",
+    "read_results",
+    "reevaluate",
+    "rows",
+    "run",
+    "run_all",
+    "spread",
+    "table",
+]

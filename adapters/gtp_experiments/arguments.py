@@ -1,0 +1,156 @@
+"""The command line's arguments that experiments of every method share."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from gtp_experiments.config import EvaluationConfig
+from gtp_experiments.errors import ExperimentError
+from gtp_policy import (
+    ArgmaxChoice,
+    Choice,
+    Config,
+    GTPConfig,
+    LinearReward,
+    ReturnRangeReward,
+    RewardTransform,
+    SoftmaxChoice,
+    StandardizedReward,
+)
+
+C = TypeVar("C", bound=Config)
+
+REWARDS: dict[str, RewardTransform] = {
+    "none": LinearReward(),
+    "antmaze": LinearReward(subtract=0.5, multiply=4.0),
+    "minus_one": LinearReward(subtract=1.0),
+    "standardize": StandardizedReward(),
+    "return_range": ReturnRangeReward(),
+}
+"""Reward transforms by the names that the command line knows."""
+CHOICES: dict[str, Choice] = {"argmax": ArgmaxChoice(), "softmax": SoftmaxChoice()}
+"""How one of several candidates is chosen, likewise."""
+
+
+def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds dataset, length, evaluation and place to a parser.
+
+    Args:
+        parser: The parser.
+    """
+    add = parser.add_argument
+    add("--dataset", required=True, help="id of a Minari dataset, or path of an HDF5 file of D4RL")
+    add("--task", help="name in D4RL's manner, e.g. hopper-medium: scores and the paper's figure")
+    add("--data-note", help="where the data comes from, in words, for tables")
+    add("--method", help="what tables call the policy")
+    add("--reward", type=_reward, metavar="NAME|JSON", help=f"one of {', '.join(REWARDS)}")
+    add("--gamma", type=float)
+    add("--updates", type=int, required=True)
+    add("--batch-size", type=int)
+    add("--seeds", type=int, nargs="+", default=[0])
+    add("--environment", help="id of gymnasium, module:id or module:function")
+    add("--evaluate-every", type=int, metavar="UPDATES")
+    add("--episodes", type=int)
+    add("--device")
+    add("--jobs", type=int, default=1, help="processes")
+    add("--out", type=Path, required=True, help="folder of all runs; they resume from there")
+
+
+def experiment_fields(args: argparse.Namespace) -> dict[str, Any]:
+    """Collects the fields of an `ExperimentConfig` that were given.
+
+    Args:
+        args: What the parser returned.
+
+    Returns:
+        Fields by name, without the seed.
+    """
+    evaluation = {
+        "environment": args.environment,
+        "every": args.evaluate_every,
+        "episodes": args.episodes,
+        "steps": getattr(args, "steps", None),
+        "candidates": getattr(args, "candidates", None),
+        "choice": CHOICES.get(getattr(args, "choice", None) or ""),
+    }
+    fields: dict[str, Any] = {
+        name: getattr(args, name)
+        for name in (
+            "dataset",
+            "task",
+            "data_note",
+            "method",
+            "reward",
+            "gamma",
+            "updates",
+            "batch_size",
+            "device",
+        )
+    }
+    if args.evaluate_every is not None:
+        fields["checkpoint_every"] = args.evaluate_every
+    given = {name: value for name, value in evaluation.items() if value is not None}
+    fields["evaluation"] = EvaluationConfig(**given)
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _reward(text: str) -> RewardTransform:
+    if text in REWARDS:
+        return REWARDS[text]
+    try:
+        transform: RewardTransform = TypeAdapter(RewardTransform).validate_json(text)
+    except ValidationError as error:
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected one of {', '.join(REWARDS)}, or JSON such as "
+            '{"kind": "linear", "multiply": 0.1}'
+        ) from error
+    return transform
+
+
+def assign(config: GTPConfig, assignment: str) -> GTPConfig:
+    """Changes one field of a nested config, as ``--set`` asks.
+
+    Args:
+        config: What to start from.
+        assignment: ``path.to.field=value``, the value as JSON or else as plain text.
+
+    Returns:
+        The changed config.
+
+    Raises:
+        ExperimentError: If it has no ``=``, the path leads nowhere, or the value does not fit.
+    """
+    path, equals, text = assignment.partition("=")
+    if not equals or not all(path.split(".")):
+        raise ExperimentError(
+            f"--set is malformed: got {assignment!r}, expected path=value, e.g. "
+            "learner.actor_lr=1e-3."
+        )
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    try:
+        return _replaced(config, path.split("."), value)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise ExperimentError(
+            f"--set does not fit: got {assignment!r}, and the config says: {problem['msg']}. "
+            "`show` prints all fields."
+        ) from error
+
+
+def _replaced(config: C, path: list[str], value: object) -> C:
+    name, *rest = path
+    if rest:
+        part = getattr(config, name, None) if name in type(config).model_fields else None
+        if not isinstance(part, Config):
+            raise ExperimentError(
+                f"--set leads nowhere: got {'.'.join(path)!r}, expected {name!r} to have fields. "
+                "`show` prints all fields."
+            )
+        value = _replaced(part, rest, value)
+    return config.replace(**{name: value})

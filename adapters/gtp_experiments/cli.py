@@ -1,0 +1,141 @@
+"""The command: ``run``, ``show`` the config, ``evaluate`` once more, ``table`` of the results."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from gtp_experiments.arguments import (
+    CHOICES,
+    add_experiment_arguments,
+    assign,
+    experiment_fields,
+)
+from gtp_experiments.config import EvaluationConfig, RunConfig
+from gtp_experiments.reevaluation import reevaluate
+from gtp_experiments.results import read_results
+from gtp_experiments.runner import run_all
+from gtp_experiments.table import table
+from gtp_policy import presets
+from gtp_policy.errors import GTPError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Does what the command line asks.
+
+    Args:
+        arguments: Words of the command; default: those of the process.
+
+    Returns:
+        Exit status: 0; 2 for a mistake in the request; 3 if runs were stopped before their end.
+    """
+    args = command_parser().parse_args(arguments)
+    try:
+        return int(args.do(args))
+    except ValidationError as error:
+        for problem in error.errors():
+            place = ".".join(str(part) for part in problem["loc"]) or error.title
+            print(f"error: {place}: {problem['msg']}, got {problem['input']!r}", file=sys.stderr)
+    except GTPError as error:
+        print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+def configs_of(args: argparse.Namespace) -> list[RunConfig]:
+    """Builds one experiment per seed from parsed arguments.
+
+    Args:
+        args: What the parser returned.
+
+    Returns:
+        The experiments.
+    """
+    policy = presets.get(args.preset)
+    for assignment in args.set:
+        policy = assign(policy, assignment)
+    fields = {"method": args.preset, **experiment_fields(args)}
+    for name in ("advantage_noise", "advantage_bias"):
+        fields[name] = getattr(args, name)
+    return [RunConfig(policy=policy, seed=seed, **fields) for seed in args.seeds]
+
+
+def command_parser() -> argparse.ArgumentParser:
+    """Builds the parser of the command line.
+
+    Returns:
+        The parser.
+    """
+    parser = argparse.ArgumentParser(prog="python -m gtp_experiments", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="run|show|evaluate|table")
+    for name, do, text in (
+        ("run", _run, "train and evaluate; resumes what a kill has left"),
+        ("show", _show, "print the config of the first seed as JSON, run nothing"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.set_defaults(do=do)
+        add_experiment_arguments(command)
+        add = command.add_argument
+        add("--preset", default="gtp", help="the policy to start from")
+        add("--set", action="append", default=[], metavar="PATH=VALUE", help="change of the preset")
+        add("--steps", type=int, help="K at evaluation")
+        add("--candidates", type=int, help="actions to choose from at evaluation")
+        add("--choice", choices=[*CHOICES])
+        add("--advantage-noise", type=float, default=0.0)
+        add("--advantage-bias", type=float, default=0.0)
+    command = commands.add_parser("evaluate", help="evaluate the last weights of a run otherwise")
+    command.set_defaults(do=_evaluate)
+    add = command.add_argument
+    add("folders", type=Path, nargs="+", metavar="RUN", help="folder of a finished run")
+    add("--steps", type=int, nargs="+", required=True, metavar="K", help="one result for each")
+    add("--candidates", type=int, default=1)
+    add("--choice", choices=[*CHOICES], default="argmax")
+    add("--episodes", type=int, default=100)
+    add("--environment")
+    command = commands.add_parser("table", help="summarise the results below a folder")
+    command.set_defaults(do=_table)
+    command.add_argument("folder", type=Path)
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    results = run_all(configs_of(args), args.out, jobs=args.jobs)
+    done = [result for result in results if result is not None]
+    print(table(done))
+    if len(done) < len(results):
+        print(f"{len(results) - len(done)} runs were stopped; the same command goes on with them.")
+        return 3
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    print(configs_of(args)[0].model_dump_json(indent=1))
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    results = [
+        reevaluate(
+            folder,
+            EvaluationConfig(
+                environment=args.environment,
+                episodes=args.episodes,
+                steps=steps,
+                candidates=args.candidates,
+                choice=CHOICES[args.choice],
+            ),
+        )
+        for folder in args.folders
+        for steps in args.steps
+    ]
+    print(table(results))
+    return 0
+
+
+def _table(args: argparse.Namespace) -> int:
+    if not args.folder.is_dir():
+        print(f"error: {args.folder} is no folder of runs.", file=sys.stderr)
+        return 2
+    print(table(read_results(args.folder)))
+    return 0

@@ -1,0 +1,168 @@
+"""What one experiment is: data, reward, policy and evaluation, all visible in one JSON document."""
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from gtp_datasets import D4RL_REFERENCE, ReferenceScores
+from gtp_policy import ArgmaxChoice, Choice, Config, GTPConfig, LinearReward, RewardTransform
+
+Count = Annotated[int, Field(strict=True, ge=1)]
+
+
+class EvaluationConfig(Config):
+    """How often and where a policy is tried.
+
+    Example:
+        >>> from gtp_experiments import EvaluationConfig
+        >>> EvaluationConfig(environment="Hopper-v4", episodes=10).every
+        10000
+    """
+
+    environment: str | None = Field(
+        None,
+        description="An id of gymnasium, or module:function with a function that builds the "
+        "environment. None: the dataset's own, by its id.",
+    )
+    every: Count = Field(10_000, description="Updates between evaluations; one more at the end.")
+    episodes: Count = Field(10, description="Episodes per evaluation.")
+    parallel: Count = Field(
+        20, description="Environments that are open at a time; the noise of actions depends on it."
+    )
+    max_steps: Count | None = Field(
+        None, description="Cuts longer episodes; None: the environment's own limit alone."
+    )
+    steps: Count | None = Field(None, description="K at evaluation; None: the actor's.")
+    candidates: Count = Field(1, description="Actions to draw and let the target critic choose.")
+    choice: Choice = Field(
+        default_factory=ArgmaxChoice, description="How one of several candidates is chosen."
+    )
+    seed: int = Field(
+        0, ge=0, strict=True, description="Together with the run's seed and update: the starts."
+    )
+
+
+class ExperimentConfig(Config):
+    """What experiments of every method share: data, length and evaluation.
+
+    Raises:
+        pydantic.ValidationError: If a field is unknown or out of range, or ``task`` has no
+            reference scores.
+
+    Example:
+        >>> from gtp_experiments import ExperimentConfig
+        >>> ExperimentConfig(
+        ...     dataset="mujoco/hopper/medium-v0", task="hopper-medium", method="mine", updates=10
+        ... ).reference.source
+        'D4RL hopper'
+    """
+
+    dataset: str = Field(
+        min_length=1, description="Id of a Minari dataset, or path of a file in D4RL's layout."
+    )
+    data_note: str = Field("", description="Where the data comes from, in words, for tables.")
+    task: str | None = Field(
+        None,
+        description="Name of the task in D4RL's manner, e.g. hopper-medium: brings the reference "
+        "scores and the paper's figure. None: returns stay as they are.",
+    )
+    gamma: float = Field(0.99, ge=0, le=1, description="Discount factor.")
+    reward: RewardTransform = Field(
+        default_factory=LinearReward, description="Done to the rewards before training."
+    )
+    method: str = Field(min_length=1, description="What tables call the policy.")
+    seed: int = Field(
+        0, ge=0, strict=True, description="Of parameters, minibatches, updates and evaluations."
+    )
+    updates: Count = Field(description="Length of the run.")
+    batch_size: Count = Field(256, description="Transitions per update.")
+    evaluation: EvaluationConfig = Field(
+        default_factory=EvaluationConfig, description="How often and where the policy is tried."
+    )
+    log_every: Count = Field(1000, description="Updates between records of the training metrics.")
+    checkpoint_every: Count = Field(10_000, description="Updates between checkpoints.")
+    keep_checkpoints: Count = Field(2, description="How many of the newest stay on the disk.")
+    threads: Count = Field(1, description="Threads of torch; sums in another order round apart.")
+    device: str = Field("cpu", description="Where data and networks live.")
+
+    @model_validator(mode="after")
+    def _known_task(self) -> Self:
+        if self.task is not None and _reference_key(self.task) is None:
+            known = ", ".join(D4RL_REFERENCE)
+            raise ValueError(f"task={self.task!r} must start with one of {known}")
+        return self
+
+    @property
+    def reference(self) -> ReferenceScores | None:
+        """Returns that score 0 and 100, by ``task``."""
+        key = _reference_key(self.task) if self.task is not None else None
+        return None if key is None else D4RL_REFERENCE[key]
+
+    @property
+    def group(self) -> str:
+        """Digest of every choice but the seed: runs of one group are averaged over."""
+        content = self.replace(seed=0).model_dump_json()
+        return hashlib.sha256(content.encode()).hexdigest()[:8]
+
+    @property
+    def name(self) -> str:
+        """Name of the run's folder: readable, and another one for every other choice."""
+        is_file = self.dataset.endswith((".hdf5", ".h5"))
+        data = self.task or (Path(self.dataset).stem if is_file else self.dataset)
+        words = (data, self.method, self.group, f"seed{self.seed}")
+        return "_".join("".join(c if c.isalnum() else "-" for c in word) for word in words)
+
+
+class RunConfig(ExperimentConfig):
+    """An experiment with a generative trajectory policy: everything that decides its result.
+
+    Raises:
+        pydantic.ValidationError: If a field is unknown or out of range, or several candidates are
+            to be chosen from without a critic.
+
+    Example:
+        >>> from gtp_experiments import RunConfig
+        >>> config = RunConfig(dataset="mujoco/hopper/medium-v0", updates=1000, seed=3)
+        >>> config.policy.learner.seed, config.policy.learner.total_updates
+        (3, 1000)
+        >>> RunConfig.model_validate_json(config.model_dump_json()) == config
+        True
+    """
+
+    method: str = Field("gtp", min_length=1, description="What tables call the policy.")
+    policy: GTPConfig = Field(
+        default_factory=GTPConfig,
+        description="Every choice of the policy and its training; its seed and total_updates are "
+        "always set to those of the run.",
+    )
+    advantage_noise: float = Field(
+        0.0,
+        ge=0,
+        description="Standard deviation of Gaussian noise on the advantages, in units of the "
+        "minibatch's; for studies of robustness.",
+    )
+    advantage_bias: float = Field(
+        0.0, description="Added to the advantages in the same units; for studies of robustness."
+    )
+
+    @field_validator("policy")
+    @classmethod
+    def _one_seed_and_length(cls, policy: GTPConfig, info: ValidationInfo) -> GTPConfig:
+        if not {"seed", "updates"} <= info.data.keys():
+            return policy  # they are wrong themselves, and the error will say so
+        seed, updates = info.data["seed"], info.data["updates"]
+        return policy.replace(learner=policy.learner.replace(seed=seed, total_updates=updates))
+
+    @model_validator(mode="after")
+    def _critic_for_candidates(self) -> Self:
+        if self.evaluation.candidates > 1 and self.policy.critic is None:
+            raise ValueError("evaluation.candidates > 1 needs a critic, and policy.critic is None")
+        return self
+
+
+def _reference_key(task: str) -> str | None:
+    """Returns the longest name among the reference scores that the task's begins with."""
+    fitting = [key for key in D4RL_REFERENCE if task == key or task.startswith(f"{key}-")]
+    return max(fitting, key=len, default=None)

@@ -1,0 +1,83 @@
+"""From the name of a dataset to transitions ready for training, with a hash of what was read."""
+
+import hashlib
+import os
+from typing import NamedTuple
+
+import numpy as np
+
+from gtp_datasets import load_d4rl_hdf5, load_minari
+from gtp_experiments.config import ExperimentConfig
+from gtp_policy import OfflineDataset
+
+
+class Data(NamedTuple):
+    """A dataset as it is trained on, and what it was before.
+
+    Attributes:
+        dataset: The transitions, with transformed rewards.
+        sha256: Hash of the arrays as they were read.
+
+    Example:
+        >>> from gtp_experiments import Data
+        >>> Data._fields
+        ('dataset', 'sha256')
+    """
+
+    dataset: OfflineDataset
+    sha256: str
+
+
+def load_data(config: ExperimentConfig) -> Data:
+    """Loads the dataset of an experiment, hashes it and transforms its rewards.
+
+    Args:
+        config: The experiment.
+
+    Returns:
+        The data.
+
+    Raises:
+        DataError: If there is no such dataset or it cannot be read, or its rewards do not admit
+            the transform.
+        MissingDependencyError: If Minari or h5py is not installed.
+
+    Example:
+        >>> from gtp_experiments import RunConfig, load_data
+        >>> load_data(RunConfig(dataset="missing.hdf5", updates=1))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        gtp_policy.errors.DataError: `missing.hdf5` cannot be read as HDF5: ...
+    """
+    name = os.path.expanduser(config.dataset)
+    if name.endswith((".hdf5", ".h5")):
+        dataset = load_d4rl_hdf5(name, gamma=config.gamma, device=config.device)
+    else:
+        dataset = load_minari(name, gamma=config.gamma, device=config.device)
+    return Data(dataset.with_rewards(config.reward), data_hash(dataset))
+
+
+def data_hash(dataset: OfflineDataset) -> str:
+    """Hashes every number of a dataset: what was trained on, however it was stored.
+
+    Args:
+        dataset: Any dataset.
+
+    Returns:
+        SHA-256 over observations, actions, rewards, discounts, next observations and flags.
+
+    Example:
+        >>> from gtp_experiments import data_hash
+        >>> from gtp_policy import OfflineDataset
+        >>> one = dict(obs=[[0.0]], action=[[0.0]], terminated=[1], truncated=[0],
+        ...            low=[-1.0], high=[1.0])
+        >>> a, b = (OfflineDataset.from_arrays(reward=[r], **one) for r in (0.0, 1.0))
+        >>> data_hash(a) == data_hash(a), data_hash(a) == data_hash(b)
+        (True, False)
+    """
+    digest = hashlib.sha256()
+    fields = [value.cpu().numpy() for value in dataset.transitions]
+    for array in (*fields, dataset.terminated, dataset.truncated):
+        digest.update(f"{array.shape} {array.dtype.str}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

@@ -1,0 +1,190 @@
+"""Policies on trial: episodes whose starts are a function of seed and update, many in one batch."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from gtp_experiments.config import EvaluationConfig, ExperimentConfig
+from gtp_experiments.environments import Env, check_env, environment_of, flat_observations, make_env
+from gtp_policy import Config, GTPLearner, OfflineDataset
+from gtp_policy import act as act_with
+from gtp_policy.errors import NonFiniteError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Act = Callable[[Array], Array]
+"""From flat observations (n, O) to actions (n, A) in the units of the environment."""
+
+
+class Evaluation(Config):
+    """What one evaluation has seen, episode by episode.
+
+    Example:
+        >>> from gtp_experiments import Evaluation
+        >>> Evaluation(update=1000, returns=(1.0, 3.0), lengths=(10, 12)).mean
+        2.0
+    """
+
+    update: int = Field(description="Number of updates that the policy had.")
+    returns: tuple[float, ...] = Field(
+        min_length=1, description="Undiscounted sum of the environment's rewards by episode."
+    )
+    lengths: tuple[int, ...] = Field(description="Steps by episode.")
+    success: tuple[bool, ...] | None = Field(
+        None, description="Whether each episode reached its goal, where the environment says so."
+    )
+
+    @property
+    def mean(self) -> float:
+        """Mean return."""
+        return float(np.mean(self.returns))
+
+
+class Evaluator:
+    """The environments of one experiment, kept open over its evaluations.
+
+    Args:
+        config: The experiment.
+        dataset: What the policy is trained on.
+
+    Raises:
+        ExperimentError: If the environment cannot be built or does not fit the dataset.
+
+    Example:
+        >>> import numpy as np
+        >>> from gtp_experiments import EvaluationConfig, Evaluator, RunConfig
+        >>> from gtp_policy import OfflineDataset
+        >>> dataset = OfflineDataset.from_arrays(
+        ...     obs=np.zeros((1, 3)), action=[[0.0]], reward=[0.0], terminated=[1],
+        ...     truncated=[0], low=[-2.0], high=[2.0])
+        >>> evaluation = EvaluationConfig(environment="Pendulum-v1", episodes=2)
+        >>> config = RunConfig(dataset="a/b-v0", updates=1, evaluation=evaluation)
+        >>> evaluator = Evaluator(config, dataset)
+        >>> evaluator.run(lambda obs: np.zeros((len(obs), 1), np.float32), update=0).lengths
+        (200, 200)
+        >>> evaluator.close()
+    """
+
+    def __init__(self, config: ExperimentConfig, dataset: OfflineDataset) -> None:
+        self._config, self._dataset = config, dataset
+        name = environment_of(config)
+        self._envs: list[Env] = [make_env(name)]
+        try:
+            check_env(self._envs[0], dataset, name)
+            wanted = min(config.evaluation.episodes, config.evaluation.parallel)
+            self._envs += [make_env(name) for _ in range(wanted - 1)]
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, act: Act, update: int) -> Evaluation:
+        """Runs the episodes of one evaluation.
+
+        Args:
+            act: The policy; it gets the observations of all running episodes at once.
+            update: Number of updates that it had; the starts depend on it.
+
+        Returns:
+            What was seen.
+
+        Raises:
+            NonFiniteError: If an action is NaN or infinite.
+        """
+        config = self._config.evaluation
+        entropy = np.random.SeedSequence([config.seed, self._config.seed, update])
+        seeds = [int(word) for word in entropy.generate_state(config.episodes)]
+        return _run_episodes(act, self._envs, self._dataset, seeds, update, config.max_steps)
+
+    def close(self) -> None:
+        """Closes the environments."""
+        for env in self._envs:
+            env.close()
+
+
+def _run_episodes(
+    act: Act,
+    envs: list[Env],
+    dataset: OfflineDataset,
+    seeds: Sequence[int],
+    update: int,
+    max_steps: int | None,
+) -> Evaluation:
+    """Runs one episode per seed; an environment whose episode ends takes the next one."""
+    returns, lengths = [0.0] * len(seeds), [0] * len(seeds)
+    success: list[bool | None] = [None] * len(seeds)
+    waiting = iter(range(len(seeds)))
+    running = dict(enumerate(next(waiting) for _ in range(min(len(envs), len(seeds)))))
+    obs = {i: envs[i].reset(seed=seeds[episode])[0] for i, episode in running.items()}
+    while running:
+        actions = act(flat_observations([obs[i] for i in running], dataset))
+        if not np.isfinite(actions).all():
+            raise NonFiniteError(
+                f"The policy acts with numbers that are not finite after {update} updates: got "
+                f"{actions[~np.isfinite(actions)][0]}, expected finite ones. It has diverged."
+            )
+        for (i, episode), action in zip(list(running.items()), actions, strict=True):
+            obs[i], reward, terminated, truncated, info = envs[i].step(action)
+            returns[episode] += float(reward)
+            lengths[episode] += 1
+            reached = info.get("success", info.get("is_success"))
+            if reached is not None:
+                success[episode] = bool(reached) or bool(success[episode])
+            if terminated or truncated or lengths[episode] == max_steps:
+                following = next(waiting, None)
+                if following is None:
+                    del running[i]
+                else:
+                    running[i] = following
+                    obs[i] = envs[i].reset(seed=seeds[following])[0]
+    told = [s for s in success if s is not None]
+    return Evaluation(
+        update=update,
+        returns=tuple(returns),
+        lengths=tuple(lengths),
+        success=tuple(told) if len(told) == len(seeds) else None,
+    )
+
+
+def policy_of(learner: GTPLearner, dataset: OfflineDataset, config: EvaluationConfig) -> Act:
+    """Makes a learner act as an evaluation wants it to: sampled actions of the slow actor.
+
+    The noise is a function of the learner's seed and number of updates.
+
+    Args:
+        learner: The learner.
+        dataset: What it was trained on; knows the units of the actions.
+        config: K, candidates and how one of them is chosen.
+
+    Returns:
+        The policy, with a stream of noise of its own: make a new one for each evaluation.
+
+    Example:
+        >>> import numpy as np
+        >>> from gtp_experiments import EvaluationConfig, policy_of
+        >>> from gtp_policy import GTPLearner, OfflineDataset, SoftmaxChoice
+        >>> dataset = OfflineDataset.from_arrays(
+        ...     obs=np.zeros((1, 3)), action=[[0.5]], reward=[0.0], terminated=[1],
+        ...     truncated=[0], low=[-2.0], high=[2.0])
+        >>> learner = GTPLearner.from_dataset(dataset)
+        >>> evaluation = EvaluationConfig(candidates=4, choice=SoftmaxChoice())
+        >>> act = policy_of(learner, dataset, evaluation)
+        >>> act(np.zeros((5, 3), np.float32)).shape
+        (5, 1)
+    """
+    generator = learner.stream("evaluation")
+
+    def act(obs: Array) -> Array:
+        action = act_with(
+            learner.target_actor,
+            learner.target_critic,
+            torch.from_numpy(obs).to(dataset.device),
+            steps=config.steps,
+            candidates=config.candidates,
+            choice=config.choice,
+            generator=generator,
+        )
+        return dataset.action_scaler.to_box(action.cpu().numpy())
+
+    return act

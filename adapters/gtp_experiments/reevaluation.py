@@ -1,0 +1,101 @@
+"""Trained policies on trial once more: other steps, other candidates, more episodes."""
+
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from gtp_experiments.config import EvaluationConfig, RunConfig
+from gtp_experiments.data import load_data
+from gtp_experiments.errors import ExperimentError
+from gtp_experiments.evaluation import Act, Evaluator, policy_of
+from gtp_experiments.records import write_json
+from gtp_experiments.results import RunResult, read_result
+from gtp_policy import CheckpointFolder, OfflineDataset, load_checkpoint
+
+TIMED_ACTIONS = 200
+
+
+def reevaluate(
+    folder: str | Path, evaluation: EvaluationConfig, *, method: str | None = None
+) -> RunResult:
+    """Evaluates the last checkpoint of a run that has come to its end, and times its actions.
+
+    The result is kept beside that of the run; the same request reads it from there.
+
+    Args:
+        folder: The run's folder.
+        evaluation: How to evaluate; ``every`` plays no part.
+        method: What tables call it; default: the run's method with K and candidates.
+
+    Returns:
+        The result, with one evaluation and ``ms_per_action``.
+
+    Raises:
+        ExperimentError: If the run has not come to its end, or its data has changed.
+
+    Example:
+        >>> from gtp_experiments import EvaluationConfig, reevaluate
+        >>> reevaluate("nowhere", EvaluationConfig(steps=1))
+        Traceback (most recent call last):
+        ...
+        gtp_experiments.errors.ExperimentError: nowhere has no finished run: got no result.json, \
+expected one. Run it to its end first.
+    """
+    folder = Path(folder)
+    trained = read_result(folder / "result.json")
+    newest = CheckpointFolder(folder / "checkpoints").latest()
+    if trained is None or newest is None:
+        raise ExperimentError(
+            f"{folder} has no finished run: got no {'checkpoint' if trained else 'result.json'}, "
+            "expected one. Run it to its end first."
+        )
+    before = RunConfig.model_validate(trained.config)
+    steps = evaluation.steps or before.policy.actor.steps
+    if evaluation.environment is None:
+        evaluation = evaluation.replace(environment=before.evaluation.environment)
+    many = f", {evaluation.candidates} candidates" if evaluation.candidates > 1 else ""
+    config = before.replace(
+        evaluation=evaluation, method=method or f"{before.method}, K = {steps}{many}"
+    )
+    path = folder / f"{config.group}_result.json"
+    if (done := read_result(path)) is not None:
+        return done
+    data = load_data(config)
+    if data.sha256 != trained.data_sha256:
+        raise ExperimentError(
+            f"The data of {folder} has changed: got another hash of {config.dataset}, expected the "
+            "one it was trained on. Restore the data, or train again."
+        )
+    learner = load_checkpoint(newest, train_state=False, device=config.device).learner
+    evaluator = Evaluator(config, data.dataset)
+    try:
+        seen = evaluator.run(policy_of(learner, data.dataset, evaluation), learner.updates)
+    finally:
+        evaluator.close()
+    result = trained.replace(
+        method=config.method,
+        group=config.group,
+        evaluations=(seen,),
+        config=config.model_dump(mode="json"),
+        ms_per_action=_ms_per_action(policy_of(learner, data.dataset, evaluation), data.dataset),
+    )
+    write_json(path, result.model_dump(mode="json"))
+    return result
+
+
+def _ms_per_action(act: Act, dataset: OfflineDataset) -> float:
+    """Returns the median time of one action for one observation, after some to warm up."""
+    obs = dataset.transitions.obs[:1].cpu().numpy()
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        times = []
+        for _ in range(TIMED_ACTIONS):
+            began = time.perf_counter()
+            act(obs)
+            times.append(time.perf_counter() - began)
+    finally:
+        torch.set_num_threads(before)
+    return 1000 * statistics.median(times[TIMED_ACTIONS // 10 :])

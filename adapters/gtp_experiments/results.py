@@ -1,0 +1,268 @@
+"""The folder of one run, and the one document that it leaves behind."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, JsonValue, ValidationError
+
+from gtp_datasets import ReferenceScores, normalized_score
+from gtp_experiments.config import ExperimentConfig
+from gtp_experiments.errors import ExperimentError
+from gtp_experiments.evaluation import Evaluation
+from gtp_experiments.provenance import provenance
+from gtp_experiments.records import Lines, read_json, write_json
+from gtp_policy import Config
+
+
+class Reference(Config):
+    """The returns that score 0 and 100, with their source.
+
+    Example:
+        >>> from gtp_experiments import Reference
+        >>> Reference(min=0.0, max=1.0, source="D4RL antmaze").max
+        1.0
+    """
+
+    min: float = Field(description="Return that scores 0.")
+    max: float = Field(description="Return that scores 100.")
+    source: str = Field(description="Where the two numbers come from.")
+
+
+class RunResult(Config):
+    """A run that has come to its end, complete in itself: ``result.json``.
+
+    Example:
+        >>> from gtp_experiments import Evaluation, Reference, RunResult
+        >>> result = RunResult(
+        ...     method="gtp", dataset="a/b-v0", group="0", seed=0, updates=20, status="finished",
+        ...     evaluations=(Evaluation(update=10, returns=(0.5,), lengths=(3,)),
+        ...                  Evaluation(update=20, returns=(0.4,), lengths=(3,))),
+        ...     reference=Reference(min=0.0, max=1.0, source="made up"), ms_per_update=1.0,
+        ...     data_sha256="", config={}, provenance={})
+        >>> result.score(result.last), result.score(result.best)
+        (40.0, 50.0)
+    """
+
+    format: Literal[1] = Field(1, description="Version of this document.")
+    method: str = Field(description="What tables call the policy.")
+    dataset: str = Field(description="What it was trained on.")
+    data_note: str = Field("", description="Where the data comes from, in words.")
+    task: str | None = Field(None, description="Name of the task in D4RL's manner.")
+    group: str = Field(description="Digest of every choice but the seed.")
+    seed: int = Field(description="Seed of the run.")
+    updates: int = Field(description="Number of updates that were asked for.")
+    status: Literal["finished", "diverged"] = Field(description="How the run ended.")
+    message: str = Field("", description="Of a run that diverged: where and how.")
+    evaluations: tuple[Evaluation, ...] = Field(description="All evaluations in time order.")
+    reference: Reference | None = Field(None, description="Scale of the scores, if there is one.")
+    ms_per_update: float = Field(description="Milliseconds of training per update.")
+    ms_per_action: float | None = Field(
+        None, description="Milliseconds per action for one observation, where it was measured."
+    )
+    data_sha256: str = Field(description="Hash of the arrays before the reward transform.")
+    config: dict[str, JsonValue] = Field(description="Every choice.")
+    provenance: dict[str, JsonValue] = Field(description="Software and machine.")
+
+    @property
+    def last(self) -> Evaluation | None:
+        """The last evaluation; None if the run diverged before the first."""
+        return self.evaluations[-1] if self.evaluations else None
+
+    @property
+    def best(self) -> Evaluation | None:
+        """The evaluation with the highest mean, the earliest of equals; chosen in hindsight."""
+        return max(self.evaluations, key=lambda e: e.mean, default=None)
+
+    def score(self, evaluation: Evaluation | None) -> float | None:
+        """Returns the mean of an evaluation on the scale of ``reference``.
+
+        Args:
+            evaluation: One of the run's, or None.
+
+        Returns:
+            The normalised score, or the mean return if there is no reference; None for None.
+        """
+        if evaluation is None:
+            return None
+        if self.reference is None:
+            return evaluation.mean
+        scale = ReferenceScores(self.reference.min, self.reference.max, self.reference.source)
+        return normalized_score(np.array(evaluation.returns), scale).value
+
+
+class RunFolder:
+    """Where one run keeps its files; a second run of the same experiment finds them again.
+
+    ``run.json`` says what is being done, ``metrics.jsonl`` and ``evaluations.jsonl`` grow with the
+    run, ``checkpoints`` holds the newest states, ``result.json`` is written at the end.
+
+    Args:
+        out: The folder of all runs.
+        config: The experiment.
+        data_sha256: Hash of its data.
+        packages: Distributions whose version to record besides the usual ones.
+
+    Attributes:
+        path: The run's own folder.
+        metrics: Training metrics by update.
+        evaluations: Evaluations by update.
+        checkpoints: Folder of the checkpoints.
+
+    Raises:
+        ExperimentError: If the folder holds a run of another experiment, or of other data.
+
+    Example:
+        >>> import tempfile
+        >>> from gtp_experiments import RunConfig, RunFolder
+        >>> config = RunConfig(dataset="a/b-v0", updates=10)
+        >>> with tempfile.TemporaryDirectory() as out:
+        ...     folder = RunFolder(out, config, data_sha256="00")
+        ...     folder.path.name == config.name, folder.result() is None
+        (True, True)
+    """
+
+    def __init__(
+        self,
+        out: str | Path,
+        config: ExperimentConfig,
+        data_sha256: str,
+        packages: tuple[str, ...] = (),
+    ) -> None:
+        self.config, self.data_sha256, self._packages = config, data_sha256, packages
+        self.path = Path(out) / config.name
+        self.metrics = Lines(self.path / "metrics.jsonl")
+        self.evaluations = Lines(self.path / "evaluations.jsonl")
+        self.checkpoints = self.path / "checkpoints"
+        document: dict[str, Any] = {
+            "config": config.model_dump(mode="json"),
+            "data_sha256": data_sha256,
+        }
+        there = read_json(self.path / "run.json")
+        if there is None:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(
+                self.path / "run.json", {**document, "provenance": provenance(*self._packages)}
+            )
+            return
+        for key, wanted in document.items():
+            if there.get(key) != wanted:
+                raise ExperimentError(
+                    f"{self.path} belongs to another run: got another `{key}` there, expected this "
+                    "experiment's. Choose another folder for the results, or delete that one."
+                )
+
+    def result(self) -> RunResult | None:
+        """Returns the result if the run has come to its end.
+
+        Returns:
+            The result or None.
+
+        Raises:
+            ExperimentError: If the file is there and is no result.
+        """
+        return read_result(self.path / "result.json")
+
+    def resume_at_(self, update: int) -> list[Evaluation]:
+        """Cuts the records back to a checkpoint.
+
+        Args:
+            update: Number of updates of the checkpoint; 0 to start anew.
+
+        Returns:
+            The evaluations up to there.
+        """
+        for lines in (self.metrics, self.evaluations):
+            lines.cut_back_(update)
+        return [Evaluation.model_validate(line) for line in self.evaluations.read()]
+
+    def record(self, evaluation: Evaluation) -> None:
+        """Adds an evaluation to the records.
+
+        Args:
+            evaluation: What was seen.
+        """
+        self.evaluations.append(**evaluation.model_dump(mode="json"))
+
+    def finish(self, ms_per_update: float, *, diverged: str = "") -> RunResult:
+        """Writes the result.
+
+        Args:
+            ms_per_update: Milliseconds of training per update.
+            diverged: Of a run that diverged: where and how.
+
+        Returns:
+            What was written.
+        """
+        reference, config = self.config.reference, self.config
+        result = RunResult(
+            method=config.method,
+            dataset=config.dataset,
+            data_note=config.data_note,
+            task=config.task,
+            group=config.group,
+            seed=config.seed,
+            updates=config.updates,
+            status="diverged" if diverged else "finished",
+            message=diverged,
+            evaluations=tuple(Evaluation.model_validate(line) for line in self.evaluations.read()),
+            reference=reference
+            and Reference(min=reference.min, max=reference.max, source=reference.source),
+            ms_per_update=ms_per_update,
+            data_sha256=self.data_sha256,
+            config=config.model_dump(mode="json"),
+            provenance=dict(provenance(*self._packages)),
+        )
+        write_json(self.path / "result.json", result.model_dump(mode="json"))
+        return result
+
+
+def read_result(path: str | Path) -> RunResult | None:
+    """Reads a ``result.json``.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The result; None if there is no such file.
+
+    Raises:
+        ExperimentError: If it is no result.
+
+    Example:
+        >>> from gtp_experiments import read_result
+        >>> read_result("nowhere/result.json") is None
+        True
+    """
+    content = read_json(Path(path))
+    if content is None:
+        return None
+    try:
+        # Strict fields take lists for tuples from JSON alone.
+        return RunResult.model_validate(content)
+    except ValidationError as error:
+        raise ExperimentError(
+            f"{path} is no result of a run: got {error.error_count()} wrong fields, the first "
+            f"{error.errors()[0]['loc']}, expected what a run writes. Delete it and run again."
+        ) from error
+
+
+def read_results(out: str | Path) -> list[RunResult]:
+    """Reads every result below a folder.
+
+    Args:
+        out: A folder of runs, or of collected results.
+
+    Returns:
+        The results, ordered by path.
+
+    Raises:
+        ExperimentError: If a file is no result.
+
+    Example:
+        >>> from gtp_experiments import read_results
+        >>> read_results("nowhere")
+        []
+    """
+    found = (read_result(path) for path in sorted(Path(out).rglob("*result.json")))
+    return [result for result in found if result is not None]

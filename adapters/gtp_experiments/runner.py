@@ -1,0 +1,271 @@
+"""Runs experiments: trains, evaluates, records; goes on where a killed run has stopped."""
+
+import contextlib
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from gtp_experiments.config import RunConfig
+from gtp_experiments.data import Data, load_data
+from gtp_experiments.errors import ExperimentError
+from gtp_experiments.evaluation import Evaluator, policy_of
+from gtp_experiments.results import RunFolder, RunResult
+from gtp_policy import (
+    AdvantageWeighter,
+    CheckpointFolder,
+    GTPLearner,
+    StopSignal,
+    restore_,
+)
+from gtp_policy.errors import NonFiniteError
+
+
+def run(
+    config: RunConfig,
+    out: str | Path,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    line: int = 0,
+) -> RunResult | None:
+    """Runs one experiment to its end, from its newest checkpoint if there is one.
+
+    A run is a function of its config, its data and the versions of software: one that was killed
+    and resumed has the parameters and the records of one that was not. A run that has its
+    ``result.json`` is not repeated.
+
+    Args:
+        config: The experiment.
+        out: The folder of all runs; this one gets ``config.name`` in it.
+        stop: Asked after each update whether to save and leave; SIGTERM and Ctrl-C do so anyway.
+        line: Line of the terminal for the progress bar.
+
+    Returns:
+        The result; None if the run was stopped.
+
+    Raises:
+        DataError: If the dataset cannot be read.
+        ExperimentError: If there is no fitting environment, or the folder belongs to another run.
+
+    Example:
+        >>> from gtp_experiments import RunConfig, run
+        >>> run(RunConfig(dataset="missing.hdf5", updates=10), "runs")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        gtp_policy.errors.DataError: `missing.hdf5` cannot be read as HDF5: ...
+    """
+    data = load_data(config)
+    folder = RunFolder(out, config, data.sha256)
+    if (done := folder.result()) is not None:
+        return done
+    evaluator = Evaluator(config, data.dataset)
+    try:
+        with _torch_threads(config.threads), StopSignal() as signal:
+            return _train(config, data, folder, evaluator, lambda: bool(signal) or stop(), line)
+    finally:
+        evaluator.close()
+
+
+def _train(
+    config: RunConfig,
+    data: Data,
+    folder: RunFolder,
+    evaluator: Evaluator,
+    stop: Callable[[], bool],
+    line: int,
+) -> RunResult | None:
+    dataset = data.dataset
+    learner = GTPLearner.from_dataset(dataset, config.policy)
+    if config.advantage_noise or config.advantage_bias:
+        learner.weighter = _DisturbedWeighter(learner, config)
+    checkpoints = CheckpointFolder(folder.checkpoints, keep=config.keep_checkpoints)
+    seconds = 0.0
+    if (newest := checkpoints.latest()) is not None:
+        seconds = float(str(restore_(learner, newest).metadata["seconds"]))
+    folder.resume_at_(learner.updates)
+    bar = tqdm(
+        total=config.updates,
+        initial=learner.updates,
+        desc=f"{config.method} seed {config.seed}",
+        position=line,
+        disable=None,
+    )
+    try:
+        while learner.updates < config.updates:
+            began = time.perf_counter()
+            metrics = learner.update(
+                dataset.sample(config.batch_size, generator=learner.stream("batch"))
+            )
+            done = learner.updates
+            last = done == config.updates
+            if last or not done % config.log_every:
+                folder.metrics.append(update=done, **metrics.to_floats())
+            seconds += time.perf_counter() - began
+            if last or not done % config.evaluation.every:
+                evaluation = evaluator.run(policy_of(learner, dataset, config.evaluation), done)
+                folder.record(evaluation)
+                bar.set_postfix(mean_return=f"{evaluation.mean:.4g}", refresh=False)
+            leave = stop()
+            if last or leave or not done % config.checkpoint_every:
+                checkpoints.save(
+                    learner,
+                    action_scaler=dataset.action_scaler,
+                    layout=dataset.layout,
+                    metadata={"seconds": seconds, "run": config.name},
+                )
+            bar.update()
+            if leave and not last:
+                return None
+    except NonFiniteError as error:
+        message = f"after {learner.updates} updates: {error}"
+        return folder.finish(1000 * seconds / max(learner.updates, 1), diverged=message)
+    finally:
+        bar.close()
+    return folder.finish(1000 * seconds / config.updates)
+
+
+class _DisturbedWeighter(AdvantageWeighter):
+    """Weights of advantages that are wrong on purpose, as a function of seed and update."""
+
+    def __init__(self, learner: GTPLearner, config: RunConfig) -> None:
+        super().__init__(learner.weighter.config)
+        self._noise, self._bias = config.advantage_noise, config.advantage_bias
+        # A bound method, not the learner: a module would take it for a part of itself.
+        self._stream = learner.stream
+
+    def forward(self, advantage: Tensor) -> Tensor:
+        generator = self._stream("advantage noise")
+        noise = torch.randn(
+            advantage.shape, generator=generator, dtype=advantage.dtype, device=advantage.device
+        )
+        spread = advantage.std(correction=0)
+        disturbed: Tensor = super().forward(advantage + spread * (self._noise * noise + self._bias))
+        return disturbed
+
+
+@contextlib.contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def run_all(
+    configs: Sequence[RunConfig], out: str | Path, *, jobs: int = 1
+) -> list[RunResult | None]:
+    """Runs several experiments, each in a process of its own.
+
+    SIGTERM and Ctrl-C let the running ones save and leave, and start no other.
+
+    Args:
+        configs: The experiments; no two of them equal.
+        out: The folder of all runs.
+        jobs: How many at a time; 1 runs them here, one after the other.
+
+    Returns:
+        Their results in that order; None for those that were stopped or not started.
+
+    Raises:
+        ExperimentError: If ``jobs`` is smaller than 1, or two experiments are the same.
+
+    Example:
+        >>> from gtp_experiments import run_all
+        >>> run_all([], "runs", jobs=2)
+        []
+    """
+    if jobs < 1:
+        raise ExperimentError(f"`jobs` is out of range: got {jobs}, expected at least 1.")
+    if len({config.name for config in configs}) < len(configs):
+        raise ExperimentError(
+            f"Some experiments are the same: got {len(configs)} with "
+            f"{len({config.name for config in configs})} different ones, expected no double."
+        )
+    if jobs == 1:
+        return _run_here(configs, out)
+    with StopSignal() as signal:
+        return _run_in_processes(configs, out, jobs, signal)
+
+
+def _run_here(configs: Sequence[RunConfig], out: str | Path) -> list[RunResult | None]:
+    results: list[RunResult | None] = []
+    for config in configs:
+        results.append(run(config, out))
+        if results[-1] is None:  # a signal, which is meant for all of them
+            break
+    return results + [None] * (len(configs) - len(results))
+
+
+def _run_in_processes(
+    configs: Sequence[RunConfig], out: str | Path, jobs: int, signal: StopSignal
+) -> list[RunResult | None]:
+    # Spawned, since a fork would copy torch's thread pool in an undefined state.
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    with ProcessPoolExecutor(
+        min(jobs, len(configs)) or 1,
+        context,
+        initializer=_start_worker,
+        initargs=(stop, context.RLock()),
+    ) as pool:
+        futures = [pool.submit(_work, c, out, i % jobs) for i, c in enumerate(configs)]
+        try:
+            _wait(futures, signal, stop.set)
+            return [f.result() if not f.cancelled() else None for f in futures]
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _wait(
+    futures: list["Future[RunResult | None]"], signal: StopSignal, stop: Callable[[], None]
+) -> None:
+    """Returns when all are done; passes a signal on; raises the first error."""
+    pending = set(futures)
+    while pending:
+        finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+        for future in finished:
+            if not future.cancelled():
+                future.result()
+        if signal:
+            stop()
+            for future in pending:
+                future.cancel()
+
+
+def leave_with_parent() -> None:
+    """Lets a worker end when its parent does, however that ended.
+
+    An orphan would write into the folders that the next call of the command works in. Leaving in
+    the middle of anything is what runs can take.
+    """
+    if (parent := multiprocessing.parent_process()) is not None:
+
+        def watch() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
+
+
+_asked: list[Callable[[], bool]] = []  # a worker's own: whether the parent wants it to leave
+
+
+def _start_worker(stop: "multiprocessing.synchronize.Event", lock: object) -> None:
+    _asked.append(stop.is_set)
+    leave_with_parent()
+    tqdm.set_lock(lock)
+
+
+def _work(config: RunConfig, out: str | Path, line: int) -> RunResult | None:
+    return run(config, out, stop=_asked[0], line=line)

@@ -1,0 +1,169 @@
+"""Writes `docs/results.md` from the collected results of `benchmarks.studies`.
+
+    python -m benchmarks.results_page [--check]
+
+No number on the page is typed: each comes from a result that names its config, its data's hash and
+its software. A row without results is "not yet run"; one whose results were made with another
+config than the study now asks for says so. With ``--check`` nothing is written, and the exit status
+says whether the page is what the results say.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.studies import NOTE, OUT, RESULTS, STUDIES, Row, Study, folder_of
+from gtp_experiments import RunResult, difference_interval, markdown, read_results
+from gtp_experiments.table import HEADER, cells, rows
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "results.md"
+MISSING = "not yet run"
+INTRODUCTION = """\
+# Results
+
+<!-- Written by `python -m benchmarks.results_page` from the results of the studies. -->
+
+Every figure below comes from a run of [the experiment runner](how-to/run-experiments.md) and names
+its command, its data and its seeds. `make results` runs what is missing and writes this page.
+
+- **Data**: {note}. Scores on them are not comparable
+  with those on D4RL's files; the paper's figures stand in a column of their own.
+- **Score**: D4RL's normalisation, from 0 for a random to 100 for an expert policy; in AntMaze the
+  share of successful episodes in %.
+- **Last and best**: *last* is the end of training, and what counts. *Best* is the highest of the
+  evaluations in between, chosen in hindsight.
+- **Spread**: mean ± standard deviation over seeds, each seed the mean of its episodes; IQM is the
+  interquartile mean over seeds (fewer than four lose none), its interval a bootstrap over seeds.
+- **Actions** are sampled, K = 5, one candidate, unless a row says otherwise; the peers act with
+  their mean, as is their habit.
+- **Peers** are those of d3rlpy with GTP's sizes (three layers of 256), minibatches, normalised
+  observations, number of updates and evaluation.
+"""
+
+
+def matches(wanted: dict[str, Any], got: dict[str, Any]) -> bool:
+    """Tells whether two configs agree in all fields that both have: new fields make none old."""
+    for key in (wanted.keys() & got.keys()) - {"seed"}:
+        a, b = wanted[key], got[key]
+        if isinstance(a, dict) and isinstance(b, dict):
+            if not matches(a, b):
+                return False
+        elif a != b:
+            return False
+    return True
+
+
+def results_of(row: Row, found: list[RunResult]) -> tuple[list[RunResult], str]:
+    """Returns the results of a row, and what is wrong with them."""
+    mine = [r for r in found if r.method == row.method and r.seed in row.seeds]
+    wanted = row.configs(OUT)[0].model_dump(mode="json")
+    current = [r for r in mine if matches(wanted, r.config)]
+    if current:
+        missing = sorted(set(row.seeds) - {r.seed for r in current})
+        return current, f"seeds {', '.join(map(str, missing))} {MISSING}" if missing else ""
+    return mine, "made with another config than the command's now" if mine else MISSING
+
+
+def study_section(study: Study, found: list[RunResult]) -> str:
+    """Returns the section of one study."""
+    lines, commands, notes, scores, again = [], [], [], {}, []
+    for row in study.rows:
+        commands.append(f"python -m {shlex.join(row.command(folder_of(study, OUT)))}")
+        results, remark = results_of(row, found)
+        if not results:
+            blank = [row.method, ", ".join(map(str, row.seeds)), str(row.updates), MISSING]
+            lines.append([*blank, *[""] * (len(HEADER) - 1 - len(blank))])
+            continue
+        (summary, *others) = rows(results)
+        assert not others, f"{row.method}: results of several configs"
+        lines.append(cells(summary)[1:])
+        notes += [f"- {row.method}: {remark}."] if remark else []
+        notes += [
+            f"- {row.method}, seed {r.seed} diverged {r.message}"
+            for r in results
+            if r.status == "diverged"
+        ]
+        last = [r.score(r.last) for r in results]
+        scores[row.method] = [s for s in last if s is not None]
+        again += [r for r in found if r.method.startswith(f"{row.method}, K = ")]
+    parts = [f"## {study.title}", study.question, markdown(HEADER[1:], lines)]
+    parts += ["\n".join(notes)] if notes else []
+    if differences := differences_of(study, scores):
+        parts.append(differences)
+    if again:
+        parts.append(steps_table(again))
+    parts += ["```bash\n" + "\n".join(commands) + "\n```"]
+    parts += [made_with([r for row in study.rows for r in results_of(row, found)[0]])]
+    return "\n\n".join(part for part in parts if part)
+
+
+def differences_of(study: Study, scores: dict[str, list[float]]) -> str:
+    """Returns by how much the first method differs from the others, where seeds allow it."""
+    first = study.rows[0].method
+    found = [
+        f"{name} {low:+.1f} to {high:+.1f}"
+        for name, values in scores.items()
+        if name != first and min(len(values), len(scores.get(first, []))) > 1
+        for low, high in [difference_interval(scores[first], values)]
+    ]
+    if not found:
+        return ""
+    return f"Last score of {first} minus that of (95 % interval over seeds): {'; '.join(found)}."
+
+
+def steps_table(results: list[RunResult]) -> str:
+    """Returns score and latency by number of steps K, with the weights of the runs above."""
+    lines = []
+    for row in rows(results):
+        method, seeds, _, last, interval = cells(row)[1:6]
+        times = [r.ms_per_action for r in row.results if r.ms_per_action is not None]
+        latency = f"{sum(times) / len(times):.2f}" if times else ""
+        episodes = str(len(row.results[0].evaluations[0].returns))
+        lines.append([method, seeds, episodes, last, interval, latency])
+    header = ["last weights", "seeds", "episodes", "score", "IQM [95 %]", "ms/action"]
+    return (
+        "The same weights with other numbers of steps (`python -m gtp_experiments evaluate`); the "
+        "time is that of one action for one observation, one thread:\n\n" + markdown(header, lines)
+    )
+
+
+def made_with(results: list[RunResult]) -> str:
+    """Returns data hashes and software of results."""
+    data = sorted({f"{r.dataset} (sha256 {r.data_sha256[:12]})" for r in results})
+    names = ("machine", "python", "torch", "gymnasium", "mujoco", "d3rlpy", "gtp_policy", "git")
+    values = {
+        n: sorted({str(r.provenance[n]) for r in results if n in r.provenance}) for n in names
+    }
+    values["git"] = [revision[:10] for revision in values["git"]]
+    software = "; ".join(f"{n} {', '.join(v)}" for n, v in values.items() if v)
+    return f"Data: {', '.join(data)}. Made with: {software}." if results else ""
+
+
+def render(results: Path = ROOT / RESULTS) -> str:
+    """Returns the page."""
+    sections = [INTRODUCTION.format(note=NOTE).rstrip()]
+    for study in STUDIES:
+        found = read_results(folder_of(study, results))
+        sections.append(study_section(study, found))
+    return "\n\n".join(sections) + "\n"
+
+
+def main() -> None:
+    """Writes or checks the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    wanted = render()
+    if args.check:
+        same = PAGE.exists() and PAGE.read_text(encoding="utf-8") == wanted
+        sys.exit(None if same else "docs/results.md is not what the results say: make results-page")
+    PAGE.write_text(wanted, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""The studies behind `docs/results.md`: what is run on which data, with which seeds.
+
+    python -m benchmarks.studies run [--only STUDY ...] [--jobs 2]   # hours; resumes
+    python -m benchmarks.studies list                                # every command
+    python -m benchmarks.studies collect                             # results that can be committed
+
+A study is a list of rows, a row is one command of `gtp_experiments` or `benchmarks.peers` over
+seeds: what is printed by ``list`` can be pasted into a shell. Datasets are looked up where
+``MINARI_DATASETS_PATH`` says, the module ``antmaze_d4rl`` with the mazes on ``PYTHONPATH``; `make
+results` puts d3rlpy, which the peers come from, there as well.
+"""
+
+import argparse
+import dataclasses
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.peers import peer_configs, peer_parser
+from gtp_experiments import ExperimentConfig, read_results
+from gtp_experiments.cli import command_parser, configs_of
+from gtp_policy import StopSignal
+
+RESULTS = Path("benchmarks/results/experiments")
+OUT = Path("outputs/experiments")
+NOTE = "generated locally in the manner of D4RL, not files of D4RL"
+
+UPDATES = 50_000
+SEEDS = (0, 1, 2)
+HOPPER = "--dataset mujoco-local/hopper/medium-v0 --task hopper-medium --episodes 10"
+UMAZE = (
+    "--dataset D4RL-local/antmaze/umaze-v2 --task antmaze-umaze --episodes 100 "
+    "--environment antmaze_d4rl:AntMazeD4RL-umaze-v2"
+)
+MEDIUM = (
+    "--dataset D4RL-local/antmaze/medium-play-v2 --task antmaze-medium-play --episodes 100 "
+    "--environment antmaze_d4rl:AntMazeD4RL-medium-v2"
+)
+MAX_Q = "--set learner.backup_actions=10"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One method of a study: a command over seeds, and what to try again with its weights."""
+
+    method: str
+    words: str  # without seeds, updates and folder
+    peer: str | None = None  # of `benchmarks.peers`; None: GTP
+    seeds: tuple[int, ...] = SEEDS
+    updates: int = UPDATES
+    steps: tuple[int, ...] = ()  # K of the evaluations afterwards
+
+    def command(self, out: Path, jobs: int = 1) -> list[str]:
+        """Returns the words behind ``python -m``."""
+        seeds = [str(seed) for seed in self.seeds]
+        common = [*shlex.split(self.words), "--method", self.method, "--data-note", NOTE]
+        common += ["--updates", str(self.updates), "--evaluate-every", "5000"]
+        common += ["--seeds", *seeds, "--out", str(out), "--jobs", str(jobs)]
+        if self.peer is not None:
+            return ["benchmarks.peers", "--peer", self.peer, *common]
+        return ["gtp_experiments", "run", *common]
+
+    def configs(self, out: Path) -> list[ExperimentConfig]:
+        """Returns the row's experiments, one per seed."""
+        words = self.command(out)[1:]
+        if self.peer is not None:
+            return list(peer_configs(peer_parser().parse_args(words)))
+        return list(configs_of(command_parser().parse_args(words)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A question and the rows that answer it."""
+
+    name: str
+    title: str
+    question: str
+    rows: tuple[Row, ...]
+
+
+def peers(data: str, iql: str, td3_bc: str) -> tuple[Row, ...]:
+    """Returns the three peers on a dataset, with the settings that their authors give for it."""
+    return (
+        Row("Gaussian BC", data, peer="bc"),
+        Row("TD3+BC", f"{data} {td3_bc}", peer="td3_bc"),
+        Row("IQL", f"{data} {iql}", peer="iql"),
+    )
+
+
+MAZE_IQL = "--reward minus_one --expectile 0.9 --inverse-temperature 10"
+
+STUDIES = (
+    Study(
+        "hopper",
+        "Locomotion: hopper-medium",
+        "Does GTP improve on its data (behaviour: 49.8), on cloning and on the peers?",
+        (
+            Row("gtp", f"{HOPPER} --preset gtp", steps=(1, 2, 5, 10)),
+            Row("gtp_bc", f"{HOPPER} --preset gtp_bc", steps=(1, 2, 5, 10)),
+            *peers(HOPPER, iql="--reward return_range", td3_bc=""),
+        ),
+    ),
+    Study(
+        "umaze",
+        "AntMaze: umaze",
+        "The easy maze: every episode of the data runs from start to goal, 89 % arrive.",
+        (
+            Row("gtp", f"{UMAZE} --preset gtp --reward antmaze"),
+            Row("gtp_bc", f"{UMAZE} --preset gtp_bc"),
+            *peers(UMAZE, iql=MAZE_IQL, td3_bc="--reward minus_one"),
+        ),
+    ),
+    Study(
+        "medium-play",
+        "AntMaze: medium-play",
+        "A fifth of the trips pass the goal of the evaluation: does the critic stitch them?",
+        (
+            Row("gtp", f"{MEDIUM} --preset gtp --reward antmaze {MAX_Q}"),
+            Row("gtp_bc", f"{MEDIUM} --preset gtp_bc"),
+            *peers(MEDIUM, iql=MAZE_IQL, td3_bc="--reward minus_one"),
+        ),
+    ),
+    Study(
+        "ablation",
+        "The ablation's rows",
+        "Which pieces matter? The paper's own rows are on hopper-medium-expert of D4RL.",
+        (
+            Row("gtp", f"{HOPPER} --preset gtp"),
+            *(
+                Row(name, f"{HOPPER} --preset {name}", seeds=(0,))
+                for name in ("gtp_solver", "shortcut", "mean_flow")
+            ),
+            *(
+                Row(
+                    f"gtp_linear_q {weight}",
+                    f"{HOPPER} --preset gtp_linear_q --set learner.guidance.scale={weight}",
+                    seeds=(0,),
+                )
+                for weight in (0.01, 0.1)
+            ),
+        ),
+    ),
+    Study(
+        "noise",
+        "Wrong advantages",
+        "Noise and bias on the advantages, in units of their standard deviation in the minibatch.",
+        (
+            Row("gtp", f"{HOPPER} --preset gtp"),
+            *(
+                Row(f"noise {x}", f"{HOPPER} --preset gtp --advantage-noise {x}", seeds=(0,))
+                for x in (0.5, 1.0, 2.0)
+            ),
+            *(
+                Row(f"bias {x:+}", f"{HOPPER} --preset gtp --advantage-bias={x}", seeds=(0,))
+                for x in (-1.0, 1.0)
+            ),
+        ),
+    ),
+)
+
+
+def folder_of(study: Study, out: Path) -> Path:
+    """Returns where the runs of a study lie; equal runs of two studies are done once."""
+    return out / ("hopper" if study.name in ("ablation", "noise") else study.name)
+
+
+def chosen(names: list[str] | None) -> Iterator[Study]:
+    """Yields the studies of these names, all by default."""
+    unknown = set(names or ()) - {study.name for study in STUDIES}
+    if unknown:
+        known = ", ".join(study.name for study in STUDIES)
+        sys.exit(f"error: there is no study {', '.join(sorted(unknown))}; there are {known}.")
+    yield from (study for study in STUDIES if not names or study.name in names)
+
+
+def call(words: list[str], stop: StopSignal) -> int:
+    """Runs a command and passes one signal on, so that it can save and leave."""
+    # A session of its own: a Ctrl-C in the terminal would reach it as well, and count as a second.
+    process = subprocess.Popen(words, start_new_session=True)
+    told = False
+    while True:
+        try:
+            return process.wait(0.5)
+        except subprocess.TimeoutExpired:
+            if stop and not told:
+                process.terminate()
+                told = True
+
+
+def run(studies: Iterator[Study], out: Path, jobs: int, stop: StopSignal) -> int:
+    """Runs row after row; returns how many could not be run."""
+    failed = 0
+    for study in studies:
+        for row in study.rows:
+            folder = folder_of(study, out)
+            words = [sys.executable, "-m", *row.command(folder, jobs)]
+            print(f"\n{study.name}: {row.method}\n  {shlex.join(words)}", flush=True)
+            status = call(words, stop)
+            if stop:
+                return failed + 1
+            if status == 0 and row.steps:
+                runs = [str(folder / config.name) for config in row.configs(folder)]
+                steps = [str(k) for k in row.steps]
+                again = ["gtp_experiments", "evaluate", *runs, "--steps", *steps]
+                status = call([sys.executable, "-m", *again], stop)
+            failed += status != 0
+    return failed
+
+
+def collect(out: Path, into: Path) -> int:
+    """Copies the results of every run, without its provenance's repetition; returns how many."""
+    count = 0
+    for folder in sorted({folder_of(study, out) for study in STUDIES}):
+        for result in read_results(folder):
+            name = f"{result.task}_{result.group}_seed{result.seed}.result.json"
+            path = into / folder.name / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            document = json.dumps(result.model_dump(mode="json"), separators=(",", ":"))
+            path.write_text(document + "\n", encoding="utf-8")
+            count += 1
+    return count
+
+
+def main() -> None:
+    """Runs, lists or collects."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("do", choices=["run", "list", "collect"])
+    parser.add_argument("--only", nargs="+", metavar="STUDY")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args()
+    studies = chosen(args.only)
+    if args.do == "run":
+        with StopSignal() as stop:
+            failed = run(studies, args.out, args.jobs, stop)
+        if failed:
+            sys.exit(f"{failed} rows did not come to their end; the same command goes on.")
+    elif args.do == "list":
+        for study in studies:
+            for row in study.rows:
+                print(f"python -m {shlex.join(row.command(folder_of(study, args.out), args.jobs))}")
+    else:
+        print(f"{collect(args.out, RESULTS)} results in {RESULTS}")
+
+
+if __name__ == "__main__":
+    main()

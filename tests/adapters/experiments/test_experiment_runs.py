@@ -1,0 +1,307 @@
+"""Runs from start to end, and across every way to be interrupted."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+import gtp_experiments.runner
+from gtp_experiments import (
+    ExperimentError,
+    RunConfig,
+    RunFolder,
+    read_result,
+    read_results,
+    reevaluate,
+    run,
+    run_all,
+)
+from gtp_experiments.cli import main
+from gtp_experiments.records import Lines
+from gtp_policy import AdvantageWeighter, CheckpointFolder, GTPConfig, GTPLearner, load_checkpoint
+from gtp_policy.functional import advantage_weights
+
+Make = Callable[..., RunConfig]
+RECORDS = ("metrics.jsonl", "evaluations.jsonl")
+
+
+def parameters(folder: Path) -> dict[str, torch.Tensor]:
+    newest = CheckpointFolder(folder / "checkpoints").latest()
+    assert newest is not None
+    state = load_checkpoint(newest).learner.state_dict()
+    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    for name in RECORDS:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    a, b = parameters(first), parameters(second)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    mine, theirs = (read_result(folder / "result.json") for folder in (first, second))
+    assert mine is not None
+    assert theirs is not None
+    assert mine.replace(ms_per_update=0.0) == theirs.replace(ms_per_update=0.0)
+
+
+class After:
+    """Says stop at the n-th question, and counts."""
+
+    def __init__(self, updates: int) -> None:
+        self.left = updates
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+
+def test_a_run_records_what_was_asked_for(make_config: Make, tmp_path: Path) -> None:
+    config = make_config(updates=25, evaluation={"episodes": 3})
+    result = run(config, tmp_path)
+    folder = tmp_path / config.name
+    assert result is not None
+    assert [line["update"] for line in Lines(folder / "metrics.jsonl").read()] == [
+        5,
+        10,
+        15,
+        20,
+        25,
+    ]
+    assert [e.update for e in result.evaluations] == [10, 20, 25]
+    assert all(len(e.returns) == len(e.lengths) == 3 for e in result.evaluations)
+    assert all(e.success is not None and len(e.success) == 3 for e in result.evaluations)
+    assert (result.status, result.reference, result.seed) == ("finished", None, 0)
+    assert read_result(folder / "result.json") == result
+    assert RunConfig.model_validate(result.config) == config
+    checkpoints = sorted(p.name for p in (folder / "checkpoints").iterdir())
+    assert checkpoints == ["step_000000000020", "step_000000000025"]  # keep_checkpoints=2
+
+
+def test_a_finished_run_is_not_repeated(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(updates=5)
+    result = run(config, tmp_path)
+    monkeypatch.setattr(GTPLearner, "update", lambda *_: pytest.fail("trained again"))
+    assert run(config, tmp_path) == result
+    with pytest.raises(pytest.fail.Exception):  # another seed is another run
+        run(config.replace(seed=1), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"advantage_noise": 1.0}, {"policy": GTPConfig(critic=None)}]
+)
+@pytest.mark.filterwarnings("ignore:The curriculum is too fine")
+def test_a_resumed_run_is_the_uninterrupted_one(
+    make_config: Make, tmp_path: Path, fields: dict[str, object]
+) -> None:
+    config = make_config(**fields)
+    assert run(config, tmp_path / "whole") is not None
+    assert run(config, tmp_path / "parts", stop=After(7)) is None
+    assert run(config, tmp_path / "parts", stop=After(10)) is None
+    assert run(config, tmp_path / "parts") is not None
+    assert_same_run(tmp_path / "whole" / config.name, tmp_path / "parts" / config.name)
+
+
+def test_what_a_crash_leaves_behind_is_cut_back(make_config: Make, tmp_path: Path) -> None:
+    config = make_config()
+    run(config, tmp_path / "whole")
+    run(config, tmp_path / "parts")
+    folder = tmp_path / "parts" / config.name
+    # The power failed after update 24: records up to there, a torn line, the last checkpoint at 20,
+    # a newer one that did not get whole.
+    (folder / "result.json").unlink()
+    (folder / "checkpoints" / "step_000000000030" / "weights.safetensors").write_bytes(b"half")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"update": 35, "actor_lo')
+    with pytest.warns(UserWarning, match=r"step_000000000030.*skipped"):
+        assert run(config, tmp_path / "parts") is not None
+    assert_same_run(tmp_path / "whole" / config.name, folder)
+
+
+def test_a_run_without_a_checkpoint_starts_again(make_config: Make, tmp_path: Path) -> None:
+    config = make_config()
+    run(config, tmp_path / "whole")
+    run(config, tmp_path / "parts")
+    folder = tmp_path / "parts" / config.name
+    (folder / "result.json").unlink()
+    shutil.rmtree(folder / "checkpoints")
+    run(config, tmp_path / "parts")
+    assert_same_run(tmp_path / "whole" / config.name, folder)
+
+
+def test_other_data_under_the_same_name_are_refused(make_config: Make, tmp_path: Path) -> None:
+    config = make_config()
+    RunFolder(tmp_path, config, data_sha256="before")
+    with pytest.raises(ExperimentError, match="belongs to another run: got another `data_sha256`"):
+        run(config, tmp_path)
+
+
+def test_a_foreign_result_is_refused(make_config: Make, tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text('{"method": "gtp"}')
+    with pytest.raises(ExperimentError, match=r"result.json is no result of a run: got \d+ wrong"):
+        read_result(tmp_path / "result.json")
+
+
+def test_divergence_is_a_result(make_config: Make, tmp_path: Path) -> None:
+    config = make_config(
+        policy=make_config().policy.replace(
+            learner=make_config().policy.learner.replace(critic_lr=1e30)
+        )
+    )
+    result = run(config, tmp_path)
+    assert result is not None
+    assert result.status == "diverged"
+    assert "not finite" in result.message
+    assert result.score(result.last) is None or result.last is not None
+    assert run(config, tmp_path) == result  # deterministic: no second try
+
+
+def test_the_streams_of_evaluation_do_not_touch_training(make_config: Make, tmp_path: Path) -> None:
+    often, seldom = make_config(evaluation={"every": 1}), make_config(evaluation={"every": 30})
+    for config in (often, seldom):
+        run(config, tmp_path)
+    a, b = (parameters(tmp_path / config.name) for config in (often, seldom))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_trained_policy_is_tried_again(make_config: Make, tmp_path: Path) -> None:
+    config = make_config(updates=5)
+    trained = run(config, tmp_path)
+    assert trained is not None
+    folder = tmp_path / config.name
+    same = reevaluate(folder, config.evaluation)
+    assert same.evaluations == trained.evaluations  # the weights, the starts and the noise
+    assert same.method == "gtp, K = 2"
+    other = reevaluate(folder, config.evaluation.replace(steps=7, candidates=3))
+    assert other.method == "gtp, K = 7, 3 candidates"
+    assert other.evaluations != trained.evaluations
+    assert other.ms_per_action is not None
+    (folder / "checkpoints").rename(folder / "elsewhere")
+    with pytest.raises(ExperimentError, match="no finished run: got no checkpoint"):
+        reevaluate(folder, config.evaluation)
+    (folder / "elsewhere").rename(folder / "checkpoints")
+    assert reevaluate(folder, config.evaluation.replace(steps=7, candidates=3)) == other
+    assert len(read_results(tmp_path)) == 3
+
+
+def test_a_bias_moves_every_advantage_by_its_share_of_the_spread(
+    make_config: Make, generator: torch.Generator
+) -> None:
+    advantage = torch.randn(64, generator=generator)
+    learner = GTPLearner.build(2, 1, make_config().policy)
+    weighter = gtp_experiments.runner._DisturbedWeighter(learner, make_config(advantage_bias=0.5))
+    shifted = advantage + 0.5 * advantage.std(correction=0)
+    torch.testing.assert_close(weighter(advantage), advantage_weights(shifted, 1.0, 1e-6, 100.0))
+
+
+def test_noise_on_advantages_has_the_size_that_was_asked_for(make_config: Make) -> None:
+    class Seen(AdvantageWeighter):
+        def forward(self, advantage: torch.Tensor) -> torch.Tensor:
+            self.last = advantage
+            return advantage
+
+    class Spy(gtp_experiments.runner._DisturbedWeighter, Seen):
+        pass
+
+    learner = GTPLearner.build(2, 1, make_config().policy)
+    advantage = torch.arange(40_000.0) % 2  # population standard deviation 1/2
+    weighter = Spy(learner, make_config(advantage_noise=2.0))
+    noise = weighter(advantage) - advantage
+    # Mean and std of 40,000 N(0, 1) within 5 of their own standard errors.
+    assert abs(float(noise.mean())) < 5 / 200
+    assert abs(float(noise.std()) - 1.0) < 5 / (200 * 2**0.5)
+    torch.testing.assert_close(weighter(advantage) - advantage, noise)  # same update, same noise
+    learner.updates = 1
+    assert not torch.equal(weighter(advantage) - advantage, noise)
+
+
+def test_runs_side_by_side_are_those_of_one_after_the_other(
+    make_config: Make, tmp_path: Path
+) -> None:
+    configs = [make_config(seed=seed) for seed in (0, 1)]
+    apart = run_all(configs, tmp_path / "apart", jobs=2)
+    together = run_all(configs, tmp_path / "together")
+    assert [r and r.seed for r in apart] == [r and r.seed for r in together] == [0, 1]
+    for config in configs:
+        assert_same_run(tmp_path / "apart" / config.name, tmp_path / "together" / config.name)
+
+
+def test_a_signal_is_meant_for_all_runs(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update, updates = GTPLearner.update, []
+
+    def interrupted(self: GTPLearner, *batch: object) -> object:
+        updates.append(self.config.seed)
+        if len(updates) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return update(self, *batch)
+
+    monkeypatch.setattr(GTPLearner, "update", interrupted)
+    assert run_all([make_config(seed=seed) for seed in (0, 1)], tmp_path) == [None, None]
+    assert updates == [0, 0, 0]
+
+
+def test_wrong_requests_for_several_runs(make_config: Make, tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError, match="`jobs` is out of range: got 0"):
+        run_all([], tmp_path, jobs=0)
+    with pytest.raises(ExperimentError, match="got 2 with 1 different"):
+        run_all([make_config(), make_config()], tmp_path)
+
+
+def test_an_error_in_a_worker_arrives(make_config: Make, tmp_path: Path) -> None:
+    configs = [make_config(dataset="missing.hdf5", seed=seed) for seed in (0, 1)]
+    with pytest.raises(ValueError, match=r"missing\.hdf5"):
+        run_all(configs, tmp_path, jobs=2)
+
+
+def test_sigterm_lets_the_command_save_and_leave(line_data: Path, tmp_path: Path) -> None:
+    words = f"run --dataset {line_data} --updates 400 --seeds 0 1 --evaluate-every 100 --episodes 2"
+    words += " --environment line_world:make --batch-size 8 --set actor.hidden=[8]"
+    words += " --set critic.hidden=[8] --set actor.steps=1 --set actor.time_dim=2 --out"
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    command = [sys.executable, "-m", "gtp_experiments", *words.split(), str(cut), "--jobs", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            deadline = time.monotonic() + 200
+            while not list(cut.glob("*/checkpoints/step_*")) and process.poll() is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            process.send_signal(signal.SIGTERM)
+            output, _ = process.communicate(timeout=200)
+        finally:
+            process.kill()
+    # 0 only if both were done before the signal came, which a slow machine makes of it.
+    assert process.returncode == (3 if "the same command goes on" in output else 0)
+    assert main([*words.split(), str(cut)]) == 0
+    assert main([*words.split(), str(whole)]) == 0
+    for folder in whole.iterdir():
+        seen = [line["update"] for line in Lines(folder / "evaluations.jsonl").read()]
+        assert seen == [100, 200, 300, 400]
+        assert_same_run(folder, cut / folder.name)
+
+
+def test_workers_do_not_outlive_a_command_that_was_killed(line_data: Path, tmp_path: Path) -> None:
+    words = f"run --dataset {line_data} --updates 1000000 --seeds 0 1 --jobs 2 --out {tmp_path}"
+    words += " --environment line_world:make --batch-size 8 --preset gtp_bc --set actor.hidden=[8]"
+    command = [sys.executable, "-m", "gtp_experiments", *words.split()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 200
+        while len(list(tmp_path.glob("*/metrics.jsonl"))) < 2:  # both train
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.02)
+        workers = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    for orphan in alive:
+        orphan.kill()
+    assert not alive
