@@ -1,5 +1,6 @@
 """The compiled sampler for few rows: the reference's numbers, and torch where it cannot be."""
 
+import copy
 import functools
 import importlib
 import subprocess
@@ -59,9 +60,14 @@ def test_the_references_actions(
     mean = torch.full_like(actor.normalizer.mean, shift)
     actor.normalizer.set_statistics_(mean, mean.abs() + 0.5)
     assert actor.explain(rows, steps=steps) == NUMBA
-    expected = reference(actor, rows, steps=steps)
-    got = actor.sample(**inputs(actor, rows), steps=steps)
-    torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+    given = inputs(actor, rows)
+    got, rounded = actor.sample(**given, steps=steps), reference(actor, rows, steps=steps)
+    with using("reference"):
+        wide = {name: tensor.double() for name, tensor in given.items()}
+        exact = copy.deepcopy(actor).double().sample(**wide, steps=steps)
+    # A network with large factors amplifies rounding: then by no more than twice the reference's.
+    error, usual = ((actions - exact).abs().max().item() for actions in (got, rounded))
+    assert error <= max(1e-6, 2 * usual)
 
 
 @pytest.mark.parametrize("outputs", range(1, 10))
