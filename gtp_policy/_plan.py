@@ -40,7 +40,7 @@ _BLOCK = 2**16
 # Beyond it a block would need more memory than it saves time, and nobody samples with so many.
 _MOST_STEPS = 32
 # Beyond it torch's matrix products gain more from the rows than the compiled sampler does.
-FEW_ROWS = 32
+_FEW_ROWS = 24
 
 _address, _layout = Tensor.data_ptr, Tensor.stride
 
@@ -49,7 +49,7 @@ class _Layer(NamedTuple):
     bias: Tensor
     weight: Tensor  # (in, out)
     output: Tensor  # (rows, out)
-    activate: Callable[[Tensor], Tensor]  # in place
+    activate: Callable[[], object]  # the output, in place
 
 
 class _Buffers(NamedTuple):
@@ -187,7 +187,7 @@ class SamplerPlan:
     def run(self, obs: Tensor, noise: Tensor) -> Tensor:
         """Returns actions in [-1, 1], shape (B, A), for observations (B, O) and noise (B, A)."""
         rows = obs.shape[0]
-        if rows <= FEW_ROWS and engine() == "auto":
+        if rows <= _FEW_ROWS and engine() == "auto":
             sample, _ = self._few
             if sample is not None:
                 return torch.from_numpy(sample(_array(obs), _array(noise)))
@@ -199,8 +199,8 @@ class SamplerPlan:
 
     def explain(self, rows: int) -> tuple[str, str]:
         """Returns what computes so many rows, "numba" or "torch", and why not the other one."""
-        if rows > FEW_ROWS:
-            return "torch", f"its matrix products are the faster ones beyond {FEW_ROWS} rows"
+        if rows > _FEW_ROWS:
+            return "torch", f"its matrix products are the faster ones beyond {_FEW_ROWS} rows"
         if engine() != "auto":
             return "torch", f'kernels.using("{engine()}") asks for it'
         sample, why_not = self._few
@@ -259,9 +259,11 @@ class SamplerPlan:
         for biased, inner, alpha, beta in zip(
             b.steps, self._inner, self._alpha, self._beta, strict=True
         ):
-            h = activate(torch.addmm(biased, y, of_x, alpha=inner, out=first))
+            h = torch.addmm(biased, y, of_x, alpha=inner, out=first)
+            activate()
             for bias, weight, output, activate_ in deeper:
-                h = activate_(torch.addmm(bias, h, weight, out=output))
+                h = torch.addmm(bias, h, weight, out=output)
+                activate_()
             y.addmm_(h, last, beta=alpha, alpha=beta)
 
     def _buffers(self, rows: int) -> _Buffers:
@@ -275,15 +277,16 @@ class SamplerPlan:
         times = inputs[:, obs_dim:]
         times[:, self._action_dim :] = self._embedded
         of_x = new(self._action_dim, width)
-        layers, scratch = [], {}
+        layers: list[_Layer] = []
+        scratch: dict[int, tuple[Tensor, Tensor]] = {}
         for bias, weight in zip(self._biases[:-1], [of_x, *self._weights[1:-1]], strict=True):
             output = new(rows, len(bias))
-            # With few elements `torch.nn.functional` costs a fifth on top of what it calls.
-            activate: Callable[[Tensor], Tensor] = torch._C._nn.mish_
+            # `torch.nn.functional` would cost few elements a fifth on top of what it calls.
+            activate = functools.partial(torch._C._nn.mish_, output)
             if output.numel() >= SMALLEST_MISH:
                 if len(bias) not in scratch:
                     scratch[len(bias)] = new(output.shape), new(output.shape)
-                activate = functools.partial(mish_, scratch=scratch[len(bias)])
+                activate = functools.partial(mish_, output, scratch[len(bias)])
             layers.append(_Layer(bias.unsqueeze(0), weight, output, activate))
         biased = new(steps, rows, width)
         self._local.buffers = made = _Buffers(

@@ -10,10 +10,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gtp_policy._config import Config, Float
-from gtp_policy._plan import FEW_ROWS
 from gtp_policy._random import generator_or_private, new_stream
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.critic import QEnsemble
+
+# So many take a CPU about as long as a device takes to start the sampler's operators one by one.
+_FEW_ROWS = 32
 
 
 class ArgmaxChoice(Config):
@@ -135,10 +137,10 @@ def act(
 class CPUSnapshot:
     """Acts for observations on the CPU with networks that live on another device.
 
-    A few rows cost a device more than a CPU: it waits for every small kernel and for two transfers.
-    So up to 32 rows (observations times candidates) are computed by copies on the CPU, which are
-    renewed when the networks were written to; more rows go to the networks and come back. Both draw
-    the noise on the CPU, so that the same generator gives the same actions up to rounding.
+    With a few rows a device mostly waits: for every small kernel, and for two transfers. So up to
+    32 rows (observations times candidates) are computed by copies on the CPU, which are renewed
+    when the networks were written to; more rows go to the networks and come back. Both draw the
+    noise on the CPU, so that the same generator gives the same actions up to rounding.
 
     The copies follow every parameter, buffer and module. What is none of these, such as a hook or
     a plain attribute, is copied along with the modules and not looked at again.
@@ -197,7 +199,7 @@ class CPUSnapshot:
         """
         _check(critic, candidates)
         rows = candidates * len(obs)
-        if rows <= FEW_ROWS:
+        if rows <= _FEW_ROWS:
             own = self._copy("actor", actor, stamp)
             own.config = actor.config
             return act(

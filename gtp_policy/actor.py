@@ -132,7 +132,7 @@ class FlowMapActor(nn.Module):
         noise = torch.randn(action_dim, generator=new_stream(seed, "fixed noise"))
         self.register_buffer("fixed_noise", noise)
         self._plans = PlanCache()
-        self._plannable = config.sampler == JumpSampler() and config.times.path == "ve"
+        self._judged = self.config, _is_plannable(self.config)
 
     @property
     def times(self) -> TimeSchedule:
@@ -345,7 +345,9 @@ class FlowMapActor(nn.Module):
         own = type(self)
         if self.encoder is not None:
             return "the actor has an encoder"
-        if not self._plannable:
+        if self._judged[0] is not self.config:
+            self._judged = self.config, _is_plannable(self.config)
+        if not self._judged[1]:
             return "the sampler or the path is not the default one"
         if own is not FlowMapActor and (own._features, own._endpoint, own._jump) != _REFERENCE:
             return f"{own.__name__} changes the flow map"  # and is taken at its word
@@ -365,7 +367,7 @@ class FlowMapActor(nn.Module):
             >>> from gtp_policy import FlowMapActor
             >>> FlowMapActor(3, 2).explain(rows=100)
             ['sample: torch (its operators, in place), because its matrix products are the faster \
-ones beyond 32 rows']
+ones beyond 24 rows']
         """
         path, why_not = self._sampled_by(rows or 1, steps or self.config.steps)
         told = {
@@ -433,6 +435,10 @@ torch.float32. Convert it with obs.to(torch.float32).
         """
         check_like("obs", obs, cast(Tensor, self._buffers["fixed_noise"]))
         check_rows("obs", obs, self.obs_dim)
+
+
+def _is_plannable(config: FlowMapActorConfig) -> bool:
+    return config.sampler == JumpSampler() and config.times.path == "ve"
 
 
 _REFERENCE = FlowMapActor._features, FlowMapActor._endpoint, FlowMapActor._jump

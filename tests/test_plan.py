@@ -13,7 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gtp_policy import FlowMapActor, FlowMapActorConfig, KarrasTimes, UniformTimes, _plan
+from gtp_policy import (
+    FlowMapActor,
+    FlowMapActorConfig,
+    KarrasTimes,
+    LinearTimes,
+    UniformTimes,
+    _plan,
+)
 from gtp_policy.kernels import Engine, using
 from gtp_policy.networks import FlowMapMLP, Mish, linear
 
@@ -203,6 +210,9 @@ def test_times_and_scale_are_noticed() -> None:
         after = actor.sample(**inputs(actor))
         assert not torch.equal(after, before)
         before = after
+    actor.config = actor.config.replace(times=LinearTimes())
+    assert not planned(actor)
+    check_equal(actor, atol=0.0)
 
 
 @pytest.mark.parametrize("rows", [1, 5])

@@ -10,15 +10,11 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from gtp_policy.kernels._numba_mish import mish_
+
 Array = NDArray[np.float32]
 
-_F, _I = np.float32, np.int32
-_LOG2_E = _F(1.4426950408889634)
-# ln 2 in two parts, the first with so few digits that products with small integers are exact.
-_LN2, _LN2_REST = _F(0.693145751953125), _F(1.4286068203094173e-06)
-_LARGEST_EXPONENT = _F(20)  # as in `gtp_policy.kernels`
-_SMALLEST_EXPONENT = _F(-87)  # below, exp is no normal number, and Mish 0 to rounding
-
+_F = np.float32
 _CHOICES: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 # Sums over a row may be taken in any order, which is what lets them use the processor's vectors.
 # Nothing else is given up: what is not a number stays so.
@@ -26,34 +22,9 @@ _sums = njit(fastmath={"reassoc", "contract", "nsz"}, **_CHOICES)
 _exact = njit(fastmath={"contract"}, **_CHOICES)
 
 
-@_exact
-def _mish_(x: Array) -> None:
-    """Replaces each element by its Mish, x n / (n + 2) with n = e (e + 2) and e = exp(x)."""
-    for i in range(x.shape[0]):
-        v = x[i]
-        c = v if v < _LARGEST_EXPONENT else _LARGEST_EXPONENT  # also what is not a number
-        c = c if c > _SMALLEST_EXPONENT else _SMALLEST_EXPONENT
-        # exp(c) = 2^k exp(r), |r| <= ln(2) / 2; k + 127 > 0 is the exponent's bits in float32.
-        biased = _I(c * _LOG2_E + _F(127.5))
-        k = _F(biased - _I(127))
-        r = c - k * _LN2 - k * _LN2_REST
-        p = _F(1 / 5040)  # Taylor: the first term left out is below 6e-9
-        p = p * r + _F(1 / 720)
-        p = p * r + _F(1 / 120)
-        p = p * r + _F(1 / 24)
-        p = p * r + _F(1 / 6)
-        p = p * r + _F(1 / 2)
-        p = p * r + _F(1)
-        p = p * r + _F(1)
-        e = p * _I(biased << _I(23)).view(np.float32)
-        n = e * (e + _F(2))
-        w = n / (n + _F(2))
-        x[i] = v * (w if c > _SMALLEST_EXPONENT else _F(0))
-
-
 @_sums
-def _linear(weight: Array, first: int, bias: Array, x: Array, out: Array) -> None:
-    """Writes x W^T + b to ``out``, with the columns of W (out, in) from ``first`` on.
+def _product(weight: Array, first: int, x: Array, out: Array) -> None:
+    """Writes x W^T to ``out``, with the columns of W (out, in) from ``first`` on.
 
     Four outputs at a time, and two rows where there are two, so that what is read once serves
     several products. Without slices and functions of its own, which would count references.
@@ -63,7 +34,8 @@ def _linear(weight: Array, first: int, bias: Array, x: Array, out: Array) -> Non
     for o in range(0, end + 1, 4):
         # Beyond the end, the last output once more.
         p, q, s = min(o + 1, end), min(o + 2, end), min(o + 3, end)
-        for r in range(0, rows - 1, 2):
+        for k in range(0, rows if rows > 1 else 0, 2):
+            r = min(k, rows - 2)  # of an odd number, the last but one twice: all rows round alike
             a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = _F(0)
             for i in range(inputs):
                 a0 += weight[o, start + i] * x[r, i]
@@ -74,20 +46,16 @@ def _linear(weight: Array, first: int, bias: Array, x: Array, out: Array) -> Non
                 b1 += weight[p, start + i] * x[r + 1, i]
                 b2 += weight[q, start + i] * x[r + 1, i]
                 b3 += weight[s, start + i] * x[r + 1, i]
-            out[r, o], out[r + 1, o] = bias[o] + a0, bias[o] + b0
-            out[r, p], out[r + 1, p] = bias[p] + a1, bias[p] + b1
-            out[r, q], out[r + 1, q] = bias[q] + a2, bias[q] + b2
-            out[r, s], out[r + 1, s] = bias[s] + a3, bias[s] + b3
-        if rows % 2:
-            r = rows - 1
+            out[r, o], out[r, p], out[r, q], out[r, s] = a0, a1, a2, a3
+            out[r + 1, o], out[r + 1, p], out[r + 1, q], out[r + 1, s] = b0, b1, b2, b3
+        if rows == 1:
             a0 = a1 = a2 = a3 = _F(0)
             for i in range(inputs):
-                a0 += weight[o, start + i] * x[r, i]
-                a1 += weight[p, start + i] * x[r, i]
-                a2 += weight[q, start + i] * x[r, i]
-                a3 += weight[s, start + i] * x[r, i]
-            out[r, o], out[r, p] = bias[o] + a0, bias[p] + a1
-            out[r, q], out[r, s] = bias[q] + a2, bias[s] + a3
+                a0 += weight[o, start + i] * x[0, i]
+                a1 += weight[p, start + i] * x[0, i]
+                a2 += weight[q, start + i] * x[0, i]
+                a3 += weight[s, start + i] * x[0, i]
+            out[0, o], out[0, p], out[0, q], out[0, s] = a0, a1, a2, a3
 
 
 @_exact
@@ -120,14 +88,13 @@ def sample(
         for j in range(obs_dim):
             normalised[r, j] = (obs[r, j] - mean[j]) / scale[j]
     from_obs = np.empty((rows, width), np.float32)
-    _linear(first, 0, biases[0], normalised, from_obs)
+    _product(first, 0, normalised, from_obs)
     times = np.empty((steps, action_dim + embedded.shape[1]), np.float32)
     for k in range(steps):
         times[k, :action_dim] = jumps[3, k] * last_bias
         times[k, action_dim:] = embedded[k]
-    zeros = np.zeros(widest, np.float32)
     from_times = np.empty((steps, width), np.float32)
-    _linear(first, obs_dim, zeros, times, from_times)
+    _product(first, obs_dim, times, from_times)
     of_action = np.empty((action_dim, width), np.float32)
     for o in range(width):
         for a in range(action_dim):
@@ -136,8 +103,7 @@ def sample(
     y, raw = noise.copy(), np.empty((rows, action_dim), np.float32)
     buffers = np.empty((2, rows * widest), np.float32)
     for k in range(steps):
-        flat = buffers[0, : rows * width]
-        h = flat.reshape((rows, width))
+        h = buffers[0, : rows * width].reshape((rows, width))
         for r in range(rows):
             for o in range(width):
                 h[r, o] = from_obs[r, o] + from_times[k, o]
@@ -145,14 +111,14 @@ def sample(
                 factor = jumps[0, k] * y[r, a]
                 for o in range(width):
                     h[r, o] += factor * of_action[a, o]
-        _mish_(flat)
+        mish_(h, biases[0])
         for i in range(1, layers - 1):
-            flat = buffers[i % 2, : rows * weights[i].shape[0]]
-            output = flat.reshape((rows, weights[i].shape[0]))
-            _linear(weights[i], 0, biases[i], h, output)
-            _mish_(flat)
+            outputs = weights[i].shape[0]
+            output = buffers[i % 2, : rows * outputs].reshape((rows, outputs))
+            _product(weights[i], 0, h, output)
+            mish_(output, biases[i])
             h = output
-        _linear(last, 0, zeros, h, raw)
+        _product(last, 0, h, raw)
         for r in range(rows):
             for a in range(action_dim):
                 y[r, a] = jumps[1, k] * y[r, a] + jumps[2, k] * raw[r, a]

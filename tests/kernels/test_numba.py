@@ -1,5 +1,6 @@
 """The compiled sampler for few rows: the reference's numbers, and torch where it cannot be."""
 
+import copy
 import functools
 import importlib
 import subprocess
@@ -49,7 +50,7 @@ def reference(actor: FlowMapActor, rows: int = 5, **choices: Any) -> Tensor:
     sigma_data=st.floats(0.05, 2.0),
     times=st.sampled_from(TIMES),
     steps=st.integers(1, 12),
-    rows=st.integers(1, _plan.FEW_ROWS),
+    rows=st.integers(1, _plan._FEW_ROWS),
     shift=st.floats(-5, 5, width=32),
 )
 def test_the_references_actions(
@@ -59,26 +60,14 @@ def test_the_references_actions(
     mean = torch.full_like(actor.normalizer.mean, shift)
     actor.normalizer.set_statistics_(mean, mean.abs() + 0.5)
     assert actor.explain(rows, steps=steps) == NUMBA
-    expected = reference(actor, rows, steps=steps)
-    got = actor.sample(**inputs(actor, rows), steps=steps)
-    torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
-
-
-def test_mish_is_exact_to_rounding() -> None:
-    x = np.linspace(-86.9, 60, 100_001, dtype=np.float32)
-    e = np.exp(np.minimum(x.astype(np.float64), 50))
-    exact = x * (e * (e + 2) / (e * (e + 2) + 2))
-    _numba._mish_(x)
-    np.testing.assert_allclose(x, exact, rtol=3e-7, atol=1e-37)
-
-
-def test_mish_of_what_is_hardly_a_number() -> None:
-    x = np.array([np.nan, np.inf, 3e38, 1e-30, 0.0, -88.0, -1e4, -3e38], np.float32)
-    _numba._mish_(x)
-    expected = torch.nn.functional.mish(
-        torch.tensor([np.nan, np.inf, 3e38, 1e-30, 0.0, -88.0, -1e4, -3e38])
-    )
-    np.testing.assert_allclose(x, expected.numpy(), rtol=3e-7, atol=1e-30)
+    given = inputs(actor, rows)
+    got, rounded = actor.sample(**given, steps=steps), reference(actor, rows, steps=steps)
+    with using("reference"):
+        wide = {name: tensor.double() for name, tensor in given.items()}
+        exact = copy.deepcopy(actor).double().sample(**wide, steps=steps)
+    # A network with large factors amplifies rounding: then by no more than twice the reference's.
+    error, usual = ((actions - exact).abs().max().item() for actions in (got, rounded))
+    assert error <= max(1e-6, 2 * usual)
 
 
 @pytest.mark.parametrize("outputs", range(1, 10))
@@ -86,9 +75,18 @@ def test_mish_of_what_is_hardly_a_number() -> None:
 def test_products_of_any_size(outputs: int, rows: int) -> None:
     rng = np.random.default_rng(0)
     weight, x = rng.normal(size=(outputs, 21)), rng.normal(size=(rows, 16))
-    bias, out = rng.normal(size=outputs), np.full((rows, outputs), np.nan, np.float32)
-    _numba._linear(*(a.astype(np.float32) for a in (weight,)), 5, *map(np.float32, (bias, x)), out)
-    np.testing.assert_allclose(out, x @ weight[:, 5:].T + bias, atol=1e-5)
+    out = np.full((rows, outputs), np.nan, np.float32)
+    _numba._product(weight.astype(np.float32), 5, x.astype(np.float32), out)
+    np.testing.assert_allclose(out, x @ weight[:, 5:].T, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [2, 3, 4, 7, 24])
+def test_equal_rows_get_equal_actions(rows: int) -> None:
+    for width in (7, 33, 256):
+        actor = make(hidden=(width, width))
+        one = inputs(actor, 1)
+        got = actor.sample(one["obs"].expand(rows, -1), noise=one["noise"].expand(rows, -1))
+        assert torch.equal(got, got[:1].expand(rows, -1))
 
 
 # --- parameters are read where they are
@@ -148,7 +146,7 @@ def check_torch(actor: FlowMapActor, why: str, rows: int = 5, atol: float = 1e-6
 
 
 def test_other_dtypes_layouts_and_many_rows() -> None:
-    check_torch(make(), "beyond 32 rows", rows=_plan.FEW_ROWS + 1)
+    check_torch(make(), "beyond 24 rows", rows=_plan._FEW_ROWS + 1)
     check_torch(make().double(), "float64", atol=1e-12)
     transposed = make()
     weight = transposed.network.mlp[2].weight
@@ -204,11 +202,10 @@ def test_numba_is_imported_for_the_first_few_rows_and_not_before() -> None:
     code = """
 import sys, torch, gtp_policy
 actor = gtp_policy.FlowMapActor(3, 2, gtp_policy.FlowMapActorConfig(hidden=(16, 8)))
-loaded = ["numba" in sys.modules]
+print("numba" in sys.modules)
 for rows in (100, 1):
     actor.sample(torch.zeros(rows, 3))
-    loaded.append("numba" in sys.modules)
-print(*loaded)
+    print("numba" in sys.modules)
 """
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
