@@ -158,7 +158,7 @@ def explain(of: Any, rows: int | None = None) -> str:  # noqa: ANN401 - anything
         >>> print(explain(GTPLearner.build(3, 2, GTPConfig(critic=None)), rows=64))
         update: fused (gradients by hand, into buffers) on cpu, torch.float32
         sample: torch (its operators, in place), because its matrix products are the faster ones
-        beyond 32 rows
+        beyond 24 rows
     """
     if not hasattr(of, "explain"):
         raise TypeError(
