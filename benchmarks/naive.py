@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 T_MIN, T_MAX, RHO = 0.005, 5.0, 7.0
-SIGMA_DATA, TIME_DIM, STD_EPS = 0.5, 32, 1e-6
+SIGMA_DATA, TIME_DIM, STD_EPS = 0.5, 16, 1e-6
 
 
 def karras_grid(n: int) -> Tensor:
@@ -43,10 +43,12 @@ def mlp(inputs: int, outputs: int, width: int) -> nn.Sequential:
 class TimeEmbedding(nn.Module):
     """Sines and cosines of ln(t) / 4."""
 
+    frequencies: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         octaves = torch.linspace(-3.0, 2.0, TIME_DIM // 2, dtype=torch.float64)
-        self.frequencies = (2 * math.pi * 2**octaves).float()
+        self.register_buffer("frequencies", (2 * math.pi * 2**octaves).float())
 
     def forward(self, t: Tensor) -> Tensor:
         """Returns (B, TIME_DIM)."""
@@ -118,16 +120,18 @@ class NaiveGTP:
         intervals: int = 40,
         max_grad_norm: float = 5.0,
         seed: int = 0,
+        device: str = "cpu",
     ) -> None:
-        self.samples, self.intervals = samples, intervals
-        self.sampling_grid, self.training_grid = karras_grid(steps), karras_grid(intervals).flip(0)
+        self.samples, self.intervals, self.device = samples, intervals, device
+        self.sampling_grid = karras_grid(steps).to(device)
+        self.training_grid = karras_grid(intervals).flip(0).to(device)
         self.lr, self.ema_rate, self.max_grad_norm = 3e-4, 0.005, max_grad_norm
         self.eta, self.max_weight, self.flow_weight = 1.0, 100.0, 1.0
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator(device).manual_seed(seed)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.actor = Actor(obs_dim, action_dim, width)
-            self.critic = Critic(obs_dim, action_dim, width)
+            self.actor = Actor(obs_dim, action_dim, width).to(device)
+            self.critic = Critic(obs_dim, action_dim, width).to(device)
         self.target_actor = copy.deepcopy(self.actor)
         self.target_critic = copy.deepcopy(self.critic)
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=self.lr)
@@ -135,13 +139,14 @@ class NaiveGTP:
 
     def noise(self, purpose: str, rows: int) -> Tensor:
         """Draws standard normal noise; ``purpose`` is for tests, which bring their own."""
-        return torch.randn(rows, self.actor.action_dim, generator=self.generator)
+        shape = (rows, self.actor.action_dim)
+        return torch.randn(shape, generator=self.generator, device=self.device)
 
     def times(self, rows: int) -> tuple[Tensor, Tensor, Tensor]:
         """Draws t > u >= s from the grid, u the neighbour of t."""
-        grid = self.training_grid
-        k = torch.randint(1, self.intervals + 1, (rows,), generator=self.generator)
-        m = (torch.rand(rows, generator=self.generator) * k).long()
+        grid, g = self.training_grid, self.generator
+        k = torch.randint(1, self.intervals + 1, (rows,), generator=g, device=self.device)
+        m = (torch.rand(rows, generator=g, device=self.device) * k).long()
         return grid[k], grid[k - 1], grid[m]
 
     def update(
@@ -211,6 +216,6 @@ class NaiveGTP:
 
     def act(self, obs: np.ndarray) -> np.ndarray:
         """Returns an action per observation."""
-        rows = torch.as_tensor(obs, dtype=torch.float32)
+        rows = torch.as_tensor(obs, dtype=torch.float32, device=self.device)
         noise = self.noise("act", len(rows))
-        return self.target_actor.sample(rows, noise, self.sampling_grid).numpy()
+        return self.target_actor.sample(rows, noise, self.sampling_grid).cpu().numpy()

@@ -166,6 +166,13 @@ class FusedUpdate:
             metrics = self._update(batch, draws, rates)
         return dict(zip(metrics, torch.stack(list(metrics.values())), strict=True))
 
+    @property
+    def written(self) -> list[Tensor]:
+        """Every parameter that an update changes."""
+        modules = ("actor", "target_actor", "critic", "target_critic", "value")
+        owners = [getattr(parts, name) for parts in self.learners for name in modules]
+        return [p for owner in owners if owner is not None for p in owner.parameters()]
+
     def prepare(self, rates: dict[str, Any]) -> None:
         """Does what has to be done before an update outside of inference mode."""
         for name, optimizer in self._optimizers.items():

@@ -57,6 +57,8 @@ class GraphedUpdate:
         else:
             self._record(batch, draws).replay()
         self._calls += 1
+        # A replay writes to parameters without their counting it, as whoever keeps copies needs.
+        torch.autograd.graph.increment_version(self._fused.written)
         # The next replay overwrites what this one left.
         stacked = torch.stack(list(self._outputs.values()))
         return dict(zip(self._outputs, stacked, strict=True))

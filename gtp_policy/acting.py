@@ -3,7 +3,8 @@
 import copy
 import functools
 import threading
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from pydantic import Field
@@ -99,7 +100,9 @@ def act(
     Args:
         actor: The policy.
         critic: Judge of several candidates; None is fine for one.
-        obs: Observation, shape (B, O), of the actor's dtype and device.
+        obs: Observation, shape (B, O), of the actor's dtype, on its device or on the CPU. On the
+            CPU they get their actions there: few rows from a copy of the networks, which is sooner
+            than waiting for a GPU, more from the device (`CPUSnapshot`).
         steps: K; default the actor's.
         candidates: n, actions to draw per observation.
         choice: How one of several candidates is chosen; default `ArgmaxChoice`, which a
@@ -126,6 +129,22 @@ def act(
         True
     """
     _check(critic, candidates)
+    if (
+        isinstance(obs, Tensor)
+        and obs.is_cpu
+        and not cast(Tensor, actor._buffers["fixed_noise"]).is_cpu
+    ):
+        snapshot = _SNAPSHOTS.setdefault(actor, CPUSnapshot())
+        return snapshot.act(
+            actor,
+            critic,
+            obs,
+            steps=steps,
+            candidates=candidates,
+            choice=choice,
+            deterministic=deterministic,
+            generator=generator,
+        )
     if candidates == 1 and not deterministic:
         return actor.sample(obs, steps=steps, generator=generator)
     actor.check_observations(obs)
@@ -168,7 +187,7 @@ class CPUSnapshot:
         critic: QEnsemble | None,
         obs: Tensor,
         *,
-        stamp: object,
+        stamp: object = None,
         steps: int | None = None,
         candidates: int = 1,
         choice: Choice | None = None,
@@ -181,8 +200,8 @@ class CPUSnapshot:
             actor: The policy, on any device.
             critic: Judge of several candidates, on the same device; None is fine for one.
             obs: Observation, shape (B, O), on the CPU.
-            stamp: Anything that differs after writes which tensors do not count themselves: the
-                replay of a CUDA graph, writes through ``.data``. The number of updates, say.
+            stamp: Anything that differs after writes which tensors do not count themselves, such as
+                those through ``.data``. Updates of a `GTPLearner` are counted.
             steps: As for `act`.
             candidates: As for `act`.
             choice: As for `act`.
@@ -230,6 +249,10 @@ class CPUSnapshot:
             if found is None or not found.renew(module, stamp):
                 found = self._copies[name] = _Copy(module, stamp)
             return found.module
+
+
+# Those that `act` keeps, for as long as there is the actor.
+_SNAPSHOTS: WeakKeyDictionary[FlowMapActor, CPUSnapshot] = WeakKeyDictionary()
 
 
 class _Copy:

@@ -3,7 +3,7 @@ r"""Algorithm 1: one update of critic, weights, actor and targets."""
 import copy
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from gtp_policy._adam import Adam
 from gtp_policy._engine import Engine, explain
 from gtp_policy._random import new_stream
 from gtp_policy._update import Parts, advantage_over, draw
-from gtp_policy.acting import CPUSnapshot, act
+from gtp_policy.acting import act
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.critic import (
     ExpectileBaseline,
@@ -113,7 +113,7 @@ class GTPLearner(nn.Module):
         if critic is not None:
             self.target_critic = copy.deepcopy(critic).requires_grad_(False).eval()
         self.updates = 0
-        self._engine, self._snapshot = Engine(), CPUSnapshot()
+        self._engine = Engine()
         self._own_rates = optimizer is not None
         parts = {"actor": self.actor, "critic": self.critic, "value": self.value}
         self.optimizers = {
@@ -297,7 +297,7 @@ class GTPLearner(nn.Module):
             if module is not None:
                 module.normalizer.set_statistics_(mean, std)
 
-    def stream(self, name: str) -> torch.Generator:
+    def stream(self, name: str, device: torch.device | str | None = None) -> torch.Generator:
         """Returns a generator that depends on the seed, the name and the number of updates alone.
 
         Sampling minibatches from ``learner.stream("batch")`` makes a resumed run see the batches
@@ -305,9 +305,10 @@ class GTPLearner(nn.Module):
 
         Args:
             name: Any label; each has its own stream.
+            device: Where to draw; default the learner's device.
 
         Returns:
-            A fresh generator on the learner's device.
+            A fresh generator.
 
         Example:
             >>> from gtp_policy import GTPConfig, GTPLearner
@@ -316,7 +317,8 @@ class GTPLearner(nn.Module):
             >>> a.initial_seed() == b.initial_seed()
             True
         """
-        return new_stream(self.config.seed, name, self.updates, self.actor.fixed_noise.device)
+        device = device or self.actor.fixed_noise.device
+        return new_stream(self.config.seed, name, self.updates, device)
 
     def update(self, batch: Transitions) -> UpdateMetrics:
         """Does one update of everything: Algorithm 1, lines 4 to 9. Nothing is copied to the host.
@@ -363,7 +365,7 @@ class GTPLearner(nn.Module):
             ...     print(line)
             update: fused (gradients by hand, into buffers) on cpu, torch.float32
             sample: torch (its operators, in place), because its matrix products are the faster ones
-            beyond 32 rows
+            beyond 24 rows
         """
         return [explain(self._parts()), *self.target_actor.explain(rows)]
 
@@ -441,7 +443,7 @@ class GTPLearner(nn.Module):
 
         Args:
             obs: Observation, shape (B, O), of the learner's dtype, on its device or on the CPU. On
-                the CPU they get their actions there: up to 32 rows from a copy of the networks,
+                the CPU they get their actions there: few rows from a copy of the networks,
                 which is sooner than waiting for a GPU, more from the device.
             steps: K; default the actor's.
             candidates: Actions to draw per observation; above 1 the target critic chooses among
@@ -469,22 +471,22 @@ class GTPLearner(nn.Module):
             >>> torch.equal(first, second)
             True
         """
+        # Not as attributes: `nn.Module` takes as long to find one as an operator to run.
+        actor = cast(FlowMapActor, self._modules["target_actor"])
+        critic = cast(QEnsemble | None, self._modules.get("target_critic"))
         if candidates is None:
-            chooses = deterministic and self.target_critic is not None
+            chooses = deterministic and critic is not None
             candidates = self.config.eval_candidates if chooses else 1
-        how: dict[str, Any] = {
-            "steps": steps,
-            "candidates": candidates,
-            "choice": self.config.choice,
-            "deterministic": deterministic,
-            "generator": generator,
-        }
-        actor, critic = self.target_actor, self.target_critic
-        here = isinstance(obs, Tensor) and obs.is_cpu
-        if here and not actor.fixed_noise.is_cpu:
-            # A recorded update writes without counting it: the number of updates counts.
-            return self._snapshot.act(actor, critic, obs, stamp=self.updates, **how)
-        return act(actor, critic, obs, **how)
+        return act(
+            actor,
+            critic,
+            obs,
+            steps=steps,
+            candidates=candidates,
+            choice=self.config.choice,
+            deterministic=deterministic,
+            generator=generator,
+        )
 
     def train(self, mode: bool = True) -> Self:
         """Sets training mode; the targets stay in evaluation mode whatever is asked.

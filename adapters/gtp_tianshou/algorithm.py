@@ -155,6 +155,7 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
         self._seconds, self._timed = 0.0, 0
         policy.actor, policy.critic = self.learner.target_actor, self.learner.target_critic
         policy._eval_candidates = self.learner.config.eval_candidates
+        policy._choice = self.learner.config.choice
 
     @classmethod
     def from_buffer(

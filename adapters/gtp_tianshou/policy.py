@@ -115,7 +115,9 @@ class GTPPolicy(Policy):
         self.layout, self.action_scaler = layout, scaler
         self.deterministic_eval = deterministic_eval
         self.steps, self.candidates = steps, candidates
-        self._eval_candidates = GTPLearnerConfig().eval_candidates  # an algorithm sets its own
+        # An algorithm sets those of its own config.
+        self._eval_candidates = GTPLearnerConfig().eval_candidates
+        self._choice = GTPLearnerConfig().choice
         self.seed = seed
         self._generators: dict[str, torch.Generator] = {}
         for module in (actor, critic):
@@ -150,19 +152,21 @@ class GTPPolicy(Policy):
         """
         like = self.actor.fixed_noise
         flat = flatten(self.layout, batch.obs)
-        obs = flat.to(like) if isinstance(flat, Tensor) else torch.tensor(flat).to(like)
+        # From the CPU it stays there: few rows are answered sooner than a device would answer.
+        obs = (flat if isinstance(flat, Tensor) else torch.tensor(flat)).to(like.dtype)
         deterministic = self.deterministic_eval and not self.is_within_training_step
         candidates = self.candidates
         if candidates is None:
             candidates = self._eval_candidates if deterministic and self.critic is not None else 1
         if generator is None and not deterministic:
-            generator = self._generator(like.device)
+            generator = self._generator(obs.device)
         action = act(
             self.actor,
             self.critic,
             obs,
             steps=self.steps,
             candidates=candidates,
+            choice=self._choice,
             deterministic=deterministic,
             generator=generator,
         )

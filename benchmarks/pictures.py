@@ -1,0 +1,138 @@
+"""The pictures of the performance page, drawn from the benchmarks' JSON."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+COLOURS = {
+    "naive": "#8a8a8a",
+    "library": "#0b62a4",
+    "library, torch": "#6fa8d6",
+    "tianshou TD3+BC": "#c2570c",
+    "d3rlpy TD3+BC": "#5b8a3c",
+    "d3rlpy IQL": "#8e5ba6",
+}
+OTHERS = ("#a3333d", "#3a8f8f", "#6b5b2e")  # contenders that a user named
+STYLE: Any = {  # matplotlib types its keys one by one
+    "svg.fonttype": "none",  # text stays text: small files, and it can be searched
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e3e3e3",
+    "axes.axisbelow": True,
+}
+LABELS = {
+    "steps": "steps K",
+    "batch": "batch size",
+    "width": "hidden width",
+    "action_dim": "action dimensions",
+    "samples": "baseline's samples M",
+    "seeds": "seeds in one program",
+}
+
+
+def digest(record: dict[str, Any]) -> str:
+    """Returns what a picture carries to say which record it was drawn from."""
+    text = json.dumps(record, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def says(path: Path, record: dict[str, Any]) -> bool:
+    """Tells whether a picture was drawn from a record."""
+    return path.exists() and digest(record) in path.read_text(encoding="utf-8")
+
+
+def colour(name: str, index: int) -> str:
+    """Returns a contender's colour."""
+    return COLOURS.get(name, OTHERS[index % len(OTHERS)])
+
+
+def save(figure: Figure, record: dict[str, Any], path: Path) -> None:
+    """Writes a picture: the same bytes for the same record and version of matplotlib."""
+    with mpl.rc_context({**STYLE, "svg.hashsalt": "gtp_policy"}):
+        figure.savefig(path, metadata={"Date": None, "Description": digest(record)})
+    # matplotlib leaves blanks at line ends.
+    text = path.read_text(encoding="utf-8")
+    path.write_text("\n".join(line.rstrip() for line in text.splitlines()) + "\n", "utf-8")
+
+
+def plain_ticks(axes: Axes, values: list[int]) -> None:
+    """Puts ticks at the measured sizes, and plain numbers on both logarithmic axes."""
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks(values, [str(value) for value in values])
+    axes.xaxis.set_minor_locator(NullLocator())
+    low, high = axes.get_ylim()
+    ticks = [base * 10**e for e in range(-3, 6) for base in (1, 2, 5)]
+    axes.set_yticks([t for t in ticks if low <= t <= high])
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+
+
+def line(axes: Axes, values: list[int], figures: list[dict[str, float]], **style: Any) -> None:  # noqa: ANN401 - matplotlib's
+    """Draws medians with quartiles."""
+    middle = [figure["median"] for figure in figures]
+    below = [figure["median"] - figure["q1"] for figure in figures]
+    above = [figure["q3"] - figure["median"] for figure in figures]
+    axes.errorbar(values, middle, [below, above], marker="o", markersize=4, capsize=2, **style)
+
+
+def draw_growth(record: dict[str, Any], path: Path) -> None:
+    """Draws the time of an update against each size."""
+    panels: dict[str, dict[str, Any]] = dict(record["update"])
+    if "seeds" in record:
+        panels["seeds"] = record["seeds"]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8.4, 5.0), layout="constrained")
+        grid = figure.subplots(2, 3, sharey=True).ravel()
+        for axes, (axis, of) in zip(grid, panels.items(), strict=False):
+            values = [int(value) for value in of]
+            names = ("one seed", "all seeds") if axis == "seeds" else ("naive", "library")
+            for name, shade in zip(names, ("naive", "library"), strict=True):
+                figures = [of[str(value)][name]["ms"] for value in values]
+                line(axes, values, figures, color=COLOURS[shade], label=name)
+            plain_ticks(axes, values)
+            axes.set_xlabel(LABELS[axis])
+            if axis == "seeds":
+                axes.legend(frameon=False)
+        for axes in grid[len(panels) :]:
+            axes.set_axis_off()
+        for axes in grid[::3]:
+            axes.set_ylabel("ms per update")
+        grid[0].legend(frameon=False)
+        save(figure, record, path)
+
+
+def draw_latency(record: dict[str, Any], path: Path) -> None:
+    """Draws median, 99th percentile and slowest call of one action."""
+    panels = record["action"]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8.4, 2.8), layout="constrained")
+        row = figure.subplots(1, len(panels), sharex=True, sharey=True)
+        for axes, (label, of) in zip(row, panels.items(), strict=True):
+            for i, (name, entry) in enumerate(reversed(of.items())):
+                shade = colour(name, i)
+                axes.plot([entry["p50"], entry["max"]], [i, i], color=shade, linewidth=1)
+                axes.plot([entry["p50"]], [i], "o", color=shade, markersize=6)
+                axes.plot([entry["p99"]], [i], "|", color=shade, markersize=11, mew=2)
+                axes.plot([entry["max"]], [i], "x", color=shade, markersize=5)
+            axes.set_title(label, fontsize=9)
+            axes.set_xscale("log")
+            axes.set_yticks(range(len(of)), list(reversed(of)))
+            axes.set_ylim(-0.6, len(of) - 0.4)
+            axes.set_xlabel("ms   (● median   | p99   × slowest)")
+        low, high = row[0].get_xlim()
+        ticks = [b * 10**e for e in range(-3, 4) for b in (1, 2, 5)]
+        for axes in row:
+            axes.set_xticks([t for t in ticks if low <= t <= high])
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        save(figure, record, path)
