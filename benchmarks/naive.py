@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 T_MIN, T_MAX, RHO = 0.005, 5.0, 7.0
-SIGMA_DATA, TIME_DIM, STD_EPS = 0.5, 16, 1e-6
+SIGMA_DATA, TIME_DIM, STD_EPS = 0.5, 32, 1e-6
 
 
 def karras_grid(n: int) -> Tensor:

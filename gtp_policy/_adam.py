@@ -6,10 +6,13 @@ methods are the plain functions beneath.
 """
 
 import inspect
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 from torch import nn
+
+_OPTIONS = ("fused", "betas", "eps", "weight_decay", "amsgrad", "maximize", "differentiable")
 
 
 class Adam(torch.optim.Adam):
@@ -31,6 +34,10 @@ def is_plain_adam(optimizer: torch.optim.Optimizer, parameters: list[nn.Paramete
     # Torch wraps the step of a class when its first instance is made.
     if inspect.unwrap(type(optimizer).step) is not inspect.unwrap(torch.optim.Adam.step):
         return False
+    if not getattr(
+        vars(optimizer).get("step"), "_wrapped_by_lr_sched", "step" not in vars(optimizer)
+    ):
+        return False  # somebody's own, on this one; torch's schedulers merely count
     group = optimizer.param_groups[0]
     hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
     return (
@@ -39,6 +46,15 @@ def is_plain_adam(optimizer: torch.optim.Optimizer, parameters: list[nn.Paramete
         and not any(hooks)
         and [id(p) for p in group["params"]] == [id(p) for p in parameters]
     )
+
+
+def standing(optimizer: torch.optim.Optimizer) -> Iterator[object]:
+    """Yields what an optimiser's step depends on beside its state and its learning rate."""
+    yield bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+    yield vars(optimizer).get("step")
+    for group in optimizer.param_groups:
+        yield len(group["params"])
+        yield from (group.get(name) for name in _OPTIONS)
 
 
 def adam_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gtp_policy._adam import standing
 from gtp_policy._fused import FusedUpdate
 from gtp_policy._graph import GraphedUpdate
 from gtp_policy._update import Draws, Parts, reference_update
@@ -40,13 +41,15 @@ class Engine:
     ) -> dict[str, Tensor]:
         """Does lines 4 to 9 of Algorithm 1 for every learner and returns metrics, (S,) each."""
         if not momentarily_unsupported(batch.obs):
-            stamp = (len(batch.obs), *_stamp(learners))
+            stamp = (len(batch.obs), engine(), *_stamp(learners))
             if stamp != self._stamp:
                 self._fused = None  # first of all: memory for one set of buffers suffices
-                self._fused = _build(learners, len(batch.obs) // len(learners))
+                with torch.inference_mode(False):
+                    self._fused = _build(learners, len(batch.obs) // len(learners))
                 self._stamp = stamp
             if self._fused is not None:
-                with few_threads():
+                # Also for a caller in inference mode: what is made here outlives it.
+                with few_threads(), torch.inference_mode(False):
                     return self._fused(batch, draws, learners[0].rates)
         told = [
             reference_update(parts, *own)
@@ -72,11 +75,20 @@ def _split(batch: Transitions, draws: Draws, seeds: int) -> Iterator[tuple[Trans
 def _build(learners: Sequence[Parts], rows: int) -> FusedUpdate | GraphedUpdate | None:
     if any(unsupported(parts) for parts in learners):
         return None
-    if len(learners) > 1 and type(learners[0].weighter) is not AdvantageWeighter:
+    if any(_choices(parts) != _choices(learners[0]) for parts in learners):
+        return None
+    own_weights = any(type(parts.weighter) is not AdvantageWeighter for parts in learners)
+    if len(learners) > 1 and own_weights:
         return None
     fused = FusedUpdate(learners, rows)
     on_cuda = learners[0].actor.fixed_noise.device.type == "cuda"
-    return GraphedUpdate(fused) if on_cuda and fused.recordable else fused
+    return GraphedUpdate(fused) if on_cuda and fused.recordable and not own_weights else fused
+
+
+def _choices(parts: Parts) -> tuple[Any, ...]:
+    """Returns what seeds that are updated as one must have in common."""
+    config = parts.config.replace(seed=0)
+    return config, parts.loss.config, parts.weighter.config, parts.actor.config, [*parts.rates]
 
 
 def explain(parts: Parts) -> str:
@@ -96,6 +108,8 @@ def momentarily_unsupported(like: Tensor) -> str | None:
     """Returns why nothing but the reference may run at this moment, or None."""
     if engine() == "reference":
         return 'kernels.using("reference") asks for it'
+    if torch.is_anomaly_enabled():
+        return "anomaly detection is on, which watches autograd"
     if torch.is_autocast_enabled(like.device.type):
         return "autocast is on"
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
@@ -134,7 +148,14 @@ def _reasons(parts: Parts) -> Iterator[str]:
             yield f"{name} has a network of its own"
         if isinstance(module, QEnsemble) and module.config.layer_norm:
             yield f"{name} has layer normalisation"
-        tensors = [*module.parameters(), *module.normalizer.buffers()]
+        own = list(module.parameters())
+        if [id(p) for p in own] != [id(p) for p in _known(module)]:
+            yield f"{name} has further parameters, or shares some between layers"
+        if not all(p.is_contiguous() for p in own):
+            yield f"{name} has parameters that are not contiguous"
+        if any(_watched(p) for p in own):
+            yield f"{name} has hooks on its parameters"
+        tensors = [*own, *module.normalizer.buffers()]
         if any(t.device != like.device or t.dtype != like.dtype for t in tensors):
             yield f"{name} has parameters of several dtypes or devices"
         if any(_hooked(m) for m in module.modules()):
@@ -164,7 +185,7 @@ _KINDS: dict[str, type[Any]] = {"actor": FlowMapActor, "critic": QEnsemble, "val
 
 def _is_mlp(network: nn.Module) -> bool:
     """Tells whether a network is what `gtp_policy.networks.mlp` builds."""
-    if type(network) is not nn.Sequential or len(network) < 3:
+    if type(network) is not nn.Sequential or len(network) < 3 or len(network) % 2 == 0:
         return False
     kinds = [nn.Linear if i % 2 == 0 else Mish for i in range(len(network))]
     layers = list(network)
@@ -188,11 +209,28 @@ def _hooked(module: nn.Module) -> bool:
     )
 
 
+def _known(module: Any) -> list[nn.Parameter]:  # noqa: ANN401 - one of three kinds
+    """Returns the parameters that the fused update knows of, in the order of the module's own."""
+    if isinstance(module, QEnsemble):
+        return [*module.weights, *module.biases]
+    layers: Any = module.network.mlp if isinstance(module, FlowMapActor) else module.network
+    return [p for layer in layers[::2] for p in (layer.weight, layer.bias)]
+
+
+def _watched(tensor: Tensor) -> bool:
+    return bool(tensor._backward_hooks or tensor._post_accumulate_grad_hooks)
+
+
 def _stamp(learners: Sequence[Parts]) -> Iterator[Any]:
     """Yields everything that the choice and its buffers rest on."""
     for parts in learners:
         yield from (parts.config, parts.loss, parts.loss.config, parts.weighter)
-        yield from parts.optimizers.values()
+        yield from (parts.weighter.config, parts.actor.config, parts.target_actor.config)
+        for optimizer in parts.optimizers.values():
+            yield optimizer
+            yield from standing(optimizer)
+            if len(learners) > 1:
+                yield optimizer.param_groups[0]["lr"]
         for _, root in _modules(parts):
             for module in root.modules():
                 yield module
@@ -201,3 +239,5 @@ def _stamp(learners: Sequence[Parts]) -> Iterator[Any]:
                     if tensor is not None:
                         yield tensor.data_ptr()
                         yield tensor.requires_grad
+                        yield tensor.stride()
+                        yield _watched(tensor)

@@ -22,14 +22,15 @@ from torch import Tensor, nn
 
 from gtp_policy._passes import GradientPass, Pass, Stack
 from gtp_policy._plan_cuda import fastest, fold
-from gtp_policy._stacked import Net, Optimizer, Parameters, net_of, stack_of, together
+from gtp_policy._stacked import Inputs, Net, Optimizer, Parameters, net_of, stack_of, together
 from gtp_policy._update import Draws, Parts
-from gtp_policy.actor import FlowMapActor
 from gtp_policy.critic import ExpectileBaseline, PolicyBaseline, QEnsemble, ValueNetwork
 from gtp_policy.functional import advantage_weights, precondition
 from gtp_policy.kernels._sampler import Sampler
 from gtp_policy.networks import FlowMapMLP
+from gtp_policy.samplers import JumpSampler
 from gtp_policy.transitions import Transitions
+from gtp_policy.weighting import AdvantageWeighter
 
 
 @contextmanager
@@ -44,26 +45,6 @@ def coarse_products() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-class Inputs:
-    """Where the inputs of S flow maps are written: H times over the same rows, at other times."""
-
-    def __init__(self, of: FlowMapActor, passes: Pass, copies: int) -> None:
-        embedded = 2 * len(cast(FlowMapMLP, of.network).embedding.frequencies)
-        widths = [of.obs_dim, of.action_dim, embedded, embedded]
-        seeds, rows, features = passes.inputs.shape
-        inputs = passes.inputs.view(seeds, copies, rows // copies, features)
-        parts = torch.split(inputs, widths, -1)
-        self._obs, self._x, self._start, self._end = parts
-
-    def write(self, obs: Tensor, x: Tensor, start: Tensor, ends: Sequence[Tensor]) -> None:
-        """Writes observations, scaled actions and embedded times, each (S, n, ...)."""
-        self._obs.copy_(obs.unsqueeze(1))
-        self._x.copy_(x.unsqueeze(1))
-        self._start.copy_(start.unsqueeze(1))
-        for i, end in enumerate(ends):
-            self._end[:, i].copy_(end)
 
 
 class FusedUpdate:
@@ -85,8 +66,12 @@ class FusedUpdate:
         self._optimizers = {
             "actor": self._optimizer("actor", [p.actor for p in learners], actor, gradients)
         }
-        self._sampler = None if self._target.cpu else self._make_sampler(target)
+        # Folded are the jumps alone; actors themselves know every sampler.
+        jumps = first.target_actor.config.sampler == JumpSampler()
+        self._sampler = self._make_sampler(target) if jumps and not self._target.cpu else None
         self._slow, self._fast = list(target.parameters), list(actor.parameters)
+        self._target_net = target
+        self._slow_statistics, self._statistics = [*target[1:]], [*actor[1:]]
         if first.critic is not None:
             self._prepare_critic(rows, config.backup_actions)
 
@@ -121,8 +106,11 @@ class FusedUpdate:
         self._critic_net, self._members = critic, members
         self._target_critic = Pass(slow, rows * backups, share=members)
         self._optimizers["critic"] = self._optimizer("critic", critics, critic, gradients)
+        self._target_critic_net = target
         self._slow += target.parameters
         self._fast += critic.parameters
+        self._slow_statistics += target[1:]
+        self._statistics += critic[1:]
         judged = rows
         if isinstance(config.baseline, PolicyBaseline):
             judged *= 1 + config.baseline.samples
@@ -133,6 +121,7 @@ class FusedUpdate:
     def _prepare_value(self, slow: Stack, rows: int) -> None:
         values = [cast(ValueNetwork, p.value) for p in self.learners]
         value = net_of(values)
+        self._value_net = value
         gradients, into = self._gradients(value, linear=True)
         stack = stack_of(value.parameters, linear=True)
         self._value = GradientPass(stack, rows, into, transposed=True)
@@ -164,6 +153,8 @@ class FusedUpdate:
         # In inference mode operators cost less; what is made outside it is a plain tensor.
         with torch.inference_mode():
             metrics = self._update(batch, draws, rates)
+        if self._seeds > 1:  # views of the first seed count for it alone
+            torch.autograd.graph.increment_version(self.written)
         return dict(zip(metrics, torch.stack(list(metrics.values())), strict=True))
 
     @property
@@ -184,6 +175,10 @@ class FusedUpdate:
         """Whether every optimiser's step may be recorded: those of Adam."""
         return all(optimizer.adam for optimizer in self._optimizers.values())
 
+    def places(self) -> list[int]:
+        """Returns where the optimisers keep what a recorded step writes to."""
+        return [place for optimizer in self._optimizers.values() for place in optimizer.places()]
+
     def rates(self) -> dict[str, float]:
         """Returns the learning rates that the optimisers hold."""
         return {name: optimizer.rate for name, optimizer in self._optimizers.items()}
@@ -192,7 +187,7 @@ class FusedUpdate:
         weight, metrics = None, {}
         shaped = Transitions(*(self._per_seed(x) for x in batch))
         if self._first.critic is not None:
-            obs = (shaped.obs - self._critic_net.mean) / self._critic_net.scale
+            obs = self._critic_net.normalise(shaped.obs)
             with self._coarse():
                 next_action, sampled = self._sample(shaped, draws)
             metrics = self._step_critic(shaped, obs, next_action, rates)
@@ -201,6 +196,7 @@ class FusedUpdate:
             metrics |= self._about(advantage, weight)
         metrics |= self._step_actor(shaped, weight, draws, rates)
         torch._foreach_lerp_(self._slow, self._fast, self._first.config.ema_rate)
+        torch._foreach_copy_(self._slow_statistics, self._statistics)
         return metrics
 
     def _coarse(self) -> AbstractContextManager[None]:
@@ -245,7 +241,7 @@ class FusedUpdate:
         self, batch: Transitions, obs: Tensor, next_action: Tensor, rates: dict[str, Any]
     ) -> dict[str, Tensor]:
         copies = self._first.config.backup_actions
-        next_obs = (batch.next_obs - self._critic_net.mean) / self._critic_net.scale
+        next_obs = self._target_critic_net.normalise(batch.next_obs)
         if copies > 1:
             next_obs = next_obs.repeat_interleave(copies, 1)
         next_q = self._q(self._target_critic, next_obs, next_action)
@@ -263,18 +259,19 @@ class FusedUpdate:
         self, batch: Transitions, obs: Tensor, sampled: Tensor | None, rates: dict[str, Any]
     ) -> Tensor:
         if sampled is None:
-            value = self._step_value(batch, obs, rates)
+            value = self._step_value(batch, rates)
             return self._q(self._judge, obs, batch.action).amin(1) - value
         tiled = obs.repeat(1, 1 + sampled.shape[1] // self.rows, 1)
         q = self._q(self._judge, tiled, torch.cat([batch.action, sampled], 1)).amin(1)
         q = q.view(self._seeds, -1, self.rows)
         return q[:, 0] - q[:, 1:].mean(1)
 
-    def _step_value(self, batch: Transitions, obs: Tensor, rates: dict[str, Any]) -> Tensor:
+    def _step_value(self, batch: Transitions, rates: dict[str, Any]) -> Tensor:
         """Does V's step and returns the values after it, (S, B)."""
         baseline = cast(ExpectileBaseline, self._first.config.baseline)
-        q = self._q(self._data_target, obs, batch.action).amin(1)
-        self._value.inputs.copy_(obs)
+        seen = self._target_critic_net.normalise(batch.obs)
+        q = self._q(self._data_target, seen, batch.action).amin(1)
+        self._value.inputs.copy_(self._value_net.normalise(batch.obs))
         difference = q - self._value.run().squeeze(-1)
         factor = torch.where(difference < 0, 1 - baseline.expectile, baseline.expectile)
         slope = difference * factor * (-2 / self.rows)
@@ -285,7 +282,10 @@ class FusedUpdate:
     def _weigh(self, advantage: Tensor) -> Tensor:
         if self._seeds == 1 or advantage.device.type == "cpu":
             weigh = zip(self.learners, advantage, strict=True)
-            return together([parts.weighter(a) for parts, a in weigh])
+            if type(self._first.weighter) is AdvantageWeighter:
+                return together([parts.weighter(a) for parts, a in weigh])
+            with torch.inference_mode(False):  # a user's own may keep or differentiate what it sees
+                return together([parts.weighter(a.clone()) for parts, a in weigh])
         c = self._first.weighter.config
         return torch.vmap(lambda a: advantage_weights(a, c.eta, c.eps, c.max_weight))(advantage)
 
@@ -307,7 +307,7 @@ class FusedUpdate:
         loss, config = self._first.loss, self._first.loss.config
         t, u, s = (time.view(self._seeds, -1) for time in draws.times)
         z, action = draws.z.view(batch.action.shape), batch.action
-        obs = (batch.obs - self._actor_net.mean) / self._actor_net.scale
+        obs = self._actor_net.normalise(batch.obs)
         # A flow map starts at positive times only; where u = 0 its answer gets no share.
         start = torch.where(u > 0, u, t)
         times = torch.cat([t, start, s], 1)
@@ -318,7 +318,8 @@ class FusedUpdate:
         (skip, skip_u), (out, out_u), (inner, inner_u) = (c.chunk(2, 1) for c in factors)
         x_u = torch.addcmul(action, u.unsqueeze(-1), z)
         x_t = torch.addcmul(action, t.unsqueeze(-1), z)
-        self._target_inputs.write(obs, inner_u * x_u, at_start, [at_s])
+        seen = self._target_net.normalise(batch.obs)
+        self._target_inputs.write(seen, inner_u * x_u, at_start, [at_s])
         with self._coarse():
             raw = self._target.run()
         taught = torch.addcmul(skip_u * x_u, out_u, raw)

@@ -33,6 +33,8 @@ class GraphedUpdate:
         self._known: dict[str, float] = {}
         self._outputs: dict[str, Tensor] = {}
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._places: list[int] = []
+        self._side: torch.cuda.Stream | None = None
 
     def __call__(
         self, batch: Transitions, draws: Draws, rates: dict[str, Any]
@@ -50,6 +52,9 @@ class GraphedUpdate:
             if self._known.get(name) != rate:
                 self._rates[name].fill_(rate)
                 self._known[name] = rate
+        places = self._fused.places()
+        if places != self._places:  # a state was loaded: the old memory may be somebody else's now
+            self._graph, self._places = None, places
         if self._graph is not None:
             self._graph.replay()
         elif self._calls < _WARM_UP:
@@ -75,18 +80,28 @@ class GraphedUpdate:
         self._outputs = self._fused(fixed, fixed_draws, self._rates)
 
     def _on_side_stream(self, batch: Transitions, draws: Draws) -> None:
-        current = torch.cuda.current_stream()
-        side = torch.cuda.Stream(batch.obs.device)  # type: ignore[no-untyped-call]
+        current, side = torch.cuda.current_stream(batch.obs.device), self._stream(batch)
         side.wait_stream(current)
         with torch.cuda.stream(side):
             self._run(batch, draws)
         current.wait_stream(side)
 
+    def _stream(self, batch: Transitions) -> torch.cuda.Stream:
+        """Returns one stream for all, on the batch's device, which need not be the current one."""
+        if self._side is None:
+            self._side = torch.cuda.Stream(batch.obs.device)  # type: ignore[no-untyped-call]
+        return self._side
+
     def _record(self, batch: Transitions, draws: Draws) -> torch.cuda.CUDAGraph:
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may go on using the device meanwhile.
+        with (
+            torch.cuda.device(batch.obs.device),
+            torch.cuda.graph(graph, stream=self._stream(batch), capture_error_mode="thread_local"),
+        ):
             self._run(batch, draws)
-        return self._graph
+        self._graph = graph  # not before it is whole
+        return graph
 
 
 def _tensors(batch: Transitions, draws: Draws) -> list[Tensor]:

@@ -358,7 +358,7 @@ def why_no_plan(network: nn.Module | None, normalizer: nn.Module | None, steps: 
         return "a part of the network was replaced"
     layers = list(network.mlp)
     kinds = [nn.Linear if i % 2 == 0 else Mish for i in range(len(layers))]
-    if [type(layer) for layer in layers] != kinds or len(layers) < 3:
+    if [type(layer) for layer in layers] != kinds or len(layers) % 2 == 0 or len(layers) < 3:
         return "the network has other layers than the default one"
     watched = [network, network.embedding, network.mlp, normalizer, *layers]
     if any(m._forward_hooks or m._forward_pre_hooks for m in watched):

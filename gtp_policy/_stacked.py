@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from gtp_policy._adam import adam_state, is_plain_adam
-from gtp_policy._passes import Stack
+from gtp_policy._passes import Pass, Stack
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.critic import ValueNetwork
+from gtp_policy.networks import FlowMapMLP
 
 Parameters = list[Tensor]  # (S, ...) each
 
@@ -20,6 +21,30 @@ class Net(NamedTuple):
     parameters: Parameters
     mean: Tensor  # (S, 1, O)
     scale: Tensor
+
+    def normalise(self, obs: Tensor) -> Tensor:
+        """Returns observations (S, B, O) as the network sees them."""
+        return (obs - self.mean) / self.scale
+
+
+class Inputs:
+    """Where the inputs of S flow maps are written: H times over the same rows, at other times."""
+
+    def __init__(self, of: FlowMapActor, passes: Pass, copies: int) -> None:
+        embedded = 2 * len(cast(FlowMapMLP, of.network).embedding.frequencies)
+        widths = [of.obs_dim, of.action_dim, embedded, embedded]
+        seeds, rows, features = passes.inputs.shape
+        inputs = passes.inputs.view(seeds, copies, rows // copies, features)
+        parts = torch.split(inputs, widths, -1)
+        self._obs, self._x, self._start, self._end = parts
+
+    def write(self, obs: Tensor, x: Tensor, start: Tensor, ends: Sequence[Tensor]) -> None:
+        """Writes observations, scaled actions and embedded times, each (S, n, ...)."""
+        self._obs.copy_(obs.unsqueeze(1))
+        self._x.copy_(x.unsqueeze(1))
+        self._start.copy_(start.unsqueeze(1))
+        for i, end in enumerate(ends):
+            self._end[:, i].copy_(end)
 
 
 def stack_of(parameters: Parameters, *, linear: bool) -> Stack:
@@ -64,10 +89,16 @@ class Optimizer:
                 parameter.grad = gradient
                 if self.adam:
                     adam_state(optimizer, parameter)
+            optimizer._opt_called = True  # type: ignore[attr-defined]  # as torch's schedulers ask
         if self.adam:
             for name in ("exp_avg", "exp_avg_sq") if len(self._own) > 1 else ():
                 for same in zip(*(self._states(i) for i in range(len(self._own))), strict=True):
                     share_([state[name] for state in same])
+
+    def places(self) -> list[int]:
+        """Returns where Adam's moments and counts are."""
+        states = (state for i in range(len(self._own)) for state in self._states(i))
+        return [tensor.data_ptr() for state in states for tensor in state.values()]
 
     @property
     def rate(self) -> float:
@@ -92,8 +123,9 @@ class Optimizer:
         if self.adam:
             self._fused(rate, None)
             return norm
-        for optimizer in self._optimizers:
-            optimizer.step()
+        with torch.inference_mode(False):  # or the reference could not write to their state
+            for optimizer in self._optimizers:
+                optimizer.step()
         return norm
 
     def _states(self, i: int) -> list[dict[str, Any]]:
@@ -166,7 +198,9 @@ def _step(tensors: Sequence[Tensor]) -> int | None:
         for t in tensors
     )
     evenly = places == [places[0] + i * step for i in range(len(tensors))]
-    return step // size if alike and evenly and step >= first.numel() * size else None
+    # Side by side, with nothing between: what lies there is another seed's.
+    side_by_side = first.is_contiguous() and step == first.numel() * size
+    return step // size if alike and evenly and side_by_side else None
 
 
 def net_of(modules: Sequence[Any]) -> Net:

@@ -3,6 +3,7 @@
 import copy
 import functools
 import threading
+import weakref
 from typing import Annotated, Any, Literal, cast
 from weakref import WeakKeyDictionary
 
@@ -259,7 +260,9 @@ class _Copy:
     """A module on the CPU, and what it was last seen to be a copy of."""
 
     def __init__(self, module: nn.Module, stamp: object) -> None:
-        self._modules, self._tensors = _parts(module)
+        modules, self._tensors = _parts(module)
+        # Weakly: the actor is the key under which all this is kept.
+        self._modules = [weakref.ref(part) for part in modules]
         self._seen = self._look(stamp)
         with torch.inference_mode(False):  # or nobody could write to it outside
             self.module = copy.deepcopy(module).cpu().requires_grad_(False)
@@ -269,7 +272,9 @@ class _Copy:
         """Makes the copy one of a module as it is now; False if only a new copy can be that."""
         modules, tensors = _parts(module)
         shapes = [(t.shape, t.dtype) for t in tensors]
-        if modules != self._modules or shapes != [(t.shape, t.dtype) for t in self._mine]:
+        if modules != [part() for part in self._modules] or shapes != [
+            (t.shape, t.dtype) for t in self._mine
+        ]:
             return False
         # The old tensors are kept until here, so that new ones cannot be in their memory.
         self._tensors = tensors

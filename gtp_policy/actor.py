@@ -38,7 +38,7 @@ class FlowMapActorConfig(Config):
         (256, 256, 256), min_length=1, description="Widths of the default network's hidden layers."
     )
     time_dim: Int = Field(
-        16, ge=2, le=4096, multiple_of=2, description="Features of each of the two time embeddings."
+        32, ge=2, le=4096, multiple_of=2, description="Features of each of the two time embeddings."
     )
     steps: Int = Field(
         5, ge=1, le=10_000, description="K, jumps per sampled action; can be set per call."

@@ -1,6 +1,7 @@
 """Acting: candidates and the copies on the CPU of networks that live elsewhere."""
 
 import copy
+import gc
 import io
 import threading
 from collections.abc import Callable
@@ -212,3 +213,12 @@ def test_copies_and_pickles_start_empty() -> None:
     for other in (copy.deepcopy(snapshot), torch.load(file, weights_only=False)):
         assert not other._copies
         assert torch.equal(other.act(actor, None, obs, stamp=0, deterministic=True), expected)
+
+
+def test_a_copy_keeps_no_actor_alive() -> None:
+    actor, critic = networks()
+    acting._SNAPSHOTS.setdefault(actor, CPUSnapshot()).act(actor, critic, observations(1), stamp=0)
+    before = len(acting._SNAPSHOTS)
+    del actor
+    gc.collect()
+    assert len(acting._SNAPSHOTS) == before - 1

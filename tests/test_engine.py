@@ -20,6 +20,7 @@ from gtp_policy import (
     GTPLearnerConfig,
     GTPLoss,
     GTPLossConfig,
+    JumpSampler,
     LinearQGuidance,
     LinearTimes,
     MultiSeedLearner,
@@ -28,6 +29,7 @@ from gtp_policy import (
     OfflineDataset,
     PolicyBaseline,
     QEnsembleConfig,
+    Sampler,
     Transitions,
     _passes,
     load_checkpoint,
@@ -39,7 +41,7 @@ from gtp_policy._graph import GraphedUpdate
 from gtp_policy._stacked import share_, together
 from gtp_policy._update import Draws, draw
 from gtp_policy.kernels import explain, using
-from gtp_policy.networks import linear
+from gtp_policy.networks import Mish, linear
 
 OBS, ACT, ROWS = 3, 2, 24
 CRITIC = QEnsembleConfig(hidden=(24, 16))
@@ -50,10 +52,13 @@ def make_config(
     weighter: dict[str, Any] | None = None,
     critic: QEnsembleConfig | None = CRITIC,
     hidden: tuple[int, ...] = (16, 24),
+    sampler: Sampler | None = None,
     **learner: Any,
 ) -> GTPConfig:
     return GTPConfig(
-        actor=FlowMapActorConfig(hidden=hidden, time_dim=8, steps=2),
+        actor=FlowMapActorConfig(
+            hidden=hidden, time_dim=8, steps=2, sampler=sampler or JumpSampler()
+        ),
         critic=critic,
         loss=GTPLossConfig(**{"curriculum": Curriculum(start=10, end=20)} | (loss or {})),
         weighter=AdvantageWeighterConfig(**(weighter or {})),
@@ -442,6 +447,72 @@ def test_a_learner_copies_without_its_engine() -> None:
     assert distance(twin, before) > 0
 
 
+def set_in_group(name: str, value: Any) -> Callable[[GTPLearner], Any]:
+    return lambda x: x.optimizers["actor"].param_groups[0].__setitem__(name, value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        set_in_group("weight_decay", 0.5),
+        set_in_group("maximize", True),
+        set_in_group("betas", (0.5, 0.5)),
+        lambda x: x.optimizers["actor"].register_step_post_hook(
+            lambda o, *_: [p.data.mul_(0.5) for p in o.param_groups[0]["params"]]
+        ),
+        lambda x: x.actor.network.mlp[0].weight.register_hook(lambda g: g * 3),
+        lambda x: x.actor.normalizer.mean.fill_(-1.0),
+        lambda x: setattr(x.optimizers["actor"], "step", lambda *_: None),
+    ],
+    ids=["weight decay", "maximize", "betas", "step hook", "gradient hook", "one mean", "own step"],
+)
+def test_what_is_changed_after_the_first_update_counts(change: Callable[[GTPLearner], Any]) -> None:
+    reference, fused = make_learner(dtype=torch.float64), make_learner(dtype=torch.float64)
+    for step in range(3):
+        batch = make_batch(step, dtype=torch.float64)
+        if step == 1:
+            for learner in (reference, fused):
+                change(learner)
+        with using("reference"):
+            reference.update(batch)
+        fused.update(batch)
+    assert distance(fused, reference) <= 1e-8
+    # The targets' statistics follow, as the reference has it.
+    assert torch.equal(fused.target_actor.normalizer.mean, fused.actor.normalizer.mean)
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
+def test_anomalies_are_looked_for_where_autograd_computes() -> None:
+    learner = make_learner()
+    with torch.autograd.detect_anomaly(check_nan=True):
+        assert "anomaly detection is on" in explain(learner)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_the_state_of_any_optimiser_serves_both_engines(kind: Any) -> None:
+    options = {"lr": 1e-2} | ({"momentum": 0.9} if kind is torch.optim.SGD else {})
+    learner = make_learner(optimizer=lambda name, module: kind(module.parameters(), **options))
+    learner.update(make_batch())
+    with using("reference"):
+        learner.update(make_batch(1))
+    learner.update(make_batch(2))
+    assert learner.updates == 3
+
+
+def test_layers_that_are_tied_or_end_in_an_activation_are_left_to_the_reference() -> None:
+    ended = make_learner()
+    ended.actor.network.mlp.append(Mish())
+    assert "actor has a network of its own" in explain(ended)
+    assert "sample: reference" in explain_actor(ended)
+    tied = make_learner(make_config(hidden=(16, 16, 16)))
+    tied.actor.network.mlp[4].weight = tied.actor.network.mlp[2].weight
+    assert "shares some between layers" in explain(tied)
+
+
+def explain_actor(learner: GTPLearner) -> str:
+    return explain(learner.actor)
+
+
 # --- on other devices than the CPU: everything in one launch
 
 
@@ -543,6 +614,22 @@ def test_a_recorded_update_follows_a_schedule_of_a_users_own() -> None:
     assert distance(recorded, plain) <= 1e-6
 
 
+def test_what_was_recorded_is_forgotten_when_a_state_is_loaded() -> None:
+    """Its moments may lie where other memory is now."""
+    plain, recorded = make_learner(), make_learner()
+    graphed = Replayed(FusedUpdate([recorded._parts()], ROWS))
+    for step in range(8):
+        if step == 6:
+            for learner in (plain, recorded):
+                learner.load_state_dict(copy.deepcopy(learner.state_dict()))
+        batch, parts, graph = make_batch(step), recorded._parts(), graphed._graph
+        graphed(batch, draw(parts, batch, recorded.stream, recorded.progress), parts.rates)
+        recorded.updates += 1
+        plain.update(batch)
+        assert (graphed._graph is graph) == (step not in (3, 6))
+    assert distance(recorded, plain) <= 1e-6
+
+
 # --- several seeds
 
 
@@ -596,6 +683,35 @@ def test_a_seed_is_saved_loaded_and_goes_on_alone(tmp_path: Any) -> None:
         several.update([make_batch(9), make_batch(9)])
     twin = copy.deepcopy(several.learners[1])
     assert distance(twin, loaded) == 0.0
+
+
+@pytest.mark.parametrize("critic", [None, CRITIC])
+def test_some_of_the_learners_that_shared_memory_go_on_together(
+    critic: QEnsembleConfig | None,
+) -> None:
+    config = make_config(critic=critic)
+    learners = make_seeds(config, (0, 1, 2), torch.float64)
+    alone = make_seeds(config, (0, 2), torch.float64)
+    batches = [make_batch(seed, dtype=torch.float64) for seed in (0, 1, 2)]
+    MultiSeedLearner(learners).update(batches)
+    still = copy.deepcopy(learners[1])
+    MultiSeedLearner([learners[0], learners[2]]).update([batches[0], batches[2]])
+    for learner, batch in zip(alone, (batches[0], batches[2]), strict=True):
+        learner.update(batch)
+        learner.update(batch)
+    assert distance(learners[0], alone[0]) <= 1e-8
+    assert distance(learners[2], alone[1]) <= 1e-8
+    assert distance(learners[1], still) == 0.0
+
+
+def test_updates_of_every_seed_are_counted() -> None:
+    several = MultiSeedLearner(make_seeds(make_config(), (0, 1), torch.float32))
+    batches = [make_batch(), make_batch(1)]
+    several.update(batches)
+    parameter = next(several.learners[1].target_actor.parameters())
+    before = parameter._version
+    several.update(batches)
+    assert parameter._version > before
 
 
 def test_a_loaded_state_counts_for_its_seed_alone() -> None:

@@ -330,7 +330,9 @@ ORACLES = {
 }
 
 
-@pytest.mark.parametrize("oracle", [ORACLES["gaussian"], ORACLES["linear gaussian"]], ids=str)
+@pytest.mark.parametrize(
+    "oracle", [ORACLES["gaussian"], ORACLES["linear gaussian"]], ids=["ve", "linear"]
+)
 def test_mean_flow_leaves_the_flow_alone_for_any_pair_of_times(oracle: FlowMap) -> None:
     times = draw_times(oracle.times, 64, 256, generator=seeded(), dtype=torch.float64)
     inner = (
