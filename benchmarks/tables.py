@@ -154,7 +154,10 @@ def render() -> str:
         section(json.loads((RESULTS / f"{section.__name__}.json").read_text(encoding="utf-8")))
         for section in (pointmaze, hosts, bandit, datasets)
     ]
-    return "\n\n".join([START, *sections, END])
+    from benchmarks import performance  # which takes its tables from here
+
+    speed = performance.summary(performance.read())
+    return "\n\n".join([START, *sections, speed, END])
 
 
 def main() -> None:

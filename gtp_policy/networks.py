@@ -90,7 +90,7 @@ class FlowMapMLP(nn.Module):
     """The default backbone of a flow map: one MLP over observation, noisy action and two times.
 
     Any module with the same ``forward`` can replace it (`FlowMapActor`'s ``network``). The hidden
-    layers' weights start in the law of He et al. (2015), https://arxiv.org/abs/1502.01852.
+    layers' weights start with variance 1 / inputs (LeCun et al., Efficient BackProp, 1998).
 
     Args:
         obs_dim: O.
@@ -123,7 +123,7 @@ class FlowMapMLP(nn.Module):
         inputs = obs_dim + action_dim + 2 * time_dim
         # With torch's default law the signal of the few action features fades from layer to layer
         # among the many of time: thousands of updates pass before the output depends on x at all.
-        self.mlp = mlp(inputs, hidden, action_dim, gain=math.sqrt(6), generator=generator)
+        self.mlp = mlp(inputs, hidden, action_dim, gain=math.sqrt(3), generator=generator)
 
     def forward(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """Returns the raw output that the flow map's preconditioning turns into an endpoint.
@@ -191,8 +191,8 @@ def mlp(
         inputs: Width of the input.
         hidden: Widths of the hidden layers.
         outputs: Width of the output, which has no activation.
-        gain: Factor of the hidden layers' initial weights; sqrt(6) is He's law, which keeps the
-            size of the signal through layers that halve it.
+        gain: Factor of the hidden layers' initial weights; sqrt(3) gives them variance 1 / inputs,
+            which keeps the size of the signal.
         generator: Source of the initial parameters.
 
     Returns:
