@@ -28,6 +28,15 @@ for name, max_examples in {"dev": 25, "ci": 100, "deep": 2000}.items():
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what needs a CUDA device where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+
+
 @pytest.fixture
 def generator() -> torch.Generator:
     """A torch generator with a fixed seed: the only source of randomness a test needs."""

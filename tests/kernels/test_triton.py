@@ -29,7 +29,7 @@ needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None,
     reason="Triton is not installed: it comes with torch's builds for CUDA, on Linux",
 )
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+needs_gpu = pytest.mark.gpu
 SAMPLERS = ["torch", pytest.param("triton", marks=needs_triton)]
 
 
