@@ -43,8 +43,8 @@ class ActionScaler:
     """
 
     def __init__(self, low: npt.ArrayLike, high: npt.ArrayLike) -> None:
-        self.low = np.array(low, dtype=np.float64)  # writable copies, which torch can share
-        self.high = np.array(high, dtype=np.float64)
+        self.low = np.asarray(low, dtype=np.float64).copy()  # writable, as torch asks for
+        self.high = np.asarray(high, dtype=np.float64).copy()
         if self.low.ndim != 1 or self.low.shape != self.high.shape or self.low.size == 0:
             raise UnsupportedSpaceError(
                 f"Action bounds have the wrong shape: got low {self.low.shape} and high "

@@ -21,7 +21,7 @@ from tests.reliability.repeatability import (
     concurrent_acts,
     same_seed_twice,
 )
-from tests.test_sources import LIBRARY, ROOT, forbidden_in
+from tests.test_sources import LIBRARY, ROOT, forbidden_calls
 
 
 class Trial(NamedTuple):
@@ -46,7 +46,7 @@ def nothing_executes(count: int | None = None) -> Outcome:
     """B5: no source of the library calls what executes data, or draws from a global generator."""
     outcome = Outcome(worst="0 sites")
     for path in LIBRARY[:count]:
-        found = forbidden_in(path.read_text(encoding="utf-8"))
+        found = forbidden_calls(path)
         outcome.add(str(path.relative_to(ROOT)), f"{found}" if found else None)
     if outcome.failures:
         outcome.worst = f"{len(outcome.failures)} files with sites"
