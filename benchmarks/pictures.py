@@ -128,7 +128,7 @@ def draw_latency(record: dict[str, Any], path: Path) -> None:
             axes.set_xscale("log")
             axes.set_yticks(range(len(of)), list(reversed(of)))
             axes.set_ylim(-0.6, len(of) - 0.4)
-            axes.set_xlabel("ms   (● median   | p99   × slowest)")
+        figure.supxlabel("ms   (● median   | p99   × slowest)", fontsize=9)
         low, high = row[0].get_xlim()
         ticks = [b * 10**e for e in range(-3, 4) for b in (1, 2, 5)]
         for axes in row:

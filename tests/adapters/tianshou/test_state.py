@@ -2,6 +2,7 @@
 
 import copy
 import io
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,8 @@ def test_a_run_resumed_from_its_log_is_the_uninterrupted_one(
         assert path is not None
         resumed = GTP.load(path, action_space=action_space, policy_optim=linear())
     assert resumed.learner.updates == 10
+    # Logs are read in the order of their names, which tell the second in which they were begun.
+    time.sleep(1 - time.time() % 1)
     assert train(resumed, tmp_path / "cut", max_epochs=4, resume_from_log=True) == 20
     assert_same(resumed.state_dict(), whole.state_dict())
     logged = TensorboardLogger.restore_logged_data(str(tmp_path / "cut" / "log"))
