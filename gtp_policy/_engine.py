@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from gtp_policy._adam import standing
 from gtp_policy._fused import FusedUpdate
 from gtp_policy._graph import GraphedUpdate
+from gtp_policy._plan import has_default_layers
 from gtp_policy._update import Draws, Parts, reference_update
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.critic import QEnsemble, ValueNetwork
 from gtp_policy.guidance import AdvantageGuidance
 from gtp_policy.kernels import engine, few_threads
 from gtp_policy.loss import GTPLoss, GTPLossConfig
-from gtp_policy.networks import FlowMapMLP, Mish, TimeEmbedding
+from gtp_policy.networks import FlowMapMLP, TimeEmbedding
 from gtp_policy.spaces import ObservationNormalizer
 from gtp_policy.transitions import Transitions
 from gtp_policy.weighting import AdvantageWeighter
@@ -184,12 +185,10 @@ _KINDS: dict[str, type[Any]] = {"actor": FlowMapActor, "critic": QEnsemble, "val
 
 
 def _is_mlp(network: nn.Module) -> bool:
-    """Tells whether a network is what `gtp_policy.networks.mlp` builds."""
-    if type(network) is not nn.Sequential or len(network) < 3 or len(network) % 2 == 0:
+    """Tells whether a network is what `gtp_policy.networks.mlp` builds, with all its biases."""
+    if type(network) is not nn.Sequential or not has_default_layers(network):
         return False
-    kinds = [nn.Linear if i % 2 == 0 else Mish for i in range(len(network))]
-    layers = list(network)
-    return [type(m) for m in layers] == kinds and all(m.bias is not None for m in layers[::2])
+    return all(layer.bias is not None for layer in list(network)[::2])
 
 
 def _modules(parts: Parts) -> Iterator[tuple[str, Any]]:

@@ -72,6 +72,10 @@ class FusedUpdate:
         self._slow, self._fast = list(target.parameters), list(actor.parameters)
         self._target_net = target
         self._slow_statistics, self._statistics = [*target[1:]], [*actor[1:]]
+        names = ("actor", "target_actor", "critic", "target_critic", "value")
+        owners = [getattr(parts, name) for parts in learners for name in names]
+        # Every parameter that an update changes.
+        self.written = [p for m in owners if m is not None for p in m.parameters()]
         if first.critic is not None:
             self._prepare_critic(rows, config.backup_actions)
 
@@ -156,13 +160,6 @@ class FusedUpdate:
         if self._seeds > 1:  # views of the first seed count for it alone
             torch.autograd.graph.increment_version(self.written)
         return dict(zip(metrics, torch.stack(list(metrics.values())), strict=True))
-
-    @property
-    def written(self) -> list[Tensor]:
-        """Every parameter that an update changes."""
-        modules = ("actor", "target_actor", "critic", "target_critic", "value")
-        owners = [getattr(parts, name) for parts in self.learners for name in modules]
-        return [p for owner in owners if owner is not None for p in owner.parameters()]
 
     def prepare(self, rates: dict[str, Any]) -> None:
         """Does what has to be done before an update outside of inference mode."""

@@ -17,11 +17,9 @@ reference.
 """
 
 import functools
-import importlib
-import importlib.util
 import threading
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +29,7 @@ from torch import Tensor, nn
 from gtp_policy._plan_cuda import DevicePlan
 from gtp_policy.functional import precondition
 from gtp_policy.kernels import SMALLEST_MISH, engine, few_threads, mish_
+from gtp_policy.kernels._compiling import load
 from gtp_policy.networks import FlowMapMLP, Mish, TimeEmbedding
 from gtp_policy.spaces import ObservationNormalizer
 from gtp_policy.times import TimeSchedule
@@ -71,19 +70,16 @@ class _Buffers(NamedTuple):
 @functools.cache
 def _compiled(layers: int) -> tuple[Callable[..., NDArray[np.float32]] | None, str]:
     """Returns the compiled sampler for networks of so many layers, or why there is none."""
-    try:
-        if importlib.util.find_spec("numba") is None:
-            return None, "numba is not installed (pip install 'gtp-policy[fast]')"
-        sample = importlib.import_module("gtp_policy.kernels._numba").sample
-        # The smallest network there is: compiles, or takes what was compiled before.
+
+    def warm_up(module: Any) -> None:  # noqa: ANN401 - a module of functions that numba compiled
+        # The smallest network there is.
         one, square = np.ones(1, np.float32), np.ones((1, 1), np.float32)
         weights = np.ones((1, 3), np.float32), *[square] * (layers - 1)
         network = weights, (one,) * layers, one, one, square, np.ones((4, 1), np.float32), 1.0
-        sample(*network, square, square)
-    except Exception as error:
-        # Whatever another library, its compiler or its files have come to: torch is still here.
-        return None, f"numba does not work here ({type(error).__name__}: {error})"
-    return sample, ""
+        module.sample(*network, square, square)
+
+    module, why_not = load("_numba", warm_up)
+    return (None if module is None else module.sample), why_not
 
 
 def _array(tensor: Tensor) -> NDArray[np.float32]:
@@ -348,6 +344,12 @@ class PlanCache:
         return plan
 
 
+def has_default_layers(network: nn.Sequential) -> bool:
+    """Tells whether a network's layers are those that `gtp_policy.networks.mlp` builds."""
+    kinds = [nn.Linear if i % 2 == 0 else Mish for i in range(len(network))]
+    return len(network) >= 3 and len(network) % 2 == 1 and [type(m) for m in network] == kinds
+
+
 def why_no_plan(network: nn.Module | None, normalizer: nn.Module | None, steps: int) -> str:
     """Returns what is not as planned; empty for the default network, as built, on one device."""
     if steps > _MOST_STEPS:
@@ -357,8 +359,7 @@ def why_no_plan(network: nn.Module | None, normalizer: nn.Module | None, steps: 
     if type(network.mlp) is not nn.Sequential or type(network.embedding) is not TimeEmbedding:
         return "a part of the network was replaced"
     layers = list(network.mlp)
-    kinds = [nn.Linear if i % 2 == 0 else Mish for i in range(len(layers))]
-    if [type(layer) for layer in layers] != kinds or len(layers) % 2 == 0 or len(layers) < 3:
+    if not has_default_layers(network.mlp):
         return "the network has other layers than the default one"
     watched = [network, network.embedding, network.mlp, normalizer, *layers]
     if any(m._forward_hooks or m._forward_pre_hooks for m in watched):

@@ -5,8 +5,6 @@ it would not be faster or not be differentiable. ``with using("reference"):`` sw
 """
 
 import functools
-import importlib
-import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional
+
+from gtp_policy.kernels._compiling import load
 
 Engine = Literal["auto", "torch", "reference"]
 _ENGINE: ContextVar[Engine] = ContextVar("engine", default="auto")
@@ -115,17 +115,13 @@ def compiled_mish() -> Any:  # noqa: ANN401 - a module of functions that numba c
 @functools.cache
 def _compiled_mish() -> tuple[Any, str]:
     """Returns the functions, compiled, or None and why there are none."""
-    try:
-        if importlib.util.find_spec("numba") is None:
-            return None, "numba is not installed (pip install 'gtp-policy[fast]')"
-        module = importlib.import_module("gtp_policy.kernels._numba_mish")
+
+    def warm_up(module: Any) -> None:  # noqa: ANN401 - as above
         one = np.ones((1, 1), np.float32)
         module.mish_(one, one[0])
         module.mish_with_slope_(one, one[0], one.copy())
-    except Exception as error:
-        # Whatever another library, its compiler or its files have come to: torch is still here.
-        return None, f"numba does not work here ({type(error).__name__}: {error})"
-    return module, ""
+
+    return load("_numba_mish", warm_up)
 
 
 def engine() -> Engine:

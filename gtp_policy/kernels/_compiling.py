@@ -1,0 +1,24 @@
+"""The one way to functions that numba compiles: there, compiled and tried, or a reason why not."""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+
+def load(name: str, warm_up: Callable[[Any], object]) -> tuple[Any, str]:
+    """Returns a module of compiled functions and no reason, or None and why there is none.
+
+    Args:
+        name: The module, one of this package.
+        warm_up: Called with the module: compiles, or takes what was compiled before.
+    """
+    try:
+        if importlib.util.find_spec("numba") is None:
+            return None, "numba is not installed (pip install 'gtp-policy[fast]')"
+        module = importlib.import_module(f"gtp_policy.kernels.{name}")
+        warm_up(module)
+    except Exception as error:
+        # Whatever another library, its compiler or its files have come to: torch is still here.
+        return None, f"numba does not work here ({type(error).__name__}: {error})"
+    return module, ""
