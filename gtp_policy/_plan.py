@@ -26,8 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gtp_policy._plan_cuda import DevicePlan
-from gtp_policy.functional import precondition
+from gtp_policy._plan_cuda import DevicePlan, fold_network
 from gtp_policy.kernels import SMALLEST_MISH, engine, few_threads, mish_
 from gtp_policy.kernels._compiling import load
 from gtp_policy.networks import FlowMapMLP, Mish, TimeEmbedding
@@ -147,37 +146,26 @@ class SamplerPlan:
         grid: Tensor,
         sigma_data: float,
     ) -> None:
-        linears = [layer for layer in network.mlp if isinstance(layer, nn.Linear)]
+        folded = fold_network(network, normalizer, grid, sigma_data)
         # These share memory with the parameters, and keep it from being used for anything else.
-        self._weights = [layer.weight.detach().t() for layer in linears]
-        self._biases = [layer.bias.detach() for layer in linears]
-        self._mean, self._scale = normalizer.mean.detach(), normalizer.scale.detach()
-        obs_dim, self._action_dim = len(self._mean), len(self._biases[-1])
+        self._weights = [weight.t() for weight in folded.weights]
+        self._biases = list(folded.biases)
+        self._mean, self._scale = folded.mean, folded.scale
+        obs_dim, self._action_dim = folded.obs_dim, folded.action_dim
         first, last = self._weights[0], obs_dim + self._action_dim
         self._of_obs, self._of_x, self._of_rest = (
             first[:obs_dim],
             first[obs_dim:last],
             first[obs_dim:],
         )
-        embedded = network.embedding(grid)
-        self._embedded = torch.cat([embedded[:-1], embedded[1:]], 1)
-        # Numbers of the grid, which is on the CPU; as arrays, so that this is no transfer.
-        skip, out, inner = (c.double().numpy() for c in precondition(grid[:-1], sigma_data))
-        ratio = (grid[1:] / grid[:-1]).double().numpy()
-        self._inner: list[float] = inner.tolist()
-        self._alpha = (ratio + (1 - ratio) * skip).tolist()
-        self._beta = ((1 - ratio) * out).tolist()
-        gammas = [0.0]
-        for alpha, beta in zip(self._alpha, self._beta, strict=True):
-            gammas.append(alpha * gammas[-1] + beta)
-        self._gamma = gammas.pop()
-        # x's share of gamma b_n passes c_in like the rest of x.
-        shares = [g * c for g, c in zip(gammas, self._inner, strict=True)]
+        self._embedded = folded.embedded
+        self._inner, self._alpha = list(folded.inner), list(folded.alpha)
+        self._beta = folded.beta
+        shares, self._gamma = folded.bias_shares()
         self._bias_shares = grid.new_tensor(shares).unsqueeze(1)
         # The noise comes with variance 1; the first jump takes it to that of the first time.
-        start: float = grid.numpy()[0].item()
-        self._inner[0] *= start
-        self._alpha[0] *= start
+        self._inner[0] *= folded.start
+        self._alpha[0] *= folded.start
         self._local = threading.local()
 
     def run(self, obs: Tensor, noise: Tensor) -> Tensor:

@@ -39,18 +39,35 @@ def fold(
     """
     embedded = embedding(grid.to(weights[0].device))
     times = grid.cpu()
-    skip, out, inner = (c.double() for c in precondition(times[:-1], sigma_data))
-    ratio = (times[1:] / times[:-1]).double()
+    # As arrays: on the CPU this is no transfer.
+    skip, out, inner = (c.double().numpy() for c in precondition(times[:-1], sigma_data))
+    ratio = (times[1:] / times[:-1]).double().numpy()
     return Folded(
         weights=tuple(weight.detach() for weight in weights),
         biases=tuple(bias.detach() for bias in biases),
         mean=mean.detach(),
         scale=scale.detach(),
         embedded=torch.cat([embedded[:-1], embedded[1:]], 1),
-        start=times[0].item(),
+        start=times.numpy()[0].item(),
         inner=tuple(inner.tolist()),
         alpha=tuple((ratio + (1 - ratio) * skip).tolist()),
         beta=tuple(((1 - ratio) * out).tolist()),
+    )
+
+
+def fold_network(
+    network: FlowMapMLP, normalizer: ObservationNormalizer, grid: Tensor, sigma_data: float
+) -> Folded:
+    """Folds one network along a grid, as `fold` does."""
+    linears = [layer for layer in network.mlp if isinstance(layer, nn.Linear)]
+    return fold(
+        [layer.weight for layer in linears],
+        [layer.bias for layer in linears],
+        normalizer.mean,
+        normalizer.scale,
+        network.embedding,
+        grid,
+        sigma_data,
     )
 
 
@@ -83,16 +100,7 @@ class DevicePlan:
         sigma_data: float,
         precision: Precision = "fp32",
     ) -> None:
-        linears = [layer for layer in network.mlp if isinstance(layer, nn.Linear)]
-        folded = fold(
-            [layer.weight for layer in linears],
-            [layer.bias for layer in linears],
-            normalizer.mean,
-            normalizer.scale,
-            network.embedding,
-            grid,
-            sigma_data,
-        )
+        folded = fold_network(network, normalizer, grid, sigma_data)
         self._sampler, self._why_not = fastest(folded, precision)
 
     def run(self, obs: Tensor, noise: Tensor, out: Tensor | None = None) -> Tensor:

@@ -63,6 +63,17 @@ class Folded(NamedTuple):
         """K."""
         return len(self.inner)
 
+    def bias_shares(self) -> tuple[list[float], float]:
+        """Returns the last layer's bias in the network's input at each jump, and in the result.
+
+        With x = y + gamma b_n the last layer needs no bias; x's share of it passes c_in.
+        """
+        gammas = [0.0]
+        for alpha, beta in zip(self.alpha, self.beta, strict=True):
+            gammas.append(alpha * gammas[-1] + beta)
+        gamma = gammas.pop()
+        return [g * c for g, c in zip(gammas, self.inner, strict=True)], gamma
+
 
 class Sampler(ABC):
     """What samplers share: checks, and buffers that outlive the graphs they were captured in.
@@ -181,12 +192,7 @@ class TorchSampler(Sampler):
         self._biases = [b.unsqueeze(-2) if stacked else b for b in folded.biases]
         self._stacked = [t.unsqueeze(-2) if t.dim() > 1 else t for t in (folded.mean, folded.scale)]
         self._product: Callable[..., Tensor] = torch.baddbmm if stacked else torch.addmm
-        gammas = [0.0]
-        for alpha, beta in zip(folded.alpha, folded.beta, strict=True):
-            gammas.append(alpha * gammas[-1] + beta)
-        self._gamma = gammas.pop()
-        # With x = y + gamma b_n the last layer needs no bias; x's share of it passes c_in.
-        shares = [g * c for g, c in zip(gammas, folded.inner, strict=True)]
+        shares, self._gamma = folded.bias_shares()
         self._bias_shares = folded.embedded.new_tensor(shares).unsqueeze(1)
 
     def _allocate(self, rows: int) -> _Buffers:
