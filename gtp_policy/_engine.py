@@ -17,9 +17,8 @@ from gtp_policy._plan import has_default_layers
 from gtp_policy._update import Draws, Parts, reference_update
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.critic import QEnsemble, ValueNetwork
-from gtp_policy.guidance import AdvantageGuidance
 from gtp_policy.kernels import engine, few_threads
-from gtp_policy.loss import GTPLoss, GTPLossConfig
+from gtp_policy.loss import GTPLoss
 from gtp_policy.networks import FlowMapMLP, TimeEmbedding
 from gtp_policy.spaces import ObservationNormalizer
 from gtp_policy.transitions import Transitions
@@ -164,14 +163,9 @@ def _reasons(parts: Parts) -> Iterator[str]:
     if type(parts.loss) is not GTPLoss:
         yield f"the loss is a {type(parts.loss).__name__}, a class of its own"
         return
-    c, plain = parts.loss.config, GTPLossConfig()
-    for name in ("teacher", "target", "compare_at"):
-        if getattr(c, name) != getattr(plain, name):
-            yield f"the loss's {name} is {getattr(c, name)!r}"
-    if parts.actor.times.path != "ve":
-        yield f"the path is {parts.actor.times.path}"
-    if parts.critic is not None and not isinstance(parts.config.guidance, AdvantageGuidance):
-        yield f"the guidance is {parts.config.guidance!r}"
+    c = parts.loss.config
+    if c.compare_at != "s":
+        yield f"the loss compares at {c.compare_at!r}"
     for name, optimizer in parts.optimizers.items():
         own = [p for p in getattr(parts, name).parameters() if p.requires_grad]
         stepped = [p for group in optimizer.param_groups for p in group["params"]]

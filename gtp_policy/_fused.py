@@ -3,48 +3,29 @@ r"""Algorithm 1 on plain tensors, for one seed or several: what `reference_updat
 Nothing here allocates what an update needs again, asks autograd, or looks at a number: on a device
 that records its work, the whole update can be recorded once and replayed. Every tensor has a
 leading axis of seeds, S, which is 1 for one learner; critics stand side by side, S N networks.
-
-The gradients are written out. With :math:`r` a residual, :math:`d` its distance over A dimensions,
-and :math:`\kappa = 1/A` for a mean or 1 for a sum,
-
-.. math:: \frac{\partial d}{\partial r} = 2 \kappa r \ \text{(squared L2)}, \quad
-    \frac{\kappa r}{\sqrt{\kappa \|r\|^2 + c^2}} \ \text{(pseudo-Huber)}
-
-and a residual depends on the network's output through :math:`c_{out}(t)` times its share.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from gtp_policy._passes import GradientPass, Pass, Stack
+from gtp_policy._fused_actor import ActorGradients
+from gtp_policy._passes import GradientPass, Pass, Stack, coarse_products
 from gtp_policy._plan_cuda import fastest, fold
-from gtp_policy._stacked import Inputs, Net, Optimizer, Parameters, net_of, stack_of, together
+from gtp_policy._stacked import Net, Optimizer, Parameters, net_of, stack_of, together
 from gtp_policy._update import Draws, Parts
+from gtp_policy.actor import uses_plan
 from gtp_policy.critic import ExpectileBaseline, PolicyBaseline, QEnsemble, ValueNetwork
-from gtp_policy.functional import advantage_weights, precondition
+from gtp_policy.functional import advantage_weights
+from gtp_policy.guidance import AdvantageGuidance, LinearQGuidance
 from gtp_policy.kernels._sampler import Sampler
 from gtp_policy.networks import FlowMapMLP
-from gtp_policy.samplers import JumpSampler
+from gtp_policy.teachers import JvpTeacher
 from gtp_policy.transitions import Transitions
 from gtp_policy.weighting import AdvantageWeighter
-
-
-@contextmanager
-def coarse_products() -> Iterator[None]:
-    """Lets products of float32 matrices round their factors to bfloat16, within a block.
-
-    The switch is torch's, and one for all threads.
-    """
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 class FusedUpdate:
@@ -58,20 +39,17 @@ class FusedUpdate:
         actor = net_of([p.actor for p in learners])
         self._actor_net, target = actor, net_of([p.target_actor for p in learners])
         gradients, into = self._gradients(actor, linear=True)
-        stack, slow = (stack_of(net.parameters, linear=True) for net in (actor, target))
-        self._actor = GradientPass(stack, 2 * rows, into, transposed=True)
-        self._target = Pass(slow, rows)
-        self._inputs = Inputs(first.actor, self._actor, 2)
-        self._target_inputs = Inputs(first.actor, self._target, 1)
+        self._actor = ActorGradients(learners, actor, target, into, rows)
+        self._actor_gradients = gradients
         self._optimizers = {
             "actor": self._optimizer("actor", [p.actor for p in learners], actor, gradients)
         }
         # Folded are the jumps alone; actors themselves know every sampler.
-        jumps = first.target_actor.config.sampler == JumpSampler()
-        self._sampler = self._make_sampler(target) if jumps and not self._target.cpu else None
-        self._slow, self._fast = list(target.parameters), list(actor.parameters)
-        self._target_net = target
-        self._slow_statistics, self._statistics = [*target[1:]], [*actor[1:]]
+        jumps = uses_plan(first.target_actor.config)
+        on_cpu = actor.mean.device.type == "cpu"
+        self._sampler = self._make_sampler(target) if jumps and not on_cpu else None
+        # What follows what, and at which rate.
+        self._followers = [(target, actor, config.ema_rate)]
         names = ("actor", "target_actor", "critic", "target_critic", "value")
         owners = [getattr(parts, name) for parts in learners for name in names]
         # Every parameter that an update changes.
@@ -102,7 +80,7 @@ class FusedUpdate:
         critics = [cast(QEnsemble, p.critic) for p in self.learners]
         critic = net_of(critics)
         target = net_of([cast(QEnsemble, p.target_critic) for p in self.learners])
-        members, config = critics[0].config.members, self._first.config
+        first, members = self._first, critics[0].config.members
         stack = stack_of(critic.parameters, linear=False)
         slow = stack_of(target.parameters, linear=False)
         gradients, into = self._gradients(critic, linear=False)
@@ -111,14 +89,11 @@ class FusedUpdate:
         self._target_critic = Pass(slow, rows * backups, share=members)
         self._optimizers["critic"] = self._optimizer("critic", critics, critic, gradients)
         self._target_critic_net = target
-        self._slow += target.parameters
-        self._fast += critic.parameters
-        self._slow_statistics += target[1:]
-        self._statistics += critic[1:]
+        self._followers.append((target, critic, first.config.critic_rate))
         judged = rows
-        if isinstance(config.baseline, PolicyBaseline):
-            judged *= 1 + config.baseline.samples
-        else:
+        if isinstance(first.config.baseline, PolicyBaseline):
+            judged *= 1 + first.config.baseline.samples
+        if first.value is not None:
             self._prepare_value(slow, rows)
         self._judge = Pass(stack, judged, share=members)
 
@@ -169,8 +144,10 @@ class FusedUpdate:
 
     @property
     def recordable(self) -> bool:
-        """Whether every optimiser's step may be recorded: those of Adam."""
-        return all(optimizer.adam for optimizer in self._optimizers.values())
+        """Whether all of it may be recorded: neither autograd nor a user's own optimiser."""
+        by_hand = not isinstance(self._first.config.guidance, LinearQGuidance)
+        by_hand &= not isinstance(self._first.loss.config.teacher, JvpTeacher)
+        return by_hand and all(optimizer.adam for optimizer in self._optimizers.values())
 
     def places(self) -> list[int]:
         """Returns where the optimisers keep what a recorded step writes to."""
@@ -188,19 +165,20 @@ class FusedUpdate:
             with self._coarse():
                 next_action, sampled = self._sample(shaped, draws)
             metrics = self._step_critic(shaped, obs, next_action, rates)
-            advantage = self._advantage(shaped, obs, sampled, rates)
-            weight = self._weigh(advantage)
-            metrics |= self._about(advantage, weight)
+            value = None if self._first.value is None else self._step_value(shaped, rates)
+            if isinstance(self._first.config.guidance, AdvantageGuidance):
+                advantage = self._advantage(shaped, obs, sampled, value)
+                weight = self._weigh(advantage)
+                metrics |= self._about(advantage, weight)
         metrics |= self._step_actor(shaped, weight, draws, rates)
-        torch._foreach_lerp_(self._slow, self._fast, self._first.config.ema_rate)
-        torch._foreach_copy_(self._slow_statistics, self._statistics)
+        for slow, fast, rate in self._followers:
+            torch._foreach_lerp_(slow.parameters, fast.parameters, rate)
+            torch._foreach_copy_([slow.mean, slow.scale], [fast.mean, fast.scale])
         return metrics
 
     def _coarse(self) -> AbstractContextManager[None]:
         """Within it, products of matrices may be as coarse as the config allows."""
-        if self._first.config.no_grad_precision == "float32":
-            return nullcontext()
-        return coarse_products()
+        return coarse_products(self._first.config.no_grad_precision)
 
     def _per_seed(self, x: Tensor) -> Tensor:
         return x.view(self._seeds, -1, *x.shape[1:])
@@ -253,11 +231,11 @@ class FusedUpdate:
         return metrics
 
     def _advantage(
-        self, batch: Transitions, obs: Tensor, sampled: Tensor | None, rates: dict[str, Any]
+        self, batch: Transitions, obs: Tensor, sampled: Tensor | None, value: Tensor | None
     ) -> Tensor:
-        if sampled is None:
-            value = self._step_value(batch, rates)
+        if value is not None:
             return self._q(self._judge, obs, batch.action).amin(1) - value
+        assert sampled is not None
         tiled = obs.repeat(1, 1 + sampled.shape[1] // self.rows, 1)
         q = self._q(self._judge, tiled, torch.cat([batch.action, sampled], 1)).amin(1)
         q = q.view(self._seeds, -1, self.rows)
@@ -301,69 +279,22 @@ class FusedUpdate:
     def _step_actor(
         self, batch: Transitions, weight: Tensor | None, draws: Draws, rates: dict[str, Any]
     ) -> dict[str, Tensor]:
-        loss, config = self._first.loss, self._first.loss.config
-        t, u, s = (time.view(self._seeds, -1) for time in draws.times)
-        z, action = draws.z.view(batch.action.shape), batch.action
-        obs = self._actor_net.normalise(batch.obs)
-        # A flow map starts at positive times only; where u = 0 its answer gets no share.
-        start = torch.where(u > 0, u, t)
-        times = torch.cat([t, start, s], 1)
-        at_t, at_start, at_s = self._embedding(times).chunk(3, 1)
-        factors = precondition(
-            times[:, : 2 * self.rows].unsqueeze(-1), self._first.actor.sigma_data
-        )
-        (skip, skip_u), (out, out_u), (inner, inner_u) = (c.chunk(2, 1) for c in factors)
-        x_u = torch.addcmul(action, u.unsqueeze(-1), z)
-        x_t = torch.addcmul(action, t.unsqueeze(-1), z)
-        seen = self._target_net.normalise(batch.obs)
-        self._target_inputs.write(seen, inner_u * x_u, at_start, [at_s])
-        with self._coarse():
-            raw = self._target.run()
-        taught = torch.addcmul(skip_u * x_u, out_u, raw)
-        self._inputs.write(obs, inner * x_t, at_t, [at_s, at_t])
-        raw = self._actor.run().view(self._seeds, 2, self.rows, -1)
-        arrival, denoised = torch.addcmul((skip * x_t).unsqueeze(1), out.unsqueeze(1), raw).unbind(
-            1
-        )
-        share_u = torch.where(u > 0, (u - s) / start, 0).unsqueeze(-1)
-        share_t = ((t - s) / t).unsqueeze(-1)
-        consistency = share_t * (arrival - action) - share_u * (taught - action)
-        flow = denoised - action
-        c_factor, f_factor = (
-            w.view(self._seeds, -1) if isinstance(w, Tensor) else w
-            for w in loss.time_weights(draws.times, self._first.actor)
-        )
-        d_consistency, g_consistency = self._distance(consistency)
-        d_flow, g_flow = self._distance(flow)
-        per_row = 1 / self.rows if weight is None else weight * (1 / self.rows)
-        c_weight, f_weight = per_row * c_factor, per_row * f_factor
-        c_gradient = _column(c_weight) * share_t * out * g_consistency
-        f_gradient = config.flow_weight * _column(f_weight) * out * g_flow
-        self._actor.gradients(torch.cat([c_gradient, f_gradient], 1))
-        consistency, flow = (c_weight * d_consistency).sum(1), (f_weight * d_flow).sum(1)
-        norm = self._optimizers["actor"].step(rates.get("actor"))
-        return {
-            "actor_loss": consistency + config.flow_weight * flow,
-            "consistency": consistency,
-            "flow": flow,
-            "actor_grad_norm": norm,
-        }
+        metrics = self._actor(batch, weight, draws)
+        if isinstance(self._first.config.guidance, LinearQGuidance) and self._first.critic:
+            metrics |= self._guide(batch, draws, metrics["actor_loss"])
+        metrics["actor_grad_norm"] = self._optimizers["actor"].step(rates.get("actor"))
+        return metrics
 
-    def _embedding(self, t: Tensor) -> Tensor:
-        embedding = cast(FlowMapMLP, self._first.actor.network).embedding
-        features: Tensor = embedding(t)
-        return features
-
-    def _distance(self, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns distances (S, B) and their gradients by the residuals (S, B, A)."""
-        config = self._first.loss.config
-        share = 1 / residual.shape[-1] if config.reduction == "mean" else 1.0
-        square = residual.square().sum(-1) * share
-        if config.huber is None:
-            return square, residual * (2 * share)
-        root = (square + config.huber**2).sqrt()
-        return root - config.huber, residual * (share / root).unsqueeze(-1)
-
-
-def _column(x: Tensor | float) -> Tensor | float:
-    return x.unsqueeze(-1) if isinstance(x, Tensor) else x
+    def _guide(self, batch: Transitions, draws: Draws, loss: Tensor) -> dict[str, Tensor]:
+        """Adds the gradients of linear-Q guidance, which is what autograd is still asked for."""
+        guidance = cast(LinearQGuidance, self._first.config.guidance)
+        noise, told = self._per_seed(cast(Tensor, draws.guide)), []
+        for i, parts in enumerate(self.learners):
+            critic, own = cast(QEnsemble, parts.critic), list(parts.actor.parameters())
+            with torch.inference_mode(False), torch.enable_grad():
+                pull, q = guidance.loss(parts.actor, critic, batch.obs[i], noise[i])
+                gradients = torch.autograd.grad(pull, own)
+            torch._foreach_add_([g[i] for g in self._actor_gradients], gradients)
+            told.append(torch.stack([loss[i] + pull.detach(), q]))
+        actor_loss, guided_q = torch.stack(told, 1)
+        return {"actor_loss": actor_loss, "guided_q": guided_q}

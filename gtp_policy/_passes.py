@@ -9,7 +9,8 @@ copies, and a graph of small operators. With hidden layers :math:`h_l = m(p_l)`,
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,6 +22,23 @@ from gtp_policy.kernels import compiled_mish, mish_, mish_with_slope_
 
 # Elements of a hidden layer at a time: what one block of rows needs stays in a core's own cache.
 _BLOCK = 2**16
+
+
+@contextmanager
+def coarse_products(precision: str) -> Iterator[None]:
+    """Lets products of float32 matrices round their factors to bfloat16, if that is asked for.
+
+    The switch is torch's, and one for all threads.
+    """
+    if precision == "float32":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class Stack(NamedTuple):

@@ -96,7 +96,7 @@ def reference_update(parts: Parts, batch: Transitions, draws: Draws) -> dict[str
     metrics |= _step_actor(parts, batch, weight, draws)
     follow_(parts.target_actor, parts.actor, parts.config.ema_rate)
     if parts.critic is not None and parts.target_critic is not None:
-        follow_(parts.target_critic, parts.critic, parts.config.ema_rate)
+        follow_(parts.target_critic, parts.critic, parts.config.critic_rate)
     return metrics
 
 

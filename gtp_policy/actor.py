@@ -132,7 +132,7 @@ class FlowMapActor(nn.Module):
         noise = torch.randn(action_dim, generator=new_stream(seed, "fixed noise"))
         self.register_buffer("fixed_noise", noise)
         self._plans = PlanCache()
-        self._judged = self.config, _is_plannable(self.config)
+        self._judged = self.config, uses_plan(self.config)
 
     @property
     def times(self) -> TimeSchedule:
@@ -346,7 +346,7 @@ class FlowMapActor(nn.Module):
         if self.encoder is not None:
             return "the actor has an encoder"
         if self._judged[0] is not self.config:
-            self._judged = self.config, _is_plannable(self.config)
+            self._judged = self.config, uses_plan(self.config)
         if not self._judged[1]:
             return "the sampler or the path is not the default one"
         if own is not FlowMapActor and (own._features, own._endpoint, own._jump) != _REFERENCE:
@@ -437,7 +437,8 @@ torch.float32. Convert it with obs.to(torch.float32).
         check_rows("obs", obs, self.obs_dim)
 
 
-def _is_plannable(config: FlowMapActorConfig) -> bool:
+def uses_plan(config: FlowMapActorConfig) -> bool:
+    """Tells whether actions are sampled by jumps that can be folded, see `gtp_policy._plan`."""
     return config.sampler == JumpSampler() and config.times.path == "ve"
 
 

@@ -216,7 +216,7 @@ def perturb(action: Tensor, t: Tensor, z: Tensor, path: Path = "ve") -> Tensor:
         tensor([[1.5000, 1.5000]])
     """
     check_shape("z", z, tuple(action.shape))
-    check_shape("t", t, (action.shape[0],))
+    check_shape("t", t, tuple(action.shape[:-1]))
     return signal(t, path).unsqueeze(-1) * action + t.unsqueeze(-1) * z
 
 

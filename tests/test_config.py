@@ -206,6 +206,7 @@ def test_numbers_are_finite_and_neither_flags_nor_words(
         (GTPLearnerConfig, {"critic_lr": -1.0}),
         (GTPLearnerConfig, {"ema_rate": 0.0}),
         (GTPLearnerConfig, {"ema_rate": 1.5}),
+        (GTPLearnerConfig, {"critic_ema_rate": 0.0}),
         (GTPLearnerConfig, {"max_grad_norm": 0.0}),
         (GTPLearnerConfig, {"backup_actions": 0}),
         (GTPLearnerConfig, {"lr_schedule": "linear"}),
@@ -284,6 +285,7 @@ learners = st.builds(
     lr_schedule=st.sampled_from(["constant", "cosine"]),
     max_grad_norm=st.none() | positive,
     ema_rate=st.floats(0, 1, exclude_min=True),
+    critic_ema_rate=st.none() | st.floats(0, 1, exclude_min=True),
     baseline=st.builds(PolicyBaseline, samples=st.integers(1, 10_000))
     | st.builds(
         ExpectileBaseline,

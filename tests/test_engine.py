@@ -21,15 +21,20 @@ from gtp_policy import (
     GTPLoss,
     GTPLossConfig,
     JumpSampler,
+    JvpTeacher,
+    KarrasTimes,
     LinearQGuidance,
     LinearTimes,
     MultiSeedLearner,
     NoGuidance,
+    NoTeacher,
     OdeTeacher,
     OfflineDataset,
     PolicyBaseline,
     QEnsembleConfig,
     Sampler,
+    SelfTeacher,
+    TimeSchedule,
     Transitions,
     _passes,
     load_checkpoint,
@@ -53,11 +58,16 @@ def make_config(
     critic: QEnsembleConfig | None = CRITIC,
     hidden: tuple[int, ...] = (16, 24),
     sampler: Sampler | None = None,
+    times: TimeSchedule | None = None,
     **learner: Any,
 ) -> GTPConfig:
     return GTPConfig(
         actor=FlowMapActorConfig(
-            hidden=hidden, time_dim=8, steps=2, sampler=sampler or JumpSampler()
+            hidden=hidden,
+            time_dim=8,
+            steps=2,
+            sampler=sampler or JumpSampler(),
+            times=times or KarrasTimes(),
         ),
         critic=critic,
         loss=GTPLossConfig(**{"curriculum": Curriculum(start=10, end=20)} | (loss or {})),
@@ -97,6 +107,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "max-Q backup": {"backup_actions": 3},
     "clipped": {"max_grad_norm": 0.05},
     "cosine": {"lr_schedule": "cosine"},
+    "two rates": {"critic_ema_rate": 0.3},
     "cloning": {"critic": None},
     "huber, sum, gap": {"loss": {"huber": 0.1, "reduction": "sum", "time_weight": "gap"}},
     "endpoint weight": {"loss": {"time_weight": "endpoint", "flow_weight": 0.1, "max_gap": 3}},
@@ -106,6 +117,24 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "edm weight": {"loss": {"time_weight": "edm", "flow_weight": 0.3}},
     "pairs with zero": {"loss": {"s_rule": "zero"}},
     "dyadic pairs": {"loss": {"s_rule": "dyadic", "u_rule": "midpoint"}},
+    "solver": {"loss": {"teacher": OdeTeacher()}},
+    "Euler's, three steps": {"loss": {"teacher": OdeTeacher(method="euler", steps=3)}},
+    "two jumps": {
+        "loss": {"teacher": SelfTeacher(), "s_rule": "dyadic", "u_rule": "midpoint"},
+    },
+    "a derivative": {"loss": {"teacher": JvpTeacher(), "target": "stopgrad"}},
+    "a slow derivative": {"loss": {"teacher": JvpTeacher()}, "critic": None},
+    "its own teacher": {"loss": {"target": "stopgrad"}},
+    "no teacher": {"loss": {"teacher": NoTeacher(), "time_weight": "edm"}},
+    "linear path": {"times": LinearTimes(), "loss": {"time_weight": "edm"}},
+    "no guidance": {"guidance": NoGuidance()},
+    "no guidance, but a value": {"guidance": NoGuidance(), "baseline": ExpectileBaseline()},
+    "linear Q": {"guidance": LinearQGuidance(scale=0.5)},
+    "normalised linear Q": {
+        "guidance": LinearQGuidance(scale=0.5, normalize=True, steps=1),
+        "max_grad_norm": 0.05,
+    },
+    "linear Q, linear path": {"guidance": LinearQGuidance(scale=0.5), "times": LinearTimes()},
 }
 
 
@@ -142,27 +171,16 @@ def test_parameters_stay_with_the_reference(variant: str) -> None:
     assert distance(fused, start) >= 3e-4  # two steps of Adam
 
 
-# What has no gradients by hand.
-OTHER_WAYS: dict[str, dict[str, Any]] = {
-    "teacher": {"loss": {"teacher": OdeTeacher()}},
-    "target": {"loss": {"target": "stopgrad"}},
-    "compare_at": {"loss": {"compare_at": "zero"}},
-    "guidance": {"guidance": LinearQGuidance()},
-    "guidance is": {"guidance": NoGuidance()},
-}
-
-
-@pytest.mark.parametrize("reason", OTHER_WAYS)
-def test_other_ways_to_learn_take_the_reference(reason: str) -> None:
-    config = make_config(**OTHER_WAYS[reason])
+def test_comparing_at_zero_takes_the_reference() -> None:
+    """It has no gradients by hand. Side by side, each seed does what it would do alone."""
+    config = make_config(loss={"compare_at": "zero"})
     auto, reference = make_learner(config), make_learner(config)
     assert auto.explain()[0].startswith("update: reference")
-    assert reason in auto.explain()[0]
+    assert "compares at 'zero'" in auto.explain()[0]
     auto.update(make_batch())
     with using("reference"):
         reference.update(make_batch())
     assert distance(auto, reference) < 1e-6  # the sampler's own fast way rounds apart
-    # Side by side, each seed does what it would do alone.
     alone = [make_learner(config.replace(learner=config.learner.replace(seed=i))) for i in (0, 1)]
     both = MultiSeedLearner(copy.deepcopy(alone))
     batches = [make_batch(0), make_batch(1)]
@@ -170,18 +188,6 @@ def test_other_ways_to_learn_take_the_reference(reason: str) -> None:
     for learner, beside, batch in zip(alone, both.learners, batches, strict=True):
         learner.update(batch)
         assert distance(learner, beside) == 0
-
-
-def test_the_linear_path_takes_the_reference() -> None:
-    config = make_config(critic=None)
-    config = config.replace(actor=config.actor.replace(times=LinearTimes()))
-    assert "the path is linear" in make_learner(config).explain()[0]
-    # Without a critic there is nothing to guide with, whatever is asked.
-    assert (
-        make_learner(make_config(critic=None, guidance=NoGuidance()))
-        .explain()[0]
-        .startswith("update: fused")
-    )
 
 
 @settings(max_examples=15, deadline=None)
@@ -538,7 +544,11 @@ def test_batched_products_compute_the_same(
         assert distance(one, own) <= 1e-8
 
 
-@pytest.mark.parametrize("variant", ["default", "expectile", "clipped", "max-Q backup", "cloning"])
+ON_DEVICES = ["default", "expectile", "clipped", "max-Q backup", "cloning"]
+ON_DEVICES += ["solver", "two jumps", "its own teacher", "no teacher", "no guidance"]
+
+
+@pytest.mark.parametrize("variant", ON_DEVICES)
 def test_an_update_looks_at_no_number(variant: str) -> None:
     """On the meta device there are no numbers: to look at one is an error there."""
     config = make_config(**VARIANTS[variant])
@@ -555,6 +565,11 @@ def test_an_update_looks_at_no_number(variant: str) -> None:
     assert {x.device.type for x in metrics.values()} == {"meta"}
     with pytest.raises(RuntimeError, match="meta"):
         metrics["actor_loss"].item()
+
+
+@pytest.mark.parametrize("variant", ["linear Q", "a derivative"])
+def test_what_asks_autograd_is_not_recorded(variant: str) -> None:
+    assert not FusedUpdate([make_learner(make_config(**VARIANTS[variant]))._parts()], 4).recordable
 
 
 def learner_streams() -> Callable[[str], torch.Generator]:
@@ -583,7 +598,7 @@ class Replayed(GraphedUpdate):
         return self._graph
 
 
-@pytest.mark.parametrize("variant", ["default", "expectile", "cloning", "cosine", "max-Q backup"])
+@pytest.mark.parametrize("variant", [*ON_DEVICES, "cosine", "linear path"])
 def test_a_recorded_update_reads_everything_from_fixed_places(variant: str) -> None:
     config = make_config(**VARIANTS[variant] | {"total_updates": 20_000})
     plain, recorded = make_learner(config), make_learner(config)

@@ -28,6 +28,7 @@ LAYERS: list[set[str]] = [
     {"acting", "guidance", "metrics"},
     {"gtp_config"},
     {"_update", "_stacked", "presets"},
+    {"_fused_actor"},
     {"_fused"},
     {"_graph"},
     {"_engine"},

@@ -376,11 +376,14 @@ def test_gradients_are_clipped_and_their_norm_is_told_before(batch: Transitions)
 # --- the targets
 
 
-def test_targets_follow_at_the_ema_rate(batch: Transitions) -> None:
-    learner = make_learner(ema_rate=0.125, total_updates=1000)
+@pytest.mark.parametrize(("given", "of_critic"), [(None, 0.125), (0.5, 0.5)])
+def test_targets_follow_at_the_ema_rate(
+    batch: Transitions, given: float | None, of_critic: float
+) -> None:
+    learner = make_learner(ema_rate=0.125, critic_ema_rate=given, total_updates=1000)
     before = copy.deepcopy(learner)
     learner.update(batch)
-    for name in ("actor", "critic"):
+    for name, rate in (("actor", 0.125), ("critic", of_critic)):
         old, new, kept = (
             torch.cat([p.flatten().double() for p in module.parameters()])
             for module in (
@@ -390,7 +393,7 @@ def test_targets_follow_at_the_ema_rate(batch: Transitions) -> None:
             )
         )
         assert not torch.equal(old, new)
-        torch.testing.assert_close(kept, 0.875 * old + 0.125 * new, atol=1e-7, rtol=0)
+        torch.testing.assert_close(kept, (1 - rate) * old + rate * new, atol=1e-7, rtol=0)
 
 
 def test_targets_get_no_gradient_and_stay_in_evaluation_mode(batch: Transitions) -> None:
