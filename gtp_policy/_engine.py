@@ -88,7 +88,14 @@ def _build(learners: Sequence[Parts], rows: int) -> FusedUpdate | GraphedUpdate 
 def _choices(parts: Parts) -> tuple[Any, ...]:
     """Returns what seeds that are updated as one must have in common."""
     config = parts.config.replace(seed=0)
-    return config, parts.loss.config, parts.weighter.config, parts.actor.config, [*parts.rates]
+    return (
+        config,
+        parts.guidance,
+        parts.loss.config,
+        parts.weighter.config,
+        parts.actor.config,
+        [*parts.rates],
+    )
 
 
 def explain(parts: Parts) -> str:
@@ -217,7 +224,7 @@ def _watched(tensor: Tensor) -> bool:
 def _stamp(learners: Sequence[Parts]) -> Iterator[Any]:
     """Yields everything that the choice and its buffers rest on."""
     for parts in learners:
-        yield from (parts.config, parts.loss, parts.loss.config, parts.weighter)
+        yield from (parts.config, parts.guidance, parts.loss, parts.loss.config, parts.weighter)
         yield from (parts.weighter.config, parts.actor.config, parts.target_actor.config)
         for optimizer in parts.optimizers.values():
             yield optimizer

@@ -145,7 +145,7 @@ class FusedUpdate:
     @property
     def recordable(self) -> bool:
         """Whether all of it may be recorded: neither autograd nor a user's own optimiser."""
-        by_hand = not isinstance(self._first.config.guidance, LinearQGuidance)
+        by_hand = not isinstance(self._first.guidance, LinearQGuidance)
         by_hand &= not isinstance(self._first.loss.config.teacher, JvpTeacher)
         return by_hand and all(optimizer.adam for optimizer in self._optimizers.values())
 
@@ -166,7 +166,7 @@ class FusedUpdate:
                 next_action, sampled = self._sample(shaped, draws)
             metrics = self._step_critic(shaped, obs, next_action, rates)
             value = None if self._first.value is None else self._step_value(shaped, rates)
-            if isinstance(self._first.config.guidance, AdvantageGuidance):
+            if isinstance(self._first.guidance, AdvantageGuidance):
                 advantage = self._advantage(shaped, obs, sampled, value)
                 weight = self._weigh(advantage)
                 metrics |= self._about(advantage, weight)
@@ -280,14 +280,14 @@ class FusedUpdate:
         self, batch: Transitions, weight: Tensor | None, draws: Draws, rates: dict[str, Any]
     ) -> dict[str, Tensor]:
         metrics = self._actor(batch, weight, draws)
-        if isinstance(self._first.config.guidance, LinearQGuidance) and self._first.critic:
+        if isinstance(self._first.guidance, LinearQGuidance) and self._first.critic:
             metrics |= self._guide(batch, draws, metrics["actor_loss"])
         metrics["actor_grad_norm"] = self._optimizers["actor"].step(rates.get("actor"))
         return metrics
 
     def _guide(self, batch: Transitions, draws: Draws, loss: Tensor) -> dict[str, Tensor]:
         """Adds the gradients of linear-Q guidance, which is what autograd is still asked for."""
-        guidance = cast(LinearQGuidance, self._first.config.guidance)
+        guidance = cast(LinearQGuidance, self._first.guidance)
         noise, told = self._per_seed(cast(Tensor, draws.guide)), []
         for i, parts in enumerate(self.learners):
             critic, own = cast(QEnsemble, parts.critic), list(parts.actor.parameters())

@@ -20,7 +20,7 @@ from gtp_policy.critic import (
 )
 from gtp_policy.functional import check_shape, effective_sample_size, ema_, td_target
 from gtp_policy.gtp_config import GTPLearnerConfig
-from gtp_policy.guidance import AdvantageGuidance, LinearQGuidance
+from gtp_policy.guidance import AdvantageGuidance, Guidance, LinearQGuidance
 from gtp_policy.loss import GTPLoss
 from gtp_policy.times import Times
 from gtp_policy.transitions import Transitions
@@ -37,6 +37,7 @@ class Parts(NamedTuple):
     value: ValueNetwork | None
     loss: GTPLoss
     weighter: AdvantageWeighter
+    guidance: Guidance  # the one in force, which begins later than the updates if so asked
     config: GTPLearnerConfig
     optimizers: dict[str, torch.optim.Optimizer]
     rates: dict[str, float]  # learning rates to set first; none for optimisers with rates of theirs
@@ -69,9 +70,9 @@ def draw(
     backup = baseline = guide = None
     if parts.critic is not None:
         backup = noise("backup", config.backup_actions)
-        if isinstance(config.guidance, LinearQGuidance):
-            guide = noise("guidance", 1, config.guidance.steps)
-        if isinstance(config.guidance, AdvantageGuidance) and isinstance(
+        if isinstance(parts.guidance, LinearQGuidance):
+            guide = noise("guidance", 1, parts.guidance.steps)
+        if isinstance(parts.guidance, AdvantageGuidance) and isinstance(
             config.baseline, PolicyBaseline
         ):
             baseline = noise("baseline", config.baseline.samples)
@@ -89,7 +90,7 @@ def reference_update(parts: Parts, batch: Transitions, draws: Draws) -> dict[str
         metrics = _step_critic(parts, batch, next_action)
         if parts.value is not None:
             _step_value(parts, batch)
-        if isinstance(parts.config.guidance, AdvantageGuidance):
+        if isinstance(parts.guidance, AdvantageGuidance):
             advantage = advantage_over(parts.critic, parts.value, batch.obs, batch.action, sampled)
             weight = parts.weighter(advantage)
             metrics |= weight_metrics(advantage, weight, parts.weighter.config.max_weight)
@@ -199,9 +200,9 @@ def _step_actor(
         draws.z,
     )
     loss, metrics = terms.loss, {"consistency": terms.consistency, "flow": terms.flow}
-    if parts.critic is not None and isinstance(parts.config.guidance, LinearQGuidance):
+    if parts.critic is not None and isinstance(parts.guidance, LinearQGuidance):
         assert draws.guide is not None
-        pull, metrics["guided_q"] = parts.config.guidance.loss(
+        pull, metrics["guided_q"] = parts.guidance.loss(
             parts.actor, parts.critic, batch.obs, draws.guide
         )
         loss = loss + pull

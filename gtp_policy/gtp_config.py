@@ -57,6 +57,13 @@ class GTPLearnerConfig(Config):
         default_factory=AdvantageGuidance,
         description="How the critic guides the actor, where there is one.",
     )
+    guidance_start: Int = Field(
+        0,
+        ge=0,
+        description="Updates during which the actor clones the data unguided, while the critic "
+        "learns what to judge by. A critic of the first updates knows nothing, and what it leads "
+        "the actor to takes long to unlearn.",
+    )
     backup_actions: Int = Field(
         1,
         ge=1,

@@ -24,12 +24,13 @@ from gtp_policy.dataset import OfflineDataset
 from gtp_policy.errors import StateMismatchError
 from gtp_policy.functional import check_rows
 from gtp_policy.gtp_config import GTPConfig, GTPLearnerConfig
-from gtp_policy.guidance import LinearQGuidance
+from gtp_policy.guidance import Guidance, LinearQGuidance, NoGuidance
 from gtp_policy.loss import GTPLoss
 from gtp_policy.metrics import UpdateMetrics
 from gtp_policy.transitions import Transitions
 from gtp_policy.weighting import AdvantageWeighter
 
+_NO_GUIDANCE = NoGuidance()
 OptimizerFactory = Callable[[str, nn.Module], torch.optim.Optimizer]
 
 
@@ -378,10 +379,14 @@ class GTPLearner(nn.Module):
             value=self.value,
             loss=self.loss,
             weighter=self.weighter,
+            guidance=self._guidance(),
             config=self.config,
             optimizers=self.optimizers,
             rates={} if self._own_rates else {n: self._learning_rate(n) for n in self.optimizers},
         )
+
+    def _guidance(self) -> Guidance:
+        return self.config.guidance if self.updates >= self.config.guidance_start else _NO_GUIDANCE
 
     def _learning_rate(self, name: str) -> float:
         rate = self.config.actor_lr if name == "actor" else self.config.critic_lr

@@ -299,6 +299,7 @@ learners = st.builds(
         normalize=st.booleans(),
         steps=st.none() | st.integers(1, 10_000),
     ),
+    guidance_start=st.integers(0, 2**62),
     backup_actions=st.integers(1, 10_000),
     choice=st.just(ArgmaxChoice()) | st.builds(SoftmaxChoice, temperature=positive),
     normalize_obs=st.booleans(),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gtp_policy import (
+    AdvantageGuidance,
     AdvantageWeighterConfig,
     Curriculum,
     ExpectileBaseline,
@@ -20,6 +21,7 @@ from gtp_policy import (
     GTPLearnerConfig,
     GTPLoss,
     GTPLossConfig,
+    Guidance,
     JumpSampler,
     JvpTeacher,
     KarrasTimes,
@@ -169,6 +171,25 @@ def test_parameters_stay_with_the_reference(variant: str) -> None:
         fused.update(make_batch(step))
     assert distance(fused, reference) <= 5e-5
     assert distance(fused, start) >= 3e-4  # two steps of Adam
+
+
+@pytest.mark.parametrize("guidance", [AdvantageGuidance(), LinearQGuidance(scale=0.5)])
+def test_guidance_may_start_later(guidance: Guidance) -> None:
+    """Up to there the actor is one without guidance, from there on one with it."""
+    late = make_learner(make_config(guidance=guidance, guidance_start=3))
+    without = make_learner(make_config(guidance=NoGuidance()))
+    for step in range(3):
+        told = late.update(make_batch(step)).to_floats()
+        assert told == without.update(make_batch(step)).to_floats()
+        assert not {"weight_mean", "guided_q"} & told.keys()
+    assert distance(late, without) == 0
+    guided = make_learner(make_config(guidance=guidance))
+    guided.load_state_dict(without.state_dict())
+    for step in range(2):
+        told = late.update(make_batch(step)).to_floats()
+        assert told == guided.update(make_batch(step)).to_floats()
+        assert {"weight_mean", "guided_q"} & told.keys()
+    assert distance(late, guided) == 0
 
 
 def test_comparing_at_zero_takes_the_reference() -> None:
