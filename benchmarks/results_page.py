@@ -9,11 +9,13 @@ says whether the page is what the results say.
 """
 
 import argparse
+import json
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks import signatures
 from benchmarks.studies import NOTE, OUT, RESULTS, STUDIES, Row, Study, folder_of
 from gtp_experiments import RunResult, difference_interval, markdown, read_results
 from gtp_experiments.table import HEADER, cells, rows
@@ -148,6 +150,9 @@ def render(results: Path = ROOT / RESULTS) -> str:
     for study in STUDIES:
         found = read_results(folder_of(study, results))
         sections.append(study_section(study, found))
+    signs = ROOT / signatures.OUTPUT
+    if signs.exists():
+        sections.append(signatures.section(json.loads(signs.read_text(encoding="utf-8"))))
     return "\n\n".join(sections) + "\n"
 
 
@@ -163,6 +168,9 @@ def main() -> None:
         same = PAGE.exists() and PAGE.read_text(encoding="utf-8") == wanted
         sys.exit(None if same else "docs/results.md is not what the results say: make results-page")
     PAGE.write_text(wanted, encoding="utf-8")
+    if signatures.OUTPUT.exists():
+        record = json.loads(signatures.OUTPUT.read_text(encoding="utf-8"))
+        signatures.draw(record, PAGE.parent / "explanation" / "signatures.svg")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ NOTE = "generated locally in the manner of D4RL, not files of D4RL"
 
 UPDATES = 50_000
 SEEDS = (0, 1, 2)
-HOPPER = "--dataset mujoco-local/hopper/medium-v0 --task hopper-medium --episodes 10"
+HOPPER = "--dataset mujoco-local/hopper/medium-v0 --task hopper-medium --episodes 100"
 UMAZE = (
     "--dataset D4RL-local/antmaze/umaze-v2 --task antmaze-umaze --episodes 100 "
     "--environment antmaze_d4rl:AntMazeD4RL-umaze-v2"
@@ -39,7 +39,13 @@ MEDIUM = (
     "--dataset D4RL-local/antmaze/medium-play-v2 --task antmaze-medium-play --episodes 100 "
     "--environment antmaze_d4rl:AntMazeD4RL-medium-v2"
 )
-MAX_Q = "--set learner.backup_actions=10"
+# What a run of some ten thousand updates needs, see `docs/how-to/tune.md`. Cloning has no critic.
+CLONING = "--set loss.time_weight=edm --set learner.lr_schedule=cosine"
+SHORT = (
+    f"{CLONING} --set learner.baseline.samples=1 --set learner.critic_ema_rate=0.05 "
+    "--set learner.guidance_start=10000"
+)
+GUIDED = f"{SHORT} --set weighter.eta=3"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Row:
         """Returns the words behind ``python -m``."""
         seeds = [str(seed) for seed in self.seeds]
         common = [*shlex.split(self.words), "--method", self.method, "--data-note", NOTE]
-        common += ["--updates", str(self.updates), "--evaluate-every", "5000"]
+        common += ["--updates", str(self.updates), "--evaluate-every", "10000"]
         common += ["--seeds", *seeds, "--out", str(out), "--jobs", str(jobs)]
         if self.peer is not None:
             return ["benchmarks.peers", "--peer", self.peer, *common]
@@ -98,8 +104,8 @@ STUDIES = (
         "Locomotion: hopper-medium",
         "Does GTP improve on its data (behaviour: 49.8), on cloning and on the peers?",
         (
-            Row("gtp", f"{HOPPER} --preset gtp", steps=(1, 2, 5, 10)),
-            Row("gtp_bc", f"{HOPPER} --preset gtp_bc", steps=(1, 2, 5, 10)),
+            Row("gtp", f"{HOPPER} --preset gtp {GUIDED}", steps=(1, 2, 5, 10)),
+            Row("gtp_bc", f"{HOPPER} --preset gtp_bc {CLONING}", steps=(1, 2, 5, 10)),
             *peers(HOPPER, iql="--reward return_range", td3_bc=""),
         ),
     ),
@@ -108,8 +114,8 @@ STUDIES = (
         "AntMaze: umaze",
         "The easy maze: every episode of the data runs from start to goal, 89 % arrive.",
         (
-            Row("gtp", f"{UMAZE} --preset gtp --reward antmaze"),
-            Row("gtp_bc", f"{UMAZE} --preset gtp_bc"),
+            Row("gtp", f"{UMAZE} --preset gtp --reward antmaze {SHORT}"),
+            Row("gtp_bc", f"{UMAZE} --preset gtp_bc {CLONING}"),
             *peers(UMAZE, iql=MAZE_IQL, td3_bc="--reward minus_one"),
         ),
     ),
@@ -118,8 +124,8 @@ STUDIES = (
         "AntMaze: medium-play",
         "A fifth of the trips pass the goal of the evaluation: does the critic stitch them?",
         (
-            Row("gtp", f"{MEDIUM} --preset gtp --reward antmaze {MAX_Q}"),
-            Row("gtp_bc", f"{MEDIUM} --preset gtp_bc"),
+            Row("gtp", f"{MEDIUM} --preset gtp --reward antmaze {GUIDED}"),
+            Row("gtp_bc", f"{MEDIUM} --preset gtp_bc {CLONING}"),
             *peers(MEDIUM, iql=MAZE_IQL, td3_bc="--reward minus_one"),
         ),
     ),
@@ -128,15 +134,15 @@ STUDIES = (
         "The ablation's rows",
         "Which pieces matter? The paper's own rows are on hopper-medium-expert of D4RL.",
         (
-            Row("gtp", f"{HOPPER} --preset gtp"),
+            Row("gtp", f"{HOPPER} --preset gtp {GUIDED}"),
             *(
-                Row(name, f"{HOPPER} --preset {name}", seeds=(0,))
+                Row(name, f"{HOPPER} --preset {name} {GUIDED}", seeds=(0,))
                 for name in ("gtp_solver", "shortcut", "mean_flow")
             ),
             *(
                 Row(
                     f"gtp_linear_q {weight}",
-                    f"{HOPPER} --preset gtp_linear_q --set learner.guidance.scale={weight}",
+                    f"{HOPPER} --preset gtp_linear_q {SHORT} --set learner.guidance.scale={weight}",
                     seeds=(0,),
                 )
                 for weight in (0.01, 0.1)
@@ -148,13 +154,21 @@ STUDIES = (
         "Wrong advantages",
         "Noise and bias on the advantages, in units of their standard deviation in the minibatch.",
         (
-            Row("gtp", f"{HOPPER} --preset gtp"),
+            Row("gtp", f"{HOPPER} --preset gtp {GUIDED}"),
             *(
-                Row(f"noise {x}", f"{HOPPER} --preset gtp --advantage-noise {x}", seeds=(0,))
+                Row(
+                    f"noise {x}",
+                    f"{HOPPER} --preset gtp {GUIDED} --advantage-noise {x}",
+                    seeds=(0,),
+                )
                 for x in (0.5, 1.0, 2.0)
             ),
             *(
-                Row(f"bias {x:+}", f"{HOPPER} --preset gtp --advantage-bias={x}", seeds=(0,))
+                Row(
+                    f"bias {x:+}",
+                    f"{HOPPER} --preset gtp {GUIDED} --advantage-bias={x}",
+                    seeds=(0,),
+                )
                 for x in (-1.0, 1.0)
             ),
         ),
