@@ -43,7 +43,7 @@ MEDIUM = (
 CLONING = "--set loss.time_weight=edm --set learner.lr_schedule=cosine"
 SHORT = (
     f"{CLONING} --set learner.baseline.samples=1 --set learner.critic_ema_rate=0.05 "
-    "--set learner.guidance_start=10000"
+    "--set learner.guidance_start=5000"
 )
 GUIDED = f"{SHORT} --set weighter.eta=3"
 
