@@ -29,6 +29,7 @@ OUT = Path("outputs/experiments")
 NOTE = "generated locally in the manner of D4RL, not files of D4RL"
 
 UPDATES = 50_000
+MAZE_UPDATES = 30_000
 SEEDS = (0, 1, 2)
 HOPPER = "--dataset mujoco-local/hopper/medium-v0 --task hopper-medium --episodes 100"
 UMAZE = (
@@ -87,12 +88,12 @@ class Study:
     rows: tuple[Row, ...]
 
 
-def peers(data: str, iql: str, td3_bc: str) -> tuple[Row, ...]:
+def peers(data: str, iql: str, td3_bc: str, updates: int = UPDATES) -> tuple[Row, ...]:
     """Returns the three peers on a dataset, with the settings that their authors give for it."""
     return (
-        Row("Gaussian BC", data, peer="bc"),
-        Row("TD3+BC", f"{data} {td3_bc}", peer="td3_bc"),
-        Row("IQL", f"{data} {iql}", peer="iql"),
+        Row("Gaussian BC", data, peer="bc", updates=updates),
+        Row("TD3+BC", f"{data} {td3_bc}", peer="td3_bc", updates=updates),
+        Row("IQL", f"{data} {iql}", peer="iql", updates=updates),
     )
 
 
@@ -114,9 +115,9 @@ STUDIES = (
         "AntMaze: umaze",
         "The easy maze: every episode of the data runs from start to goal, 89 % arrive.",
         (
-            Row("gtp", f"{UMAZE} --preset gtp --reward antmaze {SHORT}"),
-            Row("gtp_bc", f"{UMAZE} --preset gtp_bc {CLONING}"),
-            *peers(UMAZE, iql=MAZE_IQL, td3_bc="--reward minus_one"),
+            Row("gtp", f"{UMAZE} --preset gtp --reward antmaze {SHORT}", updates=MAZE_UPDATES),
+            Row("gtp_bc", f"{UMAZE} --preset gtp_bc {CLONING}", updates=MAZE_UPDATES),
+            *peers(UMAZE, iql=MAZE_IQL, td3_bc="--reward minus_one", updates=MAZE_UPDATES),
         ),
     ),
     Study(
@@ -124,9 +125,9 @@ STUDIES = (
         "AntMaze: medium-play",
         "A fifth of the trips pass the goal of the evaluation: does the critic stitch them?",
         (
-            Row("gtp", f"{MEDIUM} --preset gtp --reward antmaze {GUIDED}"),
-            Row("gtp_bc", f"{MEDIUM} --preset gtp_bc {CLONING}"),
-            *peers(MEDIUM, iql=MAZE_IQL, td3_bc="--reward minus_one"),
+            Row("gtp", f"{MEDIUM} --preset gtp --reward antmaze {GUIDED}", updates=MAZE_UPDATES),
+            Row("gtp_bc", f"{MEDIUM} --preset gtp_bc {CLONING}", updates=MAZE_UPDATES),
+            *peers(MEDIUM, iql=MAZE_IQL, td3_bc="--reward minus_one", updates=MAZE_UPDATES),
         ),
     ),
     Study(
