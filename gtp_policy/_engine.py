@@ -12,17 +12,21 @@ from torch import Tensor, nn
 
 from gtp_policy._adam import standing
 from gtp_policy._fused import FusedUpdate
-from gtp_policy._graph import GraphedUpdate
+from gtp_policy._graph import GraphedUpdate, Step
 from gtp_policy._plan import has_default_layers
 from gtp_policy._update import Draws, Parts, reference_update
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.critic import QEnsemble, ValueNetwork
+from gtp_policy.dataset import OfflineDataset
 from gtp_policy.kernels import engine, few_threads
 from gtp_policy.loss import GTPLoss
 from gtp_policy.networks import FlowMapMLP, TimeEmbedding
 from gtp_policy.spaces import ObservationNormalizer
 from gtp_policy.transitions import Transitions
 from gtp_policy.weighting import AdvantageWeighter
+
+# Updates per launch: a launch is then a small share of them, and recording them takes no time.
+BLOCK = 16
 
 
 class Engine:
@@ -31,6 +35,8 @@ class Engine:
     def __init__(self) -> None:
         self._stamp: tuple[Any, ...] = ()
         self._fused: FusedUpdate | GraphedUpdate | None = None
+        # Several updates on rows of a dataset: which dataset, and their graph.
+        self._block: tuple[OfflineDataset, GraphedUpdate] | None = None
 
     def __reduce__(self) -> tuple[type["Engine"], tuple[()]]:
         """Copies and pickles as a new engine: buffers belong to the networks they were made for."""
@@ -40,22 +46,41 @@ class Engine:
         self, learners: Sequence[Parts], batch: Transitions, draws: Draws
     ) -> dict[str, Tensor]:
         """Does lines 4 to 9 of Algorithm 1 for every learner and returns metrics, (S,) each."""
-        if not momentarily_unsupported(batch.obs):
-            stamp = (len(batch.obs), engine(), *_stamp(learners))
-            if stamp != self._stamp:
-                self._fused = None  # first of all: memory for one set of buffers suffices
-                with torch.inference_mode(False):
-                    self._fused = _build(learners, len(batch.obs) // len(learners))
-                self._stamp = stamp
-            if self._fused is not None:
-                # Also for a caller in inference mode: what is made here outlives it.
-                with few_threads(), torch.inference_mode(False):
-                    return self._fused(batch, draws, learners[0].rates)
+        fused = self._find(learners, len(batch.obs) // len(learners))
+        if fused is not None:
+            # Also for a caller in inference mode: what is made here outlives it.
+            with few_threads(), torch.inference_mode(False):
+                return fused(batch, draws, learners[0].rates)
         told = [
             reference_update(parts, *own)
             for parts, own in zip(learners, _split(batch, draws, len(learners)), strict=True)
         ]
         return {name: torch.stack([metrics[name] for metrics in told]) for name in told[0]}
+
+    def block(self, learners: Sequence[Parts], rows: int) -> int:
+        """Returns how many updates on a dataset's rows may be given at once; 1: none."""
+        return BLOCK if isinstance(self._find(learners, rows), GraphedUpdate) else 1
+
+    def replay(self, dataset: OfflineDataset, steps: Sequence[Step]) -> dict[str, Tensor]:
+        """Does as many updates as `block` said and returns metrics of the last one, (S,) each."""
+        single = self._fused
+        assert isinstance(single, GraphedUpdate)
+        if self._block is None or self._block[0] is not dataset:
+            self._block = dataset, single.of_rows(dataset.take)
+        with torch.inference_mode(False):
+            return self._block[1].run(steps)
+
+    def _find(self, learners: Sequence[Parts], rows: int) -> FusedUpdate | GraphedUpdate | None:
+        """Returns the fast way for learners as they stand, or None."""
+        if momentarily_unsupported(learners[0].actor.fixed_noise):
+            return None
+        stamp = (rows, engine(), *_stamp(learners))
+        if stamp != self._stamp:
+            self._fused = self._block = None  # first: memory for one set of buffers suffices
+            with torch.inference_mode(False):
+                self._fused = _build(learners, rows)
+            self._stamp = stamp
+        return self._fused
 
 
 def _split(batch: Transitions, draws: Draws, seeds: int) -> Iterator[tuple[Transitions, Draws]]:

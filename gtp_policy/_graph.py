@@ -3,9 +3,13 @@
 At 256 rows a device waits for its host: every operator costs more to launch than to compute. A
 graph is launched at once. It reads minibatch, draws and learning rates from fixed places, which
 are written before each replay, so that schedules, the curriculum and every law of time go on.
+
+A graph may hold several updates, one after the other. Where minibatches come from a dataset on the
+device, their rows are numbers at a fixed place, and gathering them is a part of the graph as well.
 """
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,18 +23,32 @@ from gtp_policy.transitions import Transitions
 _WARM_UP = 3
 
 
+class Step(NamedTuple):
+    """What one update is made from: a minibatch or the numbers of its rows, draws and rates."""
+
+    minibatch: Transitions | Tensor
+    draws: Draws
+    rates: dict[str, Any]
+
+
 class GraphedUpdate:
-    """A fused update that records itself after its first calls.
+    """Fused updates that record themselves after their first calls.
 
     The first calls are updates like any other, on a stream of their own, as recording asks for.
+
+    Args:
+        fused: The update.
+        gather: From the numbers of rows to a minibatch, where steps give those.
     """
 
-    def __init__(self, fused: FusedUpdate) -> None:
-        self._fused = fused
+    def __init__(
+        self, fused: FusedUpdate, gather: Callable[[Tensor], Transitions] | None = None
+    ) -> None:
+        self._fused, self._gather = fused, gather
         self._calls = 0
         self._inputs: list[Tensor] = []
-        self._rates: dict[str, Tensor] = {}
-        self._known: dict[str, float] = {}
+        self._rates: list[dict[str, Tensor]] = []
+        self._known: list[dict[str, float]] = []
         self._outputs: dict[str, Tensor] = {}
         self._graph: torch.cuda.CUDAGraph | None = None
         self._places: list[int] = []
@@ -40,27 +58,37 @@ class GraphedUpdate:
         self, batch: Transitions, draws: Draws, rates: dict[str, Any]
     ) -> dict[str, Tensor]:
         """Does the update and returns metrics, (S,) each."""
-        self._fused.prepare(rates)
+        return self.run([Step(batch, draws, rates)])
+
+    def of_rows(self, gather: Callable[[Tensor], Transitions]) -> "GraphedUpdate":
+        """Returns a graph of the same update for steps that give the numbers of rows."""
+        return type(self)(self._fused, gather)
+
+    def run(self, steps: Sequence[Step]) -> dict[str, Tensor]:
+        """Does updates, as many on every call, and returns metrics of the last one, (S,) each."""
         # Learning rates as tensors, whoever rules them: a number would be recorded for ever.
-        rates = self._fused.rates()
-        given = _tensors(batch, draws)
+        rates = [self._rates_of(step) for step in steps]
+        given = [x for step in steps for x in _tensors(step)]
         if not self._inputs:
             self._inputs = [torch.empty_like(x) for x in given]
-            self._rates = {name: batch.obs.new_zeros(()) for name in rates}
+            like = steps[0].draws.z
+            self._rates = [{name: like.new_zeros(()) for name in of} for of in rates]
+            self._known = [{} for _ in rates]
         torch._foreach_copy_(self._inputs, given)
-        for name, rate in rates.items():
-            if self._known.get(name) != rate:
-                self._rates[name].fill_(rate)
-                self._known[name] = rate
+        for fixed, known, now in zip(self._rates, self._known, rates, strict=True):
+            for name, rate in now.items():
+                if known.get(name) != rate:
+                    fixed[name].fill_(rate)
+                    known[name] = rate
         places = self._fused.places()
         if places != self._places:  # a state was loaded: the old memory may be somebody else's now
             self._graph, self._places = None, places
         if self._graph is not None:
             self._graph.replay()
         elif self._calls < _WARM_UP:
-            self._on_side_stream(batch, draws)
+            self._on_side_stream(steps)
         else:
-            self._record(batch, draws).replay()
+            self._record(steps).replay()
         self._calls += 1
         # A replay writes to parameters without their counting it, as whoever keeps copies needs.
         torch.autograd.graph.increment_version(self._fused.written)
@@ -68,43 +96,55 @@ class GraphedUpdate:
         stacked = torch.stack(list(self._outputs.values()))
         return dict(zip(self._outputs, stacked, strict=True))
 
-    def _run(self, batch: Transitions, draws: Draws) -> None:
-        fields = iter(self._inputs)
-        fixed = Transitions(*(next(fields) for _ in batch))
-        fixed_draws = Draws(
-            backup=None if draws.backup is None else next(fields),
-            baseline=None if draws.baseline is None else next(fields),
-            times=Times(*(next(fields) for _ in draws.times)),
-            z=next(fields),
-        )
-        self._outputs = self._fused(fixed, fixed_draws, self._rates)
+    def _rates_of(self, step: Step) -> dict[str, float]:
+        self._fused.prepare(step.rates)
+        return self._fused.rates()
 
-    def _on_side_stream(self, batch: Transitions, draws: Draws) -> None:
-        current, side = torch.cuda.current_stream(batch.obs.device), self._stream(batch)
+    def _run(self, steps: Sequence[Step]) -> None:
+        fields = iter(self._inputs)
+        for (minibatch, draws, _), rates in zip(steps, self._rates, strict=True):
+            if isinstance(minibatch, Tensor):
+                assert self._gather is not None
+                fixed = self._gather(next(fields))
+            else:
+                fixed = Transitions(*(next(fields) for _ in minibatch))
+            fixed_draws = Draws(
+                backup=None if draws.backup is None else next(fields),
+                baseline=None if draws.baseline is None else next(fields),
+                times=Times(*(next(fields) for _ in draws.times)),
+                z=next(fields),
+            )
+            self._outputs = self._fused(fixed, fixed_draws, rates)
+
+    def _on_side_stream(self, steps: Sequence[Step]) -> None:
+        device = steps[0].draws.z.device
+        current, side = torch.cuda.current_stream(device), self._stream(device)
         side.wait_stream(current)
         with torch.cuda.stream(side):
-            self._run(batch, draws)
+            self._run(steps)
         current.wait_stream(side)
 
-    def _stream(self, batch: Transitions) -> torch.cuda.Stream:
+    def _stream(self, device: torch.device) -> torch.cuda.Stream:
         """Returns one stream for all, on the batch's device, which need not be the current one."""
         if self._side is None:
-            self._side = torch.cuda.Stream(batch.obs.device)  # type: ignore[no-untyped-call]
+            self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         return self._side
 
-    def _record(self, batch: Transitions, draws: Draws) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
+    def _record(self, steps: Sequence[Step]) -> torch.cuda.CUDAGraph:
+        graph, device = torch.cuda.CUDAGraph(), steps[0].draws.z.device
         # Other threads may go on using the device meanwhile.
         with (
-            torch.cuda.device(batch.obs.device),
-            torch.cuda.graph(graph, stream=self._stream(batch), capture_error_mode="thread_local"),
+            torch.cuda.device(device),
+            torch.cuda.graph(graph, stream=self._stream(device), capture_error_mode="thread_local"),
         ):
-            self._run(batch, draws)
+            self._run(steps)
         self._graph = graph  # not before it is whole
         return graph
 
 
-def _tensors(batch: Transitions, draws: Draws) -> list[Tensor]:
+def _tensors(step: Step) -> list[Tensor]:
     """Returns everything that changes from update to update, always in the same order."""
+    draws = step.draws
+    batch = [step.minibatch] if isinstance(step.minibatch, Tensor) else step.minibatch
     drawn = [draws.backup, draws.baseline, *draws.times, draws.z]
     return [*batch, *(x for x in drawn if x is not None)]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gtp_policy._adam import Adam
+from gtp_policy._blocks import update_in_blocks
 from gtp_policy._engine import Engine, explain
 from gtp_policy._random import new_stream
 from gtp_policy._update import Parts, advantage_over, draw
@@ -350,6 +351,50 @@ class GTPLearner(nn.Module):
         metrics = self._engine.update([parts], batch, draws)
         self.updates += 1
         return UpdateMetrics(**{name: value[0] for name, value in metrics.items()})
+
+    def update_from(
+        self, dataset: OfflineDataset, updates: int = 1, *, batch_size: int = 256
+    ) -> UpdateMetrics:
+        """Does several updates on minibatches of a dataset, on a GPU some of them in one launch.
+
+        The same, to the last bit, as ``learner.update(dataset.sample(batch_size,
+        generator=learner.stream("batch")))`` in a loop. Where updates are recorded as CUDA graphs
+        and the dataset is on that device, one graph gathers minibatches and does 16 updates.
+
+        Args:
+            dataset: The data, on the learner's device.
+            updates: How many updates to do.
+            batch_size: B, transitions per update.
+
+        Returns:
+            Metrics of the last update.
+
+        Raises:
+            ValueError: If ``updates`` is smaller than 1.
+            DataError: If ``batch_size`` is smaller than 1, or the dataset is not on the learner's
+                device.
+            ShapeError: If the dataset has other dimensions.
+            NonFiniteError: On the CPU, if the advantages are NaN or infinite.
+
+        References:
+            | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al.,
+            | 2025), Algorithm 1, https://arxiv.org/abs/2510.11499
+
+        Example:
+            >>> from gtp_policy import GTPConfig, GTPLearner, OfflineDataset
+            >>> dataset = OfflineDataset.from_arrays(
+            ...     obs=[[0.0], [2.0]], action=[[0.8], [-0.8]], reward=[0.0, 1.0],
+            ...     terminated=[1, 1], truncated=[0, 0], low=[-1.0], high=[1.0])
+            >>> learner = GTPLearner.from_dataset(dataset, GTPConfig(critic=None))
+            >>> metrics = learner.update_from(dataset, 3, batch_size=8)
+            >>> learner.updates
+            3
+        """
+
+        def one() -> list[UpdateMetrics]:
+            return [self.update(dataset.sample(batch_size, generator=self.stream("batch")))]
+
+        return update_in_blocks([self], self._engine, dataset, updates, batch_size, one)[0]
 
     def explain(self, rows: int | None = None) -> list[str]:
         """Tells how updates and actions will be computed; see `gtp_policy.kernels.explain`.

@@ -5,14 +5,14 @@ from typing import Any, Self
 
 import torch
 
+from gtp_policy._blocks import join, update_in_blocks
 from gtp_policy._engine import Engine
 from gtp_policy._stacked import share_
-from gtp_policy._update import Draws, draw
+from gtp_policy._update import draw
 from gtp_policy.dataset import OfflineDataset
 from gtp_policy.gtp_config import GTPConfig
 from gtp_policy.learner import GTPLearner
 from gtp_policy.metrics import UpdateMetrics
-from gtp_policy.times import Times
 from gtp_policy.transitions import Transitions
 
 
@@ -151,12 +151,7 @@ size.
                 f"Minibatches do not fit the learners: got {len(sizes)} of sizes {sizes}, expected "
                 f"{len(self.learners)} of one size."
             )
-        if len({learner.updates for learner in self.learners}) > 1:
-            raise ValueError(
-                "Learners have gone apart: got numbers of updates "
-                f"{[learner.updates for learner in self.learners]}, expected equal ones. Update "
-                "them through this object alone."
-            )
+        self._check_together()
         parts, drawn = [], []
         for learner, batch in zip(self.learners, batches, strict=True):
             like = learner.actor.fixed_noise
@@ -165,13 +160,63 @@ size.
             drawn.append(draw(parts[-1], batch, learner.stream, learner.progress))
         self._share()
         together = Transitions(*(torch.cat(fields) for fields in zip(*batches, strict=True)))
-        metrics = self._engine.update(parts, together, _join(drawn))
+        metrics = self._engine.update(parts, together, join(drawn))
         for learner in self.learners:
             learner.updates += 1
         return [
             UpdateMetrics(**{name: value[i] for name, value in metrics.items()})
             for i in range(len(self.learners))
         ]
+
+    def update_from(
+        self, dataset: OfflineDataset, updates: int = 1, *, batch_size: int = 256
+    ) -> list[UpdateMetrics]:
+        """Does several updates of every learner; see `GTPLearner.update_from`.
+
+        Args:
+            dataset: The data, on the learners' device.
+            updates: How many updates to do.
+            batch_size: B, transitions per update and learner.
+
+        Returns:
+            Metrics of the last update per learner.
+
+        Raises:
+            ValueError: If ``updates`` is smaller than 1, or a learner has been updated apart from
+                the others.
+            DataError: If ``batch_size`` is smaller than 1, or the dataset is not on the learners'
+                device.
+            ShapeError: If the dataset has other dimensions.
+            NonFiniteError: On the CPU, if advantages are NaN or infinite.
+
+        Example:
+            >>> from gtp_policy import GTPConfig, MultiSeedLearner, OfflineDataset
+            >>> dataset = OfflineDataset.from_arrays(
+            ...     obs=[[0.0], [2.0]], action=[[0.8], [-0.8]], reward=[0.0, 1.0],
+            ...     terminated=[1, 1], truncated=[0, 0], low=[-1.0], high=[1.0])
+            >>> both = MultiSeedLearner.from_dataset(dataset, GTPConfig(critic=None), seeds=(0, 1))
+            >>> metrics = both.update_from(dataset, 3, batch_size=8)
+            >>> both.updates
+            3
+        """
+        self._check_together()
+        self._share()
+        return update_in_blocks(
+            self.learners,
+            self._engine,
+            dataset,
+            updates,
+            batch_size,
+            lambda: self.update(self.sample(dataset, batch_size)),
+        )
+
+    def _check_together(self) -> None:
+        if len({learner.updates for learner in self.learners}) > 1:
+            raise ValueError(
+                "Learners have gone apart: got numbers of updates "
+                f"{[learner.updates for learner in self.learners]}, expected equal ones. Update "
+                "them through this object alone."
+            )
 
     def _share(self) -> None:
         """Moves parameters and buffers of all learners side by side, unless they are there."""
@@ -186,18 +231,3 @@ def _kind(learner: GTPLearner) -> tuple[Any, ...]:
     config = config.replace(learner=config.learner.replace(seed=0))
     actor, shapes = learner.actor, [tuple(p.shape) for p in learner.parameters()]
     return config, learner.updates, actor.fixed_noise.device, actor.fixed_noise.dtype, shapes
-
-
-def _join(draws: Sequence[Draws]) -> Draws:
-    """Returns the draws of all learners, one below the other."""
-
-    def join(tensors: Sequence[Any]) -> Any:  # noqa: ANN401 - None stays None
-        return None if tensors[0] is None else torch.cat(list(tensors))
-
-    return Draws(
-        backup=join([d.backup for d in draws]),
-        baseline=join([d.baseline for d in draws]),
-        times=Times(*(torch.cat(same) for same in zip(*(d.times for d in draws), strict=True))),
-        z=join([d.z for d in draws]),
-        guide=join([d.guide for d in draws]),
-    )

@@ -1,7 +1,7 @@
 """The fused update against the reference: autograd on modules, on equal draws."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -38,15 +38,17 @@ from gtp_policy import (
     SelfTeacher,
     TimeSchedule,
     Transitions,
+    _engine,
     _passes,
     load_checkpoint,
     save_checkpoint,
 )
 from gtp_policy._engine import explain as engine_of
 from gtp_policy._fused import FusedUpdate
-from gtp_policy._graph import GraphedUpdate
+from gtp_policy._graph import GraphedUpdate, Step
 from gtp_policy._stacked import share_, together
 from gtp_policy._update import Draws, draw
+from gtp_policy.errors import DataError, ShapeError
 from gtp_policy.kernels import explain, using
 from gtp_policy.networks import Mish, linear
 
@@ -603,17 +605,21 @@ def learner_streams() -> Callable[[str], torch.Generator]:
 class Replayed(GraphedUpdate):
     """Replays by computing again from the fixed inputs: what a graph does, on any device."""
 
-    def _on_side_stream(self, batch: Transitions, draws: Draws) -> None:
-        self._run(batch, draws)
+    def _on_side_stream(self, steps: Sequence[Step]) -> None:
+        self._run(steps)
 
-    def _record(self, batch: Transitions, draws: Draws) -> Any:
-        shapes = [None if x is None else torch.zeros_like(x) for x in draws[:2]]
-        empty = Draws(shapes[0], shapes[1], draws.times, draws.z)
-        outer = self
+    def _record(self, steps: Sequence[Step]) -> Any:
+        def empty(step: Step) -> Step:  # of the right kinds and shapes, and nothing else
+            batch, draws = step.minibatch, step.draws
+            noises = [None if x is None else torch.zeros_like(x) for x in draws[:2]]
+            fixed = torch.zeros_like(batch) if isinstance(batch, Tensor) else batch
+            return Step(fixed, Draws(noises[0], noises[1], draws.times, draws.z), {})
+
+        outer, recorded = self, [empty(step) for step in steps]
 
         class Graph:
             def replay(self) -> None:
-                outer._run(batch, empty)
+                outer._run(recorded)
 
         self._graph = Graph()  # type: ignore[assignment]
         return self._graph
@@ -664,6 +670,109 @@ def test_what_was_recorded_is_forgotten_when_a_state_is_loaded() -> None:
         plain.update(batch)
         assert (graphed._graph is graph) == (step not in (3, 6))
     assert distance(recorded, plain) <= 1e-6
+
+
+@pytest.fixture
+def recording(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lets updates on the CPU be recorded; returns how many each launch had."""
+    launches, run = [], Replayed.run
+
+    def build(learners: Any, rows: int) -> Any:
+        return Replayed(FusedUpdate(learners, rows))
+
+    def count(self: Replayed, steps: Any) -> Any:
+        launches.append(len(steps))
+        return run(self, steps)
+
+    monkeypatch.setattr(_engine, "_build", build)
+    monkeypatch.setattr(Replayed, "run", count)
+    return launches
+
+
+def make_dataset() -> OfflineDataset:
+    batch = make_batch(1, 200)
+    return OfflineDataset.from_arrays(
+        obs=batch.obs,
+        action=batch.action,
+        reward=batch.reward,
+        next_obs=batch.next_obs,
+        terminated=batch.discount == 0,
+        truncated=batch.discount != 0,
+        low=[-1.0] * ACT,
+        high=[1.0] * ACT,
+    )
+
+
+BLOCKS: dict[str, tuple[dict[str, Any], list[int]]] = {
+    "default": ({}, [16, 16, 16, 16, 16, 1, 1, 1]),
+    "cosine": ({"lr_schedule": "cosine"}, [16, 16, 16, 16, 16, 1, 1, 1]),
+    "cloning": ({"critic": None}, [16, 16, 16, 16, 16, 1, 1, 1]),
+    "late guidance": ({"guidance_start": 18}, [16, 1, 1, 16, 16, 16, 16, 1]),
+}
+
+
+@pytest.mark.parametrize("case", BLOCKS)
+def test_several_updates_from_a_dataset_in_one_launch(case: str, recording: list[int]) -> None:
+    choices, expected = BLOCKS[case]
+    config, dataset = make_config(**choices), make_dataset()
+    several, single = (GTPLearner.from_dataset(dataset, config) for _ in range(2))
+    told = several.update_from(dataset, 83, batch_size=ROWS)
+    assert recording == expected
+    assert several.updates == 83
+    for _ in range(83):
+        batch = dataset.sample(ROWS, generator=single.stream("batch"))
+        with using("reference"):
+            last = single.update(batch)
+    assert told.to_floats() == pytest.approx(last.to_floats(), rel=2e-2, abs=1e-4)
+    assert distance(several, single) <= 2e-4  # rounding, over 83 steps of Adam
+
+
+def test_several_seeds_from_a_dataset_in_one_launch(recording: list[int]) -> None:
+    dataset = make_dataset()
+    several, single = (
+        MultiSeedLearner.from_dataset(dataset, make_config(), seeds=(0, 4)) for _ in range(2)
+    )
+    told = several.update_from(dataset, 33, batch_size=ROWS)
+    assert recording == [16, 16, 1]
+    for _ in range(33):
+        last = single.update(single.sample(dataset, ROWS))
+    for one, own, a, b in zip(several.learners, single.learners, told, last, strict=True):
+        assert distance(one, own) <= 1e-5
+        assert a.to_floats() == pytest.approx(b.to_floats(), rel=1e-3, abs=1e-5)
+
+
+def test_updates_that_fail_in_one_launch_are_not_counted(
+    recording: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = make_dataset()
+    learner = GTPLearner.from_dataset(dataset, make_config())
+    learner.update_from(dataset, 16, batch_size=ROWS)
+
+    def fail(self: Any, steps: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Replayed, "run", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        learner.update_from(dataset, 16, batch_size=ROWS)
+    assert learner.updates == 16
+
+
+def test_updates_from_a_dataset_are_those_of_a_loop() -> None:
+    """On the CPU to the last bit, since that is what they are there."""
+    dataset = make_dataset()
+    several, single = (GTPLearner.from_dataset(dataset, make_config()) for _ in range(2))
+    several.update_from(dataset, 5, batch_size=ROWS)
+    for _ in range(5):
+        single.update(dataset.sample(ROWS, generator=single.stream("batch")))
+    assert distance(several, single) == 0
+    for wrong in (0, -1, True, 1.5):
+        with pytest.raises(ValueError, match="`updates` is out of range"):
+            several.update_from(dataset, wrong)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="`batch_size` is out of range: got 0"):
+        several.update_from(dataset, batch_size=0)
+    with pytest.raises(ShapeError, match="expected"):
+        GTPLearner.build(OBS + 1, ACT).update_from(dataset)
+    assert several.updates == 5
 
 
 # --- several seeds

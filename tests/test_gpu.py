@@ -13,6 +13,7 @@ from gtp_policy import (
     GTPLearner,
     GTPLearnerConfig,
     MultiSeedLearner,
+    OfflineDataset,
     PolicyBaseline,
     Transitions,
 )
@@ -82,6 +83,32 @@ def test_an_update_never_waits_for_the_device() -> None:
     with no_waiting():
         for _ in range(3):
             learner.update(batch)
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_several_updates_in_one_launch_are_those_of_a_loop(seeds: int) -> None:
+    rows = make_batch(0).to("cpu")
+    dataset = OfflineDataset.from_arrays(
+        obs=rows.obs,
+        action=rows.action,
+        reward=rows.reward,
+        next_obs=rows.next_obs,
+        terminated=rows.discount == 0,
+        truncated=rows.discount != 0,
+        low=[-1.0] * ACT,
+        high=[1.0] * ACT,
+    ).to("cuda")
+    blocks, single = (
+        MultiSeedLearner.from_dataset(dataset, make_config(), seeds=range(seeds)) for _ in range(2)
+    )
+    blocks.update_from(dataset, 4 * 16)  # warm-up, recording
+    with no_waiting():
+        blocks.update_from(dataset, 16)
+    for _ in range(5 * 16):
+        single.update(single.sample(dataset, 256))
+    for one, own in zip(blocks.learners, single.learners, strict=True):
+        assert one.updates == own.updates == 80
+        assert distance(one, own) < 5e-3
 
 
 def test_a_loaded_state_and_another_batch_size_are_seen() -> None:

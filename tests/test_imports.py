@@ -32,6 +32,7 @@ LAYERS: list[set[str]] = [
     {"_fused"},
     {"_graph"},
     {"_engine"},
+    {"_blocks"},
     {"learner"},
     {"multi_seed"},
     {"_state"},
