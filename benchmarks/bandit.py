@@ -35,11 +35,13 @@ STEPS = (1, 2, 5, 10)
 SAMPLES = 100_000
 
 
-def clone(seed: int, updates: int) -> dict[str, Any]:
+def clone(seed: int, updates: int, time_weight: str = "none") -> dict[str, Any]:
     """Clones the bandit's data and measures the samples at every K."""
     torch.set_num_threads(1)
     dataset = make_dataset(seed=seed)
-    learner = train_clone(dataset, make_config(updates, seed=seed))
+    config = make_config(updates, seed=seed)
+    config = config.replace(loss=config.loss.replace(time_weight=time_weight))
+    learner = train_clone(dataset, config)
     obs = torch.zeros(SAMPLES, 1)
     measured = {}
     for steps in STEPS:
@@ -72,16 +74,20 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--updates", type=int, default=15_000)
+    parser.add_argument("--time-weight", default="none", help="of the cloning loss")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/bandit.json"))
     args = parser.parse_args()
     # Fork would copy torch's thread pool in an undefined state.
     with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as pool:
-        runs = [pool.submit(clone, seed, args.updates) for seed in range(args.seeds)]
+        runs = [
+            pool.submit(clone, seed, args.updates, args.time_weight) for seed in range(args.seeds)
+        ]
         # A range that is cut short pulls unequal modes together: shown beside a longer one.
         tilted = [pool.submit(weighted, args.updates, t) for t in (KarrasTimes().t_max, 20.0)]
         record = {
-            "command": f"python -m benchmarks.bandit --seeds {args.seeds} --updates {args.updates}",
+            "command": f"python -m benchmarks.bandit --seeds {args.seeds} --updates {args.updates}"
+            + (f" --time-weight {args.time_weight}" if args.time_weight != "none" else ""),
             "data": "four-mode bandit, made by the script",
             "modes": MODES.tolist(),
             "std": STD,
