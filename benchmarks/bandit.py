@@ -76,8 +76,11 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=15_000)
     parser.add_argument("--time-weight", default="none", help="of the cloning loss")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/bandit.json"))
+    parser.add_argument("--output", type=Path)
     args = parser.parse_args()
+    if args.output is None:  # the record of the defaults is the one that is kept
+        kept = args.time_weight == "none"
+        args.output = Path("benchmarks/results" if kept else "outputs") / "bandit.json"
     # Fork would copy torch's thread pool in an undefined state.
     with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as pool:
         runs = [

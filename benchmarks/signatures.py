@@ -31,7 +31,6 @@ from gtp_policy import (
     GTPConfig,
     GTPLearner,
     OfflineDataset,
-    QEnsembleConfig,
     spread_ratio,
 )
 from gtp_policy.errors import TrainingWarning
@@ -91,7 +90,6 @@ def weigh(updates: int, eta: float, max_weight: float) -> dict[str, Any]:
         source="bandit with a heavy tail",
     )
     config: GTPConfig = make_config(updates, eta=eta).replace(
-        critic=QEnsembleConfig(hidden=(64, 64)),
         weighter=AdvantageWeighterConfig(eta=eta, max_weight=max_weight),
     )
     learner, told = GTPLearner.from_dataset(dataset, config), []
@@ -106,7 +104,7 @@ def weigh(updates: int, eta: float, max_weight: float) -> dict[str, Any]:
         "max_weight": max_weight,
         "effective_share": float(np.mean([m["weight_ess"] for m in told])),
         "clipped_share": float(np.mean([m["weight_clipped"] for m in told])),
-        "warned": any(issubclass(w.category, TrainingWarning) for w in caught),
+        "warned_share": sum(issubclass(w.category, TrainingWarning) for w in caught) / len(told),
     }
 
 
@@ -141,7 +139,7 @@ def section(record: dict[str, Any]) -> str:
             f"{w['max_weight']:g}",
             f"{100 * w['effective_share']:.1f}",
             f"{100 * w['clipped_share']:.1f}",
-            "yes" if w["warned"] else "no",
+            f"{100 * w['warned_share']:.0f}",
         ]
         for w in record["weights"]
     ]
@@ -159,9 +157,18 @@ def section(record: dict[str, Any]) -> str:
             f"On bandits made by the script (`{record['command']}`); samples *at a mode* lie "
             f"within three standard deviations ({3 * STD:g}) of it.",
             "**Weights without a cap** count a few transitions only. `weight_ess` is the effective "
-            "share of the minibatch, and `UpdateMetrics.to_floats` warns below 5 %. A reward of "
-            "$e^{4 a_1}$:",
-            table(["η", "max_weight", "weight_ess, %", "weight_clipped, %", "warning"], weights),
+            "share of the minibatch; `UpdateMetrics.to_floats` warns below 5 %. Mean of the last "
+            "hundred minibatches, and how many of them were warned of; the reward is $e^{4 a_1}$:",
+            table(
+                [
+                    "η",
+                    "max_weight",
+                    "weight_ess, %",
+                    "weight_clipped, %",
+                    "minibatches warned of, %",
+                ],
+                weights,
+            ),
             "**Lost modes** show in `spread_ratio`, 1 for a policy as wide as its data. The data's "
             "point at time u stands for the model's own only where u is close to t: taught over "
             "large gaps, one jump goes to the mean of what could follow. Fixed grids, with and "

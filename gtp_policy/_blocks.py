@@ -9,7 +9,6 @@ from gtp_policy._engine import Engine
 from gtp_policy._graph import Step
 from gtp_policy._update import Draws, Parts, draw
 from gtp_policy.dataset import OfflineDataset
-from gtp_policy.errors import DataError
 from gtp_policy.gtp_config import GTPLearnerConfig
 from gtp_policy.metrics import UpdateMetrics
 from gtp_policy.times import Times
@@ -41,6 +40,8 @@ def update_in_blocks(
     updates: int,
     batch_size: int,
     one: Callable[[], list[UpdateMetrics]],
+    *,
+    plain: bool,
 ) -> list[UpdateMetrics]:
     """Does updates and returns metrics of the last one per learner.
 
@@ -51,52 +52,65 @@ def update_in_blocks(
         updates: How many.
         batch_size: B.
         one: Does one update of all learners on minibatches of the dataset.
+        plain: Whether nobody changed what an update is, so that ``one`` may be left out.
     """
     if not isinstance(updates, int) or isinstance(updates, bool) or updates < 1:
-        raise ValueError(f"`updates` is out of range: got {updates}, expected an integer >= 1.")
-    if batch_size < 1:
-        raise DataError(f"`batch_size` is out of range: got {batch_size}, expected >= 1.")
-    rows = dataset.take(torch.zeros(batch_size, dtype=torch.long, device=dataset.device))
-    parts = [learner._parts() for learner in learners]
-    rows.check(parts[0].actor.obs_dim, parts[0].actor.action_dim, like=parts[0].actor.fixed_noise)
+        raise ValueError(f"`updates` is out of range: got {updates!r}, expected an integer >= 1.")
+    first = learners[0]
+    like = first._parts().actor
+    batch = dataset.sample(batch_size, generator=first.stream("batch"))
+    batch.check(like.obs_dim, like.action_dim, like=like.fixed_noise)
+    # Who changed how minibatches are drawn or updates are done is taken at their word.
+    plain = plain and type(dataset).sample is OfflineDataset.sample
     told: list[UpdateMetrics] = []
     while updates:
-        block = engine.block([learner._parts() for learner in learners], batch_size)
-        first = learners[0]
-        until_guided = first.config.guidance_start - first.updates
-        if block == 1 or block > updates or 0 < until_guided < block:
-            told, updates = one(), updates - 1
-            continue
-        done = first.updates
-        try:
-            metrics = engine.replay(dataset, _steps(learners, dataset, rows, block))
-        except BaseException:
-            for learner in learners:
-                learner.updates = done
-            raise
-        told = [
-            UpdateMetrics(**{name: value[i] for name, value in metrics.items()})
-            for i in range(len(learners))
-        ]
-        updates -= block
+        n = 1
+        if plain:
+            parts = [learner._parts() for learner in learners]
+            n = engine.updates_per_launch(parts, batch_size)
+            until_guided = first.config.guidance_start - first.updates
+            if n > updates or (parts[0].critic is not None and 0 < until_guided < n):
+                n = 1
+        if n == 1:
+            told = one()
+        else:
+            told = _launch(learners, engine, dataset, batch, n)
+        updates -= n
     return told
 
 
-def _steps(
-    learners: Sequence[Learner], dataset: OfflineDataset, rows: Transitions, block: int
-) -> list[Step]:
-    """Draws what is random in the next updates, for minibatches like this one, and counts them."""
-    steps = []
-    for _ in range(block):
-        parts = [learner._parts() for learner in learners]
-        numbers = torch.cat([dataset.draw(len(rows.obs), x.stream("batch")) for x in learners])
-        drawn = [
-            draw(own, rows, x.stream, x.progress) for own, x in zip(parts, learners, strict=True)
-        ]
-        steps.append(Step(numbers, join(drawn), parts[0].rates))
+def _launch(
+    learners: Sequence[Learner],
+    engine: Engine,
+    dataset: OfflineDataset,
+    like: Transitions,
+    n: int,
+) -> list[UpdateMetrics]:
+    """Does n updates on minibatches of a size in one launch; counts none of them if it fails."""
+    done, numbers, drawn = learners[0].updates, [], []
+    try:
+        for _ in range(n):
+            parts = [learner._parts() for learner in learners]
+            numbers += [dataset._numbers(len(like.obs), x.stream("batch")) for x in learners]
+            draws = [
+                draw(own, like, x.stream, x.progress)
+                for own, x in zip(parts, learners, strict=True)
+            ]
+            drawn.append((join(draws), parts[0].rates))
+            for learner in learners:
+                learner.updates += 1
+        # One operation gathers all minibatches.
+        rows = dataset._rows(torch.cat(numbers)).chunk(n)
+        steps = [Step(own, *rest) for own, rest in zip(rows, drawn, strict=True)]
+        metrics = engine.run(steps)
+    except BaseException:
         for learner in learners:
-            learner.updates += 1
-    return steps
+            learner.updates = done
+        raise
+    return [
+        UpdateMetrics(**{name: value[i] for name, value in metrics.items()})
+        for i in range(len(learners))
+    ]
 
 
 def join(draws: Sequence[Draws]) -> Draws:

@@ -10,23 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gtp_policy._adam import standing
+from gtp_policy._adam import is_plain_adam, standing
 from gtp_policy._fused import FusedUpdate
 from gtp_policy._graph import GraphedUpdate, Step
 from gtp_policy._plan import has_default_layers
 from gtp_policy._update import Draws, Parts, reference_update
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.critic import QEnsemble, ValueNetwork
-from gtp_policy.dataset import OfflineDataset
+from gtp_policy.guidance import LinearQGuidance
 from gtp_policy.kernels import engine, few_threads
 from gtp_policy.loss import GTPLoss
 from gtp_policy.networks import FlowMapMLP, TimeEmbedding
 from gtp_policy.spaces import ObservationNormalizer
+from gtp_policy.teachers import JvpTeacher
 from gtp_policy.transitions import Transitions
 from gtp_policy.weighting import AdvantageWeighter
 
 # Updates per launch: a launch is then a small share of them, and recording them takes no time.
-BLOCK = 16
+LAUNCH = 16
 
 
 class Engine:
@@ -35,8 +36,7 @@ class Engine:
     def __init__(self) -> None:
         self._stamp: tuple[Any, ...] = ()
         self._fused: FusedUpdate | GraphedUpdate | None = None
-        # Several updates on rows of a dataset: which dataset, and their graph.
-        self._block: tuple[OfflineDataset, GraphedUpdate] | None = None
+        self._several: GraphedUpdate | None = None  # the same, for several updates at once
 
     def __reduce__(self) -> tuple[type["Engine"], tuple[()]]:
         """Copies and pickles as a new engine: buffers belong to the networks they were made for."""
@@ -57,18 +57,17 @@ class Engine:
         ]
         return {name: torch.stack([metrics[name] for metrics in told]) for name in told[0]}
 
-    def block(self, learners: Sequence[Parts], rows: int) -> int:
-        """Returns how many updates on a dataset's rows may be given at once; 1: none."""
-        return BLOCK if isinstance(self._find(learners, rows), GraphedUpdate) else 1
+    def updates_per_launch(self, learners: Sequence[Parts], rows: int) -> int:
+        """Returns how many updates `run` does at once, for learners as they stand; 1: none."""
+        return LAUNCH if isinstance(self._find(learners, rows), GraphedUpdate) else 1
 
-    def replay(self, dataset: OfflineDataset, steps: Sequence[Step]) -> dict[str, Tensor]:
-        """Does as many updates as `block` said and returns metrics of the last one, (S,) each."""
-        single = self._fused
-        assert isinstance(single, GraphedUpdate)
-        if self._block is None or self._block[0] is not dataset:
-            self._block = dataset, single.of_rows(dataset.take)
+    def run(self, steps: Sequence[Step]) -> dict[str, Tensor]:
+        """Does `updates_per_launch` updates and returns metrics of the last one, (S,) each."""
+        if self._several is None:
+            assert isinstance(self._fused, GraphedUpdate)
+            self._several = self._fused.another()
         with torch.inference_mode(False):
-            return self._block[1].run(steps)
+            return self._several.run(steps)
 
     def _find(self, learners: Sequence[Parts], rows: int) -> FusedUpdate | GraphedUpdate | None:
         """Returns the fast way for learners as they stand, or None."""
@@ -76,7 +75,7 @@ class Engine:
             return None
         stamp = (rows, engine(), *_stamp(learners))
         if stamp != self._stamp:
-            self._fused = self._block = None  # first: memory for one set of buffers suffices
+            self._fused = self._several = None  # first: memory for one set of buffers suffices
             with torch.inference_mode(False):
                 self._fused = _build(learners, rows)
             self._stamp = stamp
@@ -102,12 +101,29 @@ def _build(learners: Sequence[Parts], rows: int) -> FusedUpdate | GraphedUpdate 
         return None
     if any(_choices(parts) != _choices(learners[0]) for parts in learners):
         return None
-    own_weights = any(type(parts.weighter) is not AdvantageWeighter for parts in learners)
-    if len(learners) > 1 and own_weights:
+    if len(learners) > 1 and any(_own_weights(parts) for parts in learners):
         return None
     fused = FusedUpdate(learners, rows)
-    on_cuda = learners[0].actor.fixed_noise.device.type == "cuda"
-    return GraphedUpdate(fused) if on_cuda and fused.recordable and not own_weights else fused
+    recorded = fused.recordable and not any(_unrecorded(parts) for parts in learners)
+    return GraphedUpdate(fused) if recorded else fused
+
+
+def _own_weights(parts: Parts) -> bool:
+    return type(parts.weighter) is not AdvantageWeighter
+
+
+def _unrecorded(parts: Parts) -> str | None:
+    """Returns why a fused update is not recorded, or None."""
+    if isinstance(parts.guidance, LinearQGuidance) or isinstance(
+        parts.loss.config.teacher, JvpTeacher
+    ):
+        return "autograd has a part in it"
+    if _own_weights(parts):
+        return "the weighter is a class of its own"
+    for name, optimizer in parts.optimizers.items():
+        if not is_plain_adam(optimizer, list(getattr(parts, name).parameters())):
+            return f"the optimiser of {name} is not Adam as it comes"
+    return None if parts.actor.fixed_noise.device.type == "cuda" else "only CUDA records"
 
 
 def _choices(parts: Parts) -> tuple[Any, ...]:
@@ -129,7 +145,10 @@ def explain(parts: Parts) -> str:
     reason = momentarily_unsupported(like) or unsupported(parts)
     if reason is not None:
         return f"update: reference (modules and autograd), because {reason}"
-    how = "recorded as a CUDA graph" if like.device.type == "cuda" else "into buffers"
+    why_not = _unrecorded(parts)
+    how = "recorded as a CUDA graph" if why_not is None else "into buffers"
+    if why_not is not None and like.device.type == "cuda":
+        how += f", not recorded because {why_not}"
     told = f"update: fused (gradients by hand, {how}) on {like.device}, {like.dtype}"
     if parts.config.no_grad_precision == "bfloat16":
         told += ", bfloat16 products where no gradient is taken"
@@ -248,14 +267,14 @@ def _watched(tensor: Tensor) -> bool:
 
 def _stamp(learners: Sequence[Parts]) -> Iterator[Any]:
     """Yields everything that the choice and its buffers rest on."""
+    for name in learners[0].optimizers:  # not the rates themselves, which a schedule changes
+        yield len({parts.optimizers[name].param_groups[0]["lr"] for parts in learners}) == 1
     for parts in learners:
         yield from (parts.config, parts.guidance, parts.loss, parts.loss.config, parts.weighter)
         yield from (parts.weighter.config, parts.actor.config, parts.target_actor.config)
         for optimizer in parts.optimizers.values():
             yield optimizer
             yield from standing(optimizer)
-            if len(learners) > 1:
-                yield optimizer.param_groups[0]["lr"]
         for _, root in _modules(parts):
             for module in root.modules():
                 yield module

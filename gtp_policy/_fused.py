@@ -23,8 +23,7 @@ from gtp_policy.functional import advantage_weights
 from gtp_policy.guidance import AdvantageGuidance, LinearQGuidance
 from gtp_policy.kernels._sampler import Sampler
 from gtp_policy.networks import FlowMapMLP
-from gtp_policy.teachers import JvpTeacher
-from gtp_policy.transitions import Transitions
+from gtp_policy.transitions import Transitions, unpack
 from gtp_policy.weighting import AdvantageWeighter
 
 
@@ -48,6 +47,10 @@ class FusedUpdate:
         jumps = uses_plan(first.target_actor.config)
         on_cpu = actor.mean.device.type == "cpu"
         self._sampler = self._make_sampler(target) if jumps and not on_cpu else None
+        # Actors sample along a grid from a cache, which a recorded update must not outlive.
+        self._grid = first.target_actor.times.grid(
+            first.target_actor.config.steps, device=actor.mean.device, dtype=actor.mean.dtype
+        )
         # What follows what, and at which rate.
         self._followers = [(target, actor, config.ema_rate)]
         names = ("actor", "target_actor", "critic", "target_critic", "value")
@@ -90,12 +93,12 @@ class FusedUpdate:
         self._optimizers["critic"] = self._optimizer("critic", critics, critic, gradients)
         self._target_critic_net = target
         self._followers.append((target, critic, first.config.critic_rate))
-        judged = rows
-        if isinstance(first.config.baseline, PolicyBaseline):
-            judged *= 1 + first.config.baseline.samples
         if first.value is not None:
             self._prepare_value(slow, rows)
-        self._judge = Pass(stack, judged, share=members)
+        if isinstance(first.guidance, AdvantageGuidance):
+            baseline = first.config.baseline
+            copies = 1 + baseline.samples if isinstance(baseline, PolicyBaseline) else 1
+            self._judge = Pass(stack, copies * rows, share=members)
 
     def _prepare_value(self, slow: Stack, rows: int) -> None:
         values = [cast(ValueNetwork, p.value) for p in self.learners]
@@ -144,10 +147,12 @@ class FusedUpdate:
 
     @property
     def recordable(self) -> bool:
-        """Whether all of it may be recorded: neither autograd nor a user's own optimiser."""
-        by_hand = not isinstance(self._first.guidance, LinearQGuidance)
-        by_hand &= not isinstance(self._first.loss.config.teacher, JvpTeacher)
-        return by_hand and all(optimizer.adam for optimizer in self._optimizers.values())
+        """Whether every optimiser's step may be recorded: those of Adam, at one rate."""
+        return all(optimizer.adam for optimizer in self._optimizers.values())
+
+    def unpack(self, rows: Tensor) -> Transitions:
+        """Returns rows of a dataset as a minibatch."""
+        return unpack(rows, self._first.actor.obs_dim, self._first.actor.action_dim)
 
     def places(self) -> list[int]:
         """Returns where the optimisers keep what a recorded step writes to."""

@@ -4,11 +4,10 @@ At 256 rows a device waits for its host: every operator costs more to launch tha
 graph is launched at once. It reads minibatch, draws and learning rates from fixed places, which
 are written before each replay, so that schedules, the curriculum and every law of time go on.
 
-A graph may hold several updates, one after the other. Where minibatches come from a dataset on the
-device, their rows are numbers at a fixed place, and gathering them is a part of the graph as well.
+A graph may hold several updates, one after the other; their minibatches are gathered together.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +23,7 @@ _WARM_UP = 3
 
 
 class Step(NamedTuple):
-    """What one update is made from: a minibatch or the numbers of its rows, draws and rates."""
+    """What one update is made from: a minibatch or rows of a dataset, draws and learning rates."""
 
     minibatch: Transitions | Tensor
     draws: Draws
@@ -35,16 +34,10 @@ class GraphedUpdate:
     """Fused updates that record themselves after their first calls.
 
     The first calls are updates like any other, on a stream of their own, as recording asks for.
-
-    Args:
-        fused: The update.
-        gather: From the numbers of rows to a minibatch, where steps give those.
     """
 
-    def __init__(
-        self, fused: FusedUpdate, gather: Callable[[Tensor], Transitions] | None = None
-    ) -> None:
-        self._fused, self._gather = fused, gather
+    def __init__(self, fused: FusedUpdate) -> None:
+        self._fused = fused
         self._calls = 0
         self._inputs: list[Tensor] = []
         self._rates: list[dict[str, Tensor]] = []
@@ -60,19 +53,22 @@ class GraphedUpdate:
         """Does the update and returns metrics, (S,) each."""
         return self.run([Step(batch, draws, rates)])
 
-    def of_rows(self, gather: Callable[[Tensor], Transitions]) -> "GraphedUpdate":
-        """Returns a graph of the same update for steps that give the numbers of rows."""
-        return type(self)(self._fused, gather)
+    def another(self) -> "GraphedUpdate":
+        """Returns a graph to be of the same update, for another number of steps."""
+        return type(self)(self._fused)
 
     def run(self, steps: Sequence[Step]) -> dict[str, Tensor]:
         """Does updates, as many on every call, and returns metrics of the last one, (S,) each."""
         # Learning rates as tensors, whoever rules them: a number would be recorded for ever.
-        rates = [self._rates_of(step) for step in steps]
+        self._fused.prepare(steps[-1].rates)
+        held = self._fused.rates()
+        rates = [{name: step.rates.get(name, held[name]) for name in held} for step in steps]
         given = [x for step in steps for x in _tensors(step)]
         if not self._inputs:
             self._inputs = [torch.empty_like(x) for x in given]
-            like = steps[0].draws.z
-            self._rates = [{name: like.new_zeros(()) for name in of} for of in rates]
+            # The fused operator takes rates of single precision whatever the parameters have.
+            device = steps[0].draws.z.device
+            self._rates = [{name: torch.zeros((), device=device) for name in held} for _ in steps]
             self._known = [{} for _ in rates]
         torch._foreach_copy_(self._inputs, given)
         for fixed, known, now in zip(self._rates, self._known, rates, strict=True):
@@ -96,16 +92,11 @@ class GraphedUpdate:
         stacked = torch.stack(list(self._outputs.values()))
         return dict(zip(self._outputs, stacked, strict=True))
 
-    def _rates_of(self, step: Step) -> dict[str, float]:
-        self._fused.prepare(step.rates)
-        return self._fused.rates()
-
     def _run(self, steps: Sequence[Step]) -> None:
         fields = iter(self._inputs)
         for (minibatch, draws, _), rates in zip(steps, self._rates, strict=True):
             if isinstance(minibatch, Tensor):
-                assert self._gather is not None
-                fixed = self._gather(next(fields))
+                fixed = self._fused.unpack(next(fields))
             else:
                 fixed = Transitions(*(next(fields) for _ in minibatch))
             fixed_draws = Draws(

@@ -15,7 +15,7 @@ from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_array
 from gtp_policy.errors import DataError, EmptyDatasetError, ShapeError
 from gtp_policy.rewards import RewardTransform
 from gtp_policy.spaces import ActionScaler, ObservationLayout
-from gtp_policy.transitions import Transitions
+from gtp_policy.transitions import Transitions, unpack
 
 
 class OfflineDataset:
@@ -240,54 +240,13 @@ class OfflineDataset:
             | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al.,
             | 2025), Algorithm 1, first line of the loop, https://arxiv.org/abs/2510.11499
         """
-        return self.take(self.draw(batch_size, generator))
+        return self._split(self._rows(self._numbers(batch_size, generator)))
 
-    def take(self, index: Tensor) -> Transitions:
-        """Gathers transitions by their numbers, in one operation.
-
-        Args:
-            index: Numbers in [0, ``len(dataset)``), integers of shape (B,), on the dataset's
-                device.
-
-        Returns:
-            B transitions.
-
-        Example:
-            >>> import torch
-            >>> from gtp_policy import OfflineDataset
-            >>> dataset = OfflineDataset.from_arrays(
-            ...     obs=[[0.0], [2.0]], action=[[0.0], [0.0]], reward=[0.0, 1.0],
-            ...     terminated=[1, 1], truncated=[0, 0], low=[-1.0], high=[1.0])
-            >>> dataset.take(torch.tensor([1, 1, 0])).reward
-            tensor([1., 1., 0.])
-        """
-        return self._split(self._table.index_select(0, index))
-
-    def draw(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """Draws the numbers of a minibatch's transitions, as `sample` does.
-
-        Args:
-            batch_size: B, at least 1.
-            generator: Source of randomness, on the dataset's device.
-
-        Returns:
-            Numbers in [0, ``len(dataset)``), shape (B,).
-
-        Raises:
-            DataError: If ``batch_size`` is smaller than 1.
-            TypeError: If ``generator`` is no generator.
-
-        Example:
-            >>> import torch
-            >>> from gtp_policy import OfflineDataset
-            >>> dataset = OfflineDataset.from_arrays(
-            ...     obs=[[0.0]], action=[[0.0]], reward=[0.0], terminated=[1], truncated=[0],
-            ...     low=[-1.0], high=[1.0])
-            >>> dataset.draw(2, torch.Generator())
-            tensor([0, 0])
-        """
-        if batch_size < 1:
-            raise DataError(f"`batch_size` is out of range: got {batch_size}, expected >= 1.")
+    def _numbers(self, batch_size: int, generator: torch.Generator) -> Tensor:
+        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+            raise DataError(
+                f"`batch_size` is out of range: got {batch_size!r}, expected an integer >= 1."
+            )
         if not isinstance(generator, torch.Generator):  # None would mean torch's global one
             raise TypeError(
                 f"`generator` has the wrong type: got {type(generator).__name__}, expected a "
@@ -296,6 +255,9 @@ class OfflineDataset:
         return torch.randint(
             len(self), (batch_size,), generator=generator, device=self._table.device
         )
+
+    def _rows(self, numbers: Tensor) -> Tensor:
+        return self._table.index_select(0, numbers)
 
     def observation_statistics(self) -> tuple[Tensor, Tensor]:
         """Computes what an `ObservationNormalizer` takes.
@@ -369,14 +331,7 @@ class OfflineDataset:
         return moved
 
     def _split(self, rows: Tensor) -> Transitions:
-        o, a = self.obs_dim, self.action_dim
-        return Transitions(
-            obs=rows[:, :o],
-            action=rows[:, o : o + a],
-            reward=rows[:, o + a],
-            discount=rows[:, o + a + 1],
-            next_obs=rows[:, o + a + 2 :],
-        )
+        return unpack(rows, self.obs_dim, self.action_dim)
 
 
 def _empty(source: str) -> EmptyDatasetError:

@@ -251,8 +251,8 @@ def flow_map(x: Tensor, endpoint: Tensor, t: Tensor, s: Tensor) -> Tensor:
         tensor([[0.5000, 0.5000]])
     """
     check_shape("endpoint", endpoint, tuple(x.shape))
-    check_shape("t", t, (x.shape[0],))
-    check_shape("s", s, (x.shape[0],))
+    check_shape("t", t, tuple(x.shape[:-1]))
+    check_shape("s", s, tuple(x.shape[:-1]))
     ratio = (s / t).unsqueeze(-1)
     return ratio * x + (1 - ratio) * endpoint
 

@@ -46,9 +46,9 @@ class GTPLearnerConfig(Config):
         None,
         gt=0,
         le=1,
-        description="Rate of the critic's target; None: ema_rate. A target that follows at this "
-        "rate takes 1 / (rate * (1 - gamma)) updates to reach the level of the returns: 20,000 "
-        "with the defaults, where 0.05 takes 2,000. Raise it for runs of few updates.",
+        description="Rate of the critic's target; None: ema_rate. Values reach 95 % of the level "
+        "of the returns after 3 / (rate * (1 - gamma)) updates: 60,000 with the defaults, where "
+        "0.05 takes 6,000. Raise it for runs of few updates.",
     )
     baseline: Baseline = Field(
         default_factory=PolicyBaseline, description="What V(obs) in the advantage is."

@@ -208,6 +208,8 @@ size.
             updates,
             batch_size,
             lambda: self.update(self.sample(dataset, batch_size)),
+            plain=all(type(x).stream is GTPLearner.stream for x in self.learners)
+            and type(self).update is MultiSeedLearner.update,
         )
 
     def _check_together(self) -> None:
@@ -221,8 +223,9 @@ size.
     def _share(self) -> None:
         """Moves parameters and buffers of all learners side by side, unless they are there."""
         tensors = [[*learner.parameters(), *learner.buffers()] for learner in self.learners]
-        for same in zip(*tensors, strict=True):
-            share_(same)
+        with torch.inference_mode(False):  # what is made within it could never be learned from
+            for same in zip(*tensors, strict=True):
+                share_(same)
 
 
 def _kind(learner: GTPLearner) -> tuple[Any, ...]:

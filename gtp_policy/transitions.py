@@ -96,3 +96,15 @@ class Transitions(NamedTuple):
         check_shape("next_obs", self.next_obs, (batch, obs_dim))
         check_shape("discount", self.discount, (batch,))
         return self
+
+
+def unpack(rows: Tensor, obs_dim: int, action_dim: int) -> Transitions:
+    """Returns a dataset's rows as transitions, without a copy."""
+    of_reward = obs_dim + action_dim
+    return Transitions(
+        obs=rows[:, :obs_dim],
+        action=rows[:, obs_dim:of_reward],
+        reward=rows[:, of_reward],
+        discount=rows[:, of_reward + 1],
+        next_obs=rows[:, of_reward + 2 :],
+    )

@@ -592,7 +592,15 @@ def test_an_update_looks_at_no_number(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", ["linear Q", "a derivative"])
 def test_what_asks_autograd_is_not_recorded(variant: str) -> None:
-    assert not FusedUpdate([make_learner(make_config(**VARIANTS[variant]))._parts()], 4).recordable
+    parts = make_learner(make_config(**VARIANTS[variant]))._parts()
+    assert _engine._unrecorded(parts) == "autograd has a part in it"
+    weighted = make_learner()
+    weighted.weighter = Flat()  # type: ignore[assignment]
+    assert _engine._unrecorded(weighted._parts()) == "the weighter is a class of its own"
+    swap_optimizer(weighted := make_learner())
+    reason = _engine._unrecorded(weighted._parts())
+    assert reason == "the optimiser of actor is not Adam as it comes"
+    assert _engine._unrecorded(make_learner()._parts()) == "only CUDA records"
 
 
 def learner_streams() -> Callable[[str], torch.Generator]:
@@ -703,10 +711,11 @@ def make_dataset() -> OfflineDataset:
     )
 
 
+# Rates and the curriculum change within the run; a fast average allows the finer grid.
+SCHEDULED = {"total_updates": 100, "ema_rate": 0.5, "lr_schedule": "cosine"}
 BLOCKS: dict[str, tuple[dict[str, Any], list[int]]] = {
     "default": ({}, [16, 16, 16, 16, 16, 1, 1, 1]),
-    "cosine": ({"lr_schedule": "cosine"}, [16, 16, 16, 16, 16, 1, 1, 1]),
-    "cloning": ({"critic": None}, [16, 16, 16, 16, 16, 1, 1, 1]),
+    "cloning": ({"critic": None, "guidance_start": 18}, [16, 16, 16, 16, 16, 1, 1, 1]),
     "late guidance": ({"guidance_start": 18}, [16, 1, 1, 16, 16, 16, 16, 1]),
 }
 
@@ -714,8 +723,9 @@ BLOCKS: dict[str, tuple[dict[str, Any], list[int]]] = {
 @pytest.mark.parametrize("case", BLOCKS)
 def test_several_updates_from_a_dataset_in_one_launch(case: str, recording: list[int]) -> None:
     choices, expected = BLOCKS[case]
-    config, dataset = make_config(**choices), make_dataset()
+    config, dataset = make_config(**SCHEDULED | choices), make_dataset()
     several, single = (GTPLearner.from_dataset(dataset, config) for _ in range(2))
+    assert several.loss.config.curriculum.intervals(0.9) == 20
     told = several.update_from(dataset, 83, batch_size=ROWS)
     assert recording == expected
     assert several.updates == 83
@@ -728,17 +738,59 @@ def test_several_updates_from_a_dataset_in_one_launch(case: str, recording: list
 
 
 def test_several_seeds_from_a_dataset_in_one_launch(recording: list[int]) -> None:
-    dataset = make_dataset()
+    dataset, config = make_dataset(), make_config(**SCHEDULED)
     several, single = (
-        MultiSeedLearner.from_dataset(dataset, make_config(), seeds=(0, 4)) for _ in range(2)
+        MultiSeedLearner.from_dataset(dataset, config, seeds=(0, 4)) for _ in range(2)
     )
-    told = several.update_from(dataset, 33, batch_size=ROWS)
-    assert recording == [16, 16, 1]
-    for _ in range(33):
+    told = several.update_from(dataset, 65, batch_size=ROWS)
+    assert recording == [16, 16, 16, 16, 1]
+    recording.clear()
+    for _ in range(65):
         last = single.update(single.sample(dataset, ROWS))
     for one, own, a, b in zip(several.learners, single.learners, told, last, strict=True):
         assert distance(one, own) <= 1e-5
         assert a.to_floats() == pytest.approx(b.to_floats(), rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_schedule_builds_nothing_anew(
+    recording: list[int], monkeypatch: pytest.MonkeyPatch, seeds: int
+) -> None:
+    built, build = [], _engine._build
+    monkeypatch.setattr(_engine, "_build", lambda *args: built.append(1) or build(*args))
+    dataset, config = make_dataset(), make_config(**SCHEDULED)
+    several = MultiSeedLearner.from_dataset(dataset, config, seeds=range(seeds))
+    several.update_from(dataset, 80, batch_size=ROWS)
+    assert built == [1]
+
+
+class OwnSampling(OfflineDataset):
+    """A dataset that draws minibatches in a way of its own."""
+
+    def sample(self, batch_size: int, *, generator: torch.Generator) -> Transitions:
+        del generator
+        return self._split(self._rows(torch.arange(batch_size)))
+
+
+def test_a_dataset_with_sampling_of_its_own_is_asked_for_every_minibatch(
+    recording: list[int],
+) -> None:
+    dataset = make_dataset()
+    dataset.__class__ = OwnSampling
+    learner, single = (GTPLearner.from_dataset(dataset, make_config()) for _ in range(2))
+    learner.update_from(dataset, 20, batch_size=ROWS)
+    assert set(recording) == {1}
+    for _ in range(20):
+        single.update(dataset.sample(ROWS, generator=single.stream("batch")))
+    assert distance(learner, single) <= 1e-6
+
+
+def test_seeds_that_are_first_updated_in_inference_mode_can_learn_on() -> None:
+    several = MultiSeedLearner(make_seeds(make_config(), (0, 1), torch.float32))
+    with torch.inference_mode():
+        several.update([make_batch(0), make_batch(1)])
+    with using("reference"):
+        several.update([make_batch(0), make_batch(1)])
 
 
 def test_updates_that_fail_in_one_launch_are_not_counted(

@@ -57,7 +57,8 @@ class GTP(OffPolicyAlgorithm):
         learning_starts: Timesteps of random actions before learning online. A policy that was
             trained on a dataset acts itself from the start.
         batch_size: Transitions per update.
-        tau: Rate at which the slow copies follow, ``ema_rate`` of the config. Default: 0.005.
+        tau: Rate at which the slow copies follow, ``ema_rate`` of the config; the critic's has
+            a rate of its own if ``critic_ema_rate`` is given. Default: 0.005.
         gamma: Discount factor. Default: the one of an ``OfflineDataset``, or 0.99.
         train_freq: How often to learn, online.
         gradient_steps: Updates per round online, per timestep offline; -1 means as many as steps
