@@ -105,8 +105,8 @@ def spread_ratio(action: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
     with a of the data; one per observation is enough. 1 where the policy has the data's
     distribution given each observation, 0 where it always does the same. Guidance narrows a policy
-    on purpose; in a clone, a ratio far below 1 says that modes were lost: too little weight on the
-    flow loss, or too large a ``max_gap``.
+    on purpose; in a clone, a ratio far below 1 says that modes were lost, as jumps lose them that
+    were taught over large gaps: a grid that stays coarse, or too large a ``max_gap``.
 
     Args:
         action: Actions of the data, shape (B, A).

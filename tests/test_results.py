@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from benchmarks import performance
+from benchmarks import performance, signatures
+from benchmarks.pictures import says
 from benchmarks.tables import END, RESULTS, START, render
 
 README = Path(__file__).parents[1] / "README.md"
@@ -23,6 +24,31 @@ def test_the_bandit_finds_every_mode_with_every_seed() -> None:
             assert measured["within_3_std"] >= floor
             assert all(0.20 <= share <= 0.30 for share in measured["modes"])
         assert run["gaussian"]["within_3_std"] < 0.1
+
+
+def test_failure_shows_where_the_page_says_it_does() -> None:
+    record = json.loads(signatures.OUTPUT.read_text(encoding="utf-8"))
+    *capped, uncapped = record["weights"]
+    assert all(w["warned_share"] == 0 and w["effective_share"] > 0.05 for w in capped)
+    assert uncapped["max_weight"] == 1e30
+    assert uncapped["warned_share"] > 0.5
+    assert uncapped["effective_share"] < 0.05
+    spread = {}
+    for run in record["gaps"]:
+        spread[run["intervals"], run["flow_weight"]] = run["curve"][-1]["steps"]["1"]["spread"]
+    for flow_weight in (1.0, 0.0):
+        assert spread[4, flow_weight] < 0.7 < 0.9 < spread[40, flow_weight]
+    ends = {
+        name: [run["curve"][-1]["steps"]["5"]["within_3_std"] for run in runs]
+        for name, runs in record["grids"].items()
+    }
+    assert min(ends["curriculum"]) > max(ends["coarse to the end"])
+    assert min(ends["coarse to the end"]) > max(ends["fine from the start"])
+
+
+def test_the_picture_of_failure_is_drawn_from_its_record() -> None:
+    record = json.loads(signatures.OUTPUT.read_text(encoding="utf-8"))
+    assert says(README.parent / "docs" / "explanation" / "signatures.svg", record)
 
 
 def test_a_million_transitions_load_in_time_and_memory() -> None:
