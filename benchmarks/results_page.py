@@ -116,10 +116,16 @@ def differences_of(study: Study, scores: dict[str, list[float]]) -> str:
     return f"Last score of {first} minus that of (95 % interval over seeds): {'; '.join(found)}."
 
 
+def steps_of(result: RunResult) -> tuple[str, int]:
+    """Returns whose weights were tried, and with which K."""
+    whose, steps = result.method.split(", K = ")
+    return whose, int(steps.split(",")[0])
+
+
 def steps_table(results: list[RunResult]) -> str:
     """Returns score and latency by number of steps K, with the weights of the runs above."""
     lines = []
-    for row in rows(results):
+    for row in sorted(rows(results), key=lambda row: steps_of(row.results[0])):
         method, seeds, _, last, interval = cells(row)[1:6]
         times = [r.ms_per_action for r in row.results if r.ms_per_action is not None]
         latency = f"{sum(times) / len(times):.2f}" if times else ""
