@@ -90,7 +90,8 @@ def study_section(study: Study, found: list[RunResult]) -> str:
         ]
         last = [r.score(r.last) for r in results]
         scores[row.method] = [s for s in last if s is not None]
-        again += [r for r in found if r.method.startswith(f"{row.method}, K = ")]
+        if row.steps:
+            again += [r for r in found if r.method.startswith(f"{row.method}, K = ")]
     parts = [f"## {study.title}", study.question, markdown(HEADER[1:], lines)]
     parts += ["\n".join(notes)] if notes else []
     if differences := differences_of(study, scores):
