@@ -9,7 +9,6 @@ says whether the page is what the results say.
 """
 
 import argparse
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -157,9 +156,8 @@ def render(results: Path = ROOT / RESULTS) -> str:
     for study in STUDIES:
         found = read_results(folder_of(study, results))
         sections.append(study_section(study, found))
-    signs = ROOT / signatures.OUTPUT
-    if signs.exists():
-        sections.append(signatures.section(json.loads(signs.read_text(encoding="utf-8"))))
+    if (record := signatures.read()) is not None:
+        sections.append(signatures.section(record))
     return "\n\n".join(sections) + "\n"
 
 
@@ -175,8 +173,7 @@ def main() -> None:
         same = PAGE.exists() and PAGE.read_text(encoding="utf-8") == wanted
         sys.exit(None if same else "docs/results.md is not what the results say: make results-page")
     PAGE.write_text(wanted, encoding="utf-8")
-    if signatures.OUTPUT.exists():
-        record = json.loads(signatures.OUTPUT.read_text(encoding="utf-8"))
+    if (record := signatures.read()) is not None:
         signatures.draw(record, PAGE.parent / "explanation" / "signatures.svg")
 
 

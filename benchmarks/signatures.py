@@ -108,6 +108,14 @@ def weigh(updates: int, eta: float, max_weight: float) -> dict[str, Any]:
     }
 
 
+def read() -> dict[str, Any] | None:
+    """Returns the record that is there, if there is one."""
+    if not OUTPUT.exists():
+        return None
+    record: dict[str, Any] = json.loads(OUTPUT.read_text(encoding="utf-8"))
+    return record
+
+
 def draw(record: dict[str, Any], path: Path) -> None:
     """Draws quality over updates for the three grids of times."""
     with mpl.rc_context(STYLE):

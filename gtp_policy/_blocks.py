@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from gtp_policy._engine import Engine
 from gtp_policy._graph import Step
@@ -12,7 +13,6 @@ from gtp_policy.dataset import OfflineDataset
 from gtp_policy.gtp_config import GTPLearnerConfig
 from gtp_policy.metrics import UpdateMetrics
 from gtp_policy.times import Times
-from gtp_policy.transitions import Transitions
 
 
 class Learner(Protocol):
@@ -57,9 +57,9 @@ def update_in_blocks(
     if not isinstance(updates, int) or isinstance(updates, bool) or updates < 1:
         raise ValueError(f"`updates` is out of range: got {updates!r}, expected an integer >= 1.")
     first = learners[0]
-    like = first._parts().actor
-    batch = dataset.sample(batch_size, generator=first.stream("batch"))
-    batch.check(like.obs_dim, like.action_dim, like=like.fixed_noise)
+    actor = first._parts().actor
+    dataset.transitions.check(actor.obs_dim, actor.action_dim, like=actor.fixed_noise)
+    dataset._numbers(batch_size, first.stream("batch"))  # or says that there is no such minibatch
     # Who changed how minibatches are drawn or updates are done is taken at their word.
     plain = plain and type(dataset).sample is OfflineDataset.sample
     told: list[UpdateMetrics] = []
@@ -71,10 +71,7 @@ def update_in_blocks(
             until_guided = first.config.guidance_start - first.updates
             if n > updates or (parts[0].critic is not None and 0 < until_guided < n):
                 n = 1
-        if n == 1:
-            told = one()
-        else:
-            told = _launch(learners, engine, dataset, batch, n)
+        told = one() if n == 1 else _launch(learners, engine, dataset, batch_size, n)
         updates -= n
     return told
 
@@ -83,15 +80,16 @@ def _launch(
     learners: Sequence[Learner],
     engine: Engine,
     dataset: OfflineDataset,
-    like: Transitions,
+    batch_size: int,
     n: int,
 ) -> list[UpdateMetrics]:
     """Does n updates on minibatches of a size in one launch; counts none of them if it fails."""
     done, numbers, drawn = learners[0].updates, [], []
+    like = dataset.sample(batch_size, generator=learners[0].stream("batch"))  # of such a shape
     try:
         for _ in range(n):
             parts = [learner._parts() for learner in learners]
-            numbers += [dataset._numbers(len(like.obs), x.stream("batch")) for x in learners]
+            numbers += [dataset._numbers(batch_size, x.stream("batch")) for x in learners]
             draws = [
                 draw(own, like, x.stream, x.progress)
                 for own, x in zip(parts, learners, strict=True)
@@ -107,9 +105,13 @@ def _launch(
         for learner in learners:
             learner.updates = done
         raise
+    return per_learner(metrics, len(learners))
+
+
+def per_learner(metrics: dict[str, Tensor], count: int) -> list[UpdateMetrics]:
+    """Returns metrics (S,) by name as one record per learner."""
     return [
-        UpdateMetrics(**{name: value[i] for name, value in metrics.items()})
-        for i in range(len(learners))
+        UpdateMetrics(**{name: value[i] for name, value in metrics.items()}) for i in range(count)
     ]
 
 

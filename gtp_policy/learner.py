@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gtp_policy._adam import Adam
-from gtp_policy._blocks import update_in_blocks
+from gtp_policy._blocks import per_learner, update_in_blocks
 from gtp_policy._engine import Engine, explain
 from gtp_policy._random import new_stream
 from gtp_policy._update import Parts, advantage_over, draw
@@ -350,7 +350,7 @@ class GTPLearner(nn.Module):
         draws = draw(parts, batch, self.stream, self.progress)
         metrics = self._engine.update([parts], batch, draws)
         self.updates += 1
-        return UpdateMetrics(**{name: value[0] for name, value in metrics.items()})
+        return per_learner(metrics, 1)[0]
 
     def update_from(
         self, dataset: OfflineDataset, updates: int = 1, *, batch_size: int = 256

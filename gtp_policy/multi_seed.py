@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import torch
 
-from gtp_policy._blocks import join, update_in_blocks
+from gtp_policy._blocks import join, per_learner, update_in_blocks
 from gtp_policy._engine import Engine
 from gtp_policy._stacked import share_
 from gtp_policy._update import draw
@@ -163,10 +163,7 @@ size.
         metrics = self._engine.update(parts, together, join(drawn))
         for learner in self.learners:
             learner.updates += 1
-        return [
-            UpdateMetrics(**{name: value[i] for name, value in metrics.items()})
-            for i in range(len(self.learners))
-        ]
+        return per_learner(metrics, len(self.learners))
 
     def update_from(
         self, dataset: OfflineDataset, updates: int = 1, *, batch_size: int = 256
