@@ -47,6 +47,7 @@ class _Layer(NamedTuple):
     bias: Tensor
     weight: Tensor  # (in, out)
     output: Tensor  # (rows, out)
+    padded: Tensor  # the same with a second row below a single one
     activate: Callable[[], object]  # the output, in place
 
 
@@ -238,17 +239,18 @@ class SamplerPlan:
             torch.mm(b.times, self._of_rest, out=b.constants)
             torch.add(b.projected, b.constants.unsqueeze(1), out=b.biased)
         b.of_x.copy_(self._of_x)  # its rows are apart; to gather them once per jump is slower
-        (_, of_x, first, activate), *deeper = b.layers
-        last = self._weights[-1]
+        (_, of_x, first, padded, activate), *deeper = b.layers
+        top, last = b.layers[-1].output, self._weights[-1]
         for biased, inner, alpha, beta in zip(
             b.steps, self._inner, self._alpha, self._beta, strict=True
         ):
-            h = torch.addmm(biased, y, of_x, alpha=inner, out=first)
+            torch.addmm(biased, y, of_x, alpha=inner, out=first)
             activate()
-            for bias, weight, output, activate_ in deeper:
+            h = padded
+            for bias, weight, _, output, activate_ in deeper:
                 h = torch.addmm(bias, h, weight, out=output)
                 activate_()
-            y.addmm_(h, last, beta=alpha, alpha=beta)
+            y.addmm_(top, last, beta=alpha, alpha=beta)
 
     def _buffers(self, rows: int) -> _Buffers:
         """Returns this thread's buffers, those of the last call if it had as many rows."""
@@ -264,14 +266,17 @@ class SamplerPlan:
         layers: list[_Layer] = []
         scratch: dict[int, tuple[Tensor, Tensor]] = {}
         for bias, weight in zip(self._biases[:-1], [of_x, *self._weights[1:-1]], strict=True):
-            output = new(rows, len(bias))
+            # Two rows are multiplied sooner than one: one goes to the product of matrix and vector,
+            # which reads these weights against the grain. The second row is never looked at.
+            padded = self._mean.new_zeros(max(rows, 2), len(bias))
+            output = padded[:rows]
             # `torch.nn.functional` would cost few elements a fifth on top of what it calls.
             activate = functools.partial(torch._C._nn.mish_, output)
             if output.numel() >= SMALLEST_MISH:
                 if len(bias) not in scratch:
                     scratch[len(bias)] = new(output.shape), new(output.shape)
                 activate = functools.partial(mish_, output, scratch[len(bias)])
-            layers.append(_Layer(bias.unsqueeze(0), weight, output, activate))
+            layers.append(_Layer(bias.unsqueeze(0), weight, output, padded, activate))
         biased = new(steps, rows, width)
         self._local.buffers = made = _Buffers(
             rows=rows,

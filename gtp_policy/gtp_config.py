@@ -61,8 +61,8 @@ class GTPLearnerConfig(Config):
         0,
         ge=0,
         description="Updates during which the actor clones the data unguided, while the critic "
-        "learns what to judge by. A critic of the first updates knows nothing, and what it leads "
-        "the actor to takes long to unlearn.",
+        "learns what to judge by; from total_updates on never. A critic of the first updates knows "
+        "nothing, and what it leads the actor to takes long to unlearn.",
     )
     backup_actions: Int = Field(
         1,
