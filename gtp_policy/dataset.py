@@ -4,6 +4,7 @@ A row is ``obs (O) | action (A) | reward (1) | discount (1) | next_obs (O)``.
 """
 
 import copy
+import math
 from typing import Literal, Self
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_array
 from gtp_policy.errors import DataError, EmptyDatasetError, ShapeError
-from gtp_policy.rewards import RewardTransform
+from gtp_policy.rewards import RewardTransform, episode_returns
 from gtp_policy.spaces import ActionScaler, ObservationLayout
 from gtp_policy.transitions import Transitions, unpack
 
@@ -316,6 +317,47 @@ class OfflineDataset:
         reward = changed.transitions.reward  # a view of the table
         reward.copy_(transform.apply(reward, self.terminated | self.truncated))
         return changed
+
+    def with_best_episodes(self, share: float) -> Self:
+        r"""Returns the dataset without the episodes of the lowest returns.
+
+        Of n episodes the :math:`\lceil n \cdot share \rceil` with the highest sums of rewards are
+        kept, in time order; of equal ones the earlier. Cloning what is left is known as X % BC.
+        Take it before a reward transform that makes long episodes look bad.
+
+        Args:
+            share: Of the episodes, in (0, 1].
+
+        Returns:
+            A dataset with a table and flags of its own.
+
+        Raises:
+            DataError: If ``share`` is out of range.
+
+        References:
+            | Decision Transformer: Reinforcement Learning via Sequence Modeling (Chen et al.,
+            | 2021), section 5.1, https://arxiv.org/abs/2106.01345
+
+        Example:
+            >>> from gtp_policy import OfflineDataset
+            >>> dataset = OfflineDataset.from_arrays(
+            ...     obs=[[0.0], [1.0]], action=[[0.5], [-0.5]], reward=[0.0, 1.0],
+            ...     terminated=[1, 1], truncated=[0, 0], low=[-1.0], high=[1.0])
+            >>> dataset.with_best_episodes(0.5).transitions.obs
+            tensor([[1.]])
+        """
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            raise DataError(f"`share` is out of range: got {share!r}, expected 0 < share <= 1.")
+        ends = self.terminated | self.truncated
+        returns = episode_returns(self.transitions.reward, ends)
+        count = math.ceil(len(returns) * share - 1e-9)  # 100 * 0.07 is a little more than 7
+        best = np.argsort(-returns, kind="stable")[: max(count, 1)]
+        episode = np.cumsum(np.concatenate([[False], ends[:-1]]))  # of each transition
+        kept = np.isin(episode, best)
+        reduced = copy.copy(self)
+        reduced._table = self._table[torch.from_numpy(kept).to(self.device)]
+        reduced.terminated, reduced.truncated = self.terminated[kept], self.truncated[kept]
+        return reduced
 
     def to(self, device: torch.device | str) -> Self:
         """Returns the dataset with its table on another device.

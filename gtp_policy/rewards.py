@@ -105,15 +105,35 @@ class ReturnRangeReward(Config):
         Raises:
             DataError: If every episode has the same return.
         """
-        starts = np.flatnonzero(np.concatenate([[True], ends[:-1]]))
-        returns = np.add.reduceat(reward.double().cpu().numpy(), starts)
-        spread = float(np.ptp(returns))
+        spread = float(np.ptp(episode_returns(reward, ends)))
         return (reward.double() * (self.to / _nonzero("return", spread))).to(reward)
 
 
 RewardTransform = Annotated[
     LinearReward | StandardizedReward | ReturnRangeReward, Field(discriminator="kind")
 ]
+
+
+def episode_returns(reward: Tensor, ends: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """Sums the rewards of every episode.
+
+    Args:
+        reward: Rewards in time order, shape (N,).
+        ends: Whether an episode ends with the transition, shape (N,). What follows the last end
+            counts as an episode too.
+
+    Returns:
+        One undiscounted return per episode, in time order.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> from gtp_policy.rewards import episode_returns
+        >>> episode_returns(torch.tensor([1.0, 3.0, 2.0]), np.array([False, True, True])).tolist()
+        [4.0, 2.0]
+    """
+    starts = np.flatnonzero(np.concatenate([[True], ends[:-1]]))
+    returns: npt.NDArray[np.float64] = np.add.reduceat(reward.double().cpu().numpy(), starts)
+    return returns
 
 
 def _nonzero(what: str, spread: float) -> float:

@@ -278,6 +278,53 @@ def test_shifted_rows_never_cross_an_episode(episodes: list[tuple[int, bool]], c
     assert batch.obs[torch.as_tensor(ended), 1].tolist() == [n - 1 for n in kept if n]
 
 
+@given(
+    episodes=st.lists(
+        st.tuples(st.lists(st.integers(-3, 3), min_size=1, max_size=4), st.booleans()),
+        min_size=1,
+        max_size=9,
+    ),
+    percent=st.integers(1, 100),
+)
+def test_the_best_episodes_are_those_of_the_highest_returns(
+    episodes: list[tuple[list[int], bool]], percent: int
+) -> None:
+    """The number of an episode is its observation, so what is left says which were kept."""
+    numbers = [e for e, (rewards, _) in enumerate(episodes) for _ in rewards]
+    ends = np.array([k == len(r) - 1 for r, _ in episodes for k in range(len(r))])
+    terminates = np.array([t for r, t in episodes for _ in r])
+    dataset = OfflineDataset.from_arrays(
+        obs=np.array(numbers, float)[:, None],
+        action=np.zeros((len(numbers), 1)),
+        reward=[x for rewards, _ in episodes for x in rewards],
+        next_obs=np.array(numbers, float)[:, None],
+        terminated=ends & terminates,
+        truncated=ends & ~terminates,
+        low=[-1.0],
+        high=[1.0],
+    )
+    best = dataset.with_best_episodes(percent / 100)
+    kept = sorted(set(best.transitions.obs[:, 0].int().tolist()))
+    assert len(kept) == -(-len(episodes) * percent // 100)
+    lost = [e for e in range(len(episodes)) if e not in kept]
+    lowest = min(sum(episodes[e][0]) for e in kept)
+    assert all(sum(episodes[e][0]) <= lowest for e in lost)
+    # Of equal ones the earlier are kept, each whole, in time order, with its flags.
+    equal = [e for e in range(len(episodes)) if sum(episodes[e][0]) == lowest]
+    assert [e in kept for e in equal] == sorted((e in kept for e in equal), reverse=True)
+    rows = torch.tensor([number in kept for number in numbers])
+    for ours, theirs in zip(best.transitions, dataset.transitions, strict=True):
+        assert torch.equal(ours, theirs[rows])
+    assert np.array_equal(best.terminated, dataset.terminated[rows.numpy()])
+    assert np.array_equal(best.truncated, dataset.truncated[rows.numpy()])
+
+
+@pytest.mark.parametrize("share", [0, -0.1, 1.01, float("nan"), True, "all"])
+def test_a_share_of_episodes_is_a_share(share: Any) -> None:
+    with pytest.raises(DataError, match=r"`share` is out of range: got .* expected 0 < share <= 1"):
+        build().with_best_episodes(share)
+
+
 # --- what the flags mean
 
 

@@ -47,6 +47,7 @@ def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data-note", help="where the data comes from, in words, for tables")
     add("--method", help="what tables call the policy")
     add("--reward", type=_reward, metavar="NAME|JSON", help=f"one of {', '.join(REWARDS)}")
+    add("--best-episodes", type=float, metavar="SHARE", help="train on those with the best returns")
     add("--gamma", type=float)
     add("--updates", type=int, required=True)
     add("--batch-size", type=int)
@@ -84,6 +85,7 @@ def experiment_fields(args: argparse.Namespace) -> dict[str, Any]:
             "data_note",
             "method",
             "reward",
+            "best_episodes",
             "gamma",
             "updates",
             "batch_size",

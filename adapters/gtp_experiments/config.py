@@ -72,6 +72,13 @@ class ExperimentConfig(Config):
     reward: RewardTransform = Field(
         default_factory=LinearReward, description="Done to the rewards before training."
     )
+    best_episodes: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Share of the episodes to train on, those with the highest returns: cloning "
+        "them is X % BC. None: all.",
+    )
     method: str = Field(min_length=1, description="What tables call the policy.")
     seed: int = Field(
         0, ge=0, strict=True, description="Of parameters, minibatches, updates and evaluations."
@@ -103,7 +110,9 @@ class ExperimentConfig(Config):
     @property
     def group(self) -> str:
         """Digest of every choice but the seed: runs of one group are averaged over."""
-        content = self.replace(seed=0).model_dump_json()
+        # A choice that came later counts where it is made: runs without it keep their names.
+        later = {name for name in ("best_episodes",) if getattr(self, name) is None}
+        content = self.replace(seed=0).model_dump_json(exclude=later)
         return hashlib.sha256(content.encode()).hexdigest()[:8]
 
     @property

@@ -15,7 +15,7 @@ class Data(NamedTuple):
     """A dataset as it is trained on, and what it was before.
 
     Attributes:
-        dataset: The transitions, with transformed rewards.
+        dataset: The transitions of the chosen episodes, with transformed rewards.
         sha256: Hash of the arrays as they were read.
 
     Example:
@@ -29,7 +29,7 @@ class Data(NamedTuple):
 
 
 def load_data(config: ExperimentConfig) -> Data:
-    """Loads the dataset of an experiment, hashes it and transforms its rewards.
+    """Loads the dataset of an experiment, hashes it, chooses episodes and transforms rewards.
 
     Args:
         config: The experiment.
@@ -54,7 +54,10 @@ def load_data(config: ExperimentConfig) -> Data:
         dataset = load_d4rl_hdf5(name, gamma=config.gamma, device=config.device)
     else:
         dataset = load_minari(name, gamma=config.gamma, device=config.device)
-    return Data(dataset.with_rewards(config.reward), data_hash(dataset))
+    digest = data_hash(dataset)
+    if config.best_episodes is not None:
+        dataset = dataset.with_best_episodes(config.best_episodes)
+    return Data(dataset.with_rewards(config.reward), digest)
 
 
 def data_hash(dataset: OfflineDataset) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import h5py
 import minari
 import numpy as np
 import pytest
@@ -87,8 +88,9 @@ def test_a_name_stands_for_every_choice_but_only_the_seed_leaves_the_group() -> 
         config.replace(reward=LinearReward(subtract=1.0)),
         config.replace(evaluation=EvaluationConfig(candidates=2)),
         config.replace(policy=GTPConfig(critic=None)),
+        config.replace(best_episodes=0.5),
     ]
-    assert len({c.group for c in (config, *others)}) == 5
+    assert len({c.group for c in (config, *others)}) == 6
 
 
 @pytest.mark.parametrize(
@@ -140,6 +142,27 @@ def test_the_hash_sees_every_field(make_config: Make) -> None:
     assert raw.sha256 == shifted.sha256  # of the data, not of what was made of them
     difference = raw.dataset.transitions.reward - shifted.dataset.transitions.reward
     torch.testing.assert_close(difference, torch.ones_like(difference))
+
+
+def test_the_best_episodes_are_chosen_by_the_rewards_of_the_data(tmp_path: Path) -> None:
+    # Returns 1 and 1.5; with the transformed rewards they would be 0 and -1.5.
+    with h5py.File(tmp_path / "two.hdf5", "w") as file:
+        file["observations"] = file["next_observations"] = np.arange(4.0)[:, None]
+        file["actions"] = np.array([-1.0, 1.0, 0.0, 0.0])[:, None]
+        file["rewards"] = np.array([1.0, 0.5, 0.5, 0.5])
+        file["terminals"] = np.array([1, 0, 0, 1], bool)
+        file["timeouts"] = np.zeros(4, bool)
+    config = RunConfig(
+        dataset=str(tmp_path / "two.hdf5"),
+        updates=1,
+        best_episodes=0.5,
+        reward=LinearReward(subtract=1.0),
+    )
+    best, whole = load_data(config), load_data(config.replace(best_episodes=None))
+    assert best.sha256 == whole.sha256
+    assert best.dataset.transitions.obs.flatten().tolist() == [1, 2, 3]
+    assert best.dataset.transitions.reward.tolist() == [-0.5, -0.5, -0.5]
+    assert len(whole.dataset) == 4
 
 
 # --- environments
