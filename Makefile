@@ -117,6 +117,8 @@ bench-page: $(STAMP)  ## write the page on performance and its pictures from the
 	$(BIN)/python -m benchmarks.performance
 
 results: $(PEERS)/.installed  ## run the studies (hours; resumes), then write docs/results.md
+	test -f benchmarks/results/failing.json || $(BIN)/python -m benchmarks.failing
+	test -f benchmarks/results/teachers.json || $(BIN)/python -m benchmarks.teachers
 	test -f benchmarks/results/signatures.json || $(BIN)/python -m benchmarks.signatures
 	PYTHONPATH=$(PEERS):$$PYTHONPATH $(BIN)/python -m benchmarks.studies run; status=$$?; \
 		$(BIN)/python -m benchmarks.studies collect && $(BIN)/python -m benchmarks.results_page && exit $$status

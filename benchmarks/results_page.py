@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import signatures
+from benchmarks import failing, signatures, teachers
 from benchmarks.studies import NOTE, OUT, RESULTS, STUDIES, Row, Study, folder_of
 from gtp_experiments import RunResult, difference_interval, markdown, read_results
 from gtp_experiments.table import HEADER, cells, rows
@@ -156,8 +156,9 @@ def render(results: Path = ROOT / RESULTS) -> str:
     for study in STUDIES:
         found = read_results(folder_of(study, results))
         sections.append(study_section(study, found))
-    if (record := signatures.read()) is not None:
-        sections.append(signatures.section(record))
+    for script in (failing, teachers, signatures):
+        if (record := script.read()) is not None:
+            sections.append(script.section(record))
     return "\n\n".join(sections) + "\n"
 
 

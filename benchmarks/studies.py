@@ -160,6 +160,14 @@ STUDIES = (
             ),
             *(
                 Row(
+                    f"{name}, pseudo-Huber",
+                    f"{HOPPER} --preset {name} {GUIDED} --set loss.huber=0.1",
+                    seeds=(0,),
+                )
+                for name in ("mean_flow", "gtp")
+            ),
+            *(
+                Row(
                     f"gtp_linear_q {weight}",
                     f"{HOPPER} --preset gtp_linear_q {SHORT} --set learner.guidance.scale={weight}",
                     seeds=(0,),

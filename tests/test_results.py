@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from benchmarks import performance, signatures
+from benchmarks import failing, performance, signatures
 from benchmarks.pictures import says
 from benchmarks.tables import END, RESULTS, START, render
 
@@ -44,6 +44,15 @@ def test_failure_shows_where_the_page_says_it_does() -> None:
     }
     assert min(ends["curriculum"]) > max(ends["coarse to the end"])
     assert min(ends["coarse to the end"]) > max(ends["fine from the start"])
+
+
+def test_the_action_does_not_say_what_fails() -> None:
+    record = json.loads(failing.OUTPUT.read_text(encoding="utf-8"))
+    from_state, with_action = record["separation"].values()
+    assert len(from_state) == len(with_action) == failing.FOLDS
+    assert min(from_state) > 0.7  # there is something to foretell
+    gains = [b - a for a, b in zip(from_state, with_action, strict=True)]
+    assert abs(sum(gains) / len(gains)) < 0.01 < min(from_state) - 0.5
 
 
 def test_the_picture_of_failure_is_drawn_from_its_record() -> None:

@@ -1,0 +1,149 @@
+"""Can an advantage tell which actions end in failure? AntMaze umaze, from the data alone.
+
+    MINARI_DATASETS_PATH=... python -m benchmarks.failing [--updates 3000] [--output FILE]
+
+A classifier foretells whether an episode will arrive, once from the observation and once from
+observation and action, for episodes that it has not seen. If the action adds nothing, no critic can
+prefer the actions that arrive. Left out is what follows once an ant stays where it will be at the
+end: there it is decided. Some three minutes on one core.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.stats import mannwhitneyu
+from torch import Tensor, nn
+
+from benchmarks.clock import write
+from benchmarks.studies import NOTE
+from benchmarks.tables import RESULTS, table
+from gtp_datasets import load_minari
+from gtp_experiments import data_hash
+
+OUTPUT = RESULTS / "failing.json"
+DATASET = "D4RL-local/antmaze/umaze-v2"
+FOLDS = 5
+NEAR = 1.0  # a quarter of a corridor's width
+
+
+def outcome(
+    xy: npt.NDArray[np.float32], reward: npt.NDArray[np.float32], ends: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Returns per transition its episode, whether that arrives, and whether the ant stays put."""
+    episode = np.cumsum(np.concatenate([[False], ends[:-1]]))
+    arrives, stays = np.zeros(len(ends), bool), np.zeros(len(ends), bool)
+    for number in range(episode[-1] + 1):
+        rows = np.flatnonzero(episode == number)
+        arrives[rows] = (reward[rows] > 0).any()
+        if not arrives[rows[0]]:
+            away = np.flatnonzero(np.linalg.norm(xy[rows] - xy[rows[-1]], axis=1) > NEAR)
+            stays[rows[away[-1] + 1 if len(away) else 0 :]] = True
+    return episode, arrives, stays
+
+
+def separation(
+    inputs: Tensor, arrives: Tensor, train: Tensor, test: Tensor, updates: int, seed: int
+) -> float:
+    """Returns the probability that of two unseen transitions the one that arrives is told."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = nn.Sequential(
+            *(nn.Linear(inputs.shape[1], 256), nn.Mish(), nn.Linear(256, 256), nn.Mish()),
+            nn.Linear(256, 1),
+        )
+        optimizer = torch.optim.AdamW(net.parameters(), 3e-4, weight_decay=1e-2)
+        for _ in range(updates):
+            rows = train[torch.randint(len(train), (512,))]
+            loss = nn.functional.binary_cross_entropy_with_logits(
+                net(inputs[rows])[:, 0], arrives[rows]
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    with torch.no_grad():
+        score, label = net(inputs[test])[:, 0].numpy(), arrives[test].numpy() > 0
+    wins = mannwhitneyu(score[label], score[~label]).statistic
+    return float(wins / (label.sum() * (~label).sum()))
+
+
+def read() -> dict[str, Any] | None:
+    """Returns the record that is there, if there is one."""
+    if not OUTPUT.exists():
+        return None
+    record: dict[str, Any] = json.loads(OUTPUT.read_text(encoding="utf-8"))
+    return record
+
+
+def section(record: dict[str, Any]) -> str:
+    """Returns the section of the results page."""
+    lines = []
+    for name, folds in record["separation"].items():
+        lines.append([name, f"{np.mean(folds):.3f}", f"{min(folds):.3f} to {max(folds):.3f}"])
+    return "\n\n".join(
+        [
+            "## Why guidance does not help in the easy maze",
+            f"{100 * record['failing_episodes']:.0f} % of the episodes of umaze fail, and "
+            f"{100 * record['staying']:.0f} % of all transitions are of ants that have come to "
+            "stay where they will be at the end: to clone them is to stay there too, and they all "
+            "weigh 1 at least. Before that a classifier foretells success in episodes that it has "
+            "not seen. The probability that of two transitions it ranks the arriving one higher, "
+            f"mean and range over {FOLDS} parts of the data:",
+            table(["from", "mean", "range"], lines),
+            "What the state says the action does not add to: which action fails is chance, here, "
+            "and an advantage that prefers some of them prefers noise. What helps is to leave out "
+            "the episodes that failed, as in the last rows of the study of umaze.",
+            f"`{record['command']}`, data: {DATASET} (sha256 {record['data_sha256'][:12]}), "
+            f"{NOTE}.",
+        ]
+    )
+
+
+def main() -> None:
+    """Trains the classifiers and writes the figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--updates", type=int, default=3000)
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    dataset = load_minari(DATASET)
+    batch = dataset.transitions
+    episode, arrives, stays = outcome(
+        batch.obs[:, :2].numpy(), batch.reward.numpy(), dataset.terminated | dataset.truncated
+    )
+    label = torch.from_numpy(arrives.astype(np.float32))
+    mean, std = dataset.observation_statistics()
+    obs = (batch.obs - mean) / std
+    told: dict[str, list[float]] = {}
+    for name, inputs in (
+        ("the observation", obs),
+        ("observation and action", torch.cat([obs, batch.action], 1)),
+    ):
+        for fold in range(FOLDS):
+            unseen = episode % FOLDS == fold
+            train, test = (
+                torch.from_numpy(np.flatnonzero(~stays & rows)) for rows in (~unseen, unseen)
+            )
+            figure = separation(inputs, label, train, test, args.updates, fold)
+            told.setdefault(name, []).append(figure)
+            print(f"{name}, part {fold}: {figure:.3f}", flush=True)
+    failing = [not arrives[episode == number][0] for number in range(episode[-1] + 1)]
+    record = {
+        "command": f"python -m benchmarks.failing --updates {args.updates}",
+        "data_sha256": data_hash(dataset),
+        "failing_episodes": float(np.mean(failing)),
+        "staying": float(stays.mean()),
+        "separation": told,
+    }
+    write(record, args.output)
+    print(section(record))
+
+
+if __name__ == "__main__":
+    main()
