@@ -159,6 +159,14 @@ def write(record: dict[str, Any], path: Path) -> None:
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
+def read(path: Path) -> dict[str, Any] | None:
+    """Returns the record at a path, if there is one."""
+    if not path.exists():
+        return None
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record
+
+
 def say(section: str, label: str, comparison: Comparison) -> None:
     """Prints what was measured, one line per contender."""
     for name, entry in comparison.items():

@@ -9,7 +9,6 @@ end: there it is decided. Some three minutes on one core.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +68,6 @@ def separation(
         score, label = net(inputs[test])[:, 0].numpy(), arrives[test].numpy() > 0
     wins = mannwhitneyu(score[label], score[~label]).statistic
     return float(wins / (label.sum() * (~label).sum()))
-
-
-def read() -> dict[str, Any] | None:
-    """Returns the record that is there, if there is one."""
-    if not OUTPUT.exists():
-        return None
-    record: dict[str, Any] = json.loads(OUTPUT.read_text(encoding="utf-8"))
-    return record
 
 
 def section(record: dict[str, Any]) -> str:

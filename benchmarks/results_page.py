@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import failing, signatures, teachers
+from benchmarks.clock import read
 from benchmarks.studies import NOTE, OUT, RESULTS, STUDIES, Row, Study, folder_of
 from gtp_experiments import RunResult, difference_interval, markdown, read_results
 from gtp_experiments.table import HEADER, cells, rows
@@ -157,7 +158,7 @@ def render(results: Path = ROOT / RESULTS) -> str:
         found = read_results(folder_of(study, results))
         sections.append(study_section(study, found))
     for script in (failing, teachers, signatures):
-        if (record := script.read()) is not None:
+        if (record := read(script.OUTPUT)) is not None:
             sections.append(script.section(record))
     return "\n\n".join(sections) + "\n"
 
@@ -174,7 +175,7 @@ def main() -> None:
         same = PAGE.exists() and PAGE.read_text(encoding="utf-8") == wanted
         sys.exit(None if same else "docs/results.md is not what the results say: make results-page")
     PAGE.write_text(wanted, encoding="utf-8")
-    if (record := signatures.read()) is not None:
+    if (record := read(signatures.OUTPUT)) is not None:
         signatures.draw(record, PAGE.parent / "explanation" / "signatures.svg")
 
 

@@ -8,7 +8,6 @@ tail. Some five minutes on two cores.
 """
 
 import argparse
-import json
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from benchmarks.clock import write
 from benchmarks.pictures import STYLE, save
 from benchmarks.tables import RESULTS, table
 from examples.bandit import STD, make_config, make_dataset, mode_shares
@@ -106,14 +106,6 @@ def weigh(updates: int, eta: float, max_weight: float) -> dict[str, Any]:
         "clipped_share": float(np.median([m["weight_clipped"] for m in told])),
         "warned_share": sum(issubclass(w.category, TrainingWarning) for w in caught) / len(told),
     }
-
-
-def read() -> dict[str, Any] | None:
-    """Returns the record that is there, if there is one."""
-    if not OUTPUT.exists():
-        return None
-    record: dict[str, Any] = json.loads(OUTPUT.read_text(encoding="utf-8"))
-    return record
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
@@ -220,8 +212,7 @@ def main() -> None:
         "gaps": done.pop("gaps"),
         "grids": done,
     }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write(record, args.output)
     print(section(record))
 
 

@@ -9,7 +9,6 @@ would have 1 % of it if all were alike. About half an hour on one core.
 """
 
 import argparse
-import json
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.clock import write
 from benchmarks.tables import RESULTS, table
 from examples.bandit import STD, make_config, make_dataset, mode_shares
 from gtp_policy import GTPLearner, gtp_residuals, presets
@@ -81,14 +81,6 @@ def clone(
     return told
 
 
-def read() -> dict[str, Any] | None:
-    """Returns the record that is there, if there is one."""
-    if not OUTPUT.exists():
-        return None
-    record: dict[str, Any] = json.loads(OUTPUT.read_text(encoding="utf-8"))
-    return record
-
-
 def section(record: dict[str, Any]) -> str:
     """Returns the section of the results page."""
     lines = []
@@ -145,8 +137,7 @@ def main() -> None:
         "seeds": args.seeds,
         "runs": runs,
     }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write(record, args.output)
     print(section(record))
 
 
