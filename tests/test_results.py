@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from benchmarks import failing, performance, signatures
+from benchmarks import failing, performance, signatures, teachers
 from benchmarks.pictures import says
 from benchmarks.tables import END, RESULTS, START, render
 
@@ -53,6 +53,24 @@ def test_the_action_does_not_say_what_fails() -> None:
     assert min(from_state) > 0.7  # there is something to foretell
     gains = [b - a for a, b in zip(from_state, with_action, strict=True)]
     assert abs(sum(gains) / len(gains)) < 0.01 < min(from_state) - 0.5
+
+
+def test_teachers_do_what_the_page_says_of_them() -> None:
+    record = json.loads(teachers.OUTPUT.read_text(encoding="utf-8"))
+    of: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for run in record["runs"]:
+        of.setdefault((run["preset"], run["loss"]), []).append(run["within_3_std"])
+    plain, edm, both = teachers.LOSSES
+    assert max(max(run.values()) for run in of["mean_flow", teachers.SLOW_COPY]) < 0.1
+    assert max(run["4"] for run in of["mean_flow", plain]) < 0.3
+    assert min(run["4"] for run in of["mean_flow", edm]) > 0.9
+    assert min(run["2"] for run in of["mean_flow", both]) > 0.9
+    for loss in teachers.LOSSES:
+        one_step = {preset: min(r["1"] for r in of[preset, loss]) for preset in teachers.PRESETS}
+        assert max(one_step, key=one_step.__getitem__) == "shortcut"
+    for preset in teachers.PRESETS:
+        for steps in ("1", "2", "4", "8"):
+            assert min(r[steps] for r in of[preset, both]) > min(r[steps] for r in of[preset, edm])
 
 
 def test_the_picture_of_failure_is_drawn_from_its_record() -> None:
