@@ -47,7 +47,7 @@ SHORT = (
     "--set learner.guidance_start=5000"
 )
 GUIDED = f"{SHORT} --set weighter.eta=3"
-# The maze that asks for stitching was better with a constant rate and fast copies of both networks.
+# A constant rate and fast copies of both networks: a higher mean than the cosine's, and wider.
 MEDIUM_GTP = (
     f"{MEDIUM} --preset gtp --reward antmaze --set loss.time_weight=edm "
     "--set learner.baseline.samples=1 --set learner.ema_rate=0.05 --set weighter.eta=3"
@@ -144,6 +144,11 @@ STUDIES = (
         "A fifth of the trips pass the goal of the evaluation: does the critic stitch them?",
         (
             Row("gtp", MEDIUM_GTP, updates=MAZE_UPDATES),
+            Row(
+                "gtp, cosine",  # the settings of hopper
+                f"{MEDIUM} --preset gtp --reward antmaze {GUIDED}",
+                updates=MAZE_UPDATES,
+            ),
             Row("gtp_bc", f"{MEDIUM} --preset gtp_bc {CLONING}", updates=MAZE_UPDATES),
             *peers(MEDIUM, iql=MAZE_IQL, td3_bc="--reward minus_one", updates=MAZE_UPDATES),
         ),

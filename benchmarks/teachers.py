@@ -119,11 +119,13 @@ FOUND = """\
 - **What keeps them** is the `edm` weight, which is part of the preset, and for few steps the
   pseudo-Huber distance (`huber=0.1`), which bounds what a single draw can do. With both, two
   steps and more are as good as any teacher's. One step is not.
+- **It did not carry over to hopper-medium** (the ablation's rows above, one seed): there the
+  distance gave Mean Flows nothing, and they stay behind the teachers with a second point.
 - **Shortcut does not degrade here.** Two jumps of its own teach the long jump directly, where
   the other teachers pass it on from neighbour to neighbour, and its samples of one step are the
   best.
-- **Every teacher gains** from the pseudo-Huber distance: a few draws have most of the squared
-  residual, whoever teaches."""
+- **Every teacher gains** on the bandit from the pseudo-Huber distance: a few draws have most of
+  the squared residual, whoever teaches."""
 
 
 def main() -> None:
