@@ -117,7 +117,7 @@ FOUND = """\
   times, where nobody knows the action; the squared loss without a weight that evens out times
   sees little else.
 - **What keeps them** is the `edm` weight, which is part of the preset, and for few steps the
-  pseudo-Huber distance (`huber=0.1`), which bounds what a single draw can do. With both, two
+  pseudo-Huber distance (`huber=0.1`), which bounds what a single draw can do. With both, four
   steps and more are as good as any teacher's. One step is not.
 - **It did not carry over to hopper-medium** (the ablation's rows above, one seed): there the
   distance gave Mean Flows nothing, and they stay behind the teachers with a second point.
