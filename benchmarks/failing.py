@@ -23,6 +23,7 @@ from benchmarks.studies import NOTE
 from benchmarks.tables import RESULTS, table
 from gtp_datasets import load_minari
 from gtp_experiments import data_hash
+from gtp_policy.rewards import episode_numbers
 
 OUTPUT = RESULTS / "failing.json"
 DATASET = "D4RL-local/antmaze/umaze-v2"
@@ -34,7 +35,7 @@ def outcome(
     xy: npt.NDArray[np.float32], reward: npt.NDArray[np.float32], ends: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Returns per transition its episode, whether that arrives, and whether the ant stays put."""
-    episode = np.cumsum(np.concatenate([[False], ends[:-1]]))
+    episode = episode_numbers(ends)
     arrives, stays = np.zeros(len(ends), bool), np.zeros(len(ends), bool)
     for number in range(episode[-1] + 1):
         rows = np.flatnonzero(episode == number)

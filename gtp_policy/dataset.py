@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_array
 from gtp_policy.errors import DataError, EmptyDatasetError, ShapeError
-from gtp_policy.rewards import RewardTransform, episode_returns
+from gtp_policy.rewards import RewardTransform, episode_numbers, episode_returns
 from gtp_policy.spaces import ActionScaler, ObservationLayout
 from gtp_policy.transitions import Transitions, unpack
 
@@ -352,8 +352,7 @@ class OfflineDataset:
         returns = episode_returns(self.transitions.reward, ends)
         count = math.ceil(len(returns) * share - 1e-9)  # 100 * 0.07 is a little more than 7
         best = np.argsort(-returns, kind="stable")[: max(count, 1)]
-        episode = np.cumsum(np.concatenate([[False], ends[:-1]]))  # of each transition
-        kept = np.isin(episode, best)
+        kept = np.isin(episode_numbers(ends), best)
         reduced = copy.copy(self)
         reduced._table = self._table[torch.from_numpy(kept).to(self.device)]
         reduced.terminated, reduced.truncated = self.terminated[kept], self.truncated[kept]

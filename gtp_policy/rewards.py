@@ -114,13 +114,32 @@ RewardTransform = Annotated[
 ]
 
 
+def episode_numbers(ends: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Numbers the episodes of transitions in time order.
+
+    Args:
+        ends: Whether an episode ends with the transition, shape (N,). What follows the last end
+            counts as an episode too.
+
+    Returns:
+        The number of each transition's episode, from 0 on, shape (N,).
+
+    Example:
+        >>> import numpy as np
+        >>> from gtp_policy.rewards import episode_numbers
+        >>> episode_numbers(np.array([False, True, True])).tolist()
+        [0, 0, 1]
+    """
+    numbers: npt.NDArray[np.int64] = np.cumsum(np.concatenate([[False], ends[:-1]]))
+    return numbers
+
+
 def episode_returns(reward: Tensor, ends: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
     """Sums the rewards of every episode.
 
     Args:
         reward: Rewards in time order, shape (N,).
-        ends: Whether an episode ends with the transition, shape (N,). What follows the last end
-            counts as an episode too.
+        ends: Whether an episode ends with the transition, shape (N,); as for `episode_numbers`.
 
     Returns:
         One undiscounted return per episode, in time order.
@@ -131,7 +150,7 @@ def episode_returns(reward: Tensor, ends: npt.NDArray[np.bool_]) -> npt.NDArray[
         >>> episode_returns(torch.tensor([1.0, 3.0, 2.0]), np.array([False, True, True])).tolist()
         [4.0, 2.0]
     """
-    starts = np.flatnonzero(np.concatenate([[True], ends[:-1]]))
+    starts = np.flatnonzero(np.diff(episode_numbers(ends), prepend=-1))
     returns: npt.NDArray[np.float64] = np.add.reduceat(reward.double().cpu().numpy(), starts)
     return returns
 

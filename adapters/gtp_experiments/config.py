@@ -110,9 +110,9 @@ class ExperimentConfig(Config):
     @property
     def group(self) -> str:
         """Digest of every choice but the seed: runs of one group are averaged over."""
-        # A choice that came later counts where it is made: runs without it keep their names.
-        later = {name for name in ("best_episodes",) if getattr(self, name) is None}
-        content = self.replace(seed=0).model_dump_json(exclude=later)
+        # It came later, and counts where it is chosen: runs without it keep their names.
+        unset = {"best_episodes"} if self.best_episodes is None else set()
+        content = self.replace(seed=0).model_dump_json(exclude=unset)
         return hashlib.sha256(content.encode()).hexdigest()[:8]
 
     @property
