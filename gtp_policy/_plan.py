@@ -43,28 +43,12 @@ _FEW_ROWS = 24
 _address, _layout = Tensor.data_ptr, Tensor.stride
 
 
-class _Layer(NamedTuple):
-    bias: Tensor
-    weight: Tensor  # (in, out)
-    output: Tensor  # (rows, out)
-    padded: Tensor  # the same with a second row below a single one
-    activate: Callable[[], object]  # the output, in place
-
-
 class _Buffers(NamedTuple):
     rows: int
-    mean: Tensor  # (O,), or as the next
-    normalised: Tensor  # (rows, O); of one row (K, O), the first columns of the next
-    inputs: Tensor  # (K, O + A + 2 E), what the first layer sees; all of it only with one row
-    projected: Tensor  # (rows, H)
-    of_x: Tensor  # (A, H)
-    biased: Tensor  # (K, rows, H)
-    steps: tuple[Tensor, ...]  # its parts, (rows, H) each
-    together: Tensor  # its first row of each
-    bias_shares: Tensor  # (K, A), the first columns of the next
-    times: Tensor  # (K, A + 2 E), the last columns of the inputs
-    constants: Tensor  # (K, H), its share of the first layer
-    layers: list[_Layer]  # those with an activation
+    mean: Tensor  # (O,); of one row (K, O)
+    normalised: Tensor  # (rows, O); of one row (K, O), the same K times
+    y: Tensor  # (rows, A), noise that becomes actions
+    operators: list[Callable[[], object]]  # what computes the one from the other, in its order
 
 
 @functools.cache
@@ -176,11 +160,12 @@ class SamplerPlan:
             sample, _ = self._few
             if sample is not None:
                 return torch.from_numpy(sample(_array(obs), _array(noise)))
-        y = noise.detach().clone(memory_format=torch.contiguous_format)
+        obs, noise = obs.detach(), noise.detach()
+        out = torch.empty_like(noise, memory_format=torch.contiguous_format)
         if rows == 1:  # is too little for more than one thread
-            return self._run(obs, y)
+            return self._run(obs, noise, out)
         with few_threads():
-            return self._run(obs, y)
+            return self._run(obs, noise, out)
 
     def explain(self, rows: int) -> tuple[str, str]:
         """Returns what computes so many rows, "numba" or "torch", and why not the other one."""
@@ -215,86 +200,104 @@ class SamplerPlan:
             self._gamma,
         ), ""
 
-    def _run(self, obs: Tensor, y: Tensor) -> Tensor:
-        """Returns ``y``, moved from noise to actions in place."""
+    def _run(self, obs: Tensor, noise: Tensor, out: Tensor) -> Tensor:
+        """Returns ``out``, filled with actions."""
         block = max(_BLOCK // self._of_x.shape[1], 1)
-        # In inference mode operators cost less; y was made outside and is a plain tensor. Not by
-        # `torch.inference_mode`, which for a single row is 3 % of the time.
+        # In inference mode operators cost less; ``out`` was made outside and is a plain tensor. Not
+        # by `torch.inference_mode`, which for a single row is 3 % of the time.
         with torch._C._InferenceMode(True):
-            if len(y) <= block:
-                self._block(obs, y)
+            if len(out) <= block:
+                self._block(obs, noise, out)
             else:
-                for rows, part in zip(torch.split(obs, block), torch.split(y, block), strict=True):
-                    self._block(rows, part)
-            return y.add_(self._biases[-1], alpha=self._gamma).clamp_(-1.0, 1.0)
+                parts = (torch.split(tensor, block) for tensor in (obs, noise, out))
+                for rows in zip(*parts, strict=True):
+                    self._block(*rows)
+        return out
 
-    def _block(self, obs: Tensor, y: Tensor) -> None:
-        b = self._buffers(y.shape[0])
+    def _block(self, obs: Tensor, noise: Tensor, out: Tensor) -> None:
+        b = self._buffers(noise.shape[0])
         torch.sub(obs, b.mean, out=b.normalised).div_(self._scale)
-        torch.mul(self._bias_shares, self._biases[-1], out=b.bias_shares)
-        if b.rows == 1:
-            torch.addmm(self._biases[0], b.inputs, self._weights[0], out=b.together)
-        else:
-            torch.addmm(self._biases[0], b.normalised, self._of_obs, out=b.projected)
-            torch.mm(b.times, self._of_rest, out=b.constants)
-            torch.add(b.projected, b.constants.unsqueeze(1), out=b.biased)
-        b.of_x.copy_(self._of_x)  # its rows are apart; to gather them once per jump is slower
-        (_, of_x, first, padded, activate), *deeper = b.layers
-        top, last = b.layers[-1].output, self._weights[-1]
-        for biased, inner, alpha, beta in zip(
-            b.steps, self._inner, self._alpha, self._beta, strict=True
-        ):
-            torch.addmm(biased, y, of_x, alpha=inner, out=first)
-            activate()
-            h = padded
-            for bias, weight, _, output, activate_ in deeper:
-                h = torch.addmm(bias, h, weight, out=output)
-                activate_()
-            y.addmm_(top, last, beta=alpha, alpha=beta)
+        b.y.copy_(noise)
+        for operator in b.operators:
+            operator()
+        torch.add(b.y, self._biases[-1], alpha=self._gamma, out=out).clamp_(-1.0, 1.0)
 
     def _buffers(self, rows: int) -> _Buffers:
         """Returns this thread's buffers, those of the last call if it had as many rows."""
         found: _Buffers | None = getattr(self._local, "buffers", None)
-        if found is not None and found.rows == rows:
-            return found
-        new, width = self._mean.new_empty, self._of_x.shape[1]
-        steps, obs_dim = len(self._alpha), len(self._mean)
-        inputs = new(steps, self._weights[0].shape[0])
+        if found is None or found.rows != rows:
+            found = self._local.buffers = self._allocate(rows)
+        return found
+
+    def _allocate(self, rows: int) -> _Buffers:
+        """Returns buffers for so many rows, and the operators that work on them.
+
+        Operators are bound to what they read and write once, not on every call: to look it up is a
+        tenth of the time of a single row.
+        """
+        new, bind = self._mean.new_empty, functools.partial
+        steps, obs_dim, width = len(self._alpha), len(self._mean), self._of_x.shape[1]
+        inputs = new(steps, self._weights[0].shape[0])  # (K, O + A + 2 E), of the first layer
         times = inputs[:, obs_dim:]
+        bias_shares = times[:, : self._action_dim]
         times[:, self._action_dim :] = self._embedded
-        of_x = new(self._action_dim, width)
-        layers: list[_Layer] = []
+        # Two rows are multiplied sooner than one: one goes to the product of matrix and vector,
+        # which reads these weights against the grain. The second row is never looked at.
+        padded = max(rows, 2)
+        # The first layer before x comes to it; jumps compute in place there.
+        biased = self._mean.new_zeros(steps, padded, width)
+        operators: list[Callable[[], object]] = [
+            bind(torch.mul, self._bias_shares, self._biases[-1], out=bias_shares)
+        ]
+        if rows == 1:
+            # One observation goes with all times at once.
+            mean, normalised = self._mean.expand(steps, -1), inputs[:, :obs_dim]
+            together = biased[:, 0]
+            operators.append(
+                bind(torch.addmm, self._biases[0], inputs, self._weights[0], out=together)
+            )
+        else:
+            # Of several, each part is taken once.
+            mean, normalised = self._mean, new(rows, obs_dim)
+            projected, constants = new(rows, width), new(steps, width)
+            operators += [
+                bind(torch.addmm, self._biases[0], normalised, self._of_obs, out=projected),
+                bind(torch.mm, times, self._of_rest, out=constants),
+                bind(torch.add, projected, constants.unsqueeze(1), out=biased),
+            ]
+        # The rows of W_x are apart; to gather them once per jump is slower.
+        of_x, y = new(self._action_dim, width), new(rows, self._action_dim)
+        operators.append(bind(of_x.copy_, self._of_x))
+        deeper = []
+        for bias, weight in zip(self._biases[1:-1], self._weights[1:-1], strict=True):
+            shift = bias.unsqueeze(0)
+            if rows == 1:  # a product first copies its bias: two rows sooner than one for both
+                shift = new(padded, len(bias))
+                operators.append(bind(shift.copy_, bias))
+            deeper.append((shift, weight, self._mean.new_zeros(padded, len(bias))))
         scratch: dict[int, tuple[Tensor, Tensor]] = {}
-        for bias, weight in zip(self._biases[:-1], [of_x, *self._weights[1:-1]], strict=True):
-            # Two rows are multiplied sooner than one: one goes to the product of matrix and vector,
-            # which reads these weights against the grain. The second row is never looked at.
-            padded = self._mean.new_zeros(max(rows, 2), len(bias))
-            output = padded[:rows]
-            # `torch.nn.functional` would cost few elements a fifth on top of what it calls.
-            activate = functools.partial(torch._C._nn.mish_, output)
-            if output.numel() >= SMALLEST_MISH:
-                if len(bias) not in scratch:
-                    scratch[len(bias)] = new(output.shape), new(output.shape)
-                activate = functools.partial(mish_, output, scratch[len(bias)])
-            layers.append(_Layer(bias.unsqueeze(0), weight, output, padded, activate))
-        biased = new(steps, rows, width)
-        self._local.buffers = made = _Buffers(
-            rows=rows,
-            # One observation goes with all times at once; of several each part is taken once.
-            mean=self._mean.expand(steps, -1) if rows == 1 else self._mean,
-            normalised=inputs[:, :obs_dim] if rows == 1 else new(rows, obs_dim),
-            inputs=inputs,
-            projected=new(rows, width),
-            of_x=of_x,
-            biased=biased,
-            steps=biased.unbind(),
-            together=biased[:, 0],
-            bias_shares=times[:, : self._action_dim],
-            times=times,
-            constants=new(steps, width),
-            layers=layers,
-        )
-        return made
+        for step, (inner, alpha, beta) in enumerate(
+            zip(self._inner, self._alpha, self._beta, strict=True)
+        ):
+            h = biased[step]
+            operators.append(bind(h[:rows].addmm_, y, of_x, alpha=inner))
+            operators.append(_activation(h[:rows], scratch))
+            for shift, weight, output in deeper:
+                operators.append(bind(torch.addmm, shift, h, weight, out=output))
+                operators.append(_activation(output[:rows], scratch))
+                h = output
+            operators.append(bind(y.addmm_, h[:rows], self._weights[-1], beta=alpha, alpha=beta))
+        return _Buffers(rows, mean, normalised, y, operators)
+
+
+def _activation(x: Tensor, scratch: dict[int, tuple[Tensor, Tensor]]) -> Callable[[], object]:
+    """Returns what computes Mish in place; equal widths share what it needs beside."""
+    if x.numel() < SMALLEST_MISH:
+        # `torch.nn.functional` would cost few elements a fifth on top of what it calls.
+        return functools.partial(torch._C._nn.mish_, x)
+    if x.shape[1] not in scratch:
+        scratch[x.shape[1]] = torch.empty_like(x), torch.empty_like(x)
+    return functools.partial(mish_, x, scratch[x.shape[1]])
 
 
 Plan = SamplerPlan | DevicePlan
