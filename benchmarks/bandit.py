@@ -6,10 +6,7 @@ Behaviour cloning (eta = 0) for every seed, then one run with advantage weights 
 mode, whose mode frequencies are compared with pi_BC * w. Seeds run in separate processes.
 """
 
-import argparse
-import json
 import math
-import platform
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,7 +14,7 @@ from typing import Any
 
 import torch
 
-import gtp_policy
+from benchmarks.clock import RESULTS, training_parser, versions, write
 from examples.bandit import (
     MODES,
     STD,
@@ -69,18 +66,12 @@ def weighted(updates: int, t_max: float, eta: float = 1.0) -> dict[str, Any]:
 
 def main() -> None:
     """Runs all seeds and writes the figures."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--updates", type=int, default=15_000)
+    parser = training_parser(__doc__, None, updates=15_000, seeds=5)
     parser.add_argument("--time-weight", default="none", help="of the cloning loss")
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     if args.output is None:  # the record of the defaults is the one that is kept
         kept = args.time_weight == "none"
-        args.output = Path("benchmarks/results" if kept else "outputs") / "bandit.json"
+        args.output = (RESULTS if kept else Path("outputs")) / "bandit.json"
     # Fork would copy torch's thread pool in an undefined state.
     with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as pool:
         runs = [
@@ -97,16 +88,11 @@ def main() -> None:
             "truth_within_3_std": 1 - math.exp(-4.5),  # chi-square with 2 degrees of freedom
             "samples": SAMPLES,
             "updates": args.updates,
-            "versions": {
-                "gtp_policy": gtp_policy.__version__,
-                "torch": torch.__version__.split("+")[0],
-                "python": platform.python_version(),
-            },
+            "versions": versions(),
             "runs": [run.result() for run in runs],
             "weighted": [run.result() for run in tilted],
         }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write(record, args.output)
     for run in record["runs"]:
         shares = {k: round(v["within_3_std"], 3) for k, v in run["gtp"].items()}
         print(

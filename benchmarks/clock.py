@@ -145,6 +145,20 @@ def parser(doc: str | None, result: Path, rounds: int) -> argparse.ArgumentParse
     return options
 
 
+def training_parser(
+    doc: str | None, result: Path | None, *, updates: int, seeds: int
+) -> argparse.ArgumentParser:
+    """Returns a parser with the options of every benchmark that trains over seeds."""
+    options = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawTextHelpFormatter
+    )
+    options.add_argument("--updates", type=int, default=updates)
+    options.add_argument("--seeds", type=int, default=seeds)
+    options.add_argument("--processes", type=int, default=2, help="runs at a time")
+    options.add_argument("--output", type=Path, default=result)
+    return options
+
+
 def command(module: str, args: argparse.Namespace) -> str:
     """Returns the command that measures again what was measured."""
     words = [f"python -m benchmarks.{module}", f"--rounds {args.rounds}"]

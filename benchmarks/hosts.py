@@ -9,14 +9,10 @@
 3. Identity: Stable-Baselines3's one-step environment, online, 400 steps.
 """
 
-import argparse
 import hashlib
-import json
 import os
-import platform
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +20,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-import gtp_policy
+from benchmarks.clock import RESULTS, training_parser, versions, write
 from benchmarks.pointmaze import interval
 from examples import pendulum
 from examples.pointmaze import UMAZE, collect, evaluate, make_env
@@ -195,16 +191,10 @@ IDENTITY: dict[str, Any] = {
 
 def main() -> None:
     """Runs everything and writes the figures."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--updates", type=int, default=4_000)
+    parser = training_parser(__doc__, RESULTS / "hosts.json", updates=4_000, seeds=3)
     parser.add_argument("--pendulum-updates", type=int, default=6_000)
     parser.add_argument("--episodes", type=int, default=200)
-    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--data", type=Path, default=Path("outputs/minari"))
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/hosts.json"))
     args = parser.parse_args()
     os.environ.setdefault("MINARI_DATASETS_PATH", str(args.data.resolve()))
     dataset_id = maze_dataset_id(100_000)
@@ -231,11 +221,7 @@ def main() -> None:
         "seeds": args.seeds,
         "episodes_per_seed": args.episodes,
         "updates": args.updates,
-        "versions": {
-            name: version(name).split("+")[0]
-            for name in ("torch", "gymnasium", "mujoco", "tianshou", "stable-baselines3")
-        }
-        | {"gtp_policy": gtp_policy.__version__, "python": platform.python_version()},
+        "versions": versions(["gymnasium", "mujoco", "tianshou", "stable-baselines3"]),
         "equal_parameters": all(
             len({by_host[host][seed]["parameters"] for host in HOSTS}) == 1
             for seed in range(args.seeds)
@@ -259,8 +245,7 @@ def main() -> None:
         },
         "identity": identities,
     }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write(record, args.output)
     print("equal parameters:", record["equal_parameters"])
     for host, row in record["pointmaze"].items():
         print(host, row)

@@ -8,18 +8,14 @@ weights, on the same episodes. The interval of the difference is a bootstrap ove
 them, over episodes.
 """
 
-import argparse
-import json
 import os
-import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-import gtp_policy
+from benchmarks.clock import RESULTS, training_parser, versions, write
 from examples.pointmaze import REVISION, UMAZE, behaviour, collect
 from examples.quickstart import (
     CLONING,
@@ -65,16 +61,10 @@ def figures(success: np.ndarray, steps: np.ndarray) -> dict[str, Any]:
 
 def main() -> None:
     """Trains and evaluates every policy and writes the figures."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--updates", type=int, default=6_000)
+    parser = training_parser(__doc__, RESULTS / "pointmaze.json", updates=6_000, seeds=5)
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--eta", type=float, default=3.0)
-    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--data", type=Path, default=Path("outputs/minari"))
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/pointmaze.json"))
     args = parser.parse_args()
     os.environ.setdefault("MINARI_DATASETS_PATH", str(args.data.resolve()))
     dataset_id = maze_dataset_id(100_000)
@@ -101,11 +91,7 @@ def main() -> None:
         "episodes_per_seed": args.episodes,
         "updates": args.updates,
         "eta": args.eta,
-        "versions": {
-            name: version(name).split("+")[0]
-            for name in ("torch", "gymnasium", "gymnasium-robotics", "mujoco", "minari")
-        }
-        | {"gtp_policy": gtp_policy.__version__, "python": platform.python_version()},
+        "versions": versions(["gymnasium", "gymnasium-robotics", "mujoco", "minari"]),
         "config": maze_config(args.eta, args.updates, 0).model_dump(mode="json"),
         "policies": {
             "behaviour": {
@@ -126,8 +112,7 @@ def main() -> None:
             "steps": interval((steps[GTP] - steps[CLONING]).astype(float)),
         },
     }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write(record, args.output)
     for name, row in record["policies"].items():
         cells = [f"{k} {row[k]['mean']:.3f} {row[k]['interval_95']}" for k in ("success", "steps")]
         print(name, *cells, sep="  ")

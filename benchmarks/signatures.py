@@ -7,7 +7,6 @@ the first update on. Data are made here: the four-mode bandit, and a bandit whos
 tail. Some five minutes on two cores.
 """
 
-import argparse
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.clock import write
+from benchmarks.clock import training_parser, write
 from benchmarks.pictures import STYLE, save
 from benchmarks.tables import RESULTS, table
 from examples.bandit import STD, make_config, make_dataset, mode_shares
@@ -185,13 +184,7 @@ def section(record: dict[str, Any]) -> str:
 
 def main() -> None:
     """Runs everything and writes the figures."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--updates", type=int, default=6000)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser = training_parser(__doc__, OUTPUT, updates=6000, seeds=3)
     args = parser.parse_args()
     n, every = args.updates, max(args.updates // 12, 1)
     weights = [(1.0, 100.0), (3.0, 100.0), (10.0, 100.0), (10.0, 1e30)]

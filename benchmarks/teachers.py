@@ -8,18 +8,16 @@ and 8 steps, and how much of the squared residual the worst per cent of draws ha
 would have 1 % of it if all were alike. About half an hour on one core.
 """
 
-import argparse
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.clock import write
+from benchmarks.clock import training_parser, write
 from benchmarks.tables import RESULTS, table
 from examples.bandit import STD, make_config, make_dataset, mode_shares
 from gtp_policy import GTPLearner, gtp_residuals, presets
@@ -130,13 +128,7 @@ FOUND = """\
 
 def main() -> None:
     """Runs every teacher with every loss and writes the figures."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--updates", type=int, default=6000)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser = training_parser(__doc__, OUTPUT, updates=6000, seeds=2)
     args = parser.parse_args()
     kinds = [(preset, name, changes) for preset in PRESETS for name, changes in LOSSES.items()]
     kinds.append(("mean_flow", SLOW_COPY, {"target": "ema"}))
