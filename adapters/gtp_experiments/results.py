@@ -145,12 +145,23 @@ class RunFolder:
                 self.path / "run.json", {**document, "provenance": provenance(*self._packages)}
             )
             return
+        there["config"] = self._with_new_fields(there.get("config"))
         for key, wanted in document.items():
             if there.get(key) != wanted:
                 raise ExperimentError(
                     f"{self.path} belongs to another run: got another `{key}` there, expected this "
                     "experiment's. Choose another folder for the results, or delete that one."
                 )
+
+    def _with_new_fields(self, record: Any) -> Any:  # noqa: ANN401 - JSON
+        """Fills what a config recorded by an older version of the package does not have yet.
+
+        All fields are recorded, so that one that is missing is new, and its default what was done.
+        """
+        try:
+            return type(self.config).model_validate(record).model_dump(mode="json")
+        except ValidationError:
+            return record  # of another experiment, certainly
 
     def result(self) -> RunResult | None:
         """Returns the result if the run has come to its end.

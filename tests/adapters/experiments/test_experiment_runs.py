@@ -1,5 +1,6 @@
 """Runs from start to end, and across every way to be interrupted."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -142,6 +143,20 @@ def test_other_data_under_the_same_name_are_refused(make_config: Make, tmp_path:
     RunFolder(tmp_path, config, data_sha256="before")
     with pytest.raises(ExperimentError, match="belongs to another run: got another `data_sha256`"):
         run(config, tmp_path)
+
+
+def test_a_run_begun_by_an_older_version_goes_on(make_config: Make, tmp_path: Path) -> None:
+    config = make_config()
+    record = RunFolder(tmp_path, config, data_sha256="00").path / "run.json"
+    document = json.loads(record.read_text())
+    del document["config"]["best_episodes"]  # a field that an older version did not have
+    record.write_text(json.dumps(document))
+    RunFolder(tmp_path, config, data_sha256="00")
+    document["config"]["best_episodes"] = 0.5
+    for other in (document, document | {"config": None}, {"data_sha256": "00"}):
+        record.write_text(json.dumps(other))
+        with pytest.raises(ExperimentError, match="got another `config`"):
+            RunFolder(tmp_path, config, data_sha256="00")
 
 
 def test_a_foreign_result_is_refused(make_config: Make, tmp_path: Path) -> None:
