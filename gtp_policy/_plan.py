@@ -232,8 +232,8 @@ class SamplerPlan:
     def _allocate(self, rows: int) -> _Buffers:
         """Returns buffers for so many rows, and the operators that work on them.
 
-        Operators are bound to what they read and write once, not on every call: to look it up is a
-        tenth of the time of a single row.
+        Operators are bound to what they read and write once, not on every call: to look that up
+        is a twentieth of the time of a single row.
         """
         new, bind = self._mean.new_empty, functools.partial
         steps, obs_dim, width = len(self._alpha), len(self._mean), self._of_x.shape[1]
