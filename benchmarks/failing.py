@@ -46,6 +46,13 @@ def outcome(
     return episode, arrives, stays
 
 
+def upright(obs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Returns how far up an ant's back points, 1 to -1, from its quaternion (w, x, y, z)."""
+    x, y = obs[:, 4], obs[:, 5]
+    up: npt.NDArray[np.float32] = 1 - 2 * (x**2 + y**2)
+    return up
+
+
 def separation(
     inputs: Tensor, arrives: Tensor, train: Tensor, test: Tensor, updates: int, seed: int
 ) -> float:
@@ -79,7 +86,8 @@ def section(record: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             "## Why guidance does not help in the easy maze",
-            f"{100 * record['failing_episodes']:.0f} % of the episodes of umaze fail, and "
+            f"{100 * record['failing_episodes']:.0f} % of the episodes of umaze fail, "
+            f"{100 * record['on_their_back']:.0f} % of these with the ant on its back, and "
             f"{100 * record['staying']:.0f} % of all transitions are of ants that have come to "
             "stay where they will be at the end: to clone them is to stay there too, and they all "
             "weigh 1 at least. Before that a classifier foretells success in episodes that it has "
@@ -125,11 +133,14 @@ def main() -> None:
             figure = separation(inputs, label, train, test, args.updates, fold)
             told.setdefault(name, []).append(figure)
             print(f"{name}, part {fold}: {figure:.3f}", flush=True)
-    failing = [not arrives[episode == number][0] for number in range(episode[-1] + 1)]
+    last = np.flatnonzero(dataset.terminated | dataset.truncated)
+    last = last if last[-1] == len(episode) - 1 else np.append(last, len(episode) - 1)
+    failing = ~arrives[last]
     record = {
         "command": f"python -m benchmarks.failing --updates {args.updates}",
         "data_sha256": data_hash(dataset),
         "failing_episodes": float(np.mean(failing)),
+        "on_their_back": float((upright(batch.obs[last[failing]].numpy()) < 0).mean()),
         "staying": float(stays.mean()),
         "separation": told,
     }

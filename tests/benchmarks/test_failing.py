@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from benchmarks.failing import outcome, separation
+from benchmarks.failing import outcome, separation, upright
 
 
 def test_what_an_episode_comes_to() -> None:
@@ -16,6 +16,14 @@ def test_what_an_episode_comes_to() -> None:
     assert episode.tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 2, 2]
     assert arrives.tolist() == [True] * 3 + [False] * 7
     assert stays.tolist() == [False] * 4 + [True] * 6
+
+
+def test_where_the_back_points() -> None:
+    # Turned by a half, by a quarter about x, about z: columns 3 to 6 are the quaternion.
+    half = np.sqrt(0.5)
+    obs = np.zeros((3, 29), np.float32)
+    obs[:, 3:7] = [[0, 1, 0, 0], [half, half, 0, 0], [half, 0, 0, half]]
+    np.testing.assert_allclose(upright(obs), [-1, 0, 1], atol=1e-6)
 
 
 def test_an_action_that_decides_is_seen() -> None:
