@@ -136,6 +136,11 @@ STUDIES = (
             Row("gtp, best 88 %", f"{UMAZE} {ARRIVING} {EASY_GTP}", updates=MAZE_UPDATES),
             Row("gtp_bc, best 88 %", f"{UMAZE} {ARRIVING} {EASY_BC}", updates=MAZE_UPDATES),
             Row("Gaussian BC, best 88 %", f"{UMAZE} {ARRIVING}", "bc", updates=MAZE_UPDATES),
+            Row(
+                "gtp_bc, best 88 %, twice as long",
+                f"{UMAZE} {ARRIVING} {EASY_BC} --set learner.lr_schedule=cosine",
+                updates=2 * MAZE_UPDATES,
+            ),
         ),
     ),
     Study(
