@@ -133,8 +133,7 @@ def main() -> None:
             figure = separation(inputs, label, train, test, args.updates, fold)
             told.setdefault(name, []).append(figure)
             print(f"{name}, part {fold}: {figure:.3f}", flush=True)
-    last = np.flatnonzero(dataset.terminated | dataset.truncated)
-    last = last if last[-1] == len(episode) - 1 else np.append(last, len(episode) - 1)
+    last = np.flatnonzero(np.diff(episode, append=episode[-1] + 1))  # transition of each episode
     failing = ~arrives[last]
     record = {
         "command": f"python -m benchmarks.failing --updates {args.updates}",
