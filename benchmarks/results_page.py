@@ -43,8 +43,8 @@ its command, its data and its seeds. `make results` runs what is missing and wri
   their mean, as is their habit.
 - **Peers** are those of d3rlpy with GTP's sizes (three layers of 256), minibatches, normalised
   observations, number of updates and evaluation.
-- **ms/update** is time on the clock while other runs kept the machine busy, so rows that compute the
-  same can differ by a lot. [Where the time goes](explanation/performance.md) has what was measured.
+- **ms/update** is time on the clock while other runs kept the machine busy, so rows of equal work
+  can differ by a lot. [Where the time goes](explanation/performance.md) has what was measured.
 """
 
 
