@@ -21,6 +21,7 @@ from gtp_policy.checkpoint import (
     restore_,
     save_checkpoint,
 )
+from gtp_policy.config import GTPConfig, GTPLearnerConfig
 from gtp_policy.critic import (
     ExpectileBaseline,
     PolicyBaseline,
@@ -31,7 +32,6 @@ from gtp_policy.critic import (
 from gtp_policy.dataset import OfflineDataset
 from gtp_policy.dataset_builder import OfflineDatasetBuilder
 from gtp_policy.functional import FlowMap
-from gtp_policy.gtp_config import GTPConfig, GTPLearnerConfig
 from gtp_policy.guidance import AdvantageGuidance, Guidance, LinearQGuidance, NoGuidance
 from gtp_policy.learner import GTPLearner
 from gtp_policy.loss import GTPLoss, GTPLossConfig, GTPLossTerms, GTPResiduals, gtp_residuals

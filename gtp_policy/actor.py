@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gtp_policy._config import Config, Float, Int, Width
-from gtp_policy._plan import PLANNED, Plan, PlanCache, why_no_plan
+from gtp_policy._folding import PLANNED, Plan, PlanCache, why_no_plan
 from gtp_policy._random import generator_or_private, new_stream
 from gtp_policy.errors import StateMismatchError
 from gtp_policy.functional import (
@@ -438,7 +438,7 @@ torch.float32. Convert it with obs.to(torch.float32).
 
 
 def uses_plan(config: FlowMapActorConfig) -> bool:
-    """Tells whether actions are sampled by jumps that can be folded, see `gtp_policy._plan`."""
+    """Tells whether actions are sampled by jumps that can be folded, see `gtp_policy._folding`."""
     return config.sampler == JumpSampler() and config.times.path == "ve"
 
 

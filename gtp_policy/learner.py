@@ -8,13 +8,14 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
-from gtp_policy._adam import Adam
-from gtp_policy._blocks import per_learner, update_in_blocks
-from gtp_policy._engine import Engine, explain
+from gtp_policy._engine.adam import Adam
+from gtp_policy._engine.choice import Engine, explain
+from gtp_policy._engine.launches import per_learner, update_in_blocks
 from gtp_policy._random import new_stream
-from gtp_policy._update import Parts, advantage_over, draw
 from gtp_policy.acting import act
 from gtp_policy.actor import FlowMapActor
+from gtp_policy.algorithm import Parts, advantage_over, draw
+from gtp_policy.config import GTPConfig, GTPLearnerConfig
 from gtp_policy.critic import (
     ExpectileBaseline,
     PolicyBaseline,
@@ -24,7 +25,6 @@ from gtp_policy.critic import (
 from gtp_policy.dataset import OfflineDataset
 from gtp_policy.errors import StateMismatchError
 from gtp_policy.functional import check_rows
-from gtp_policy.gtp_config import GTPConfig, GTPLearnerConfig
 from gtp_policy.guidance import Guidance, LinearQGuidance, NoGuidance
 from gtp_policy.loss import GTPLoss
 from gtp_policy.metrics import UpdateMetrics

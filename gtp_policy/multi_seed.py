@@ -5,12 +5,12 @@ from typing import Any, Self
 
 import torch
 
-from gtp_policy._blocks import join, per_learner, update_in_blocks
-from gtp_policy._engine import Engine
-from gtp_policy._stacked import share_
-from gtp_policy._update import draw
+from gtp_policy._engine.choice import Engine
+from gtp_policy._engine.launches import join, per_learner, update_in_blocks
+from gtp_policy._engine.seeds import share_
+from gtp_policy.algorithm import draw
+from gtp_policy.config import GTPConfig
 from gtp_policy.dataset import OfflineDataset
-from gtp_policy.gtp_config import GTPConfig
 from gtp_policy.learner import GTPLearner
 from gtp_policy.metrics import UpdateMetrics
 from gtp_policy.transitions import Transitions

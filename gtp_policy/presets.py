@@ -22,8 +22,8 @@ from pydantic import Field
 
 from gtp_policy._config import Config
 from gtp_policy.actor import FlowMapActorConfig
+from gtp_policy.config import GTPConfig, GTPLearnerConfig
 from gtp_policy.errors import UnknownPresetError
-from gtp_policy.gtp_config import GTPConfig, GTPLearnerConfig
 from gtp_policy.guidance import LinearQGuidance
 from gtp_policy.loss import GTPLossConfig
 from gtp_policy.rewards import LinearReward, RewardTransform, StandardizedReward

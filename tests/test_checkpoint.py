@@ -366,7 +366,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
 
 def reseal(path: Path, name: str, change: Callable[[Any], None]) -> None:
     """Changes a JSON file and makes the manifest agree, as an attacker would."""
-    from gtp_policy import _bundle
+    from gtp_policy.checkpoint import bundle
 
     document = json.loads((path / "config.json").read_text())
     change(document)
@@ -376,7 +376,7 @@ def reseal(path: Path, name: str, change: Callable[[Any], None]) -> None:
     }
     files["config.json"] = json.dumps(document).encode()
     shutil.rmtree(path)
-    _bundle.write_bundle(path, files, written_by=name)
+    bundle.write_bundle(path, files, written_by=name)
 
 
 @pytest.mark.parametrize(
@@ -496,7 +496,7 @@ GOLDEN = sorted((Path(__file__).parent / "golden").glob("format_*.zip"))
 
 
 def test_there_is_a_golden_file_of_every_format() -> None:
-    from gtp_policy._bundle import FORMAT_VERSION
+    from gtp_policy.checkpoint.bundle import FORMAT_VERSION
 
     assert [p.stem for p in GOLDEN] == [f"format_{i}" for i in range(1, FORMAT_VERSION + 1)]
 

@@ -17,28 +17,25 @@ CORE = ROOT / "gtp_policy"
 
 # The core in reading order. A module imports only from the rows above its own.
 LAYERS: list[set[str]] = [
-    {"_adam", "_config", "_random", "_version", "errors"},
-    {"times", "spaces", "_bundle", "kernels", "rewards"},
+    {"_config", "_random", "_version", "errors"},
+    {"times", "spaces", "kernels", "rewards"},
     {"functional"},
     {"networks", "weighting", "transitions", "dataset_builder", "teachers", "samplers"},
-    {"_plan_cuda", "_passes"},
-    {"_plan"},
+    {"_folding_cuda"},
+    {"_folding"},
     {"actor", "dataset"},
     {"loss", "critic"},
     {"acting", "guidance", "metrics"},
-    {"gtp_config"},
-    {"_update", "_stacked", "presets"},
-    {"_fused_actor"},
-    {"_fused"},
-    {"_graph"},
+    {"config"},
+    {"algorithm", "presets"},
     {"_engine"},
-    {"_blocks"},
     {"learner"},
     {"multi_seed"},
-    {"_state"},
     {"checkpoint"},
     {"__init__"},
 ]
+# Folders that stand in one row as a whole; inside, `test_no_circles` holds.
+PACKAGES = {"kernels", "_engine", "checkpoint"}
 CORE_LIBRARIES = {"numpy", "pydantic", "safetensors", "torch"}
 # What a file of kernels may import besides: each is imported when first used, never required.
 KERNEL_LIBRARIES = {"numba", "triton"}
@@ -124,7 +121,7 @@ def public_names() -> set[str]:
 
 def test_every_core_module_has_a_layer() -> None:
     placed = set().union(*LAYERS)
-    assert {p.stem for p in CORE.glob("*.py")} | {"kernels"} == placed
+    assert {p.stem for p in CORE.glob("*.py")} | PACKAGES == placed
 
 
 def files_of(module: str) -> list[Path]:
@@ -138,8 +135,10 @@ def test_arrows_never_reverse(module: str) -> None:
     row = next(i for i, layer in enumerate(LAYERS) if module in layer)
     allowed = set().union(*LAYERS[:row])
     libraries = CORE_LIBRARIES | sys.stdlib_module_names
+    if module in PACKAGES:
+        allowed = allowed | {module}
     if module == "kernels":
-        allowed, libraries = allowed | {module}, libraries | KERNEL_LIBRARIES
+        libraries = libraries | KERNEL_LIBRARIES
     for path in files_of(module):
         for imported, name, line in imports_of(path):
             where = f"{path.relative_to(ROOT)}:{line} imports {imported}"

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional
 
-from gtp_policy.kernels._compiling import load
+from gtp_policy.kernels.numba_loader import load
 
 Engine = Literal["auto", "torch", "reference"]
 _ENGINE: ContextVar[Engine] = ContextVar("engine", default="auto")
@@ -121,7 +121,7 @@ def _compiled_mish() -> tuple[Any, str]:
         module.mish_(one, one[0])
         module.mish_with_slope_(one, one[0], one.copy())
 
-    return load("_numba_mish", warm_up)
+    return load("mish_numba", warm_up)
 
 
 def engine() -> Engine:

@@ -20,7 +20,7 @@ from gtp_policy import (
     Transitions,
     save_checkpoint,
 )
-from gtp_policy._bundle import FORMAT_VERSION
+from gtp_policy.checkpoint.bundle import FORMAT_VERSION
 
 
 def observations() -> torch.Tensor:

@@ -42,7 +42,7 @@ from gtp_policy import (
     restore_,
     save_checkpoint,
 )
-from gtp_policy._bundle import write_bundle
+from gtp_policy.checkpoint.bundle import write_bundle
 from gtp_policy.errors import CheckpointError, DataError, StateMismatchError
 from tests.reliability import jobs
 from tests.reliability.faults import Disk

@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gtp_policy import GTPLearner, OfflineDataset, _bundle, _state
+from gtp_policy import GTPLearner, OfflineDataset
+from gtp_policy.checkpoint import bundle, document
 from gtp_policy.errors import CheckpointError
 from tests.reliability import bad_data, canaries, faults, interruptions, mutations, repeatability
 from tests.reliability.bootstrapping import TOLERANCE, exact
@@ -73,11 +74,11 @@ def test_a_run_that_ignores_its_signals_is_found() -> None:
 def _in_place(directory: str, learner: GTPLearner) -> Path:
     """Writes a good zip, but straight over the one that is there."""
     path = Path(directory, "policy.zip")
-    files = _state.files_of(learner, None, None, None)
-    manifest = _bundle._make_manifest(files, "somebody else")
+    files = document.files_of(learner, None, None, None)
+    manifest = bundle._make_manifest(files, "somebody else")
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.write(descriptor, _bundle._zipped({**files, canaries.MANIFEST: manifest}))
+        os.write(descriptor, bundle._zipped({**files, canaries.MANIFEST: manifest}))
         os.fsync(descriptor)
         os.close(descriptor)
     except OSError as error:
@@ -95,13 +96,13 @@ def test_a_writer_that_never_flushes_is_found(monkeypatch: pytest.MonkeyPatch) -
         with open(path, "xb") as file:
             file.write(data)
 
-    monkeypatch.setattr(_bundle, "_write_file", write)
+    monkeypatch.setattr(bundle, "_write_file", write)
     outcome = faults.failing_disk(1, writers={"zip": faults.WRITERS["zip"]})
     assert any("never calls write" in failure for failure in outcome.failures)
 
 
 def test_a_loader_that_verifies_nothing_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_bundle, "_sha256", lambda data: "")
+    monkeypatch.setattr(bundle, "_sha256", lambda data: "")
     outcome = mutations.mutated(200)
     assert sum("silently different" in failure for failure in outcome.failures) > 10
 

@@ -8,8 +8,8 @@ alone. With :math:`x = y + \gamma_i b_n`, where :math:`b_n` is the bias of the l
 where :math:`r_i` holds both time embeddings' share and that of :math:`\gamma_i b_n`. That is one
 matrix product and one activation per layer, into buffers, in place of some fifty operators a jump.
 Where numba is installed, few rows go through one compiled function instead, which computes the same
-(`gtp_policy.kernels._numba`). It is compiled when it is first needed, a few seconds, and then kept
-in numba's cache on the disk.
+(`gtp_policy.kernels.folded_numba`). It is compiled when it is first needed, a few seconds, and
+then kept in numba's cache on the disk.
 
 Only times are kept. Parameters are read where they are, on every call, so an optimiser's step,
 ``load_state_dict`` and a write through ``.data`` all count at once. `FlowMapActor._jump` is the
@@ -26,9 +26,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gtp_policy._plan_cuda import DevicePlan, fold_network
+from gtp_policy._folding_cuda import DevicePlan, fold_network
 from gtp_policy.kernels import SMALLEST_MISH, engine, few_threads, mish_
-from gtp_policy.kernels._compiling import load
+from gtp_policy.kernels.numba_loader import load
 from gtp_policy.networks import FlowMapMLP, Mish, TimeEmbedding
 from gtp_policy.spaces import ObservationNormalizer
 from gtp_policy.times import TimeSchedule
@@ -62,7 +62,7 @@ def _compiled(layers: int) -> tuple[Callable[..., NDArray[np.float32]] | None, s
         network = weights, (one,) * layers, one, one, square, np.ones((4, 1), np.float32), 1.0
         module.sample(*network, square, square)
 
-    module, why_not = load("_numba", warm_up)
+    module, why_not = load("folded_numba", warm_up)
     return (None if module is None else module.sample), why_not
 
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gtp_policy.kernels import _triton_kernel as kernel
-from gtp_policy.kernels._sampler import Folded, Precision, Sampler
+from gtp_policy.kernels import folded_triton_kernel as kernel
+from gtp_policy.kernels.folded import Folded, Precision, Sampler
 
 _OLDEST = (8, 0)  # compute capability, of Triton itself and of tf32 and bfloat16
 # Layers are written out one after the other, and actions stay in registers.

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gtp_policy._fused import FusedUpdate
-from gtp_policy._update import Draws
+from gtp_policy._engine.by_hand import FusedUpdate
+from gtp_policy.algorithm import Draws
 from gtp_policy.times import Times
 from gtp_policy.transitions import Transitions
 

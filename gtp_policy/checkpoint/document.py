@@ -13,11 +13,11 @@ import torch
 from pydantic import Field, JsonValue, ValidationError
 from torch import Tensor
 
-from gtp_policy import _bundle
 from gtp_policy._config import Bool, Config, Float, Int, Width
+from gtp_policy.checkpoint import bundle
+from gtp_policy.config import GTPConfig
 from gtp_policy.critic import ExpectileBaseline
 from gtp_policy.errors import CheckpointError, StateMismatchError
-from gtp_policy.gtp_config import GTPConfig
 from gtp_policy.learner import GTPLearner
 from gtp_policy.networks import FlowMapMLP
 from gtp_policy.spaces import ActionScaler, ObservationLayout
@@ -150,16 +150,17 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - an option of an optimiser may b
 
 def read_document(path: Path) -> Document:
     """Reads the choices alone; the tensors are neither read nor checked."""
-    return _parse(path, _bundle.read_bundle(path, [CONFIG], limit=_LIMITS)[CONFIG])
+    return _parse(path, bundle.read_bundle(path, [CONFIG], limit=_LIMITS)[CONFIG])
 
 
 def read_state(path: Path) -> tuple[Document, dict[str, Tensor], dict[str, Tensor]]:
-    files = _bundle.read_bundle(path, [CONFIG, WEIGHTS, TRAIN_STATE], limit=_LIMITS)
+    """Returns the document, the weights and the training state of a checkpoint."""
+    files = bundle.read_bundle(path, [CONFIG, WEIGHTS, TRAIN_STATE], limit=_LIMITS)
     document = _parse(path, files[CONFIG])
     try:
         weights, moments = (safetensors.torch.load(files[n]) for n in (WEIGHTS, TRAIN_STATE))
     except Exception as error:  # as in read_bundle: hashes can be right and the content malicious
-        raise _bundle.unreadable(path, error) from error
+        raise bundle.unreadable(path, error) from error
     return document, weights, moments
 
 
@@ -171,13 +172,14 @@ def _parse(path: Path, data: bytes) -> Document:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
         reason = ValueError(f"{CONFIG} with a wrong `{where}` ({first['msg']})")
-        raise _bundle.unreadable(path, reason) from error
+        raise bundle.unreadable(path, reason) from error
     return document
 
 
 def beside(
     path: Path, document: Document
 ) -> tuple[ActionScaler | None, ObservationLayout | None, dict[str, JsonValue]]:
+    """Returns what a document holds with the learner: scaler, layout and metadata."""
     box, parts = document.action_box, document.layout
     scaler = layout = None
     try:
@@ -195,7 +197,7 @@ def beside(
         ):
             raise ValueError(f"{CONFIG} whose bounds or layout do not fit its dimensions")
     except (TypeError, ValueError) as error:
-        raise _bundle.unreadable(path, error) from error
+        raise bundle.unreadable(path, error) from error
     return scaler, layout, document.metadata
 
 
@@ -228,7 +230,7 @@ def check_size(path: Path, document: Document, weights: dict[str, Tensor]) -> No
         reason = ValueError(
             f"{CONFIG} for networks of at least {needed} numbers, and {held} in {WEIGHTS}"
         )
-        raise _bundle.unreadable(path, reason)
+        raise bundle.unreadable(path, reason)
 
 
 def fill_(

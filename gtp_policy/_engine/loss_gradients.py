@@ -16,10 +16,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from gtp_policy._passes import GradientPass, Pass, Stack, coarse_products
-from gtp_policy._stacked import Inputs, Net, stack_of
-from gtp_policy._update import Draws, Parts
+from gtp_policy._engine.seeds import Inputs, Net, stack_of
+from gtp_policy.algorithm import Draws, Parts
 from gtp_policy.functional import flow_map, perturb, precondition
+from gtp_policy.kernels.mlp import GradientPass, Pass, Stack, coarse_products
 from gtp_policy.networks import FlowMapMLP
 from gtp_policy.teachers import JvpTeacher, NoTeacher
 from gtp_policy.times import Times

@@ -18,8 +18,9 @@ import torch
 from pydantic import JsonValue
 from torch import nn
 
-from gtp_policy import _bundle
-from gtp_policy._state import (
+from gtp_policy._version import __version__
+from gtp_policy.checkpoint import bundle
+from gtp_policy.checkpoint.document import (
     DTYPES,
     beside,
     check_size,
@@ -29,9 +30,8 @@ from gtp_policy._state import (
     read_document,
     read_state,
 )
-from gtp_policy._version import __version__
+from gtp_policy.config import GTPConfig
 from gtp_policy.errors import CheckpointError, StateMismatchError
-from gtp_policy.gtp_config import GTPConfig
 from gtp_policy.learner import GTPLearner, OptimizerFactory
 from gtp_policy.spaces import ActionScaler, ObservationLayout
 
@@ -132,7 +132,7 @@ def save_checkpoint(
     """
     path = Path(path)
     files = files_of(learner, action_scaler, layout, metadata)
-    _bundle.write_bundle(path, files, written_by=f"gtp-policy {__version__}")
+    bundle.write_bundle(path, files, written_by=f"gtp-policy {__version__}")
     return path
 
 
@@ -313,7 +313,7 @@ def latest_valid(directory: str | Path) -> Path | None:
     directory = Path(directory)
     found: list[tuple[int, float, Path]] = []
     for path in directory.iterdir() if directory.is_dir() else ():
-        if _bundle.is_temporary(path.name) or not _looks_like_one(path):
+        if bundle.is_temporary(path.name) or not _looks_like_one(path):
             continue
         try:
             found.append((read_metadata(path).updates, path.stat().st_mtime, path))
@@ -384,25 +384,25 @@ class CheckpointFolder:
         path = self.directory / f"step_{learner.updates:012d}"
         files = files_of(learner, action_scaler, layout, metadata)
         for leftover in self.directory.glob(".step_*.tmp-*"):
-            _bundle.remove(leftover)
+            bundle.remove(leftover)
         if path.exists():
             try:
                 read_state(path)
             except CheckpointError:
-                _bundle.discard(path)
+                bundle.discard(path)
             else:
-                if _bundle.content_id(path) == _bundle.content_id_of(files):
+                if bundle.content_id(path) == bundle.content_id_of(files):
                     return path
                 raise CheckpointError(
                     f"Checkpoint {path} belongs to another run: got other content for update "
                     f"{learner.updates}, expected the same. Choose another folder for this run."
                 )
-        _bundle.write_bundle(path, files, written_by=f"gtp-policy {__version__}")
+        bundle.write_bundle(path, files, written_by=f"gtp-policy {__version__}")
         if self.keep is not None:
             # Higher numbers are not of this run, and no reason to remove what it has just written.
             own = [p for p in self.directory.glob("step_" + "[0-9]" * 12) if p.name <= path.name]
             for old in sorted(own)[: -self.keep]:
-                _bundle.discard(old)
+                bundle.discard(old)
         return path
 
     def latest(self) -> Path | None:
@@ -458,4 +458,4 @@ class StopSignal:
 
 
 def _looks_like_one(path: Path) -> bool:
-    return (path / _bundle.MANIFEST).exists() or (path.suffix == ".zip" and path.is_file())
+    return (path / bundle.MANIFEST).exists() or (path.suffix == ".zip" and path.is_file())

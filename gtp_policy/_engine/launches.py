@@ -6,11 +6,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gtp_policy._engine import Engine
-from gtp_policy._graph import Step
-from gtp_policy._update import Draws, Parts, draw
+from gtp_policy._engine.choice import Engine
+from gtp_policy._engine.cuda_graph import Step
+from gtp_policy.algorithm import Draws, Parts, draw
+from gtp_policy.config import GTPLearnerConfig
 from gtp_policy.dataset import OfflineDataset
-from gtp_policy.gtp_config import GTPLearnerConfig
 from gtp_policy.metrics import UpdateMetrics
 from gtp_policy.times import Times
 

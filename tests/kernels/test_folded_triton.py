@@ -19,10 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gtp_policy import FlowMapActor, FlowMapActorConfig, KarrasTimes, UniformTimes, _plan_cuda
+from gtp_policy import FlowMapActor, FlowMapActorConfig, KarrasTimes, UniformTimes, _folding_cuda
 from gtp_policy.errors import DataError, ShapeError
 from gtp_policy.kernels import using
-from gtp_policy.kernels._sampler import Folded, Sampler, TorchSampler
+from gtp_policy.kernels.folded import Folded, Sampler, TorchSampler
 
 OBS, ACT = 3, 2
 needs_triton = pytest.mark.skipif(
@@ -36,16 +36,16 @@ SAMPLERS = ["torch", pytest.param("triton", marks=needs_triton)]
 @contextmanager
 def kernel(*, interpreted: bool) -> Iterator[ModuleType]:
     """The kernel's host; Triton decides when a kernel is defined whether it interprets it."""
-    from gtp_policy.kernels import _triton
+    from gtp_policy.kernels import folded_triton
 
     with pytest.MonkeyPatch.context() as patch:
         if interpreted:
             patch.setenv("TRITON_INTERPRET", "1")
         else:
             patch.delenv("TRITON_INTERPRET", raising=False)
-        importlib.reload(_triton.kernel)
-        yield _triton
-    importlib.reload(_triton.kernel)
+        importlib.reload(folded_triton.kernel)
+        yield folded_triton
+    importlib.reload(folded_triton.kernel)
 
 
 @pytest.fixture(params=SAMPLERS)
@@ -76,7 +76,7 @@ def linears(actor: FlowMapActor) -> list[nn.Linear]:
 
 
 def folded_from(actor: FlowMapActor, tensors: dict[str, Any], steps: int | None = None) -> Folded:
-    return _plan_cuda.fold(
+    return _folding_cuda.fold(
         **tensors,
         embedding=actor.network.embedding,
         grid=actor.times.grid(steps or actor.config.steps, dtype=actor.normalizer.mean.dtype),
@@ -455,25 +455,25 @@ def test_what_the_kernel_cannot_take_has_a_reason(monkeypatch: pytest.MonkeyPatc
 
 
 def test_without_triton_that_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gtp_policy.kernels import _triton
+    from gtp_policy.kernels import folded_triton
 
-    monkeypatch.setattr(_triton.kernel, "INSTALLED", False)
-    assert _triton.unsupported(fold(make())) == "Triton is not installed"
+    monkeypatch.setattr(folded_triton.kernel, "INSTALLED", False)
+    assert folded_triton.unsupported(fold(make())) == "Triton is not installed"
 
 
 def test_an_old_device_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gtp_policy.kernels import _triton
+    from gtp_policy.kernels import folded_triton
 
     on_gpu = SimpleNamespace(device=torch.device("cuda", 0))
     folded = fold(make())._replace(weights=(on_gpu,))
-    monkeypatch.setattr(_triton.kernel, "INSTALLED", True)
+    monkeypatch.setattr(folded_triton.kernel, "INSTALLED", True)
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert _triton.unsupported(folded) == "compute capability 7.5 is below 8.0"
+    assert folded_triton.unsupported(folded) == "compute capability 7.5 is below 8.0"
 
 
 def test_on_the_cpu_torchs_operators_are_chosen() -> None:
-    sampler, why_not = _plan_cuda.fastest(fold(make()))
+    sampler, why_not = _folding_cuda.fastest(fold(make()))
     assert isinstance(sampler, TorchSampler)
     assert why_not == "the network is on the CPU"
 
@@ -482,8 +482,8 @@ def test_on_the_cpu_torchs_operators_are_chosen() -> None:
 def test_the_kernel_is_chosen_where_it_can_be() -> None:
     with kernel(interpreted=True) as module:
         elsewhere = fold(make().to("meta"))
-        assert isinstance(_plan_cuda.fastest(elsewhere)[0], module.TritonSampler)
-        sampler, why_not = _plan_cuda.fastest(elsewhere, "bf16")
+        assert isinstance(_folding_cuda.fastest(elsewhere)[0], module.TritonSampler)
+        sampler, why_not = _folding_cuda.fastest(elsewhere, "bf16")
         assert isinstance(sampler, TorchSampler)
         assert why_not == "Triton's interpreter multiplies no bfloat16"
 
@@ -491,7 +491,7 @@ def test_the_kernel_is_chosen_where_it_can_be() -> None:
 def test_a_plan_is_the_sampler_of_an_actors_parts() -> None:
     actor = make()
     grid = actor.times.grid(3)
-    plan = _plan_cuda.DevicePlan(actor.network, actor.normalizer, grid, actor.sigma_data)
+    plan = _folding_cuda.DevicePlan(actor.network, actor.normalizer, grid, actor.sigma_data)
     obs, noise = inputs(actor, 5)
     check(plan.run(obs, noise), reference(actor, obs, noise, steps=3))
     assert plan.explain(5) == ("torch", "the network is on the CPU")

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gtp_policy._adam import is_plain_adam, standing
-from gtp_policy._fused import FusedUpdate
-from gtp_policy._graph import GraphedUpdate, Step
-from gtp_policy._plan import has_default_layers
-from gtp_policy._update import Draws, Parts, reference_update
+from gtp_policy._engine.adam import is_plain_adam, standing
+from gtp_policy._engine.by_hand import FusedUpdate
+from gtp_policy._engine.cuda_graph import GraphedUpdate, Step
+from gtp_policy._folding import has_default_layers
 from gtp_policy.actor import FlowMapActor
+from gtp_policy.algorithm import Draws, Parts, reference_update
 from gtp_policy.critic import QEnsemble, ValueNetwork
 from gtp_policy.guidance import LinearQGuidance
 from gtp_policy.kernels import engine, few_threads

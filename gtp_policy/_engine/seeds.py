@@ -6,10 +6,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from gtp_policy._adam import adam_state, is_plain_adam
-from gtp_policy._passes import Pass, Stack
+from gtp_policy._engine.adam import adam_state, is_plain_adam
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.critic import ValueNetwork
+from gtp_policy.kernels.mlp import Pass, Stack
 from gtp_policy.networks import FlowMapMLP
 
 Parameters = list[Tensor]  # (S, ...) each

@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from gtp_policy.kernels._numba_mish import mish_
+from gtp_policy.kernels.mish_numba import mish_
 
 Array = NDArray[np.float32]
 
@@ -70,7 +70,7 @@ def sample(
     obs: Array,
     noise: Array,
 ) -> Array:
-    """Returns actions (B, A) for observations (B, O) and noise (B, A); see `gtp_policy._plan`.
+    """Returns actions (B, A) for observations (B, O) and noise (B, A); see `gtp_policy._folding`.
 
     Weights (out, in) and biases by layer; both time embeddings by jump (K, 2 E); the rows of
     ``jumps`` (4, K) are c_in, alpha, beta and the share of the last bias at the network's input;

@@ -12,16 +12,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from gtp_policy._fused_actor import ActorGradients
-from gtp_policy._passes import GradientPass, Pass, Stack, coarse_products
-from gtp_policy._plan_cuda import fastest, fold
-from gtp_policy._stacked import Net, Optimizer, Parameters, net_of, stack_of, together
-from gtp_policy._update import Draws, Parts
+from gtp_policy._engine.loss_gradients import ActorGradients
+from gtp_policy._engine.seeds import Net, Optimizer, Parameters, net_of, stack_of, together
+from gtp_policy._folding_cuda import fastest, fold
 from gtp_policy.actor import uses_plan
+from gtp_policy.algorithm import Draws, Parts
 from gtp_policy.critic import ExpectileBaseline, PolicyBaseline, QEnsemble, ValueNetwork
 from gtp_policy.functional import advantage_weights
 from gtp_policy.guidance import AdvantageGuidance, LinearQGuidance
-from gtp_policy.kernels._sampler import Sampler
+from gtp_policy.kernels.folded import Sampler
+from gtp_policy.kernels.mlp import GradientPass, Pass, Stack, coarse_products
 from gtp_policy.networks import FlowMapMLP
 from gtp_policy.transitions import Transitions, unpack
 from gtp_policy.weighting import AdvantageWeighter

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gtp_policy.actor import FlowMapActor
+from gtp_policy.config import GTPLearnerConfig
 from gtp_policy.critic import (
     ExpectileBaseline,
     PolicyBaseline,
@@ -19,7 +20,6 @@ from gtp_policy.critic import (
     expectile_loss,
 )
 from gtp_policy.functional import check_shape, effective_sample_size, ema_, td_target
-from gtp_policy.gtp_config import GTPLearnerConfig
 from gtp_policy.guidance import AdvantageGuidance, Guidance, LinearQGuidance
 from gtp_policy.loss import GTPLoss
 from gtp_policy.times import Times

@@ -19,7 +19,7 @@ from gtp_policy import (
     KarrasTimes,
     LinearTimes,
     UniformTimes,
-    _plan,
+    _folding,
 )
 from gtp_policy.kernels import Engine, using
 from gtp_policy.networks import FlowMapMLP, Mish, linear
@@ -85,7 +85,7 @@ def test_a_plan_gives_the_references_actions(
     mean = torch.full_like(actor.normalizer.mean, shift)
     actor.normalizer.set_statistics_(mean, mean.abs() + 0.5)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_plan, "_BLOCK", block)
+        patch.setattr(_folding, "_BLOCK", block)
         wide = actor.fixed_noise.dtype == torch.float64
         check_equal(actor, rows, atol=1e-12 if wide else 2e-6, steps=steps)
 
@@ -288,7 +288,7 @@ NO_PLAN: list[tuple[str, Callable[[], FlowMapActor]]] = [
         ),
     ),
     ("Mirrored changes", lambda: Mirrored(OBS, ACT)),
-    ("33 jumps", lambda: make(steps=_plan._MOST_STEPS + 1)),
+    ("33 jumps", lambda: make(steps=_folding._MOST_STEPS + 1)),
     ("no bias", without_bias),
     ("other layers", other_activation),
     ("hooks", hooked),

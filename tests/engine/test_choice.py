@@ -38,18 +38,17 @@ from gtp_policy import (
     SelfTeacher,
     TimeSchedule,
     Transitions,
-    _engine,
-    _passes,
     load_checkpoint,
     save_checkpoint,
 )
-from gtp_policy._engine import explain as engine_of
-from gtp_policy._fused import FusedUpdate
-from gtp_policy._graph import GraphedUpdate, Step
-from gtp_policy._stacked import share_, together
-from gtp_policy._update import Draws, draw
+from gtp_policy._engine import choice
+from gtp_policy._engine.by_hand import FusedUpdate
+from gtp_policy._engine.choice import explain as engine_of
+from gtp_policy._engine.cuda_graph import GraphedUpdate, Step
+from gtp_policy._engine.seeds import share_, together
+from gtp_policy.algorithm import Draws, draw
 from gtp_policy.errors import DataError, ShapeError
-from gtp_policy.kernels import explain, using
+from gtp_policy.kernels import explain, mlp, using
 from gtp_policy.networks import Mish, linear
 
 OBS, ACT, ROWS = 3, 2, 24
@@ -555,7 +554,7 @@ def test_batched_products_compute_the_same(
     numbers = tuple(range(seeds))
     several = MultiSeedLearner(make_seeds(config, numbers, torch.float64))
     reference = MultiSeedLearner(make_seeds(config, numbers, torch.float64))
-    monkeypatch.setattr(_passes, "_in_blocks", lambda x: False)
+    monkeypatch.setattr(mlp, "_in_blocks", lambda x: False)
     for step in range(2):
         batches = [make_batch(7 * seed + step, dtype=torch.float64) for seed in numbers]
         told = several.update(batches)
@@ -593,14 +592,14 @@ def test_an_update_looks_at_no_number(variant: str) -> None:
 @pytest.mark.parametrize("variant", ["linear Q", "a derivative"])
 def test_what_asks_autograd_is_not_recorded(variant: str) -> None:
     parts = make_learner(make_config(**VARIANTS[variant]))._parts()
-    assert _engine._unrecorded(parts) == "autograd has a part in it"
+    assert choice._unrecorded(parts) == "autograd has a part in it"
     weighted = make_learner()
     weighted.weighter = Flat()  # type: ignore[assignment]
-    assert _engine._unrecorded(weighted._parts()) == "the weighter is a class of its own"
+    assert choice._unrecorded(weighted._parts()) == "the weighter is a class of its own"
     swap_optimizer(weighted := make_learner())
-    reason = _engine._unrecorded(weighted._parts())
+    reason = choice._unrecorded(weighted._parts())
     assert reason == "the optimiser of actor is not Adam as it comes"
-    assert _engine._unrecorded(make_learner()._parts()) == "only CUDA records"
+    assert choice._unrecorded(make_learner()._parts()) == "only CUDA records"
 
 
 def learner_streams() -> Callable[[str], torch.Generator]:
@@ -692,7 +691,7 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         launches.append(len(steps))
         return run(self, steps)
 
-    monkeypatch.setattr(_engine, "_build", build)
+    monkeypatch.setattr(choice, "_build", build)
     monkeypatch.setattr(Replayed, "run", count)
     return launches
 
@@ -756,8 +755,8 @@ def test_several_seeds_from_a_dataset_in_one_launch(recording: list[int]) -> Non
 def test_a_schedule_builds_nothing_anew(
     recording: list[int], monkeypatch: pytest.MonkeyPatch, seeds: int
 ) -> None:
-    built, build = [], _engine._build
-    monkeypatch.setattr(_engine, "_build", lambda *args: built.append(1) or build(*args))
+    built, build = [], choice._build
+    monkeypatch.setattr(choice, "_build", lambda *args: built.append(1) or build(*args))
     dataset, config = make_dataset(), make_config(**SCHEDULED)
     several = MultiSeedLearner.from_dataset(dataset, config, seeds=range(seeds))
     several.update_from(dataset, 80, batch_size=ROWS)

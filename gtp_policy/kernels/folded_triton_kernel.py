@@ -33,7 +33,7 @@ def _jit(function: Callable[..., Any]) -> Any:  # noqa: ANN401 - Triton has no t
 
 
 @_jit
-def mish(x: tl.tensor) -> tl.tensor:
+def mish(x: tl.tensor) -> tl.tensor:  # noqa: D103 - Triton compiles what stands here
     e = tl.exp(tl.minimum(x, 20.0))
     n = e * (e + 2.0)
     return x * (n / (n + 2.0))
@@ -73,7 +73,7 @@ def product(
 
 
 @_jit
-def jumps(
+def jumps(  # noqa: D103 - the header of this file says what it computes
     obs: tl.tensor,  # (S, rows, OBS)
     noise: tl.tensor,  # (S, rows, ACT)
     out: tl.tensor,  # (S, rows, ACT)

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gtp_policy import FlowMapActor, FlowMapActorConfig, KarrasTimes, UniformTimes, _plan
-from gtp_policy.kernels import _numba, using
+from gtp_policy import FlowMapActor, FlowMapActorConfig, KarrasTimes, UniformTimes, _folding
+from gtp_policy.kernels import folded_numba, using
 
 ROOT = Path(__file__).parents[2]
 NUMBA = ["sample: numba (one compiled function)"]
@@ -50,7 +50,7 @@ def reference(actor: FlowMapActor, rows: int = 5, **choices: Any) -> Tensor:
     sigma_data=st.floats(0.05, 2.0),
     times=st.sampled_from(TIMES),
     steps=st.integers(1, 12),
-    rows=st.integers(1, _plan._FEW_ROWS),
+    rows=st.integers(1, _folding._FEW_ROWS),
     shift=st.floats(-5, 5, width=32),
 )
 def test_the_references_actions(
@@ -76,7 +76,7 @@ def test_products_of_any_size(outputs: int, rows: int) -> None:
     rng = np.random.default_rng(0)
     weight, x = rng.normal(size=(outputs, 21)), rng.normal(size=(rows, 16))
     out = np.full((rows, outputs), np.nan, np.float32)
-    _numba._product(weight.astype(np.float32), 5, x.astype(np.float32), out)
+    folded_numba._product(weight.astype(np.float32), 5, x.astype(np.float32), out)
     np.testing.assert_allclose(out, x @ weight[:, 5:].T, atol=1e-5)
 
 
@@ -146,7 +146,7 @@ def check_torch(actor: FlowMapActor, why: str, rows: int = 5, atol: float = 1e-6
 
 
 def test_other_dtypes_layouts_and_many_rows() -> None:
-    check_torch(make(), "beyond 24 rows", rows=_plan._FEW_ROWS + 1)
+    check_torch(make(), "beyond 24 rows", rows=_folding._FEW_ROWS + 1)
     check_torch(make().double(), "float64", atol=1e-12)
     transposed = make()
     weight = transposed.network.mlp[2].weight
@@ -164,7 +164,7 @@ def test_other_dtypes_layouts_and_many_rows() -> None:
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was found out about numba is forgotten for one test."""
-    monkeypatch.setattr(_plan, "_compiled", functools.cache(_plan._compiled.__wrapped__))
+    monkeypatch.setattr(_folding, "_compiled", functools.cache(_folding._compiled.__wrapped__))
 
 
 @pytest.mark.usefixtures("fresh")
@@ -194,7 +194,7 @@ def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(_numba, "sample", fail)
+    monkeypatch.setattr(folded_numba, "sample", fail)
     check_torch(make(), "OSError: no space left on device")
 
 

@@ -1,6 +1,6 @@
 """The sampler's plan away from the CPU: one folded network, and the fastest way through it.
 
-`DevicePlan` does for an actor on a device what `gtp_policy._plan.SamplerPlan` does on the CPU.
+`DevicePlan` does for an actor on a device what `gtp_policy._folding.SamplerPlan` does on the CPU.
 `fold` and `fastest` serve an update, which keeps the parameters of several seeds in one piece and
 records what it does as a CUDA graph.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gtp_policy.functional import precondition
-from gtp_policy.kernels._sampler import Folded, Precision, Sampler, TorchSampler
+from gtp_policy.kernels.folded import Folded, Precision, Sampler, TorchSampler
 from gtp_policy.networks import FlowMapMLP, TimeEmbedding
 from gtp_policy.spaces import ObservationNormalizer
 
@@ -81,12 +81,12 @@ def fastest(folded: Folded, precision: Precision = "fp32") -> tuple[Sampler, str
     """
     if folded.weights[0].device.type == "cpu":
         return TorchSampler(folded), "the network is on the CPU"
-    from gtp_policy.kernels import _triton  # importing Triton takes time
+    from gtp_policy.kernels import folded_triton  # importing Triton takes time
 
-    why_not = _triton.unsupported(folded, precision)
+    why_not = folded_triton.unsupported(folded, precision)
     if why_not is not None:
         return TorchSampler(folded), why_not
-    return _triton.TritonSampler(folded, precision), ""
+    return folded_triton.TritonSampler(folded, precision), ""
 
 
 class DevicePlan:

@@ -11,7 +11,7 @@ from torch.nn import functional
 from gtp_policy import GTPConfig, GTPLearner, Transitions, kernels
 
 pytest.importorskip("numba", reason="the compiled kernels need numba (extra 'fast')")
-from gtp_policy.kernels import _numba_mish
+from gtp_policy.kernels import mish_numba
 
 
 def oracle(x: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -30,8 +30,8 @@ def test_values_and_slopes(shape: tuple[int, int], scale: float) -> None:
     bias = torch.zeros(shape[1])  # the sum itself rounds, and is no matter of the kernel
     values, slopes = oracle(x, bias)
     plain, both, slope = x.clone(), x.clone(), torch.empty(shape)
-    _numba_mish.mish_(plain.numpy(), bias.numpy())
-    _numba_mish.mish_with_slope_(both.numpy(), bias.numpy(), slope.numpy())
+    mish_numba.mish_(plain.numpy(), bias.numpy())
+    mish_numba.mish_with_slope_(both.numpy(), bias.numpy(), slope.numpy())
     # Relative, however negative x is, down to where exp(x) is no normal number.
     normal = values.abs() > 2e-36
     for got in (plain, both):
@@ -43,7 +43,7 @@ def test_the_bias_belongs_to_its_column() -> None:
     x, bias = torch.zeros(2, 3), torch.tensor([-1.0, 0.0, 1.0])
     values, slopes = oracle(x, bias)
     slope = torch.empty(2, 3)
-    _numba_mish.mish_with_slope_(x.numpy(), bias.numpy(), slope.numpy())
+    mish_numba.mish_with_slope_(x.numpy(), bias.numpy(), slope.numpy())
     torch.testing.assert_close(x.double(), values, rtol=1e-6, atol=0)
     torch.testing.assert_close(slope.double(), slopes, rtol=1e-6, atol=1e-7)
 
@@ -51,7 +51,7 @@ def test_the_bias_belongs_to_its_column() -> None:
 def test_what_is_no_number_stays_so() -> None:
     x = np.array([[np.nan, np.inf, 3e38, -3e38]], np.float32)
     slope, bias = np.empty_like(x), np.zeros(4, np.float32)
-    _numba_mish.mish_with_slope_(x, bias, slope)
+    mish_numba.mish_with_slope_(x, bias, slope)
     assert np.isnan(x[0, 0])
     assert np.isnan(slope[0, 0])
     assert x[0, 1:].tolist() == [np.inf, np.float32(3e38), 0.0]

@@ -2,7 +2,7 @@ r"""The folded sampler of the default network on any device, of one network or o
 
 Along a grid the times are known, and so is the share of the first layer that is made of times
 alone. `Folded` holds what is left: the parameters where they are, and a few numbers per jump.
-`TorchSampler` computes the jumps with torch's operators, `gtp_policy.kernels._triton` in one
+`TorchSampler` computes the jumps with torch's operators, `gtp_policy.kernels.folded_triton` in one
 kernel. Both read the parameters on every call and wait for no device, so that a CUDA graph can
 capture them. Several networks of one shape, say of several seeds, are stacked along a leading
 axis S of parameters, observations and noise.

@@ -1,0 +1,1 @@
+"""How updates are computed: ``choice`` takes the fastest way that does what the reference does."""
