@@ -48,12 +48,15 @@ class PeerConfig(ExperimentConfig):
 
     peer: Peer = Field(description="Which algorithm.")
     hidden: tuple[int, ...] = Field(
-        (256, 256, 256), description="Widths of every network: GTP's, not the peers' (256, 256)."
+        default=(256, 256, 256),
+        description="Widths of every network: GTP's, not the peers' (256, 256).",
     )
-    learning_rate: float = Field(3e-4, gt=0, description="Adam's, of every network.")
-    expectile: float = Field(0.7, gt=0, lt=1, description="IQL's; 0.9 is customary for AntMaze.")
-    inverse_temperature: float = Field(3.0, ge=0, description="IQL's; 10 for AntMaze.")
-    alpha: float = Field(2.5, gt=0, description="TD3+BC's weight of Q against cloning.")
+    learning_rate: float = Field(default=3e-4, gt=0, description="Adam's, of every network.")
+    expectile: float = Field(
+        default=0.7, gt=0, lt=1, description="IQL's; 0.9 is customary for AntMaze."
+    )
+    inverse_temperature: float = Field(default=3.0, ge=0, description="IQL's; 10 for AntMaze.")
+    alpha: float = Field(default=2.5, gt=0, description="TD3+BC's weight of Q against cloning.")
 
 
 def build(config: PeerConfig, obs_dim: int, action_dim: int) -> Any:  # noqa: ANN401 - d3rlpy's

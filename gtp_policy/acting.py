@@ -29,7 +29,7 @@ class ArgmaxChoice(Config):
         True
     """
 
-    kind: Literal["argmax"] = Field("argmax", description="Discriminator of the union.")
+    kind: Literal["argmax"] = Field(default="argmax", description="Discriminator of the union.")
 
     def pick(self, q: Tensor, generator: torch.Generator | None) -> Tensor:
         """Returns the chosen candidate of each row.
@@ -60,8 +60,8 @@ class SoftmaxChoice(Config):
         0.5
     """
 
-    kind: Literal["softmax"] = Field("softmax", description="Discriminator of the union.")
-    temperature: Float = Field(1.0, gt=0, description="In units of Q; small is greedy.")
+    kind: Literal["softmax"] = Field(default="softmax", description="Discriminator of the union.")
+    temperature: Float = Field(default=1.0, gt=0, description="In units of Q; small is greedy.")
 
     def pick(self, q: Tensor, generator: torch.Generator | None) -> Tensor:
         """Returns the chosen candidate of each row.

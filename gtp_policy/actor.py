@@ -35,16 +35,22 @@ class FlowMapActorConfig(Config):
     """
 
     hidden: tuple[Width, ...] = Field(
-        (256, 256, 256), min_length=1, description="Widths of the default network's hidden layers."
+        default=(256, 256, 256),
+        min_length=1,
+        description="Widths of the default network's hidden layers.",
     )
     time_dim: Int = Field(
-        32, ge=2, le=4096, multiple_of=2, description="Features of each of the two time embeddings."
+        default=32,
+        ge=2,
+        le=4096,
+        multiple_of=2,
+        description="Features of each of the two time embeddings.",
     )
     steps: Int = Field(
-        5, ge=1, le=10_000, description="K, jumps per sampled action; can be set per call."
+        default=5, ge=1, le=10_000, description="K, jumps per sampled action; can be set per call."
     )
     sigma_data: Float | None = Field(
-        None,
+        default=None,
         gt=0,
         description="Standard deviation of the actions in [-1, 1], for the preconditioning. None: "
         "taken from the dataset by GTPLearner.from_dataset, 0.5 without a dataset.",

@@ -24,26 +24,30 @@ class GTPLearnerConfig(Config):
     """
 
     total_updates: Int = Field(
-        1_000_000,
+        default=1_000_000,
         ge=1,
         description="Length of the run: the curriculum and the learning rate unfold over it.",
     )
-    actor_lr: Float = Field(3e-4, gt=0, description="Adam's learning rate of the actor.")
-    critic_lr: Float = Field(3e-4, gt=0, description="Adam's learning rate of critic and value.")
+    actor_lr: Float = Field(default=3e-4, gt=0, description="Adam's learning rate of the actor.")
+    critic_lr: Float = Field(
+        default=3e-4, gt=0, description="Adam's learning rate of critic and value."
+    )
     lr_schedule: Literal["constant", "cosine"] = Field(
-        "constant", description="Whether learning rates fall to 0 along a half cosine."
+        default="constant", description="Whether learning rates fall to 0 along a half cosine."
     )
     max_grad_norm: Float | None = Field(
-        None, gt=0, description="Clips the gradient norm of actor and critic; None: no clipping."
+        default=None,
+        gt=0,
+        description="Clips the gradient norm of actor and critic; None: no clipping.",
     )
     ema_rate: Float = Field(
-        0.005,
+        default=0.005,
         gt=0,
         le=1,
         description="Rate at which the slow copies of actor and critic follow, every update.",
     )
     critic_ema_rate: Float | None = Field(
-        None,
+        default=None,
         gt=0,
         le=1,
         description="Rate of the critic's target; None: ema_rate. Values reach 95 % of the level "
@@ -58,21 +62,21 @@ class GTPLearnerConfig(Config):
         description="How the critic guides the actor, where there is one.",
     )
     guidance_start: Int = Field(
-        0,
+        default=0,
         ge=0,
         description="Updates during which the actor clones the data unguided, while the critic "
         "learns what to judge by; from total_updates on never. A critic of the first updates knows "
         "nothing, and what it leads the actor to takes long to unlearn.",
     )
     backup_actions: Int = Field(
-        1,
+        default=1,
         ge=1,
         le=10_000,
         description="Actions sampled per next observation; above 1 the target takes each critic's "
         "maximum over them (max-Q backup), then the minimum over critics.",
     )
     eval_candidates: Int = Field(
-        16,
+        default=16,
         ge=1,
         le=10_000,
         description="Fixed noises from which a deterministic action starts; the target critic "
@@ -80,7 +84,7 @@ class GTPLearnerConfig(Config):
         "everywhere.",
     )
     no_grad_precision: Literal["float32", "bfloat16"] = Field(
-        "float32",
+        default="float32",
         description="Precision of matrix products of which no gradient is taken: sampled actions, "
         "targets, advantages. bfloat16 rounds their factors to 8 bits, a relative error of some "
         "1e-3 in the results, where fused updates run on a processor that multiplies them faster.",
@@ -90,9 +94,11 @@ class GTPLearnerConfig(Config):
         description="How the target critic chooses among several candidates.",
     )
     normalize_obs: Bool = Field(
-        True, description="Whether from_dataset normalises observations by the dataset."
+        default=True, description="Whether from_dataset normalises observations by the dataset."
     )
-    seed: Int = Field(0, ge=0, description="Seed of initial parameters and of every update.")
+    seed: Int = Field(
+        default=0, ge=0, description="Seed of initial parameters and of every update."
+    )
 
     @property
     def critic_rate(self) -> float:

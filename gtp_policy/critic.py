@@ -26,10 +26,14 @@ class QEnsembleConfig(Config):
     """
 
     hidden: tuple[Width, ...] = Field(
-        (256, 256, 256), min_length=1, description="Widths of the hidden layers."
+        default=(256, 256, 256), min_length=1, description="Widths of the hidden layers."
     )
-    members: Int = Field(2, ge=1, le=10_000, description="N, number of independent Q networks.")
-    layer_norm: Bool = Field(False, description="Layer normalisation before each activation.")
+    members: Int = Field(
+        default=2, ge=1, le=10_000, description="N, number of independent Q networks."
+    )
+    layer_norm: Bool = Field(
+        default=False, description="Layer normalisation before each activation."
+    )
 
 
 class QEnsemble(nn.Module):
@@ -190,8 +194,10 @@ class PolicyBaseline(Config):
         1
     """
 
-    kind: Literal["policy"] = Field("policy", description="Discriminator of the union.")
-    samples: Int = Field(4, ge=1, le=10_000, description="M, sampled actions per observation.")
+    kind: Literal["policy"] = Field(default="policy", description="Discriminator of the union.")
+    samples: Int = Field(
+        default=4, ge=1, le=10_000, description="M, sampled actions per observation."
+    )
 
 
 class ExpectileBaseline(Config):
@@ -211,10 +217,16 @@ class ExpectileBaseline(Config):
         0.9
     """
 
-    kind: Literal["expectile"] = Field("expectile", description="Discriminator of the union.")
-    expectile: Float = Field(0.7, gt=0, lt=1, description="0.5 is the mean, 1 would be the max.")
+    kind: Literal["expectile"] = Field(
+        default="expectile", description="Discriminator of the union."
+    )
+    expectile: Float = Field(
+        default=0.7, gt=0, lt=1, description="0.5 is the mean, 1 would be the max."
+    )
     hidden: tuple[Width, ...] = Field(
-        (256, 256, 256), min_length=1, description="Widths of the value network's hidden layers."
+        default=(256, 256, 256),
+        min_length=1,
+        description="Widths of the value network's hidden layers.",
     )
 
 

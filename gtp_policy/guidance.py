@@ -20,7 +20,9 @@ class AdvantageGuidance(Config):
         True
     """
 
-    kind: Literal["advantage"] = Field("advantage", description="Discriminator of the union.")
+    kind: Literal["advantage"] = Field(
+        default="advantage", description="Discriminator of the union."
+    )
 
 
 class LinearQGuidance(Config):
@@ -43,11 +45,18 @@ class LinearQGuidance(Config):
         False
     """
 
-    kind: Literal["linear_q"] = Field("linear_q", description="Discriminator of the union.")
-    scale: Float = Field(0.01, ge=0, description="Lambda, factor of -Q in the actor's loss.")
-    normalize: Bool = Field(False, description="Divides by the mean of abs(Q), without gradient.")
+    kind: Literal["linear_q"] = Field(default="linear_q", description="Discriminator of the union.")
+    scale: Float = Field(
+        default=0.01, ge=0, description="Lambda, factor of -Q in the actor's loss."
+    )
+    normalize: Bool = Field(
+        default=False, description="Divides by the mean of abs(Q), without gradient."
+    )
     steps: Int | None = Field(
-        None, ge=1, le=10_000, description="Sampler steps to differentiate; None: the actor's K."
+        default=None,
+        ge=1,
+        le=10_000,
+        description="Sampler steps to differentiate; None: the actor's K.",
     )
 
     def loss(
@@ -79,7 +88,7 @@ class NoGuidance(Config):
         'none'
     """
 
-    kind: Literal["none"] = Field("none", description="Discriminator of the union.")
+    kind: Literal["none"] = Field(default="none", description="Discriminator of the union.")
 
 
 Guidance = Annotated[AdvantageGuidance | LinearQGuidance | NoGuidance, Field(discriminator="kind")]

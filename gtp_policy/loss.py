@@ -34,7 +34,7 @@ class GTPLossConfig(Config):
     """
 
     flow_weight: Float = Field(
-        1.0, ge=0, description="Factor of the flow loss beside the consistency loss."
+        default=1.0, ge=0, description="Factor of the flow loss beside the consistency loss."
     )
     curriculum: Curriculum = Field(
         default_factory=Curriculum, description="Grid intervals N as training proceeds."
@@ -43,44 +43,47 @@ class GTPLossConfig(Config):
         default_factory=UniformIndex, description="How the start time is drawn from the grid."
     )
     max_gap: Int = Field(
-        1,
+        default=1,
         ge=1,
         description="Largest gap from t down to u in grid intervals; 1 is the neighbour rule. Of "
         "no effect with the midpoint rule.",
     )
     s_rule: SRule = Field(
-        "uniform",
+        default="uniform",
         description="How s is drawn: uniform below t; zero; equal_u; dyadic, a power of two grid "
         "intervals below t.",
     )
     u_rule: URule = Field(
-        "adjacent", description="How u is drawn: adjacent to t, within max_gap; or the midpoint."
+        default="adjacent",
+        description="How u is drawn: adjacent to t, within max_gap; or the midpoint.",
     )
     teacher: Teacher = Field(
         default_factory=SurrogateTeacher, description="What the consistency loss compares with."
     )
     target: Literal["ema", "stopgrad"] = Field(
-        "ema",
+        default="ema",
         description="Whose flow map the teacher uses: the slow copy's, or the actor's own without "
         "gradient.",
     )
     compare_at: Literal["s", "zero"] = Field(
-        "s",
+        default="s",
         description="Where the two arrivals are compared: at time s, or after one more jump of the "
         "teacher's flow map from s to 0.",
     )
     time_weight: Literal["none", "gap", "endpoint", "edm"] = Field(
-        "none",
+        default="none",
         description="Factor of the consistency loss: none; gap, 1/(t-u); endpoint, (1-s/t)^-2, "
         "which measures the error in the endpoint instead of in the state at time s. edm, "
         "1/c_out(t)^2, of both losses: the error in the network's own units; on the default path "
         "(t^2+sigma_data^2)/(t sigma_data)^2.",
     )
     huber: Float | None = Field(
-        None, gt=0, description="c of the pseudo-Huber metric; None for the squared L2 distance."
+        default=None,
+        gt=0,
+        description="c of the pseudo-Huber metric; None for the squared L2 distance.",
     )
     reduction: Literal["mean", "sum"] = Field(
-        "mean", description="Reduction of the squared error over the action's dimensions."
+        default="mean", description="Reduction of the squared error over the action's dimensions."
     )
 
 

@@ -24,9 +24,9 @@ class LinearReward(Config):
         tensor([-2.,  2.])
     """
 
-    kind: Literal["linear"] = Field("linear", description="Discriminator of the union.")
-    subtract: Float = Field(0.0, description="Taken from every reward first.")
-    multiply: Float = Field(1.0, gt=0, description="Factor after that.")
+    kind: Literal["linear"] = Field(default="linear", description="Discriminator of the union.")
+    subtract: Float = Field(default=0.0, description="Taken from every reward first.")
+    multiply: Float = Field(default=1.0, gt=0, description="Factor after that.")
 
     def apply(self, reward: Tensor, ends: npt.NDArray[np.bool_]) -> Tensor:
         """Returns transformed rewards.
@@ -51,7 +51,9 @@ class StandardizedReward(Config):
         tensor([-1.,  1.])
     """
 
-    kind: Literal["standardize"] = Field("standardize", description="Discriminator of the union.")
+    kind: Literal["standardize"] = Field(
+        default="standardize", description="Discriminator of the union."
+    )
 
     def apply(self, reward: Tensor, ends: npt.NDArray[np.bool_]) -> Tensor:
         """Returns transformed rewards.
@@ -88,8 +90,10 @@ class ReturnRangeReward(Config):
         tensor([ 5., 15., 10.])
     """
 
-    kind: Literal["return_range"] = Field("return_range", description="Discriminator of the union.")
-    to: Float = Field(1000.0, gt=0, description="Span from the worst to the best episode.")
+    kind: Literal["return_range"] = Field(
+        default="return_range", description="Discriminator of the union."
+    )
+    to: Float = Field(default=1000.0, gt=0, description="Span from the worst to the best episode.")
 
     def apply(self, reward: Tensor, ends: npt.NDArray[np.bool_]) -> Tensor:
         """Returns transformed rewards.

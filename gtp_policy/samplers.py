@@ -36,9 +36,12 @@ class JumpSampler(Config):
         5
     """
 
-    kind: Literal["jump"] = Field("jump", description="Discriminator of the union.")
+    kind: Literal["jump"] = Field(default="jump", description="Discriminator of the union.")
     gamma: Float = Field(
-        0.0, ge=0, le=1, description="Share of each jump's noise that is drawn anew; 0: none."
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of each jump's noise that is drawn anew; 0: none.",
     )
 
     def noises(self, steps: int) -> int:
@@ -99,9 +102,9 @@ class OdeSampler(Config):
         1
     """
 
-    kind: Literal["ode"] = Field("ode", description="Discriminator of the union.")
+    kind: Literal["ode"] = Field(default="ode", description="Discriminator of the union.")
     method: Literal["euler", "heun"] = Field(
-        "heun", description="Solver: of first order, or of second at two passes a step."
+        default="heun", description="Solver: of first order, or of second at two passes a step."
     )
 
     def noises(self, steps: int) -> int:

@@ -41,7 +41,9 @@ class SurrogateTeacher(Config):
         True
     """
 
-    kind: Literal["surrogate"] = Field("surrogate", description="Discriminator of the union.")
+    kind: Literal["surrogate"] = Field(
+        default="surrogate", description="Discriminator of the union."
+    )
 
     def offset(
         self, target: FlowMap, obs: Tensor, action: Tensor, times: Times, z: Tensor
@@ -80,11 +82,13 @@ class OdeTeacher(Config):
         3
     """
 
-    kind: Literal["ode"] = Field("ode", description="Discriminator of the union.")
+    kind: Literal["ode"] = Field(default="ode", description="Discriminator of the union.")
     method: Literal["euler", "heun"] = Field(
-        "heun", description="Solver: of first order, or of second at two passes a step."
+        default="heun", description="Solver: of first order, or of second at two passes a step."
     )
-    steps: Int = Field(1, ge=1, le=3, description="Steps from t to u, evenly spaced in time.")
+    steps: Int = Field(
+        default=1, ge=1, le=3, description="Steps from t to u, evenly spaced in time."
+    )
 
     def offset(
         self, target: FlowMap, obs: Tensor, action: Tensor, times: Times, z: Tensor
@@ -129,7 +133,7 @@ class SelfTeacher(Config):
         1
     """
 
-    kind: Literal["self"] = Field("self", description="Discriminator of the union.")
+    kind: Literal["self"] = Field(default="self", description="Discriminator of the union.")
 
     def offset(
         self, target: FlowMap, obs: Tensor, action: Tensor, times: Times, z: Tensor
@@ -173,7 +177,7 @@ class JvpTeacher(Config):
         'jvp'
     """
 
-    kind: Literal["jvp"] = Field("jvp", description="Discriminator of the union.")
+    kind: Literal["jvp"] = Field(default="jvp", description="Discriminator of the union.")
 
     def offset(
         self, target: FlowMap, obs: Tensor, action: Tensor, times: Times, z: Tensor
@@ -223,7 +227,7 @@ class NoTeacher(Config):
         'none'
     """
 
-    kind: Literal["none"] = Field("none", description="Discriminator of the union.")
+    kind: Literal["none"] = Field(default="none", description="Discriminator of the union.")
 
 
 Teacher = Annotated[

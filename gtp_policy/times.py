@@ -52,12 +52,18 @@ class KarrasTimes(Config):
         tensor([80.0000,  2.5152,  0.0000])
     """
 
-    kind: Literal["karras"] = Field("karras", description="Discriminator of the union.")
+    kind: Literal["karras"] = Field(default="karras", description="Discriminator of the union.")
     t_min: Float = Field(
-        0.005, gt=0, description="Time that the grid's spacing would reach in the place of 0."
+        default=0.005,
+        gt=0,
+        description="Time that the grid's spacing would reach in the place of 0.",
     )
-    t_max: Float = Field(5.0, gt=0, description="T, the noise std at which sampling starts.")
-    rho: Float = Field(7.0, ge=1, description="Larger values put more nodes at small times.")
+    t_max: Float = Field(
+        default=5.0, gt=0, description="T, the noise std at which sampling starts."
+    )
+    rho: Float = Field(
+        default=7.0, ge=1, description="Larger values put more nodes at small times."
+    )
     path: ClassVar[Path] = "ve"
 
     @model_validator(mode="after")
@@ -109,8 +115,10 @@ class UniformTimes(Config):
         tensor([2.0000, 1.5000, 1.0000, 0.5000, 0.0000])
     """
 
-    kind: Literal["uniform"] = Field("uniform", description="Discriminator of the union.")
-    t_max: Float = Field(5.0, gt=0, description="T, the noise std at which sampling starts.")
+    kind: Literal["uniform"] = Field(default="uniform", description="Discriminator of the union.")
+    t_max: Float = Field(
+        default=5.0, gt=0, description="T, the noise std at which sampling starts."
+    )
     path: ClassVar[Path] = "ve"
 
     def grid(
@@ -167,7 +175,7 @@ class LinearTimes(Config):
         tensor([1.0000, 0.7500, 0.5000, 0.2500, 0.0000])
     """
 
-    kind: Literal["linear"] = Field("linear", description="Discriminator of the union.")
+    kind: Literal["linear"] = Field(default="linear", description="Discriminator of the union.")
     path: ClassVar[Path] = "linear"
 
     @property
@@ -233,7 +241,7 @@ class UniformIndex(Config):
         'uniform'
     """
 
-    kind: Literal["uniform"] = Field("uniform", description="Discriminator of the union.")
+    kind: Literal["uniform"] = Field(default="uniform", description="Discriminator of the union.")
 
 
 class LogNormalIndex(Config):
@@ -252,9 +260,11 @@ class LogNormalIndex(Config):
         2.0
     """
 
-    kind: Literal["lognormal"] = Field("lognormal", description="Discriminator of the union.")
-    mean: Float = Field(-1.1, description="Mean of ln t.")
-    std: Float = Field(2.0, gt=0, description="Standard deviation of ln t.")
+    kind: Literal["lognormal"] = Field(
+        default="lognormal", description="Discriminator of the union."
+    )
+    mean: Float = Field(default=-1.1, description="Mean of ln t.")
+    std: Float = Field(default=2.0, gt=0, description="Standard deviation of ln t.")
 
 
 TimeLaw = Annotated[UniformIndex | LogNormalIndex, Field(discriminator="kind")]
@@ -302,8 +312,8 @@ class Curriculum(Config):
         [10, 20, 40, 80, 80]
     """
 
-    start: Int = Field(10, ge=1, description="Intervals at the beginning of training.")
-    end: Int = Field(1280, ge=1, le=2**20, description="Intervals at the end of training.")
+    start: Int = Field(default=10, ge=1, description="Intervals at the beginning of training.")
+    end: Int = Field(default=1280, ge=1, le=2**20, description="Intervals at the end of training.")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

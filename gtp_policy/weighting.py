@@ -18,11 +18,16 @@ class AdvantageWeighterConfig(Config):
     """
 
     eta: Float = Field(
-        1.0, ge=0, description="Temperature; 0 is behaviour cloning, larger is greedier."
+        default=1.0, ge=0, description="Temperature; 0 is behaviour cloning, larger is greedier."
     )
-    eps: Float = Field(1e-6, gt=0, description="Added to the standard deviation of the advantages.")
+    eps: Float = Field(
+        default=1e-6, gt=0, description="Added to the standard deviation of the advantages."
+    )
     max_weight: Float = Field(
-        100.0, ge=1, le=1e30, description="Cap, applied to the exponent; at most 1e30 for float32."
+        default=100.0,
+        ge=1,
+        le=1e30,
+        description="Cap, applied to the exponent; at most 1e30 for float32.",
     )
 
 

@@ -22,25 +22,33 @@ class EvaluationConfig(Config):
     """
 
     environment: str | None = Field(
-        None,
+        default=None,
         description="An id of gymnasium, or module:function with a function that builds the "
         "environment. None: the dataset's own, by its id.",
     )
-    every: Count = Field(10_000, description="Updates between evaluations; one more at the end.")
-    episodes: Count = Field(10, description="Episodes per evaluation.")
+    every: Count = Field(
+        default=10_000, description="Updates between evaluations; one more at the end."
+    )
+    episodes: Count = Field(default=10, description="Episodes per evaluation.")
     parallel: Count = Field(
-        20, description="Environments that are open at a time; the noise of actions depends on it."
+        default=20,
+        description="Environments that are open at a time; the noise of actions depends on it.",
     )
     max_steps: Count | None = Field(
-        None, description="Cuts longer episodes; None: the environment's own limit alone."
+        default=None, description="Cuts longer episodes; None: the environment's own limit alone."
     )
-    steps: Count | None = Field(None, description="K at evaluation; None: the actor's.")
-    candidates: Count = Field(1, description="Actions to draw and let the target critic choose.")
+    steps: Count | None = Field(default=None, description="K at evaluation; None: the actor's.")
+    candidates: Count = Field(
+        default=1, description="Actions to draw and let the target critic choose."
+    )
     choice: Choice = Field(
         default_factory=ArgmaxChoice, description="How one of several candidates is chosen."
     )
     seed: int = Field(
-        0, ge=0, strict=True, description="Together with the run's seed and update: the starts."
+        default=0,
+        ge=0,
+        strict=True,
+        description="Together with the run's seed and update: the starts.",
     )
 
 
@@ -62,18 +70,20 @@ class ExperimentConfig(Config):
     dataset: str = Field(
         min_length=1, description="Id of a Minari dataset, or path of a file in D4RL's layout."
     )
-    data_note: str = Field("", description="Where the data comes from, in words, for tables.")
+    data_note: str = Field(
+        default="", description="Where the data comes from, in words, for tables."
+    )
     task: str | None = Field(
-        None,
+        default=None,
         description="Name of the task in D4RL's manner, e.g. hopper-medium: brings the reference "
         "scores and the paper's figure. None: returns stay as they are.",
     )
-    gamma: float = Field(0.99, ge=0, le=1, description="Discount factor.")
+    gamma: float = Field(default=0.99, ge=0, le=1, description="Discount factor.")
     reward: RewardTransform = Field(
         default_factory=LinearReward, description="Done to the rewards before training."
     )
     best_episodes: float | None = Field(
-        None,
+        default=None,
         gt=0,
         le=1,
         description="Share of the episodes to train on, those with the highest returns: cloning "
@@ -81,18 +91,27 @@ class ExperimentConfig(Config):
     )
     method: str = Field(min_length=1, description="What tables call the policy.")
     seed: int = Field(
-        0, ge=0, strict=True, description="Of parameters, minibatches, updates and evaluations."
+        default=0,
+        ge=0,
+        strict=True,
+        description="Of parameters, minibatches, updates and evaluations.",
     )
     updates: Count = Field(description="Length of the run.")
-    batch_size: Count = Field(256, description="Transitions per update.")
+    batch_size: Count = Field(default=256, description="Transitions per update.")
     evaluation: EvaluationConfig = Field(
         default_factory=EvaluationConfig, description="How often and where the policy is tried."
     )
-    log_every: Count = Field(1000, description="Updates between records of the training metrics.")
-    checkpoint_every: Count = Field(10_000, description="Updates between checkpoints.")
-    keep_checkpoints: Count = Field(2, description="How many of the newest stay on the disk.")
-    threads: Count = Field(1, description="Threads of torch; sums in another order round apart.")
-    device: str = Field("cpu", description="Where data and networks live.")
+    log_every: Count = Field(
+        default=1000, description="Updates between records of the training metrics."
+    )
+    checkpoint_every: Count = Field(default=10_000, description="Updates between checkpoints.")
+    keep_checkpoints: Count = Field(
+        default=2, description="How many of the newest stay on the disk."
+    )
+    threads: Count = Field(
+        default=1, description="Threads of torch; sums in another order round apart."
+    )
+    device: str = Field(default="cpu", description="Where data and networks live.")
 
     @model_validator(mode="after")
     def _known_task(self) -> Self:
@@ -140,20 +159,21 @@ class RunConfig(ExperimentConfig):
         True
     """
 
-    method: str = Field("gtp", min_length=1, description="What tables call the policy.")
+    method: str = Field(default="gtp", min_length=1, description="What tables call the policy.")
     policy: GTPConfig = Field(
         default_factory=GTPConfig,
         description="Every choice of the policy and its training; its seed and total_updates are "
         "always set to those of the run.",
     )
     advantage_noise: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         description="Standard deviation of Gaussian noise on the advantages, in units of the "
         "minibatch's; for studies of robustness.",
     )
     advantage_bias: float = Field(
-        0.0, description="Added to the advantages in the same units; for studies of robustness."
+        default=0.0,
+        description="Added to the advantages in the same units; for studies of robustness.",
     )
 
     @field_validator("policy")

@@ -33,7 +33,8 @@ class Evaluation(Config):
     )
     lengths: tuple[int, ...] = Field(description="Steps by episode.")
     success: tuple[bool, ...] | None = Field(
-        None, description="Whether each episode reached its goal, where the environment says so."
+        default=None,
+        description="Whether each episode reached its goal, where the environment says so.",
     )
 
     @property

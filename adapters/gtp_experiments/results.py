@@ -44,21 +44,24 @@ class RunResult(Config):
         (40.0, 50.0)
     """
 
-    format: Literal[1] = Field(1, description="Version of this document.")
+    format: Literal[1] = Field(default=1, description="Version of this document.")
     method: str = Field(description="What tables call the policy.")
     dataset: str = Field(description="What it was trained on.")
-    data_note: str = Field("", description="Where the data comes from, in words.")
-    task: str | None = Field(None, description="Name of the task in D4RL's manner.")
+    data_note: str = Field(default="", description="Where the data comes from, in words.")
+    task: str | None = Field(default=None, description="Name of the task in D4RL's manner.")
     group: str = Field(description="Digest of every choice but the seed.")
     seed: int = Field(description="Seed of the run.")
     updates: int = Field(description="Number of updates that were asked for.")
     status: Literal["finished", "diverged"] = Field(description="How the run ended.")
-    message: str = Field("", description="Of a run that diverged: where and how.")
+    message: str = Field(default="", description="Of a run that diverged: where and how.")
     evaluations: tuple[Evaluation, ...] = Field(description="All evaluations in time order.")
-    reference: Reference | None = Field(None, description="Scale of the scores, if there is one.")
+    reference: Reference | None = Field(
+        default=None, description="Scale of the scores, if there is one."
+    )
     ms_per_update: float = Field(description="Milliseconds of training per update.")
     ms_per_action: float | None = Field(
-        None, description="Milliseconds per action for one observation, where it was measured."
+        default=None,
+        description="Milliseconds per action for one observation, where it was measured.",
     )
     data_sha256: str = Field(description="Hash of the arrays before the reward transform.")
     config: dict[str, JsonValue] = Field(description="Every choice.")

@@ -23,11 +23,11 @@ SCHEDULERS = "_lr_schedulers"  # key of a state dict, in the manner of Tianshou'
 class Saved(Config):
     """What a checkpoint holds for Tianshou alone; files of other hosts leave it at the defaults."""
 
-    gamma: float = Field(0.99, ge=0, le=1, strict=True)
-    deterministic_eval: bool = Field(True, strict=True)
-    steps: int | None = Field(None, ge=1, le=10_000, strict=True)
-    candidates: int | None = Field(None, ge=1, le=10_000, strict=True)
-    seed: int = Field(0, ge=-(2**63), lt=2**63, strict=True)
+    gamma: float = Field(default=0.99, ge=0, le=1, strict=True)
+    deterministic_eval: bool = Field(default=True, strict=True)
+    steps: int | None = Field(default=None, ge=1, le=10_000, strict=True)
+    candidates: int | None = Field(default=None, ge=1, le=10_000, strict=True)
+    seed: int = Field(default=0, ge=-(2**63), lt=2**63, strict=True)
     lr_schedulers: tuple[dict[str, JsonValue], ...] = ()
 
     @classmethod
