@@ -26,7 +26,7 @@ from examples.bandit import (
     train_clone,
     train_weighted,
 )
-from gtp_policy import KarrasTimes
+from gtp_policy.times import KarrasTimes
 
 STEPS = (1, 2, 5, 10)
 SAMPLES = 100_000

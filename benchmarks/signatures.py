@@ -24,15 +24,9 @@ from benchmarks.clock import training_parser, write
 from benchmarks.pictures import STYLE, save
 from benchmarks.tables import RESULTS, table
 from examples.bandit import STD, make_config, make_dataset, mode_shares
-from gtp_policy import (
-    AdvantageWeighterConfig,
-    Curriculum,
-    GTPConfig,
-    GTPLearner,
-    OfflineDataset,
-    spread_ratio,
-)
+from gtp_policy import AdvantageWeighterConfig, Curriculum, GTPConfig, GTPLearner, OfflineDataset
 from gtp_policy.errors import TrainingWarning
+from gtp_policy.metrics import spread_ratio
 
 OUTPUT = RESULTS / "signatures.json"
 STEPS = (1, 2, 5)

@@ -20,8 +20,9 @@ import torch
 from benchmarks.clock import training_parser, write
 from benchmarks.tables import RESULTS, table
 from examples.bandit import STD, make_config, make_dataset, mode_shares
-from gtp_policy import GTPLearner, gtp_residuals, presets
+from gtp_policy import GTPLearner, presets
 from gtp_policy.errors import NonFiniteError
+from gtp_policy.loss import gtp_residuals
 
 OUTPUT = RESULTS / "teachers.json"
 STEPS = (1, 2, 4, 8)

@@ -22,11 +22,11 @@ from gtp_policy import (
     GTPLearnerConfig,
     GTPLoss,
     GTPLossConfig,
-    KarrasTimes,
     OfflineDataset,
     QEnsembleConfig,
 )
 from gtp_policy.functional import ema_
+from gtp_policy.times import KarrasTimes
 
 MODES = np.array([(x, y) for x in (-0.8, 0.8) for y in (-0.8, 0.8)])
 STD = 0.05

@@ -11,8 +11,9 @@ from hypothesis import given
 from torch import Tensor
 
 import gtp_policy.testing as kit
-from gtp_policy import FlowMap, KarrasTimes, Times
+from gtp_policy import FlowMap
 from gtp_policy.functional import flow_map, perturb
+from gtp_policy.times import KarrasTimes, Times
 
 
 class Steered:

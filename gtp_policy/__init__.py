@@ -6,9 +6,12 @@ any time t to any earlier time s: one jump from noise to action, or several for 
 The files in the order of the paper: ``times``, ``functional``, ``actor``, ``loss``, ``learner``.
 """
 
+import importlib
+import warnings
+
 from gtp_policy._config import Config
 from gtp_policy._version import __version__
-from gtp_policy.acting import ArgmaxChoice, Choice, SoftmaxChoice, act
+from gtp_policy.acting import act
 from gtp_policy.actor import FlowMapActor, FlowMapActorConfig
 from gtp_policy.checkpoint import (
     Checkpoint,
@@ -27,56 +30,32 @@ from gtp_policy.critic import (
     PolicyBaseline,
     QEnsemble,
     QEnsembleConfig,
-    ValueNetwork,
 )
 from gtp_policy.dataset import OfflineDataset
-from gtp_policy.dataset_builder import OfflineDatasetBuilder
 from gtp_policy.functional import FlowMap
-from gtp_policy.guidance import AdvantageGuidance, Guidance, LinearQGuidance, NoGuidance
+from gtp_policy.guidance import (
+    AdvantageGuidance,
+    AdvantageWeighter,
+    AdvantageWeighterConfig,
+    LinearQGuidance,
+    NoGuidance,
+)
 from gtp_policy.learner import GTPLearner
-from gtp_policy.loss import GTPLoss, GTPLossConfig, GTPLossTerms, GTPResiduals, gtp_residuals
-from gtp_policy.metrics import UpdateMetrics, spread_ratio
+from gtp_policy.loss import GTPLoss, GTPLossConfig
+from gtp_policy.metrics import UpdateMetrics
 from gtp_policy.multi_seed import MultiSeedLearner
-from gtp_policy.rewards import (
-    LinearReward,
-    ReturnRangeReward,
-    RewardTransform,
-    StandardizedReward,
-)
-from gtp_policy.samplers import JumpSampler, OdeSampler, Sampler
-from gtp_policy.spaces import ActionScaler, ObservationLayout, ObservationNormalizer
-from gtp_policy.teachers import (
-    JvpTeacher,
-    NoTeacher,
-    OdeTeacher,
-    SelfTeacher,
-    SurrogateTeacher,
-    Teacher,
-)
-from gtp_policy.times import (
-    Curriculum,
-    KarrasTimes,
-    LinearTimes,
-    LogNormalIndex,
-    Times,
-    TimeSchedule,
-    UniformIndex,
-    UniformTimes,
-    draw_times,
-)
+from gtp_policy.spaces import ActionScaler, ObservationLayout
+from gtp_policy.times import Curriculum
 from gtp_policy.transitions import Transitions
-from gtp_policy.weighting import AdvantageWeighter, AdvantageWeighterConfig
 
 __all__ = [
     "ActionScaler",
     "AdvantageGuidance",
     "AdvantageWeighter",
     "AdvantageWeighterConfig",
-    "ArgmaxChoice",
     "Checkpoint",
     "CheckpointFolder",
     "CheckpointInfo",
-    "Choice",
     "Config",
     "Curriculum",
     "ExpectileBaseline",
@@ -88,52 +67,70 @@ __all__ = [
     "GTPLearnerConfig",
     "GTPLoss",
     "GTPLossConfig",
-    "GTPLossTerms",
-    "GTPResiduals",
-    "Guidance",
-    "JumpSampler",
-    "JvpTeacher",
-    "KarrasTimes",
     "LinearQGuidance",
-    "LinearReward",
-    "LinearTimes",
-    "LogNormalIndex",
     "MultiSeedLearner",
     "NoGuidance",
-    "NoTeacher",
     "ObservationLayout",
-    "ObservationNormalizer",
-    "OdeSampler",
-    "OdeTeacher",
     "OfflineDataset",
-    "OfflineDatasetBuilder",
     "PolicyBaseline",
     "QEnsemble",
     "QEnsembleConfig",
-    "ReturnRangeReward",
-    "RewardTransform",
-    "Sampler",
-    "SelfTeacher",
-    "SoftmaxChoice",
-    "StandardizedReward",
     "StopSignal",
-    "SurrogateTeacher",
-    "Teacher",
-    "TimeSchedule",
-    "Times",
     "Transitions",
-    "UniformIndex",
-    "UniformTimes",
     "UpdateMetrics",
-    "ValueNetwork",
     "__version__",
     "act",
-    "draw_times",
-    "gtp_residuals",
     "latest_valid",
     "load_checkpoint",
     "read_metadata",
     "restore_",
     "save_checkpoint",
-    "spread_ratio",
 ]
+
+# Names that stood here until 0.1, by the module that has them. They keep working for one release.
+_MOVED = {
+    "ArgmaxChoice": "acting",
+    "Choice": "acting",
+    "SoftmaxChoice": "acting",
+    "ValueNetwork": "critic",
+    "OfflineDatasetBuilder": "dataset_builder",
+    "Guidance": "guidance",
+    "GTPLossTerms": "loss",
+    "GTPResiduals": "loss",
+    "gtp_residuals": "loss",
+    "spread_ratio": "metrics",
+    "LinearReward": "rewards",
+    "ReturnRangeReward": "rewards",
+    "RewardTransform": "rewards",
+    "StandardizedReward": "rewards",
+    "JumpSampler": "samplers",
+    "OdeSampler": "samplers",
+    "Sampler": "samplers",
+    "ObservationNormalizer": "spaces",
+    "JvpTeacher": "teachers",
+    "NoTeacher": "teachers",
+    "OdeTeacher": "teachers",
+    "SelfTeacher": "teachers",
+    "SurrogateTeacher": "teachers",
+    "Teacher": "teachers",
+    "KarrasTimes": "times",
+    "LinearTimes": "times",
+    "LogNormalIndex": "times",
+    "TimeSchedule": "times",
+    "Times": "times",
+    "UniformIndex": "times",
+    "UniformTimes": "times",
+    "draw_times": "times",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MOVED:
+        raise AttributeError(f"module 'gtp_policy' has no attribute {name!r}")
+    module = f"gtp_policy.{_MOVED[name]}"
+    warnings.warn(
+        f"`gtp_policy.{name}` has moved: write `from {module} import {name}`.",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return getattr(importlib.import_module(module), name)

@@ -46,7 +46,7 @@ class Config(BaseModel):
             pydantic.ValidationError: If the result would not be a valid config.
 
         Example:
-            >>> from gtp_policy import KarrasTimes
+            >>> from gtp_policy.times import KarrasTimes
             >>> KarrasTimes(t_max=80.0).replace(rho=5.0).rho
             5.0
         """

@@ -24,7 +24,8 @@ class ArgmaxChoice(Config):
     """Takes the candidate that the critic values most.
 
     Example:
-        >>> from gtp_policy import ArgmaxChoice, GTPLearnerConfig
+        >>> from gtp_policy import GTPLearnerConfig
+        >>> from gtp_policy.acting import ArgmaxChoice
         >>> GTPLearnerConfig().choice == ArgmaxChoice()
         True
     """
@@ -55,7 +56,8 @@ class SoftmaxChoice(Config):
         | (Wang et al., 2022), https://arxiv.org/abs/2208.06193
 
     Example:
-        >>> from gtp_policy import GTPLearnerConfig, SoftmaxChoice
+        >>> from gtp_policy import GTPLearnerConfig
+        >>> from gtp_policy.acting import SoftmaxChoice
         >>> GTPLearnerConfig(choice=SoftmaxChoice(temperature=0.5)).choice.temperature
         0.5
     """

@@ -150,6 +150,16 @@ class FlowMapActor(nn.Module):
         """Standard deviation of the actions that the preconditioning assumes."""
         return cast(float, self.config.sigma_data)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the actor's parameters live, and its observations have to be."""
+        return self.fixed_noise.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating type of its parameters and observations."""
+        return self.fixed_noise.dtype
+
     def endpoint(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         r"""Predicts the endpoint :math:`\varphi`; at s = t, the denoised action.
 
@@ -322,7 +332,8 @@ class FlowMapActor(nn.Module):
             ValueError: If ``steps`` is no integer of at least 1.
 
         Example:
-            >>> from gtp_policy import FlowMapActor, FlowMapActorConfig, JumpSampler
+            >>> from gtp_policy import FlowMapActor, FlowMapActorConfig
+            >>> from gtp_policy.samplers import JumpSampler
             >>> FlowMapActor(3, 2, FlowMapActorConfig(sampler=JumpSampler(gamma=1.0))).noise_dim(3)
             6
         """

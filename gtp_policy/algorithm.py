@@ -20,11 +20,10 @@ from gtp_policy.critic import (
     expectile_loss,
 )
 from gtp_policy.functional import check_shape, effective_sample_size, ema_, td_target
-from gtp_policy.guidance import AdvantageGuidance, Guidance, LinearQGuidance
+from gtp_policy.guidance import AdvantageGuidance, AdvantageWeighter, Guidance, LinearQGuidance
 from gtp_policy.loss import GTPLoss
 from gtp_policy.times import Times
 from gtp_policy.transitions import Transitions
-from gtp_policy.weighting import AdvantageWeighter
 
 
 class Parts(NamedTuple):

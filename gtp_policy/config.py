@@ -9,9 +9,8 @@ from gtp_policy._config import Bool, Config, Float, Int
 from gtp_policy.acting import ArgmaxChoice, Choice
 from gtp_policy.actor import FlowMapActorConfig
 from gtp_policy.critic import Baseline, PolicyBaseline, QEnsembleConfig
-from gtp_policy.guidance import AdvantageGuidance, Guidance
+from gtp_policy.guidance import AdvantageGuidance, AdvantageWeighterConfig, Guidance
 from gtp_policy.loss import GTPLossConfig
-from gtp_policy.weighting import AdvantageWeighterConfig
 
 
 class GTPLearnerConfig(Config):

@@ -146,7 +146,7 @@ class ValueNetwork(nn.Module):
 
     Example:
         >>> import torch
-        >>> from gtp_policy import ValueNetwork
+        >>> from gtp_policy.critic import ValueNetwork
         >>> ValueNetwork(3, (16,))(torch.zeros(5, 3)).shape
         torch.Size([5])
     """

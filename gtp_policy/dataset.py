@@ -305,7 +305,8 @@ class OfflineDataset:
             DataError: If the transform is to divide by a spread that is 0.
 
         Example:
-            >>> from gtp_policy import LinearReward, OfflineDataset
+            >>> from gtp_policy import OfflineDataset
+            >>> from gtp_policy.rewards import LinearReward
             >>> dataset = OfflineDataset.from_arrays(
             ...     obs=[[0.0], [0.0]], action=[[0.5], [-0.5]], reward=[0.0, 1.0],
             ...     terminated=[1, 1], truncated=[0, 0], low=[-1.0], high=[1.0])

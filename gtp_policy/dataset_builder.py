@@ -55,7 +55,8 @@ class OfflineDatasetBuilder:
 
     Example:
         >>> import numpy as np
-        >>> from gtp_policy import ActionScaler, OfflineDataset, OfflineDatasetBuilder
+        >>> from gtp_policy import ActionScaler, OfflineDataset
+        >>> from gtp_policy.dataset_builder import OfflineDatasetBuilder
         >>> builder = OfflineDatasetBuilder(2, obs_dim=1, action_scaler=ActionScaler([-2], [2]))
         >>> for reward in (0.0, 1.0):
         ...     builder.append(obs=np.zeros((1, 1)), action=np.ones((1, 1)),

@@ -34,7 +34,7 @@ class FlowMap(Protocol):
 
     Example:
         >>> import torch
-        >>> from gtp_policy import KarrasTimes
+        >>> from gtp_policy.times import KarrasTimes
         >>> from gtp_policy.functional import flow_map
         >>> class Collapse:  # the exact flow map of data that is always 0
         ...     times = KarrasTimes()

@@ -25,11 +25,10 @@ from gtp_policy.critic import (
 from gtp_policy.dataset import OfflineDataset
 from gtp_policy.errors import StateMismatchError
 from gtp_policy.functional import check_rows
-from gtp_policy.guidance import Guidance, LinearQGuidance, NoGuidance
+from gtp_policy.guidance import AdvantageWeighter, Guidance, LinearQGuidance, NoGuidance
 from gtp_policy.loss import GTPLoss
 from gtp_policy.metrics import UpdateMetrics
 from gtp_policy.transitions import Transitions
-from gtp_policy.weighting import AdvantageWeighter
 
 _NO_GUIDANCE = NoGuidance()
 OptimizerFactory = Callable[[str, nn.Module], torch.optim.Optimizer]
@@ -108,7 +107,7 @@ class GTPLearner(nn.Module):
                 self.config.baseline.hidden,
                 encoder=copy.deepcopy(critic.encoder),
                 seed=self.config.seed,
-            ).to(actor.fixed_noise.device)
+            ).to(actor.device)
             self.value.normalizer = copy.deepcopy(critic.normalizer)
         self.target_actor = copy.deepcopy(actor).requires_grad_(False).eval()
         self.target_critic = None
@@ -255,6 +254,16 @@ class GTPLearner(nn.Module):
         """Fraction of ``total_updates`` done, at most 1."""
         return min(self.updates / self.config.total_updates, 1.0)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the learner's parameters live, and its minibatches have to be."""
+        return self.actor.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating type of its parameters and minibatches."""
+        return self.actor.dtype
+
     def set_total_updates_(self, total_updates: int) -> None:
         """Changes the length of the run; for hosts that learn it only when training starts.
 
@@ -319,7 +328,7 @@ class GTPLearner(nn.Module):
             >>> a.initial_seed() == b.initial_seed()
             True
         """
-        device = device or self.actor.fixed_noise.device
+        device = device or self.device
         return new_stream(self.config.seed, name, self.updates, device)
 
     def update(self, batch: Transitions) -> UpdateMetrics:

@@ -97,7 +97,7 @@ class GTPLossTerms(NamedTuple):
 
     Example:
         >>> import torch
-        >>> from gtp_policy import GTPLossTerms
+        >>> from gtp_policy.loss import GTPLossTerms
         >>> GTPLossTerms(torch.tensor(3.0), torch.tensor(1.0), torch.tensor(2.0)).flow
         tensor(2.)
     """
@@ -116,7 +116,7 @@ class GTPResiduals(NamedTuple):
 
     Example:
         >>> import torch
-        >>> from gtp_policy import GTPResiduals
+        >>> from gtp_policy.loss import GTPResiduals
         >>> GTPResiduals(torch.zeros(4, 2), torch.ones(4, 2)).flow.mean()
         tensor(1.)
     """
@@ -173,7 +173,8 @@ def gtp_residuals(
 
     Example:
         >>> import torch
-        >>> from gtp_policy import Times, gtp_residuals
+        >>> from gtp_policy.loss import gtp_residuals
+        >>> from gtp_policy.times import Times
         >>> from gtp_policy.testing import PointMassFlowMap
         >>> exact = PointMassFlowMap(torch.tensor([0.5]))
         >>> action, times = torch.full((1, 1), 0.5), Times(*torch.tensor([[2.0], [1.0], [0.5]]))
@@ -240,7 +241,7 @@ def teach(
 
     Example:
         >>> import torch
-        >>> from gtp_policy import Times
+        >>> from gtp_policy.times import Times
         >>> from gtp_policy.loss import teach
         >>> from gtp_policy.testing import PointMassFlowMap
         >>> exact = PointMassFlowMap(torch.tensor([0.5]))
@@ -374,7 +375,8 @@ class GTPLoss(nn.Module):
 
         Example:
             >>> import torch
-            >>> from gtp_policy import GTPLoss, KarrasTimes
+            >>> from gtp_policy import GTPLoss
+            >>> from gtp_policy.times import KarrasTimes
             >>> times, z = GTPLoss().draw(KarrasTimes(), torch.zeros(4, 2), progress=0.0,
             ...                           generator=torch.Generator())
             >>> times.t.shape, z.shape
@@ -423,7 +425,8 @@ class GTPLoss(nn.Module):
 
         Example:
             >>> import torch
-            >>> from gtp_policy import GTPLoss, Times
+            >>> from gtp_policy import GTPLoss
+            >>> from gtp_policy.times import Times
             >>> from gtp_policy.testing import PointMassFlowMap
             >>> exact, times = PointMassFlowMap(torch.zeros(1)), Times(*torch.ones(3, 1) * 0.5)
             >>> terms = GTPLoss().terms(exact, exact, torch.zeros(1, 3), torch.zeros(1, 1), None,
@@ -468,7 +471,8 @@ class GTPLoss(nn.Module):
 
         Example:
             >>> import torch
-            >>> from gtp_policy import FlowMapActor, GTPLoss, GTPLossConfig, Times
+            >>> from gtp_policy import FlowMapActor, GTPLoss, GTPLossConfig
+            >>> from gtp_policy.times import Times
             >>> times = Times(*torch.tensor([[2.0], [1.5], [1.0]]))
             >>> GTPLoss(GTPLossConfig(time_weight="gap")).time_weights(times, FlowMapActor(1, 1))
             (tensor([2.]), 1.0)

@@ -121,7 +121,7 @@ def spread_ratio(action: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
     Example:
         >>> import torch
-        >>> from gtp_policy import spread_ratio
+        >>> from gtp_policy.metrics import spread_ratio
         >>> data = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]])
         >>> print(spread_ratio(data, torch.zeros(4, 1), torch.zeros(4, 1)))  # always the mean
         tensor(0.)

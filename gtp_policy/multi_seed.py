@@ -229,5 +229,5 @@ def _kind(learner: GTPLearner) -> tuple[Any, ...]:
     """Returns everything in which learners of several seeds must agree."""
     config = learner.full_config
     config = config.replace(learner=config.learner.replace(seed=0))
-    actor, shapes = learner.actor, [tuple(p.shape) for p in learner.parameters()]
-    return config, learner.updates, actor.fixed_noise.device, actor.fixed_noise.dtype, shapes
+    shapes = [tuple(p.shape) for p in learner.parameters()]
+    return config, learner.updates, learner.device, learner.dtype, shapes

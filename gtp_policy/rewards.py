@@ -18,7 +18,7 @@ class LinearReward(Config):
 
     Example:
         >>> import torch
-        >>> from gtp_policy import LinearReward
+        >>> from gtp_policy.rewards import LinearReward
         >>> antmaze = LinearReward(subtract=0.5, multiply=4.0)
         >>> antmaze.apply(torch.tensor([0.0, 1.0]), torch.tensor([False, True]).numpy())
         tensor([-2.,  2.])
@@ -46,7 +46,7 @@ class StandardizedReward(Config):
 
     Example:
         >>> import numpy as np, torch
-        >>> from gtp_policy import StandardizedReward
+        >>> from gtp_policy.rewards import StandardizedReward
         >>> StandardizedReward().apply(torch.tensor([1.0, 3.0]), np.array([False, True]))
         tensor([-1.,  1.])
     """
@@ -84,7 +84,7 @@ class ReturnRangeReward(Config):
 
     Example:
         >>> import numpy as np, torch
-        >>> from gtp_policy import ReturnRangeReward
+        >>> from gtp_policy.rewards import ReturnRangeReward
         >>> ends = np.array([False, True, True])
         >>> ReturnRangeReward(to=10.0).apply(torch.tensor([1.0, 3.0, 2.0]), ends)
         tensor([ 5., 15., 10.])

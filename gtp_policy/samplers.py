@@ -31,7 +31,8 @@ class JumpSampler(Config):
         | https://arxiv.org/abs/2310.02279
 
     Example:
-        >>> from gtp_policy import FlowMapActorConfig, JumpSampler
+        >>> from gtp_policy import FlowMapActorConfig
+        >>> from gtp_policy.samplers import JumpSampler
         >>> FlowMapActorConfig(sampler=JumpSampler(gamma=0.3)).sampler.noises(5)
         5
     """
@@ -97,7 +98,8 @@ class OdeSampler(Config):
         | Algorithm 1, https://arxiv.org/abs/2206.00364
 
     Example:
-        >>> from gtp_policy import FlowMapActorConfig, OdeSampler
+        >>> from gtp_policy import FlowMapActorConfig
+        >>> from gtp_policy.samplers import OdeSampler
         >>> FlowMapActorConfig(sampler=OdeSampler(method="euler"), steps=10).sampler.noises(10)
         1
     """

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gtp_policy.errors import NonFiniteError, ShapeError, UnsupportedSpaceError
 
-Array = TypeVar("Array", npt.NDArray[np.floating], Tensor)
+_Array = TypeVar("_Array", npt.NDArray[np.floating], Tensor)
 
 _WIDEST = float(np.finfo(np.float32).max)
 
@@ -68,7 +68,7 @@ class ActionScaler:
         """A, number of action dimensions."""
         return int(self.low.size)
 
-    def to_unit(self, action: Array) -> Array:
+    def to_unit(self, action: _Array) -> _Array:
         """Maps actions from the Box to [-1, 1]; nothing is clipped.
 
         Args:
@@ -88,10 +88,10 @@ class ActionScaler:
         """
         # Not 2 (a - low) / span - 1: a Box that is [-1, 1] already must not round small actions.
         low, high, span = self._bounds_like(action)
-        unit: Array = action * (2 / span) - (low + high) / span
+        unit: _Array = action * (2 / span) - (low + high) / span
         return unit
 
-    def to_box(self, action: Array) -> Array:
+    def to_box(self, action: _Array) -> _Array:
         """Maps actions from [-1, 1] to the Box; an input in [-1, 1] never leaves it.
 
         Args:
@@ -133,7 +133,7 @@ class ActionScaler:
             np.allclose(self.low, other.low) and np.allclose(self.high, other.high)
         )
 
-    def _bounds_like(self, action: Array) -> tuple[Array, Array, Array]:
+    def _bounds_like(self, action: _Array) -> tuple[_Array, _Array, _Array]:
         if not action.ndim or action.shape[-1] != self.action_dim:
             raise ShapeError(
                 f"`action` has the wrong last dimension: got shape {tuple(action.shape)}, expected "
@@ -229,7 +229,7 @@ class ObservationLayout:
         keys = cls.GOAL_KEYS if set(shapes) == set(cls.GOAL_KEYS) else tuple(sorted(shapes))
         return cls({key: shapes[key] for key in keys})
 
-    def flatten(self, obs: Array | Mapping[str, Array]) -> Array:
+    def flatten(self, obs: _Array | Mapping[str, _Array]) -> _Array:
         """Makes one vector of each observation.
 
         Args:
@@ -253,8 +253,8 @@ class ObservationLayout:
                 f"The observation has the wrong structure: got {type(obs).__name__}, expected "
                 f"{f'a mapping with {list(self.keys)}' if self.keys else 'one array'}."
             )
-        parts = cast("Mapping[str, Array]", obs if self.keys else {"": obs})
-        rows: list[Array] = []
+        parts = cast("Mapping[str, _Array]", obs if self.keys else {"": obs})
+        rows: list[_Array] = []
         for key, shape in zip(self.keys or ("",), self.shapes, strict=True):
             name = f"obs[{key!r}]" if self.keys else "obs"
             if key not in parts:
@@ -280,7 +280,7 @@ class ObservationLayout:
             return rows[0]
         return torch.cat(rows, 1) if isinstance(rows[0], Tensor) else np.concatenate(rows, 1)
 
-    def unflatten(self, flat: Array) -> Array | dict[str, Array]:
+    def unflatten(self, flat: _Array) -> _Array | dict[str, _Array]:
         """Takes vectors apart again, without a copy where the memory allows.
 
         Args:
@@ -303,7 +303,7 @@ class ObservationLayout:
                 f"`flat` has the wrong shape: got {tuple(flat.shape)}, expected (B, "
                 f"{self.obs_dim})."
             )
-        parts: list[Array] = []
+        parts: list[_Array] = []
         start = 0
         for shape, width in zip(self.shapes, self._widths, strict=True):
             parts.append(flat[:, start : start + width].reshape(len(flat), *shape))
@@ -342,7 +342,7 @@ class ObservationNormalizer(nn.Module):
 
     Example:
         >>> import torch
-        >>> from gtp_policy import ObservationNormalizer
+        >>> from gtp_policy.spaces import ObservationNormalizer
         >>> normalizer = ObservationNormalizer(2)
         >>> normalizer.set_statistics_(torch.tensor([1.0, 0.0]), torch.tensor([2.0, 1.0]))(
         ...     torch.tensor([[3.0, 4.0]])
@@ -374,7 +374,7 @@ class ObservationNormalizer(nn.Module):
 
         Example:
             >>> import torch
-            >>> from gtp_policy import ObservationNormalizer
+            >>> from gtp_policy.spaces import ObservationNormalizer
             >>> ObservationNormalizer(1).set_statistics_(torch.ones(1), torch.zeros(1)).scale
             tensor([1.])
         """

@@ -36,7 +36,8 @@ class SurrogateTeacher(Config):
         | Algorithm 1, https://arxiv.org/abs/2510.11499
 
     Example:
-        >>> from gtp_policy import GTPLossConfig, SurrogateTeacher
+        >>> from gtp_policy import GTPLossConfig
+        >>> from gtp_policy.teachers import SurrogateTeacher
         >>> GTPLossConfig().teacher == SurrogateTeacher()
         True
     """
@@ -77,7 +78,8 @@ class OdeTeacher(Config):
         | https://arxiv.org/abs/2310.02279
 
     Example:
-        >>> from gtp_policy import GTPLossConfig, OdeTeacher
+        >>> from gtp_policy import GTPLossConfig
+        >>> from gtp_policy.teachers import OdeTeacher
         >>> GTPLossConfig(teacher=OdeTeacher(method="heun", steps=3), max_gap=3).teacher.steps
         3
     """
@@ -128,7 +130,8 @@ class SelfTeacher(Config):
         | https://arxiv.org/abs/2410.12557
 
     Example:
-        >>> from gtp_policy import GTPLossConfig, SelfTeacher
+        >>> from gtp_policy import GTPLossConfig
+        >>> from gtp_policy.teachers import SelfTeacher
         >>> GTPLossConfig(teacher=SelfTeacher(), s_rule="dyadic", u_rule="midpoint").max_gap
         1
     """
@@ -172,7 +175,8 @@ class JvpTeacher(Config):
         | https://arxiv.org/abs/2505.13447
 
     Example:
-        >>> from gtp_policy import GTPLossConfig, JvpTeacher
+        >>> from gtp_policy import GTPLossConfig
+        >>> from gtp_policy.teachers import JvpTeacher
         >>> GTPLossConfig(teacher=JvpTeacher(), target="stopgrad").teacher.kind
         'jvp'
     """
@@ -222,7 +226,8 @@ class NoTeacher(Config):
         | https://arxiv.org/abs/2206.00364
 
     Example:
-        >>> from gtp_policy import GTPLossConfig, NoTeacher
+        >>> from gtp_policy import GTPLossConfig
+        >>> from gtp_policy.teachers import NoTeacher
         >>> GTPLossConfig(teacher=NoTeacher()).teacher.kind
         'none'
     """

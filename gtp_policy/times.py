@@ -47,7 +47,7 @@ class KarrasTimes(Config):
         | https://arxiv.org/abs/2206.00364, eq. 5
 
     Example:
-        >>> from gtp_policy import KarrasTimes
+        >>> from gtp_policy.times import KarrasTimes
         >>> KarrasTimes(t_min=0.002, t_max=80.0).grid(2)
         tensor([80.0000,  2.5152,  0.0000])
     """
@@ -90,7 +90,7 @@ class KarrasTimes(Config):
             ValueError: If ``n`` is smaller than 1.
 
         Example:
-            >>> from gtp_policy import KarrasTimes
+            >>> from gtp_policy.times import KarrasTimes
             >>> KarrasTimes(t_max=80.0).grid(1).tolist()
             [80.0, 0.0]
         """
@@ -110,7 +110,7 @@ class UniformTimes(Config):
     r"""Times spaced evenly: :math:`t_i = T (1 - i/n)`.
 
     Example:
-        >>> from gtp_policy import UniformTimes
+        >>> from gtp_policy.times import UniformTimes
         >>> UniformTimes(t_max=2.0).grid(4)
         tensor([2.0000, 1.5000, 1.0000, 0.5000, 0.0000])
     """
@@ -139,7 +139,7 @@ class UniformTimes(Config):
             ValueError: If ``n`` is smaller than 1.
 
         Example:
-            >>> from gtp_policy import UniformTimes
+            >>> from gtp_policy.times import UniformTimes
             >>> UniformTimes(t_max=1.0).grid(2).tolist()
             [1.0, 0.5, 0.0]
         """
@@ -170,7 +170,7 @@ class LinearTimes(Config):
         | https://arxiv.org/abs/2210.02747
 
     Example:
-        >>> from gtp_policy import LinearTimes
+        >>> from gtp_policy.times import LinearTimes
         >>> LinearTimes().grid(4)
         tensor([1.0000, 0.7500, 0.5000, 0.2500, 0.0000])
     """
@@ -201,7 +201,7 @@ class LinearTimes(Config):
             ValueError: If ``n`` is smaller than 1.
 
         Example:
-            >>> from gtp_policy import LinearTimes
+            >>> from gtp_policy.times import LinearTimes
             >>> LinearTimes().grid(1).tolist()
             [1.0, 0.0]
         """
@@ -236,7 +236,8 @@ class UniformIndex(Config):
     r"""Draws the index of :math:`t` uniformly from the grid's nodes above 0.
 
     Example:
-        >>> from gtp_policy import GTPLossConfig, UniformIndex
+        >>> from gtp_policy import GTPLossConfig
+        >>> from gtp_policy.times import UniformIndex
         >>> GTPLossConfig(t_law=UniformIndex()).t_law.kind
         'uniform'
     """
@@ -255,7 +256,8 @@ class LogNormalIndex(Config):
         | https://arxiv.org/abs/2310.14189, eq. 10
 
     Example:
-        >>> from gtp_policy import GTPLossConfig, LogNormalIndex
+        >>> from gtp_policy import GTPLossConfig
+        >>> from gtp_policy.times import LogNormalIndex
         >>> GTPLossConfig(t_law=LogNormalIndex(mean=-1.1, std=2.0)).t_law.std
         2.0
     """
@@ -282,7 +284,7 @@ class Times(NamedTuple):
 
     Example:
         >>> import torch
-        >>> from gtp_policy import Times
+        >>> from gtp_policy.times import Times
         >>> Times(torch.tensor([2.0]), torch.tensor([1.0]), torch.tensor([0.0])).u
         tensor([1.])
     """
@@ -427,7 +429,7 @@ def draw_times(
 
     Example:
         >>> import torch
-        >>> from gtp_policy import UniformTimes, draw_times
+        >>> from gtp_policy.times import UniformTimes, draw_times
         >>> times = draw_times(UniformTimes(t_max=4.0), 4, 3, generator=torch.Generator())
         >>> bool((times.t - times.u == 1).all() and (times.s <= times.u).all())
         True

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gtp_policy import FlowMapActor, FlowMapActorConfig, KarrasTimes, UniformTimes
+from gtp_policy import FlowMapActor, FlowMapActorConfig
 from gtp_policy.errors import DataError, ShapeError, StateMismatchError
 from gtp_policy.functional import sample_flow
 from gtp_policy.networks import linear
@@ -24,6 +24,7 @@ from gtp_policy.testing import (
     check_identity,
     probes,
 )
+from gtp_policy.times import KarrasTimes, UniformTimes
 
 OBS, ACT = 3, 2
 PAPER = KarrasTimes(t_min=0.002, t_max=80.0)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gtp_policy import ArgmaxChoice, FlowMapActor, QEnsemble, SoftmaxChoice, act
+from gtp_policy import FlowMapActor, QEnsemble, act
+from gtp_policy.acting import ArgmaxChoice, SoftmaxChoice
 from gtp_policy.testing import assert_frequencies_close
 
 

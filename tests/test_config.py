@@ -14,7 +14,6 @@ import gtp_policy
 from gtp_policy import (
     AdvantageGuidance,
     AdvantageWeighterConfig,
-    ArgmaxChoice,
     Config,
     Curriculum,
     ExpectileBaseline,
@@ -22,27 +21,17 @@ from gtp_policy import (
     GTPConfig,
     GTPLearnerConfig,
     GTPLossConfig,
-    JumpSampler,
-    JvpTeacher,
-    KarrasTimes,
     LinearQGuidance,
-    LinearReward,
-    LinearTimes,
-    LogNormalIndex,
     NoGuidance,
-    NoTeacher,
-    OdeSampler,
-    OdeTeacher,
     PolicyBaseline,
     QEnsembleConfig,
-    ReturnRangeReward,
-    SelfTeacher,
-    SoftmaxChoice,
-    SurrogateTeacher,
-    UniformIndex,
-    UniformTimes,
 )
+from gtp_policy.acting import ArgmaxChoice, SoftmaxChoice
+from gtp_policy.rewards import LinearReward, ReturnRangeReward
+from gtp_policy.samplers import JumpSampler, OdeSampler
+from gtp_policy.teachers import JvpTeacher, NoTeacher, OdeTeacher, SelfTeacher, SurrogateTeacher
 from gtp_policy.testing import configs, schedules
+from gtp_policy.times import KarrasTimes, LinearTimes, LogNormalIndex, UniformIndex, UniformTimes
 
 CONFIGS: list[type[Config]] = [
     value

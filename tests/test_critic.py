@@ -9,8 +9,8 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional
 
-from gtp_policy import QEnsemble, QEnsembleConfig, ValueNetwork
-from gtp_policy.critic import expectile_loss
+from gtp_policy import QEnsemble, QEnsembleConfig
+from gtp_policy.critic import ValueNetwork, expectile_loss
 from gtp_policy.errors import ShapeError
 
 OBS, ACT = 3, 2

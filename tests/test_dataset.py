@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gtp_policy.dataset_builder
-from gtp_policy import ActionScaler, OfflineDataset, OfflineDatasetBuilder
+from gtp_policy import ActionScaler, OfflineDataset
+from gtp_policy.dataset_builder import OfflineDatasetBuilder
 from gtp_policy.errors import DataError, EmptyDatasetError, UnsupportedSpaceError
 
 N, OBS, ACT = 6, 3, 2

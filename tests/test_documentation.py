@@ -24,22 +24,35 @@ PACKAGES = (
 )
 # Public modules whose names are imported by their full path and are no part of an `__all__`.
 MODULES = (
+    "gtp_policy.acting",
+    "gtp_policy.critic",
     "gtp_policy.dataset_builder",
     "gtp_policy.errors",
     "gtp_policy.functional",
+    "gtp_policy.guidance",
     "gtp_policy.kernels",
+    "gtp_policy.loss",
+    "gtp_policy.metrics",
     "gtp_policy.networks",
     "gtp_policy.presets",
+    "gtp_policy.rewards",
+    "gtp_policy.samplers",
+    "gtp_policy.spaces",
+    "gtp_policy.teachers",
+    "gtp_policy.times",
 )
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def defined_in(module: str) -> set[str]:
+    """Returns a module's classes and functions, and the unions of configs that it names."""
     names = vars(importlib.import_module(module))
+    source = Path(str(names["__file__"])).read_text(encoding="utf-8")
+    unions = set(re.findall(r"^([A-Z]\w*) = Annotated", source, re.M))
     return {
         n
         for n, value in names.items()
-        if not n.startswith("_") and getattr(value, "__module__", None) == module
+        if not n.startswith("_") and (n in unions or getattr(value, "__module__", None) == module)
     }
 
 

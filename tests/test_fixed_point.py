@@ -21,15 +21,9 @@ from statistics import NormalDist
 import torch
 from torch import Tensor, nn
 
-from gtp_policy import (
-    Curriculum,
-    FlowMapActor,
-    FlowMapActorConfig,
-    GTPLoss,
-    GTPLossConfig,
-    KarrasTimes,
-)
+from gtp_policy import Curriculum, FlowMapActor, FlowMapActorConfig, GTPLoss, GTPLossConfig
 from gtp_policy.functional import ema_
+from gtp_policy.times import KarrasTimes
 
 SIGMA, INTERVALS, BATCH, UPDATES = 0.5, 8, 4096, 4000
 TIMES = KarrasTimes(t_min=0.02, t_max=5.0)

@@ -13,16 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gtp_policy import (
-    FlowMapActor,
-    FlowMapActorConfig,
-    KarrasTimes,
-    LinearTimes,
-    UniformTimes,
-    _folding,
-)
+from gtp_policy import FlowMapActor, FlowMapActorConfig, _folding
 from gtp_policy.kernels import Engine, using
 from gtp_policy.networks import FlowMapMLP, Mish, linear
+from gtp_policy.times import KarrasTimes, LinearTimes, UniformTimes
 
 OBS, ACT = 3, 2
 ENGINES: tuple[Engine, ...] = ("auto", "torch")

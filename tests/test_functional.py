@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gtp_policy import KarrasTimes, Times
 from gtp_policy.errors import ShapeError
 from gtp_policy.functional import (
     check_shape,
@@ -20,6 +19,7 @@ from gtp_policy.functional import (
     td_target,
 )
 from gtp_policy.testing import GaussianFlowMap, actions, flow_times, observations
+from gtp_policy.times import KarrasTimes, Times
 
 
 @given(st.integers(1, 4).flatmap(lambda b: st.tuples(actions(2, batch=b), flow_times(batch=b))))

@@ -14,12 +14,12 @@ from gtp_policy import (
     GTPConfig,
     GTPLearner,
     GTPLearnerConfig,
-    Guidance,
     LinearQGuidance,
     NoGuidance,
     QEnsembleConfig,
     Transitions,
 )
+from gtp_policy.guidance import Guidance
 from gtp_policy.kernels import using
 
 OBS, ACT, BATCH = 3, 2, 32

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ LAYERS: list[set[str]] = [
     {"_config", "_random", "_version", "errors"},
     {"times", "spaces", "kernels", "rewards"},
     {"functional"},
-    {"networks", "weighting", "transitions", "dataset_builder", "teachers", "samplers"},
+    {"networks", "transitions", "dataset_builder", "teachers", "samplers"},
     {"_folding_cuda"},
     {"_folding"},
     {"actor", "dataset"},
@@ -42,12 +43,22 @@ KERNEL_LIBRARIES = {"numba", "triton"}
 
 # Modules whose own names are public besides those of `gtp_policy.__all__`.
 PUBLIC_MODULES = (
+    "gtp_policy.acting",
+    "gtp_policy.critic",
     "gtp_policy.dataset_builder",
     "gtp_policy.errors",
     "gtp_policy.functional",
+    "gtp_policy.guidance",
     "gtp_policy.kernels",
+    "gtp_policy.loss",
+    "gtp_policy.metrics",
     "gtp_policy.networks",
     "gtp_policy.presets",
+    "gtp_policy.rewards",
+    "gtp_policy.samplers",
+    "gtp_policy.spaces",
+    "gtp_policy.teachers",
+    "gtp_policy.times",
 )
 
 # Folders outside the layers: what each may import besides the standard library and the core's
@@ -107,15 +118,23 @@ def outer_files() -> list[tuple[str, Path]]:
     return [(f, p) for f in OUTER for p in sorted((ROOT / f).rglob("*.py"))]
 
 
+def defined_in(module: str) -> set[str]:
+    """Returns a module's classes and functions, and the unions of configs that it names."""
+    names = vars(importlib.import_module(module))
+    source = Path(str(names["__file__"])).read_text(encoding="utf-8")
+    unions = set(re.findall(r"^([A-Z]\w*) = Annotated", source, re.M))
+    return {
+        n
+        for n, value in names.items()
+        if not n.startswith("_") and (n in unions or getattr(value, "__module__", None) == module)
+    }
+
+
 def public_names() -> set[str]:
     """Returns the names of the core that others may import."""
     names = set(gtp_policy.__all__)
     for module in PUBLIC_MODULES:
-        names |= {
-            name
-            for name, value in vars(importlib.import_module(module)).items()
-            if not name.startswith("_") and getattr(value, "__module__", "") == module
-        }
+        names |= defined_in(module)
     return names
 
 
@@ -193,3 +212,17 @@ def test_importing_the_core_loads_no_host_and_no_test_tool() -> None:
 def test_public_names_exist_and_are_no_modules() -> None:
     for name in gtp_policy.__all__:
         assert not inspect.ismodule(getattr(gtp_policy, name)), name
+
+
+def test_names_that_moved_still_work_and_say_where_they_are() -> None:
+    for name, module in gtp_policy._MOVED.items():
+        assert name not in gtp_policy.__all__
+        with pytest.warns(DeprecationWarning, match=f"from gtp_policy.{module} import {name}"):
+            found = getattr(gtp_policy, name)
+        assert found is getattr(importlib.import_module(f"gtp_policy.{module}"), name)
+    with pytest.raises(AttributeError, match="no attribute 'KarasTimes'"):
+        gtp_policy.KarasTimes  # noqa: B018 - a misspelling
+
+
+def test_the_face_is_small() -> None:
+    assert len(gtp_policy.__all__) <= 37

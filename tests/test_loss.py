@@ -9,23 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gtp_policy import (
-    Curriculum,
-    FlowMap,
-    FlowMapActor,
-    FlowMapActorConfig,
-    GTPLoss,
-    GTPLossConfig,
-    KarrasTimes,
-    LogNormalIndex,
-    Times,
-    TimeSchedule,
-    UniformTimes,
-    draw_times,
-    gtp_residuals,
-)
+from gtp_policy import Curriculum, FlowMap, FlowMapActor, FlowMapActorConfig, GTPLoss, GTPLossConfig
 from gtp_policy.errors import ShapeError
 from gtp_policy.functional import flow_map, perturb
+from gtp_policy.loss import gtp_residuals
 from gtp_policy.testing import (
     GaussianFlowMap,
     MixtureFlowMap,
@@ -36,6 +23,14 @@ from gtp_policy.testing import (
     generators,
     observations,
     schedules,
+)
+from gtp_policy.times import (
+    KarrasTimes,
+    LogNormalIndex,
+    Times,
+    TimeSchedule,
+    UniformTimes,
+    draw_times,
 )
 
 OBS, ACT, BATCH = 3, 2, 16

@@ -16,9 +16,9 @@ from gtp_policy import (
     QEnsembleConfig,
     Transitions,
     UpdateMetrics,
-    spread_ratio,
 )
 from gtp_policy.errors import ShapeError, TrainingWarning
+from gtp_policy.metrics import spread_ratio
 
 
 def metrics_of(eta: float, max_weight: float) -> UpdateMetrics:

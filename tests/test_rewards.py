@@ -5,14 +5,9 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from gtp_policy import (
-    LinearReward,
-    OfflineDataset,
-    ReturnRangeReward,
-    RewardTransform,
-    StandardizedReward,
-)
+from gtp_policy import OfflineDataset
 from gtp_policy.errors import DataError
+from gtp_policy.rewards import LinearReward, ReturnRangeReward, RewardTransform, StandardizedReward
 
 # Two finished episodes with returns 3 and 1, and an unfinished one with return 2.
 REWARD = [1.0, 2.0, 0.0, 1.0, 2.0]

@@ -7,27 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from gtp_policy import (
-    FlowMapActor,
-    FlowMapActorConfig,
-    GTPConfig,
-    GTPLearner,
-    JumpSampler,
-    KarrasTimes,
-    LinearTimes,
-    OdeSampler,
-    Sampler,
-    TimeSchedule,
-    UniformTimes,
-)
+from gtp_policy import FlowMapActor, FlowMapActorConfig, GTPConfig, GTPLearner
 from gtp_policy.errors import ShapeError
 from gtp_policy.functional import precondition
+from gtp_policy.samplers import JumpSampler, OdeSampler, Sampler
 from gtp_policy.testing import (
     AnalyticFlowMap,
     GaussianFlowMap,
     LinearPathFlowMap,
     check_flow_map,
 )
+from gtp_policy.times import KarrasTimes, LinearTimes, TimeSchedule, UniformTimes
 
 MEAN, STD = 0.1, 0.4
 VE = GaussianFlowMap([MEAN], STD, times=KarrasTimes(t_min=0.02, t_max=5.0))

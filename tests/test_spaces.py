@@ -9,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gtp_policy import ActionScaler, ObservationLayout, ObservationNormalizer
+from gtp_policy import ActionScaler, ObservationLayout
 from gtp_policy.errors import NonFiniteError, ShapeError, UnsupportedSpaceError
+from gtp_policy.spaces import ObservationNormalizer
 
 bounds = st.tuples(st.floats(-1e4, 1e4, width=32), st.floats(0.0009765625, 1e4, width=32)).map(
     lambda pair: (pair[0], float(np.float32(pair[0] + pair[1])))

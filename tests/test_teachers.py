@@ -21,28 +21,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gtp_policy import (
-    Curriculum,
-    FlowMap,
-    FlowMapActor,
-    FlowMapActorConfig,
-    GTPLoss,
-    GTPLossConfig,
+from gtp_policy import Curriculum, FlowMap, FlowMapActor, FlowMapActorConfig, GTPLoss, GTPLossConfig
+from gtp_policy.functional import flow_map, frozen, perturb
+from gtp_policy.loss import gtp_residuals, teach
+from gtp_policy.teachers import (
     JvpTeacher,
-    KarrasTimes,
-    LinearTimes,
     NoTeacher,
     OdeTeacher,
     SelfTeacher,
     SurrogateTeacher,
     Teacher,
-    Times,
-    TimeSchedule,
-    draw_times,
-    gtp_residuals,
 )
-from gtp_policy.functional import flow_map, frozen, perturb
-from gtp_policy.loss import teach
 from gtp_policy.testing import (
     GaussianFlowMap,
     LinearPathFlowMap,
@@ -52,6 +41,7 @@ from gtp_policy.testing import (
     flow_times,
     generators,
 )
+from gtp_policy.times import KarrasTimes, LinearTimes, Times, TimeSchedule, draw_times
 
 PAPER = KarrasTimes(t_min=0.002, t_max=80.0)
 VE, LINEAR = KarrasTimes(t_min=0.02, t_max=5.0), LinearTimes()

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from gtp_policy import (
-    Curriculum,
+from gtp_policy import Curriculum
+from gtp_policy.testing import assert_frequencies_close, generators, schedules
+from gtp_policy.times import (
     KarrasTimes,
     LinearTimes,
     LogNormalIndex,
@@ -20,7 +21,6 @@ from gtp_policy import (
     UniformTimes,
     draw_times,
 )
-from gtp_policy.testing import assert_frequencies_close, generators, schedules
 
 PAPER = KarrasTimes(t_min=0.002, t_max=80.0)
 SEVERAL = pytest.mark.parametrize("schedule", [PAPER, UniformTimes(t_max=3.0)], ids=str)

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 
 from gtp_datasets._hdf5 import check_expansion, check_object, open_hdf5
-from gtp_policy import ActionScaler, OfflineDataset, OfflineDatasetBuilder
-from gtp_policy.dataset_builder import Column, as_flags
+from gtp_policy import ActionScaler, OfflineDataset
+from gtp_policy.dataset_builder import Column, OfflineDatasetBuilder, as_flags
 from gtp_policy.errors import DataError, UnsupportedSpaceError
 
 if TYPE_CHECKING:

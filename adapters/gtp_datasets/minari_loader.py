@@ -12,8 +12,8 @@ import torch
 from gtp_datasets._hdf5 import check_expansion, check_file
 from gtp_datasets._minari import episodes, open_minari, total_steps
 from gtp_datasets.scores import ReferenceScores
-from gtp_policy import ActionScaler, ObservationLayout, OfflineDataset, OfflineDatasetBuilder
-from gtp_policy.dataset_builder import as_array, as_flags
+from gtp_policy import ActionScaler, ObservationLayout, OfflineDataset
+from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_array, as_flags
 from gtp_policy.errors import DataError, UnsupportedSpaceError
 
 if TYPE_CHECKING:

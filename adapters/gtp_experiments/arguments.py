@@ -9,17 +9,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from gtp_experiments.config import EvaluationConfig
 from gtp_experiments.errors import ExperimentError
-from gtp_policy import (
-    ArgmaxChoice,
-    Choice,
-    Config,
-    GTPConfig,
-    LinearReward,
-    ReturnRangeReward,
-    RewardTransform,
-    SoftmaxChoice,
-    StandardizedReward,
-)
+from gtp_policy import Config, GTPConfig
+from gtp_policy.acting import ArgmaxChoice, Choice, SoftmaxChoice
+from gtp_policy.rewards import LinearReward, ReturnRangeReward, RewardTransform, StandardizedReward
 
 C = TypeVar("C", bound=Config)
 

@@ -7,7 +7,9 @@ from typing import Annotated, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from gtp_datasets import D4RL_REFERENCE, ReferenceScores
-from gtp_policy import ArgmaxChoice, Choice, Config, GTPConfig, LinearReward, RewardTransform
+from gtp_policy import Config, GTPConfig
+from gtp_policy.acting import ArgmaxChoice, Choice
+from gtp_policy.rewards import LinearReward, RewardTransform
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 

@@ -164,7 +164,8 @@ def policy_of(learner: GTPLearner, dataset: OfflineDataset, config: EvaluationCo
     Example:
         >>> import numpy as np
         >>> from gtp_experiments import EvaluationConfig, policy_of
-        >>> from gtp_policy import GTPLearner, OfflineDataset, SoftmaxChoice
+        >>> from gtp_policy import GTPLearner, OfflineDataset
+        >>> from gtp_policy.acting import SoftmaxChoice
         >>> dataset = OfflineDataset.from_arrays(
         ...     obs=np.zeros((1, 3)), action=[[0.5]], reward=[0.0], terminated=[1],
         ...     truncated=[0], low=[-2.0], high=[2.0])

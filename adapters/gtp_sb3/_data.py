@@ -12,14 +12,8 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecTransposeImage
 from torch import Tensor
 
-from gtp_policy import (
-    ActionScaler,
-    ObservationLayout,
-    OfflineDataset,
-    OfflineDatasetBuilder,
-    Transitions,
-)
-from gtp_policy.dataset_builder import as_array
+from gtp_policy import ActionScaler, ObservationLayout, OfflineDataset, Transitions
+from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_array
 from gtp_policy.errors import DataError
 from gtp_sb3._spaces import action_scaler_of, has_images
 

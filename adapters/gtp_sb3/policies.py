@@ -20,15 +20,8 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.common.utils import get_device
 from torch import Tensor, nn
 
-from gtp_policy import (
-    FlowMapActor,
-    GTPConfig,
-    GTPLearner,
-    ObservationLayout,
-    QEnsemble,
-    ValueNetwork,
-    restore_,
-)
+from gtp_policy import FlowMapActor, GTPConfig, GTPLearner, ObservationLayout, QEnsemble, restore_
+from gtp_policy.critic import ValueNetwork
 from gtp_policy.errors import CheckpointError, DataError, UnsupportedSpaceError
 from gtp_sb3 import _codec, _files
 from gtp_sb3._choices import check_policy_choices, merge_networks

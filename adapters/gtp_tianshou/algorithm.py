@@ -292,7 +292,7 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
             DataError: If something in the buffer is wrong, or a dataset does not fit the policy.
             EmptyDatasetError: If there is no transition.
         """
-        policy, device = self.policy, self.learner.actor.fixed_noise.device
+        policy, device = self.policy, self.learner.device
         if isinstance(buffer, OfflineDataset):
             check_dataset(buffer, policy, self.gamma)
             dataset = buffer.to(device)
@@ -311,7 +311,7 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
 
     def _update_with_batch(self, batch: RolloutBatchProtocol | Transitions) -> GTPTrainingStats:
         start = time.perf_counter()
-        like = self.learner.actor.fixed_noise
+        like = self.learner
         if isinstance(batch, Transitions):
             transitions = batch if batch.obs.dtype == like.dtype else batch.to(dtype=like.dtype)
         else:

@@ -11,14 +11,8 @@ import torch
 from tianshou.data import Batch, ReplayBuffer
 from tianshou.data.types import RolloutBatchProtocol
 
-from gtp_policy import (
-    ActionScaler,
-    ObservationLayout,
-    OfflineDataset,
-    OfflineDatasetBuilder,
-    Transitions,
-)
-from gtp_policy.dataset_builder import as_flags
+from gtp_policy import ActionScaler, ObservationLayout, OfflineDataset, Transitions
+from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_flags
 from gtp_policy.errors import DataError, EmptyDatasetError
 from gtp_tianshou._spaces import action_scaler_of, layout_of, plain
 

@@ -150,7 +150,7 @@ class GTPPolicy(Policy):
             DataError: If an observation is not finite.
             ShapeError: If an observation has the wrong shape or a key is missing.
         """
-        like = self.actor.fixed_noise
+        like = self.actor
         flat = flatten(self.layout, batch.obs)
         # From the CPU it stays there: few rows are answered sooner than a device would answer.
         obs = (flat if isinstance(flat, Tensor) else torch.tensor(flat)).to(like.dtype)

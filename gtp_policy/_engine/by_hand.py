@@ -19,12 +19,11 @@ from gtp_policy.actor import uses_plan
 from gtp_policy.algorithm import Draws, Parts
 from gtp_policy.critic import ExpectileBaseline, PolicyBaseline, QEnsemble, ValueNetwork
 from gtp_policy.functional import advantage_weights
-from gtp_policy.guidance import AdvantageGuidance, LinearQGuidance
+from gtp_policy.guidance import AdvantageGuidance, AdvantageWeighter, LinearQGuidance
 from gtp_policy.kernels.folded import Sampler
 from gtp_policy.kernels.mlp import GradientPass, Pass, Stack, coarse_products
 from gtp_policy.networks import FlowMapMLP
 from gtp_policy.transitions import Transitions, unpack
-from gtp_policy.weighting import AdvantageWeighter
 
 
 class FusedUpdate:

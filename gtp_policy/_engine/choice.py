@@ -17,14 +17,13 @@ from gtp_policy._folding import has_default_layers
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.algorithm import Draws, Parts, reference_update
 from gtp_policy.critic import QEnsemble, ValueNetwork
-from gtp_policy.guidance import LinearQGuidance
+from gtp_policy.guidance import AdvantageWeighter, LinearQGuidance
 from gtp_policy.kernels import engine, few_threads
 from gtp_policy.loss import GTPLoss
 from gtp_policy.networks import FlowMapMLP, TimeEmbedding
 from gtp_policy.spaces import ObservationNormalizer
 from gtp_policy.teachers import JvpTeacher
 from gtp_policy.transitions import Transitions
-from gtp_policy.weighting import AdvantageWeighter
 
 # Updates per launch: a launch is then a small share of them, and recording them takes no time.
 LAUNCH = 16

@@ -72,7 +72,7 @@ def files_of(
     for name, optimizer in learner.optimizers.items():
         tensors, optimizers[name] = _split_optimizer(name, optimizer)
         moments |= tensors
-    dtype = str(learner.actor.fixed_noise.dtype).removeprefix("torch.")
+    dtype = str(learner.dtype).removeprefix("torch.")
     box = action_scaler
     try:
         document = Document(

@@ -28,7 +28,7 @@ def semigroup_defect(flow_map: FlowMap, obs: Tensor, x: Tensor, times: Times) ->
 
     Example:
         >>> import torch
-        >>> from gtp_policy import Times
+        >>> from gtp_policy.times import Times
         >>> from gtp_policy.testing import PointMassFlowMap, semigroup_defect
         >>> times = Times(torch.tensor([4.0]), torch.tensor([2.0]), torch.tensor([1.0]))
         >>> semigroup_defect(PointMassFlowMap([0.5]), torch.zeros(1, 3), torch.ones(1, 1), times)

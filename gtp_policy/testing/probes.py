@@ -19,7 +19,7 @@ class Probe(NamedTuple):
 
     Example:
         >>> import torch
-        >>> from gtp_policy import Times
+        >>> from gtp_policy.times import Times
         >>> from gtp_policy.testing import PointMassFlowMap, Probe, check_identity
         >>> times = Times(torch.tensor([2.0]), torch.tensor([1.0]), torch.tensor([0.0]))
         >>> probe = Probe(torch.zeros(1, 3), torch.ones(1, 2), times)

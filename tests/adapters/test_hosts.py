@@ -23,12 +23,12 @@ from gtp_policy import (
     GTPLearnerConfig,
     ObservationLayout,
     OfflineDataset,
-    OfflineDatasetBuilder,
     PolicyBaseline,
     QEnsembleConfig,
     load_checkpoint,
     save_checkpoint,
 )
+from gtp_policy.dataset_builder import OfflineDatasetBuilder
 
 UPDATES = 6
 BOX = gym.spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 10.0], np.float32))

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from benchmarks.contenders import MAX_GRAD_NORM, Case, batch, library
 from benchmarks.naive import NaiveGTP
-from gtp_policy import GTPLearner, draw_times
+from gtp_policy import GTPLearner
+from gtp_policy.times import draw_times
 
 CASE = Case(width=16)
 

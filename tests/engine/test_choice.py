@@ -21,22 +21,12 @@ from gtp_policy import (
     GTPLearnerConfig,
     GTPLoss,
     GTPLossConfig,
-    Guidance,
-    JumpSampler,
-    JvpTeacher,
-    KarrasTimes,
     LinearQGuidance,
-    LinearTimes,
     MultiSeedLearner,
     NoGuidance,
-    NoTeacher,
-    OdeTeacher,
     OfflineDataset,
     PolicyBaseline,
     QEnsembleConfig,
-    Sampler,
-    SelfTeacher,
-    TimeSchedule,
     Transitions,
     load_checkpoint,
     save_checkpoint,
@@ -48,8 +38,12 @@ from gtp_policy._engine.cuda_graph import GraphedUpdate, Step
 from gtp_policy._engine.seeds import share_, together
 from gtp_policy.algorithm import Draws, draw
 from gtp_policy.errors import DataError, ShapeError
+from gtp_policy.guidance import Guidance
 from gtp_policy.kernels import explain, mlp, using
 from gtp_policy.networks import Mish, linear
+from gtp_policy.samplers import JumpSampler, Sampler
+from gtp_policy.teachers import JvpTeacher, NoTeacher, OdeTeacher, SelfTeacher
+from gtp_policy.times import KarrasTimes, LinearTimes, TimeSchedule
 
 OBS, ACT, ROWS = 3, 2, 24
 CRITIC = QEnsembleConfig(hidden=(24, 16))

@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gtp_policy import FlowMapActor, FlowMapActorConfig, KarrasTimes, UniformTimes, _folding
+from gtp_policy import FlowMapActor, FlowMapActorConfig, _folding
 from gtp_policy.kernels import folded_numba, using
+from gtp_policy.times import KarrasTimes, UniformTimes
 
 ROOT = Path(__file__).parents[2]
 NUMBA = ["sample: numba (one compiled function)"]

@@ -19,10 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gtp_policy import FlowMapActor, FlowMapActorConfig, KarrasTimes, UniformTimes, _folding_cuda
+from gtp_policy import FlowMapActor, FlowMapActorConfig, _folding_cuda
 from gtp_policy.errors import DataError, ShapeError
 from gtp_policy.kernels import using
 from gtp_policy.kernels.folded import Folded, Sampler, TorchSampler
+from gtp_policy.times import KarrasTimes, UniformTimes
 
 OBS, ACT = 3, 2
 needs_triton = pytest.mark.skipif(

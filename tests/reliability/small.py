@@ -18,12 +18,11 @@ from gtp_policy import (
     GTPLearner,
     GTPLearnerConfig,
     GTPLossConfig,
-    LogNormalIndex,
     OfflineDataset,
     PolicyBaseline,
     QEnsembleConfig,
-    UniformTimes,
 )
+from gtp_policy.times import LogNormalIndex, UniformTimes
 
 ROOT = Path(__file__).parents[2]
 OBS, ACT, BATCH = 3, 2, 32

@@ -7,7 +7,6 @@ import torch
 from hypothesis import given
 from torch import Tensor, nn
 
-from gtp_policy import KarrasTimes, Times
 from gtp_policy.functional import FlowMap, flow_map
 from gtp_policy.testing import (
     CheckFailure,
@@ -33,6 +32,7 @@ from gtp_policy.testing import (
     probes,
 )
 from gtp_policy.testing.suite import _due
+from gtp_policy.times import KarrasTimes, Times
 
 OBS_DIM, ACTION_DIM = 3, 2
 

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from scipy.stats import wasserstein_distance
 from torch import Tensor
 
-from gtp_policy import KarrasTimes, Times
 from gtp_policy.errors import ShapeError
 from gtp_policy.functional import flow_map
 from gtp_policy.testing import GaussianFlowMap, Probe, probes, semigroup_defect, wasserstein1
+from gtp_policy.times import KarrasTimes, Times
 
 
 class AlwaysDenoises:

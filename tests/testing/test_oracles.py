@@ -13,7 +13,6 @@ from scipy.integrate import solve_ivp
 from scipy.linalg import sqrtm
 from torch import Tensor
 
-from gtp_policy import KarrasTimes, UniformTimes
 from gtp_policy.errors import NonFiniteError, ShapeError
 from gtp_policy.functional import flow_map, perturb, precondition, sample_flow
 from gtp_policy.testing import (
@@ -33,6 +32,7 @@ from gtp_policy.testing import (
     draw_probe,
     probes,
 )
+from gtp_policy.times import KarrasTimes, UniformTimes
 
 PAPER = KarrasTimes(t_min=0.002, t_max=80.0)
 LINEAR = UniformTimes(t_max=1.0)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import find, given
 from hypothesis import strategies as st
 
-from gtp_policy import KarrasTimes, Times, Transitions, UniformTimes
+from gtp_policy import Transitions
 from gtp_policy.actor import FlowMapActor, FlowMapActorConfig
 from gtp_policy.testing import (
     Probe,
@@ -24,7 +24,7 @@ from gtp_policy.testing import (
     schedules,
     transitions,
 )
-from gtp_policy.times import TimeSchedule
+from gtp_policy.times import KarrasTimes, Times, TimeSchedule, UniformTimes
 
 
 def ordered(times: Times) -> bool:

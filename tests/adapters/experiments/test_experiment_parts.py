@@ -39,17 +39,10 @@ from gtp_experiments import (
 )
 from gtp_experiments.cli import main
 from gtp_experiments.provenance import _git_revision
-from gtp_policy import (
-    ArgmaxChoice,
-    GTPConfig,
-    GTPLearner,
-    GTPLearnerConfig,
-    LinearReward,
-    OfflineDataset,
-    SoftmaxChoice,
-    act,
-)
+from gtp_policy import GTPConfig, GTPLearner, GTPLearnerConfig, OfflineDataset, act
+from gtp_policy.acting import ArgmaxChoice, SoftmaxChoice
 from gtp_policy.errors import DataError, NonFiniteError
+from gtp_policy.rewards import LinearReward
 
 Make = Callable[..., RunConfig]
 

@@ -16,7 +16,8 @@ from tianshou.algorithm.algorithm_base import Algorithm
 from tianshou.data import Batch, PrioritizedReplayBuffer, ReplayBuffer, VectorReplayBuffer
 
 from gtp_datasets import load_d4rl_hdf5
-from gtp_policy import ActionScaler, ObservationLayout, OfflineDataset, OfflineDatasetBuilder
+from gtp_policy import ActionScaler, ObservationLayout, OfflineDataset
+from gtp_policy.dataset_builder import OfflineDatasetBuilder
 from gtp_policy.errors import DataError, EmptyDatasetError, ShapeError
 from gtp_tianshou import (
     buffer_from_d4rl,
