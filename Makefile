@@ -126,8 +126,9 @@ results: $(PEERS)/.installed  ## run the studies (hours; resumes), then write do
 results-page: $(STAMP)  ## write docs/results.md from the results that are there
 	$(BIN)/python -m benchmarks.results_page
 
-tables: $(STAMP)  ## write the README's results from the benchmarks' JSON
+tables: $(STAMP)  ## write what is generated of the README and of the page on the architecture
 	$(BIN)/python -m benchmarks.tables
+	$(BIN)/python docs/architecture.py
 
 clean:  ## remove everything that the other targets made
 	rm -rf $(VENV) $(LOWEST) build dist docs/_build outputs .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
