@@ -15,14 +15,16 @@ class Fingerprint:
     """Notices at every call, and in little time, that modules are not what they were.
 
     Seen are modules, parameters and buffers that were replaced, added or removed, memory that
-    moved, strides, hooks, and what requires a gradient. Not seen are plain attributes, and new
-    values in the same memory, which code that reads parameters where they are need not know.
+    moved, strides and hooks. Not seen are plain attributes, and new values in the same memory,
+    which code that reads parameters where they are need not know.
 
     Args:
         roots: Modules; everything inside is looked at.
+        gradients: Whether to see also what autograd would do differently: what requires a gradient,
+            and hooks of the backward pass.
     """
 
-    def __init__(self, *roots: nn.Module) -> None:
+    def __init__(self, *roots: nn.Module, gradients: bool = False) -> None:
         modules = [module for root in roots for module in root.modules()]
         # The dictionaries themselves: modules are the keys under which some of this is kept, and
         # must not be kept alive by it. Empty ones belong to modules without parts.
@@ -32,39 +34,31 @@ class Fingerprint:
             for place in (module._modules, module._parameters, module._buffers)
             if place
         ]
-        self._parts = self._now()
+        self._parts = [*itertools.chain.from_iterable(map(_values, self._places))]
         # These are held: new tensors cannot be in their memory.
         self.tensors = [part for part in self._parts if isinstance(part, Tensor)]
-        self._hooks = [
-            hooks
-            for module in modules
-            for hooks in (
-                module._forward_hooks,
-                module._forward_pre_hooks,
-                module._backward_hooks,
-                module._backward_pre_hooks,
-            )
-        ]
-        self._seen = self._look()
+        self._addresses = [*map(_address, self.tensors)]
+        self._layouts = [*map(_layout, self.tensors)]
+        self._hooks = [h for m in modules for h in (m._forward_hooks, m._forward_pre_hooks)]
+        if gradients:
+            self._hooks += [h for m in modules for h in (m._backward_hooks, m._backward_pre_hooks)]
+        self._hooked, self._gradients = any(self._hooks), gradients
+        self._seen = self._of_autograd()
 
     def holds(self) -> bool:
         """Returns whether everything is as it was."""
-        parts = self._now()
+        parts = [*itertools.chain.from_iterable(map(_values, self._places))]
         return (
             len(parts) == len(self._parts)
             and all(map(operator.is_, parts, self._parts))
-            and self._look() == self._seen
+            and [*map(_address, self.tensors)] == self._addresses
+            and [*map(_layout, self.tensors)] == self._layouts
+            and any(self._hooks) == self._hooked
+            and (not self._gradients or self._of_autograd() == self._seen)
         )
 
-    def _now(self) -> list[nn.Module | Tensor | None]:
-        return [*itertools.chain.from_iterable(map(_values, self._places))]
-
-    def _look(self) -> tuple[list[object], ...]:
-        tensors = self.tensors
-        return (
-            [*map(_address, tensors)],
-            [*map(_layout, tensors)],
-            [*map(bool, self._hooks)],
-            [t.requires_grad for t in tensors],
-            [bool(t._backward_hooks or t._post_accumulate_grad_hooks) for t in tensors],
-        )
+    def _of_autograd(self) -> list[tuple[bool, bool]]:
+        return [
+            (t.requires_grad, bool(t._backward_hooks or t._post_accumulate_grad_hooks))
+            for t in self.tensors
+        ]

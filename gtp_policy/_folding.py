@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gtp_policy._config import Config
 from gtp_policy._fingerprint import Fingerprint
 from gtp_policy.functional import precondition
-from gtp_policy.kernels.folded import Folded, compiled, fastest
+from gtp_policy.kernels.folded import Folded, FoldedSampler, Precision, TorchSampler, compiled
 from gtp_policy.kernels.switch import engine
 from gtp_policy.networks import FlowMapMLP, Mish, TimeEmbedding
 from gtp_policy.spaces import ObservationNormalizer
@@ -71,20 +71,39 @@ def fold(
     )
 
 
+def fastest(folded: Folded, precision: Precision = "fp32") -> tuple[FoldedSampler, str]:
+    """Returns the fastest sampler for many rows, and why not the Triton kernel, if so.
+
+    Args:
+        folded: The network.
+        precision: Of the factors in matrix products, where the Triton kernel takes the network;
+            torch's operators go by torch's own switches.
+    """
+    if folded.weights[0].device.type == "cpu":
+        return TorchSampler(folded), "the network is on the CPU"
+    from gtp_policy.kernels import folded_triton  # importing Triton takes time
+
+    why_not = folded_triton.unsupported(folded, precision)
+    if why_not is not None:
+        return TorchSampler(folded), why_not
+    return folded_triton.TritonSampler(folded, precision), ""
+
+
 class FoldedActor:
     """An actor's sampler along one grid: which kernel takes so many rows.
 
     Args:
-        folded: The actor's network.
+        folded: The actor's network, or those of several seeds.
+        precision: As for `fastest`.
     """
 
-    def __init__(self, folded: Folded) -> None:
+    def __init__(self, folded: Folded, precision: Precision = "fp32") -> None:
         self._folded = folded
-        self._many, self._why_not = fastest(folded)
+        self._many, self._why_not = fastest(folded, precision)
         self._on_cpu = folded.mean.is_cpu
 
     def sample(self, obs: Tensor, noise: Tensor) -> Tensor:
-        """Returns actions in [-1, 1], shape (B, A), for observations (B, O) and noise (B, A)."""
+        """Returns actions in [-1, 1], ([S,] B, A), for observations and noise, ([S,] B, ...)."""
         if self._on_cpu and obs.shape[0] <= _FEW_ROWS and engine() == "auto":
             few, _ = self._few
             if few is not None:

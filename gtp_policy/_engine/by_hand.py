@@ -23,13 +23,12 @@ from torch import Tensor, nn
 
 from gtp_policy._engine.adam import Optimizer
 from gtp_policy._engine.seeds import Net, Parameters, net_of, stack_of, together
-from gtp_policy._folding import fold
+from gtp_policy._folding import FoldedActor, fold
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.algorithm import Draws, Learner, update
 from gtp_policy.critic import ExpectileBaseline, QEnsemble, ValueNetwork
 from gtp_policy.functional import advantage_weights, flow_map, perturb, precondition, time_embedding
 from gtp_policy.guidance import AdvantageWeighter, LinearQGuidance
-from gtp_policy.kernels.folded import FoldedSampler, fastest
 from gtp_policy.kernels.mlp import GradientPass, Pass, Stack, coarse_products
 from gtp_policy.networks import FlowMapMLP
 from gtp_policy.samplers import JumpSampler
@@ -75,19 +74,19 @@ class ByHand:
         if first.value is not None:
             self._prepare_values(rows)
 
-    def _make_samplers(self, target: Net) -> list[FoldedSampler]:
+    def _make_samplers(self, target: Net) -> list[FoldedActor]:
         """Returns one sampler for all seeds, or on the CPU one for each."""
         actors = [learner.target_actor for learner in self.learners]
         steps = actors[0].config.steps
         if target.mean.device.type == "cpu":
-            return [fastest(fold(actor, steps))[0] for actor in actors]
+            return [FoldedActor(fold(actor, steps)) for actor in actors]
         tensors = [*target.parameters, target.mean.squeeze(1), target.scale.squeeze(1)]
         if len(actors) == 1:  # plain products are faster than batches of one
             tensors = [tensor[0] for tensor in tensors]
         *parameters, mean, scale = tensors
         coarse = self._config.no_grad_precision == "bfloat16"
         folded = fold(actors[0], steps, parameters, (mean, scale))
-        return [fastest(folded, "bf16" if coarse else "fp32")[0]]
+        return [FoldedActor(folded, "bf16" if coarse else "fp32")]
 
     def _prepare_critics(self, rows: int) -> None:
         critics = [cast(QEnsemble, learner.critic) for learner in self.learners]
@@ -164,7 +163,7 @@ class ByHand:
                 actors = [learner.target_actor for learner in self.learners]
                 drawn = [a.sample(o, noise=z) for a, o, z in zip(actors, obs, noise, strict=True)]
                 return together(drawn)
-            if self._samplers[0].folded.stack:
+            if len(self._samplers) < len(self.learners):
                 return self._samplers[0].sample(obs, noise)
             samplers = zip(self._samplers, obs, noise, strict=True)
             return together([sampler.sample(o, z) for sampler, o, z in samplers])

@@ -79,7 +79,8 @@ class Dispatcher:
             with torch.inference_mode(False):
                 self._fast = _build(learners, rows)
             self._facts = facts
-            self._fingerprint = Fingerprint(*(x for x in learners if isinstance(x, nn.Module)))
+            modules = [learner for learner in learners if isinstance(learner, nn.Module)]
+            self._fingerprint = Fingerprint(*modules, gradients=True)
         return self._fast
 
 

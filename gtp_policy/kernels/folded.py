@@ -375,21 +375,3 @@ def _array(tensor: Tensor) -> NDArray[np.float32]:
     packed = tensor if tensor.is_contiguous() else tensor.contiguous()
     array: NDArray[np.float32] = packed.numpy(force=True)  # also one with a gradient
     return array
-
-
-def fastest(folded: Folded, precision: Precision = "fp32") -> tuple[FoldedSampler, str]:
-    """Returns the fastest sampler for many rows, and why not the Triton kernel, if so.
-
-    Args:
-        folded: The network.
-        precision: Of the factors in matrix products, where the Triton kernel takes the network;
-            torch's operators go by torch's own switches.
-    """
-    if folded.weights[0].device.type == "cpu":
-        return TorchSampler(folded), "the network is on the CPU"
-    from gtp_policy.kernels import folded_triton  # importing Triton takes time
-
-    why_not = folded_triton.unsupported(folded, precision)
-    if why_not is not None:
-        return TorchSampler(folded), why_not
-    return folded_triton.TritonSampler(folded, precision), ""

@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gtp_policy import FlowMapActor, FlowMapActorConfig, _folding
+from gtp_policy._folding import fastest
 from gtp_policy.errors import DataError, ShapeError
 from gtp_policy.kernels import using
-from gtp_policy.kernels.folded import Folded, FoldedSampler, TorchSampler, fastest
+from gtp_policy.kernels.folded import Folded, FoldedSampler, TorchSampler
 from gtp_policy.times import KarrasTimes, UniformTimes
 
 OBS, ACT = 3, 2
