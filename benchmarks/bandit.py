@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.clock import RESULTS, training_parser, versions, write
+from benchmarks.clock import training_parser, versions
+from benchmarks.pages import RESULTS, write
 from examples.bandit import (
     MODES,
     STD,

@@ -8,7 +8,6 @@ the median over rounds.
 """
 
 import argparse
-import json
 import platform
 import time
 from collections.abc import Callable, Iterable
@@ -21,8 +20,6 @@ import torch
 
 import gtp_policy
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 Call = Callable[[], Any]
 Contenders = dict[str, Call]
 Comparison = dict[str, dict[str, Any]]  # contender: what `compare` returns for it
@@ -165,20 +162,6 @@ def command(module: str, args: argparse.Namespace) -> str:
     if args.device != "cpu":
         words.append(f"--device {args.device}")
     return " ".join(words + ["--quick"] * args.quick)
-
-
-def write(record: dict[str, Any], path: Path) -> None:
-    """Writes a record as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-def read(path: Path) -> dict[str, Any] | None:
-    """Returns the record at a path, if there is one."""
-    if not path.exists():
-        return None
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return record
 
 
 def say(section: str, label: str, comparison: Comparison) -> None:

@@ -18,9 +18,8 @@ import torch
 from scipy.stats import mannwhitneyu
 from torch import Tensor, nn
 
-from benchmarks.clock import write
+from benchmarks.pages import RESULTS, table, write
 from benchmarks.studies import NOTE
-from benchmarks.tables import RESULTS, table
 from gtp_datasets import load_minari
 from gtp_experiments import data_hash
 from gtp_policy.rewards import episode_numbers

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from benchmarks.clock import (
-    RESULTS,
     Comparison,
     Contenders,
     command,
@@ -24,7 +23,6 @@ from benchmarks.clock import (
     parser,
     say,
     versions,
-    write,
 )
 from benchmarks.contenders import (
     Case,
@@ -36,6 +34,7 @@ from benchmarks.contenders import (
     random_data,
 )
 from benchmarks.contenders import naive as naive_of
+from benchmarks.pages import RESULTS, write
 from gtp_policy import GTPLearner, MultiSeedLearner
 
 RESULT = RESULTS / "growth.json"

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from benchmarks.clock import (
-    RESULTS,
     command,
     compare,
     conditions,
@@ -26,9 +25,9 @@ from benchmarks.clock import (
     parser,
     say,
     versions,
-    write,
 )
 from benchmarks.contenders import Case, config, dataset, random_data
+from benchmarks.pages import RESULTS, write
 from gtp_policy import GTPConfig, GTPLearner, OfflineDataset
 
 RESULT = RESULTS / "host_speed.json"

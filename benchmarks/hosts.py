@@ -20,7 +20,8 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from benchmarks.clock import RESULTS, training_parser, versions, write
+from benchmarks.clock import training_parser, versions
+from benchmarks.pages import RESULTS, write
 from benchmarks.pointmaze import interval
 from examples import pendulum
 from examples.pointmaze import UMAZE, collect, evaluate, make_env

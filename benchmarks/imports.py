@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.clock import RESULTS, ROOT, command, conditions, parser, spread, versions, write
+from benchmarks.clock import command, conditions, parser, spread, versions
+from benchmarks.pages import RESULTS, ROOT, write
 
 RESULT = RESULTS / "imports.json"
 STATEMENTS = (

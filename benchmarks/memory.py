@@ -26,17 +26,15 @@ import numpy as np
 import torch
 
 from benchmarks.clock import (
-    RESULTS,
-    ROOT,
     command,
     conditions,
     on_gpu,
     parser,
     spread,
     versions,
-    write,
 )
 from benchmarks.contenders import Case, random_data
+from benchmarks.pages import RESULTS, ROOT, write
 
 RESULT = RESULTS / "memory.json"
 MIB = 2**20

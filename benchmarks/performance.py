@@ -1,23 +1,19 @@
 """Writes docs/explanation/performance.md and its pictures from the speed benchmarks' JSON.
 
     python -m benchmarks.performance [--check]
-    python -m benchmarks.performance --collect FOLDER --output benchmarks/results/gpu.json
 
 No figure on the page is typed: each stands between markers that name its section. With ``--check``
 nothing is written, and the exit status says whether page and pictures are what the JSON says.
-``--collect`` puts the records of one run of `benchmarks/gpu.sh` into one.
 """
 
-import argparse
-import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.clock import RESULTS, ROOT, write
-from benchmarks.tables import table
+from benchmarks import pages
+from benchmarks.pages import RESULTS, ROOT, fill, is_current, page_parser, table
 
 PAGE = ROOT / "docs" / "explanation" / "performance.md"
 PICTURES = {"growth.svg": "growth", "latency.svg": "speed"}  # file: what it is drawn from
@@ -522,12 +518,8 @@ SECTIONS: dict[str, Callable[[Records], str]] = {
 
 def read(folder: Path = RESULTS) -> Records:
     """Returns the records that are there."""
-    paths = {name: folder / f"{name}.json" for name in NAMES}
-    return {
-        name: json.loads(path.read_text(encoding="utf-8"))
-        for name, path in paths.items()
-        if path.exists()
-    }
+    found = {name: pages.read(folder / f"{name}.json") for name in NAMES}
+    return {name: record for name, record in found.items() if record is not None}
 
 
 def render(text: str, records: Records) -> str:
@@ -537,15 +529,7 @@ def render(text: str, records: Records) -> str:
         ValueError: If a section has no place on the page.
     """
     for name, section in SECTIONS.items():
-        start, end = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
-        if text.count(start) != 1 or text.count(end) != 1:
-            raise ValueError(
-                f"The page has no place for a section: got {text.count(start)} of {start!r} and "
-                f"{text.count(end)} of {end!r}, expected one each."
-            )
-        before, rest = text.split(start)
-        _, after = rest.split(end)
-        text = f"{before}{start}\n\n{section(records)}\n\n{end}{after}"
+        text = fill(text, name, section(records))
     return text
 
 
@@ -582,26 +566,23 @@ def collect(folder: Path, note: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Writes or checks the page and the pictures, or collects a run on a GPU."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--check", action="store_true")
+    """Writes or checks the page and the pictures."""
+    parser = page_parser(__doc__)
     parser.add_argument("--collect", type=Path, metavar="FOLDER")
     parser.add_argument("--note", default="", help="with --collect: how long it took, say")
     parser.add_argument("--output", type=Path, default=RESULTS / "gpu.json")
     args = parser.parse_args()
     if args.collect:
-        write(collect(args.collect, args.note), args.output)
+        pages.write(collect(args.collect, args.note), args.output)
         return
-    from benchmarks import pictures  # not needed on a machine that only collects
+    from benchmarks import pictures  # what the README needs of this module draws nothing
 
-    records, text = read(), PAGE.read_text(encoding="utf-8")
-    wanted = render(text, records)
+    records = read()
+    wanted = render(PAGE.read_text(encoding="utf-8"), records)
     drawings = {PAGE.parent / name: of for name, of in PICTURES.items() if of in records}
     if args.check:
         stale = [path.name for path, of in drawings.items() if not pictures.says(path, records[of])]
-        stale += [PAGE.name] * (wanted != text)
+        stale += [PAGE.name] * (not is_current(PAGE, wanted))
         sys.exit(f"not what the JSON says: {', '.join(stale)}" if stale else 0)
     PAGE.write_text(wanted, encoding="utf-8")
     draw = {"growth": pictures.draw_growth, "speed": pictures.draw_latency}

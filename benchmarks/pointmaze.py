@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.clock import RESULTS, training_parser, versions, write
+from benchmarks.clock import training_parser, versions
+from benchmarks.pages import RESULTS, write
 from examples.pointmaze import REVISION, UMAZE, behaviour, collect
 from examples.quickstart import (
     CLONING,

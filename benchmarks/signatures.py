@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.clock import training_parser, write
+from benchmarks.clock import training_parser
+from benchmarks.pages import RESULTS, table, write
 from benchmarks.pictures import STYLE, save
-from benchmarks.tables import RESULTS, table
 from examples.bandit import STD, make_config, make_dataset, mode_shares
 from gtp_policy import AdvantageWeighterConfig, Curriculum, GTPConfig, GTPLearner, OfflineDataset
 from gtp_policy.errors import TrainingWarning

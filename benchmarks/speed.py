@@ -20,7 +20,6 @@ import numpy as np
 import torch
 
 from benchmarks.clock import (
-    RESULTS,
     Comparison,
     Contenders,
     command,
@@ -33,7 +32,6 @@ from benchmarks.clock import (
     say,
     spread,
     versions,
-    write,
 )
 from benchmarks.contenders import (
     Case,
@@ -48,6 +46,7 @@ from benchmarks.contenders import (
     peers,
     random_data,
 )
+from benchmarks.pages import RESULTS, write
 from gtp_policy import FlowMapActorConfig, kernels
 
 RESULT = RESULTS / "speed.json"

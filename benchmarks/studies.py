@@ -19,12 +19,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.pages import RESULTS
 from benchmarks.peers import peer_configs, peer_parser
 from gtp_experiments import ExperimentConfig, read_results
 from gtp_experiments.cli import command_parser, configs_of
 from gtp_policy import StopSignal
 
-RESULTS = Path("benchmarks/results/experiments")
+COLLECTED = RESULTS / "experiments"
 OUT = Path("outputs/experiments")
 NOTE = "generated locally in the manner of D4RL, not files of D4RL"
 
@@ -299,7 +300,7 @@ def main() -> None:
             for row in study.rows:
                 print(f"python -m {shlex.join(row.command(folder_of(study, args.out), args.jobs))}")
     else:
-        print(f"{collect(args.out, RESULTS)} results in {RESULTS}")
+        print(f"{collect(args.out, COLLECTED)} results in {COLLECTED}")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.clock import training_parser, write
-from benchmarks.tables import RESULTS, table
+from benchmarks.clock import training_parser
+from benchmarks.pages import RESULTS, table, write
 from examples.bandit import STD, make_config, make_dataset, mode_shares
 from gtp_policy import GTPLearner, presets
 from gtp_policy.errors import NonFiniteError
