@@ -22,11 +22,11 @@ import torch
 
 from benchmarks.clock import training_parser, versions
 from benchmarks.pages import RESULTS, write
-from benchmarks.pointmaze import interval
 from examples import pendulum
 from examples.pointmaze import UMAZE, collect, evaluate, make_env
 from examples.quickstart import GAMMA, maze_config, maze_dataset_id, train, worker_pool
 from gtp_datasets import load_minari
+from gtp_experiments import mean_interval
 from gtp_policy import (
     AdvantageWeighterConfig,
     FlowMapActorConfig,
@@ -231,7 +231,7 @@ def main() -> None:
             host: {
                 name: {
                     "mean": float(np.mean([run[name] for run in of_host])),
-                    "interval_95": interval(np.array([run[name] for run in of_host])),
+                    "interval_95": mean_interval(np.array([run[name] for run in of_host])),
                 }
                 for name in ("success", "steps")
             }
