@@ -16,9 +16,10 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from benchmarks import disturbed
 from benchmarks.pages import RESULTS
 from benchmarks.peers import peer_configs, peer_parser
 from gtp_experiments import ExperimentConfig, read_results
@@ -74,6 +75,7 @@ class Row:
     seeds: tuple[int, ...] = SEEDS
     updates: int = UPDATES
     steps: tuple[int, ...] = ()  # K of the evaluations afterwards
+    wrong_advantages: bool = False  # run by `benchmarks.disturbed`, whose options are in the words
 
     def command(self, out: Path, jobs: int = 1) -> list[str]:
         """Returns the words behind ``python -m``."""
@@ -83,14 +85,18 @@ class Row:
         common += ["--seeds", *seeds, "--out", str(out), "--jobs", str(jobs)]
         if self.peer is not None:
             return ["benchmarks.peers", "--peer", self.peer, *common]
+        if self.wrong_advantages:
+            return ["benchmarks.disturbed", *common]
         return ["gtp_experiments", "run", *common]
 
-    def configs(self, out: Path) -> list[ExperimentConfig]:
+    def configs(self, out: Path) -> Sequence[ExperimentConfig]:
         """Returns the row's experiments, one per seed."""
         words = self.command(out)[1:]
         if self.peer is not None:
-            return list(peer_configs(peer_parser().parse_args(words)))
-        return list(configs_of(command_parser().parse_args(words)))
+            return peer_configs(peer_parser().parse_args(words))
+        if self.wrong_advantages:
+            return disturbed.configs_of(disturbed.command_parser().parse_args(words))
+        return configs_of(command_parser().parse_args(words))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +204,7 @@ STUDIES = (
                     f"{MEDIUM_GTP} --advantage-noise {x}",
                     seeds=(0,),
                     updates=MAZE_UPDATES,
+                    wrong_advantages=True,
                 )
                 for x in (0.5, 1.0, 2.0)
             ),
@@ -207,6 +214,7 @@ STUDIES = (
                     f"{MEDIUM_GTP} --advantage-bias={x}",
                     seeds=(0,),
                     updates=MAZE_UPDATES,
+                    wrong_advantages=True,
                 )
                 for x in (-1.0, 1.0)
             ),
