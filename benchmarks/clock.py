@@ -26,8 +26,13 @@ Comparison = dict[str, dict[str, Any]]  # contender: what `compare` returns for 
 
 
 def on_gpu(device: str) -> bool:
-    """Tells whether calls on a device return before their work is done."""
+    """Returns whether calls on a device return before their work is done."""
     return torch.device(device).type != "cpu"
+
+
+def first_calls(device: str) -> int:
+    """Returns how many calls are not timed: compilers, captured graphs, buffers."""
+    return 12 if on_gpu(device) else 3
 
 
 def now(device: str) -> int:
@@ -63,7 +68,7 @@ def measure(
     groups, each = (1, calls) if together else (calls, 1)
     times = {name: np.empty((rounds, groups)) for name in contenders}
     for call in contenders.values():
-        for _ in range(12 if on_gpu(device) else 3):  # compilers, captured graphs, buffers
+        for _ in range(first_calls(device)):
             call()
     for r in range(rounds):
         for name, call in contenders.items():
@@ -97,7 +102,7 @@ def compare(times: dict[str, np.ndarray], first: str = "naive") -> Comparison:
 
 
 def processor() -> str:
-    """Returns the name of the processor, as far as the system tells."""
+    """Returns the name of the processor, as far as the system knows it."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(encoding="utf-8").splitlines():

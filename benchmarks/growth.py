@@ -7,7 +7,7 @@ one program are compared with one alone.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -135,9 +135,9 @@ def run(
     return record
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and writes the JSON."""
-    args = parser(__doc__, RESULT, rounds=7).parse_args()
+    args = parser(__doc__, RESULT, rounds=7).parse_args(arguments)
     torch.set_num_threads(1)
     case = Case(device=args.device, **({"width": 8} if args.quick else {}))
     start = time.perf_counter()

@@ -46,7 +46,7 @@ its command, its data and its seeds. `make results` runs what is missing and wri
 
 
 def matches(wanted: dict[str, Any], got: dict[str, Any]) -> bool:
-    """Tells whether two configs agree in all fields that both have: new fields make none old."""
+    """Returns whether two configs agree in all fields that both have: new fields make none old."""
     for key in (wanted.keys() & got.keys()) - {"seed"}:
         a, b = wanted[key], got[key]
         if isinstance(a, dict) and isinstance(b, dict):

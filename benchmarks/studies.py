@@ -54,7 +54,7 @@ MEDIUM_GTP = (
     f"{MEDIUM} --preset gtp --reward antmaze --set loss.time_weight=edm "
     "--set learner.baseline.samples=1 --set learner.ema_rate=0.05 --set weighter.eta=3"
 )
-# What fails in the easy maze cannot be told from the action, so the weights stay close to 1.
+# What fails in the easy maze cannot be seen from the action, so the weights stay close to 1.
 EASY_BC = "--preset gtp_bc --set loss.time_weight=edm"
 EASY_GTP = (
     "--preset gtp --reward antmaze --set loss.time_weight=edm --set learner.critic_ema_rate=0.05 "
@@ -241,16 +241,16 @@ def chosen(names: list[str] | None) -> Iterator[Study]:
 
 def call(words: list[str], stop: StopSignal) -> int:
     """Runs a command and passes one signal on, so that it can save and leave."""
-    # A session of its own: a Ctrl-C in the terminal would reach it as well, and count as a second.
+    # Another session: a Ctrl-C in the terminal would reach it as well, and count as a second.
     process = subprocess.Popen(words, start_new_session=True)
-    told = False
+    passed_on = False
     while True:
         try:
             return process.wait(0.5)
         except subprocess.TimeoutExpired:
-            if stop and not told:
+            if stop and not passed_on:
                 process.terminate()
-                told = True
+                passed_on = True
 
 
 def run(studies: Iterator[Study], out: Path, jobs: int, stop: StopSignal) -> int:
