@@ -20,7 +20,8 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format docs build bench-bandit bench-pointmaze bench-datasets bench-hosts \
-	bench-speed bench-peers bench-growth bench-memory bench-imports bench-host-speed bench-page results results-page scorecard test-lowest \
+	bench-speed bench-peers bench-growth bench-memory bench-imports bench-host-speed bench-gpu bench-walks \
+	bench-page results results-page scorecard test-lowest \
 	tables clean FORCE
 
 help:  ## show this list
@@ -112,6 +113,13 @@ bench-imports: $(STAMP)  ## import time over torch's, as JSON
 
 bench-host-speed: $(STAMP)  ## update rate inside the hosts' training loops, as JSON
 	$(BIN)/python -m benchmarks.host_speed
+
+bench-gpu: $(STAMP)  ## everything on a GPU, step by step, into outputs/gpu (goes on where it stopped)
+	$(BIN)/python -m benchmarks.gpu --output outputs/gpu
+
+bench-walks: $(STAMP)  ## the core's lines of code, and the files that a minibatch and an action pass, as JSON
+	$(BIN)/python -m benchmarks.lines
+	$(BIN)/python -m benchmarks.walks
 
 bench-page: $(STAMP)  ## write the page on performance and its pictures from the benchmarks' JSON
 	$(BIN)/python -m benchmarks.performance
