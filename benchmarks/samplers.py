@@ -12,10 +12,9 @@ Sample = Callable[[Tensor, Tensor, Tensor], object]  # observations, noise, wher
 
 def fold(actor: FlowMapActor, steps: int) -> Any:  # noqa: ANN401 - a private type of the core's
     """Returns an actor as a folded network, along the grid of its K jumps."""
-    from gtp_policy._folding_cuda import fold_network
+    from gtp_policy import _folding
 
-    grid = actor.times.grid(steps)
-    return fold_network(actor.network, actor.normalizer, grid, actor.sigma_data)
+    return _folding.fold(actor, steps)
 
 
 def by_torch(folded: Any) -> Sample:  # noqa: ANN401 - as above

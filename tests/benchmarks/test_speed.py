@@ -28,7 +28,7 @@ from benchmarks import (
     speed,
 )
 from benchmarks.contenders import Case
-from gtp_policy import kernels
+from gtp_policy.kernels import switch
 
 ROOT = Path(__file__).parents[2]
 TINY = Case(width=4)
@@ -224,8 +224,8 @@ def test_spans_that_python_named_are_no_kernels() -> None:
 
 
 def test_another_engine_is_chosen_for_its_own_calls_alone() -> None:
-    assert speed.under("reference", kernels.engine)() == "reference"
-    assert kernels.engine() != "reference"
+    assert speed.under("reference", switch.engine)() == "reference"
+    assert switch.engine() != "reference"
 
 
 @pytest.mark.parametrize("samples", [1, 4])
