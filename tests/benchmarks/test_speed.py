@@ -28,7 +28,7 @@ from benchmarks import (
     speed,
 )
 from benchmarks.contenders import Case
-from gtp_policy.kernels import switch
+from gtp_policy.kernels import switch, using
 
 ROOT = Path(__file__).parents[2]
 TINY = Case(width=4)
@@ -233,7 +233,7 @@ def test_the_floor_counts_what_torch_counts(samples: int) -> None:
     """The products of an update by torch's own counter, less those the floor folds away."""
     case = Case(samples=samples)
     learner = contenders.library(case)
-    with kernels.using("reference"), FlopCounterMode(display=False) as counter:
+    with using("reference"), FlopCounterMode(display=False) as counter:
         learner.update(contenders.batch(case))
     counted = counter.get_total_flops() / 1e9
     # The reference pushes the times through the first layer again on every jump.
