@@ -5,10 +5,13 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.gtp-policy-installed
 BIN := $(VENV)/bin
+# The versions to install; `make setup CONSTRAINTS=/dev/null` takes the newest ones instead.
+CONSTRAINTS ?= constraints.txt
 LOWEST := .venv-lowest
 PEERS := outputs/peers
 # pip asks for no newer self, and explains nothing that a newcomer has to read.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # The stamp names the checkout it was written for. One that is missing (first call, interrupted
 # install), names another place (the folder was moved) or stands beside an interpreter that does not
@@ -19,9 +22,9 @@ VALID := $(shell [ "$$(cat $(STAMP) 2>/dev/null)" = "$(CURDIR)" ] && $(BIN)/pyth
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format docs build bench-bandit bench-pointmaze bench-datasets bench-hosts \
-	bench-speed bench-peers bench-growth bench-memory bench-imports bench-host-speed bench-gpu bench-walks \
-	bench-page results results-page scorecard test-lowest \
+.PHONY: help setup demo test test-quick test-packaging lint format docs build bench-bandit bench-pointmaze \
+	bench-datasets bench-hosts bench-speed bench-peers bench-growth bench-memory bench-imports bench-host-speed \
+	bench-gpu bench-walks bench-page results results-page scorecard test-lowest \
 	tables clean FORCE
 
 help:  ## show this list
@@ -35,16 +38,23 @@ $(STAMP): pyproject.toml constraints.txt $(if $(VALID),,FORCE)
 		exit 1; }
 	@$(if $(VALID),,echo "Creating $(VENV) ..."; rm -rf $(VENV); $(PYTHON) -m venv $(VENV))
 	@rm -f $(STAMP)
-	@echo "Installing the pinned development versions into $(VENV) (minutes on the first call) ..."
-	@$(PIP) install -c constraints.txt torch hatchling
-	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
+	@echo "Installing the development versions into $(VENV) (minutes on the first call) ..."
+	@$(PIP) install -c $(CONSTRAINTS) torch hatchling
+	@$(PIP) install -c $(CONSTRAINTS) --no-build-isolation -e '.[dev]'
 	@printf '%s' '$(CURDIR)' > $(STAMP)
 
 demo: $(STAMP)  ## collect a maze dataset, train GTP on it, evaluate, write pictures (5 minutes)
 	$(BIN)/python -m examples.quickstart
 
-test: lint  ## lint, types, then every test with coverage
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term
+test: lint  ## lint, types, then every test with coverage (but for test-packaging)
+	$(PYTEST) -m "not packaging" --cov --cov-report=term
+
+test-quick: $(STAMP)  ## the fast tests of the core, in under a minute
+	$(PYTEST) -m "not (hosts or packaging or reliability or slow)" tests gtp_policy
+
+# Minutes, most of them pip's: the wheel's dependencies are installed once more.
+test-packaging: $(STAMP)  ## build the release, install it into a new environment, use it there
+	$(BIN)/python -m pytest tests/test_packaging.py
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/python -m ruff check .

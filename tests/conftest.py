@@ -28,12 +28,17 @@ for name, max_examples in {"dev": 25, "ci": 100, "deep": 2000}.items():
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what needs a CUDA device where there is none."""
-    if torch.cuda.is_available():
-        return
+# Folders whose tests all belong to one tier, so that a new file cannot be left out of it.
+TIERS = {"adapters": "hosts", "tests/adapters": "hosts", "tests/reliability": "reliability"}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Gives tests the marker of their folder, and skips what needs a CUDA device without one."""
     for item in items:
-        if item.get_closest_marker("gpu"):
+        for folder, tier in TIERS.items():
+            if item.path.is_relative_to(config.rootpath / folder):
+                item.add_marker(tier)
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
 
 

@@ -42,3 +42,26 @@ def test_a_test_that_moves_a_global_generator_fails(pytester: pytest.Pytester) -
     # The guard speaks after the test, so each offender counts as passed and as an error.
     result.assert_outcomes(passed=5, errors=3)
     result.stdout.fnmatch_lines(["*global random state of torch changed during the test*"])
+
+
+def test_a_folder_gives_its_tests_their_tier(pytester: pytest.Pytester) -> None:
+    pytester.makeini("[pytest]\nmarkers =\n    hosts: a tier\n    reliability: a tier\n")
+    tiers = {
+        "adapters/gtp_sb3": ["hosts"],
+        "tests": [],
+        "tests/adapters/sb3": ["hosts"],
+        "tests/engine": [],
+        "tests/reliability": ["reliability"],
+    }
+    for number, (folder, markers) in enumerate(tiers.items()):
+        path = pytester.path / folder / f"test_{number}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            "def test_it(request):\n"
+            f"    assert [mark.name for mark in request.node.iter_markers()] == {markers}\n",
+            encoding="utf-8",
+        )
+    conftest = pytester.path / "tests" / "conftest.py"
+    conftest.write_text(CONFTEST.read_text(encoding="utf-8"), encoding="utf-8")
+    result = pytester.runpytest_subprocess("-p", "no:xdist", "tests", "adapters")
+    result.assert_outcomes(passed=len(tiers))

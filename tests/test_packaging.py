@@ -1,18 +1,26 @@
-"""The release as a user gets it: sdist, the wheel built from it, and a bare environment."""
+"""The release as a user gets it: sdist, the wheel built from it, and a bare environment.
+
+And what builds and tests it: the workflows name commands and files that there are.
+"""
 
 import email
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 # One process builds for all of these tests.
 pytestmark = [pytest.mark.xdist_group("packaging"), pytest.mark.timeout(900)]
 
@@ -87,11 +95,23 @@ def test_sdist_is_enough_to_test_and_document_the_release(release: Path) -> None
         for file in (ROOT / folder).rglob("*")
         if file.is_file() and not {"_build", "__pycache__"} & set(file.parts)
     }
-    top = {"CHANGELOG.md", "LICENSE", "Makefile", "README.md", "constraints.txt", "pyproject.toml"}
-    assert here | top <= inside
+    assert here | {"pyproject.toml"} <= inside
     assert not [name for name in inside if "__pycache__" in name or name.startswith(".venv")]
 
 
+def test_sdist_holds_every_file_that_is_committed(release: Path) -> None:
+    git = ["git", "ls-files", "-z"]
+    listing = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False)
+    if listing.returncode:
+        pytest.skip("this is no git checkout")
+    (path,) = release.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    committed = {name for name in listing.stdout.split("\0") if name and (ROOT / name).exists()}
+    assert committed <= inside
+
+
+@pytest.mark.packaging
 def test_core_imports_alone(bare_python: Path, tmp_path: Path) -> None:
     code = (
         "import importlib.metadata as m, gtp_policy; "
@@ -102,6 +122,7 @@ def test_core_imports_alone(bare_python: Path, tmp_path: Path) -> None:
     assert not Path(where).is_relative_to(ROOT)
 
 
+@pytest.mark.packaging
 def test_core_trains_alone(bare_python: Path, tmp_path: Path) -> None:
     code = """
 import torch, gtp_policy as gtp
@@ -114,6 +135,7 @@ print(tuple(actor.sample(obs, generator=g).shape))
     assert run(bare_python, "-c", code, cwd=tmp_path).strip() == "(8, 2)"
 
 
+@pytest.mark.packaging
 @pytest.mark.parametrize(
     ("package", "extra"),
     [
@@ -137,3 +159,94 @@ except MissingDependencyError as error:
     print(error)
 """
     assert f"gtp-policy[{extra}]" in run(bare_python, "-c", code, cwd=tmp_path)
+
+
+def commands(workflow: Path) -> list[str]:
+    """Returns what a workflow's steps run, one command each."""
+    jobs = yaml.safe_load(workflow.read_text(encoding="utf-8"))["jobs"]
+    scripts = [step.get("run", "") for job in jobs.values() for step in job["steps"]]
+    return [line for script in scripts for line in script.splitlines() if line]
+
+
+def missing(command: str) -> list[str]:
+    """Returns the make targets, modules and files that a command names and that there are not."""
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    made = (".venv/", "dist/", "/dev/")  # by an earlier step, or by the system
+    words = command.replace("=", " ").split()
+    gone = []
+    for before, word in zip(["", *words], words, strict=False):
+        if before == "make":
+            gone += [word] * (word not in targets)
+        elif before == "-m" and word.startswith("benchmarks."):
+            gone += [word] * (not (ROOT / f"{word.replace('.', '/')}.py").exists())
+        elif re.search(r"/|\.(?:py|toml|txt)$", word) and not word.startswith(made):
+            gone += [word] * (not (ROOT / word).exists())
+    return gone
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+def test_a_workflow_calls_what_there_is(workflow: Path) -> None:
+    assert {c: missing(c) for c in commands(workflow) if missing(c)} == {}
+
+
+def test_what_is_missing_is_seen() -> None:
+    assert missing("make no-such-target") == ["no-such-target"]
+    assert missing("python -m benchmarks.nothing --ignore=tests/nothing.py gtp_policy") == [
+        "benchmarks.nothing",
+        "tests/nothing.py",
+    ]
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+def test_a_workflow_is_limited_and_its_actions_are_pinned(workflow: Path) -> None:
+    text = workflow.read_text(encoding="utf-8")
+    content: dict[str, Any] = yaml.safe_load(text)
+    assert content["permissions"] == {"contents": "read"}
+    assert "cancel-in-progress" in content["concurrency"]
+    for job in content["jobs"].values():
+        assert "permissions" not in job
+        assert job["timeout-minutes"] <= 360
+        for step in job["steps"]:
+            if "cache" in step.get("with", {}):
+                cached = step["with"]["cache-dependency-path"].split()
+                assert [path for path in cached if not (ROOT / path).is_file()] == []
+    uses = re.findall(r"uses: (.*)", text)
+    assert uses
+    for action in uses:
+        assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action), action
+
+
+def test_the_matrix_tests_every_python_that_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    prefix = "Programming Language :: Python :: 3."
+    declared = [c.rpartition(" ")[2] for c in project["classifiers"] if c.startswith(prefix)]
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))["jobs"]
+    assert jobs["versions"]["strategy"]["matrix"]["python"] == declared
+
+
+def test_pre_commit_runs_what_make_lint_runs() -> None:
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    hooks = {
+        hook["id"]: hook["entry"].removeprefix(".venv/bin/python -m ")
+        for repository in config["repos"]
+        for hook in repository["hooks"]
+        if "entry" in hook
+    }
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    recipe = re.search(r"^lint:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
+    assert recipe
+    lint = recipe[1].replace("\t$(BIN)/python -m ", "").splitlines()
+    assert [hooks["mypy-core"], hooks["mypy-adapters"]] == [c for c in lint if c[:4] == "mypy"]
+    assert [c.split()[:2] for c in lint if c.startswith("ruff")] == [
+        hooks["ruff-check"].split()[:2],
+        hooks["ruff-format"].split()[:2],
+    ]
+
+
+def test_make_test_lowest_names_tests_that_there_are() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    recipe = re.search(r"^test-lowest:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
+    assert recipe
+    named = re.findall(r"\btests/[\w/.]+", recipe[1])
+    assert named
+    assert [name for name in named if not (ROOT / name).exists()] == []
