@@ -34,20 +34,20 @@ NUMERICAL = (
     "tests/adapters/tianshou/test_state.py",
     "tests/engine",
     "tests/kernels",
-    "tests/reliability/test_trials.py::test_a_trial_passes[A4]",
-    "tests/reliability/test_trials.py::test_a_trial_passes[C3]",
-    "tests/reliability/test_trials.py::test_a_trial_passes[C4]",
-    "tests/reliability/test_trials.py::test_a_trial_passes[E1]",
-    "tests/reliability/test_trials.py::test_a_trial_passes[E2]",
-    "tests/reliability/test_trials.py::test_a_trial_passes[E3]",
-    "tests/reliability/test_trials.py::test_a_trial_passes[E4]",
+    *(
+        f"tests/reliability/test_trials.py::test_a_trial_passes[{trial}]"
+        for trial in ("A4", "C3", "C4", "E1", "E2", "E3", "E4")
+    ),
     "tests/test_acting.py",
     "tests/test_actor.py",
     "tests/test_advantage_weighter.py",
     "tests/test_checkpoint.py",
     "tests/test_choices.py",
     "tests/test_critic.py",
-    "tests/test_documentation.py::test_python_code_of_a_page_runs_in_order",
+    *(
+        f"tests/test_documentation.py::test_python_code_of_a_page_runs_in_order[docs/how-to/{page}.md]"
+        for page in ("choose-steps", "from-sb3", "from-tianshou", "resume-exactly")
+    ),
     "tests/test_fixed_point.py",
     "tests/test_folding.py",
     "tests/test_functional.py",
