@@ -507,9 +507,10 @@ class GTPLearner(nn.Module):
 
         With ``deterministic=True`` equal calls give equal bits: the same observations in a batch of
         the same size, on the same machine, with the same number of threads. In another row or in a
-        batch of another size, an observation gets the same action up to rounding, about 1e-6 in
-        float32, since processors add up the rows of a batch in different orders. Of two candidates
-        whose values differ by no more than rounding, it may be the other one.
+        batch of another size, an observation gets the same action up to rounding, since processors
+        add up the rows of a batch in different orders: about 1e-6 in float32, more with large
+        weights. Of two candidates whose values differ by no more than that, it may be the other
+        one.
 
         Args:
             obs: Observation, shape (B, O), of the learner's dtype, on its device or on the CPU. On
