@@ -20,8 +20,9 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format docs build bench-bandit bench-pointmaze bench-datasets bench-hosts \
-	bench-speed bench-peers bench-growth bench-memory bench-imports bench-host-speed bench-page results results-page scorecard test-cpus \
-	test-lowest tables clean FORCE
+	bench-speed bench-peers bench-growth bench-memory bench-imports bench-host-speed bench-gpu bench-walks \
+	bench-page results results-page scorecard test-lowest test-cpus \
+	tables clean FORCE
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -116,6 +117,13 @@ bench-imports: $(STAMP)  ## import time over torch's, as JSON
 bench-host-speed: $(STAMP)  ## update rate inside the hosts' training loops, as JSON
 	$(BIN)/python -m benchmarks.host_speed
 
+bench-gpu: $(STAMP)  ## everything on a GPU, step by step, into outputs/gpu (goes on where it stopped)
+	$(BIN)/python -m benchmarks.gpu --output outputs/gpu
+
+bench-walks: $(STAMP)  ## the core's lines of code, and the files that a minibatch and an action pass, as JSON
+	$(BIN)/python -m benchmarks.lines
+	$(BIN)/python -m benchmarks.walks
+
 bench-page: $(STAMP)  ## write the page on performance and its pictures from the benchmarks' JSON
 	$(BIN)/python -m benchmarks.performance
 
@@ -129,8 +137,9 @@ results: $(PEERS)/.installed  ## run the studies (hours; resumes), then write do
 results-page: $(STAMP)  ## write docs/results.md from the results that are there
 	$(BIN)/python -m benchmarks.results_page
 
-tables: $(STAMP)  ## write the README's results from the benchmarks' JSON
+tables: $(STAMP)  ## write what is generated of the README and of the page on the architecture
 	$(BIN)/python -m benchmarks.tables
+	$(BIN)/python docs/architecture.py
 
 clean:  ## remove everything that the other targets made
 	rm -rf $(VENV) $(LOWEST) build dist docs/_build outputs .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

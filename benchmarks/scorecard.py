@@ -12,8 +12,6 @@ as the library's code and the versions are the same.
 import argparse
 import ast
 import hashlib
-import json
-import os
 import platform
 import sys
 import time
@@ -21,7 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import RESULTS, ROOT, table
+from benchmarks import pages
+from benchmarks.pages import RESULTS, ROOT, publish, table, write
 
 # What the trials need is imported where it is used: the processes that they kill import this file.
 
@@ -98,10 +97,7 @@ def surroundings() -> dict[str, str]:
 
 def read(path: Path) -> dict[str, Any]:
     """Returns a record, or an empty one."""
-    if not path.exists():
-        return {"versions": {}, "trials": {}}
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return record
+    return pages.read(path) or {"versions": {}, "trials": {}}
 
 
 def run(path: Path, names: list[str], *, release: bool, fresh: bool) -> bool:
@@ -123,7 +119,7 @@ def run(path: Path, names: list[str], *, release: bool, fresh: bool) -> bool:
             continue
         trials[name] = one(name, registry.run, release=release)
         record["trials"] = {key: trials[key] for key in registry.TRIALS if key in trials}
-        write(path, record)
+        write(record, path)
         print(
             f"{name}  {trials[name]['passed']} of {trials[name]['count']} passed in "
             f"{trials[name]['seconds']} s: {trials[name]['worst']}",
@@ -153,14 +149,6 @@ def one(name: str, run_trial: Any, *, release: bool) -> dict[str, Any]:  # noqa:
         "failures": failures[:FAILURES_KEPT],
         "details": details,
     }
-
-
-def write(path: Path, record: dict[str, Any]) -> None:
-    """Writes a record so that an interruption leaves the one before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def render(record: dict[str, Any]) -> str:
@@ -219,11 +207,7 @@ def main() -> None:
     args = parser.parse_args()
     path = args.output or (ROOT / "outputs" / "scorecard.json" if args.pr else RECORD)
     if args.page or args.check:
-        wanted = render(read(path))
-        if args.check:
-            current = PAGE.exists() and PAGE.read_text(encoding="utf-8") == wanted
-            sys.exit(None if current else f"{PAGE.name} is not what the JSON says: make scorecard")
-        PAGE.write_text(wanted, encoding="utf-8")
+        publish(PAGE, render(read(path)), check=args.check, target="scorecard")
         return
     from tests.reliability.registry import TRIALS
 

@@ -20,12 +20,13 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.common.utils import get_device
 from torch import Tensor, nn
 
+from gtp_datasets.spaces import action_scaler_of
 from gtp_policy import FlowMapActor, GTPConfig, GTPLearner, ObservationLayout, QEnsemble, restore_
 from gtp_policy.critic import ValueNetwork
 from gtp_policy.errors import CheckpointError, DataError, UnsupportedSpaceError
 from gtp_sb3 import _codec, _files
 from gtp_sb3._choices import check_policy_choices, merge_networks
-from gtp_sb3._spaces import ObservationEncoder, action_scaler_of, is_vector, layout_of, with_axes
+from gtp_sb3._spaces import ObservationEncoder, is_vector, layout_of, with_axes
 
 OptimizerFactory = Callable[[str, nn.Module], torch.optim.Optimizer]
 Observation = npt.NDArray[Any] | dict[str, npt.NDArray[Any]]
