@@ -24,7 +24,7 @@ export OMP_NUM_THREADS ?= 1
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-quick test-packaging lint format docs build bench-bandit bench-pointmaze \
 	bench-datasets bench-hosts bench-speed bench-peers bench-growth bench-memory bench-imports bench-host-speed \
-	bench-gpu bench-walks bench-page results results-page scorecard test-lowest \
+	bench-gpu bench-walks bench-page results results-page scorecard test-lowest test-cpus \
 	tables clean FORCE
 
 help:  ## show this list
@@ -98,6 +98,9 @@ test-lowest:  ## the tests of core and hosts with the lowest versions that users
 		$(LOWEST)/bin/python -m pip -q uninstall -y gtp-policy && touch $(LOWEST)/.installed; }
 	PYTHONPATH=.:adapters $(LOWEST)/bin/python -m pytest -p no:cacheprovider tests/adapters tests/testing \
 		tests/test_checkpoint.py tests/test_config.py tests/test_learner.py tests/test_actor.py tests/test_loss.py
+
+test-cpus: $(STAMP)  ## the numerical tests as other processors would compute (some minutes for each of twelve settings)
+	$(BIN)/python -m tests.cpus -n 2 --dist loadgroup
 
 bench-speed: $(STAMP)  ## time of updates and actions against a naive transcription and Tianshou, as JSON
 	$(BIN)/python -m benchmarks.speed

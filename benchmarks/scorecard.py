@@ -38,7 +38,8 @@ that writes it, and whichever call to the operating system fails. A run that was
 resumed at any update ends with the parameters, slow copies, optimiser moments and counter that the
 uninterrupted run ends with, bit for bit. *Not promised:* a disk that confirms what it has not
 written; two processes that write to one folder; the same bits with another version of a
-dependency, another processor, another device or another number of threads.
+dependency, another processor, another device or another number of threads. There a checkpoint loads
+as well, and the run goes on with other rounding.
 
 **B, files from others.** Loading executes nothing, writes nothing, builds no environment and
 connects to nothing. A damaged file is an error that names it, never another policy. A file whose
@@ -51,10 +52,13 @@ vulnerabilities of dependencies are not looked up here, as that needs the networ
 and devices either act as plain input or are an error that says what was got and expected. A time
 limit bootstraps, a termination does not. *Not promised:* that data which passes makes sense.
 
-**E, repeatability.** Seed, data and versions decide every bit of a run, whatever Python's hash seed
-is. Acting changes nothing, and may be done from many threads, each call with a generator of its
-own. *Not promised:* equal bits for an observation alone and in a batch, only equal up to rounding;
-training one learner from several threads.
+**E, repeatability.** On one machine, with one number of threads, seed, data and versions decide
+every bit of a run, whatever Python's hash seed is. Equal calls give equal actions to the last bit.
+Acting changes nothing, and may be done from many threads, each call with a generator of its own.
+*Not promised:* equal bits for an observation alone and in a batch, or in two rows of one, only
+equal up to rounding, which is about 1e-6; of two candidates whose values differ by no more than
+that, the same one; training one learner from several threads. `make test-cpus` runs the numerical
+tests as other processors would compute.
 """
 
 

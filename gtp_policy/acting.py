@@ -110,8 +110,10 @@ def act(
         candidates: n, actions to draw per observation.
         choice: How one of several candidates is chosen; default `ArgmaxChoice`, which a
             deterministic action always takes.
-        deterministic: Start from noises that are fixed with the actor, so that equal observations
-            get equal actions. Never from zero noise, which can end between two modes.
+        deterministic: Start from noises that are fixed with the actor. Equal calls then give equal
+            bits; an observation in another row, or in a batch of another size, gets the same action
+            up to rounding (`GTPLearner.act`). Never from zero noise, which can end between two
+            modes.
         generator: Source of the noise; default a stream of the package's own.
 
     Returns:
@@ -127,8 +129,8 @@ def act(
         >>> import torch
         >>> from gtp_policy import FlowMapActor, QEnsemble, act
         >>> actor, critic, obs = FlowMapActor(3, 2), QEnsemble(3, 2), torch.zeros(2, 3)
-        >>> first, second = act(actor, critic, obs, candidates=8, deterministic=True)
-        >>> torch.equal(first, second)
+        >>> calls = [act(actor, critic, obs, candidates=8, deterministic=True) for _ in range(2)]
+        >>> torch.equal(*calls)
         True
     """
     _check(critic, candidates)

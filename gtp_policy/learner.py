@@ -497,6 +497,13 @@ class GTPLearner(nn.Module):
 
         ``dataset.action_scaler.to_box`` takes the actions to the units of the environment.
 
+        With ``deterministic=True`` equal calls give equal bits: the same observations in a batch of
+        the same size, on the same machine, with the same number of threads. In another row or in a
+        batch of another size, an observation gets the same action up to rounding, since processors
+        add up the rows of a batch in different orders: about 1e-6 in float32, more with large
+        weights. Of two candidates whose values differ by no more than that, it may be the other
+        one.
+
         Args:
             obs: Observation, shape (B, O), of the learner's dtype, on its device or on the CPU. On
                 the CPU they get their actions there: few rows from a copy of the networks,
@@ -505,9 +512,8 @@ class GTPLearner(nn.Module):
             candidates: Actions to draw per observation; above 1 the target critic chooses among
                 them, as ``config.choice`` says. Default: ``config.eval_candidates`` for a
                 deterministic action of a learner with a critic, else 1.
-            deterministic: Start from noises that are fixed with the policy, so that equal
-                observations get equal actions. Never from zero noise, which can end between two
-                modes.
+            deterministic: Start from noises that are fixed with the policy, as above. Never from
+                zero noise, which can end between two modes.
             generator: Source of the noise; default a stream of the package's own.
 
         Returns:
@@ -523,8 +529,7 @@ class GTPLearner(nn.Module):
             >>> import torch
             >>> from gtp_policy import GTPLearner
             >>> learner, obs = GTPLearner.build(3, 2), torch.zeros(2, 3)
-            >>> first, second = learner.act(obs, deterministic=True)
-            >>> torch.equal(first, second)
+            >>> torch.equal(*(learner.act(obs, deterministic=True) for _ in range(2)))
             True
         """
         # Not as attributes: `nn.Module` takes as long to find one as an operator to run.

@@ -30,9 +30,9 @@ def run(
 ) -> RunResult | None:
     """Runs one experiment to its end, from its newest checkpoint if there is one.
 
-    A run is a function of its config, its data and the versions of software: one that was killed
-    and resumed has the parameters and the records of one that was not. A run that has its
-    ``result.json`` is not repeated.
+    A run is a function of its config, its data, the versions of software and the machine: one that
+    was killed and resumed has the parameters and the records of one that was not, and on another
+    machine it goes on with other rounding. A run that has its ``result.json`` is not repeated.
 
     Args:
         config: The experiment.

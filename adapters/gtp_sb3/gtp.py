@@ -59,10 +59,11 @@ class GTP(OfflineLoop):
     `set_dataset` changes from one to the other.
 
     **deterministic=True** of `predict` takes the action that the critic values most among 16
-    (``eval_candidates`` of the config) that start from fixed noises: equal observations get equal
-    actions. It is the best of some samples of the policy, neither its mean nor its mode, since a
-    generative policy has no cheap one. ``deterministic=False`` draws one sample;
-    ``policy_kwargs=dict(candidates=n)`` makes either the best of n.
+    (``eval_candidates`` of the config) that start from fixed noises: equal calls give equal
+    actions, and an observation gets the same one in any batch up to rounding. It is the best of
+    some samples of the policy, neither its mean nor its mode, since a generative policy has no
+    cheap one. ``deterministic=False`` draws one sample; ``policy_kwargs=dict(candidates=n)`` makes
+    either the best of n.
 
     Arguments of SB3 keep SB3's meaning. What belongs to the method stands in ``gtp_config``. A
     choice that can be made in both places (``learning_rate``, ``tau``, ``seed``, ``net_arch``,
@@ -494,8 +495,8 @@ class GTP(OfflineLoop):
             state: Returned as it came; the policy has no memory.
             episode_start: Not used.
             deterministic: Whether to take the best, as the critic sees it, of some actions that
-                start from fixed noises, so that equal observations get equal actions; see
-                `GTPPolicy`. Not the mean of the policy. False draws new noise.
+                start from fixed noises, so that equal calls give equal actions; see `GTPPolicy`.
+                Not the mean of the policy. False draws new noise.
 
         Returns:
             Actions in the units of the environment, always inside its Box, and the state.
@@ -583,7 +584,8 @@ class GTP(OfflineLoop):
         """Loads a model that `save` wrote, or a checkpoint of the core or of another host.
 
         Nothing in the file is executed. The dataset is not in it: call `set_dataset` to go on
-        learning offline; the run then continues exactly where it was.
+        learning offline; the run then continues exactly where it was, on the same machine bit for
+        bit.
 
         Args:
             path: Name of the file, with or without ``.zip``, or a binary stream.

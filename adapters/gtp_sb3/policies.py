@@ -40,11 +40,12 @@ class GTPPolicy(BasePolicy):
     extractor, of which actor and critic have a copy each.
 
     **deterministic=True** starts the sampler from noises that are fixed with the policy, and takes
-    the action that the critic values most: the same observation always gets the same action. How
-    many there are is ``eval_candidates`` of the config, 16. It is the best of that many samples of
-    the policy, neither its mean nor its mode, since a generative policy has no cheap one. Without a
-    critic, or with ``candidates=1``, it is one sample. **deterministic=False** draws one sample
-    with new noise; with ``candidates=n``, the best of n.
+    the action that the critic values most: equal calls give equal actions, and an observation gets
+    the same one in any batch up to rounding (`gtp_policy.GTPLearner.act`). How many there are is
+    ``eval_candidates`` of the config, 16. It is the best of that many samples of the policy,
+    neither its mean nor its mode, since a generative policy has no cheap one. Without a critic, or
+    with ``candidates=1``, it is one sample. **deterministic=False** draws one sample with new
+    noise; with ``candidates=n``, the best of n.
 
     Args:
         observation_space: Observation space.
@@ -286,8 +287,8 @@ class GTPPolicy(BasePolicy):
             state: Returned as it came; the policy has no memory.
             episode_start: Not used.
             deterministic: Whether to take the best, as the critic sees it, of some actions that
-                start from fixed noises, so that equal observations get equal actions; see
-                `GTPPolicy`. Not the mean of the policy. False draws new noise.
+                start from fixed noises, so that equal calls give equal actions; see `GTPPolicy`.
+                Not the mean of the policy. False draws new noise.
 
         Returns:
             Actions in the units of the environment, always inside its Box, and the state.

@@ -57,9 +57,10 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
     r"""Generative trajectory policies as an offline algorithm of Tianshou, in the place of TD3BC.
 
     An update is Algorithm 1 as the core's `GTPLearner` does it: with the same data, seed and
-    weights the parameters are bit for bit those of a run without Tianshou. A uniform buffer becomes
-    one table on the device when a trainer is made; other buffers (prioritised, hindsight) are
-    sampled by their own rule, with ``batch.weight`` set to the absolute TD errors.
+    weights the parameters are bit for bit those of a run without Tianshou on the same machine. A
+    uniform buffer becomes one table on the device when a trainer is made; other buffers
+    (prioritised, hindsight) are sampled by their own rule, with ``batch.weight`` set to the
+    absolute TD errors.
 
     Afterwards the policy acts with the slow copies of actor and critic, which it shares with the
     learner. ``state_dict`` holds optimisers, counters and learning-rate schedulers too, and is

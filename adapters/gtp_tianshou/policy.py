@@ -35,11 +35,12 @@ class GTPPolicy(Policy):
     deployed.
 
     Acting is deterministic if ``deterministic_eval`` and the policy is not within a training step:
-    equal observations then get equal actions, since actions start from a few noises that are fixed
-    with the weights, and the critic chooses. Without a critic it is one noise: repeatable, but the
-    same quantile of the policy everywhere, so that sampling is the better evaluation then. Never
-    zero noise, which can end between two modes. ``deterministic_eval``, ``steps`` and
-    ``candidates`` may be changed at any time.
+    actions then start from a few noises that are fixed with the weights, and the critic chooses.
+    Equal calls give equal actions, and an observation gets the same one in any batch up to rounding
+    (`gtp_policy.GTPLearner.act`). Without a critic it is one noise: repeatable, but the same
+    quantile of the policy everywhere, so that sampling is the better evaluation then. Never zero
+    noise, which can end between two modes. ``deterministic_eval``, ``steps`` and ``candidates`` may
+    be changed at any time.
 
     Args:
         actor: The flow map.
