@@ -18,7 +18,7 @@ from gtp_policy._fingerprint import Fingerprint
 from gtp_policy.functional import precondition
 from gtp_policy.kernels.folded import Folded, FoldedSampler, Precision, TorchSampler, compiled
 from gtp_policy.kernels.switch import engine
-from gtp_policy.networks import FlowMapMLP, Mish, TimeEmbedding
+from gtp_policy.networks import FlowMapMLP, LogRatioEmbedding, Mish, TimeEmbedding
 from gtp_policy.spaces import ObservationNormalizer
 
 # Devices that have a folded sampler.
@@ -192,7 +192,8 @@ def network_reasons(module: Any, *, flow_map: bool) -> Iterator[str]:  # noqa: A
         yield "has a custom normaliser"
     mlp = getattr(module, "network", None)
     if flow_map:
-        if type(mlp) is not FlowMapMLP or type(mlp.embedding) is not TimeEmbedding:
+        embeddings = TimeEmbedding, LogRatioEmbedding
+        if type(mlp) is not FlowMapMLP or type(mlp.embedding) not in embeddings:
             yield "has a custom network"
             return
         mlp = mlp.mlp

@@ -1,7 +1,7 @@
 r"""The policy: a network made into a flow map, and the sampler that walks along it."""
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field
@@ -19,7 +19,7 @@ from gtp_policy.functional import (
     precondition,
 )
 from gtp_policy.kernels.switch import engine, plain
-from gtp_policy.networks import FlowMapMLP, features_dim
+from gtp_policy.networks import FlowMapMLP, LogRatioEmbedding, features_dim
 from gtp_policy.samplers import JumpSampler, Sampler
 from gtp_policy.spaces import ObservationNormalizer
 from gtp_policy.times import KarrasTimes, TimeSchedule
@@ -46,6 +46,11 @@ class FlowMapActorConfig(Config):
         le=4096,
         multiple_of=2,
         description="Features of each of the two time embeddings.",
+    )
+    embedding: Literal["log", "log_ratio"] = Field(
+        default="log",
+        description="What the time embeddings are made of: ln(t) at high and low frequencies, or "
+        "the softened logarithm of noise over signal at low ones, see `LogRatioEmbedding`.",
     )
     steps: Int = Field(
         default=5, ge=1, le=10_000, description="K, jumps per sampled action; can be set per call."
@@ -133,6 +138,9 @@ class FlowMapActor(nn.Module):
                 config.hidden,
                 config.time_dim,
                 floor=config.times.floor,
+                embedding=LogRatioEmbedding(config.time_dim, config.times.path)
+                if config.embedding == "log_ratio"
+                else None,
                 generator=new_stream(seed, "actor"),
             )
         self.network = network
@@ -409,8 +417,11 @@ ones beyond 24 rows']
         return flow_map(x, self._endpoint(features, x, t, s), t, s)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Returns what parameters alone do not say: the scale and the times they were made for."""
-        return self.config.model_dump(mode="json", include={"sigma_data", "times"})
+        """Returns what parameters alone do not say: scale, times and embedding they were made for."""
+        state = self.config.model_dump(mode="json", include={"sigma_data", "times", "embedding"})
+        if self.config.embedding == "log":  # states from before there was a choice say nothing
+            del state["embedding"]
+        return state
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Checks that parameters fit this actor; called by ``load_state_dict``.

@@ -111,9 +111,10 @@ class Draws(NamedTuple):
 
     backup: Tensor | None  # (S, R, B, W), for R actions per next observation, W of noise each
     baseline: Tensor | None  # (S, M, B, W), for M actions per observation
-    times: Times  # (S, B) each
+    times: Times  # (S, M) each, of the first M of B rows
     z: Tensor  # (S, B, A)
     guide: Tensor | None = None  # (S, B, W), for the actor's own actions under linear-Q guidance
+    flow_t: Tensor | None = None  # (S, B), of the flow loss; None: those of the consistency loss
 
 
 def draw(learners: Sequence[Learner], action: Tensor) -> Draws:
@@ -129,13 +130,14 @@ def draw(learners: Sequence[Learner], action: Tensor) -> Draws:
     draws = [_draw(learner, own) for learner, own in zip(learners, action, strict=True)]
     if len(draws) == 1:
         return draws[0]
-    backup, baseline, times, z, guide = zip(*draws, strict=True)
+    backup, baseline, times, z, guide, flow_t = zip(*draws, strict=True)
     return Draws(
         _together(backup),
         _together(baseline),
         Times(*(torch.cat(same) for same in zip(*times, strict=True))),
         torch.cat(z),
         _together(guide),
+        _together(flow_t),
     )
 
 
@@ -163,10 +165,17 @@ def _draw(learner: Learner, action: Tensor) -> Draws:
         ):
             copies = config.baseline.samples
             baseline = noise("baseline", copies * batch_size).view(1, copies, batch_size, -1)
-    times, z = learner.loss.draw(
+    times, z, flow_t = learner.loss.draw(
         actor.times, action, progress=learner.progress, generator=learner.stream("loss")
     )
-    return Draws(backup, baseline, Times(*(t.unsqueeze(0) for t in times)), z.unsqueeze(0), guide)
+    return Draws(
+        backup,
+        baseline,
+        Times(*(t.unsqueeze(0) for t in times)),
+        z.unsqueeze(0),
+        guide,
+        None if flow_t is None else flow_t.unsqueeze(0),
+    )
 
 
 def update(networks: Networks, batch: Transitions, draws: Draws) -> dict[str, Tensor]:

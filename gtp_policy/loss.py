@@ -1,26 +1,30 @@
 r"""The two losses of GTP: consistency along the trajectory, and the instantaneous flow."""
 
+import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from gtp_policy._config import Config, Float, Int
+from gtp_policy._config import Bool, Config, Float, Int
 from gtp_policy._random import generator_or_private
 from gtp_policy.errors import ShapeError
 from gtp_policy.functional import FlowMap, check_shape, frozen, perturb, precondition
 from gtp_policy.teachers import NoTeacher, SurrogateTeacher, Teacher
 from gtp_policy.times import (
     Curriculum,
+    LogitNormalPairs,
     SRule,
     TimeLaw,
     Times,
     TimeSchedule,
     UniformIndex,
+    UniformPairs,
     URule,
     draw_times,
+    share_to_time,
 )
 
 
@@ -70,6 +74,42 @@ class GTPLossConfig(Config):
         description="Where the two arrivals are compared: at time s, or after one more jump of the "
         "teacher's flow map from s to 0.",
     )
+    inner: Float = Field(
+        default=0.5,
+        gt=0,
+        lt=1,
+        description='Where u lies between s (0) and t (1) with u_rule="between".',
+    )
+    map_share: Float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Share of the minibatch, its first rows, that the consistency loss is taken "
+        "of; the flow loss takes all.",
+    )
+    flow_times: Literal["shared", "uniform"] = Field(
+        default="shared",
+        description="Times of the flow loss: those of the pairs, or uniform draws of the share of "
+        "noise. A map_share below 1 needs uniform.",
+    )
+    units: Literal["position", "velocity"] = Field(
+        default="position",
+        description="What residuals measure: positions, at time s and of the endpoint; or the "
+        "average velocity, which divides them by t - s and by t.",
+    )
+    adaptive_power: Float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="p: each consistency residual is weighted by (mean e^2 + c)^-p, without "
+        "gradient; 0 is the squared distance, 0.5 has the gradient of a pseudo-Huber metric.",
+    )
+    adaptive_constant: Float = Field(
+        default=0.01, gt=0, description="c of the adaptive weight, in squared units of residuals."
+    )
+    adaptive_flow: Bool = Field(
+        default=False, description="Whether the flow loss is weighted so too."
+    )
     time_weight: Literal["none", "gap", "endpoint", "edm"] = Field(
         default="none",
         description="Factor of the consistency loss: none; gap, 1/(t-u); endpoint, (1-s/t)^-2, "
@@ -85,6 +125,28 @@ class GTPLossConfig(Config):
     reduction: Literal["mean", "sum"] = Field(
         default="mean", description="Reduction of the squared error over the action's dimensions."
     )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        off_grid = isinstance(self.t_law, UniformPairs | LogitNormalPairs)
+        if off_grid != (self.u_rule == "between"):
+            raise ValueError(
+                'u_rule="between" belongs to a t_law of pairs, and to no other: got '
+                f"u_rule={self.u_rule!r} and t_law={self.t_law.kind!r}"
+            )
+        if self.map_share < 1 and self.flow_times == "shared":
+            raise ValueError(
+                f'map_share={self.map_share} needs flow_times="uniform": with shared times the '
+                "flow loss has times for the consistency loss's rows alone"
+            )
+        if self.adaptive_power and self.huber is not None:
+            raise ValueError(
+                f"adaptive_power={self.adaptive_power} and huber={self.huber} are two metrics of "
+                "one residual: choose one"
+            )
+        if self.units == "velocity" and self.compare_at != "s":
+            raise ValueError('units="velocity" compares at time s: got compare_at="zero"')
+        return self
 
 
 class GTPLossTerms(NamedTuple):
@@ -105,6 +167,27 @@ class GTPLossTerms(NamedTuple):
     loss: Tensor
     consistency: Tensor
     flow: Tensor
+
+
+class LossDraws(NamedTuple):
+    """What is random in the loss.
+
+    Attributes:
+        times: t > u >= s >= 0 of the consistency loss, shape (M,) each, for the first M of B rows.
+        z: Standard normal noise, shape (B, A).
+        flow_t: Times of the flow loss, shape (B,); None: those of the consistency loss.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.loss import LossDraws
+        >>> from gtp_policy.times import Times
+        >>> LossDraws(Times(*torch.ones(3, 4)), torch.zeros(4, 2)).flow_t is None
+        True
+    """
+
+    times: Times
+    z: Tensor
+    flow_t: Tensor | None = None
 
 
 class GTPResiduals(NamedTuple):
@@ -134,6 +217,7 @@ def gtp_residuals(
     z: Tensor,
     teacher: Teacher | None = None,
     compare_at: Literal["s", "zero"] = "s",
+    flow_t: Tensor | None = None,
 ) -> GTPResiduals:
     r"""Returns the residuals of both losses for given times and noise.
 
@@ -154,15 +238,16 @@ def gtp_residuals(
         target: Its slow copy, :math:`\theta^-`; evaluated without gradient.
         obs: Observation, shape (B, O).
         action: Action in [-1, 1], shape (B, A).
-        times: t > u >= s >= 0, each of shape (B,).
+        times: t > u >= s >= 0, each of shape (M,) for the first M of B rows.
         z: Standard normal noise, shape (B, A).
         teacher: What the arrival is compared with; default `SurrogateTeacher`. With `NoTeacher`
             the first residual is 0.
         compare_at: Where the two arrivals are compared: at time s, or both after one more jump of
             the target's flow map to time 0, through which the gradient passes.
+        flow_t: Times of the flow loss, shape (B,); default t, for M = B.
 
     Returns:
-        The two residuals, each of shape (B, A).
+        The two residuals, of shapes (M, A) and (B, A).
 
     Raises:
         ShapeError: If the shapes disagree.
@@ -181,25 +266,35 @@ def gtp_residuals(
         >>> gtp_residuals(exact, exact, torch.zeros(1, 3), action, times, torch.ones(1, 1))
         GTPResiduals(consistency=tensor([[0.]]), flow=tensor([[0.]]))
     """
-    t, s = times.t, times.s
-    x_t = perturb(action, t, z, actor.times.path)
+    t, s, path = times.t, times.s, actor.times.path
+    tau = t if flow_t is None else flow_t
+    x_tau = perturb(action, tau, z, path)
     if isinstance(teacher, NoTeacher):
-        denoised = actor.endpoint(obs, x_t, t, t)
+        denoised = actor.endpoint(obs, x_tau, tau, tau)
         flow = denoised.to(torch.promote_types(denoised.dtype, torch.float32)) - action
         return GTPResiduals(consistency=torch.zeros_like(flow), flow=flow)
+    rows = len(t)
+    obs_m, action_m, z_m = obs[:rows], action[:rows], z[:rows]
+    x_t = x_tau if flow_t is None else perturb(action_m, t, z_m, path)
     # One pass for both gradient branches: the times are per row anyway.
     endpoint = actor.endpoint(
-        torch.cat([obs, obs]), torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([s, t])
+        torch.cat([obs_m, obs]),
+        torch.cat([x_t, x_tau]),
+        torch.cat([t, tau]),
+        torch.cat([s, tau]),
     )
-    taught = teach(target, obs, action, times, z, teacher)
+    taught = teach(target, obs_m, action_m, times, z_m, teacher)
     wide = torch.promote_types(endpoint.dtype, torch.float32)
-    arrival, denoised = endpoint.to(wide).chunk(2)
+    endpoint = endpoint.to(wide)
+    arrival, denoised = endpoint[:rows], endpoint[rows:]
     action, t, s = (tensor.to(wide) for tensor in (action, t, s))
     # (t - s) / t, not 1 - s / t: neighbours of a fine grid subtract exactly, their ratio rounds.
-    offset, flow = ((t - s) / t).unsqueeze(-1) * (arrival - action), denoised - action
-    taught = taught.to(wide)
+    offset = ((t - s) / t).unsqueeze(-1) * (arrival - action[:rows])
+    flow, taught = denoised - action, taught.to(wide)
     if compare_at == "zero":
-        offset, taught = (_at_zero(target, obs, action, times, z, e) for e in (offset, taught))
+        offset, taught = (
+            _at_zero(target, obs_m, action_m, times, z_m, e) for e in (offset, taught)
+        )
         taught = taught.detach()
     return GTPResiduals(consistency=offset - taught, flow=flow)
 
@@ -351,8 +446,8 @@ class GTPLoss(nn.Module):
         if weight is not None:
             check_shape("weight", weight, (action.shape[0],))
         generator = generator_or_private(generator, action.device)
-        times, z = self.draw(actor.times, action, progress=progress, generator=generator)
-        return self.terms(actor, target, obs, action, weight, times, z)
+        draws = self.draw(actor.times, action, progress=progress, generator=generator)
+        return self.terms(actor, target, obs, action, weight, *draws)
 
     def draw(
         self,
@@ -361,8 +456,8 @@ class GTPLoss(nn.Module):
         *,
         progress: float,
         generator: torch.Generator,
-    ) -> tuple[Times, Tensor]:
-        """Draws what is random in the loss: one triple of times and one noise per transition.
+    ) -> LossDraws:
+        """Draws what is random in the loss: times, and one noise per transition.
 
         Args:
             schedule: The actor's time range.
@@ -371,30 +466,37 @@ class GTPLoss(nn.Module):
             generator: Source of randomness, on the actions' device.
 
         Returns:
-            Times, each of shape (B,), and noise z, shape (B, A).
+            Times and noise.
 
         Example:
             >>> import torch
             >>> from gtp_policy import GTPLoss
             >>> from gtp_policy.times import KarrasTimes
-            >>> times, z = GTPLoss().draw(KarrasTimes(), torch.zeros(4, 2), progress=0.0,
-            ...                           generator=torch.Generator())
-            >>> times.t.shape, z.shape
+            >>> draws = GTPLoss().draw(KarrasTimes(), torch.zeros(4, 2), progress=0.0,
+            ...                        generator=torch.Generator())
+            >>> draws.times.t.shape, draws.z.shape
             (torch.Size([4]), torch.Size([4, 2]))
         """
+        c, batch, flow_t = self.config, action.shape[0], None
         times = draw_times(
             schedule,
-            self.config.curriculum.intervals(progress),
-            action.shape[0],
+            c.curriculum.intervals(progress),
+            math.ceil(c.map_share * batch),
             generator=generator,
-            law=self.config.t_law,
-            max_gap=self.config.max_gap,
-            s_rule=self.config.s_rule,
-            u_rule=self.config.u_rule,
+            law=c.t_law,
+            max_gap=c.max_gap,
+            s_rule=c.s_rule,
+            u_rule=c.u_rule,
+            inner=c.inner,
             dtype=action.dtype,
         )
         z = torch.randn(action.shape, generator=generator, device=action.device, dtype=action.dtype)
-        return times, z
+        if c.flow_times == "uniform":
+            share = torch.rand(batch, generator=generator, device=action.device)
+            flow_t = (
+                share_to_time(share, schedule).clamp_min(schedule.t_max / 5000).to(action.dtype)
+            )
+        return LossDraws(times, z, flow_t)
 
     def terms(
         self,
@@ -405,6 +507,7 @@ class GTPLoss(nn.Module):
         weight: Tensor | None,
         times: Times,
         z: Tensor,
+        flow_t: Tensor | None = None,
     ) -> GTPLossTerms:
         """Returns the weighted mean of both losses for given times and noise.
 
@@ -414,8 +517,9 @@ class GTPLoss(nn.Module):
             obs: Observation, shape (B, O).
             action: Action in [-1, 1], shape (B, A).
             weight: Weight per transition, shape (B,); None is 1.
-            times: t > u >= s >= 0, each of shape (B,).
+            times: t > u >= s >= 0, each of shape (M,) for the first M of B rows.
             z: Standard normal noise, shape (B, A).
+            flow_t: Times of the flow loss, shape (B,); default t, for M = B.
 
         Returns:
             The loss and its parts.
@@ -437,14 +541,25 @@ class GTPLoss(nn.Module):
         c = self.config
         teaching = actor if c.target == "stopgrad" else target
         residuals = gtp_residuals(
-            actor, teaching, obs, action, times, z, c.teacher, compare_at=c.compare_at
+            actor,
+            teaching,
+            obs,
+            action,
+            times,
+            z,
+            c.teacher,
+            compare_at=c.compare_at,
+            flow_t=flow_t,
         )
-        on_consistency, on_flow = self.time_weights(times, actor)
-        consistency = self._distance(residuals.consistency) * on_consistency
-        flow = self._distance(residuals.flow) * on_flow
+        scales, weights = self.unit_factors(times, flow_t), self.time_weights(times, actor, flow_t)
+        powers = c.adaptive_power, c.adaptive_power * c.adaptive_flow
+        consistency, flow = (
+            self._distance(residual * scale, power) * on
+            for residual, scale, power, on in zip(residuals, scales, powers, weights, strict=True)
+        )
         if weight is not None:
             weight = weight.detach()
-            consistency, flow = weight * consistency, weight * flow
+            consistency, flow = weight[: len(consistency)] * consistency, weight * flow
         consistency, flow = consistency.mean(), flow.mean()
         return GTPLossTerms(
             loss=consistency + self.config.flow_weight * flow,
@@ -452,19 +567,50 @@ class GTPLoss(nn.Module):
             flow=flow.detach(),
         )
 
-    def _distance(self, residual: Tensor) -> Tensor:
+    def unit_factors(
+        self, times: Times, flow_t: Tensor | None = None
+    ) -> tuple[Tensor | float, Tensor | float]:
+        """Returns by what residuals are multiplied to be in the units that the config names.
+
+        Args:
+            times: t > u >= s >= 0, each of shape (..., M).
+            flow_t: Times of the flow loss, shape (..., B); default t.
+
+        Returns:
+            Of the consistency residuals, shape (..., M, 1), and of the flow residuals,
+            shape (..., B, 1), or the one number that holds for all.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import GTPLoss, GTPLossConfig
+            >>> from gtp_policy.times import Times
+            >>> loss = GTPLoss(GTPLossConfig(units="velocity"))
+            >>> loss.unit_factors(Times(*torch.tensor([[2.0], [1.5], [1.0]])))
+            (tensor([[1.]]), tensor([[0.5000]]))
+        """
+        if self.config.units == "position":
+            return 1.0, 1.0
+        tau = times.t if flow_t is None else flow_t
+        return 1 / (times.t - times.s).unsqueeze(-1), 1 / tau.unsqueeze(-1)
+
+    def _distance(self, residual: Tensor, power: float) -> Tensor:
         square = residual.square()
         square = square.mean(-1) if self.config.reduction == "mean" else square.sum(-1)
+        if power:
+            return square * (square.detach() + self.config.adaptive_constant) ** -power
         if self.config.huber is None:
             return square
         return (square + self.config.huber**2).sqrt() - self.config.huber
 
-    def time_weights(self, times: Times, actor: FlowMap) -> tuple[Tensor | float, Tensor | float]:
+    def time_weights(
+        self, times: Times, actor: FlowMap, flow_t: Tensor | None = None
+    ) -> tuple[Tensor | float, Tensor | float]:
         """Returns the factors of the consistency and of the flow loss per transition.
 
         Args:
             times: t > u >= s >= 0, each of shape (B,).
             actor: Whose path and ``sigma_data`` count, 0.5 for a flow map that has none.
+            flow_t: Times of the flow loss, shape (B,); default t.
 
         Returns:
             Two of shape (B,), or the one number that holds for all.
@@ -477,28 +623,32 @@ class GTPLoss(nn.Module):
             >>> GTPLoss(GTPLossConfig(time_weight="gap")).time_weights(times, FlowMapActor(1, 1))
             (tensor([2.]), 1.0)
         """
-        return _TIME_WEIGHTS[self.config.time_weight](times, actor)
+        return _TIME_WEIGHTS[self.config.time_weight](times, actor, flow_t)
 
 
-def _no_weights(times: Times, actor: FlowMap) -> tuple[float, float]:
+def _no_weights(times: Times, actor: FlowMap, flow_t: Tensor | None) -> tuple[float, float]:
     return 1.0, 1.0
 
 
-def _gap_weights(times: Times, actor: FlowMap) -> tuple[Tensor, float]:
+def _gap_weights(times: Times, actor: FlowMap, flow_t: Tensor | None) -> tuple[Tensor, float]:
     return 1 / (times.t - times.u), 1.0
 
 
-def _endpoint_weights(times: Times, actor: FlowMap) -> tuple[Tensor, float]:
+def _endpoint_weights(times: Times, actor: FlowMap, flow_t: Tensor | None) -> tuple[Tensor, float]:
     return (1 - times.s / times.t) ** -2, 1.0
 
 
-def _edm_weights(times: Times, actor: FlowMap) -> tuple[Tensor, Tensor]:
+def _edm_weights(times: Times, actor: FlowMap, flow_t: Tensor | None) -> tuple[Tensor, Tensor]:
     sigma_data = getattr(actor, "sigma_data", 0.5)
     weight = precondition(times.t, sigma_data, actor.times.path).out ** -2
-    return weight, weight
+    if flow_t is None:
+        return weight, weight
+    return weight, precondition(flow_t, sigma_data, actor.times.path).out ** -2
 
 
-_TIME_WEIGHTS: dict[str, Callable[[Times, FlowMap], tuple[Tensor | float, Tensor | float]]] = {
+_TIME_WEIGHTS: dict[
+    str, Callable[[Times, FlowMap, Tensor | None], tuple[Tensor | float, Tensor | float]]
+] = {
     "none": _no_weights,
     "gap": _gap_weights,
     "endpoint": _endpoint_weights,

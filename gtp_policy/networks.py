@@ -9,8 +9,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from gtp_policy.functional import time_embedding
+from gtp_policy.functional import signal, time_embedding
 from gtp_policy.kernels.mish import mish
+from gtp_policy.times import Path
 
 
 class TimeEmbedding(nn.Module):
@@ -48,7 +49,7 @@ class TimeEmbedding(nn.Module):
             raise ValueError(f"`dim` is unusable: got {dim}, expected an even number >= 2.")
         if not floor > 0:
             raise ValueError(f"`floor` is out of range: got {floor}, expected > 0.")
-        self.floor = floor
+        self.dim, self.floor = dim, floor
         octaves = torch.linspace(-3.0, 2.0, dim // 2, dtype=torch.float64)
         self.register_buffer("frequencies", (2 * math.pi * 2**octaves).float(), persistent=False)
 
@@ -62,6 +63,58 @@ class TimeEmbedding(nn.Module):
             Features in [-1, 1], shape (B, dim).
         """
         return time_embedding(t, self.frequencies, self.floor)
+
+
+class LogRatioEmbedding(nn.Module):
+    r"""Embeds a time as sines and cosines of the logarithm of noise over signal, softened.
+
+    .. math:: \left(\sin f_j \lambda, \cos f_j \lambda\right)_{j=1}^{dim/2}, \quad
+        \lambda = \ln \frac{t + \delta}{\alpha_t + \delta}
+
+    with the path's signal :math:`\alpha_t` and frequencies :math:`f_j` spaced geometrically from
+    1/8 to 1. From noise alone to signal alone :math:`\lambda` moves from about 4 to -4, little more
+    than a period of the fastest feature: smooth in t, which is what lets one network learn long
+    jumps in few updates. No parameters.
+
+    Args:
+        dim: Number of features, even.
+        path: Of the times.
+        delta: :math:`\delta`, > 0; times and signals far below it look alike.
+
+    Raises:
+        ValueError: If ``dim`` is odd or not positive, or ``delta`` not positive.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.networks import LogRatioEmbedding
+        >>> LogRatioEmbedding(8, "linear")(torch.tensor([0.0, 0.5, 1.0])).shape
+        torch.Size([3, 8])
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, dim: int, path: Path, delta: float = 0.02) -> None:
+        super().__init__()
+        if dim < 2 or dim % 2:
+            raise ValueError(f"`dim` is unusable: got {dim}, expected an even number >= 2.")
+        if not delta > 0:
+            raise ValueError(f"`delta` is out of range: got {delta}, expected > 0.")
+        self.dim, self.path, self.delta = dim, path, delta
+        octaves = torch.linspace(-3.0, 0.0, dim // 2, dtype=torch.float64)
+        self.register_buffer("frequencies", (2**octaves).float(), persistent=False)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Embeds times.
+
+        Args:
+            t: Times, any shape, >= 0.
+
+        Returns:
+            Features in [-1, 1], shape (..., dim).
+        """
+        ratio = (t + self.delta) / (signal(t, self.path) + self.delta)
+        angle = ratio.log().unsqueeze(-1) * self.frequencies
+        return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
 class Mish(nn.Module):
@@ -98,6 +151,7 @@ class FlowMapMLP(nn.Module):
         hidden: Widths of the hidden layers.
         time_dim: Features per time embedding.
         floor: Time below which times look alike; below the smallest positive time of the grid.
+        embedding: Module from times to ``time_dim`` features each; default `TimeEmbedding`.
         generator: Source of the initial parameters.
 
     Example:
@@ -116,10 +170,11 @@ class FlowMapMLP(nn.Module):
         time_dim: int,
         *,
         floor: float = 1e-3,
+        embedding: nn.Module | None = None,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.embedding = TimeEmbedding(time_dim, floor)
+        self.embedding = embedding or TimeEmbedding(time_dim, floor)
         inputs = obs_dim + action_dim + 2 * time_dim
         # With torch's default law the signal of the few action features fades from layer to layer
         # among the many of time: thousands of updates pass before the output depends on x at all.

@@ -157,7 +157,7 @@ class UniformTimes(Config):
 class LinearTimes(Config):
     r"""Times of the linear path of flow matching, spaced evenly from noise at 1 to data at 0.
 
-    .. math:: x_t = (1 - t) a + t z, \quad t_i = 1 - i/n
+    .. math:: x_t = (1 - t) a + t z, \quad t_i = (1 - i/n)^\rho
 
     The other schedules belong to the path :math:`x_t = a + t z`. Rescaling time and space turns one
     path into the other, :math:`\Phi_{lin}(y, a, b) = \Phi(y (1 + t), t, s) / (1 + s)` with
@@ -176,6 +176,11 @@ class LinearTimes(Config):
     """
 
     kind: Literal["linear"] = Field(default="linear", description="Discriminator of the union.")
+    rho: Float = Field(
+        default=1.0,
+        gt=0,
+        description="Nodes are (1 - i/n)^rho: above 1 more of them lie near the action.",
+    )
     path: ClassVar[Path] = "linear"
 
     @property
@@ -209,11 +214,12 @@ class LinearTimes(Config):
 
     @property
     def floor(self) -> float:
-        """A time below every positive node of grids with up to 5000 intervals."""
-        return 1 / 5000
+        """A time below every positive node of grids with up to 5000 intervals at rho = 1."""
+        floor: float = (1 / 5000) ** max(self.rho, 1.0)
+        return floor
 
     def _node(self, fraction: Tensor) -> Tensor:
-        return 1 - fraction
+        return (1 - fraction) ** self.rho
 
 
 AnyTimes = KarrasTimes | UniformTimes | LinearTimes
@@ -269,9 +275,150 @@ class LogNormalIndex(Config):
     std: Float = Field(default=2.0, gt=0, description="Standard deviation of ln t.")
 
 
-TimeLaw = Annotated[UniformIndex | LogNormalIndex, Field(discriminator="kind")]
+class UniformPairs(Config):
+    r"""Pairs of t and s off the grid: the larger and the smaller of two uniform draws.
+
+    Uniform is the share of noise :math:`t / (\alpha_t + t)` with the path's signal
+    :math:`\alpha_t`: t itself on the linear path, :math:`t / (1 + t)` on the other.
+
+    References:
+        | One Step Diffusion via Shortcut Models (Frans et al., 2024)
+        | https://arxiv.org/abs/2410.12557
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.times import LinearTimes, UniformPairs
+        >>> t, s = UniformPairs().draw(LinearTimes(), 4, torch.Generator(), torch.float32)
+        >>> bool((t > s).all())
+        True
+    """
+
+    kind: Literal["uniform_pairs"] = Field(
+        default="uniform_pairs", description="Discriminator of the union."
+    )
+    edge: Float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Share of draws at the pair of the one-step sampler, t = T and s = 0.",
+    )
+
+    def draw(
+        self, schedule: "AnyTimes", batch: int, generator: torch.Generator, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Draws pairs.
+
+        Args:
+            schedule: The time range.
+            batch: B.
+            generator: Source of randomness; the result lives on its device.
+            dtype: Floating type of the result.
+
+        Returns:
+            t and s, shape (B,) each, t > s >= 0.
+        """
+        first, second, edge = torch.rand(
+            (3, batch), generator=generator, device=generator.device, dtype=torch.float32
+        )
+        return _pairs(schedule, first, second, edge < self.edge, dtype)
+
+
+class LogitNormalPairs(Config):
+    r"""Pairs of t and s off the grid: two logit-normal draws, the larger and the smaller.
+
+    .. math:: \mathrm{logit}\, \tau \sim N(\mu, \sigma^2), \quad \tau = t / (\alpha_t + t)
+
+    of the share of noise, see `UniformPairs`; the first draw has the mean and standard deviation
+    ``mean`` and ``std``, the second those with the prefix ``s_``.
+
+    References:
+        | Mean Flows for One-step Generative Modeling (Geng et al., 2025), table 1
+        | https://arxiv.org/abs/2505.13447
+
+    Example:
+        >>> from gtp_policy import GTPLossConfig
+        >>> from gtp_policy.times import LogitNormalPairs
+        >>> GTPLossConfig(t_law=LogitNormalPairs(mean=-0.4, std=1.0)).t_law.s_std
+        1.0
+    """
+
+    kind: Literal["logitnormal_pairs"] = Field(
+        default="logitnormal_pairs", description="Discriminator of the union."
+    )
+    mean: Float = Field(default=0.0, description="Mean of the first draw's logit.")
+    std: Float = Field(default=1.0, gt=0, description="Its standard deviation.")
+    s_mean: Float = Field(default=0.0, description="Mean of the second draw's logit.")
+    s_std: Float = Field(default=1.0, gt=0, description="Its standard deviation.")
+    edge: Float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Share of draws at the pair of the one-step sampler, t = T and s = 0.",
+    )
+
+    def draw(
+        self, schedule: "AnyTimes", batch: int, generator: torch.Generator, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Draws pairs.
+
+        Args:
+            schedule: The time range.
+            batch: B.
+            generator: Source of randomness; the result lives on its device.
+            dtype: Floating type of the result.
+
+        Returns:
+            t and s, shape (B,) each, t > s >= 0.
+        """
+        device = generator.device
+        normal = torch.randn((2, batch), generator=generator, device=device, dtype=torch.float32)
+        edge = torch.rand(batch, generator=generator, device=device, dtype=torch.float32)
+        first = torch.sigmoid(self.mean + self.std * normal[0])
+        second = torch.sigmoid(self.s_mean + self.s_std * normal[1])
+        return _pairs(schedule, first, second, edge < self.edge, dtype)
+
+
+TimeLaw = Annotated[
+    UniformIndex | LogNormalIndex | UniformPairs | LogitNormalPairs, Field(discriminator="kind")
+]
 SRule = Literal["uniform", "zero", "equal_u", "dyadic"]
-URule = Literal["adjacent", "midpoint"]
+URule = Literal["adjacent", "midpoint", "between"]
+
+
+def share_to_time(share: Tensor, schedule: "AnyTimes") -> Tensor:
+    r"""Returns the times at which the noise has a share of signal and noise.
+
+    .. math:: \tau = t / (\alpha_t + t), \quad t = \tau \ \text{(linear)}, \quad
+        t = \tau / (1 - \tau) \ \text{(} x = a + t z \text{)}
+
+    Args:
+        share: :math:`\tau` as a share of the largest there is, in [0, 1].
+        schedule: The time range, whose T has the share 1.
+
+    Returns:
+        Times in [0, T], the same shape.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.times import KarrasTimes, share_to_time
+        >>> share_to_time(torch.tensor([0.0, 1.0]), KarrasTimes(t_max=5.0))
+        tensor([0., 5.])
+    """
+    if schedule.path == "linear":
+        return share
+    largest = schedule.t_max / (1 + schedule.t_max)
+    return (share * largest / (1 - share * largest)).clamp(max=schedule.t_max)
+
+
+def _pairs(
+    schedule: "AnyTimes", first: Tensor, second: Tensor, edge: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Orders two shares, puts some at the ends, and returns them as times t > s >= 0."""
+    t = share_to_time(torch.maximum(first, second).masked_fill(edge, 1.0), schedule)
+    s = share_to_time(torch.minimum(first, second).masked_fill(edge, 0.0), schedule)
+    # A flow map starts at positive times, and velocities are differences over them.
+    t = t.clamp_min(schedule.t_max / 5000)
+    return t.to(dtype), torch.minimum(s, t * (1 - 1e-3)).to(dtype)
 
 
 class Times(NamedTuple):
@@ -390,6 +537,7 @@ def draw_times(
     max_gap: int = 1,
     s_rule: SRule = "uniform",
     u_rule: URule = "adjacent",
+    inner: float = 0.5,
     dtype: torch.dtype | None = None,
 ) -> Times:
     r"""Draws :math:`t > u \ge s \ge 0` from the nodes of a grid, one triple per transition.
@@ -397,6 +545,10 @@ def draw_times(
     With nodes numbered upwards from :math:`t_0 = 0` to :math:`t_N = T`: :math:`k` is drawn from
     1..N by ``law``, :math:`m` uniformly from 0..k-1, and :math:`t = t_k`, :math:`s = t_m`,
     :math:`u = t_{k-g}` with the gap :math:`g` uniform in 1..min(max_gap, k - m).
+
+    A law of pairs, `UniformPairs` or `LogitNormalPairs`, draws t and s off the grid, and
+    ``u_rule="between"`` puts u at :math:`s + inner\,(t - s)`; grid, gap and rule for s are then of
+    no effect.
 
     Other rules for s: ``zero``, m = 0; ``equal_u``, s = u; ``dyadic``, :math:`m = k - 2^j` with j
     uniform in :math:`0..\lfloor\log_2 N\rfloor`, and k rounded up to a multiple of :math:`2^j`
@@ -414,14 +566,16 @@ def draw_times(
         law: How t is drawn; default uniform over the nodes above 0.
         max_gap: Largest distance from t down to u, in grid intervals, at least 1; for ``adjacent``.
         s_rule: How s is drawn below t.
-        u_rule: How u is drawn between t and s.
+        u_rule: How u is drawn between t and s; ``between`` for laws of pairs, and for them alone.
+        inner: Where u lies between s (0) and t (1), for ``between``.
         dtype: Floating type of the result; default torch's default.
 
     Returns:
         Times ``t``, ``u``, ``s``, each of shape (B,).
 
     Raises:
-        ValueError: If ``intervals`` or ``max_gap`` is smaller than 1.
+        ValueError: If ``intervals`` or ``max_gap`` is smaller than 1, or law and rule do not belong
+            together.
 
     References:
         | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al., 2025),
@@ -436,9 +590,17 @@ def draw_times(
     """
     if max_gap < 1:
         raise ValueError(f"`max_gap` is out of range: got {max_gap}, expected at least 1.")
-    device = generator.device
+    device, law = generator.device, law or UniformIndex()
+    if isinstance(law, UniformPairs | LogitNormalPairs) != (u_rule == "between"):
+        raise ValueError(
+            f"Law of times and rule for u do not belong together: got {law.kind!r} and {u_rule!r}, "
+            "expected 'between' with a law of pairs, and with no other."
+        )
+    if isinstance(law, UniformPairs | LogitNormalPairs):
+        t, s = law.draw(schedule, batch, generator, dtype or torch.get_default_dtype())
+        return Times(t, s + inner * (t - s), s)
     nodes = schedule.grid(intervals, device=device, dtype=dtype)
-    cdf = _cdf(schedule, intervals, law or UniformIndex(), str(device))
+    cdf = _cdf(schedule, intervals, law, str(device))
     t_draw, s_draw, gap_draw = torch.rand(
         (3, batch), generator=generator, device=device, dtype=torch.float32
     )
@@ -483,7 +645,7 @@ def _gap_to_midpoint(distance: Tensor, draw: Tensor, max_gap: int) -> Tensor:
     return (distance + 1) // 2
 
 
-_GAPS: dict[URule, Callable[[Tensor, Tensor, int], Tensor]] = {
+_GAPS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
     "adjacent": _adjacent_gap,
     "midpoint": _gap_to_midpoint,
 }

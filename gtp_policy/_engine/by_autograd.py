@@ -89,6 +89,7 @@ class ByAutograd:
                 own_weight,
                 Times(*(time[i] for time in draws.times)),
                 draws.z[i],
+                None if draws.flow_t is None else draws.flow_t[i],
             )
             loss, own = terms.loss, {"consistency": terms.consistency, "flow": terms.flow}
             if learner.critic is not None and isinstance(learner.guidance, LinearQGuidance):

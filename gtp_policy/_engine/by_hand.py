@@ -14,6 +14,7 @@ and a residual depends on the network's output through :math:`c_{out}(t)` times 
 teacher says has no gradient, so that a teacher is the same object here as for the reference.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, cast
@@ -27,7 +28,7 @@ from gtp_policy._folding import FoldedActor, fold
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.algorithm import Draws, Learner, update
 from gtp_policy.critic import ExpectileBaseline, QEnsemble, ValueNetwork
-from gtp_policy.functional import advantage_weights, flow_map, perturb, precondition, time_embedding
+from gtp_policy.functional import advantage_weights, flow_map, perturb, precondition
 from gtp_policy.guidance import AdvantageWeighter, LinearQGuidance
 from gtp_policy.kernels.mlp import GradientPass, Pass, Stack, coarse_products
 from gtp_policy.networks import FlowMapMLP
@@ -305,28 +306,23 @@ class _Critics:
 
 
 class _Inputs:
-    """Where the inputs of S flow maps are written: H times over the same rows, at other times."""
+    """Where the inputs of S flow maps are written."""
 
-    def __init__(self, actor: FlowMapActor, passes: Pass, n: int) -> None:
-        embedding = cast(FlowMapMLP, actor.network).embedding
-        self._frequencies, self._floor = embedding.frequencies, embedding.floor
-        embedded = 2 * len(self._frequencies)
-        seeds, rows, features = passes.inputs.shape
-        inputs = passes.inputs.view(seeds, n, rows // n, features)
-        parts = torch.split(inputs, [actor.obs_dim, actor.action_dim, embedded, embedded], -1)
+    def __init__(self, actor: FlowMapActor, passes: Pass) -> None:
+        self._embed = cast(FlowMapMLP, actor.network).embedding
+        embedded = 2 * len(cast(Tensor, self._embed.frequencies))
+        parts = torch.split(
+            passes.inputs, [actor.obs_dim, actor.action_dim, embedded, embedded], -1
+        )
         self._obs, self._x, self._start, self._end = parts
 
-    def write(self, obs: Tensor, x: Tensor, t: Tensor, ends: Sequence[Tensor]) -> None:
-        """Writes observations and scaled actions (S, B, ...), and embeds the times (S, B)."""
-        self._obs.copy_(obs.unsqueeze(1))
-        self._x.copy_(x.unsqueeze(1))
+    def write(self, rows: slice, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> None:
+        """Writes observations and scaled actions (S, n, ...), and embeds the times (S, n)."""
+        self._obs[:, rows].copy_(obs)
+        self._x[:, rows].copy_(x)
         start = self._embed(t)
-        self._start.copy_(start.unsqueeze(1))
-        for i, s in enumerate(ends):
-            self._end[:, i].copy_(start if s is t else self._embed(s))
-
-    def _embed(self, t: Tensor) -> Tensor:
-        return time_embedding(t, self._frequencies, self._floor)
+        self._start[:, rows].copy_(start)
+        self._end[:, rows].copy_(start if s is t else self._embed(s))
 
 
 class _FixedFlowMap:
@@ -339,12 +335,12 @@ class _FixedFlowMap:
         actor = of.actor
         self.times, self._sigma_data, self._net = actor.times, actor.sigma_data, net
         self._pass = Pass(stack_of(net.parameters, linear=True), rows)
-        self._inputs = _Inputs(actor, self._pass, 1)
+        self._inputs = _Inputs(actor, self._pass)
 
     def endpoint(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """Returns where trajectories end, as `FlowMapActor.endpoint` does."""
         factors = precondition(t.unsqueeze(-1), self._sigma_data, self.times.path)
-        self._inputs.write(self._net.normalise(obs), factors.inner * x, t, [s])
+        self._inputs.write(slice(None), self._net.normalise(obs), factors.inner * x, t, s)
         return torch.addcmul(factors.skip * x, factors.out, self._pass.run())
 
     def __call__(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
@@ -370,65 +366,85 @@ class _Actors:
         config, actor = self._first.loss.config, self._first.actor
         # Without a teacher of jumps there is the flow loss alone.
         self._jumps = not isinstance(config.teacher, NoTeacher)
-        n = 1 + self._jumps
+        self._map_rows = math.ceil(config.map_share * rows) if self._jumps else 0
         stack = stack_of(net.parameters, linear=True)
-        self._pass = GradientPass(stack, n * rows, gradients, transposed=True)
-        self._inputs = _Inputs(actor, self._pass, n)
+        self._pass = GradientPass(stack, self._map_rows + rows, gradients, transposed=True)
+        self._inputs = _Inputs(actor, self._pass)
         self._times, self._sigma_data = actor.times, actor.sigma_data
         taught_by = net if config.target == "stopgrad" else target
-        self._teaching = _FixedFlowMap(self._first, taught_by, rows) if self._jumps else None
+        self._teaching = None
+        if self._jumps:
+            self._teaching = _FixedFlowMap(self._first, taught_by, self._map_rows)
 
     def gradients(
         self, batch: Transitions, weight: Tensor | None, draws: Draws
     ) -> dict[str, Tensor]:
         """Computes the gradients and returns the losses, (S,) each."""
-        config, path = self._first.loss.config, self._times.path
+        loss_of, config, path = self._first.loss, self._first.loss.config, self._times.path
         action, times, z = batch.action, draws.times, draws.z
-        t, s = times.t, times.s
-        taught = self._taught(batch, times, z) if self._jumps else None
-        x_t = perturb(action, t, z, path)
-        skip, out, inner = precondition(t.unsqueeze(-1), self._sigma_data, path)
-        ends = [s, t] if self._jumps else [t]
-        self._inputs.write(self._net.normalise(batch.obs), inner * x_t, t, ends)
-        raw = self._pass.run().view(len(action), len(ends), self._rows, -1)
-        endpoint = torch.addcmul((skip * x_t).unsqueeze(1), out.unsqueeze(1), raw)
-        on_consistency, on_flow = self._first.loss.time_weights(times, self._first.actor)
+        (t, _, s), n = times, self._map_rows
+        tau = t if draws.flow_t is None else draws.flow_t
+        taught = self._taught(batch, draws) if n else None
+        obs = self._net.normalise(batch.obs)
+        x_tau = perturb(action, tau, z, path)
+        flow_factors = precondition(tau.unsqueeze(-1), self._sigma_data, path)
+        self._inputs.write(slice(n, None), obs, flow_factors.inner * x_tau, tau, tau)
+        if n and draws.flow_t is None:
+            x_t, factors = x_tau, flow_factors
+        elif n:
+            x_t = perturb(action[:, :n], t, z[:, :n], path)
+            factors = precondition(t.unsqueeze(-1), self._sigma_data, path)
+        if n:
+            self._inputs.write(slice(n), obs[:, :n], factors.inner * x_t, t, s)
+        raw = self._pass.run()
+        on_consistency, on_flow = loss_of.time_weights(times, self._first.actor, draws.flow_t)
+        map_unit, flow_unit = loss_of.unit_factors(times, draws.flow_t)
         per_row = 1 / self._rows if weight is None else weight * (1 / self._rows)
-        d_flow, g_flow = self._distance(endpoint[:, -1] - action)
+        denoised = torch.addcmul(flow_factors.skip * x_tau, flow_factors.out, raw[:, n:])
+        power = config.adaptive_power
+        d, g = self._distance((denoised - action) * flow_unit, power * config.adaptive_flow)
         weights = config.flow_weight * per_row * on_flow
-        flow, upstream = (per_row * on_flow * d_flow).sum(1), [_column(weights) * out * g_flow]
+        flow, upstream = (per_row * on_flow * d).sum(1), []
+        upstream.append(_column(weights) * flow_unit * flow_factors.out * g)
         consistency = torch.zeros_like(flow)
         if taught is not None:
+            arrival = torch.addcmul(factors.skip * x_t, factors.out, raw[:, :n])
             share = ((t - s) / t).unsqueeze(-1)
-            d, g = self._distance(share * (endpoint[:, 0] - action) - taught)
+            residual = share * (arrival - action[:, :n]) - taught
+            d, g = self._distance(residual * map_unit, power)
+            per_row = 1 / n if weight is None else weight[:, :n] * (1 / n)
             weights = per_row * on_consistency
             consistency = (weights * d).sum(1)
-            upstream.insert(0, _column(weights) * share * out * g)
+            upstream.insert(0, _column(weights) * share * map_unit * factors.out * g)
         self._pass.gradients(torch.cat(upstream, 1))
         loss = consistency + config.flow_weight * flow
         return {"actor_loss": loss, "consistency": consistency, "flow": flow}
 
-    def _taught(self, batch: Transitions, times: Times, z: Tensor) -> Tensor:
-        config = self._first.loss.config
+    def _taught(self, batch: Transitions, draws: Draws) -> Tensor:
+        config, times, n = self._first.loss.config, draws.times, self._map_rows
+        obs, action, z = batch.obs[:, :n], batch.action[:, :n], draws.z[:, :n]
         teacher = config.teacher
         assert not isinstance(teacher, NoTeacher)
         assert self._teaching is not None
         if not isinstance(teacher, JvpTeacher):
             with coarse_products(self._first.config.no_grad_precision):
-                return teacher.offset(self._teaching, batch.obs, batch.action, times, z)
+                return teacher.offset(self._teaching, obs, action, times, z)
         parts = []
         with torch.inference_mode(False), torch.no_grad():  # inference has no forward mode
             for i, one in enumerate(self._learners):
                 of = one.actor if config.target == "stopgrad" else one.target_actor
                 own = Times(*(time[i] for time in times))
-                parts.append(teacher.offset(of, batch.obs[i], batch.action[i], own, z[i]))
+                parts.append(teacher.offset(of, obs[i], action[i], own, z[i]))
         return torch.stack(parts)
 
-    def _distance(self, residual: Tensor) -> tuple[Tensor, Tensor]:
+    def _distance(self, residual: Tensor, power: float) -> tuple[Tensor, Tensor]:
         """Returns distances (S, B) and their gradients by the residuals (S, B, A)."""
         config = self._first.loss.config
         share = 1 / residual.shape[-1] if config.reduction == "mean" else 1.0
         square = residual.square().sum(-1) * share
+        if power:
+            factor = (square + config.adaptive_constant) ** -power
+            return square * factor, residual * (2 * share * factor).unsqueeze(-1)
         if config.huber is None:
             return square, residual * (2 * share)
         root = (square + config.huber**2).sqrt()
