@@ -18,6 +18,7 @@ import copy
 import math
 from statistics import NormalDist
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -99,6 +100,7 @@ PAIRS = [(k, m) for k in range(1, INTERVALS + 1) for m in range(k)]
 BOUND = NormalDist().inv_cdf(1 - FALSE_ALARM / (2 * len(PAIRS)))  # 5.4 standard errors
 
 
+@pytest.mark.slow
 def test_the_neighbour_rule_meets_the_discretised_fixed_point() -> None:
     scores = z_scores(train(max_gap=1))
     assert sorted(scores) == PAIRS
@@ -108,6 +110,7 @@ def test_the_neighbour_rule_meets_the_discretised_fixed_point() -> None:
     assert max(error / c for c, error in expected().values()) < 3e-3
 
 
+@pytest.mark.slow
 def test_with_u_anywhere_between_t_and_s_the_same_test_fails() -> None:
     scores = z_scores(train(max_gap=INTERVALS))
     # Where only the neighbour lies between t and s, nothing changes ...

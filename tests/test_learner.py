@@ -169,6 +169,7 @@ class PointMassBackbone(nn.Module):
         return (self.action - skip * x / inner) / out + 0 * self.idle
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["terminated", "truncated"])
 def test_termination_stops_bootstrapping_and_truncation_does_not(ending: str) -> None:
     # Three states in a ring, each with one action: 0 -> 1 -> 2 -> 0, cut or ended after state 2.

@@ -83,6 +83,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return record
 
 
+@pytest.mark.slow
 def test_gpu_script_measures_everything(quick: dict[str, Any]) -> None:
     assert set(quick) == {"speed", "growth", "host_speed", "memory", "tests", "left_out", "note"}
     result = quick["speed"]

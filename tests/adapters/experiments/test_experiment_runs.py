@@ -238,6 +238,7 @@ def test_noise_on_advantages_has_the_size_that_was_asked_for(make_config: Make) 
     assert not torch.equal(weighter(advantage) - advantage, noise)
 
 
+@pytest.mark.slow
 def test_runs_side_by_side_are_those_of_one_after_the_other(
     make_config: Make, tmp_path: Path
 ) -> None:
@@ -278,6 +279,7 @@ def test_an_error_in_a_worker_arrives(make_config: Make, tmp_path: Path) -> None
         run_all(configs, tmp_path, jobs=2)
 
 
+@pytest.mark.slow
 def test_sigterm_lets_the_command_save_and_leave(line_data: Path, tmp_path: Path) -> None:
     words = f"run --dataset {line_data} --updates 400 --seeds 0 1 --evaluate-every 100 --episodes 2"
     words += " --environment line_world:make --batch-size 8 --set actor.hidden=[8]"

@@ -133,6 +133,7 @@ def test_the_stock_path_does_the_same_update(
     assert_same(stock.learner, table.learner)
 
 
+@pytest.mark.slow
 @pytest.mark.global_rng  # PrioritizedReplayBuffer samples from numpy's global generator
 def test_a_prioritised_buffer_gets_its_priorities(
     dataset: OfflineDataset, make_algorithm: Make, caplog: pytest.LogCaptureFixture
