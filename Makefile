@@ -22,8 +22,9 @@ VALID := $(shell [ "$$(cat $(STAMP) 2>/dev/null)" = "$(CURDIR)" ] && $(BIN)/pyth
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick test-packaging lint format docs build bench-bandit bench-pointmaze bench-datasets bench-hosts \
-	bench-speed bench-peers bench-growth bench-memory bench-imports bench-host-speed bench-page results results-page scorecard test-lowest \
+.PHONY: help setup demo test test-quick test-packaging lint format docs build bench-bandit bench-pointmaze \
+	bench-datasets bench-hosts bench-speed bench-peers bench-growth bench-memory bench-imports bench-host-speed \
+	bench-gpu bench-walks bench-page results results-page scorecard test-lowest test-cpus \
 	tables clean FORCE
 
 help:  ## show this list
@@ -49,7 +50,8 @@ test: lint  ## lint, types, then every test with coverage (but for test-packagin
 	$(PYTEST) -m "not packaging" --cov --cov-report=term
 
 test-quick: $(STAMP)  ## the fast tests of the core, in under a minute
-	$(PYTEST) -m "not (hosts or packaging or reliability or slow)" tests gtp_policy
+	$(PYTEST) -m "not slow and not packaging" gtp_policy tests --ignore=tests/adapters --ignore=tests/benchmarks \
+		--ignore=tests/examples --ignore=tests/reliability
 
 # Minutes, most of them pip's: the wheel's dependencies are installed once more.
 test-packaging: $(STAMP)  ## build the release, install it into a new environment, use it there
@@ -98,6 +100,9 @@ test-lowest:  ## the tests of core and hosts with the lowest versions that users
 	PYTHONPATH=.:adapters $(LOWEST)/bin/python -m pytest -p no:cacheprovider tests/adapters tests/testing \
 		tests/test_checkpoint.py tests/test_config.py tests/test_learner.py tests/test_actor.py tests/test_loss.py
 
+test-cpus: $(STAMP)  ## the numerical tests as other processors would compute (some minutes for each of twelve settings)
+	$(BIN)/python -m tests.cpus -n 2 --dist loadgroup
+
 bench-speed: $(STAMP)  ## time of updates and actions against a naive transcription and Tianshou, as JSON
 	$(BIN)/python -m benchmarks.speed
 
@@ -123,6 +128,13 @@ bench-imports: $(STAMP)  ## import time over torch's, as JSON
 bench-host-speed: $(STAMP)  ## update rate inside the hosts' training loops, as JSON
 	$(BIN)/python -m benchmarks.host_speed
 
+bench-gpu: $(STAMP)  ## everything on a GPU, step by step, into outputs/gpu (goes on where it stopped)
+	$(BIN)/python -m benchmarks.gpu --output outputs/gpu
+
+bench-walks: $(STAMP)  ## the core's lines of code, and the files that a minibatch and an action pass, as JSON
+	$(BIN)/python -m benchmarks.lines
+	$(BIN)/python -m benchmarks.walks
+
 bench-page: $(STAMP)  ## write the page on performance and its pictures from the benchmarks' JSON
 	$(BIN)/python -m benchmarks.performance
 
@@ -136,8 +148,9 @@ results: $(PEERS)/.installed  ## run the studies (hours; resumes), then write do
 results-page: $(STAMP)  ## write docs/results.md from the results that are there
 	$(BIN)/python -m benchmarks.results_page
 
-tables: $(STAMP)  ## write the README's results from the benchmarks' JSON
+tables: $(STAMP)  ## write what is generated of the README and of the page on the architecture
 	$(BIN)/python -m benchmarks.tables
+	$(BIN)/python docs/architecture.py
 
 clean:  ## remove everything that the other targets made
 	rm -rf $(VENV) $(LOWEST) build dist docs/_build outputs .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

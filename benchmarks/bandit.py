@@ -1,4 +1,4 @@
-"""The four-mode bandit: mode coverage of GTP at K = 1, 2, 5, 10 beside a Gaussian, as JSON.
+"""The four-mode bandit: mode coverage of GTP at K = 1, 2, 5, 10 and of a Gaussian, as JSON.
 
     python -m benchmarks.bandit [--seeds 5] [--updates 15000] [--output FILE]
 
@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.clock import RESULTS, training_parser, versions, write
+from benchmarks.clock import training_parser, versions
+from benchmarks.pages import RESULTS, write
 from examples.bandit import (
     MODES,
     STD,
@@ -77,7 +78,7 @@ def main() -> None:
         runs = [
             pool.submit(clone, seed, args.updates, args.time_weight) for seed in range(args.seeds)
         ]
-        # A range that is cut short pulls unequal modes together: shown beside a longer one.
+        # A range that is cut short pulls unequal modes together: shown with a longer one.
         tilted = [pool.submit(weighted, args.updates, t) for t in (KarrasTimes().t_max, 20.0)]
         record = {
             "command": f"python -m benchmarks.bandit --seeds {args.seeds} --updates {args.updates}"

@@ -8,7 +8,6 @@ the median over rounds.
 """
 
 import argparse
-import json
 import platform
 import time
 from collections.abc import Callable, Iterable
@@ -21,16 +20,19 @@ import torch
 
 import gtp_policy
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 Call = Callable[[], Any]
 Contenders = dict[str, Call]
 Comparison = dict[str, dict[str, Any]]  # contender: what `compare` returns for it
 
 
 def on_gpu(device: str) -> bool:
-    """Tells whether calls on a device return before their work is done."""
+    """Returns whether calls on a device return before their work is done."""
     return torch.device(device).type != "cpu"
+
+
+def first_calls(device: str) -> int:
+    """Returns how many calls are not timed: compilers, captured graphs, buffers."""
+    return 12 if on_gpu(device) else 3
 
 
 def now(device: str) -> int:
@@ -66,7 +68,7 @@ def measure(
     groups, each = (1, calls) if together else (calls, 1)
     times = {name: np.empty((rounds, groups)) for name in contenders}
     for call in contenders.values():
-        for _ in range(12 if on_gpu(device) else 3):  # compilers, captured graphs, buffers
+        for _ in range(first_calls(device)):
             call()
     for r in range(rounds):
         for name, call in contenders.items():
@@ -100,7 +102,7 @@ def compare(times: dict[str, np.ndarray], first: str = "naive") -> Comparison:
 
 
 def processor() -> str:
-    """Returns the name of the processor, as far as the system tells."""
+    """Returns the name of the processor, as far as the system knows it."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(encoding="utf-8").splitlines():
@@ -165,20 +167,6 @@ def command(module: str, args: argparse.Namespace) -> str:
     if args.device != "cpu":
         words.append(f"--device {args.device}")
     return " ".join(words + ["--quick"] * args.quick)
-
-
-def write(record: dict[str, Any], path: Path) -> None:
-    """Writes a record as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-def read(path: Path) -> dict[str, Any] | None:
-    """Returns the record at a path, if there is one."""
-    if not path.exists():
-        return None
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return record
 
 
 def say(section: str, label: str, comparison: Comparison) -> None:

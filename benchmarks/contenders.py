@@ -131,13 +131,14 @@ def make_library(case: Case) -> MakePeer:
 
     def make(data: Data, batch_size: int, device: str) -> Peer:
         table, learner = dataset(data, device), library(case.but(device=device))
-        g = torch.Generator(device).manual_seed(0)
+        g = torch.Generator().manual_seed(0)
 
         def sample() -> Transitions:
             return table.sample(batch_size, generator=learner.stream("batch"))
 
         def act(obs: np.ndarray) -> np.ndarray:
-            return learner.act(torch.from_numpy(obs).to(device), generator=g).cpu().numpy()
+            # From the CPU, where environments are: the library decides what a device is for.
+            return learner.act(torch.from_numpy(obs), generator=g).numpy()
 
         return {"update": lambda: learner.update(sample()), "act": act, "sample": sample}
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.datasets [--steps 1000000] [--output datasets.json]
 
-The dataset is made in a process of its own, so that its memory is not in the figures. The memory
+The dataset is made in a separate process, so that its memory is not in the figures. The memory
 is the growth of the resident set's peak over the size of the result, h5py and Minari included.
 """
 
@@ -44,7 +44,7 @@ def write_minari(steps: int) -> None:
         )
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Minari asks for an author and a description
+        warnings.simplefilter("ignore")  # Minari wants an author and a description
         minari.create_dataset_from_buffers(
             DATASET_ID,
             [episode() for _ in range(steps // EPISODE_STEPS)],
@@ -76,7 +76,7 @@ def peak_rss() -> int:
 
 
 def convert(what: str, where: str) -> dict[str, float]:
-    """Converts and reports once; runs in a process of its own, so that its peak is its own."""
+    """Converts and reports once; runs in a separate process, so that the peak is its own."""
     import h5py  # noqa: F401 (imports are not what is measured)
     import minari  # noqa: F401
 

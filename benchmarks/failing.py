@@ -18,9 +18,8 @@ import torch
 from scipy.stats import mannwhitneyu
 from torch import Tensor, nn
 
-from benchmarks.clock import write
+from benchmarks.pages import RESULTS, table, write
 from benchmarks.studies import NOTE
-from benchmarks.tables import RESULTS, table
 from gtp_datasets import load_minari
 from gtp_experiments import data_hash
 from gtp_policy.rewards import episode_numbers
@@ -56,7 +55,7 @@ def upright(obs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 def separation(
     inputs: Tensor, arrives: Tensor, train: Tensor, test: Tensor, updates: int, seed: int
 ) -> float:
-    """Returns the probability that of two unseen transitions the one that arrives is told."""
+    """Returns the probability that of two unseen transitions the one that arrives ranks higher."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = nn.Sequential(
@@ -120,7 +119,7 @@ def main() -> None:
     label = torch.from_numpy(arrives.astype(np.float32))
     mean, std = dataset.observation_statistics()
     obs = (batch.obs - mean) / std
-    told: dict[str, list[float]] = {}
+    measured: dict[str, list[float]] = {}
     for name, inputs in (
         ("the observation", obs),
         ("observation and action", torch.cat([obs, batch.action], 1)),
@@ -131,7 +130,7 @@ def main() -> None:
                 torch.from_numpy(np.flatnonzero(~stays & rows)) for rows in (~unseen, unseen)
             )
             figure = separation(inputs, label, train, test, args.updates, fold)
-            told.setdefault(name, []).append(figure)
+            measured.setdefault(name, []).append(figure)
             print(f"{name}, part {fold}: {figure:.3f}", flush=True)
     last = np.flatnonzero(np.diff(episode, append=episode[-1] + 1))  # transition of each episode
     failing = ~arrives[last]
@@ -141,7 +140,7 @@ def main() -> None:
         "failing_episodes": float(np.mean(failing)),
         "on_their_back": float((upright(batch.obs[last[failing]].numpy()) < 0).mean()),
         "staying": float(stays.mean()),
-        "separation": told,
+        "separation": measured,
     }
     write(record, args.output)
     print(section(record))

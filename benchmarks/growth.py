@@ -7,13 +7,12 @@ one program are compared with one alone.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from benchmarks.clock import (
-    RESULTS,
     Comparison,
     Contenders,
     command,
@@ -24,7 +23,6 @@ from benchmarks.clock import (
     parser,
     say,
     versions,
-    write,
 )
 from benchmarks.contenders import (
     Case,
@@ -36,6 +34,7 @@ from benchmarks.contenders import (
     random_data,
 )
 from benchmarks.contenders import naive as naive_of
+from benchmarks.pages import RESULTS, write
 from gtp_policy import GTPLearner, MultiSeedLearner
 
 RESULT = RESULTS / "growth.json"
@@ -136,9 +135,9 @@ def run(
     return record
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and writes the JSON."""
-    args = parser(__doc__, RESULT, rounds=7).parse_args()
+    args = parser(__doc__, RESULT, rounds=7).parse_args(arguments)
     torch.set_num_threads(1)
     case = Case(device=args.device, **({"width": 8} if args.quick else {}))
     start = time.perf_counter()

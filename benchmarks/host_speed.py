@@ -4,20 +4,19 @@
 
 The core's loop is `learner.update(dataset.sample(...))` and nothing else. Each host trains by its
 own public call on the same dataset, moved to the device once. The clock is read whenever the host
-asks the learner for an update: what lies between two readings is one update and all that the host
-does around it, logging included; what a host does once per call of its trainer is left out.
+calls `learner.update`: what lies between two readings is one update and all that the host does
+around it, logging included; what a host does once per call of its trainer is left out.
 """
 
 import importlib.util
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.clock import (
-    RESULTS,
     command,
     compare,
     conditions,
@@ -26,9 +25,9 @@ from benchmarks.clock import (
     parser,
     say,
     versions,
-    write,
 )
 from benchmarks.contenders import Case, config, dataset, random_data
+from benchmarks.pages import RESULTS, write
 from gtp_policy import GTPConfig, GTPLearner, OfflineDataset
 
 RESULT = RESULTS / "host_speed.json"
@@ -104,7 +103,7 @@ LOOPS: dict[str, tuple[str, Callable[[OfflineDataset, Case], Loop]]] = {
 
 
 class Period:
-    """Times a loop from its first update to its last, by what it asks of the learner.
+    """Times a loop from its first update to its last, by its calls of the learner.
 
     Raises:
         RuntimeError: If a loop trains without calling ``learner.update`` once per update.
@@ -112,26 +111,26 @@ class Period:
 
     def __init__(self, learner: GTPLearner, train: Callable[[int], object], device: str) -> None:
         self.learner, self.train, self.device = learner, train, device
-        self.first, self.last, self.asked, self.expected = 0, 0, 0, 0
+        self.first, self.last, self.called, self.expected = 0, 0, 0, 0
         update = learner.update
 
         def counted(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the update's own
-            if not self.asked:
+            if not self.called:
                 self.first = now(device)
-            elif self.asked == self.expected - 1:
+            elif self.called == self.expected - 1:
                 self.last = now(device)
-            self.asked += 1
+            self.called += 1
             return update(*args, **kwargs)
 
         learner.update = counted  # type: ignore[method-assign]
 
     def __call__(self, updates: int) -> float:
         """Returns milliseconds per update."""
-        self.asked, self.expected = 0, updates
+        self.called, self.expected = 0, updates
         self.train(updates)
-        if self.asked != updates:
+        if self.called != updates:
             raise RuntimeError(
-                f"The host cannot be timed: got {self.asked} calls of learner.update, expected "
+                f"The host cannot be timed: got {self.called} calls of learner.update, expected "
                 f"{updates}."
             )
         return (self.last - self.first) / 1e6 / (updates - 1)
@@ -149,8 +148,14 @@ def loops(case: Case, rows: int, names: Iterable[str] = tuple(LOOPS)) -> dict[st
     return result
 
 
-def run(case: Case, rounds: int, *, quick: bool = False) -> dict[str, Any]:
-    """Measures every loop in turn."""
+def run(
+    case: Case,
+    rounds: int,
+    *,
+    quick: bool = False,
+    keep: Callable[[dict[str, Any]], None] = lambda record: None,
+) -> dict[str, Any]:
+    """Measures every loop in turn; ``keep`` gets the record as it grows."""
     updates = 3 if quick else 200 if on_gpu(case.device) else 40
     rows = 1000 if quick else 100_000
     record: dict[str, Any] = {
@@ -179,17 +184,21 @@ def run(case: Case, rounds: int, *, quick: bool = False) -> dict[str, Any]:
         taken = compare(times, first="core")
         record["hosts"][f"M = {samples}"] = taken
         say("host", f"M = {samples}", taken)
+        keep(record)
     return record
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and writes the JSON."""
-    args = parser(__doc__, RESULT, rounds=15).parse_args()
+    args = parser(__doc__, RESULT, rounds=15).parse_args(arguments)
     torch.set_num_threads(1)
     case = Case(device=args.device, **({"width": 8} if args.quick else {}))
     start = time.perf_counter()
-    record = run(case, args.rounds, quick=args.quick)
-    write({"command": command("host_speed", args)} | record, args.output)
+
+    def keep(record: dict[str, Any]) -> None:
+        write({"command": command("host_speed", args)} | record, args.output)
+
+    run(case, args.rounds, quick=args.quick, keep=keep)
     print(f"wrote {args.output} after {time.perf_counter() - start:.0f} s")
 
 

@@ -20,12 +20,13 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from benchmarks.clock import RESULTS, training_parser, versions, write
-from benchmarks.pointmaze import interval
+from benchmarks.clock import training_parser, versions
+from benchmarks.pages import RESULTS, write
 from examples import pendulum
 from examples.pointmaze import UMAZE, collect, evaluate, make_env
 from examples.quickstart import GAMMA, maze_config, maze_dataset_id, train, worker_pool
 from gtp_datasets import load_minari
+from gtp_experiments import mean_interval
 from gtp_policy import (
     AdvantageWeighterConfig,
     FlowMapActorConfig,
@@ -108,7 +109,7 @@ def train_in(
 
 
 def fingerprint(learner: GTPLearner) -> str:
-    """Returns a hash of every network and slow copy."""
+    """Returns a hash of every network, target networks included."""
     digest = hashlib.sha256()
     for name, tensor in sorted(dict(learner.named_parameters()).items()):
         digest.update(name.encode() + tensor.detach().numpy().tobytes())
@@ -116,7 +117,7 @@ def fingerprint(learner: GTPLearner) -> str:
 
 
 def run_maze(host: str, dataset_id: str, seed: int, updates: int, episodes: int) -> dict[str, Any]:
-    """Trains in the maze by one host and evaluates by it: a job for a process of its own."""
+    """Trains in the maze by one host and evaluates by it: a job for a separate process."""
     dataset, env = load_minari(dataset_id, gamma=GAMMA), make_env(UMAZE)
     spaces = env.observation_space, env.action_space
     config = maze_config(3.0, updates, seed)
@@ -149,7 +150,7 @@ def pendulum_config(updates: int, seed: int) -> GTPConfig:
 
 
 def run_pendulum(host: str, seed: int, updates: int, episodes: int) -> dict[str, Any]:
-    """Trains on the controller's data by one host: a job for a process of its own."""
+    """Trains on the controller's data by one host: a job for a separate process."""
     dataset, behaviour = pendulum.collect(100, seed, gamma=0.95)
     env = gym.make("Pendulum-v1")
     spaces = env.observation_space, env.action_space
@@ -230,7 +231,7 @@ def main() -> None:
             host: {
                 name: {
                     "mean": float(np.mean([run[name] for run in of_host])),
-                    "interval_95": interval(np.array([run[name] for run in of_host])),
+                    "interval_95": mean_interval(np.array([run[name] for run in of_host])),
                 }
                 for name in ("success", "steps")
             }

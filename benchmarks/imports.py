@@ -8,7 +8,6 @@ before, and files are in the system's cache.
 
 import collections
 import json
-import os
 import re
 import subprocess
 import sys
@@ -17,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.clock import RESULTS, ROOT, command, conditions, parser, spread, versions, write
+from benchmarks.clock import command, conditions, parser, spread, versions
+from benchmarks.pages import RESULTS, ROOT, write
+from benchmarks.processes import environment
 
 RESULT = RESULTS / "imports.json"
 STATEMENTS = (
@@ -35,11 +36,10 @@ print(json.dumps([time.process_time() - start, len(sys.modules)]))
 
 def interpreter(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs a fresh interpreter, one thread."""
-    paths = [str(ROOT), str(ROOT / "adapters")]
     return subprocess.run(
         [sys.executable, "-W", "ignore", *arguments],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
+        env=environment(),
         capture_output=True,
         text=True,
         check=True,

@@ -14,11 +14,11 @@ Linux only: the resident set is read from the system's own files.
 import argparse
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,16 @@ import numpy as np
 import torch
 
 from benchmarks.clock import (
-    RESULTS,
-    ROOT,
     command,
     conditions,
     on_gpu,
     parser,
     spread,
     versions,
-    write,
 )
 from benchmarks.contenders import Case, random_data
+from benchmarks.pages import RESULTS, ROOT, write
+from benchmarks.processes import environment
 
 RESULT = RESULTS / "memory.json"
 MIB = 2**20
@@ -56,7 +55,7 @@ def packages(modules: set[str]) -> list[str]:
 
 
 def child(contender: str, folder: Path, case: Case, updates: int) -> dict[str, Any]:
-    """Trains in this process, and returns what that took: run in a process of its own."""
+    """Trains in this process, and returns what that took: run in a fresh process."""
     if contender.endswith("torch"):
         sys.modules["numba"] = None  # type: ignore[assignment]  # as if it were not installed
     from benchmarks import contenders
@@ -64,7 +63,7 @@ def child(contender: str, folder: Path, case: Case, updates: int) -> dict[str, A
     torch.set_num_threads(1)
     gpu = on_gpu(case.device)
     if gpu:
-        torch.zeros(1, device=case.device)  # the context is not what is asked for
+        torch.zeros(1, device=case.device)  # the context is no part of the figure
         torch.cuda.reset_peak_memory_stats()
     data = {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
     known, stages = set(sys.modules), []
@@ -81,7 +80,7 @@ def child(contender: str, folder: Path, case: Case, updates: int) -> dict[str, A
             learner.update(table.sample(case.batch, generator=learner.stream("batch")))
 
         def act() -> None:
-            learner.act(torch.zeros(1, case.obs_dim, device=case.device))
+            learner.act(torch.zeros(1, case.obs_dim))  # from where environments are
 
     else:
         make = contenders.make_naive(case)
@@ -125,13 +124,13 @@ def _stage(name: str, start: float, known: set[str]) -> dict[str, Any]:
 
 
 def fresh(contender: str, folder: Path, case: Case, updates: int) -> dict[str, Any]:
-    """Runs `child` in a process of its own."""
+    """Runs `child` in a fresh process."""
     words = ["--child", contender, "--folder", folder, "--samples", case.samples]
     words += ["--width", case.width, "--device", case.device, "--updates", updates]
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "benchmarks.memory", *map(str, words)],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "adapters")])},
+        env=environment(),
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -140,52 +139,63 @@ def fresh(contender: str, folder: Path, case: Case, updates: int) -> dict[str, A
     return answer
 
 
-def run(case: Case, rounds: int, *, quick: bool = False) -> dict[str, Any]:
-    """Measures all cases, contenders in turn."""
+def run(
+    case: Case,
+    rounds: int,
+    *,
+    quick: bool = False,
+    keep: Callable[[dict[str, Any]], None] = lambda record: None,
+) -> dict[str, Any]:
+    """Measures all cases, contenders in turn; ``keep`` gets the record as it grows."""
     updates = 5 if quick else 200
     sizes = ((50_000, 1),) if quick else ((100_000, 1), (100_000, 4), (1_000_000, 1))
-    cases = []
+    about = conditions(
+        case.device, batch=case.batch, updates=updates, rounds=rounds, hidden=[case.width] * 3
+    )
+    del about["clock"]
+    record: dict[str, Any] = {
+        "conditions": about | {"threads": 1},
+        "versions": versions(),
+        "cases": [],
+    }
+    contenders = ["library"] if quick else ["naive", "library"]
+    if importlib.util.find_spec("numba") is not None and not quick:
+        contenders.append("library, torch")
     for rows, samples in sizes:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             data = random_data(case, rows)
             for key, array in data.items():
                 np.save(folder / f"{key}.npy", array)
-            at = case.but(samples=samples)
-            names = ["library"] if quick else ["naive", "library"]
-            if importlib.util.find_spec("numba") is not None and not quick:
-                names.append("library, torch")
-            taken: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+            entry: dict[str, Any] = {
+                "rows": rows,
+                "samples": samples,
+                "data_mib": sum(array.nbytes for array in data.values()) / MIB,
+            }
+            record["cases"].append(entry)
+            taken: dict[str, list[dict[str, Any]]] = {contender: [] for contender in contenders}
             for _ in range(rounds):
                 for contender, runs in taken.items():
-                    runs.append(fresh(contender, folder, at, updates))
-        entry: dict[str, Any] = {
-            "rows": rows,
-            "samples": samples,
-            "data_mib": sum(array.nbytes for array in data.values()) / MIB,
-        }
-        for contender, runs in taken.items():
-            entry[contender] = {
-                key: spread(np.array([run[key] for run in runs]))
-                for key in ("growth", "peak", "imports")
-            } | {"stages": runs[-1]["stages"]}
+                    runs.append(fresh(contender, folder, case.but(samples=samples), updates))
+                    entry[contender] = summary(runs)
+                    keep(record)
+        for contender in contenders:
             growth, peak = (entry[contender][key]["median"] for key in ("growth", "peak"))
             print(
                 f"{rows:9} rows, M = {samples} {contender:14} {growth:6.1f} MiB, peak {peak:6.1f}"
             )
-        cases.append(entry)
-    about = conditions(
-        case.device, batch=case.batch, updates=updates, rounds=rounds, hidden=[case.width] * 3
-    )
-    del about["clock"]
-    return {
-        "conditions": about | {"threads": 1},
-        "versions": versions(),
-        "cases": cases,
+    return record
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the spread of a contender's figures, and the stages of its last run."""
+    figures = {
+        key: spread(np.array([run[key] for run in runs])) for key in ("growth", "peak", "imports")
     }
+    return figures | {"stages": runs[-1]["stages"]}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and writes the JSON; with ``--child``, prints the answer of one process."""
     options = parser(__doc__, RESULT, rounds=3)
     options.add_argument("--child", help=argparse.SUPPRESS)
@@ -193,14 +203,17 @@ def main() -> None:
     options.add_argument("--samples", type=int, default=1, help=argparse.SUPPRESS)
     options.add_argument("--width", type=int, default=256, help=argparse.SUPPRESS)
     options.add_argument("--updates", type=int, default=200, help=argparse.SUPPRESS)
-    args = options.parse_args()
+    args = options.parse_args(arguments)
     case = Case(device=args.device, width=args.width, samples=args.samples)
     if args.child:
         print(json.dumps(child(args.child, args.folder, case, args.updates)))
         return
     start = time.perf_counter()
-    record = run(case, args.rounds, quick=args.quick)
-    write({"command": command("memory", args)} | record, args.output)
+
+    def keep(record: dict[str, Any]) -> None:
+        write({"command": command("memory", args)} | record, args.output)
+
+    run(case, args.rounds, quick=args.quick, keep=keep)
     print(f"wrote {args.output} after {time.perf_counter() - start:.0f} s")
 
 

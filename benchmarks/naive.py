@@ -1,7 +1,7 @@
 """Algorithm 1 as one writes it down the first time: the yardstick of `benchmarks.speed`.
 
 Every line of the algorithm is a line here: separate modules, one forward per term, Adam and the
-averaged targets as torch's tutorials have them, numbers read off after every update. It computes
+target networks as torch's tutorials have them, numbers read off after every update. It computes
 what `GTPLearner.update` computes (`tests/benchmarks/test_naive.py` compares them on equal draws).
 """
 
@@ -107,7 +107,7 @@ class Critic(nn.Module):
 
 
 class NaiveGTP:
-    """Algorithm 1: actor, twin critic, their averaged copies, two optimisers."""
+    """Algorithm 1: actor, twin critic, their target networks, two optimisers."""
 
     def __init__(
         self,
@@ -193,7 +193,7 @@ class NaiveGTP:
         actor_norm = nn.utils.clip_grad_norm_(self.actor.parameters(), self.max_grad_norm)
         self.actor_optimizer.step()
 
-        # Averaged copies.
+        # Target networks.
         with torch.no_grad():
             for target, source in self._pairs():
                 target.data.copy_((1 - self.ema_rate) * target.data + self.ema_rate * source.data)

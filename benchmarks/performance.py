@@ -1,23 +1,19 @@
 """Writes docs/explanation/performance.md and its pictures from the speed benchmarks' JSON.
 
     python -m benchmarks.performance [--check]
-    python -m benchmarks.performance --collect FOLDER --output benchmarks/results/gpu.json
 
 No figure on the page is typed: each stands between markers that name its section. With ``--check``
 nothing is written, and the exit status says whether page and pictures are what the JSON says.
-``--collect`` puts the records of one run of `benchmarks/gpu.sh` into one.
 """
 
-import argparse
-import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.clock import RESULTS, ROOT, write
-from benchmarks.tables import table
+from benchmarks import pages
+from benchmarks.pages import RESULTS, ROOT, fill, is_current, page_parser, table
 
 PAGE = ROOT / "docs" / "explanation" / "performance.md"
 PICTURES = {"growth.svg": "growth", "latency.svg": "speed"}  # file: what it is drawn from
@@ -89,7 +85,7 @@ def update(records: Records) -> str:
         return missing("speed")
     record = records["speed"]
     c = record["conditions"]
-    told = " × ".join(str(width) for width in c["hidden"])
+    hidden = " × ".join(str(width) for width in c["hidden"])
     rows = [row for label, of in record["update"].items() for row in timing(label, of, 1)]
     drawn = [
         [
@@ -105,8 +101,8 @@ def update(records: Records) -> str:
     return "\n\n".join(
         [
             f"{about(record)} Batch {c['batch']}, observations {c['obs_dim']}, actions "
-            f"{c['action_dim']}, hidden layers {told}. Median [quartiles] over rounds; p99 and max "
-            "over calls. On a given minibatch:",
+            f"{c['action_dim']}, hidden layers {hidden}. Median [quartiles] over rounds; p99 and "
+            "max over calls. On a given minibatch:",
             table(TIMING, rows),
             *explained(record),
             f"With drawing the minibatch from {c['rows']:,} transitions, each in its own way; "
@@ -155,7 +151,7 @@ def growth(records: Records) -> str:
             *(cell(of[name]["ms"], 1) for name in ("naive", LIBRARY)),
             cell(of[LIBRARY]["times_faster_than_naive"], 2),
         ]
-        for axis, values in record["update"].items()
+        for axis, values in record.get("update", {}).items()
         for value, of in values.items()
     ]
     acts = [
@@ -321,8 +317,8 @@ def profile(records: Records) -> str:
     )
 
 
-def _beside(record: dict[str, Any], steps: int) -> list[str]:
-    """Returns what stands beside the paper's figures: hours for M = 1 and 4, ms per action."""
+def _measured(record: dict[str, Any], steps: int) -> list[str]:
+    """Returns what is compared with the paper's figures: hours for M = 1 and 4, ms per action."""
 
     def median(section: str, label: str) -> float | None:
         of = record.get(section, {}).get(label)
@@ -337,7 +333,7 @@ def _beside(record: dict[str, Any], steps: int) -> list[str]:
 
 
 def paper(records: Records) -> str:
-    """Returns the paper's table of efficiency with columns beside it."""
+    """Returns the paper's table of efficiency with further columns."""
     measured = [records.get("speed"), records.get("gpu", {}).get("speed")]
     names = []
     for record, kind in zip(measured, ("one CPU core", "GPU"), strict=True):
@@ -350,7 +346,7 @@ def paper(records: Records) -> str:
     for method, steps, train, act in PAPER:
         row = [method, str(steps), f"{train:.1f}", f"{act:.2f}"]
         for record in measured:
-            row += _beside(record or {}, steps) if method == "GTP" else [""] * 3
+            row += _measured(record or {}, steps) if method == "GTP" else [""] * 3
         rows.append(row)
     return "\n\n".join(
         [
@@ -362,10 +358,56 @@ def paper(records: Records) -> str:
     )
 
 
+LAUNCHES = {  # steps of `benchmarks.gpu` that update from a dataset
+    "update_from_m1": "M = 1",
+    "update_from_m4": "M = 4",
+    "tf32": "M = 1, TF32 products allowed",
+    "seeds_4": "M = 1, 4 seeds",
+    "seeds_16": "M = 1, 16 seeds",
+}
+
+
+def steps(record: dict[str, Any]) -> list[str]:
+    """Returns what the steps of `benchmarks.gpu` found, the benchmarks apart."""
+    parts = []
+    launches = [
+        [text, *(f"{record[name][k]:.3f}" if k in record[name] else "" for k in LAUNCH_TIMES)]
+        for name, text in LAUNCHES.items()
+        if name in record
+    ]
+    if launches:
+        text = "Updates from a dataset (`update_from`), milliseconds per update of all seeds; "
+        text += "*host* is until the call returns, *replay* the recorded graph alone:"
+        parts += [text, table(["", *LAUNCH_TIMES], launches)]
+    samplers = [
+        [name, f"{of['ms']:.4f}", f"{of['largest error']:.1e}"]
+        for name, of in record.get("samplers", {}).items()
+        if "ms" in of
+    ]
+    if samplers:
+        parts.append("Samplers, and their largest error against the reference in float64:")
+        parts.append(table(["", "ms", "error"], samplers))
+    if "equal_to_the_reference" in record:
+        differences = record["equal_to_the_reference"]["largest difference"]
+        parts.append(
+            f"After {len(differences)} updates a parameter differs from the reference's by "
+            f"{differences[-1]:.1e} at most."
+        )
+    if (kernels := record.get("kernels_by_name", {})).get("replayed"):
+        parts.append(
+            f"A replayed update has {kernels['kernels']:.0f} kernels, which take "
+            f"{kernels['us'] / 1000:.3f} of its {kernels['replay us'] / 1000:.3f} ms."
+        )
+    return parts
+
+
+LAUNCH_TIMES = ("wall", "host", "replay")
+
+
 def gpu(records: Records) -> str:
     """Returns the section on the GPU."""
     if "gpu" not in records:
-        return f"{UNKNOWN.capitalize()}: `benchmarks/gpu.sh`."
+        return missing("gpu --output DIR")
     record = records["gpu"]
     parts = []
     if "speed" in record:
@@ -378,13 +420,15 @@ def gpu(records: Records) -> str:
         parts += explained(speed)
         if "floor" in speed:
             parts.append(profile({"speed": speed}))
+    parts += steps(record)
     for name, make in (("growth", growth), ("memory", memory), ("host_speed", hosts)):
         if name in record:
             text = make({name: record[name]})
             # The pictures are those of the CPU.
             parts.append(re.sub(r"!\[[^]]*\]\([^)]*\)\n\n", "", text))
-    if "tests" in record:
-        parts.append(f"Tests on it: {record['tests']}.")
+    for name, text in (("tests_on_gpu", "Tests on it"), ("tests_of_triton", "of its kernels")):
+        if name in record:
+            parts.append(f"{text}: {record[name]['summary']}.")
     if record["left_out"]:
         parts.append(f"Left out: {', '.join(record['left_out'])}.")
     return "\n\n".join(parts)
@@ -457,12 +501,11 @@ def _against_tianshou(of: Records) -> float:
 
 
 def _all_over_one(of: Records) -> float:
-    at = of["growth"]["seeds"]["16"]
-    return at["all seeds"]["ms"]["median"] / at["one seed"]["ms"]["median"]
+    return of["seeds_16"]["wall"] / of["update_from_m1"]["wall"]
 
 
 def _minutes(of: Records) -> float:
-    return _ms("update", "K = 5, M = 1")(of) * UPDATES / 6e4
+    return of["update_from_m1"]["wall"] * UPDATES / 6e4
 
 
 # What is aimed at: text, figure, bound, whether the figure must be at least (or at most) that.
@@ -522,12 +565,8 @@ SECTIONS: dict[str, Callable[[Records], str]] = {
 
 def read(folder: Path = RESULTS) -> Records:
     """Returns the records that are there."""
-    paths = {name: folder / f"{name}.json" for name in NAMES}
-    return {
-        name: json.loads(path.read_text(encoding="utf-8"))
-        for name, path in paths.items()
-        if path.exists()
-    }
+    found = {name: pages.read(folder / f"{name}.json") for name in NAMES}
+    return {name: record for name, record in found.items() if record is not None}
 
 
 def render(text: str, records: Records) -> str:
@@ -537,15 +576,7 @@ def render(text: str, records: Records) -> str:
         ValueError: If a section has no place on the page.
     """
     for name, section in SECTIONS.items():
-        start, end = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
-        if text.count(start) != 1 or text.count(end) != 1:
-            raise ValueError(
-                f"The page has no place for a section: got {text.count(start)} of {start!r} and "
-                f"{text.count(end)} of {end!r}, expected one each."
-            )
-        before, rest = text.split(start)
-        _, after = rest.split(end)
-        text = f"{before}{start}\n\n{section(records)}\n\n{end}{after}"
+        text = fill(text, name, section(records))
     return text
 
 
@@ -567,41 +598,17 @@ def summary(records: Records) -> str:
     )
 
 
-def collect(folder: Path, note: str) -> dict[str, Any]:
-    """Returns the records of a folder as one, and what is missing in it."""
-    records = read(folder)
-    result: dict[str, Any] = dict(records)
-    result["left_out"] = [
-        name for name in ("speed", "growth", "memory", "host_speed") if name not in records
-    ]
-    tests = folder / "tests.txt"
-    if tests.exists():
-        lines = tests.read_text(encoding="utf-8").strip().splitlines()
-        result["tests"] = lines[-1].strip("= ") if lines else "no output"
-    return result | ({"note": note} if note else {})
-
-
 def main() -> None:
-    """Writes or checks the page and the pictures, or collects a run on a GPU."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--check", action="store_true")
-    parser.add_argument("--collect", type=Path, metavar="FOLDER")
-    parser.add_argument("--note", default="", help="with --collect: how long it took, say")
-    parser.add_argument("--output", type=Path, default=RESULTS / "gpu.json")
-    args = parser.parse_args()
-    if args.collect:
-        write(collect(args.collect, args.note), args.output)
-        return
-    from benchmarks import pictures  # not needed on a machine that only collects
+    """Writes or checks the page and the pictures."""
+    args = page_parser(__doc__).parse_args()
+    from benchmarks import pictures  # what the README needs of this module draws nothing
 
-    records, text = read(), PAGE.read_text(encoding="utf-8")
-    wanted = render(text, records)
+    records = read()
+    wanted = render(PAGE.read_text(encoding="utf-8"), records)
     drawings = {PAGE.parent / name: of for name, of in PICTURES.items() if of in records}
     if args.check:
         stale = [path.name for path, of in drawings.items() if not pictures.says(path, records[of])]
-        stale += [PAGE.name] * (wanted != text)
+        stale += [PAGE.name] * (not is_current(PAGE, wanted))
         sys.exit(f"not what the JSON says: {', '.join(stale)}" if stale else 0)
     PAGE.write_text(wanted, encoding="utf-8")
     draw = {"growth": pictures.draw_growth, "speed": pictures.draw_latency}

@@ -46,7 +46,7 @@ def digest(record: dict[str, Any]) -> str:
 
 
 def says(path: Path, record: dict[str, Any]) -> bool:
-    """Tells whether a picture was drawn from a record."""
+    """Returns whether a picture was drawn from a record."""
     return path.exists() and digest(record) in path.read_text(encoding="utf-8")
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.clock import RESULTS, training_parser, versions, write
+from benchmarks.clock import training_parser, versions
+from benchmarks.pages import RESULTS, write
 from examples.pointmaze import REVISION, UMAZE, behaviour, collect
 from examples.quickstart import (
     CLONING,
@@ -27,18 +28,7 @@ from examples.quickstart import (
     run_maze,
     worker_pool,
 )
-
-RESAMPLES = 10_000
-
-
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """Returns the 95 % bootstrap interval of the mean of (seeds, episodes), seeds resampled too."""
-    rng = np.random.default_rng(0)
-    seeds, episodes = values.shape
-    pick = rng.integers(seeds, size=(RESAMPLES, seeds, 1))
-    means = values[pick, rng.integers(episodes, size=(RESAMPLES, seeds, episodes))].mean((1, 2))
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+from gtp_experiments import mean_interval
 
 
 def figures(success: np.ndarray, steps: np.ndarray) -> dict[str, Any]:
@@ -53,7 +43,7 @@ def figures(success: np.ndarray, steps: np.ndarray) -> dict[str, Any]:
             "mean": float(v.mean()),
             "std_over_seeds": float(v.mean(1).std(ddof=1)) if len(v) > 1 else None,
             "std_over_episodes": float(v.std()),
-            "interval_95": interval(v),
+            "interval_95": mean_interval(v),
         }
         for name, v in values.items()
     }
@@ -108,8 +98,8 @@ def main() -> None:
             },
         },
         "gtp_minus_cloning": {
-            "success": interval(success[GTP].astype(float) - success[CLONING]),
-            "steps": interval((steps[GTP] - steps[CLONING]).astype(float)),
+            "success": mean_interval(success[GTP].astype(float) - success[CLONING]),
+            "steps": mean_interval((steps[GTP] - steps[CLONING]).astype(float)),
         },
     }
     write(record, args.output)

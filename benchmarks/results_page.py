@@ -8,19 +8,16 @@ config than the study now asks for says so. With ``--check`` nothing is written,
 says whether the page is what the results say.
 """
 
-import argparse
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 from benchmarks import failing, signatures, teachers
-from benchmarks.clock import read
-from benchmarks.studies import NOTE, OUT, RESULTS, STUDIES, Row, Study, folder_of
-from gtp_experiments import RunResult, difference_interval, markdown, read_results
+from benchmarks.pages import ROOT, page_parser, publish, read, table
+from benchmarks.studies import COLLECTED, NOTE, OUT, STUDIES, Row, Study, folder_of
+from gtp_experiments import RunResult, difference_interval, read_results
 from gtp_experiments.table import HEADER, cells, rows
 
-ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results.md"
 MISSING = "not yet run"
 INTRODUCTION = """\
@@ -49,7 +46,7 @@ its command, its data and its seeds. `make results` runs what is missing and wri
 
 
 def matches(wanted: dict[str, Any], got: dict[str, Any]) -> bool:
-    """Tells whether two configs agree in all fields that both have: new fields make none old."""
+    """Returns whether two configs agree in all fields that both have: new fields make none old."""
     for key in (wanted.keys() & got.keys()) - {"seed"}:
         a, b = wanted[key], got[key]
         if isinstance(a, dict) and isinstance(b, dict):
@@ -94,7 +91,7 @@ def study_section(study: Study, found: list[RunResult]) -> str:
         scores[row.method] = [s for s in last if s is not None]
         if row.steps:
             again += [r for r in found if r.method.startswith(f"{row.method}, K = ")]
-    parts = [f"## {study.title}", study.question, markdown(HEADER[1:], lines)]
+    parts = [f"## {study.title}", study.question, table(HEADER[1:], lines, aligned=True)]
     parts += ["\n".join(notes)] if notes else []
     if differences := differences_of(study, scores):
         parts.append(differences)
@@ -135,9 +132,12 @@ def steps_table(results: list[RunResult]) -> str:
         episodes = str(len(row.results[0].evaluations[0].returns))
         lines.append([method, seeds, episodes, last, interval, latency])
     header = ["last weights", "seeds", "episodes", "score", "IQM [95 %]", "ms/action"]
-    return (
-        "The same weights with other numbers of steps (`python -m gtp_experiments evaluate`); the "
-        "time is that of one action for one observation, one thread:\n\n" + markdown(header, lines)
+    return "\n\n".join(
+        [
+            "The same weights with other numbers of steps (`python -m gtp_experiments evaluate`); "
+            "the time is that of one action for one observation, one thread:",
+            table(header, lines, aligned=True),
+        ]
     )
 
 
@@ -153,7 +153,7 @@ def made_with(results: list[RunResult]) -> str:
     return f"Data: {', '.join(data)}. Made with: {software}." if results else ""
 
 
-def render(results: Path = ROOT / RESULTS) -> str:
+def render(results: Path = COLLECTED) -> str:
     """Returns the page."""
     sections = [INTRODUCTION.format(note=NOTE).rstrip()]
     for study in STUDIES:
@@ -167,16 +167,8 @@ def render(results: Path = ROOT / RESULTS) -> str:
 
 def main() -> None:
     """Writes or checks the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--check", action="store_true")
-    args = parser.parse_args()
-    wanted = render()
-    if args.check:
-        same = PAGE.exists() and PAGE.read_text(encoding="utf-8") == wanted
-        sys.exit(None if same else "docs/results.md is not what the results say: make results-page")
-    PAGE.write_text(wanted, encoding="utf-8")
+    args = page_parser(__doc__).parse_args()
+    publish(PAGE, render(), check=args.check, target="results-page")
     if (record := read(signatures.OUTPUT)) is not None:
         signatures.draw(record, PAGE.parent / "explanation" / "signatures.svg")
 

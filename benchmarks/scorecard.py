@@ -12,8 +12,6 @@ as the library's code and the versions are the same.
 import argparse
 import ast
 import hashlib
-import json
-import os
 import platform
 import sys
 import time
@@ -21,7 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import RESULTS, ROOT, table
+from benchmarks import pages
+from benchmarks.pages import RESULTS, ROOT, publish, table, write
 
 # What the trials need is imported where it is used: the processes that they kill import this file.
 
@@ -39,7 +38,8 @@ that writes it, and whichever call to the operating system fails. A run that was
 resumed at any update ends with the parameters, slow copies, optimiser moments and counter that the
 uninterrupted run ends with, bit for bit. *Not promised:* a disk that confirms what it has not
 written; two processes that write to one folder; the same bits with another version of a
-dependency, another processor, another device or another number of threads.
+dependency, another processor, another device or another number of threads. There a checkpoint loads
+as well, and the run goes on with other rounding.
 
 **B, files from others.** Loading executes nothing, writes nothing, builds no environment and
 connects to nothing. A damaged file is an error that names it, never another policy. A file whose
@@ -52,10 +52,13 @@ vulnerabilities of dependencies are not looked up here, as that needs the networ
 and devices either act as plain input or are an error that says what was got and expected. A time
 limit bootstraps, a termination does not. *Not promised:* that data which passes makes sense.
 
-**E, repeatability.** Seed, data and versions decide every bit of a run, whatever Python's hash seed
-is. Acting changes nothing, and may be done from many threads, each call with a generator of its
-own. *Not promised:* equal bits for an observation alone and in a batch, only equal up to rounding;
-training one learner from several threads.
+**E, repeatability.** On one machine, with one number of threads, seed, data and versions decide
+every bit of a run, whatever Python's hash seed is. Equal calls give equal actions to the last bit.
+Acting changes nothing, and may be done from many threads, each call with a generator of its own.
+*Not promised:* equal bits for an observation alone and in a batch, or in two rows of one, only
+equal up to rounding, which is about 1e-6; of two candidates whose values differ by no more than
+that, the same one; training one learner from several threads. `make test-cpus` runs the numerical
+tests as other processors would compute.
 """
 
 
@@ -94,10 +97,7 @@ def surroundings() -> dict[str, str]:
 
 def read(path: Path) -> dict[str, Any]:
     """Returns a record, or an empty one."""
-    if not path.exists():
-        return {"versions": {}, "trials": {}}
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return record
+    return pages.read(path) or {"versions": {}, "trials": {}}
 
 
 def run(path: Path, names: list[str], *, release: bool, fresh: bool) -> bool:
@@ -119,7 +119,7 @@ def run(path: Path, names: list[str], *, release: bool, fresh: bool) -> bool:
             continue
         trials[name] = one(name, registry.run, release=release)
         record["trials"] = {key: trials[key] for key in registry.TRIALS if key in trials}
-        write(path, record)
+        write(record, path)
         print(
             f"{name}  {trials[name]['passed']} of {trials[name]['count']} passed in "
             f"{trials[name]['seconds']} s: {trials[name]['worst']}",
@@ -149,14 +149,6 @@ def one(name: str, run_trial: Any, *, release: bool) -> dict[str, Any]:  # noqa:
         "failures": failures[:FAILURES_KEPT],
         "details": details,
     }
-
-
-def write(path: Path, record: dict[str, Any]) -> None:
-    """Writes a record so that an interruption leaves the one before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def render(record: dict[str, Any]) -> str:
@@ -215,11 +207,7 @@ def main() -> None:
     args = parser.parse_args()
     path = args.output or (ROOT / "outputs" / "scorecard.json" if args.pr else RECORD)
     if args.page or args.check:
-        wanted = render(read(path))
-        if args.check:
-            current = PAGE.exists() and PAGE.read_text(encoding="utf-8") == wanted
-            sys.exit(None if current else f"{PAGE.name} is not what the JSON says: make scorecard")
-        PAGE.write_text(wanted, encoding="utf-8")
+        publish(PAGE, render(read(path)), check=args.check, target="scorecard")
         return
     from tests.reliability.registry import TRIALS
 

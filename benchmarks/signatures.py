@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.clock import training_parser, write
+from benchmarks.clock import training_parser
+from benchmarks.pages import RESULTS, table, write
 from benchmarks.pictures import STYLE, save
-from benchmarks.tables import RESULTS, table
 from examples.bandit import STD, make_config, make_dataset, mode_shares
 from gtp_policy import AdvantageWeighterConfig, Curriculum, GTPConfig, GTPLearner, OfflineDataset
 from gtp_policy.errors import TrainingWarning
@@ -36,15 +36,15 @@ CURVES = {"curriculum": None, "fine from the start": 320, "coarse to the end": 1
 
 def quality(learner: GTPLearner, dataset: OfflineDataset) -> dict[str, dict[str, float]]:
     """Returns how good samples are, by the number of steps."""
-    obs, data, told = torch.zeros(SAMPLES, 1), dataset.transitions.action[:SAMPLES], {}
+    obs, data, found = torch.zeros(SAMPLES, 1), dataset.transitions.action[:SAMPLES], {}
     generator = learner.stream("evaluation")
     for steps in STEPS:
         first, second = (learner.act(obs, steps=steps, generator=generator) for _ in range(2))
-        told[str(steps)] = {
+        found[str(steps)] = {
             "within_3_std": mode_shares(first)[0],
             "spread": spread_ratio(data, first, second).item(),
         }
-    return told
+    return found
 
 
 def clone(
@@ -85,19 +85,19 @@ def weigh(updates: int, eta: float, max_weight: float) -> dict[str, Any]:
     config: GTPConfig = make_config(updates, eta=eta).replace(
         weighter=AdvantageWeighterConfig(eta=eta, max_weight=max_weight),
     )
-    learner, told = GTPLearner.from_dataset(dataset, config), []
+    learner, found = GTPLearner.from_dataset(dataset, config), []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", TrainingWarning)
         for update in range(updates):
             metrics = learner.update(dataset.sample(256, generator=learner.stream("batch")))
             if update >= updates - 100:
-                told.append(metrics.to_floats())
+                found.append(metrics.to_floats())
     return {
         "eta": eta,
         "max_weight": max_weight,
-        "effective_share": float(np.median([m["weight_ess"] for m in told])),
-        "clipped_share": float(np.median([m["weight_clipped"] for m in told])),
-        "warned_share": sum(issubclass(w.category, TrainingWarning) for w in caught) / len(told),
+        "effective_share": float(np.median([m["weight_ess"] for m in found])),
+        "clipped_share": float(np.median([m["weight_clipped"] for m in found])),
+        "warned_share": sum(issubclass(w.category, TrainingWarning) for w in caught) / len(found),
     }
 
 

@@ -7,25 +7,27 @@ with the development tools, `make bench-peers` adds d3rlpy. How it is measured: 
 `python -m benchmarks.performance` writes the page from the JSON.
 """
 
+import ast
 import contextvars
 import functools
 import importlib.util
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.clock import (
-    RESULTS,
     Comparison,
     Contenders,
     command,
     compare,
     conditions,
+    first_calls,
     measure,
     now,
     on_gpu,
@@ -33,7 +35,6 @@ from benchmarks.clock import (
     say,
     spread,
     versions,
-    write,
 )
 from benchmarks.contenders import (
     Case,
@@ -48,6 +49,7 @@ from benchmarks.contenders import (
     peers,
     random_data,
 )
+from benchmarks.pages import RESULTS, write
 from gtp_policy import FlowMapActorConfig, kernels
 
 RESULT = RESULTS / "speed.json"
@@ -65,11 +67,7 @@ def under(engine: Any, call: Callable[..., Any]) -> Callable[..., Any]:  # noqa:
 
 
 def numba_is_used() -> bool:
-    """Tells whether there are kernels beside torch's operators, which can be switched off."""
-    try:
-        under("torch", bool)()
-    except ValueError:
-        return False
+    """Returns whether there are kernels that numba compiles, which can be switched off."""
     return importlib.util.find_spec("numba") is not None
 
 
@@ -93,7 +91,7 @@ def updates(case: Case, rounds: int, calls: int) -> Comparison:
 
 
 def our_own(case: Case, rows: int) -> dict[str, Peer]:
-    """Returns the naive transcription and the library as contenders with data of their own."""
+    """Returns the naive transcription and the library as contenders, each with the data."""
     data = random_data(case, rows)
     own = {"naive": make_naive(case), "library": make_library(case)}
     return {name: make(data, case.batch, case.device) for name, make in own.items()}
@@ -134,6 +132,18 @@ def actions(of: dict[str, Peer], case: Case, rows: int, rounds: int, calls: int)
     return compare(measure(contenders, rounds, calls, device=case.device))
 
 
+def own_kernels() -> list[str]:
+    """Returns the names of the functions that Triton compiles for this package."""
+    found: list[str] = []
+    for path in sorted(Path(kernels.__file__).parent.glob("*triton*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and any(
+                ast.unparse(decorator).endswith("jit") for decorator in node.decorator_list
+            ):
+                found.append(node.name)
+    return found
+
+
 GROUPS = {
     "matrix products": ("addmm", "mm", "bmm", "baddbmm", "addmm_", "baddbmm_", "mv", "addmv"),
     "Mish, as one operator": ("mish", "mish_backward"),
@@ -158,15 +168,15 @@ GROUPS = {
         *("detach", "detach_", "resolve_conj", "to", "flatten", "unflatten"),
     ),
 }
-# Kernels of a GPU have names of their own: the first pattern that is found decides.
+# Kernels of a GPU have other names: the first pattern that is found decides.
 KERNELS = {
+    "kernels of this package": rf"^({'|'.join(own_kernels())})$",
     "matrix products": r"gemm|gemv|cutlass|xmma|splitk",
     "Adam": r"adam|multi_tensor|foreach|lpnorm",
     "random numbers": r"philox|distribution|random",
     "reductions": r"reduce",
     "copies and new tensors": r"memcpy|memset|copy|cat|fill|gather|index",
     "elementwise arithmetic": r"elementwise|vectorized|mish",
-    "kernels of this package": r"gtp|triton|sampler",
 }
 BETWEEN = "between operators"  # Python, autograd, dispatch
 
@@ -176,7 +186,7 @@ def profile(update: Callable[[], Any], calls: int, device: str = "cpu") -> dict[
 
     The profiler itself costs time per operator: the shares are its answer, not the sum.
     """
-    for _ in range(3):
+    for _ in range(first_calls(device)):
         update()
     gpu = on_gpu(device)
     kinds = torch.profiler.ProfilerActivity
@@ -276,11 +286,9 @@ def floor(case: Case, rounds: int) -> dict[str, Any]:
 
 
 def explanation(case: Case) -> str:
-    """Returns what this package says of the engines it chose, where it can tell."""
+    """Returns what this package says of the engines it chose."""
     learner = library(case)
     learner.update(batch(case))
-    if not (hasattr(kernels, "explain") and hasattr(learner, "explain")):
-        return ""
     return kernels.explain(learner)
 
 
@@ -348,15 +356,15 @@ def run(
         record.setdefault(section, {})[label] = taken = take()
         say(section, label, taken)
         keep(record)
-    if explained := explanation(case):
-        record["explained"] = explained
+    record["explained"] = explanation(case)
+    keep(record)
     record["profile"] = profiles(case, *((1, 1) if quick else (5, 10)))
     record["floor"] = floor(case, rounds)
     keep(record)
     return record
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and writes the JSON."""
     options = parser(__doc__, RESULT, rounds=15)
     options.add_argument(
@@ -364,9 +372,9 @@ def main() -> None:
         action="append",
         default=[],
         metavar="NAME=PATH:MODULE:FUNCTION",
-        help="a contender of your own, see benchmarks/contenders.py",
+        help="another contender, see benchmarks/contenders.py",
     )
-    args = options.parse_args()
+    args = options.parse_args(arguments)
     torch.set_num_threads(1)
     case = Case(device=args.device, **({"width": 8} if args.quick else {}))
     more = dict(named_peer(text) for text in args.peer)

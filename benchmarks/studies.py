@@ -16,15 +16,17 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from benchmarks import disturbed
+from benchmarks.pages import RESULTS
 from benchmarks.peers import peer_configs, peer_parser
 from gtp_experiments import ExperimentConfig, read_results
 from gtp_experiments.cli import command_parser, configs_of
 from gtp_policy import StopSignal
 
-RESULTS = Path("benchmarks/results/experiments")
+COLLECTED = RESULTS / "experiments"
 OUT = Path("outputs/experiments")
 NOTE = "generated locally in the manner of D4RL, not files of D4RL"
 
@@ -52,7 +54,7 @@ MEDIUM_GTP = (
     f"{MEDIUM} --preset gtp --reward antmaze --set loss.time_weight=edm "
     "--set learner.baseline.samples=1 --set learner.ema_rate=0.05 --set weighter.eta=3"
 )
-# What fails in the easy maze cannot be told from the action, so the weights stay close to 1.
+# What fails in the easy maze cannot be seen from the action, so the weights stay close to 1.
 EASY_BC = "--preset gtp_bc --set loss.time_weight=edm"
 EASY_GTP = (
     "--preset gtp --reward antmaze --set loss.time_weight=edm --set learner.critic_ema_rate=0.05 "
@@ -73,6 +75,7 @@ class Row:
     seeds: tuple[int, ...] = SEEDS
     updates: int = UPDATES
     steps: tuple[int, ...] = ()  # K of the evaluations afterwards
+    wrong_advantages: bool = False  # run by `benchmarks.disturbed`, whose options are in the words
 
     def command(self, out: Path, jobs: int = 1) -> list[str]:
         """Returns the words behind ``python -m``."""
@@ -82,14 +85,18 @@ class Row:
         common += ["--seeds", *seeds, "--out", str(out), "--jobs", str(jobs)]
         if self.peer is not None:
             return ["benchmarks.peers", "--peer", self.peer, *common]
+        if self.wrong_advantages:
+            return ["benchmarks.disturbed", *common]
         return ["gtp_experiments", "run", *common]
 
-    def configs(self, out: Path) -> list[ExperimentConfig]:
+    def configs(self, out: Path) -> Sequence[ExperimentConfig]:
         """Returns the row's experiments, one per seed."""
         words = self.command(out)[1:]
         if self.peer is not None:
-            return list(peer_configs(peer_parser().parse_args(words)))
-        return list(configs_of(command_parser().parse_args(words)))
+            return peer_configs(peer_parser().parse_args(words))
+        if self.wrong_advantages:
+            return disturbed.configs_of(disturbed.command_parser().parse_args(words))
+        return configs_of(command_parser().parse_args(words))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,6 +204,7 @@ STUDIES = (
                     f"{MEDIUM_GTP} --advantage-noise {x}",
                     seeds=(0,),
                     updates=MAZE_UPDATES,
+                    wrong_advantages=True,
                 )
                 for x in (0.5, 1.0, 2.0)
             ),
@@ -206,6 +214,7 @@ STUDIES = (
                     f"{MEDIUM_GTP} --advantage-bias={x}",
                     seeds=(0,),
                     updates=MAZE_UPDATES,
+                    wrong_advantages=True,
                 )
                 for x in (-1.0, 1.0)
             ),
@@ -232,16 +241,16 @@ def chosen(names: list[str] | None) -> Iterator[Study]:
 
 def call(words: list[str], stop: StopSignal) -> int:
     """Runs a command and passes one signal on, so that it can save and leave."""
-    # A session of its own: a Ctrl-C in the terminal would reach it as well, and count as a second.
+    # Another session: a Ctrl-C in the terminal would reach it as well, and count as a second.
     process = subprocess.Popen(words, start_new_session=True)
-    told = False
+    passed_on = False
     while True:
         try:
             return process.wait(0.5)
         except subprocess.TimeoutExpired:
-            if stop and not told:
+            if stop and not passed_on:
                 process.terminate()
-                told = True
+                passed_on = True
 
 
 def run(studies: Iterator[Study], out: Path, jobs: int, stop: StopSignal) -> int:
@@ -299,7 +308,7 @@ def main() -> None:
             for row in study.rows:
                 print(f"python -m {shlex.join(row.command(folder_of(study, args.out), args.jobs))}")
     else:
-        print(f"{collect(args.out, RESULTS)} results in {RESULTS}")
+        print(f"{collect(args.out, COLLECTED)} results in {COLLECTED}")
 
 
 if __name__ == "__main__":

@@ -6,22 +6,14 @@ No number in the README is typed: with ``--check`` nothing is written, and the e
 whether the README is what the JSON says.
 """
 
-import argparse
 import json
-import sys
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-START, END = "<!-- results:start -->", "<!-- results:end -->"
+from benchmarks import performance
+from benchmarks.pages import RESULTS, ROOT, fill, page_parser, publish, table
 
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Returns a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+README = ROOT / "README.md"
 
 
 def cell(figure: dict[str, Any], digits: int, scale: float = 1.0) -> str:
@@ -148,33 +140,21 @@ def hosts(record: dict[str, Any]) -> str:
     )
 
 
-def render() -> str:
-    """Returns everything that belongs between the markers."""
+def render(text: str) -> str:
+    """Returns the README with its results filled in."""
     sections = [
         section(json.loads((RESULTS / f"{section.__name__}.json").read_text(encoding="utf-8")))
         for section in (pointmaze, hosts, bandit, datasets)
     ]
-    from benchmarks import performance  # which takes its tables from here
-
     speed = performance.summary(performance.read())
-    return "\n\n".join([START, *sections, speed, END])
+    return fill(text, "results", "\n\n".join([*sections, speed]))
 
 
 def main() -> None:
     """Writes or checks the README."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--check", action="store_true")
-    args = parser.parse_args()
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    before, rest = text.split(START)
-    _, after = rest.split(END)
-    wanted = before + render() + after
-    if args.check:
-        sys.exit(wanted != text and "README.md is not what the JSON says: make tables")
-    readme.write_text(wanted, encoding="utf-8")
+    args = page_parser(__doc__).parse_args()
+    wanted = render(README.read_text(encoding="utf-8"))
+    publish(README, wanted, check=args.check, target="tables")
 
 
 if __name__ == "__main__":

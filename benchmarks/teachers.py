@@ -3,9 +3,9 @@
     python -m benchmarks.teachers [--updates 6000] [--seeds 2] [--output FILE]
 
 Each teacher clones the four modes with three losses: the squared residual, the same in units of the
-network's output (`time_weight="edm"`), and its pseudo-Huber distance. Told are samples of 1, 2, 4
-and 8 steps, and how much of the squared residual the worst per cent of draws has: 1 % of them
-would have 1 % of it if all were alike. About half an hour on one core.
+network's output (`time_weight="edm"`), and its pseudo-Huber distance. The figures are of samples
+in 1, 2, 4 and 8 steps, and how much of the squared residual the worst per cent of draws has: 1 % of
+them would have 1 % of it if all were alike. About half an hour on one core.
 """
 
 import warnings
@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.clock import training_parser, write
-from benchmarks.tables import RESULTS, table
+from benchmarks.clock import training_parser
+from benchmarks.pages import RESULTS, table, write
 from examples.bandit import STD, make_config, make_dataset, mode_shares
 from gtp_policy import GTPLearner, presets
 from gtp_policy.errors import NonFiniteError
@@ -64,21 +64,21 @@ def clone(
     if preset in ("gtp", "gtp_solver"):  # the others have grids of their own
         loss = loss.replace(curriculum=config.loss.curriculum)
     learner = GTPLearner.from_dataset(dataset, config.replace(loss=loss))
-    told: dict[str, Any] = {"preset": preset, "loss": name, "seed": seed}
+    measured: dict[str, Any] = {"preset": preset, "loss": name, "seed": seed}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # grids finer than so short a run allows are the point
             for _ in range(updates):
                 metrics = learner.update(dataset.sample(256, generator=learner.stream("batch")))
-        told["loss_at_the_end"] = metrics.to_floats()["actor_loss"]
+        measured["loss_at_the_end"] = metrics.to_floats()["actor_loss"]
     except NonFiniteError as error:
-        return told | {"diverged": str(error)}
+        return measured | {"diverged": str(error)}
     obs, generator = torch.zeros(SAMPLES, 1), learner.stream("evaluation")
-    told["worst_share"] = worst_share(learner)
-    told["within_3_std"] = {
+    measured["worst_share"] = worst_share(learner)
+    measured["within_3_std"] = {
         str(k): mode_shares(learner.act(obs, steps=k, generator=generator))[0] for k in STEPS
     }
-    return told
+    return measured
 
 
 def section(record: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@
 import copy
 import functools
 import threading
-import weakref
 from typing import Annotated, Any, Literal, cast
 from weakref import WeakKeyDictionary
 
@@ -12,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gtp_policy._config import Config, Float
+from gtp_policy._fingerprint import Fingerprint
 from gtp_policy._random import generator_or_private, new_stream
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.critic import QEnsemble
@@ -110,8 +110,10 @@ def act(
         candidates: n, actions to draw per observation.
         choice: How one of several candidates is chosen; default `ArgmaxChoice`, which a
             deterministic action always takes.
-        deterministic: Start from noises that are fixed with the actor, so that equal observations
-            get equal actions. Never from zero noise, which can end between two modes.
+        deterministic: Start from noises that are fixed with the actor. Equal calls then give equal
+            bits; an observation in another row, or in a batch of another size, gets the same action
+            up to rounding (`GTPLearner.act`). Never from zero noise, which can end between two
+            modes.
         generator: Source of the noise; default a stream of the package's own.
 
     Returns:
@@ -127,8 +129,8 @@ def act(
         >>> import torch
         >>> from gtp_policy import FlowMapActor, QEnsemble, act
         >>> actor, critic, obs = FlowMapActor(3, 2), QEnsemble(3, 2), torch.zeros(2, 3)
-        >>> first, second = act(actor, critic, obs, candidates=8, deterministic=True)
-        >>> torch.equal(first, second)
+        >>> calls = [act(actor, critic, obs, candidates=8, deterministic=True) for _ in range(2)]
+        >>> torch.equal(*calls)
         True
     """
     _check(critic, candidates)
@@ -249,7 +251,7 @@ class CPUSnapshot:
     def _copy(self, name: str, module: Any, stamp: object) -> Any:  # noqa: ANN401 - as it came
         with self._lock:
             found = self._copies.get(name)
-            if found is None or not found.renew(module, stamp):
+            if found is None or not found.renew(stamp):
                 found = self._copies[name] = _Copy(module, stamp)
             return found.module
 
@@ -262,43 +264,26 @@ class _Copy:
     """A module on the CPU, and what it was last seen to be a copy of."""
 
     def __init__(self, module: nn.Module, stamp: object) -> None:
-        modules, self._tensors = _parts(module)
-        # Weakly: the actor is the key under which all this is kept.
-        self._modules = [weakref.ref(part) for part in modules]
+        # It holds no module: the actor is the key under which all this is kept.
+        self._fingerprint = Fingerprint(module)
         self._seen = self._look(stamp)
-        with torch.inference_mode(False):  # or nobody could write to it outside
+        with torch.inference_mode(False):  # or nothing outside could write to it
             self.module = copy.deepcopy(module).cpu().requires_grad_(False)
-        self._mine = _parts(self.module)[1]
+        self._own = Fingerprint(self.module).tensors
 
-    def renew(self, module: nn.Module, stamp: object) -> bool:
-        """Makes the copy one of a module as it is now; False if only a new copy can be that."""
-        modules, tensors = _parts(module)
-        shapes = [(t.shape, t.dtype) for t in tensors]
-        if modules != [part() for part in self._modules] or shapes != [
-            (t.shape, t.dtype) for t in self._mine
-        ]:
+    def renew(self, stamp: object) -> bool:
+        """Makes the copy one of the module as it is now; False if only a new copy can be that."""
+        if not self._fingerprint.holds():
             return False
-        # The old tensors are kept until here, so that new ones cannot be in their memory.
-        self._tensors = tensors
         seen = self._look(stamp)
         if seen != self._seen:
-            _copy_all_(self._mine, tensors)
+            _copy_all_(self._own, self._fingerprint.tensors)
             self._seen = seen
         return True
 
-    def _look(self, stamp: object) -> tuple[object, list[tuple[int, int]]]:
-        return stamp, [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in self._tensors]
-
-
-def _parts(module: nn.Module) -> tuple[list[nn.Module], list[Tensor]]:
-    """Returns all modules inside and their tensors, sooner than `nn.Module` itself would."""
-    modules: list[nn.Module] = [module]
-    tensors: list[Tensor] = []
-    for part in modules:  # grows on the way
-        tensors += [t for t in part._parameters.values() if t is not None]
-        tensors += [t for t in part._buffers.values() if t is not None]
-        modules += [m for m in part._modules.values() if m is not None]
-    return modules, tensors
+    def _look(self, stamp: object) -> tuple[object, list[int]]:
+        tensors = self._fingerprint.tensors
+        return stamp, [0 if t.is_inference() else t._version for t in tensors]
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 r"""The policy: a network made into a flow map, and the sampler that walks along it."""
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -7,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gtp_policy._config import Config, Float, Int, Width
-from gtp_policy._folding import PLANNED, Plan, PlanCache, why_no_plan
+from gtp_policy._folding import DEVICES, FoldedActor, Foldings
 from gtp_policy._random import generator_or_private, new_stream
 from gtp_policy.errors import StateMismatchError
 from gtp_policy.functional import (
@@ -17,7 +18,7 @@ from gtp_policy.functional import (
     flow_map,
     precondition,
 )
-from gtp_policy.kernels import engine, plain
+from gtp_policy.kernels.switch import engine, plain
 from gtp_policy.networks import FlowMapMLP, features_dim
 from gtp_policy.samplers import JumpSampler, Sampler
 from gtp_policy.spaces import ObservationNormalizer
@@ -137,8 +138,7 @@ class FlowMapActor(nn.Module):
         self.network = network
         noise = torch.randn(action_dim, generator=new_stream(seed, "fixed noise"))
         self.register_buffer("fixed_noise", noise)
-        self._plans = PlanCache()
-        self._judged = self.config, uses_plan(self.config)
+        self._foldings = Foldings()
 
     @property
     def times(self) -> TimeSchedule:
@@ -237,9 +237,10 @@ class FlowMapActor(nn.Module):
 
         .. math:: x_{t_0} = T z, \quad x_{t_{i+1}} = \Phi(o, x_{t_i}, t_i, t_{i+1})
 
-        or as ``config.sampler`` says. The same noise always gives the same action. For a
-        deterministic policy pass ``noise=actor.fixed_noise.expand(len(obs), -1)``; a zero noise
-        would start a symmetric two-mode policy exactly between its modes and end there.
+        or as ``config.sampler`` says. The same noise gives the same action: to the last bit in an
+        equal call, up to rounding in a batch of another size. For a deterministic policy pass
+        ``noise=actor.fixed_noise.expand(len(obs), -1)``; a zero noise would start a symmetric
+        two-mode policy exactly between its modes and end there.
 
         Args:
             obs: Observation, shape (B, O).
@@ -271,20 +272,23 @@ class FlowMapActor(nn.Module):
         """
         self.check_observations(obs)
         steps = self.config.steps if steps is None else steps
-        width = self.noise_dim(steps)
+        if type(steps) is not int or steps < 1:
+            self.noise_dim(steps)  # says what is wrong
+        folded = self._folded(obs, steps)
+        # What is folded takes one noise per action.
+        shape = obs.shape[0], self.noise_dim(steps) if folded is None else self.action_dim
         if noise is None:
             noise = torch.randn(
-                (obs.shape[0], width),
+                shape,
                 generator=generator_or_private(generator, obs.device),
                 device=obs.device,
                 dtype=obs.dtype,
             )
         else:
             check_like("noise", noise, obs)
-            check_shape("noise", noise, (obs.shape[0], width))
-        plan = self._plan(obs, steps)
-        if plan is not None:
-            return plan.run(obs, noise)
+            check_shape("noise", noise, shape)
+        if folded is not None:
+            return folded.sample(obs, noise)
         grid = self._grid(steps, obs)
         with torch.no_grad():
             return self._follow(obs, noise, grid).clamp(-1.0, 1.0)
@@ -351,24 +355,19 @@ class FlowMapActor(nn.Module):
         features, path = self._features(obs), self.times.path
         return self.config.sampler.follow(self._jump, self._endpoint, features, noise, grid, path)
 
-    def _plan(self, obs: Tensor, steps: int) -> Plan | None:
-        if not obs.shape[0] or not plain(obs, PLANNED) or self._why_no_plan():
+    def _folded(self, obs: Tensor, steps: int) -> FoldedActor | None:
+        """Returns what samples actions without autograd, if there is such a way at this moment."""
+        if not obs.shape[0] or not plain(obs, DEVICES) or _autocast():
             return None
-        # Not as attributes: `nn.Module` takes as long to find one as an operator to run.
-        network, normalizer = self._modules["network"], self._modules["normalizer"]
-        return self._plans.find(network, normalizer, self.times, self.sigma_data, steps)
+        return self._foldings.find(self, steps, self._changes)[0]
 
-    def _why_no_plan(self) -> str:
+    def _changes(self) -> Iterator[str]:
+        """Yields what of the flow map and its sampling is not the library's own."""
+        if self.config.sampler != JumpSampler():
+            yield "has a sampler that is not the default one"
         own = type(self)
-        if self.encoder is not None:
-            return "the actor has an encoder"
-        if self._judged[0] is not self.config:
-            self._judged = self.config, uses_plan(self.config)
-        if not self._judged[1]:
-            return "the sampler or the path is not the default one"
         if own is not FlowMapActor and (own._features, own._endpoint, own._jump) != _REFERENCE:
-            return f"{own.__name__} changes the flow map"  # and is taken at its word
-        return "autocast is on" if any(map(torch.is_autocast_enabled, PLANNED)) else ""
+            yield f"is a {own.__name__}, which changes the flow map"
 
     def explain(self, rows: int | None = None, *, steps: int | None = None) -> list[str]:
         """Tells what samples the actions, and why not what would be faster.
@@ -386,27 +385,25 @@ class FlowMapActor(nn.Module):
             ['sample: torch (its operators, in place), because its matrix products are the faster \
 ones beyond 24 rows']
         """
-        path, why_not = self._sampled_by(rows or 1, steps or self.config.steps)
-        told = {
+        backend, why_not = self._backend(rows or 1, steps or self.config.steps)
+        line = {
             "numba": "numba (one compiled function)",
             "triton": "triton (one kernel)",
             "torch": "torch (its operators, in place)",
             "reference": "reference (modules, jump by jump)",
-        }[path]
-        return [f"sample: {told}, because {why_not}" if why_not else f"sample: {told}"]
+        }[backend]
+        return [f"sample: {line}, because {why_not}" if why_not else f"sample: {line}"]
 
-    def _sampled_by(self, rows: int, steps: int) -> tuple[str, str]:
+    def _backend(self, rows: int, steps: int) -> tuple[str, str]:
         """Returns "numba", "triton", "torch" or "reference", and why not what would be faster."""
-        why_not = self._why_no_plan() or why_no_plan(self.network, self.normalizer, steps)
+        sampler, why_not = self._foldings.find(self, steps, self._changes)
         if not why_not and engine() == "reference":
             why_not = 'kernels.using("reference") asks for it'
-        if not why_not and not plain(self.fixed_noise, PLANNED):
+        if not why_not and _autocast():
+            why_not = "autocast is on"
+        if not why_not and not plain(self.fixed_noise, DEVICES):
             why_not = "a compiler or a function transform is at work, or the dtype is unusual"
-        if why_not:
-            return "reference", why_not
-        plan = self._plan(self.fixed_noise, steps)
-        assert plan is not None
-        return plan.explain(rows)
+        return ("reference", why_not) if why_not or sampler is None else sampler.backend(rows)
 
     def _jump(self, features: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return flow_map(x, self._endpoint(features, x, t, s), t, s)
@@ -450,13 +447,21 @@ ones beyond 24 rows']
             gtp_policy.errors.DataError: `obs` has the wrong dtype: got torch.float64, expected \
 torch.float32. Convert it with obs.to(torch.float32).
         """
-        check_like("obs", obs, cast(Tensor, self._buffers["fixed_noise"]))
-        check_rows("obs", obs, self.obs_dim)
+        like = cast(Tensor, self._buffers["fixed_noise"])
+        # Told here where nothing is wrong, in half the time of two calls.
+        if not (
+            isinstance(obs, Tensor)
+            and obs.dtype == like.dtype
+            and obs.device == like.device
+            and obs.ndim == 2
+            and obs.shape[1] == self.obs_dim
+        ):
+            check_like("obs", obs, like)
+            check_rows("obs", obs, self.obs_dim)
 
 
-def uses_plan(config: FlowMapActorConfig) -> bool:
-    """Tells whether actions are sampled by jumps that can be folded, see `gtp_policy._folding`."""
-    return config.sampler == JumpSampler() and config.times.path == "ve"
+def _autocast() -> bool:
+    return any(map(torch.is_autocast_enabled, DEVICES))
 
 
 _REFERENCE = FlowMapActor._features, FlowMapActor._endpoint, FlowMapActor._jump

@@ -1,33 +1,32 @@
-"""Algorithm 1 as modules and autograd say it: the reference of every faster way to compute it.
+r"""Algorithm 1 of the paper, once: the draws, and lines 4 to 9 over what networks can do.
 
-An update has two halves. `draw` draws everything random; what follows is a function of the
-minibatch and of these draws alone, so that engines can be compared with each other.
+An update has two halves. `draw` draws everything random; `update` is a function of the minibatch
+and of these draws alone, so that ways to compute it can be compared with each other. It says in
+which order what is computed from what; how values, gradients and steps are computed is said by
+`Networks`, of which there are two kinds, in ``gtp_policy/_engine``: by autograd and by hand.
+
+Every tensor has a leading axis of seeds, S, which is 1 for one learner: one body serves one learner
+and several that are updated side by side.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.config import GTPLearnerConfig
-from gtp_policy.critic import (
-    ExpectileBaseline,
-    PolicyBaseline,
-    QEnsemble,
-    ValueNetwork,
-    expectile_loss,
-)
-from gtp_policy.functional import check_shape, effective_sample_size, ema_, td_target
+from gtp_policy.critic import PolicyBaseline, QEnsemble, ValueNetwork
+from gtp_policy.functional import effective_sample_size, td_target
 from gtp_policy.guidance import AdvantageGuidance, AdvantageWeighter, Guidance, LinearQGuidance
 from gtp_policy.loss import GTPLoss
 from gtp_policy.times import Times
 from gtp_policy.transitions import Transitions
 
 
-class Parts(NamedTuple):
-    """What an update reads and changes."""
+class Learner(Protocol):
+    """What an update reads and changes: `gtp_policy.GTPLearner` is one."""
 
     actor: FlowMapActor
     target_actor: FlowMapActor
@@ -36,199 +35,223 @@ class Parts(NamedTuple):
     value: ValueNetwork | None
     loss: GTPLoss
     weighter: AdvantageWeighter
-    guidance: Guidance  # the one in force, which begins later than the updates if so asked
     config: GTPLearnerConfig
     optimizers: dict[str, torch.optim.Optimizer]
-    rates: dict[str, float]  # learning rates to set first; none for optimisers with rates of theirs
+    updates: int
+
+    @property
+    def progress(self) -> float:
+        """Fraction of the run that is done."""
+        ...
+
+    @property
+    def guidance(self) -> Guidance:
+        """The guidance in force, which may begin later than the updates."""
+        ...
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """Learning rates to set before a step; none for optimisers that have their own."""
+        ...
+
+    def stream(self, name: str) -> torch.Generator:
+        """Returns the generator of this update for one purpose."""
+        ...
+
+
+class Networks(Protocol):
+    """What Algorithm 1 does with the networks of S learners of one configuration.
+
+    Shapes: S learners, N critics, n actions for each of B observations.
+    """
+
+    learners: Sequence[Learner]
+
+    def sample(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """Returns the target actors' actions (S, n, A) for observations (S, n, O) and noise."""
+        ...
+
+    def target_q(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Returns the target critics' values (S, N, n, B) of actions (S, n, B, A)."""
+        ...
+
+    def q(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Returns the critics' values (S, N, n, B) of actions (S, n, B, A)."""
+        ...
+
+    def value(self, obs: Tensor) -> Tensor:
+        """Returns V (S, B) of the value networks."""
+        ...
+
+    def fit_critic(self, obs: Tensor, action: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Does a step of every critic towards y (S, B) and returns metrics, (S,) each."""
+        ...
+
+    def fit_value(self, obs: Tensor, q: Tensor) -> None:
+        """Does a step of every value network towards an expectile of q (S, B)."""
+        ...
+
+    def weigh(self, advantage: Tensor) -> Tensor:
+        """Returns the weighters' weights (S, B)."""
+        ...
+
+    def fit_actor(
+        self, batch: Transitions, weight: Tensor | None, draws: "Draws"
+    ) -> dict[str, Tensor]:
+        """Does a step of every actor on its loss and returns metrics, (S,) each."""
+        ...
+
+    def follow(self) -> None:
+        """Moves every target network towards its network."""
+        ...
 
 
 class Draws(NamedTuple):
     """What is random in an update; the noises of actions are None where none are sampled."""
 
-    backup: Tensor | None  # (B R, A), for R actions per next observation, side by side
-    baseline: Tensor | None  # (M B, A), for M copies of the observations, one below the other
-    times: Times  # (B,) each
-    z: Tensor  # (B, A)
-    guide: Tensor | None = None  # (B, A), for the actor's own actions under linear-Q guidance
+    backup: Tensor | None  # (S, R, B, W), for R actions per next observation, W of noise each
+    baseline: Tensor | None  # (S, M, B, W), for M actions per observation
+    times: Times  # (S, B) each
+    z: Tensor  # (S, B, A)
+    guide: Tensor | None = None  # (S, B, W), for the actor's own actions under linear-Q guidance
 
 
-def draw(
-    parts: Parts,
-    batch: Transitions,
-    stream: Callable[[str], torch.Generator],
-    progress: float,
-) -> Draws:
-    """Draws from one stream per purpose: none depends on how much another one took."""
-    action, config = batch.action, parts.config
+def draw(learners: Sequence[Learner], action: Tensor) -> Draws:
+    """Draws from one stream per learner and purpose: none depends on how much another one took.
 
-    def noise(name: str, copies: int, steps: int | None = None) -> Tensor:
-        shape = copies * action.shape[0], parts.actor.noise_dim(steps)
-        generator = stream(name)
+    Args:
+        learners: Whose streams and choices.
+        action: Of the minibatches, or a tensor like them, shape (S, B, A).
+
+    Returns:
+        The draws.
+    """
+    draws = [_draw(learner, own) for learner, own in zip(learners, action, strict=True)]
+    if len(draws) == 1:
+        return draws[0]
+    backup, baseline, times, z, guide = zip(*draws, strict=True)
+    return Draws(
+        _together(backup),
+        _together(baseline),
+        Times(*(torch.cat(same) for same in zip(*times, strict=True))),
+        torch.cat(z),
+        _together(guide),
+    )
+
+
+def _together(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    given = [tensor for tensor in tensors if tensor is not None]
+    return torch.cat(given) if given else None
+
+
+def _draw(learner: Learner, action: Tensor) -> Draws:
+    actor, config, batch_size = learner.actor, learner.config, len(action)
+
+    def noise(name: str, rows: int, steps: int | None = None) -> Tensor:
+        shape, generator = (rows, actor.noise_dim(steps)), learner.stream(name)
         return torch.randn(shape, generator=generator, device=action.device, dtype=action.dtype)
 
     backup = baseline = guide = None
-    if parts.critic is not None:
-        backup = noise("backup", config.backup_actions)
-        if isinstance(parts.guidance, LinearQGuidance):
-            guide = noise("guidance", 1, parts.guidance.steps)
-        if isinstance(parts.guidance, AdvantageGuidance) and isinstance(
+    if learner.critic is not None:
+        copies = config.backup_actions
+        drawn = noise("backup", batch_size * copies)
+        backup = drawn.view(1, batch_size, copies, -1).transpose(1, 2)
+        if isinstance(learner.guidance, LinearQGuidance):
+            guide = noise("guidance", batch_size, learner.guidance.steps).unsqueeze(0)
+        if isinstance(learner.guidance, AdvantageGuidance) and isinstance(
             config.baseline, PolicyBaseline
         ):
-            baseline = noise("baseline", config.baseline.samples)
-    times, z = parts.loss.draw(
-        parts.actor.times, action, progress=progress, generator=stream("loss")
+            copies = config.baseline.samples
+            baseline = noise("baseline", copies * batch_size).view(1, copies, batch_size, -1)
+    times, z = learner.loss.draw(
+        actor.times, action, progress=learner.progress, generator=learner.stream("loss")
     )
-    return Draws(backup, baseline, times, z, guide)
+    return Draws(backup, baseline, Times(*(t.unsqueeze(0) for t in times)), z.unsqueeze(0), guide)
 
 
-def reference_update(parts: Parts, batch: Transitions, draws: Draws) -> dict[str, Tensor]:
-    """Does lines 4 to 9 of Algorithm 1 and returns the metrics by name."""
+def update(networks: Networks, batch: Transitions, draws: Draws) -> dict[str, Tensor]:
+    """Does lines 4 to 9 of Algorithm 1 for every learner.
+
+    Args:
+        networks: The learners' networks.
+        batch: A minibatch per learner, fields (S, B, ...).
+        draws: What is random.
+
+    Returns:
+        Metrics by name, (S,) each.
+    """
+    first = networks.learners[0]
     weight, metrics = None, {}
-    if parts.critic is not None:
-        next_action, sampled = sample_actions(parts, batch, draws)
-        metrics = _step_critic(parts, batch, next_action)
-        if parts.value is not None:
-            _step_value(parts, batch)
-        if isinstance(parts.guidance, AdvantageGuidance):
-            advantage = advantage_over(parts.critic, parts.value, batch.obs, batch.action, sampled)
-            weight = parts.weighter(advantage)
-            metrics |= weight_metrics(advantage, weight, parts.weighter.config.max_weight)
-    metrics |= _step_actor(parts, batch, weight, draws)
-    follow_(parts.target_actor, parts.actor, parts.config.ema_rate)
-    if parts.critic is not None and parts.target_critic is not None:
-        follow_(parts.target_critic, parts.critic, parts.config.critic_rate)
+    if first.critic is not None:
+        next_action, sampled = _sample_actions(networks, batch, draws)
+        metrics = networks.fit_critic(
+            batch.obs, batch.action, _backup(networks, batch, next_action)
+        )
+        if first.value is not None:
+            q = networks.target_q(batch.obs, batch.action.unsqueeze(1)).squeeze(2)
+            networks.fit_value(batch.obs, q.amin(1))
+        if isinstance(first.guidance, AdvantageGuidance):
+            advantage = advantage_of(networks, batch.obs, batch.action, sampled)
+            weight = networks.weigh(advantage)
+            metrics |= _weight_metrics(advantage, weight, first.weighter.config.max_weight)
+    metrics |= networks.fit_actor(batch, weight, draws)
+    networks.follow()
     return metrics
 
 
-def sample_actions(parts: Parts, batch: Transitions, draws: Draws) -> tuple[Tensor, Tensor | None]:
+def _sample_actions(
+    networks: Networks, batch: Transitions, draws: Draws
+) -> tuple[Tensor, Tensor | None]:
     """Samples the backup's actions and, if there is one, the baseline's, in one pass."""
     assert draws.backup is not None
-    obs, noise = [tile_next_obs(batch, parts.config.backup_actions)], [draws.backup]
+    noise, copies = draws.backup, draws.backup.shape[1]
+    obs = _repeat(batch.next_obs, copies)
     if draws.baseline is not None:
-        obs.append(batch.obs.repeat(len(draws.baseline) // len(batch.obs), 1))
-        noise.append(draws.baseline)
-    action = parts.target_actor.sample(torch.cat(obs), noise=torch.cat(noise))
-    n = len(draws.backup)
-    return action[:n], action[n:] if draws.baseline is not None else None
+        obs = torch.cat([obs, _repeat(batch.obs, draws.baseline.shape[1])], 1)
+        noise = torch.cat([noise, draws.baseline], 1)
+    drawn = networks.sample(obs.flatten(1, 2), noise.flatten(1, 2))
+    action = drawn.view(*noise.shape[:3], -1)
+    return action[:, :copies], None if draws.baseline is None else action[:, copies:]
 
 
-def tile_next_obs(batch: Transitions, n: int) -> Tensor:
-    """Returns each next observation n times, the copies side by side."""
-    return batch.next_obs.repeat_interleave(n, 0) if n > 1 else batch.next_obs
+def _repeat(obs: Tensor, n: int) -> Tensor:
+    """Returns observations (S, B, O) n times, (S, n, B, O)."""
+    return obs.unsqueeze(1).expand(-1, n, -1, -1)
 
 
-@torch.no_grad()
-def backup(target_critic: QEnsemble, batch: Transitions, next_action: Tensor) -> Tensor:
-    """Returns the critic's targets y from one or more actions per next observation."""
-    n = len(next_action) // len(batch.reward)
-    next_q = target_critic(tile_next_obs(batch, n), next_action)
+def _backup(networks: Networks, batch: Transitions, next_action: Tensor) -> Tensor:
+    """Returns the critics' targets y (S, B) from n actions per next observation."""
+    next_q = networks.target_q(batch.next_obs, next_action)
     # Max-Q backup: each member's best action first, the pessimism over members last.
-    next_q = next_q.reshape(-1, len(batch.reward), n).amax(-1).amin(0)
-    return td_target(batch.reward, batch.discount, next_q)
+    return td_target(batch.reward, batch.discount, next_q.amax(2).amin(1))
 
 
-@torch.no_grad()
-def advantage_over(
-    critic: QEnsemble,
-    value: ValueNetwork | None,
-    obs: Tensor,
-    action: Tensor,
-    sampled: Tensor | None,
-) -> Tensor:
-    """Returns how much better actions are than V: a network, or the mean over sampled actions.
+def advantage_of(networks: Networks, obs: Tensor, action: Tensor, sampled: Tensor | None) -> Tensor:
+    """Returns by how much actions are better than V: a network, or the mean of sampled actions.
 
     Args:
-        critic: The judge.
-        value: V, where no actions are sampled.
-        obs: Shape (B, O).
-        action: Shape (B, A).
-        sampled: Actions for ``obs.repeat(M, 1)``, shape (M B, A), judged in the same pass.
+        networks: The learners' networks.
+        obs: Shape (S, B, O).
+        action: Shape (S, B, A).
+        sampled: M actions per observation, shape (S, M, B, A); None for the value network's V.
+
+    Returns:
+        A, shape (S, B).
     """
+    action = action.unsqueeze(1)
     if sampled is None:
-        assert value is not None
-        advantage: Tensor = critic(obs, action).amin(0) - value(obs)
-        return advantage
-    check_shape("action", action, (len(obs), critic.action_dim))
-    tiled = obs.repeat(1 + len(sampled) // len(obs), 1)
-    q: Tensor = critic(tiled, torch.cat([action, sampled])).amin(0).view(-1, len(obs))
-    return q[0] - q[1:].mean(0)
+        return networks.q(obs, action).squeeze(2).amin(1) - networks.value(obs)
+    q = networks.q(obs, torch.cat([action, sampled], 1)).amin(1)
+    return q[:, 0] - q[:, 1:].mean(1)
 
 
-def weight_metrics(advantage: Tensor, weight: Tensor, max_weight: float) -> dict[str, Tensor]:
-    """Returns what is told of advantages and weights."""
+def _weight_metrics(advantage: Tensor, weight: Tensor, max_weight: float) -> dict[str, Tensor]:
+    """Returns metrics of advantages and weights, (S, B) each."""
     return {
-        "advantage_mean": advantage.mean(),
-        "advantage_std": advantage.std(correction=0),
-        "weight_mean": weight.mean(),
-        "weight_max": weight.amax(),
-        "weight_clipped": (weight >= max_weight).float().mean(),
-        "weight_ess": effective_sample_size(weight) / len(weight),
+        "advantage_mean": advantage.mean(1),
+        "advantage_std": advantage.std(1, correction=0),
+        "weight_mean": weight.mean(1),
+        "weight_max": weight.amax(1),
+        "weight_clipped": (weight >= max_weight).float().mean(1),
+        "weight_ess": effective_sample_size(weight) / weight.shape[1],
     }
-
-
-def _step_critic(parts: Parts, batch: Transitions, next_action: Tensor) -> dict[str, Tensor]:
-    assert parts.critic is not None
-    assert parts.target_critic is not None
-    y = backup(parts.target_critic, batch, next_action)
-    q = parts.critic(batch.obs, batch.action)
-    loss = (q - y).square().mean()
-    norm = _optimize(parts, "critic", loss)
-    return {"critic_loss": loss.detach(), "critic_grad_norm": norm, "q_mean": q.detach().mean()}
-
-
-def _step_value(parts: Parts, batch: Transitions) -> None:
-    assert parts.value is not None
-    assert parts.target_critic is not None
-    assert isinstance(parts.config.baseline, ExpectileBaseline)
-    with torch.no_grad():
-        q = parts.target_critic(batch.obs, batch.action).amin(0)
-    loss = expectile_loss(q, parts.value(batch.obs), parts.config.baseline.expectile).mean()
-    _optimize(parts, "value", loss)
-
-
-def _step_actor(
-    parts: Parts, batch: Transitions, weight: Tensor | None, draws: Draws
-) -> dict[str, Tensor]:
-    terms = parts.loss.terms(
-        parts.actor,
-        parts.target_actor,
-        batch.obs,
-        batch.action,
-        weight,
-        draws.times,
-        draws.z,
-    )
-    loss, metrics = terms.loss, {"consistency": terms.consistency, "flow": terms.flow}
-    if parts.critic is not None and isinstance(parts.guidance, LinearQGuidance):
-        assert draws.guide is not None
-        pull, metrics["guided_q"] = parts.guidance.loss(
-            parts.actor, parts.critic, batch.obs, draws.guide
-        )
-        loss = loss + pull
-    metrics["actor_grad_norm"] = _optimize(parts, "actor", loss)
-    return {"actor_loss": loss.detach(), **metrics}
-
-
-def _optimize(parts: Parts, name: str, loss: Tensor) -> Tensor:
-    """Does one step on a loss and returns the gradient's norm before clipping."""
-    optimizer = parts.optimizers[name]
-    if name in parts.rates:
-        optimizer.param_groups[0]["lr"] = parts.rates[name]
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if parts.config.max_grad_norm is not None:
-        nn.utils.clip_grads_with_norm_(parameters, parts.config.max_grad_norm, norm)
-    optimizer.step()
-    return norm.detach()
-
-
-@torch.no_grad()
-def follow_(target: nn.Module, source: nn.Module, rate: float) -> None:
-    """Moves a slow copy towards its source, in place."""
-    ema_(target.parameters(), source.parameters(), rate)
-    # Running statistics of a user's own network are copied, or the target would keep those of its
-    # construction for ever.
-    for kept, current in zip(target.buffers(), source.buffers(), strict=True):
-        kept.copy_(current)

@@ -11,7 +11,7 @@ from torch.nn import functional
 from gtp_policy._config import Bool, Config, Float, Int, Width
 from gtp_policy._random import new_stream
 from gtp_policy.functional import check_rows, check_shape
-from gtp_policy.kernels import mish
+from gtp_policy.kernels.mish import mish
 from gtp_policy.networks import features_dim, mlp, uniform_
 from gtp_policy.spaces import ObservationNormalizer
 

@@ -5,6 +5,7 @@ A row is ``obs (O) | action (A) | reward (1) | discount (1) | next_obs (O)``.
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Literal, Self
 
 import numpy as np
@@ -241,24 +242,44 @@ class OfflineDataset:
             | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al.,
             | 2025), Algorithm 1, first line of the loop, https://arxiv.org/abs/2510.11499
         """
-        return self._split(self._rows(self._numbers(batch_size, generator)))
+        return self._split(self.sample_rows(batch_size, [generator]))
 
-    def _numbers(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-            raise DataError(
-                f"`batch_size` is out of range: got {batch_size!r}, expected an integer >= 1."
-            )
-        if not isinstance(generator, torch.Generator):  # None would mean torch's global one
-            raise TypeError(
-                f"`generator` has the wrong type: got {type(generator).__name__}, expected a "
-                "torch.Generator, e.g. learner.stream('batch')."
-            )
-        return torch.randint(
-            len(self), (batch_size,), generator=generator, device=self._table.device
-        )
+    def sample_rows(self, batch_size: int, generators: Sequence[torch.Generator]) -> Tensor:
+        """Draws several minibatches like `sample`, one below the other, by one gather for all.
 
-    def _rows(self, numbers: Tensor) -> Tensor:
-        return self._table.index_select(0, numbers)
+        Args:
+            batch_size: B, at least 1.
+            generators: One per minibatch, on the dataset's device.
+
+        Returns:
+            Rows of the table: obs, action, reward, discount and next_obs of n B transitions, shape
+            (n B, 2 O + A + 2).
+
+        Raises:
+            DataError: If ``batch_size`` is smaller than 1.
+            TypeError: If one of the generators is none.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import OfflineDataset
+            >>> dataset = OfflineDataset.from_arrays(
+            ...     obs=[[0.0], [2.0]], action=[[0.0], [0.0]], reward=[0.0, 0.0],
+            ...     terminated=[1, 1], truncated=[0, 0], low=[-1.0], high=[1.0])
+            >>> dataset.sample_rows(4, [torch.Generator(), torch.Generator()]).shape
+            torch.Size([8, 5])
+        """
+        check_batch_size(batch_size)
+        for generator in generators:
+            if not isinstance(generator, torch.Generator):  # None would mean torch's global one
+                raise TypeError(
+                    f"`generator` has the wrong type: got {type(generator).__name__}, expected a "
+                    "torch.Generator, e.g. learner.stream('batch')."
+                )
+        numbers = [
+            torch.randint(len(self), (batch_size,), generator=g, device=self._table.device)
+            for g in generators
+        ]
+        return self._table.index_select(0, numbers[0] if len(numbers) == 1 else torch.cat(numbers))
 
     def observation_statistics(self) -> tuple[Tensor, Tensor]:
         """Computes what an `ObservationNormalizer` takes.
@@ -374,6 +395,14 @@ class OfflineDataset:
 
     def _split(self, rows: Tensor) -> Transitions:
         return unpack(rows, self.obs_dim, self.action_dim)
+
+
+def check_batch_size(batch_size: object) -> None:
+    """Raises a DataError unless a batch size is an integer of at least 1."""
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+        raise DataError(
+            f"`batch_size` is out of range: got {batch_size!r}, expected an integer >= 1."
+        )
 
 
 def _empty(source: str) -> EmptyDatasetError:

@@ -130,13 +130,35 @@ obs[None] for a single row.
         )
 
 
-def check_like(name: str, value: object, like: Tensor) -> None:
-    """Raises unless a value is a tensor of the dtype and on the device of another one.
+class Placed(Protocol):
+    """Anything with a dtype and a device, such as a tensor, an actor or a learner.
+
+    Example:
+        >>> from gtp_policy import FlowMapActor
+        >>> from gtp_policy.functional import Placed
+        >>> like: Placed = FlowMapActor(3, 2)
+        >>> like.dtype
+        torch.float32
+    """
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its floating type."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lives."""
+        ...
+
+
+def check_like(name: str, value: object, like: Placed) -> None:
+    """Raises unless a value is a tensor of a certain dtype and on a certain device.
 
     Args:
         name: What the message calls the value.
         value: Anything.
-        like: A tensor of the right dtype and device.
+        like: What has the right dtype and device.
 
     Raises:
         DataError: If it is no tensor, or one of another dtype or device.
@@ -313,6 +335,34 @@ def precondition(t: Tensor, sigma_data: float, path: Path = "ve") -> Preconditio
     return Preconditioning(sigma_data**2 / variance * share, t * sigma_data * inner, inner)
 
 
+def time_embedding(t: Tensor, frequencies: Tensor, floor: float) -> Tensor:
+    r"""Embeds times as sines and cosines of their logarithms.
+
+    .. math:: \left(\sin f_j \tau, \cos f_j \tau\right)_{j=1}^{E/2}, \quad
+        \tau = \tfrac14 \ln \max(t, floor)
+
+    Args:
+        t: Times, any shape, >= 0.
+        frequencies: f, shape (E / 2,), in radians.
+        floor: Times below it look alike, > 0.
+
+    Returns:
+        Features in [-1, 1], shape (..., E).
+
+    References:
+        | Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022),
+        | noise label ln(t)/4, table 1, https://arxiv.org/abs/2206.00364
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.functional import time_embedding
+        >>> time_embedding(torch.ones(1), torch.ones(2), 1e-3)
+        tensor([[0., 0., 1., 1.]])
+    """
+    angle = 0.25 * t.clamp_min(floor).log().unsqueeze(-1) * frequencies
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
 def advantage_weights(advantage: Tensor, eta: float, eps: float, max_weight: float) -> Tensor:
     r"""Returns exponential advantage weights with the cap inside the exponent.
 
@@ -324,8 +374,8 @@ def advantage_weights(advantage: Tensor, eta: float, eps: float, max_weight: flo
 
     Deviation: the paper prints no cap, and its formula is infinite for two equal positive
     advantages (std 0) and for 5 +- 0.001. The cap belongs to the definition here; tested in
-    ``tests/test_weighting.py``. The standard deviation is the population one over the batch, raw
-    and not centred on 0.
+    ``tests/test_advantage_weighter.py``. The standard deviation is the population one over the
+    batch, raw and not centred on 0.
 
     Args:
         advantage: A, shape (B,), finite; B >= 1.
@@ -373,10 +423,10 @@ def effective_sample_size(weight: Tensor) -> Tensor:
     Between 1 (one sample carries everything) and B (all weights equal).
 
     Args:
-        weight: Weights, shape (B,), > 0.
+        weight: Weights, shape (..., B), > 0.
 
     Returns:
-        ESS, a 0-d tensor.
+        ESS of each batch, shape (...).
 
     Example:
         >>> import torch
@@ -384,8 +434,9 @@ def effective_sample_size(weight: Tensor) -> Tensor:
         >>> effective_sample_size(torch.ones(256))
         tensor(256.)
     """
-    weight = weight / weight.amax()  # weights up to 1e30 are legal, their squares overflow
-    return weight.sum().square() / weight.square().sum()
+    # Weights up to 1e30 are legal, their squares overflow.
+    weight = weight / weight.amax(-1, keepdim=True)
+    return weight.sum(-1).square() / weight.square().sum(-1)
 
 
 def td_target(reward: Tensor, discount: Tensor, next_q: Tensor) -> Tensor:
@@ -397,12 +448,12 @@ def td_target(reward: Tensor, discount: Tensor, next_q: Tensor) -> Tensor:
     itself, never where a time limit cut it.
 
     Args:
-        reward: r, shape (B,).
-        discount: Shape (B,), in [0, 1].
-        next_q: Q(s', a'), shape (B,).
+        reward: r, shape (..., B).
+        discount: The same shape, in [0, 1].
+        next_q: Q(s', a'), the same shape.
 
     Returns:
-        y, shape (B,).
+        y, the same shape.
 
     Raises:
         ShapeError: If the shapes differ.
@@ -419,7 +470,7 @@ def td_target(reward: Tensor, discount: Tensor, next_q: Tensor) -> Tensor:
     """
     check_shape("discount", discount, tuple(reward.shape))
     check_shape("next_q", next_q, tuple(reward.shape))
-    return reward + discount * next_q
+    return torch.addcmul(reward, discount, next_q)
 
 
 def frozen(module: Callable[..., Tensor]) -> Callable[..., Tensor]:

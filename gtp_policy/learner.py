@@ -1,4 +1,4 @@
-r"""Algorithm 1: one update of critic, weights, actor and targets."""
+"""The learner: networks, optimisers and the counter behind one method, ``update``."""
 
 import copy
 import math
@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from gtp_policy._engine.adam import Adam
-from gtp_policy._engine.choice import Engine, explain
-from gtp_policy._engine.launches import per_learner, update_in_blocks
+from gtp_policy._engine.by_autograd import ByAutograd
+from gtp_policy._engine.choice import Dispatcher, explain
+from gtp_policy._engine.launches import update_from
 from gtp_policy._random import new_stream
 from gtp_policy.acting import act
 from gtp_policy.actor import FlowMapActor
-from gtp_policy.algorithm import Parts, advantage_over, draw
+from gtp_policy.algorithm import advantage_of, draw
 from gtp_policy.config import GTPConfig, GTPLearnerConfig
 from gtp_policy.critic import (
     ExpectileBaseline,
@@ -24,10 +25,10 @@ from gtp_policy.critic import (
 )
 from gtp_policy.dataset import OfflineDataset
 from gtp_policy.errors import StateMismatchError
-from gtp_policy.functional import check_rows
+from gtp_policy.functional import check_rows, check_shape
 from gtp_policy.guidance import AdvantageWeighter, Guidance, LinearQGuidance, NoGuidance
 from gtp_policy.loss import GTPLoss
-from gtp_policy.metrics import UpdateMetrics
+from gtp_policy.metrics import UpdateMetrics, per_learner
 from gtp_policy.transitions import Transitions
 
 _NO_GUIDANCE = NoGuidance()
@@ -114,7 +115,7 @@ class GTPLearner(nn.Module):
         if critic is not None:
             self.target_critic = copy.deepcopy(critic).requires_grad_(False).eval()
         self.updates = 0
-        self._engine = Engine()
+        self._dispatcher = Dispatcher()
         self._own_rates = optimizer is not None
         parts = {"actor": self.actor, "critic": self.critic, "value": self.value}
         self.optimizers = {
@@ -355,9 +356,8 @@ class GTPLearner(nn.Module):
             ['actor_grad_norm', 'actor_loss', 'consistency', 'flow']
         """
         batch.check(self.actor.obs_dim, self.actor.action_dim, like=self.actor.fixed_noise)
-        parts = self._parts()
-        draws = draw(parts, batch, self.stream, self.progress)
-        metrics = self._engine.update([parts], batch, draws)
+        one = Transitions(*(field.unsqueeze(0) for field in batch))
+        metrics = self._dispatcher.update([self], one, draw([self], one.action))
         self.updates += 1
         return per_learner(metrics, 1)[0]
 
@@ -403,11 +403,7 @@ class GTPLearner(nn.Module):
         def one() -> list[UpdateMetrics]:
             return [self.update(dataset.sample(batch_size, generator=self.stream("batch")))]
 
-        own = type(self)
-        plain = own.update is GTPLearner.update and own.stream is GTPLearner.stream
-        return update_in_blocks(
-            [self], self._engine, dataset, updates, batch_size, one, plain=plain
-        )[0]
+        return update_from([self], self._dispatcher, dataset, updates, batch_size, one)[0]
 
     def explain(self, rows: int | None = None) -> list[str]:
         """Tells how updates and actions will be computed; see `gtp_policy.kernels.explain`.
@@ -426,32 +422,26 @@ class GTPLearner(nn.Module):
             sample: torch (its operators, in place), because its matrix products are the faster ones
             beyond 24 rows
         """
-        return [explain(self._parts()), *self.target_actor.explain(rows)]
+        return [explain(self), *self.target_actor.explain(rows)]
 
-    def _parts(self) -> Parts:
-        return Parts(
-            actor=self.actor,
-            target_actor=self.target_actor,
-            critic=self.critic,
-            target_critic=self.target_critic,
-            value=self.value,
-            loss=self.loss,
-            weighter=self.weighter,
-            guidance=self._guidance(),
-            config=self.config,
-            optimizers=self.optimizers,
-            rates={} if self._own_rates else {n: self._learning_rate(n) for n in self.optimizers},
-        )
-
-    def _guidance(self) -> Guidance:
+    @property
+    def guidance(self) -> Guidance:
+        """The guidance in force: none before ``config.guidance_start`` updates."""
         late = self.critic is not None and self.updates < self.config.guidance_start
         return _NO_GUIDANCE if late else self.config.guidance
 
-    def _learning_rate(self, name: str) -> float:
-        rate = self.config.actor_lr if name == "actor" else self.config.critic_lr
-        if self.config.lr_schedule == "cosine":
-            rate *= 0.5 * (1 + math.cos(math.pi * self.progress))
-        return rate
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """The learning rate of each part's next step; none for optimisers that were passed in."""
+        if self._own_rates:
+            return {}
+        config, factor = self.config, 1.0
+        if config.lr_schedule == "cosine":
+            factor = 0.5 * (1 + math.cos(math.pi * self.progress))
+        return {
+            name: factor * (config.actor_lr if name == "actor" else config.critic_lr)
+            for name in self.optimizers
+        }
 
     @torch.no_grad()
     def advantage(
@@ -486,11 +476,13 @@ class GTPLearner(nn.Module):
                 "QEnsemble. Build the learner with one."
             )
         check_rows("obs", obs, self.actor.obs_dim)
+        check_shape("action", action, (len(obs), self.actor.action_dim))
         sampled, baseline = None, self.config.baseline
         if isinstance(baseline, PolicyBaseline):
             tiled = obs.repeat(baseline.samples, 1)
-            sampled = self.target_actor.sample(tiled, generator=generator)
-        return advantage_over(self.critic, self.value, obs, action, sampled)
+            drawn = self.target_actor.sample(tiled, generator=generator)
+            sampled = drawn.view(1, baseline.samples, *action.shape)
+        return advantage_of(ByAutograd([self]), obs[None], action[None], sampled)[0]
 
     def act(
         self,
@@ -505,6 +497,13 @@ class GTPLearner(nn.Module):
 
         ``dataset.action_scaler.to_box`` takes the actions to the units of the environment.
 
+        With ``deterministic=True`` equal calls give equal bits: the same observations in a batch of
+        the same size, on the same machine, with the same number of threads. In another row or in a
+        batch of another size, an observation gets the same action up to rounding, since processors
+        add up the rows of a batch in different orders: about 1e-6 in float32, more with large
+        weights. Of two candidates whose values differ by no more than that, it may be the other
+        one.
+
         Args:
             obs: Observation, shape (B, O), of the learner's dtype, on its device or on the CPU. On
                 the CPU they get their actions there: few rows from a copy of the networks,
@@ -513,9 +512,8 @@ class GTPLearner(nn.Module):
             candidates: Actions to draw per observation; above 1 the target critic chooses among
                 them, as ``config.choice`` says. Default: ``config.eval_candidates`` for a
                 deterministic action of a learner with a critic, else 1.
-            deterministic: Start from noises that are fixed with the policy, so that equal
-                observations get equal actions. Never from zero noise, which can end between two
-                modes.
+            deterministic: Start from noises that are fixed with the policy, as above. Never from
+                zero noise, which can end between two modes.
             generator: Source of the noise; default a stream of the package's own.
 
         Returns:
@@ -531,8 +529,7 @@ class GTPLearner(nn.Module):
             >>> import torch
             >>> from gtp_policy import GTPLearner
             >>> learner, obs = GTPLearner.build(3, 2), torch.zeros(2, 3)
-            >>> first, second = learner.act(obs, deterministic=True)
-            >>> torch.equal(first, second)
+            >>> torch.equal(*(learner.act(obs, deterministic=True) for _ in range(2)))
             True
         """
         # Not as attributes: `nn.Module` takes as long to find one as an operator to run.

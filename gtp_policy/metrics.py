@@ -98,6 +98,28 @@ expected finite metrics. Lower the learning rate, set max_grad_norm, or look at 
         return floats
 
 
+def per_learner(metrics: dict[str, Tensor], count: int) -> list[UpdateMetrics]:
+    """Returns metrics by name, (S,) each, as one record per learner.
+
+    Args:
+        metrics: Of S learners.
+        count: S.
+
+    Returns:
+        S records.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.metrics import per_learner
+        >>> names = ("actor_loss", "consistency", "flow", "actor_grad_norm")
+        >>> per_learner({name: torch.zeros(2) for name in names}, 2)[1].flow
+        tensor(0.)
+    """
+    return [
+        UpdateMetrics(**{name: value[i] for name, value in metrics.items()}) for i in range(count)
+    ]
+
+
 def spread_ratio(action: Tensor, first: Tensor, second: Tensor) -> Tensor:
     r"""Returns how widely a policy's actions are spread beside those of the data: collapse shows.
 

@@ -5,14 +5,14 @@ from typing import Any, Self
 
 import torch
 
-from gtp_policy._engine.choice import Engine
-from gtp_policy._engine.launches import join, per_learner, update_in_blocks
+from gtp_policy._engine.choice import Dispatcher
+from gtp_policy._engine.launches import update_from
 from gtp_policy._engine.seeds import share_
 from gtp_policy.algorithm import draw
 from gtp_policy.config import GTPConfig
 from gtp_policy.dataset import OfflineDataset
 from gtp_policy.learner import GTPLearner
-from gtp_policy.metrics import UpdateMetrics
+from gtp_policy.metrics import UpdateMetrics, per_learner
 from gtp_policy.transitions import Transitions
 
 
@@ -59,7 +59,7 @@ class MultiSeedLearner:
                     f"Learners differ in more than the seed: got {_kind(learner)} and {first}, "
                     "expected equal configs, dimensions, devices and numbers of updates."
                 )
-        self._engine = Engine()
+        self._dispatcher = Dispatcher()
 
     @classmethod
     def from_dataset(
@@ -152,15 +152,12 @@ size.
                 f"{len(self.learners)} of one size."
             )
         self._check_together()
-        parts, drawn = [], []
         for learner, batch in zip(self.learners, batches, strict=True):
-            like = learner.actor.fixed_noise
-            batch.check(learner.actor.obs_dim, learner.actor.action_dim, like=like)
-            parts.append(learner._parts())
-            drawn.append(draw(parts[-1], batch, learner.stream, learner.progress))
+            batch.check(learner.actor.obs_dim, learner.actor.action_dim, like=learner)
         self._share()
-        together = Transitions(*(torch.cat(fields) for fields in zip(*batches, strict=True)))
-        metrics = self._engine.update(parts, together, join(drawn))
+        together = Transitions(*(torch.stack(fields) for fields in zip(*batches, strict=True)))
+        draws = draw(self.learners, together.action)
+        metrics = self._dispatcher.update(self.learners, together, draws)
         for learner in self.learners:
             learner.updates += 1
         return per_learner(metrics, len(self.learners))
@@ -198,15 +195,13 @@ size.
         """
         self._check_together()
         self._share()
-        return update_in_blocks(
+        return update_from(
             self.learners,
-            self._engine,
+            self._dispatcher,
             dataset,
             updates,
             batch_size,
             lambda: self.update(self.sample(dataset, batch_size)),
-            plain=all(type(x).stream is GTPLearner.stream for x in self.learners)
-            and type(self).update is MultiSeedLearner.update,
         )
 
     def _check_together(self) -> None:

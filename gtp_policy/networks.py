@@ -9,7 +9,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from gtp_policy.kernels import mish
+from gtp_policy.functional import time_embedding
+from gtp_policy.kernels.mish import mish
 
 
 class TimeEmbedding(nn.Module):
@@ -60,8 +61,7 @@ class TimeEmbedding(nn.Module):
         Returns:
             Features in [-1, 1], shape (B, dim).
         """
-        angle = 0.25 * t.clamp_min(self.floor).log().unsqueeze(-1) * self.frequencies
-        return torch.cat([angle.sin(), angle.cos()], dim=-1)
+        return time_embedding(t, self.frequencies, self.floor)
 
 
 class Mish(nn.Module):

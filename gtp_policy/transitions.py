@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gtp_policy.errors import ShapeError
-from gtp_policy.functional import check_like, check_shape
+from gtp_policy.functional import Placed, check_like, check_shape
 
 
 class Transitions(NamedTuple):
@@ -57,13 +57,14 @@ class Transitions(NamedTuple):
         """
         return Transitions(*(x.to(device=device, dtype=dtype) for x in self))
 
-    def check(self, obs_dim: int, action_dim: int, like: Tensor | None = None) -> "Transitions":
+    def check(self, obs_dim: int, action_dim: int, like: Placed | None = None) -> "Transitions":
         """Raises unless every field has the shape that the dimensions imply.
 
         Args:
             obs_dim: O.
             action_dim: A.
-            like: A tensor whose dtype and device every field must have; default: not looked at.
+            like: What has the dtype and device that every field must have, such as a learner;
+                default: not looked at.
 
         Returns:
             The record itself.
@@ -99,12 +100,12 @@ class Transitions(NamedTuple):
 
 
 def unpack(rows: Tensor, obs_dim: int, action_dim: int) -> Transitions:
-    """Returns a dataset's rows as transitions, without a copy."""
+    """Returns a dataset's rows, shape (..., W), as transitions, without a copy."""
     of_reward = obs_dim + action_dim
     return Transitions(
-        obs=rows[:, :obs_dim],
-        action=rows[:, obs_dim:of_reward],
-        reward=rows[:, of_reward],
-        discount=rows[:, of_reward + 1],
-        next_obs=rows[:, of_reward + 2 :],
+        obs=rows[..., :obs_dim],
+        action=rows[..., obs_dim:of_reward],
+        reward=rows[..., of_reward],
+        discount=rows[..., of_reward + 1],
+        next_obs=rows[..., of_reward + 2 :],
     )

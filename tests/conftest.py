@@ -10,7 +10,8 @@ import torch
 from hypothesis import HealthCheck, settings
 
 # Small tensors gain nothing from more threads, and parallel test workers fight over the cores.
-torch.set_num_threads(1)
+# `make test-cpus` looks at what two of them compute.
+torch.set_num_threads(int(os.environ.get("GTP_TEST_THREADS", "1")))
 
 for name, max_examples in {"dev": 25, "ci": 100, "deep": 2000}.items():
     settings.register_profile(

@@ -32,6 +32,7 @@ def clone(dataset: OfflineDataset) -> GTPLearner:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("bandit")  # all share one policy, which takes the time
 @pytest.mark.parametrize(("steps", "floor"), [(1, 0.25), (2, 0.7), (5, 0.75)])
 def test_cloning_finds_the_modes(clone: GTPLearner, steps: int, floor: float) -> None:
     action = clone.act(torch.zeros(SAMPLES, 1), steps=steps, generator=clone.stream("test"))

@@ -485,11 +485,16 @@ def test_a_signal_becomes_a_flag(number: signal.Signals) -> None:
 
 
 def test_a_second_signal_interrupts() -> None:
-    with StopSignal() as stop:
-        signal.raise_signal(signal.SIGINT)
-        assert stop
-        with pytest.raises(KeyboardInterrupt):
+    # As in the foreground: a job that a shell starts in the background ignores Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with StopSignal() as stop:
             signal.raise_signal(signal.SIGINT)
+            assert stop
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("format_*.zip"))

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 ROOT = Path(__file__).parents[1]
 PACKAGES = (
     "gtp_policy",
+    "gtp_policy.kernels",
     "gtp_policy.testing",
     "gtp_datasets",
     "gtp_experiments",
@@ -30,7 +31,6 @@ MODULES = (
     "gtp_policy.errors",
     "gtp_policy.functional",
     "gtp_policy.guidance",
-    "gtp_policy.kernels",
     "gtp_policy.loss",
     "gtp_policy.metrics",
     "gtp_policy.networks",

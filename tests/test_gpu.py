@@ -19,7 +19,11 @@ from gtp_policy import (
 )
 from gtp_policy.kernels import explain, using
 
-pytestmark = pytest.mark.gpu
+# Nothing is imported here but torch, pytest and the core: no host, no plugin, no conftest.py.
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
 OBS, ACT, ROWS = 11, 3, 256
 # A graph is recorded in the fourth update; the rest replay it.
 UPDATES = 8

@@ -1,6 +1,7 @@
 """Who may import whom: the arrows of the architecture, checked on the syntax tree."""
 
 import ast
+import graphlib
 import importlib
 import inspect
 import re
@@ -18,21 +19,18 @@ CORE = ROOT / "gtp_policy"
 
 # The core in reading order. A module imports only from the rows above its own.
 LAYERS: list[set[str]] = [
-    {"_config", "_random", "_version", "errors"},
-    {"times", "spaces", "kernels", "rewards"},
+    {"_config", "_fingerprint", "_random", "_version", "errors"},
+    {"times", "spaces", "rewards", "kernels"},
     {"functional"},
-    {"networks", "transitions", "dataset_builder", "teachers", "samplers"},
-    {"_folding_cuda"},
-    {"_folding"},
-    {"actor", "dataset"},
-    {"loss", "critic"},
-    {"acting", "guidance", "metrics"},
+    {"networks", "dataset_builder", "teachers", "samplers", "transitions"},
+    {"_folding", "critic", "dataset", "metrics"},
+    {"actor", "loss"},
+    {"acting", "guidance"},
     {"config"},
     {"algorithm", "presets"},
     {"_engine"},
     {"learner"},
-    {"multi_seed"},
-    {"checkpoint"},
+    {"multi_seed", "checkpoint"},
     {"__init__"},
 ]
 # Folders that stand in one row as a whole; inside, `test_no_circles` holds.
@@ -49,7 +47,6 @@ PUBLIC_MODULES = (
     "gtp_policy.errors",
     "gtp_policy.functional",
     "gtp_policy.guidance",
-    "gtp_policy.kernels",
     "gtp_policy.loss",
     "gtp_policy.metrics",
     "gtp_policy.networks",
@@ -132,7 +129,7 @@ def defined_in(module: str) -> set[str]:
 
 def public_names() -> set[str]:
     """Returns the names of the core that others may import."""
-    names = set(gtp_policy.__all__)
+    names = set(gtp_policy.__all__) | set(gtp_policy.kernels.__all__)
     for module in PUBLIC_MODULES:
         names |= defined_in(module)
     return names
@@ -188,6 +185,162 @@ def test_outer_code_uses_public_names_and_its_own_host(folder: str, path: Path) 
             assert name in public or f"{imported}.{name}" in PUBLIC_MODULES, where
 
 
+def module_graph(folder: Path) -> dict[str, set[str]]:
+    """Returns which modules of a folder import which, wherever in a file the import stands."""
+    files = {}
+    for path in sorted(folder.rglob("*.py")):
+        parts = path.relative_to(folder.parent).with_suffix("").parts
+        files[".".join(parts).removesuffix(".__init__")] = path
+    graph: dict[str, set[str]] = {}
+    for module, path in files.items():
+        reached = {
+            f"{imported}.{name}" if f"{imported}.{name}" in files else imported
+            for imported, name, _ in imports_of(path)
+        }
+        graph[module] = reached & files.keys() - {module}
+    return graph
+
+
+def circle_in(graph: dict[str, set[str]]) -> str:
+    """Returns a circle of a graph as a sentence, or "" if there is none."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return " imports ".join(reversed(error.args[1]))
+    return ""
+
+
+ROOTS = ("gtp_policy", *(f for f in OUTER if f.startswith("adapters/")), "benchmarks", "examples")
+
+
+@pytest.mark.parametrize("root", ROOTS)
+def test_no_circles(root: str) -> None:
+    graph = module_graph(ROOT / root)
+    assert len(graph) > 1
+    assert circle_in(graph) == ""
+
+
+def test_a_circle_is_found_wherever_the_import_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    folder = tmp_path / "adapters" / "host"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("from host.a import f\n")
+    (folder / "a.py").write_text("def f():\n    from host import b\n")
+    (folder / "b.py").write_text("if TYPE_CHECKING:\n    from host.a import f\n")
+    assert "host.a imports host.b" in circle_in(module_graph(folder))
+    (folder / "b.py").write_text("import host.a\n")
+    assert "host.b imports host.a" in circle_in(module_graph(folder))
+    (folder / "b.py").write_text("")
+    assert circle_in(module_graph(folder)) == ""
+
+
+# --- private names stay with their owner
+
+# Public in spite of their underscore: named tuples keep it free for the names of fields.
+OF_NAMED_TUPLES = {"_asdict", "_field_defaults", "_fields", "_make", "_replace"}
+# What a host or the language leaves no other way to do.
+FORCED = {
+    ("gtp_experiments/runner.py", "os._exit"): "ends a process in spite of its threads",
+    ("gtp_sb3/gtp.py", "target._orig_mod"): "where torch.compile keeps the module",
+    ("gtp_tianshou/buffers.py", "buffer._size"): "a batch that is set counts as no transition",
+    (
+        "gtp_tianshou/highlevel.py",
+        "ParamsMixinActorAndCritic._get_param_transformers",
+    ): "how parameters of Tianshou put mixins together; super() is another base class",
+}
+
+
+class Reaches(ast.NodeVisitor):
+    """Collects the private names that a file takes from something that is not its own.
+
+    Own are `self`, `cls`, `super()`, classes of the file, and what a method has just made of these:
+    `x = cls(...)`, `x = copy.copy(self)`.
+    """
+
+    def __init__(self, tree: ast.Module) -> None:
+        self.own = {"self", "cls"} | {n.name for n in tree.body if isinstance(n, ast.ClassDef)}
+        self.found: list[str] = []
+        self.visit(tree)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        before = self.own
+        self.own = before | {
+            target.id
+            for part in ast.walk(node)
+            if isinstance(part, ast.Assign) and self.makes_one(part.value)
+            for target in part.targets
+            if isinstance(target, ast.Name)
+        }
+        self.generic_visit(node)
+        self.own = before
+
+    def makes_one(self, value: ast.expr) -> bool:
+        text = ast.unparse(value)
+        return text.startswith("cls(") or text in ("copy.copy(self)", "copy.deepcopy(self)")
+
+    def reach(self, owner: ast.expr, name: str) -> None:
+        private = name.startswith("_") and not name.startswith("__")
+        own = ast.unparse(owner) in self.own | {"super()"}
+        if private and not own and name not in OF_NAMED_TUPLES:
+            self.found.append(f"{ast.unparse(owner)}.{name}")
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        self.reach(node.value, node.attr)
+        self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        if ast.unparse(node.func) in {"delattr", "getattr", "hasattr", "setattr"}:
+            owner, name = node.args[:2]
+            if isinstance(name, ast.Constant):
+                self.reach(owner, str(name.value))
+        self.generic_visit(node)
+
+
+def private_names_of_others(path: Path) -> list[str]:
+    """Returns the private names that a file takes from objects, or imports from modules."""
+    found = Reaches(ast.parse(path.read_text(encoding="utf-8"))).found
+    for module, name, _ in imports_of(path):
+        private = name is not None and name.startswith("_") and not name.startswith("__")
+        if private and not (ROOT / "adapters" / module.replace(".", "/") / f"{name}.py").exists():
+            found.append(f"{module}.{name}")
+    return found
+
+
+def test_adapters_leave_the_private_names_of_others_alone() -> None:
+    adapters = ROOT / "adapters"
+    found = {
+        (path.relative_to(adapters).as_posix(), name)
+        for path in adapters.rglob("*.py")
+        for name in private_names_of_others(path)
+    }
+    assert found - FORCED.keys() == set()
+    assert FORCED.keys() - found == set()  # no longer needed
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("model._x = 1", ["model._x"]),
+        ("self.model._x", ["self.model._x"]),
+        ("getattr(model, '_x')", ["model._x"]),
+        ("from torch.nn import _x", ["torch.nn._x"]),
+        ("def f(self):\n    model = make(self)\n    model._x", ["model._x"]),
+        ("def f(cls):\n    model = cls(3)\n    return model._x", []),
+        ("def f(self):\n    self._x, super()._y, self.__dict__, row._replace(a=1)", []),
+        ("class A:\n    _x = 1\nA._x", []),
+    ],
+)
+def test_what_counts_as_the_private_name_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, found: list[str]
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    path = tmp_path / "a.py"
+    path.write_text(line)
+    assert private_names_of_others(path) == found
+
+
 def test_the_rule_sees_hidden_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     (tmp_path / "gtp_policy").mkdir()
@@ -226,3 +379,15 @@ def test_names_that_moved_still_work_and_say_where_they_are() -> None:
 
 def test_the_face_is_small() -> None:
     assert len(gtp_policy.__all__) <= 37
+
+
+def test_the_page_on_the_architecture_is_made_from_the_sources() -> None:
+    specification = importlib.util.spec_from_file_location(
+        "architecture", ROOT / "docs" / "architecture.py"
+    )
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    text = module.PAGE.read_text(encoding="utf-8")
+    assert text == module.page(text, LAYERS), "run `make tables`"

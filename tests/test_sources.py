@@ -216,27 +216,3 @@ def test_no_file_mentions_a_path_of_one_machine() -> None:
         if machine.search(line)
     ]
     assert hits == []
-
-
-def code_lines(source: str) -> int:
-    """Returns how many lines a file has without docstrings, comments and blank lines."""
-    tree = ast.parse(source)
-    lines = {
-        line
-        for node in ast.walk(tree)
-        if isinstance(node, ast.stmt | ast.expr | ast.arg)
-        for line in (node.lineno, node.end_lineno)
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            lines -= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-    return len(lines)
-
-
-def test_docstrings_and_comments_are_not_counted_as_code() -> None:
-    assert code_lines('"""One\nTwo."""\n\n# why\nx = [\n    1,\n]\n') == 3
-
-
-@pytest.mark.parametrize("path", LIBRARY, ids=lambda p: str(p.relative_to(ROOT)))
-def test_a_file_can_be_read_in_one_sitting(path: Path) -> None:
-    assert code_lines(path.read_text(encoding="utf-8")) <= 300

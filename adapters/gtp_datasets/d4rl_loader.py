@@ -10,9 +10,10 @@ import numpy.typing as npt
 import torch
 
 from gtp_datasets._hdf5 import check_expansion, check_object, open_hdf5
-from gtp_policy import ActionScaler, OfflineDataset
+from gtp_datasets.spaces import action_scaler
+from gtp_policy import OfflineDataset
 from gtp_policy.dataset_builder import Column, OfflineDatasetBuilder, as_flags
-from gtp_policy.errors import DataError, UnsupportedSpaceError
+from gtp_policy.errors import DataError
 
 if TYPE_CHECKING:
     import h5py
@@ -109,7 +110,7 @@ def load_d4rl_hdf5(
         builder = OfflineDatasetBuilder(
             obs.shape[0],
             obs_dim=obs.shape[1],
-            action_scaler=_action_scaler(low, high, action.shape[1]),
+            action_scaler=action_scaler(low, high, action.shape[1:]),
             gamma=gamma,
             out_of_bounds=out_of_bounds,
         )
@@ -168,13 +169,3 @@ def _jumps(obs: Column, next_obs: Column) -> npt.NDArray[np.bool_]:
         stop = min(i + step, size - 1)
         jumps[i:stop] = (next_obs[i:stop] != obs[i + 1 : stop + 1]).any(axis=1)
     return jumps
-
-
-def _action_scaler(low: npt.ArrayLike, high: npt.ArrayLike, action_dim: int) -> ActionScaler:
-    try:
-        return ActionScaler(np.broadcast_to(low, action_dim), np.broadcast_to(high, action_dim))
-    except ValueError as error:
-        raise UnsupportedSpaceError(
-            f"Action bounds have the wrong shape: got low {np.shape(low)} and high "
-            f"{np.shape(high)}, expected scalars or {action_dim} numbers each."
-        ) from error

@@ -12,7 +12,8 @@ import torch
 from gtp_datasets._hdf5 import check_expansion, check_file
 from gtp_datasets._minari import episodes, open_minari, total_steps
 from gtp_datasets.scores import ReferenceScores
-from gtp_policy import ActionScaler, ObservationLayout, OfflineDataset
+from gtp_datasets.spaces import action_scaler_of, layout_of
+from gtp_policy import ObservationLayout, OfflineDataset
 from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_array, as_flags
 from gtp_policy.errors import DataError, UnsupportedSpaceError
 
@@ -93,7 +94,12 @@ def load_minari(
             )
     dataset = open_minari(dataset_or_id)
     layout = _obs_layout(dataset.observation_space, obs_keys)
-    scaler = _action_scaler(dataset.action_space, low, high)
+    actions = dataset.action_space
+    if len(actions.shape or ()) != 1:
+        raise UnsupportedSpaceError(
+            f"The action space does not fit: got {actions}, expected a Box of rank 1."
+        )
+    scaler = action_scaler_of(actions, low, high, advice="Pass low= and high= to load_minari.")
     files = [p for p in Path(dataset.storage.data_path).rglob("*") if p.is_file()]
     for path in files:
         if path.suffix == ".hdf5":
@@ -227,49 +233,15 @@ def _flatten(
 
 
 def _obs_layout(space: "Space[Any]", obs_keys: Sequence[str] | None) -> ObservationLayout:
-    from gymnasium.spaces import Box, Dict
+    from gymnasium.spaces import Dict
 
-    if isinstance(space, Box) and obs_keys is None:
-        return ObservationLayout(space.shape)
-    if not isinstance(space, Dict):
-        raise UnsupportedSpaceError(
-            f"The observation space does not fit: got {type(space).__name__} with "
-            f"obs_keys={obs_keys}, expected a Box without keys or a Dict of Boxes."
-        )
-    if obs_keys is None and set(space.spaces) != set(ObservationLayout.GOAL_KEYS):
-        raise UnsupportedSpaceError(
-            f"The observation has keys of its own: got {sorted(space.spaces)}, expected "
-            f"{list(ObservationLayout.GOAL_KEYS)}. Pass obs_keys= in the order to flatten them."
-        )
-    shapes: dict[str, tuple[int, ...]] = {}
-    for key in ObservationLayout.GOAL_KEYS if obs_keys is None else obs_keys:
-        part = space.spaces.get(key)
-        if not isinstance(part, Box):
+    if isinstance(space, Dict) and obs_keys is None:
+        if set(space.spaces) != set(ObservationLayout.GOAL_KEYS):
             raise UnsupportedSpaceError(
-                f"The observation's part {key!r} does not fit: got {part}, expected a Box; there "
-                f"are {sorted(space.spaces)}."
+                f"The observation has keys of its own: got {sorted(space.spaces)}, expected "
+                f"{list(ObservationLayout.GOAL_KEYS)}. Pass obs_keys= in the order to flatten them."
             )
-        shapes[key] = part.shape
-    if not shapes:
+        obs_keys = ObservationLayout.GOAL_KEYS
+    if obs_keys is not None and not obs_keys:
         raise UnsupportedSpaceError("`obs_keys` is empty: got no key, expected at least one.")
-    return ObservationLayout(shapes)
-
-
-def _action_scaler(
-    space: "Space[Any]", low: npt.ArrayLike | None, high: npt.ArrayLike | None
-) -> ActionScaler:
-    from gymnasium.spaces import Box
-
-    if not isinstance(space, Box) or len(space.shape) != 1:
-        raise UnsupportedSpaceError(
-            f"The action space does not fit: got {space}, expected a Box of rank 1."
-        )
-    try:
-        return ActionScaler(
-            *(
-                np.broadcast_to(own if given is None else given, space.shape)
-                for own, given in ((space.low, low), (space.high, high))
-            )
-        )
-    except (UnsupportedSpaceError, ValueError) as error:  # ValueError: bounds of another length
-        raise UnsupportedSpaceError(f"{error} Pass low= and high= to load_minari.") from error
+    return layout_of(space, obs_keys)

@@ -30,7 +30,7 @@ from gtp_experiments.provenance import provenance
 from gtp_experiments.reevaluation import reevaluate
 from gtp_experiments.results import Reference, RunFolder, RunResult, read_result, read_results
 from gtp_experiments.runner import run, run_all
-from gtp_experiments.statistics import Spread, difference_interval, spread
+from gtp_experiments.statistics import Spread, difference_interval, mean_interval, spread
 from gtp_experiments.table import Row, markdown, rows, table
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "load_data",
     "make_env",
     "markdown",
+    "mean_interval",
     "policy_of",
     "provenance",
     "read_result",

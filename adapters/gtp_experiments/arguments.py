@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from gtp_experiments.config import EvaluationConfig
 from gtp_experiments.errors import ExperimentError
-from gtp_policy import Config, GTPConfig
+from gtp_policy import Config, GTPConfig, presets
 from gtp_policy.acting import ArgmaxChoice, Choice, SoftmaxChoice
 from gtp_policy.rewards import LinearReward, ReturnRangeReward, RewardTransform, StandardizedReward
 
@@ -50,6 +50,38 @@ def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device")
     add("--jobs", type=int, default=1, help="processes")
     add("--out", type=Path, required=True, help="folder of all runs; they resume from there")
+
+
+def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what a generative trajectory policy is chosen by to a parser.
+
+    Args:
+        parser: The parser, with the arguments of `add_experiment_arguments`.
+    """
+    add = parser.add_argument
+    add("--preset", default="gtp", help="the policy to start from")
+    add("--set", action="append", default=[], metavar="PATH=VALUE", help="change of the preset")
+    add("--steps", type=int, help="K at evaluation")
+    add("--candidates", type=int, help="actions to choose from at evaluation")
+    add("--choice", choices=[*CHOICES])
+
+
+def run_fields(args: argparse.Namespace) -> dict[str, Any]:
+    """Collects the fields of a `RunConfig` that were given.
+
+    Args:
+        args: What the parser returned.
+
+    Returns:
+        Fields by name, without the seed.
+
+    Raises:
+        ExperimentError: If there is no such field to set, or the value does not fit.
+    """
+    policy = presets.get(args.preset)
+    for assignment in args.set:
+        policy = assign(policy, assignment)
+    return {"method": args.preset, **experiment_fields(args), "policy": policy}
 
 
 def experiment_fields(args: argparse.Namespace) -> dict[str, Any]:

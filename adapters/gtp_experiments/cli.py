@@ -10,15 +10,14 @@ from pydantic import ValidationError
 from gtp_experiments.arguments import (
     CHOICES,
     add_experiment_arguments,
-    assign,
-    experiment_fields,
+    add_policy_arguments,
+    run_fields,
 )
 from gtp_experiments.config import EvaluationConfig, RunConfig
 from gtp_experiments.reevaluation import reevaluate
 from gtp_experiments.results import read_results
 from gtp_experiments.runner import run_all
 from gtp_experiments.table import table
-from gtp_policy import presets
 from gtp_policy.errors import GTPError
 
 
@@ -52,13 +51,28 @@ def configs_of(args: argparse.Namespace) -> list[RunConfig]:
     Returns:
         The experiments.
     """
-    policy = presets.get(args.preset)
-    for assignment in args.set:
-        policy = assign(policy, assignment)
-    fields = {"method": args.preset, **experiment_fields(args)}
-    for name in ("advantage_noise", "advantage_bias"):
-        fields[name] = getattr(args, name)
-    return [RunConfig(policy=policy, seed=seed, **fields) for seed in args.seeds]
+    fields = run_fields(args)
+    return [RunConfig(seed=seed, **fields) for seed in args.seeds]
+
+
+def run_and_report(configs: Sequence[RunConfig], out: Path, jobs: int) -> int:
+    """Runs experiments and prints their table.
+
+    Args:
+        configs: The experiments.
+        out: The folder of all runs.
+        jobs: How many at a time.
+
+    Returns:
+        Exit status: 0; 3 if runs were stopped before their end.
+    """
+    results = run_all(configs, out, jobs=jobs)
+    done = [result for result in results if result is not None]
+    print(table(done))
+    if len(done) < len(results):
+        print(f"{len(results) - len(done)} runs were stopped; the same command goes on with them.")
+        return 3
+    return 0
 
 
 def command_parser() -> argparse.ArgumentParser:
@@ -76,14 +90,7 @@ def command_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text)
         command.set_defaults(do=do)
         add_experiment_arguments(command)
-        add = command.add_argument
-        add("--preset", default="gtp", help="the policy to start from")
-        add("--set", action="append", default=[], metavar="PATH=VALUE", help="change of the preset")
-        add("--steps", type=int, help="K at evaluation")
-        add("--candidates", type=int, help="actions to choose from at evaluation")
-        add("--choice", choices=[*CHOICES])
-        add("--advantage-noise", type=float, default=0.0)
-        add("--advantage-bias", type=float, default=0.0)
+        add_policy_arguments(command)
     command = commands.add_parser("evaluate", help="evaluate the last weights of a run otherwise")
     command.set_defaults(do=_evaluate)
     add = command.add_argument
@@ -100,13 +107,7 @@ def command_parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> int:
-    results = run_all(configs_of(args), args.out, jobs=args.jobs)
-    done = [result for result in results if result is not None]
-    print(table(done))
-    if len(done) < len(results):
-        print(f"{len(results) - len(done)} runs were stopped; the same command goes on with them.")
-        return 3
-    return 0
+    return run_and_report(configs_of(args), args.out, args.jobs)
 
 
 def _show(args: argparse.Namespace) -> int:

@@ -2,16 +2,19 @@
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from gtp_datasets import D4RL_REFERENCE, ReferenceScores
-from gtp_policy import Config, GTPConfig
+from gtp_policy import Config, GTPConfig, GTPLearner, OfflineDataset
 from gtp_policy.acting import ArgmaxChoice, Choice
 from gtp_policy.rewards import LinearReward, RewardTransform
 
 Count = Annotated[int, Field(strict=True, ge=1)]
+# Fields that every run was once recorded with, and the values that changed nothing. Records with
+# them stay readable, and they stay part of the digest: runs keep their names.
+_GONE = {"advantage_noise": 0.0, "advantage_bias": 0.0}
 
 
 class EvaluationConfig(Config):
@@ -131,10 +134,12 @@ class ExperimentConfig(Config):
     @property
     def group(self) -> str:
         """Digest of every choice but the seed: runs of one group are averaged over."""
+        return hashlib.sha256(self._digested().encode()).hexdigest()[:8]
+
+    def _digested(self) -> str:
         # It came later, and counts where it is chosen: runs without it keep their names.
         unset = {"best_episodes"} if self.best_episodes is None else set()
-        content = self.replace(seed=0).model_dump_json(exclude=unset)
-        return hashlib.sha256(content.encode()).hexdigest()[:8]
+        return self.replace(seed=0).model_dump_json(exclude=unset)
 
     @property
     def name(self) -> str:
@@ -167,16 +172,24 @@ class RunConfig(ExperimentConfig):
         description="Every choice of the policy and its training; its seed and total_updates are "
         "always set to those of the run.",
     )
-    advantage_noise: float = Field(
-        default=0.0,
-        ge=0,
-        description="Standard deviation of Gaussian noise on the advantages, in units of the "
-        "minibatch's; for studies of robustness.",
-    )
-    advantage_bias: float = Field(
-        default=0.0,
-        description="Added to the advantages in the same units; for studies of robustness.",
-    )
+
+    def build_learner(self, dataset: OfflineDataset) -> GTPLearner:
+        """Builds what is trained. A subclass may build another learner from further fields.
+
+        Args:
+            dataset: The data of the experiment.
+
+        Returns:
+            The learner.
+        """
+        return GTPLearner.from_dataset(dataset, self.policy)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_gone_fields(cls, fields: Any) -> Any:  # noqa: ANN401 - whatever was given
+        if not isinstance(fields, dict):
+            return fields
+        return {name: value for name, value in fields.items() if (name, value) not in _GONE.items()}
 
     @field_validator("policy")
     @classmethod
@@ -185,6 +198,11 @@ class RunConfig(ExperimentConfig):
             return policy  # they are wrong themselves, and the error will say so
         seed, updates = info.data["seed"], info.data["updates"]
         return policy.replace(learner=policy.learner.replace(seed=seed, total_updates=updates))
+
+    def _digested(self) -> str:
+        gone = {n: value for n, value in _GONE.items() if n not in type(self).model_fields}
+        more = "".join(f',"{name}":{value}' for name, value in gone.items())
+        return f"{super()._digested().removesuffix('}')}{more}}}"
 
     @model_validator(mode="after")
     def _critic_for_candidates(self) -> Self:

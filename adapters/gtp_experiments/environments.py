@@ -1,5 +1,6 @@
 """Environments to evaluate in: named by the experiment, never built from what a file contains."""
 
+import contextlib
 import importlib
 import json
 import warnings
@@ -7,11 +8,12 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Dict
+from gymnasium.spaces import Box
 
+from gtp_datasets.spaces import action_scaler_of, has_parts
 from gtp_experiments.config import ExperimentConfig
 from gtp_experiments.errors import ExperimentError
-from gtp_policy import ActionScaler, OfflineDataset
+from gtp_policy import OfflineDataset
 from gtp_policy.errors import UnsupportedSpaceError
 
 Env = gymnasium.Env[Any, Any]
@@ -117,22 +119,16 @@ def check_env(env: Env, dataset: OfflineDataset, name: str) -> None:
         ...     truncated=[0], low=[-2.0], high=[2.0])
         >>> check_env(make_env("Pendulum-v1"), dataset, "Pendulum-v1")
     """
-    space, layout = env.observation_space, dataset.layout
-    if layout.keys:
-        parts = space.spaces if isinstance(space, Dict) else {}
-        got = tuple(parts[k].shape if k in parts else None for k in layout.keys)
-    else:
-        got = (space.shape if isinstance(space, Box) else None,)
-    if got != layout.shapes:
+    if not has_parts(env.observation_space, dataset.layout):
         raise ExperimentError(
-            f"Observations of {name} do not fit the dataset: got {space}, expected {layout}. "
-            "Evaluate in the environment that the data comes from."
+            f"Observations of {name} do not fit the dataset: got {env.observation_space}, expected "
+            f"{dataset.layout}. Evaluate in the environment that the data comes from."
         )
     actions, scaler = env.action_space, dataset.action_scaler
-    try:
-        fits = isinstance(actions, Box) and ActionScaler(actions.low, actions.high).is_close(scaler)
-    except UnsupportedSpaceError:  # an unbounded Box takes whatever the data has
-        fits = isinstance(actions, Box) and actions.shape == (scaler.action_dim,)
+    fits = isinstance(actions, Box) and actions.shape == (scaler.action_dim,)
+    if fits:
+        with contextlib.suppress(UnsupportedSpaceError):  # an unbounded Box takes what the data has
+            fits = action_scaler_of(actions).is_close(scaler)
     if not fits:
         raise ExperimentError(
             f"Actions of {name} do not fit the dataset: got {actions}, expected {scaler}. "

@@ -10,7 +10,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from gtp_experiments.config import RunConfig
@@ -18,13 +17,7 @@ from gtp_experiments.data import Data, load_data
 from gtp_experiments.errors import ExperimentError
 from gtp_experiments.evaluation import Evaluator, policy_of
 from gtp_experiments.results import RunFolder, RunResult
-from gtp_policy import (
-    AdvantageWeighter,
-    CheckpointFolder,
-    GTPLearner,
-    StopSignal,
-    restore_,
-)
+from gtp_policy import CheckpointFolder, StopSignal, restore_
 from gtp_policy.errors import NonFiniteError
 
 
@@ -37,9 +30,9 @@ def run(
 ) -> RunResult | None:
     """Runs one experiment to its end, from its newest checkpoint if there is one.
 
-    A run is a function of its config, its data and the versions of software: one that was killed
-    and resumed has the parameters and the records of one that was not. A run that has its
-    ``result.json`` is not repeated.
+    A run is a function of its config, its data, the versions of software and the machine: one that
+    was killed and resumed has the parameters and the records of one that was not, and on another
+    machine it goes on with other rounding. A run that has its ``result.json`` is not repeated.
 
     Args:
         config: The experiment.
@@ -82,9 +75,7 @@ def _train(
     line: int,
 ) -> RunResult | None:
     dataset = data.dataset
-    learner = GTPLearner.from_dataset(dataset, config.policy)
-    if config.advantage_noise or config.advantage_bias:
-        learner.weighter = _DisturbedWeighter(learner, config)
+    learner = config.build_learner(dataset)
     checkpoints = CheckpointFolder(folder.checkpoints, keep=config.keep_checkpoints)
     seconds = 0.0
     if (newest := checkpoints.latest()) is not None:
@@ -129,25 +120,6 @@ def _train(
     finally:
         bar.close()
     return folder.finish(1000 * seconds / config.updates)
-
-
-class _DisturbedWeighter(AdvantageWeighter):
-    """Weights of advantages that are wrong on purpose, as a function of seed and update."""
-
-    def __init__(self, learner: GTPLearner, config: RunConfig) -> None:
-        super().__init__(learner.weighter.config)
-        self._noise, self._bias = config.advantage_noise, config.advantage_bias
-        # A bound method, not the learner: a module would take it for a part of itself.
-        self._stream = learner.stream
-
-    def forward(self, advantage: Tensor) -> Tensor:
-        generator = self._stream("advantage noise")
-        noise = torch.randn(
-            advantage.shape, generator=generator, dtype=advantage.dtype, device=advantage.device
-        )
-        spread = advantage.std(correction=0)
-        disturbed: Tensor = super().forward(advantage + spread * (self._noise * noise + self._bias))
-        return disturbed
 
 
 @contextlib.contextmanager

@@ -107,6 +107,37 @@ def difference_interval(first: Sequence[float], second: Sequence[float]) -> tupl
     return float(interval.low), float(interval.high)
 
 
+def mean_interval(values: npt.ArrayLike) -> tuple[float, float]:
+    """Bounds a mean over seeds and episodes, by bootstrap over seeds and, within them, episodes.
+
+    Args:
+        values: Finite numbers, shape (seeds, episodes).
+
+    Returns:
+        The 95 % interval.
+
+    Raises:
+        DataError: If there is no value, one that is not finite, or another rank.
+
+    Example:
+        >>> from gtp_experiments import mean_interval
+        >>> mean_interval([[1.0, 1.0], [1.0, 1.0]])
+        (1.0, 1.0)
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    if sample.ndim != 2 or not sample.size or not np.isfinite(sample).all():
+        raise DataError(
+            f"`values` is unusable: got shape {sample.shape}, expected finite numbers of shape "
+            "(seeds, episodes)."
+        )
+    rng = np.random.default_rng(0)
+    seeds, episodes = sample.shape
+    pick = rng.integers(seeds, size=(RESAMPLES, seeds, 1))
+    means = sample[pick, rng.integers(episodes, size=(RESAMPLES, seeds, episodes))].mean((1, 2))
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
 def _checked(values: Sequence[float], least: int = 1) -> npt.NDArray[np.float64]:
     sample = np.asarray(values, dtype=np.float64)
     if sample.ndim != 1 or len(sample) < least or not np.isfinite(sample).all():

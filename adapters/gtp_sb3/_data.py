@@ -12,10 +12,11 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecTransposeImage
 from torch import Tensor
 
+from gtp_datasets.spaces import action_scaler_of
 from gtp_policy import ActionScaler, ObservationLayout, OfflineDataset, Transitions
 from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_array
 from gtp_policy.errors import DataError
-from gtp_sb3._spaces import action_scaler_of, has_images
+from gtp_sb3._spaces import has_images
 
 Array = npt.NDArray[Any]
 Observations = Array | Mapping[str, Array]
@@ -104,33 +105,6 @@ class Frame:
     def scaler(self) -> ActionScaler:
         """Bounds of the actions."""
         return action_scaler_of(self.action_space)
-
-    def check(self, dataset: Dataset) -> None:
-        """Raises unless a dataset fits.
-
-        Raises:
-            DataError: If its observations, the units of its actions or its discount are others.
-        """
-        own, given = self.layout, dataset.layout
-        # A vector may stand for any plain array of as many elements.
-        plain = not own.keys and not given.keys and own.obs_dim == given.obs_dim
-        if own != given and not plain:
-            raise DataError(
-                f"The observations of the dataset do not fit: got {given}, expected {own} of the "
-                f"space {self.observation_space}. Choose keys and their order where you load it "
-                "(obs_keys=)."
-            )
-        if not dataset.action_scaler.is_close(self.scaler):
-            raise DataError(
-                f"The actions of the dataset have other units: got {dataset.action_scaler}, "
-                f"expected {self.scaler}, the bounds of the action space. Load it with low= and "
-                "high= of the space."
-            )
-        if dataset.gamma != self.gamma:
-            raise DataError(
-                f"`gamma` of the dataset is another one: got {dataset.gamma}, expected "
-                f"{self.gamma}, the model's. Make both with the same gamma."
-            )
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
-"""A dataset as the beginning of a replay buffer, for training on that continues online."""
+"""SB3's replay buffers: minibatches of them, and a dataset as the beginning of one."""
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
@@ -13,27 +13,22 @@ from gtp_policy import ObservationLayout, OfflineDataset, Transitions
 from gtp_policy.errors import DataError
 from gtp_sb3._data import Dataset
 
-if TYPE_CHECKING:
-    from gtp_sb3.gtp import GTP
-
 _CHUNK = 4096  # rows that are converted at a time
 
 
-def make(model: "GTP") -> ReplayBuffer:
-    """Returns a new replay buffer of the class and size that a model asks for."""
-    buffer_class = cast("type[ReplayBuffer]", model.replay_buffer_class)
-    kwargs = dict(model.replay_buffer_kwargs)
-    if issubclass(buffer_class, HerReplayBuffer):
-        kwargs["env"] = model._need_env("HerReplayBuffer")
-    return buffer_class(
-        model.buffer_size,
-        model.observation_space,
-        model.action_space,
-        device=model.device,
-        n_envs=model.n_envs,
-        optimize_memory_usage=model.optimize_memory_usage,
-        **kwargs,
-    )
+def check_plain(buffer_class: type[ReplayBuffer] | None, n_steps: int) -> None:
+    """Raises if a replay buffer would make other samples of the data than a dataset does.
+
+    Raises:
+        DataError: If so.
+    """
+    buffer_class = buffer_class or ReplayBuffer
+    if n_steps > 1 or issubclass(buffer_class, HerReplayBuffer | NStepReplayBuffer):
+        raise DataError(
+            f"A dataset is learned from as it is: got n_steps={n_steps} and "
+            f"{buffer_class.__name__}, expected n_steps=1 and no buffer that sums rewards or "
+            "relabels goals. Train offline without them; they work online."
+        )
 
 
 def sample(

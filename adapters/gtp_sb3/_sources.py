@@ -10,11 +10,13 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
+from gtp_datasets import load_d4rl_hdf5, load_minari
+from gtp_datasets.spaces import action_scaler_of, box_of, check_dataset
 from gtp_policy import ObservationLayout, OfflineDataset
 from gtp_policy.dataset_builder import as_array, as_flags
 from gtp_policy.errors import DataError
 from gtp_sb3._data import Array, Columns, Dataset, Frame, Observations, arrays_of, assemble
-from gtp_sb3._spaces import action_scaler_of, channels_first, has_images, layout_of, space_of
+from gtp_sb3._spaces import channels_first, has_images, has_parts, layout_of, space_of
 
 # The columns of a transition dict: the core's names, and those that D4RL made common.
 _LONG = {
@@ -41,8 +43,6 @@ def open_named(
     Raises:
         DataError: If the observations are images.
     """
-    from gtp_datasets import load_d4rl_hdf5, load_minari
-
     if frame is not None and has_images(frame.observation_space):
         raise DataError(
             f"A dataset of images cannot be given by its name: got {str(dataset)!r}, expected the "
@@ -64,10 +64,7 @@ def spaces_of(dataset: object) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
         DataError: If it does not say in which units its actions are.
     """
     if isinstance(dataset, OfflineDataset):
-        scaler = dataset.action_scaler
-        return space_of(dataset.layout), spaces.Box(
-            scaler.low.astype(np.float32), scaler.high.astype(np.float32), dtype=np.float32
-        )
+        return space_of(dataset.layout), box_of(dataset.action_scaler)
     if isinstance(dataset, ReplayBuffer):
         return channels_first(dataset.observation_space), dataset.action_space
     if _is_minari(dataset):
@@ -83,14 +80,10 @@ def spaces_of(dataset: object) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
 
 def layout_for(dataset: object, space: spaces.Space[Any]) -> ObservationLayout:
     """Returns the layout of a model: the dataset's, where it chose keys, or the space's."""
-    whole = layout_of(space)
     if isinstance(dataset, OfflineDataset) and dataset.obs_keys:
-        known = dict(zip(whole.keys, whole.shapes, strict=False))
-        if all(
-            known.get(k) == s for k, s in zip(dataset.obs_keys, dataset.layout.shapes, strict=True)
-        ):
+        if has_parts(space, dataset.layout):
             return dataset.layout
-    return whole
+    return layout_of(space)
 
 
 def read(dataset: object, frame: Frame) -> Dataset:
@@ -116,7 +109,7 @@ def read(dataset: object, frame: Frame) -> Dataset:
             "OfflineDataset, a dict of arrays, a MinariDataset or its id, the path of a D4RL file, "
             "or a ReplayBuffer of SB3."
         )
-    frame.check(found)
+    check_dataset(found, frame.layout, frame.scaler, frame.gamma)
     return found
 
 
@@ -211,8 +204,6 @@ def _is_minari(dataset: object) -> bool:
 def _read_minari(dataset: Any, frame: Frame) -> Dataset:  # noqa: ANN401 - Minari is optional
     layout = frame.layout
     if not has_images(frame.observation_space):
-        from gtp_datasets import load_minari
-
         return load_minari(
             dataset, gamma=frame.gamma, obs_keys=layout.keys or None, device=frame.device
         )

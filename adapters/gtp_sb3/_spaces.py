@@ -1,7 +1,7 @@
-"""Spaces of gymnasium as what the core takes: a layout of vectors, an encoder, action bounds."""
+"""Spaces of gymnasium as SB3 shows them to a policy: their layout, and an encoder."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from gymnasium import spaces
@@ -16,29 +16,46 @@ from stable_baselines3.common.torch_layers import (
     CombinedExtractor,
     FlattenExtractor,
 )
-from stable_baselines3.common.vec_env import VecTransposeImage
+from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 from torch import Tensor, nn
 
+from gtp_datasets import spaces as any_host
 from gtp_policy import ActionScaler, ObservationLayout
-from gtp_policy.errors import UnsupportedSpaceError
 
 
-def action_scaler_of(space: spaces.Space[Any]) -> ActionScaler:
-    """Returns the bounds of an action space as vectors, whatever its shape."""
-    if not isinstance(space, spaces.Box):
-        raise UnsupportedSpaceError(
-            f"The action space does not fit: got {space}, expected a bounded Box. GTP generates "
-            "continuous actions; for discrete ones take an algorithm made for them."
-        )
-    return ActionScaler(space.low.reshape(-1), space.high.reshape(-1))
+def _shape_of(part: spaces.Space[Any]) -> tuple[int, ...]:
+    """Returns the shape in which SB3 passes observations of a space on, discrete ones included."""
+    return cast("tuple[int, ...]", get_obs_shape(part))
 
 
 def layout_of(space: spaces.Space[Any]) -> ObservationLayout:
     """Returns how an observation becomes one vector; of a Dict, in the order of the core."""
-    shapes = get_obs_shape(space)
-    if isinstance(shapes, Mapping):
-        return ObservationLayout.of_dict({k: tuple(v) for k, v in shapes.items()})
-    return ObservationLayout(tuple(shapes))
+    return any_host.layout_of(space, shape_of=_shape_of)
+
+
+def has_parts(space: spaces.Space[Any], layout: ObservationLayout) -> bool:
+    """Returns whether a layout can flatten the observations of a space."""
+    return any_host.has_parts(space, layout, shape_of=_shape_of)
+
+
+def check_env(env: VecEnv, layout: ObservationLayout, scaler: ActionScaler) -> None:
+    """Raises unless an environment has observations of the same shapes and the same actions.
+
+    Parts that the layout leaves out do not matter.
+
+    Raises:
+        ValueError: If it has others.
+    """
+    theirs = layout_of(env.observation_space)
+    if not (has_parts(env.observation_space, layout) or any_host.same_vectors(theirs, layout)):
+        raise ValueError(
+            f"The observations of the environment do not fit: got {theirs}, expected {layout}."
+        )
+    got = any_host.action_scaler_of(env.action_space)
+    if not got.is_close(scaler):
+        raise ValueError(
+            f"The actions of the environment do not fit: got {got}, expected {scaler}."
+        )
 
 
 def space_of(layout: ObservationLayout) -> spaces.Space[Any]:

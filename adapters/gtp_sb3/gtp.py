@@ -1,34 +1,56 @@
 """GTP as an off-policy algorithm of Stable-Baselines3, online and offline."""
 
+import pathlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, TypeVar, cast
 
 import numpy.typing as npt
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import recursive_getattr
 from stable_baselines3.common.type_aliases import (
     GymEnv,
     MaybeCallback,
     Schedule,
+    TrainFreq,
+    TrainFrequencyUnit,
 )
+from stable_baselines3.common.utils import get_system_info
 from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from gtp_policy import GTPConfig, GTPLearner, OfflineDataset, Transitions, UpdateMetrics
-from gtp_sb3 import _attach, _files, _offline, _replay, _saving, _sources
-from gtp_sb3._choices import check_learning_rate, check_policy_kwargs, merge_learner
-from gtp_sb3._data import Dataset
-from gtp_sb3._spaces import action_scaler_of
+from gtp_datasets.spaces import action_scaler_of
+from gtp_policy import (
+    CheckpointInfo,
+    GTPConfig,
+    GTPLearner,
+    OfflineDataset,
+    Transitions,
+    UpdateMetrics,
+    restore_,
+)
+from gtp_sb3 import _files, _replay, _saving, _sources
+from gtp_sb3._choices import (
+    check_learning_rate,
+    check_policy_kwargs,
+    merge_learner,
+    reopen_curriculum,
+)
+from gtp_sb3._data import Dataset, Frame
+from gtp_sb3._loop import OfflineLoop
+from gtp_sb3._offline import OfflineTraining
+from gtp_sb3._spaces import check_env, layout_of
 from gtp_sb3.policies import CnnPolicy, GTPPolicy, MlpPolicy, MultiInputPolicy, Observation
 
 SelfGTP = TypeVar("SelfGTP", bound="GTP")
 
 
-class GTP(OffPolicyAlgorithm):
+class GTP(OfflineLoop):
     """Generative Trajectory Policies as an algorithm of Stable-Baselines3.
 
     With a ``dataset`` it learns offline: one timestep is one update (or ``gradient_steps`` of
@@ -37,10 +59,11 @@ class GTP(OffPolicyAlgorithm):
     `set_dataset` changes from one to the other.
 
     **deterministic=True** of `predict` takes the action that the critic values most among 16
-    (``eval_candidates`` of the config) that start from fixed noises: equal observations get equal
-    actions. It is the best of some samples of the policy, neither its mean nor its mode, since a
-    generative policy has no cheap one. ``deterministic=False`` draws one sample;
-    ``policy_kwargs=dict(candidates=n)`` makes either the best of n.
+    (``eval_candidates`` of the config) that start from fixed noises: equal calls give equal
+    actions, and an observation gets the same one in any batch up to rounding. It is the best of
+    some samples of the policy, neither its mean nor its mode, since a generative policy has no
+    cheap one. ``deterministic=False`` draws one sample; ``policy_kwargs=dict(candidates=n)`` makes
+    either the best of n.
 
     Arguments of SB3 keep SB3's meaning. What belongs to the method stands in ``gtp_config``. A
     choice that can be made in both places (``learning_rate``, ``tau``, ``seed``, ``net_arch``,
@@ -159,7 +182,7 @@ class GTP(OffPolicyAlgorithm):
             gamma = dataset.gamma if isinstance(dataset, OfflineDataset) else 0.99
         # Before super(), which sets `replay_buffer`.
         self._replay_buffer: ReplayBuffer | None = None
-        self.dataset: Dataset | None = None
+        self._offline = OfflineTraining(config)
         super().__init__(
             policy,
             cast(GymEnv, env),  # None is welcome in the end
@@ -187,16 +210,8 @@ class GTP(OffPolicyAlgorithm):
         )
         self.gtp_config = merged
         self._seeds_globally = seed is not None
-        is_set = "total_updates" in config.learner.model_fields_set
-        self._horizon: str | None = "config" if is_set else None  # who set total_updates
-        self._offline_updates = 0
-        self._scales_are_fixed = False
-        self._sigma_is_open = config.actor.sigma_data is None
         self._spaces_are_derived = False
-        self._dataset_is_missing = False
-        self._prepared: Dataset | None = None
         self._metrics: UpdateMetrics | None = None
-        self._stand_in: VecEnv | None = None
         self._clock = [0.0, 0]  # seconds and updates since the last log
         if env is None and dataset is not None:
             self.observation_space, self.action_space = _sources.spaces_of(dataset)
@@ -247,6 +262,11 @@ class GTP(OffPolicyAlgorithm):
         return self.policy.learner
 
     @property
+    def dataset(self) -> Dataset | None:
+        """What the model learns from offline, or None."""
+        return self._offline.dataset
+
+    @property
     def replay_buffer(self) -> ReplayBuffer | None:
         """The replay buffer; None as long as the model learns from a dataset."""
         if self._replay_buffer is None and self.dataset is None and hasattr(self, "policy"):
@@ -258,7 +278,19 @@ class GTP(OffPolicyAlgorithm):
         self._replay_buffer = buffer
 
     def _make_replay_buffer(self) -> None:
-        self._replay_buffer = _replay.make(self)
+        buffer_class = cast("type[ReplayBuffer]", self.replay_buffer_class)
+        kwargs = dict(self.replay_buffer_kwargs)
+        if issubclass(buffer_class, HerReplayBuffer):
+            kwargs["env"] = self._need_env("HerReplayBuffer")
+        self._replay_buffer = buffer_class(
+            self.buffer_size,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            n_envs=self.n_envs,
+            optimize_memory_usage=self.optimize_memory_usage,
+            **kwargs,
+        )
 
     def _need_env(self, what: str) -> VecEnv:
         if self.env is None:
@@ -302,14 +334,31 @@ class GTP(OffPolicyAlgorithm):
             8
         """
         if dataset is None:
-            _attach.detach(self, keep_data)
+            self._go_online(keep_data)
             return
         if keep_data:
             raise ValueError(
                 "`keep_data` goes with set_dataset(None): got a dataset, expected None. It says "
                 "what becomes of the data when the model goes online."
             )
-        _attach.attach(self, dataset)
+        _replay.check_plain(self.replay_buffer_class, self.n_steps)
+        frame = Frame(
+            self.observation_space, self.action_space, self._layout, self.gamma, self.device
+        )
+        self._attach(_sources.read(dataset, frame))
+
+    def _attach(self, dataset: Dataset) -> None:
+        wrapper = self.get_vec_normalize_env()
+        self._offline.attach(dataset, self.policy, wrapper, self.verbose)
+
+    def _go_online(self, keep_data: bool) -> None:
+        if keep_data:
+            if self.dataset is None:
+                raise ValueError("`keep_data` has nothing to keep: got no dataset, expected one.")
+            if self._replay_buffer is None:
+                self._make_replay_buffer()
+            _replay.fill_(cast(ReplayBuffer, self._replay_buffer), self.dataset)
+        self._offline.detach()
 
     def learn(
         self: SelfGTP,
@@ -348,7 +397,7 @@ class GTP(OffPolicyAlgorithm):
                     "Learning online needs a critic: got critic=None (behaviour cloning), expected "
                     "a QEnsembleConfig in gtp_config."
                 )
-            _offline.set_horizon(self, total_timesteps)
+            self._offline.set_horizon_(self.learner, self._updates_online(total_timesteps))
             return super().learn(
                 total_timesteps,
                 callback,
@@ -357,29 +406,27 @@ class GTP(OffPolicyAlgorithm):
                 reset_num_timesteps,
                 progress_bar,
             )
-        _offline.set_horizon(self, total_timesteps)
-        self._stand_in = _offline.stand_in(self) if self.env is None else None
-        try:
-            _offline.learn(
-                self,
-                total_timesteps,
-                callback,
-                1000 if log_interval == -1 else log_interval,
-                tb_log_name,
-                reset_num_timesteps,
-                progress_bar,
-            )
-        finally:
-            self._stand_in = None
+        updates = total_timesteps * self._updates_per_timestep
+        self._offline.set_horizon_(self.learner, updates)
+        _replay.check_plain(self.replay_buffer_class, self.n_steps)
+        self._attach(self.dataset)  # the environment may be another one since
+        self._learn_offline(
+            total_timesteps,
+            callback,
+            1000 if log_interval == -1 else log_interval,
+            tb_log_name,
+            reset_num_timesteps,
+            progress_bar,
+        )
         return self
 
-    def get_env(self) -> VecEnv | None:
-        """Returns the environment; for callbacks of a model without one, a stand-in with spaces.
-
-        Returns:
-            The environment, or None.
-        """
-        return self.env if self.env is not None else self._stand_in
+    def _updates_online(self, total_timesteps: int) -> int:
+        """Returns about how many updates a run online will do; at most so many, for episodes."""
+        steps = total_timesteps - self.learning_starts
+        train_freq = cast(TrainFreq, self.train_freq)
+        if self.gradient_steps < 0 or train_freq.unit is TrainFrequencyUnit.EPISODE:
+            return steps
+        return steps * self.gradient_steps // (train_freq.frequency * self.n_envs)
 
     def train(self, gradient_steps: int, batch_size: int = 256) -> None:
         """Does some updates; called by `learn`.
@@ -399,12 +446,12 @@ class GTP(OffPolicyAlgorithm):
         self._clock[0] += time.perf_counter() - start
         self._clock[1] += gradient_steps
         self._n_updates = learner.updates
-        if self._prepared is not None:
-            self._offline_updates += gradient_steps
+        if self.dataset is not None:
+            self._offline.updates += gradient_steps
 
     def _minibatch(self, batch_size: int) -> Transitions:
-        if self._prepared is not None:
-            return self._prepared.sample(batch_size, generator=self.learner.stream("batch"))
+        if self._offline.shown is not None:
+            return self._offline.shown.sample(batch_size, generator=self.learner.stream("batch"))
         buffer = cast(ReplayBuffer, self.replay_buffer)
         return _replay.sample(buffer, batch_size, self._vec_normalize_env, self.gamma, self._layout)
 
@@ -430,7 +477,7 @@ class GTP(OffPolicyAlgorithm):
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        if self._offline_updates:
+        if self._offline.updates:
             learning_starts = 0  # a trained policy has better to offer than random actions
         return super()._sample_action(learning_starts, action_noise, n_envs)
 
@@ -448,8 +495,8 @@ class GTP(OffPolicyAlgorithm):
             state: Returned as it came; the policy has no memory.
             episode_start: Not used.
             deterministic: Whether to take the best, as the critic sees it, of some actions that
-                start from fixed noises, so that equal observations get equal actions; see
-                `GTPPolicy`. Not the mean of the policy. False draws new noise.
+                start from fixed noises, so that equal calls give equal actions; see `GTPPolicy`.
+                Not the mean of the policy. False draws new noise.
 
         Returns:
             Actions in the units of the environment, always inside its Box, and the state.
@@ -488,7 +535,10 @@ class GTP(OffPolicyAlgorithm):
         """
         if self._spaces_are_derived:
             env = self._wrap_env(env, self.verbose)
-            _saving.take_spaces(self, env)
+            check_env(env, self._layout, self.policy.scaler)
+            self.policy.take_spaces(env.observation_space, env.action_space)
+            self.observation_space, self.action_space = env.observation_space, env.action_space
+            self.n_envs, self._spaces_are_derived = env.num_envs, False
         super().set_env(env, force_reset)
 
     def save(
@@ -512,7 +562,13 @@ class GTP(OffPolicyAlgorithm):
         Raises:
             CheckpointError: If it cannot be written.
         """
-        _saving.save(self, path, exclude, include)
+        included = [name for name in include or () if hasattr(self, name)]
+        left_out = {*self._excluded_save_params(), *(exclude or ())} - set(include or ())
+        own = self.__dict__ | self._offline.attributes()
+        attributes = {name: value for name, value in own.items() if name not in left_out}
+        attributes |= {name: getattr(self, name) for name in included}
+        encoded = _saving.encode(attributes, included)
+        _files.write(path, self.learner, self.policy.scaler, self.policy.layout, encoded)
 
     @classmethod
     def load(
@@ -528,7 +584,8 @@ class GTP(OffPolicyAlgorithm):
         """Loads a model that `save` wrote, or a checkpoint of the core or of another host.
 
         Nothing in the file is executed. The dataset is not in it: call `set_dataset` to go on
-        learning offline; the run then continues exactly where it was.
+        learning offline; the run then continues exactly where it was, on the same machine bit for
+        bit.
 
         Args:
             path: Name of the file, with or without ``.zip``, or a binary stream.
@@ -548,7 +605,48 @@ class GTP(OffPolicyAlgorithm):
                 included), or lacks something that no file can hold.
             ValueError: If the environment has other spaces, or ``policy_kwargs`` differ.
         """
-        return _saving.load(cls, path, env, device, custom_objects, print_system_info, kwargs)
+        if "gtp_config" in kwargs:
+            raise ValueError(
+                "`gtp_config` belongs to the weights: got one to load with, expected the file's. "
+                "Build a new model, and take over what fits with "
+                "set_parameters(path, exact_match=False)."
+            )
+        with _files.located(path) as file:
+            info, attributes = _saving.read(file, cls, custom_objects or {}, kwargs)
+            if print_system_info:
+                print("== CURRENT SYSTEM INFO ==")
+                get_system_info()
+                print("== SAVED MODEL SYSTEM INFO ==")
+                print(info.metadata.get("system_info", "not known"))
+            if env is not None:
+                env = cls._wrap_env(env, attributes.get("verbose", 0))
+            attributes = _saving.complete(file, info, attributes, env)
+            of_dict = isinstance(attributes["observation_space"], spaces.Dict)
+            policy = attributes.get("policy_class", MultiInputPolicy if of_dict else MlpPolicy)
+            model = cls(policy, env, device=device, _init_setup_model=False)
+            dataset, tau, seed = (kwargs.pop(name, None) for name in ("dataset", "tau", "seed"))
+            model._take_over(file, info, attributes | kwargs)
+        if tau is not None:
+            model.tau = float(tau)
+            model.learner.config = model.learner.config.replace(ema_rate=float(tau))
+        if seed is not None:
+            model.set_random_seed(seed)
+        if dataset is not None:
+            model.set_dataset(dataset)
+        return model
+
+    def _take_over(
+        self, path: pathlib.Path, info: CheckpointInfo, attributes: dict[str, Any]
+    ) -> None:
+        """Makes a model that was not set up the one of a checkpoint."""
+        self._offline.take_attributes_(attributes)
+        self.__dict__.update(attributes)
+        self.gtp_config = info.config
+        if self._offline.horizon is None:
+            self.gtp_config = reopen_curriculum(info.config)
+        self._layout = info.layout or layout_of(self.observation_space)
+        self._setup_model()
+        restore_(self.learner, path)
 
     def set_parameters(
         self,
@@ -568,7 +666,24 @@ class GTP(OffPolicyAlgorithm):
             ValueError: If a name is unknown, or one is missing with ``exact_match``.
             StateMismatchError: If the parameters belong to another flow map.
         """
-        _saving.set_parameters(self, load_path_or_dict, exact_match)
+        given = load_path_or_dict
+        if not isinstance(given, Mapping):
+            given = _saving.read_parameters(given, self.policy, self.lr_schedule)
+        needed = set(self._get_torch_save_params()[0])
+        unknown = sorted(set(given) - needed)
+        missing = sorted(needed - set(given)) if exact_match else []
+        if unknown or missing:
+            raise ValueError(
+                f"The names do not match: got {sorted(given)}, expected {sorted(needed)}; unknown "
+                f"{unknown}, missing {missing}. Pass exact_match=False to leave some out."
+            )
+        for name, state in given.items():
+            target = recursive_getattr(self, name)
+            if isinstance(target, torch.optim.Optimizer):
+                target.load_state_dict(state)
+            else:  # of a compiled policy, the policy itself
+                getattr(target, "_orig_mod", target).load_state_dict(state, strict=exact_match)
+        self._offline.scales_are_fixed = True
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), *_saving.EXCLUDED]

@@ -20,12 +20,13 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.common.utils import get_device
 from torch import Tensor, nn
 
+from gtp_datasets.spaces import action_scaler_of
 from gtp_policy import FlowMapActor, GTPConfig, GTPLearner, ObservationLayout, QEnsemble, restore_
 from gtp_policy.critic import ValueNetwork
 from gtp_policy.errors import CheckpointError, DataError, UnsupportedSpaceError
 from gtp_sb3 import _codec, _files
 from gtp_sb3._choices import check_policy_choices, merge_networks
-from gtp_sb3._spaces import ObservationEncoder, action_scaler_of, is_vector, layout_of, with_axes
+from gtp_sb3._spaces import ObservationEncoder, is_vector, layout_of, with_axes
 
 OptimizerFactory = Callable[[str, nn.Module], torch.optim.Optimizer]
 Observation = npt.NDArray[Any] | dict[str, npt.NDArray[Any]]
@@ -39,11 +40,12 @@ class GTPPolicy(BasePolicy):
     extractor, of which actor and critic have a copy each.
 
     **deterministic=True** starts the sampler from noises that are fixed with the policy, and takes
-    the action that the critic values most: the same observation always gets the same action. How
-    many there are is ``eval_candidates`` of the config, 16. It is the best of that many samples of
-    the policy, neither its mean nor its mode, since a generative policy has no cheap one. Without a
-    critic, or with ``candidates=1``, it is one sample. **deterministic=False** draws one sample
-    with new noise; with ``candidates=n``, the best of n.
+    the action that the critic values most: equal calls give equal actions, and an observation gets
+    the same one in any batch up to rounding (`gtp_policy.GTPLearner.act`). How many there are is
+    ``eval_candidates`` of the config, 16. It is the best of that many samples of the policy,
+    neither its mean nor its mode, since a generative policy has no cheap one. Without a critic, or
+    with ``candidates=1``, it is one sample. **deterministic=False** draws one sample with new
+    noise; with ``candidates=n``, the best of n.
 
     Args:
         observation_space: Observation space.
@@ -285,8 +287,8 @@ class GTPPolicy(BasePolicy):
             state: Returned as it came; the policy has no memory.
             episode_start: Not used.
             deterministic: Whether to take the best, as the critic sees it, of some actions that
-                start from fixed noises, so that equal observations get equal actions; see
-                `GTPPolicy`. Not the mean of the policy. False draws new noise.
+                start from fixed noises, so that equal calls give equal actions; see `GTPPolicy`.
+                Not the mean of the policy. False draws new noise.
 
         Returns:
             Actions in the units of the environment, always inside its Box, and the state.

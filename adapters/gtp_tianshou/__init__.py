@@ -2,7 +2,8 @@
 
 `GTPPolicy` and `GTP` stand where ``ContinuousDeterministicPolicy`` and ``TD3BC`` stand: the stock
 trainer, collectors, loggers, optimiser factories and checkpoints work unchanged.
-``gtp_tianshou.highlevel`` holds what the high-level API needs, and is imported only by name.
+``gtp_tianshou.highlevel`` and ``gtp_tianshou.experiment`` hold what the high-level API needs, and
+are imported only by name.
 
 Needs the extra ``tianshou``.
 """

@@ -7,7 +7,7 @@ import torch
 from tianshou.data.types import RolloutBatchProtocol
 from torch import Tensor
 
-from gtp_policy import GTPLearner, OfflineDataset, Transitions
+from gtp_policy import GTPLearner, Transitions
 from gtp_policy.errors import DataError
 from gtp_policy.functional import td_target
 from gtp_tianshou._spaces import flatten
@@ -52,18 +52,3 @@ def td_error(learner: GTPLearner, batch: Transitions) -> Tensor:
     y = td_target(batch.reward, batch.discount, target(batch.next_obs, next_action).amin(0))
     error: Tensor = critic(batch.obs, batch.action) - y
     return error.abs().mean(0)
-
-
-def check_dataset(dataset: OfflineDataset, policy: GTPPolicy, gamma: float) -> None:
-    """Raises unless a dataset was made for the spaces of a policy and the same discount factor."""
-    box = dataset.action_scaler.is_close(policy.action_scaler)
-    for name, got, expected, equal in (
-        ("layout", dataset.layout, policy.layout, dataset.layout == policy.layout),
-        ("gamma", dataset.gamma, gamma, dataset.gamma == gamma),
-        ("action_scaler", dataset.action_scaler, policy.action_scaler, box),
-    ):
-        if not equal:
-            raise DataError(
-                f"The dataset does not fit the algorithm in its `{name}`: got {got}, expected "
-                f"{expected}. Make both from the same spaces and the same gamma."
-            )

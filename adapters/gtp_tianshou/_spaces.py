@@ -1,7 +1,7 @@
-"""From gymnasium's spaces to the core's arrays: what a policy can act in, checked once."""
+"""What a policy can act in, and Tianshou's observations as the core's vectors."""
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -9,65 +9,28 @@ import numpy.typing as npt
 from tianshou.data import Batch, to_numpy
 from torch import Tensor
 
+from gtp_datasets import spaces
 from gtp_policy import ActionScaler, ObservationLayout
 from gtp_policy.errors import DataError, GTPError, UnsupportedSpaceError
 
 
 def action_scaler_of(space: gym.Space[Any]) -> ActionScaler:
     """Returns the bounds of an action space as vectors; a Box of any rank, flattened in C order."""
-    if isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary):
-        raise UnsupportedSpaceError(
-            f"The action space is discrete: got {space}, expected a bounded Box, since a flow map "
-            "moves continuous actions. Keep DiscreteBCQ or DiscreteCQL for this environment, or "
-            "let a wrapper offer a Box and map it to its actions (one score per action and an "
-            "argmax, say)."
-        )
-    if not isinstance(space, gym.spaces.Box):
-        raise UnsupportedSpaceError(
-            f"The action space does not fit: got {space}, expected a bounded Box. Flatten it to a "
-            "Box in a wrapper."
-        )
-    if not np.issubdtype(space.dtype, np.floating):
+    if isinstance(space, gym.spaces.Box) and not np.issubdtype(space.dtype, np.floating):
         raise UnsupportedSpaceError(
             f"The action space holds no real numbers: got a Box of {space.dtype}, expected "
             "floating point. Offer a float Box in a wrapper that rounds."
         )
-    try:
-        return ActionScaler(space.low.reshape(-1), space.high.reshape(-1))
-    except UnsupportedSpaceError as error:
-        raise UnsupportedSpaceError(
-            f"{error} With gymnasium.wrappers.RescaleAction or ClipAction an environment gets "
-            "bounds."
-        ) from error
-
-
-def layout_of(space: gym.Space[Any]) -> ObservationLayout:
-    """Returns how observations of a space become vectors; Dict keys in the house's order."""
-    if isinstance(space, gym.spaces.Box):
-        return ObservationLayout(space.shape)
-    if isinstance(space, gym.spaces.Dict):
-        other = {k: s for k, s in space.spaces.items() if not isinstance(s, gym.spaces.Box)}
-        if other:
-            raise UnsupportedSpaceError(
-                f"The observation has parts that are no Box: got {other}, expected Boxes. Pass "
-                "layout= without them, or flatten them in a wrapper."
-            )
-        return ObservationLayout.of_dict(
-            {key: cast("gym.spaces.Box", part).shape for key, part in space.spaces.items()}
-        )
-    raise UnsupportedSpaceError(
-        f"The observation space does not fit: got {space}, expected a Box or a Dict of Boxes. "
-        "Flatten it with gymnasium.wrappers.FlattenObservation."
+    return spaces.action_scaler_of(
+        space,
+        advice="Keep DiscreteBCQ or DiscreteCQL for discrete actions; RescaleAction and ClipAction "
+        "of gymnasium.wrappers give a Box bounds.",
     )
 
 
 def check_layout(layout: ObservationLayout, space: gym.Space[Any]) -> None:
     """Raises unless a space has the parts that a layout names, in their shapes."""
-    parts = space.spaces if isinstance(space, gym.spaces.Dict) else {"": space}
-    found = {k: s.shape for k, s in parts.items() if isinstance(s, gym.spaces.Box)}
-    named = isinstance(space, gym.spaces.Dict) == bool(layout.keys)
-    expected = dict(zip(layout.keys or ("",), layout.shapes, strict=True))
-    if not named or any(found.get(key) != shape for key, shape in expected.items()):
+    if not spaces.has_parts(space, layout):
         raise UnsupportedSpaceError(
             f"The observation space does not fit the layout: got {space}, expected {layout}. Leave "
             "one of the two out, or correct it."

@@ -12,6 +12,7 @@ from tianshou.algorithm.optim import OptimizerFactory
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from gtp_datasets.spaces import box_of
 from gtp_policy import ActionScaler, Config, GTPLearner
 from gtp_policy.errors import CheckpointError, StateMismatchError
 from gtp_tianshou._spaces import action_scaler_of
@@ -116,7 +117,7 @@ def space_of(
                 f"Checkpoint {path} names no action bounds: got action_scaler=None, expected "
                 "action_space=. Pass the environment's."
             )
-        return gym.spaces.Box(scaler.low.astype(np.float32), scaler.high.astype(np.float32))
+        return box_of(scaler)
     if scaler is not None and not scaler.is_close(action_scaler_of(space)):
         raise StateMismatchError(
             f"Checkpoint {path} was trained for other actions: got {scaler}, expected {space}."

@@ -18,6 +18,7 @@ from tianshou.trainer import OfflineTrainer, OfflineTrainerParams
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from gtp_datasets.spaces import check_dataset
 from gtp_policy import (
     AdvantageWeighter,
     GTPConfig,
@@ -32,7 +33,7 @@ from gtp_policy import (
     load_checkpoint,
     save_checkpoint,
 )
-from gtp_tianshou._batches import check_dataset, td_error, to_transitions
+from gtp_tianshou._batches import td_error, to_transitions
 from gtp_tianshou._state import (
     METADATA,
     SCHEDULERS,
@@ -56,9 +57,10 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
     r"""Generative trajectory policies as an offline algorithm of Tianshou, in the place of TD3BC.
 
     An update is Algorithm 1 as the core's `GTPLearner` does it: with the same data, seed and
-    weights the parameters are bit for bit those of a run without Tianshou. A uniform buffer becomes
-    one table on the device when a trainer is made; other buffers (prioritised, hindsight) are
-    sampled by their own rule, with ``batch.weight`` set to the absolute TD errors.
+    weights the parameters are bit for bit those of a run without Tianshou on the same machine. A
+    uniform buffer becomes one table on the device when a trainer is made; other buffers
+    (prioritised, hindsight) are sampled by their own rule, with ``batch.weight`` set to the
+    absolute TD errors.
 
     Afterwards the policy acts with the slow copies of actor and critic, which it shares with the
     learner. ``state_dict`` holds optimisers, counters and learning-rate schedulers too, and is
@@ -153,9 +155,7 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
         self.preload, self.out_of_bounds = preload, out_of_bounds
         self._floats: dict[str, float] = {}
         self._seconds, self._timed = 0.0, 0
-        policy.actor, policy.critic = self.learner.target_actor, self.learner.target_critic
-        policy._eval_candidates = self.learner.config.eval_candidates
-        policy._choice = self.learner.config.choice
+        policy.act_with(self.learner)
 
     @classmethod
     def from_buffer(
@@ -256,7 +256,7 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
             out_of_bounds=out_of_bounds,
         )
         if isinstance(buffer, OfflineDataset):
-            check_dataset(buffer, policy, algorithm.gamma)
+            check_dataset(buffer, policy.layout, policy.action_scaler, algorithm.gamma)
         return algorithm
 
     def create_trainer(self, params: OfflineTrainerParams) -> OfflineTrainer:
@@ -294,7 +294,7 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
         """
         policy, device = self.policy, self.learner.device
         if isinstance(buffer, OfflineDataset):
-            check_dataset(buffer, policy, self.gamma)
+            check_dataset(buffer, policy.layout, policy.action_scaler, self.gamma)
             dataset = buffer.to(device)
         elif not self.preload or type(buffer) not in _UNIFORM or buffer.stack_num > 1:
             return buffer

@@ -11,10 +11,12 @@ import torch
 from tianshou.data import Batch, ReplayBuffer
 from tianshou.data.types import RolloutBatchProtocol
 
+from gtp_datasets import load_d4rl_hdf5, load_minari
+from gtp_datasets.spaces import layout_of
 from gtp_policy import ActionScaler, ObservationLayout, OfflineDataset, Transitions
 from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_flags
 from gtp_policy.errors import DataError, EmptyDatasetError
-from gtp_tianshou._spaces import action_scaler_of, layout_of, plain
+from gtp_tianshou._spaces import action_scaler_of, plain
 
 if TYPE_CHECKING:
     from minari import MinariDataset
@@ -219,8 +221,6 @@ def buffer_from_minari(
         ...
         gtp_policy.errors.DataError: Minari dataset 'nobody/nothing-v0' is not on this machine: ...
     """
-    from gtp_datasets import load_minari
-
     return buffer_from_dataset(
         load_minari(dataset_or_id, **options), seed=seed, unflatten=unflatten
     )
@@ -255,8 +255,6 @@ def buffer_from_d4rl(
         ...
         gtp_policy.errors.DataError: ...
     """
-    from gtp_datasets import load_d4rl_hdf5
-
     return buffer_from_dataset(load_d4rl_hdf5(path, **options), seed=seed)
 
 

@@ -1,12 +1,12 @@
 """GTP in Tianshou's high-level API, where experiments are built from factories.
 
-Tianshou's ``ExperimentBuilder`` needs packages of its extra ``eval`` (joblib, scipy, rliable), and
-so does `GTPExperimentBuilder`, which is imported when it is asked for. The rest needs none of them.
+The builder of experiments itself is in ``gtp_tianshou.experiment``, since it needs packages of
+Tianshou's extra ``eval``. What is here needs none of them.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from tianshou.data import ReplayBuffer
 from tianshou.highlevel.algorithm import AlgorithmFactory
@@ -27,12 +27,8 @@ from tianshou.highlevel.world import World
 from tianshou.trainer import OfflineTrainer, OfflineTrainerParams
 
 from gtp_policy import GTPConfig, OfflineDataset
-from gtp_policy.errors import MissingDependencyError
 from gtp_tianshou.algorithm import GTP
 from gtp_tianshou.buffers import buffer_from_minari
-
-if TYPE_CHECKING:
-    pass
 
 Data = ReplayBuffer | OfflineDataset
 
@@ -100,7 +96,7 @@ class GTPParams(Params, ParamsMixinGamma, ParamsMixinActorAndCritic):
 
 
 class GTPAlgorithmFactory(AlgorithmFactory[GTPTrainingConfig]):
-    """Makes algorithm and trainer of an experiment; what a `GTPExperimentBuilder` configures.
+    """Makes algorithm and trainer of an experiment; what a ``GTPExperimentBuilder`` configures.
 
     Args:
         data: The id of a Minari dataset on this machine; or a function without arguments that
@@ -191,16 +187,3 @@ class GTPAlgorithmFactory(AlgorithmFactory[GTPTrainingConfig]):
 
     def _tostring_excludes(self) -> list[str]:
         return [*super()._tostring_excludes(), "_loaded"]
-
-
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module's attribute may be anything
-    if name != "GTPExperimentBuilder":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from gtp_tianshou import _experiment
-
-    if _experiment.MISSING is not None:
-        raise MissingDependencyError(
-            f"Tianshou's experiments need {_experiment.MISSING.name}: got no installed package of "
-            'that name, expected Tianshou\'s extra `eval`. Run: pip install "tianshou[eval]".'
-        ) from _experiment.MISSING
-    return _experiment.GTPExperimentBuilder

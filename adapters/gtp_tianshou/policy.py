@@ -12,16 +12,18 @@ from tianshou.data import Batch
 from tianshou.data.types import ActBatchProtocol, ObsBatchProtocol
 from torch import Tensor
 
+from gtp_datasets.spaces import layout_of
 from gtp_policy import (
     ActionScaler,
     FlowMapActor,
+    GTPLearner,
     GTPLearnerConfig,
     ObservationLayout,
     QEnsemble,
     act,
 )
 from gtp_policy.errors import NonFiniteError, ShapeError, UnsupportedSpaceError
-from gtp_tianshou._spaces import action_scaler_of, check_layout, flatten, layout_of, plain
+from gtp_tianshou._spaces import action_scaler_of, check_layout, flatten, plain
 
 
 class GTPPolicy(Policy):
@@ -33,11 +35,12 @@ class GTPPolicy(Policy):
     deployed.
 
     Acting is deterministic if ``deterministic_eval`` and the policy is not within a training step:
-    equal observations then get equal actions, since actions start from a few noises that are fixed
-    with the weights, and the critic chooses. Without a critic it is one noise: repeatable, but the
-    same quantile of the policy everywhere, so that sampling is the better evaluation then. Never
-    zero noise, which can end between two modes. ``deterministic_eval``, ``steps`` and
-    ``candidates`` may be changed at any time.
+    actions then start from a few noises that are fixed with the weights, and the critic chooses.
+    Equal calls give equal actions, and an observation gets the same one in any batch up to rounding
+    (`gtp_policy.GTPLearner.act`). Without a critic it is one noise: repeatable, but the same
+    quantile of the policy everywhere, so that sampling is the better evaluation then. Never zero
+    noise, which can end between two modes. ``deterministic_eval``, ``steps`` and ``candidates`` may
+    be changed at any time.
 
     Args:
         actor: The flow map.
@@ -115,7 +118,7 @@ class GTPPolicy(Policy):
         self.layout, self.action_scaler = layout, scaler
         self.deterministic_eval = deterministic_eval
         self.steps, self.candidates = steps, candidates
-        # An algorithm sets those of its own config.
+        # `act_with` sets those of an algorithm's config.
         self._eval_candidates = GTPLearnerConfig().eval_candidates
         self._choice = GTPLearnerConfig().choice
         self.seed = seed
@@ -251,6 +254,16 @@ class GTPPolicy(Policy):
         """
         self.training = mode
         return self
+
+    def act_with(self, learner: GTPLearner) -> None:
+        """Makes the policy act with a learner's target networks, and as its config says.
+
+        Args:
+            learner: The learner; called by `GTP` with its own.
+        """
+        self.actor, self.critic = learner.target_actor, learner.target_critic
+        self._eval_candidates = learner.config.eval_candidates
+        self._choice = learner.config.choice
 
     def _rows(
         self,

@@ -1,16 +1,18 @@
-"""Adam as torch has it, without loading torch's compiler, which alone is larger than our policies.
+"""Steps of optimisers on gradients in buffers, and Adam without torch's compiler.
 
 The first call of a few methods of `torch.optim.Optimizer`, the constructor's among them, imports
-``torch._dynamo`` (some 70 MiB and most of a second) to tell it not to look inside. Here these
-methods are the plain functions beneath.
+``torch._dynamo``, some 70 MiB and most of a second and so more than our policies take, to tell it
+not to look inside. Here these methods are the plain functions beneath.
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from gtp_policy._engine.seeds import Parameters, share_, together
 
 _OPTIONS = ("fused", "betas", "eps", "weight_decay", "amsgrad", "maximize", "differentiable")
 
@@ -28,7 +30,7 @@ class Adam(torch.optim.Adam):
 
 
 def is_plain_adam(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> bool:
-    """Tells whether one fused operator does what an optimiser's step would do."""
+    """Returns whether one fused operator does what an optimiser's step would do."""
     if not isinstance(optimizer, torch.optim.Adam) or len(optimizer.param_groups) != 1:
         return False
     # Torch wraps the step of a class when its first instance is made.
@@ -37,7 +39,7 @@ def is_plain_adam(optimizer: torch.optim.Optimizer, parameters: list[nn.Paramete
     if not getattr(
         vars(optimizer).get("step"), "_wrapped_by_lr_sched", "step" not in vars(optimizer)
     ):
-        return False  # somebody's own, on this one; torch's schedulers merely count
+        return False  # a custom one, on this optimiser; torch's schedulers merely count
     group = optimizer.param_groups[0]
     hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
     return (
@@ -65,3 +67,113 @@ def adam_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dic
         state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
     return state
+
+
+class Optimizer:
+    """The steps of one part's optimisers, one per seed, on gradients that stand beside it.
+
+    Adam as torch builds it is stepped by one fused operator with the clip folded in, for all seeds
+    at once; any other optimiser finds clipped gradients where autograd would have left them.
+    """
+
+    def __init__(
+        self,
+        optimizers: Sequence[torch.optim.Optimizer],
+        modules: Sequence[nn.Module],
+        parameters: Parameters,
+        gradients: Parameters,
+        max_norm: float | None,
+    ) -> None:
+        self._optimizers, self._max_norm = optimizers, max_norm
+        self._own = [list(module.parameters()) for module in modules]
+        self._parameters, self._gradients = parameters, gradients
+        self._views = [[g[i] for g in gradients] for i in range(len(self._own))]
+        self.adam = all(map(is_plain_adam, optimizers, self._own)) and _alike(optimizers)
+
+    def prepare(self, rate: float | None) -> None:
+        """Sets the learning rate, and makes what Adam's first step would make.
+
+        To be called outside of inference mode, whose tensors no other mode could change.
+        """
+        for i, (optimizer, own) in enumerate(zip(self._optimizers, self._own, strict=True)):
+            if rate is not None:
+                optimizer.param_groups[0]["lr"] = rate
+            for parameter, gradient in zip(own, self._views[i], strict=True):
+                parameter.grad = gradient
+                if self.adam:
+                    adam_state(optimizer, parameter)
+            optimizer._opt_called = True  # type: ignore[attr-defined]  # as torch's schedulers ask
+        if self.adam:
+            for name in ("exp_avg", "exp_avg_sq") if len(self._own) > 1 else ():
+                for same in zip(*(self._states(i) for i in range(len(self._own))), strict=True):
+                    share_([state[name] for state in same])
+
+    def places(self) -> list[int]:
+        """Returns where Adam's moments and counts are."""
+        states = (state for i in range(len(self._own)) for state in self._states(i))
+        return [tensor.data_ptr() for state in states for tensor in state.values()]
+
+    @property
+    def rate(self) -> float:
+        """The learning rate that the first seed's optimiser holds."""
+        return float(self._optimizers[0].param_groups[0]["lr"])
+
+    def step(self, rate: float | Tensor | None) -> Tensor:
+        """Does one step and returns the gradients' norms before clipping, (S,)."""
+        norms = torch.stack([n for views in self._views for n in torch._foreach_norm(views)])
+        norm: Tensor = torch.linalg.vector_norm(norms.view(len(self._own), -1), dim=1)
+        scale = None
+        if self._max_norm is not None:
+            # The divisor of the gradients; as in torch, 1e-6 keeps it from 0.
+            scale = ((norm + 1e-6) / self._max_norm).clamp_min_(1)
+        # The fused operator takes one divisor, and takes it for a number of single precision.
+        if self.adam and len(self._own) == 1 and norm.dtype == torch.float32:
+            self._fused(rate, scale)
+            return norm
+        if scale is not None:
+            for views, divisor in zip(self._views, scale, strict=True):
+                torch._foreach_div_(views, divisor)
+        if self.adam:
+            self._fused(rate, None)
+            return norm
+        with torch.inference_mode(False):  # or the reference could not write to their state
+            for optimizer in self._optimizers:
+                optimizer.step()
+        return norm
+
+    def _states(self, i: int) -> list[dict[str, Any]]:
+        return [adam_state(self._optimizers[i], p) for p in self._own[i]]
+
+    def _fused(self, rate: float | Tensor | None, scale: Tensor | None) -> None:
+        states = [self._states(i) for i in range(len(self._own))]
+        steps = [state["step"] for seed in states for state in seed]
+        torch._foreach_add_(steps, 1)
+        group, several = self._optimizers[0].param_groups[0], len(states) > 1
+
+        def moments(name: str) -> list[Tensor]:
+            if not several:
+                return [state[name] for state in states[0]]
+            return [together([s[name] for s in same]) for same in zip(*states, strict=True)]
+
+        torch._fused_adam_(
+            self._parameters if several else list[Tensor](self._own[0]),
+            self._gradients if several else self._views[0],
+            moments("exp_avg"),
+            moments("exp_avg_sq"),
+            [],
+            steps[: len(states[0])],  # equal for all seeds
+            lr=cast(float, group["lr"] if rate is None else rate),  # or a tensor
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=0.0,
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+            grad_scale=scale,
+        )
+
+
+def _alike(optimizers: Sequence[torch.optim.Optimizer]) -> bool:
+    """Returns whether optimisers of Adam differ in nothing but what they step."""
+    names = ("lr", "betas", "eps")
+    return len({tuple(o.param_groups[0][name] for name in names) for o in optimizers}) == 1

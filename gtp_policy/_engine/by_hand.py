@@ -1,140 +1,133 @@
-r"""Algorithm 1 on plain tensors, for one seed or several: what `reference_update` computes, faster.
+r"""Algorithm 1 on plain tensors with gradients by hand: what the reference computes, faster.
 
-Nothing here allocates what an update needs again, asks autograd, or looks at a number: on a device
-that records its work, the whole update can be recorded once and replayed. Every tensor has a
-leading axis of seeds, S, which is 1 for one learner; critics stand side by side, S N networks.
+Nothing here allocates what an update needs again, builds a graph of autograd, or reads a number: on
+a device that records its work, the whole update can be recorded once and replayed. Critics stand
+side by side, S N networks.
+
+Of the actor's losses, with :math:`r` a residual, :math:`d` its distance over A dimensions, and
+:math:`\kappa = 1/A` for a mean or 1 for a sum,
+
+.. math:: \frac{\partial d}{\partial r} = 2 \kappa r \ \text{(squared L2)}, \quad
+    \frac{\kappa r}{\sqrt{\kappa \|r\|^2 + c^2}} \ \text{(pseudo-Huber)}
+
+and a residual depends on the network's output through :math:`c_{out}(t)` times its share. What a
+teacher says has no gradient, so that a teacher is the same object here as for the reference.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from gtp_policy._engine.loss_gradients import ActorGradients
-from gtp_policy._engine.seeds import Net, Optimizer, Parameters, net_of, stack_of, together
-from gtp_policy._folding_cuda import fastest, fold
-from gtp_policy.actor import uses_plan
-from gtp_policy.algorithm import Draws, Parts
-from gtp_policy.critic import ExpectileBaseline, PolicyBaseline, QEnsemble, ValueNetwork
-from gtp_policy.functional import advantage_weights
-from gtp_policy.guidance import AdvantageGuidance, AdvantageWeighter, LinearQGuidance
-from gtp_policy.kernels.folded import Sampler
+from gtp_policy._engine.adam import Optimizer
+from gtp_policy._engine.seeds import Net, Parameters, net_of, stack_of, together
+from gtp_policy._folding import FoldedActor, fold
+from gtp_policy.actor import FlowMapActor
+from gtp_policy.algorithm import Draws, Learner, update
+from gtp_policy.critic import ExpectileBaseline, QEnsemble, ValueNetwork
+from gtp_policy.functional import advantage_weights, flow_map, perturb, precondition, time_embedding
+from gtp_policy.guidance import AdvantageWeighter, LinearQGuidance
 from gtp_policy.kernels.mlp import GradientPass, Pass, Stack, coarse_products
 from gtp_policy.networks import FlowMapMLP
+from gtp_policy.samplers import JumpSampler
+from gtp_policy.teachers import JvpTeacher, NoTeacher
+from gtp_policy.times import Times
 from gtp_policy.transitions import Transitions, unpack
 
 
-class FusedUpdate:
-    """Lines 4 to 9 of Algorithm 1 for S learners of one configuration and B rows each."""
+class ByHand:
+    """The `gtp_policy.algorithm.Networks` of S learners of one configuration and B rows each.
 
-    def __init__(self, learners: Sequence[Parts], rows: int) -> None:
-        self.learners, self.rows = learners, rows
-        first = learners[0]
-        self._seeds, self._first = len(learners), first
-        config = first.config
-        actor = net_of([p.actor for p in learners])
-        self._actor_net, target = actor, net_of([p.target_actor for p in learners])
-        gradients, into = self._gradients(actor, linear=True)
-        self._actor = ActorGradients(learners, actor, target, into, rows)
+    Args:
+        learners: For which `gtp_policy._engine.support` knows no reason against it.
+        rows: B.
+    """
+
+    def __init__(self, learners: Sequence[Learner], rows: int) -> None:
+        self.learners, self._rows = learners, rows
+        first = self._first = learners[0]
+        self._config, self._rates = first.config, dict[str, Any]()
+        actor = net_of([learner.actor for learner in learners])
+        target = net_of([learner.target_actor for learner in learners])
+        gradients, into = _gradients(actor, linear=True)
+        self._actor = _Actors(learners, actor, target, into, rows)
         self._actor_gradients = gradients
-        self._optimizers = {
-            "actor": self._optimizer("actor", [p.actor for p in learners], actor, gradients)
-        }
-        # Folded are the jumps alone; actors themselves know every sampler.
-        jumps = uses_plan(first.target_actor.config)
-        on_cpu = actor.mean.device.type == "cpu"
-        self._sampler = self._make_sampler(target) if jumps and not on_cpu else None
+        modules: list[nn.Module] = [learner.actor for learner in learners]
+        self._optimizers = {"actor": self._optimizer("actor", modules, actor, gradients)}
+        # Folded are jumps alone; actors themselves know every sampler.
+        folds = first.target_actor.config.sampler == JumpSampler()
+        self._samplers = self._make_samplers(target) if folds else []
         # Actors sample along a grid from a cache, which a recorded update must not outlive.
         self._grid = first.target_actor.times.grid(
             first.target_actor.config.steps, device=actor.mean.device, dtype=actor.mean.dtype
         )
         # What follows what, and at which rate.
-        self._followers = [(target, actor, config.ema_rate)]
+        self._followers = [(target, actor, first.config.ema_rate)]
         names = ("actor", "target_actor", "critic", "target_critic", "value")
-        owners = [getattr(parts, name) for parts in learners for name in names]
+        owners = [getattr(learner, name) for learner in learners for name in names]
         # Every parameter that an update changes.
         self.written = [p for m in owners if m is not None for p in m.parameters()]
         if first.critic is not None:
-            self._prepare_critic(rows, config.backup_actions)
+            self._prepare_critics(rows)
+        if first.value is not None:
+            self._prepare_values(rows)
 
-    def _make_sampler(self, target: Net) -> Sampler:
-        """Returns what samples for all seeds at once, away from the CPU."""
-        actor = self._first.target_actor
+    def _make_samplers(self, target: Net) -> list[FoldedActor]:
+        """Returns one sampler for all seeds, or on the CPU one for each."""
+        actors = [learner.target_actor for learner in self.learners]
+        steps = actors[0].config.steps
+        if target.mean.device.type == "cpu":
+            return [FoldedActor(fold(actor, steps)) for actor in actors]
         tensors = [*target.parameters, target.mean.squeeze(1), target.scale.squeeze(1)]
-        if self._seeds == 1:  # plain products are faster than batches of one
+        if len(actors) == 1:  # plain products are faster than batches of one
             tensors = [tensor[0] for tensor in tensors]
         *parameters, mean, scale = tensors
-        folded = fold(
-            parameters[::2],
-            parameters[1::2],
-            mean,
-            scale,
-            cast(FlowMapMLP, actor.network).embedding,
-            actor.times.grid(actor.config.steps, dtype=target.mean.dtype),
-            actor.sigma_data,
+        coarse = self._config.no_grad_precision == "bfloat16"
+        folded = fold(actors[0], steps, parameters, (mean, scale))
+        return [FoldedActor(folded, "bf16" if coarse else "fp32")]
+
+    def _prepare_critics(self, rows: int) -> None:
+        critics = [cast(QEnsemble, learner.critic) for learner in self.learners]
+        targets = [cast(QEnsemble, learner.target_critic) for learner in self.learners]
+        net, target = net_of(critics), net_of(targets)
+        gradients, into = _gradients(net, linear=False)
+        members = critics[0].config.members
+        self._critic = _Critics(net, members, rows, into)
+        self._target_critic = _Critics(target, members, rows)
+        self._optimizers["critic"] = self._optimizer("critic", critics, net, gradients)
+        self._followers.append((target, net, self._config.critic_rate))
+
+    def _prepare_values(self, rows: int) -> None:
+        values = [cast(ValueNetwork, learner.value) for learner in self.learners]
+        net = net_of(values)
+        gradients, into = _gradients(net, linear=True)
+        self._value_net = net
+        self._value = GradientPass(
+            stack_of(net.parameters, linear=True), rows, into, transposed=True
         )
-        coarse = self._first.config.no_grad_precision == "bfloat16"
-        return fastest(folded, "bf16" if coarse else "fp32")[0]
-
-    def _prepare_critic(self, rows: int, backups: int) -> None:
-        critics = [cast(QEnsemble, p.critic) for p in self.learners]
-        critic = net_of(critics)
-        target = net_of([cast(QEnsemble, p.target_critic) for p in self.learners])
-        first, members = self._first, critics[0].config.members
-        stack = stack_of(critic.parameters, linear=False)
-        slow = stack_of(target.parameters, linear=False)
-        gradients, into = self._gradients(critic, linear=False)
-        self._critic = GradientPass(stack, rows, into, share=members)
-        self._critic_net, self._members = critic, members
-        self._target_critic = Pass(slow, rows * backups, share=members)
-        self._optimizers["critic"] = self._optimizer("critic", critics, critic, gradients)
-        self._target_critic_net = target
-        self._followers.append((target, critic, first.config.critic_rate))
-        if first.value is not None:
-            self._prepare_value(slow, rows)
-        if isinstance(first.guidance, AdvantageGuidance):
-            baseline = first.config.baseline
-            copies = 1 + baseline.samples if isinstance(baseline, PolicyBaseline) else 1
-            self._judge = Pass(stack, copies * rows, share=members)
-
-    def _prepare_value(self, slow: Stack, rows: int) -> None:
-        values = [cast(ValueNetwork, p.value) for p in self.learners]
-        value = net_of(values)
-        self._value_net = value
-        gradients, into = self._gradients(value, linear=True)
-        stack = stack_of(value.parameters, linear=True)
-        self._value = GradientPass(stack, rows, into, transposed=True)
-        self._data_target = Pass(slow, rows, share=self._members)
-        self._optimizers["value"] = self._optimizer("value", values, value, gradients)
-
-    def _gradients(self, net: Net, *, linear: bool) -> tuple[Parameters, Stack]:
-        """Returns where gradients go, as parameters and as matrices, in one piece of memory."""
-        flat = net.mean.new_empty(sum(p.numel() for p in net.parameters))
-        pieces = torch.split(flat, [p.numel() for p in net.parameters])
-        gradients = [g.view(p.shape) for g, p in zip(pieces, net.parameters, strict=True)]
-        if linear:
-            return gradients, Stack(gradients[::2], gradients[1::2])
-        stack = stack_of(gradients, linear=False)
-        return gradients, Stack(stack.weights, [b.squeeze(1) for b in stack.biases])
+        self._optimizers["value"] = self._optimizer("value", values, net, gradients)
 
     def _optimizer(
         self, name: str, modules: Sequence[nn.Module], net: Net, gradients: Parameters
     ) -> Optimizer:
-        optimizers = [p.optimizers[name] for p in self.learners]
-        limit = self._first.config.max_grad_norm
+        optimizers = [learner.optimizers[name] for learner in self.learners]
+        limit = self._config.max_grad_norm
         return Optimizer(optimizers, modules, net.parameters, gradients, limit)
+
+    # --- an update, and what its being recorded needs
 
     def __call__(
         self, batch: Transitions, draws: Draws, rates: dict[str, Any]
     ) -> dict[str, Tensor]:
-        """Does the update and returns metrics, (S,) each; rows of seeds one below the other."""
+        """Does the update at some learning rates and returns metrics, (S,) each."""
         self.prepare(rates)
+        self._rates = rates
         # In inference mode operators cost less; what is made outside it is a plain tensor.
         with torch.inference_mode():
-            metrics = self._update(batch, draws, rates)
-        if self._seeds > 1:  # views of the first seed count for it alone
+            metrics = update(self, batch, draws)
+        if len(self.learners) > 1:  # views of the first seed count for it alone
             torch.autograd.graph.increment_version(self.written)
         return dict(zip(metrics, torch.stack(list(metrics.values())), strict=True))
 
@@ -150,7 +143,7 @@ class FusedUpdate:
         return all(optimizer.adam for optimizer in self._optimizers.values())
 
     def unpack(self, rows: Tensor) -> Transitions:
-        """Returns rows of a dataset as a minibatch."""
+        """Returns rows of a dataset, shape (S, B, W), as a minibatch."""
         return unpack(rows, self._first.actor.obs_dim, self._first.actor.action_dim)
 
     def places(self) -> list[int]:
@@ -161,144 +154,286 @@ class FusedUpdate:
         """Returns the learning rates that the optimisers hold."""
         return {name: optimizer.rate for name, optimizer in self._optimizers.items()}
 
-    def _update(self, batch: Transitions, draws: Draws, rates: dict[str, Any]) -> dict[str, Tensor]:
-        weight, metrics = None, {}
-        shaped = Transitions(*(self._per_seed(x) for x in batch))
-        if self._first.critic is not None:
-            obs = self._critic_net.normalise(shaped.obs)
-            with self._coarse():
-                next_action, sampled = self._sample(shaped, draws)
-            metrics = self._step_critic(shaped, obs, next_action, rates)
-            value = None if self._first.value is None else self._step_value(shaped, rates)
-            if isinstance(self._first.guidance, AdvantageGuidance):
-                advantage = self._advantage(shaped, obs, sampled, value)
-                weight = self._weigh(advantage)
-                metrics |= self._about(advantage, weight)
-        metrics |= self._step_actor(shaped, weight, draws, rates)
-        for slow, fast, rate in self._followers:
-            torch._foreach_lerp_(slow.parameters, fast.parameters, rate)
-            torch._foreach_copy_([slow.mean, slow.scale], [fast.mean, fast.scale])
+    # --- what Algorithm 1 needs
+
+    def sample(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """Returns the target actors' actions (S, n, A)."""
+        with self._coarse():
+            if not self._samplers:
+                actors = [learner.target_actor for learner in self.learners]
+                drawn = [a.sample(o, noise=z) for a, o, z in zip(actors, obs, noise, strict=True)]
+                return together(drawn)
+            if len(self._samplers) < len(self.learners):
+                return self._samplers[0].sample(obs, noise)
+            samplers = zip(self._samplers, obs, noise, strict=True)
+            return together([sampler.sample(o, z) for sampler, o, z in samplers])
+
+    def target_q(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Returns the target critics' values (S, N, n, B)."""
+        with self._coarse():
+            return self._target_critic(obs, action)
+
+    def q(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Returns the critics' values (S, N, n, B)."""
+        with self._coarse():
+            return self._critic(obs, action)
+
+    def value(self, obs: Tensor) -> Tensor:
+        """Returns V (S, B)."""
+        self._value.inputs.copy_(self._value_net.normalise(obs))
+        return self._value.run().squeeze(-1)
+
+    def fit_critic(self, obs: Tensor, action: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Does a step of every critic on the mean of (Q - y)^2."""
+        q = self._critic.values_with_gradient(obs, action)
+        error = q - y.unsqueeze(1)
+        self._critic.gradients(error * (2 / error[0].numel()))
+        # Before the step: q is a view of what the next pass overwrites.
+        metrics = {"critic_loss": error.square().mean((1, 2)), "q_mean": q.mean((1, 2))}
+        metrics["critic_grad_norm"] = self._step("critic")
         return metrics
+
+    def fit_value(self, obs: Tensor, q: Tensor) -> None:
+        """Does a step of every value network on the expectile loss."""
+        expectile = cast(ExpectileBaseline, self._config.baseline).expectile
+        difference = q - self.value(obs)
+        factor = torch.where(difference < 0, 1 - expectile, expectile)
+        slope = difference * factor * (-2 / self._rows)
+        self._value.gradients(slope.unsqueeze(-1))
+        self._step("value")
+
+    def weigh(self, advantage: Tensor) -> Tensor:
+        """Returns the weighters' weights (S, B)."""
+        weighters = [learner.weighter for learner in self.learners]
+        if type(weighters[0]) is not AdvantageWeighter:
+            # A custom one may keep or differentiate what it gets.
+            with torch.inference_mode(False):
+                weights = zip(weighters, advantage, strict=True)
+                return together([weigh(a.clone()) for weigh, a in weights])
+        if len(weighters) == 1 or advantage.device.type == "cpu":
+            return together([weigh(a) for weigh, a in zip(weighters, advantage, strict=True)])
+        c = weighters[0].config
+        return torch.vmap(lambda a: advantage_weights(a, c.eta, c.eps, c.max_weight))(advantage)
+
+    def fit_actor(
+        self, batch: Transitions, weight: Tensor | None, draws: Draws
+    ) -> dict[str, Tensor]:
+        """Does a step of every actor on its loss, and on the guidance's if there is one."""
+        metrics = self._actor.gradients(batch, weight, draws)
+        if isinstance(self._first.guidance, LinearQGuidance) and self._first.critic:
+            metrics |= self._guide(batch, draws, metrics["actor_loss"])
+        metrics["actor_grad_norm"] = self._step("actor")
+        return metrics
+
+    def follow(self) -> None:
+        """Moves every target network towards its network."""
+        for target, source, rate in self._followers:
+            torch._foreach_lerp_(target.parameters, source.parameters, rate)
+            torch._foreach_copy_([target.mean, target.scale], [source.mean, source.scale])
+
+    def _guide(self, batch: Transitions, draws: Draws, loss: Tensor) -> dict[str, Tensor]:
+        """Adds the gradients of linear-Q guidance, the one part that autograd computes."""
+        guidance, noise = cast(LinearQGuidance, self._first.guidance), cast(Tensor, draws.guide)
+        metrics = []
+        for i, learner in enumerate(self.learners):
+            critic, own = cast(QEnsemble, learner.critic), list(learner.actor.parameters())
+            with torch.inference_mode(False), torch.enable_grad():
+                pull, q = guidance.loss(learner.actor, critic, batch.obs[i], noise[i])
+                gradients = torch.autograd.grad(pull, own)
+            torch._foreach_add_([g[i] for g in self._actor_gradients], gradients)
+            metrics.append(torch.stack([loss[i] + pull.detach(), q]))
+        actor_loss, guided_q = torch.stack(metrics, 1)
+        return {"actor_loss": actor_loss, "guided_q": guided_q}
+
+    def _step(self, name: str) -> Tensor:
+        return self._optimizers[name].step(self._rates.get(name))
 
     def _coarse(self) -> AbstractContextManager[None]:
         """Within it, products of matrices may be as coarse as the config allows."""
-        return coarse_products(self._first.config.no_grad_precision)
+        return coarse_products(self._config.no_grad_precision)
 
-    def _per_seed(self, x: Tensor) -> Tensor:
-        return x.view(self._seeds, -1, *x.shape[1:])
 
-    def _sample(self, batch: Transitions, draws: Draws) -> tuple[Tensor, Tensor | None]:
-        """Returns the backup's actions (S, B R, A) and the baseline's (S, M B, A), in one pass."""
-        assert draws.backup is not None
-        copies = self._first.config.backup_actions
-        next_obs = batch.next_obs
-        obs = [next_obs.repeat_interleave(copies, 1) if copies > 1 else next_obs]
-        noise = [self._per_seed(draws.backup)]
-        if draws.baseline is not None:
-            noise.append(self._per_seed(draws.baseline))
-            obs.append(batch.obs.repeat(1, noise[1].shape[1] // self.rows, 1))
-        action = self._sampled(torch.cat(obs, 1), torch.cat(noise, 1))
-        n = noise[0].shape[1]
-        return action[:, :n], action[:, n:] if draws.baseline is not None else None
+def _gradients(net: Net, *, linear: bool) -> tuple[Parameters, Stack]:
+    """Returns where gradients go, as parameters and as matrices, in one piece of memory."""
+    flat = net.mean.new_empty(sum(p.numel() for p in net.parameters))
+    pieces = torch.split(flat, [p.numel() for p in net.parameters])
+    gradients = [g.view(p.shape) for g, p in zip(pieces, net.parameters, strict=True)]
+    if linear:
+        return gradients, Stack(gradients[::2], gradients[1::2])
+    stack = stack_of(gradients, linear=False)
+    return gradients, Stack(stack.weights, [b.squeeze(1) for b in stack.biases])
 
-    def _sampled(self, obs: Tensor, noise: Tensor) -> Tensor:
-        if self._sampler is not None and self._seeds == 1:
-            return self._sampler.run(obs[0], noise[0]).unsqueeze(0)
-        if self._sampler is not None:
-            return self._sampler.run(obs, noise)
-        actors = [p.target_actor for p in self.learners]
-        parts = [a.sample(o, noise=z) for a, o, z in zip(actors, obs, noise, strict=True)]
-        return together(parts)
 
-    def _q(self, judge: Pass, obs: Tensor, action: Tensor) -> Tensor:
-        """Returns values (S, N, n) for normalised observations."""
-        torch.cat([obs, action], -1, out=judge.inputs)
-        with nullcontext() if isinstance(judge, GradientPass) else self._coarse():
-            return judge.run().view(self._seeds, self._members, -1)
+class _Critics:
+    """N critics of each of S learners, in passes for one number of actions per observation each.
 
-    def _step_critic(
-        self, batch: Transitions, obs: Tensor, next_action: Tensor, rates: dict[str, Any]
+    Args:
+        net: Their parameters.
+        members: N.
+        rows: B.
+        gradients: Where to leave gradients; None for target networks.
+    """
+
+    def __init__(self, net: Net, members: int, rows: int, gradients: Stack | None = None) -> None:
+        self._net, self._members, self._rows = net, members, rows
+        self._stack = stack_of(net.parameters, linear=False)
+        self._passes: dict[int, Pass] = {}
+        if gradients is not None:
+            self._backward = GradientPass(self._stack, rows, gradients, share=members)
+
+    def __call__(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Returns values (S, N, n, B) of actions (S, n, B, A)."""
+        n = action.shape[1]
+        if n not in self._passes:
+            with torch.inference_mode(False):
+                self._passes[n] = Pass(self._stack, n * self._rows, share=self._members)
+        return self._run(self._passes[n], obs, action)
+
+    def values_with_gradient(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Returns values (S, N, B) of actions (S, B, A); `gradients` goes back from them."""
+        return self._run(self._backward, obs, action.unsqueeze(1)).squeeze(2)
+
+    def gradients(self, upstream: Tensor) -> None:
+        """Leaves the gradients of a loss, given that by the values, (S, N, B)."""
+        self._backward.gradients(upstream.view(-1, self._rows, 1))
+
+    def _run(self, through: Pass, obs: Tensor, action: Tensor) -> Tensor:
+        inputs = through.inputs.view(*action.shape[:3], -1)
+        inputs[..., : obs.shape[-1]].copy_(self._net.normalise(obs).unsqueeze(1))
+        inputs[..., obs.shape[-1] :].copy_(action)
+        return through.run().view(len(obs), self._members, *action.shape[1:3])
+
+
+class _Inputs:
+    """Where the inputs of S flow maps are written: H times over the same rows, at other times."""
+
+    def __init__(self, actor: FlowMapActor, passes: Pass, n: int) -> None:
+        embedding = cast(FlowMapMLP, actor.network).embedding
+        self._frequencies, self._floor = embedding.frequencies, embedding.floor
+        embedded = 2 * len(self._frequencies)
+        seeds, rows, features = passes.inputs.shape
+        inputs = passes.inputs.view(seeds, n, rows // n, features)
+        parts = torch.split(inputs, [actor.obs_dim, actor.action_dim, embedded, embedded], -1)
+        self._obs, self._x, self._start, self._end = parts
+
+    def write(self, obs: Tensor, x: Tensor, t: Tensor, ends: Sequence[Tensor]) -> None:
+        """Writes observations and scaled actions (S, B, ...), and embeds the times (S, B)."""
+        self._obs.copy_(obs.unsqueeze(1))
+        self._x.copy_(x.unsqueeze(1))
+        start = self._embed(t)
+        self._start.copy_(start.unsqueeze(1))
+        for i, s in enumerate(ends):
+            self._end[:, i].copy_(start if s is t else self._embed(s))
+
+    def _embed(self, t: Tensor) -> Tensor:
+        return time_embedding(t, self._frequencies, self._floor)
+
+
+class _FixedFlowMap:
+    """The flow maps of S actors without gradient, run into buffers: what teachers get.
+
+    Rows are (S, B, ...), times (S, B): a flow map like any other, with one more axis in front.
+    """
+
+    def __init__(self, of: Learner, net: Net, rows: int) -> None:
+        actor = of.actor
+        self.times, self._sigma_data, self._net = actor.times, actor.sigma_data, net
+        self._pass = Pass(stack_of(net.parameters, linear=True), rows)
+        self._inputs = _Inputs(actor, self._pass, 1)
+
+    def endpoint(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Returns where trajectories end, as `FlowMapActor.endpoint` does."""
+        factors = precondition(t.unsqueeze(-1), self._sigma_data, self.times.path)
+        self._inputs.write(self._net.normalise(obs), factors.inner * x, t, [s])
+        return torch.addcmul(factors.skip * x, factors.out, self._pass.run())
+
+    def __call__(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Returns where trajectories are at time s."""
+        return flow_map(x, self.endpoint(obs, x, t, s), t, s)
+
+
+class _Actors:
+    """The losses of S actors on B rows each, and their gradients: `GTPLoss.terms` by hand.
+
+    Args:
+        learners: Whose loss and actors.
+        net: The actors' networks, stacked.
+        target: Those of their target networks.
+        gradients: Where to leave the gradients, as matrices.
+        rows: B.
+    """
+
+    def __init__(
+        self, learners: Sequence[Learner], net: Net, target: Net, gradients: Stack, rows: int
+    ) -> None:
+        self._learners, self._first, self._net, self._rows = learners, learners[0], net, rows
+        config, actor = self._first.loss.config, self._first.actor
+        # Without a teacher of jumps there is the flow loss alone.
+        self._jumps = not isinstance(config.teacher, NoTeacher)
+        n = 1 + self._jumps
+        stack = stack_of(net.parameters, linear=True)
+        self._pass = GradientPass(stack, n * rows, gradients, transposed=True)
+        self._inputs = _Inputs(actor, self._pass, n)
+        self._times, self._sigma_data = actor.times, actor.sigma_data
+        taught_by = net if config.target == "stopgrad" else target
+        self._teaching = _FixedFlowMap(self._first, taught_by, rows) if self._jumps else None
+
+    def gradients(
+        self, batch: Transitions, weight: Tensor | None, draws: Draws
     ) -> dict[str, Tensor]:
-        copies = self._first.config.backup_actions
-        next_obs = self._target_critic_net.normalise(batch.next_obs)
-        if copies > 1:
-            next_obs = next_obs.repeat_interleave(copies, 1)
-        next_q = self._q(self._target_critic, next_obs, next_action)
-        next_q = next_q.view(self._seeds, self._members, self.rows, copies).amax(-1).amin(1)
-        y = torch.addcmul(batch.reward, batch.discount, next_q)
-        q = self._q(self._critic, obs, batch.action)
-        error = q - y.unsqueeze(1)
-        self._critic.gradients((error * (2 / error[0].numel())).view(-1, self.rows, 1))
-        # Before the step: q is a view of what the next pass overwrites.
-        metrics = {"critic_loss": error.square().mean((1, 2)), "q_mean": q.mean((1, 2))}
-        metrics["critic_grad_norm"] = self._optimizers["critic"].step(rates.get("critic"))
-        return metrics
+        """Computes the gradients and returns the losses, (S,) each."""
+        config, path = self._first.loss.config, self._times.path
+        action, times, z = batch.action, draws.times, draws.z
+        t, s = times.t, times.s
+        taught = self._taught(batch, times, z) if self._jumps else None
+        x_t = perturb(action, t, z, path)
+        skip, out, inner = precondition(t.unsqueeze(-1), self._sigma_data, path)
+        ends = [s, t] if self._jumps else [t]
+        self._inputs.write(self._net.normalise(batch.obs), inner * x_t, t, ends)
+        raw = self._pass.run().view(len(action), len(ends), self._rows, -1)
+        endpoint = torch.addcmul((skip * x_t).unsqueeze(1), out.unsqueeze(1), raw)
+        on_consistency, on_flow = self._first.loss.time_weights(times, self._first.actor)
+        per_row = 1 / self._rows if weight is None else weight * (1 / self._rows)
+        d_flow, g_flow = self._distance(endpoint[:, -1] - action)
+        weights = config.flow_weight * per_row * on_flow
+        flow, upstream = (per_row * on_flow * d_flow).sum(1), [_column(weights) * out * g_flow]
+        consistency = torch.zeros_like(flow)
+        if taught is not None:
+            share = ((t - s) / t).unsqueeze(-1)
+            d, g = self._distance(share * (endpoint[:, 0] - action) - taught)
+            weights = per_row * on_consistency
+            consistency = (weights * d).sum(1)
+            upstream.insert(0, _column(weights) * share * out * g)
+        self._pass.gradients(torch.cat(upstream, 1))
+        loss = consistency + config.flow_weight * flow
+        return {"actor_loss": loss, "consistency": consistency, "flow": flow}
 
-    def _advantage(
-        self, batch: Transitions, obs: Tensor, sampled: Tensor | None, value: Tensor | None
-    ) -> Tensor:
-        if value is not None:
-            return self._q(self._judge, obs, batch.action).amin(1) - value
-        assert sampled is not None
-        tiled = obs.repeat(1, 1 + sampled.shape[1] // self.rows, 1)
-        q = self._q(self._judge, tiled, torch.cat([batch.action, sampled], 1)).amin(1)
-        q = q.view(self._seeds, -1, self.rows)
-        return q[:, 0] - q[:, 1:].mean(1)
+    def _taught(self, batch: Transitions, times: Times, z: Tensor) -> Tensor:
+        config = self._first.loss.config
+        teacher = config.teacher
+        assert not isinstance(teacher, NoTeacher)
+        assert self._teaching is not None
+        if not isinstance(teacher, JvpTeacher):
+            with coarse_products(self._first.config.no_grad_precision):
+                return teacher.offset(self._teaching, batch.obs, batch.action, times, z)
+        parts = []
+        with torch.inference_mode(False), torch.no_grad():  # inference has no forward mode
+            for i, one in enumerate(self._learners):
+                of = one.actor if config.target == "stopgrad" else one.target_actor
+                own = Times(*(time[i] for time in times))
+                parts.append(teacher.offset(of, batch.obs[i], batch.action[i], own, z[i]))
+        return torch.stack(parts)
 
-    def _step_value(self, batch: Transitions, rates: dict[str, Any]) -> Tensor:
-        """Does V's step and returns the values after it, (S, B)."""
-        baseline = cast(ExpectileBaseline, self._first.config.baseline)
-        seen = self._target_critic_net.normalise(batch.obs)
-        q = self._q(self._data_target, seen, batch.action).amin(1)
-        self._value.inputs.copy_(self._value_net.normalise(batch.obs))
-        difference = q - self._value.run().squeeze(-1)
-        factor = torch.where(difference < 0, 1 - baseline.expectile, baseline.expectile)
-        slope = difference * factor * (-2 / self.rows)
-        self._value.gradients(slope.unsqueeze(-1))
-        self._optimizers["value"].step(rates.get("value"))
-        return self._value.run().squeeze(-1)
+    def _distance(self, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns distances (S, B) and their gradients by the residuals (S, B, A)."""
+        config = self._first.loss.config
+        share = 1 / residual.shape[-1] if config.reduction == "mean" else 1.0
+        square = residual.square().sum(-1) * share
+        if config.huber is None:
+            return square, residual * (2 * share)
+        root = (square + config.huber**2).sqrt()
+        return root - config.huber, residual * (share / root).unsqueeze(-1)
 
-    def _weigh(self, advantage: Tensor) -> Tensor:
-        if self._seeds == 1 or advantage.device.type == "cpu":
-            weigh = zip(self.learners, advantage, strict=True)
-            if type(self._first.weighter) is AdvantageWeighter:
-                return together([parts.weighter(a) for parts, a in weigh])
-            with torch.inference_mode(False):  # a user's own may keep or differentiate what it sees
-                return together([parts.weighter(a.clone()) for parts, a in weigh])
-        c = self._first.weighter.config
-        return torch.vmap(lambda a: advantage_weights(a, c.eta, c.eps, c.max_weight))(advantage)
 
-    def _about(self, advantage: Tensor, weight: Tensor) -> dict[str, Tensor]:
-        largest = weight.amax(1)
-        part = weight / largest.unsqueeze(1)
-        return {
-            "advantage_mean": advantage.mean(1),
-            "advantage_std": advantage.std(1, correction=0),
-            "weight_mean": weight.mean(1),
-            "weight_max": largest,
-            "weight_clipped": (weight >= self._first.weighter.config.max_weight).float().mean(1),
-            "weight_ess": part.mean(1).square() / part.square().mean(1),
-        }
-
-    def _step_actor(
-        self, batch: Transitions, weight: Tensor | None, draws: Draws, rates: dict[str, Any]
-    ) -> dict[str, Tensor]:
-        metrics = self._actor(batch, weight, draws)
-        if isinstance(self._first.guidance, LinearQGuidance) and self._first.critic:
-            metrics |= self._guide(batch, draws, metrics["actor_loss"])
-        metrics["actor_grad_norm"] = self._optimizers["actor"].step(rates.get("actor"))
-        return metrics
-
-    def _guide(self, batch: Transitions, draws: Draws, loss: Tensor) -> dict[str, Tensor]:
-        """Adds the gradients of linear-Q guidance, which is what autograd is still asked for."""
-        guidance = cast(LinearQGuidance, self._first.guidance)
-        noise, told = self._per_seed(cast(Tensor, draws.guide)), []
-        for i, parts in enumerate(self.learners):
-            critic, own = cast(QEnsemble, parts.critic), list(parts.actor.parameters())
-            with torch.inference_mode(False), torch.enable_grad():
-                pull, q = guidance.loss(parts.actor, critic, batch.obs[i], noise[i])
-                gradients = torch.autograd.grad(pull, own)
-            torch._foreach_add_([g[i] for g in self._actor_gradients], gradients)
-            told.append(torch.stack([loss[i] + pull.detach(), q]))
-        actor_loss, guided_q = torch.stack(told, 1)
-        return {"actor_loss": actor_loss, "guided_q": guided_q}
+def _column(x: Tensor | float) -> Tensor | float:
+    return x.unsqueeze(-1) if isinstance(x, Tensor) else x

@@ -7,13 +7,14 @@ are written before each replay, so that schedules, the curriculum and every law 
 A graph may hold several updates, one after the other; their minibatches are gathered together.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gtp_policy._engine.by_hand import FusedUpdate
+from gtp_policy._engine.by_hand import ByHand
 from gtp_policy.algorithm import Draws
 from gtp_policy.times import Times
 from gtp_policy.transitions import Transitions
@@ -36,7 +37,7 @@ class GraphedUpdate:
     The first calls are updates like any other, on a stream of their own, as recording asks for.
     """
 
-    def __init__(self, fused: FusedUpdate) -> None:
+    def __init__(self, fused: ByHand) -> None:
         self._fused = fused
         self._calls = 0
         self._inputs: list[Tensor] = []
@@ -45,6 +46,7 @@ class GraphedUpdate:
         self._outputs: dict[str, Tensor] = {}
         self._graph: torch.cuda.CUDAGraph | None = None
         self._places: list[int] = []
+        self._refused = False  # the device or its libraries would not record
         self._side: torch.cuda.Stream | None = None
 
     def __call__(
@@ -59,7 +61,7 @@ class GraphedUpdate:
 
     def run(self, steps: Sequence[Step]) -> dict[str, Tensor]:
         """Does updates, as many on every call, and returns metrics of the last one, (S,) each."""
-        # Learning rates as tensors, whoever rules them: a number would be recorded for ever.
+        # Learning rates as tensors, a custom schedule's included: a number would be recorded.
         self._fused.prepare(steps[-1].rates)
         held = self._fused.rates()
         rates = [{name: step.rates.get(name, held[name]) for name in held} for step in steps]
@@ -77,20 +79,39 @@ class GraphedUpdate:
                     fixed[name].fill_(rate)
                     known[name] = rate
         places = self._fused.places()
-        if places != self._places:  # a state was loaded: the old memory may be somebody else's now
+        if places != self._places:  # a state was loaded: the old memory may hold something else now
             self._graph, self._places = None, places
         if self._graph is not None:
             self._graph.replay()
-        elif self._calls < _WARM_UP:
+        elif self._calls < _WARM_UP or self._refused:
             self._on_side_stream(steps)
         else:
-            self._record(steps).replay()
+            self._record_or_run(steps)
         self._calls += 1
-        # A replay writes to parameters without their counting it, as whoever keeps copies needs.
+        # A replay writes to parameters without counting it, which code that keeps copies needs.
         torch.autograd.graph.increment_version(self._fused.written)
         # The next replay overwrites what this one left.
         stacked = torch.stack(list(self._outputs.values()))
         return dict(zip(self._outputs, stacked, strict=True))
+
+    def _record_or_run(self, steps: Sequence[Step]) -> None:
+        """Records and replays; where that fails, says so once and goes on as in the first calls.
+
+        Nothing was computed while recording, so that the updates are still to be done.
+        """
+        try:
+            graph = self._record(steps)
+        except RuntimeError as error:  # what CUDA and torch raise
+            self._refused = True
+            warnings.warn(
+                f"Updates are not recorded as a CUDA graph: {error}. They go on without one, more "
+                "slowly.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            self._on_side_stream(steps)
+        else:
+            graph.replay()
 
     def _run(self, steps: Sequence[Step]) -> None:
         fields = iter(self._inputs)

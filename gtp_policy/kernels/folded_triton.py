@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gtp_policy.kernels import folded_triton_kernel as kernel
-from gtp_policy.kernels.folded import Folded, Precision, Sampler
+from gtp_policy.kernels.folded import Folded, FoldedSampler, Precision
 
 _OLDEST = (8, 0)  # compute capability, of Triton itself and of tf32 and bfloat16
 # Layers are written out one after the other, and actions stay in registers.
@@ -35,7 +35,7 @@ class _Buffers(NamedTuple):
     layout: dict[str, Any]  # what is constant within a compiled kernel, beside the settings
 
 
-class TritonSampler(Sampler):
+class TritonSampler(FoldedSampler):
     """The folded sampler as one kernel for all rows, networks, jumps and layers.
 
     What is made of times alone is one operator more before it, and in bfloat16 the cast of the
@@ -96,8 +96,9 @@ class TritonSampler(Sampler):
             layout={"TILE": tile, "TURNS": turns, "WEIGHT_STRIDES": strides(weights, 2)},
         )
 
-    def _sample(self, obs: Tensor, noise: Tensor, out: Tensor, buffers: _Buffers) -> None:
-        b, folded = buffers, self.folded
+    def _sample(self, obs: Tensor, noise: Tensor, out: Tensor) -> None:
+        b: _Buffers = self._buffers(obs.shape[-2])
+        folded = self.folded
         self._product(*self._of_times, out=b.constants)
         if self._cast:
             torch._foreach_copy_(b.weights[1:], folded.weights[1:])

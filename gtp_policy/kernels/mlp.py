@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gtp_policy.kernels import compiled_mish, mish_, mish_with_slope_
+from gtp_policy.kernels.mish import compiled_mish, mish_, mish_with_slope_
 
 # Elements of a hidden layer at a time: what one block of rows needs stays in a core's own cache.
 _BLOCK = 2**16

@@ -292,7 +292,7 @@ def probes(
 
 
 def schedules() -> st.SearchStrategy[TimeSchedule]:
-    """Draws time schedules of both kinds, from narrow ranges to the paper's.
+    """Draws time schedules of the path x = a + t z, from narrow ranges to the paper's.
 
     Returns:
         A strategy of `KarrasTimes` and `UniformTimes`.

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 import re
 import subprocess
 import sys
@@ -19,6 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import (
     clock,
     contenders,
+    gpu,
+    gpu_steps,
     growth,
     host_speed,
     imports,
@@ -27,7 +28,7 @@ from benchmarks import (
     speed,
 )
 from benchmarks.contenders import Case
-from gtp_policy import kernels
+from gtp_policy.kernels import switch, using
 
 ROOT = Path(__file__).parents[2]
 TINY = Case(width=4)
@@ -68,24 +69,38 @@ def test_time_of_a_gpu_is_taken_when_it_is_idle(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the script for GPUs writes on the CPU: every benchmark runs once, quickly."""
-    output = tmp_path_factory.mktemp("gpu") / "gpu.json"
-    result = subprocess.run(
-        ["bash", ROOT / "benchmarks" / "gpu.sh", "--device", "cpu", "--quick", "--output", output],
-        env=os.environ | {"PYTHON": sys.executable, "TESTS": "tests/test_random.py"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    """What the run on a GPU writes on the CPU: every step and every benchmark once, quickly."""
+    folder = tmp_path_factory.mktemp("gpu")
+    words = ["-m", "benchmarks.gpu", "--device", "cpu", "--quick", "--output", folder]
+    result = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    record: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
+    record: dict[str, Any] = json.loads((folder / "gpu.json").read_text(encoding="utf-8"))
     assert record["left_out"] == [], result.stdout + result.stderr
+    assert len(list(folder.iterdir())) <= 8
     return record
 
 
 @pytest.mark.slow
-def test_gpu_script_measures_everything(quick: dict[str, Any]) -> None:
-    assert set(quick) == {"speed", "growth", "host_speed", "memory", "tests", "left_out", "note"}
+@pytest.mark.xdist_group("gpu run")
+def test_every_step_on_a_gpu_leaves_its_figures(quick: dict[str, Any]) -> None:
+    assert list(quick["steps"]) == list(gpu.LIMITS) == list(gpu_steps.STEPS)
+    assert quick["environment"]["float32_matmul_precision"] == "highest"
+    assert "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE" in quick["environment"]
+    assert len(quick["first_updates"]["ms"]) == gpu_steps.WARM_UP
+    assert 0 < max(quick["equal_to_the_reference"]["largest difference"]) < 1e-3
+    for name in performance.LAUNCHES:
+        assert 0 < quick[name]["wall"]
+        assert 0 < quick[name]["host"]
+    assert quick["samplers"]["8 rows, torch"]["largest error"] < 1e-4
+    assert quick["update_alone"]["reference"] > 0
+    assert quick["actions"]["1 rows"] > 0
+    for name in ("tests_on_gpu", "tests_of_triton"):  # they were found, and need a GPU
+        assert re.fullmatch(r"\d+ skipped.*", quick[name]["summary"])
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("gpu run")
+def test_every_benchmark_runs(quick: dict[str, Any]) -> None:
     result = quick["speed"]
     assert result["conditions"]["device"] == "cpu"
     assert set(result["update"]) == {f"K = {k}, M = {m}" for k in (2, 5) for m in (1, 4)}
@@ -106,6 +121,8 @@ def test_gpu_script_measures_everything(quick: dict[str, Any]) -> None:
     assert set(quick["growth"]["seeds"]) == {"1", "4"}
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("gpu run")
 def test_memory_is_that_of_training_in_a_process_of_its_own(quick: dict[str, Any]) -> None:
     (case,) = quick["memory"]["cases"]
     taken = case["library"]
@@ -115,14 +132,18 @@ def test_memory_is_that_of_training_in_a_process_of_its_own(quick: dict[str, Any
     assert taken["growth"]["median"] <= taken["peak"]["median"] < 500
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("gpu run")
 def test_everything_measured_stands_on_the_page(quick: dict[str, Any]) -> None:
     text = performance.PAGE.read_text(encoding="utf-8")
     page = performance.render(text, quick | {"gpu": quick})
     assert page == performance.render(page, quick | {"gpu": quick})
-    assert f"Tests on it: {quick['tests']}." in page
+    assert f"Tests on it: {quick['tests_on_gpu']['summary']}." in page
+    for name, text in performance.LAUNCHES.items():
+        assert f"| {text} | {quick[name]['wall']:.3f} |" in page
     assert page.count("Not yet measured") == 1  # imports, which no GPU changes
-    # Left out is what stands for full sizes, other libraries, imports and many seeds.
-    left_out = ["memory", "Tianshou", "import", "16 seeds"]
+    # Left out is what stands for full sizes, other libraries and imports.
+    left_out = ["memory", "Tianshou", "import"]
     if performance.TORCH not in quick["speed"]["action"]["K = 5"]:
         left_out.append("with numba")
     for name, (figure, met) in performance.reached(quick | {"gpu": quick}).items():
@@ -136,6 +157,8 @@ def test_everything_measured_stands_on_the_page(quick: dict[str, Any]) -> None:
     assert "not yet measured" in performance.paper({"speed": quick["speed"], "gpu": without})
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("gpu run")
 def test_pictures_are_the_same_for_the_same_record(quick: dict[str, Any], tmp_path: Path) -> None:
     first, second = tmp_path / "a.svg", tmp_path / "b.svg"
     for draw, record in (
@@ -187,6 +210,16 @@ def test_kernels_of_a_gpu_are_grouped_by_name(kernel: str, group: str) -> None:
     assert speed.kernel_group(kernel) == group
 
 
+def test_kernels_of_this_package_are_known_by_their_names() -> None:
+    compiled = [
+        name
+        for path in (ROOT / "gtp_policy" / "kernels").glob("*triton*.py")
+        for name in re.findall(r"jit\ndef (\w+)", path.read_text(encoding="utf-8"))
+    ]
+    assert compiled
+    assert {speed.kernel_group(name) for name in compiled} == {"kernels of this package"}
+
+
 def test_spans_that_python_named_are_no_kernels() -> None:
     kinds = torch.autograd.DeviceType
     common = {"self_cpu_time_total": 4e6, "self_device_time_total": 2e3, "count": 6}
@@ -201,8 +234,8 @@ def test_spans_that_python_named_are_no_kernels() -> None:
 
 
 def test_another_engine_is_chosen_for_its_own_calls_alone() -> None:
-    assert speed.under("reference", kernels.engine)() == "reference"
-    assert kernels.engine() != "reference"
+    assert speed.under("reference", switch.engine)() == "reference"
+    assert switch.engine() != "reference"
 
 
 @pytest.mark.parametrize("samples", [1, 4])
@@ -210,7 +243,7 @@ def test_the_floor_counts_what_torch_counts(samples: int) -> None:
     """The products of an update by torch's own counter, less those the floor folds away."""
     case = Case(samples=samples)
     learner = contenders.library(case)
-    with kernels.using("reference"), FlopCounterMode(display=False) as counter:
+    with using("reference"), FlopCounterMode(display=False) as counter:
         learner.update(contenders.batch(case))
     counted = counter.get_total_flops() / 1e9
     # The reference pushes the times through the first layer again on every jump.
@@ -307,21 +340,6 @@ def test_imports_are_timed_in_fresh_interpreters() -> None:
     assert 0 <= seconds < 5
     assert "gtp_policy" not in result.stderr
     assert modules < 400  # those of this process are not there
-
-
-def test_gpu_script_refuses_what_it_does_not_know(tmp_path: Path) -> None:
-    command = ["bash", ROOT / "benchmarks" / "gpu.sh", "--fast"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 2
-    assert "got '--fast'" in result.stderr
-
-
-def test_the_steps_of_the_gpu_script_end_within_nine_minutes() -> None:
-    text = (ROOT / "benchmarks" / "gpu.sh").read_text(encoding="utf-8")
-    limits = [int(n) for n in re.findall(r"^step (\d+) ", text, re.MULTILINE)]
-    limits += [int(n) for n in re.findall(r"^timeout --kill-after=5 (\d+) ", text, re.MULTILINE)]
-    assert len(limits) == 5
-    assert sum(limits) + 5 * len(limits) <= 9 * 60 - 15
 
 
 def test_page_and_pictures_say_what_the_json_says() -> None:

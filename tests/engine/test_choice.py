@@ -1,7 +1,7 @@
 """The fused update against the reference: autograd on modules, on equal draws."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -32,10 +32,11 @@ from gtp_policy import (
     save_checkpoint,
 )
 from gtp_policy._engine import choice
-from gtp_policy._engine.by_hand import FusedUpdate
+from gtp_policy._engine.by_hand import ByHand
 from gtp_policy._engine.choice import explain as engine_of
 from gtp_policy._engine.cuda_graph import GraphedUpdate, Step
 from gtp_policy._engine.seeds import share_, together
+from gtp_policy._engine.support import against_recording
 from gtp_policy.algorithm import Draws, draw
 from gtp_policy.errors import DataError, ShapeError
 from gtp_policy.guidance import Guidance
@@ -284,13 +285,13 @@ def test_coarse_products_where_no_gradient_is_taken(samples: int) -> None:
 def test_an_update_takes_one_thread_unless_more_are_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seen, call = [], FusedUpdate.__call__
+    seen, call = [], ByHand.__call__
 
     def spy(*args: Any) -> Any:
         seen.append(torch.get_num_threads())
         return call(*args)
 
-    monkeypatch.setattr(FusedUpdate, "__call__", spy)
+    monkeypatch.setattr(ByHand, "__call__", spy)
     learner, before = make_learner(), torch.get_num_threads()
     try:
         torch.set_num_threads(3)
@@ -399,7 +400,7 @@ UNSUPPORTED: dict[str, tuple[Callable[[GTPLearner], Any], str]] = {
     "loss": (lambda x: setattr(x, "loss", OwnLoss()), "the loss is a OwnLoss"),
     "activation": (
         lambda x: x.actor.network.mlp.__setitem__(1, nn.Tanh()),
-        "actor has a network of its own",
+        "actor has a network of other layers",
     ),
     "dtype": (lambda x: x.critic.normalizer.float(), "critic has parameters of several dtypes"),
 }
@@ -424,7 +425,7 @@ def test_more_that_is_unsupported() -> None:
     layer_norm = make_config(critic=QEnsembleConfig(hidden=(8,), layer_norm=True))
     assert "critic has layer normalisation" in explain(make_learner(layer_norm))
     own = GTPLearner.build(OBS, ACT, make_config(), network=OwnNetwork())
-    assert "actor has a network of its own" in explain(own)
+    assert "actor has a custom network" in explain(own)
     encoded = GTPLearner.build(OBS, ACT, make_config(), encoder=OwnEncoder())
     assert "actor has an encoder" in explain(encoded)
     learner = make_learner()
@@ -524,7 +525,7 @@ def test_the_state_of_any_optimiser_serves_both_engines(kind: Any) -> None:
 def test_layers_that_are_tied_or_end_in_an_activation_are_left_to_the_reference() -> None:
     ended = make_learner()
     ended.actor.network.mlp.append(Mish())
-    assert "actor has a network of its own" in explain(ended)
+    assert "actor has a network of other layers" in explain(ended)
     assert "sample: reference" in explain_actor(ended)
     tied = make_learner(make_config(hidden=(16, 16, 16)))
     tied.actor.network.mlp[4].weight = tied.actor.network.mlp[2].weight
@@ -571,12 +572,16 @@ def test_an_update_looks_at_no_number(variant: str) -> None:
     learner = GTPLearner.build(OBS, ACT, config).to("meta")
     for name, optimizer in learner.optimizers.items():
         optimizer.param_groups[0]["params"] = list(getattr(learner, name).parameters())
-    parts, batch = learner._parts(), Transitions(*(x.to("meta") for x in make_batch()))
-    draws = draw(make_learner(config)._parts(), make_batch(), learner_streams(), 0.0)
+    batch = with_seeds(make_batch())
+    draws = draw([make_learner(config)], batch.action)
     times = type(draws.times)(*(t.to("meta") for t in draws.times))
     noises = [x if x is None else x.to("meta") for x in (draws.backup, draws.baseline)]
-    fused = FusedUpdate([parts], ROWS)
-    metrics = fused(batch, Draws(noises[0], noises[1], times, draws.z.to("meta")), parts.rates)
+    fused = ByHand([learner], ROWS)
+    metrics = fused(
+        batch.to("meta"),
+        Draws(noises[0], noises[1], times, draws.z.to("meta")),
+        learner.learning_rates,
+    )
     assert fused.recordable
     assert {x.device.type for x in metrics.values()} == {"meta"}
     with pytest.raises(RuntimeError, match="meta"):
@@ -585,19 +590,19 @@ def test_an_update_looks_at_no_number(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", ["linear Q", "a derivative"])
 def test_what_asks_autograd_is_not_recorded(variant: str) -> None:
-    parts = make_learner(make_config(**VARIANTS[variant]))._parts()
-    assert choice._unrecorded(parts) == "autograd has a part in it"
+    learner = make_learner(make_config(**VARIANTS[variant]))
+    assert against_recording([learner]) == "autograd has a part in it"
     weighted = make_learner()
     weighted.weighter = Flat()  # type: ignore[assignment]
-    assert choice._unrecorded(weighted._parts()) == "the weighter is a class of its own"
+    assert against_recording([weighted]) == "the weighter is a custom class"
     swap_optimizer(weighted := make_learner())
-    reason = choice._unrecorded(weighted._parts())
-    assert reason == "the optimiser of actor is not Adam as it comes"
-    assert choice._unrecorded(make_learner()._parts()) == "only CUDA records"
+    assert against_recording([weighted]) == "the optimiser of actor is not Adam as it comes"
+    assert against_recording([make_learner()]) == "only CUDA records"
 
 
-def learner_streams() -> Callable[[str], torch.Generator]:
-    return lambda name: torch.Generator().manual_seed(len(name))
+def with_seeds(batch: Transitions) -> Transitions:
+    """Gives a minibatch its leading axis of seeds."""
+    return Transitions(*(field.unsqueeze(0) for field in batch))
 
 
 # --- recorded updates: what is around the graph, which needs a GPU itself
@@ -630,11 +635,11 @@ class Replayed(GraphedUpdate):
 def test_a_recorded_update_reads_everything_from_fixed_places(variant: str) -> None:
     config = make_config(**VARIANTS[variant] | {"total_updates": 20_000})
     plain, recorded = make_learner(config), make_learner(config)
-    graphed = Replayed(FusedUpdate([recorded._parts()], ROWS))
+    graphed = Replayed(ByHand([recorded], ROWS))
     for step in range(7):
-        batch, parts = make_batch(step), recorded._parts()
-        draws = draw(parts, batch, recorded.stream, recorded.progress)
-        told = graphed(batch, draws, parts.rates)
+        batch = make_batch(step)
+        own = with_seeds(batch)
+        told = graphed(own, draw([recorded], own.action), recorded.learning_rates)
         recorded.updates += 1
         expected = plain.update(batch).to_floats()
         assert {k: float(v[0]) for k, v in told.items()} == pytest.approx(expected, rel=1e-5)
@@ -646,12 +651,13 @@ def test_a_recorded_update_follows_a_schedule_of_a_users_own() -> None:
         return torch.optim.Adam(module.parameters(), lr=1e-3, fused=True)
 
     plain, recorded = (make_learner(optimizer=factory) for _ in range(2))
-    graphed = Replayed(FusedUpdate([recorded._parts()], ROWS))
+    graphed = Replayed(ByHand([recorded], ROWS))
     for step in range(6):
         for learner in (plain, recorded):
             learner.optimizers["actor"].param_groups[0]["lr"] = 1e-3 / (step + 1)
-        batch, parts = make_batch(step), recorded._parts()
-        graphed(batch, draw(parts, batch, recorded.stream, recorded.progress), parts.rates)
+        batch = make_batch(step)
+        own = with_seeds(batch)
+        graphed(own, draw([recorded], own.action), recorded.learning_rates)
         recorded.updates += 1
         plain.update(batch)
     assert distance(recorded, plain) <= 1e-6
@@ -660,16 +666,39 @@ def test_a_recorded_update_follows_a_schedule_of_a_users_own() -> None:
 def test_what_was_recorded_is_forgotten_when_a_state_is_loaded() -> None:
     """Its moments may lie where other memory is now."""
     plain, recorded = make_learner(), make_learner()
-    graphed = Replayed(FusedUpdate([recorded._parts()], ROWS))
+    graphed = Replayed(ByHand([recorded], ROWS))
     for step in range(8):
         if step == 6:
             for learner in (plain, recorded):
                 learner.load_state_dict(copy.deepcopy(learner.state_dict()))
-        batch, parts, graph = make_batch(step), recorded._parts(), graphed._graph
-        graphed(batch, draw(parts, batch, recorded.stream, recorded.progress), parts.rates)
+        batch, graph = make_batch(step), graphed._graph
+        own = with_seeds(batch)
+        graphed(own, draw([recorded], own.action), recorded.learning_rates)
         recorded.updates += 1
         plain.update(batch)
         assert (graphed._graph is graph) == (step not in (3, 6))
+    assert distance(recorded, plain) <= 1e-6
+
+
+def test_a_recording_that_fails_is_said_once_and_changes_nothing() -> None:
+    class Refusing(Replayed):
+        def _record(self, steps: Sequence[Step]) -> Any:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    plain, recorded = make_learner(), make_learner()
+    graphed = Refusing(ByHand([recorded], ROWS))
+
+    def both(steps: Iterable[int]) -> None:
+        for step in steps:
+            own = with_seeds(make_batch(step))
+            graphed(own, draw([recorded], own.action), recorded.learning_rates)
+            recorded.updates += 1
+            plain.update(make_batch(step))
+
+    both(range(3))
+    with pytest.warns(RuntimeWarning, match="not recorded as a CUDA graph: operation"):
+        both([3])
+    both([4, 5])  # where a second warning would be an error
     assert distance(recorded, plain) <= 1e-6
 
 
@@ -679,7 +708,7 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     launches, run = [], Replayed.run
 
     def build(learners: Any, rows: int) -> Any:
-        return Replayed(FusedUpdate(learners, rows))
+        return Replayed(ByHand(learners, rows))
 
     def count(self: Replayed, steps: Any) -> Any:
         launches.append(len(steps))
@@ -762,7 +791,7 @@ class OwnSampling(OfflineDataset):
 
     def sample(self, batch_size: int, *, generator: torch.Generator) -> Transitions:
         del generator
-        return self._split(self._rows(torch.arange(batch_size)))
+        return Transitions(*(field[:batch_size] for field in self.transitions))
 
 
 def test_a_dataset_with_sampling_of_its_own_is_asked_for_every_minibatch(
@@ -972,6 +1001,6 @@ def test_sharing_memory_keeps_values_and_is_done_once() -> None:
 
 
 def test_the_engine_is_told_apart() -> None:
-    assert engine_of(make_learner()._parts()) == (
+    assert engine_of(make_learner()) == (
         "update: fused (gradients by hand, into buffers) on cpu, torch.float32"
     )

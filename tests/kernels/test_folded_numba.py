@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gtp_policy import FlowMapActor, FlowMapActorConfig, _folding
-from gtp_policy.kernels import folded_numba, using
+from gtp_policy.kernels import folded, folded_numba, using
 from gtp_policy.times import KarrasTimes, UniformTimes
 
 ROOT = Path(__file__).parents[2]
@@ -165,7 +165,7 @@ def test_other_dtypes_layouts_and_many_rows() -> None:
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was found out about numba is forgotten for one test."""
-    monkeypatch.setattr(_folding, "_compiled", functools.cache(_folding._compiled.__wrapped__))
+    monkeypatch.setattr(folded, "_compiled", functools.cache(folded._compiled.__wrapped__))
 
 
 @pytest.mark.usefixtures("fresh")

@@ -19,10 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gtp_policy import FlowMapActor, FlowMapActorConfig, _folding_cuda
+from gtp_policy import FlowMapActor, FlowMapActorConfig, _folding
+from gtp_policy._folding import fastest
 from gtp_policy.errors import DataError, ShapeError
 from gtp_policy.kernels import using
-from gtp_policy.kernels.folded import Folded, Sampler, TorchSampler
+from gtp_policy.kernels.folded import Folded, FoldedSampler, TorchSampler
 from gtp_policy.times import KarrasTimes, UniformTimes
 
 OBS, ACT = 3, 2
@@ -57,7 +58,7 @@ def build(request: pytest.FixtureRequest) -> Iterator[Any]:
         return
     with kernel(interpreted=True) as module:
 
-        def supported(folded: Folded, **choices: Any) -> Sampler:
+        def supported(folded: Folded, **choices: Any) -> FoldedSampler:
             assert module.unsupported(folded) is None
             return module.TritonSampler(folded, **choices)
 
@@ -77,11 +78,12 @@ def linears(actor: FlowMapActor) -> list[nn.Linear]:
 
 
 def folded_from(actor: FlowMapActor, tensors: dict[str, Any], steps: int | None = None) -> Folded:
-    return _folding_cuda.fold(
-        **tensors,
-        embedding=actor.network.embedding,
-        grid=actor.times.grid(steps or actor.config.steps, dtype=actor.normalizer.mean.dtype),
-        sigma_data=actor.sigma_data,
+    layers = zip(tensors["weights"], tensors["biases"], strict=True)
+    return _folding.fold(
+        actor,
+        steps or actor.config.steps,
+        [tensor for layer in layers for tensor in layer],
+        (tensors["mean"], tensors["scale"]),
     )
 
 
@@ -474,7 +476,7 @@ def test_an_old_device_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_on_the_cpu_torchs_operators_are_chosen() -> None:
-    sampler, why_not = _folding_cuda.fastest(fold(make()))
+    sampler, why_not = fastest(fold(make()))
     assert isinstance(sampler, TorchSampler)
     assert why_not == "the network is on the CPU"
 
@@ -483,19 +485,18 @@ def test_on_the_cpu_torchs_operators_are_chosen() -> None:
 def test_the_kernel_is_chosen_where_it_can_be() -> None:
     with kernel(interpreted=True) as module:
         elsewhere = fold(make().to("meta"))
-        assert isinstance(_folding_cuda.fastest(elsewhere)[0], module.TritonSampler)
-        sampler, why_not = _folding_cuda.fastest(elsewhere, "bf16")
+        assert isinstance(fastest(elsewhere)[0], module.TritonSampler)
+        sampler, why_not = fastest(elsewhere, "bf16")
         assert isinstance(sampler, TorchSampler)
         assert why_not == "Triton's interpreter multiplies no bfloat16"
 
 
-def test_a_plan_is_the_sampler_of_an_actors_parts() -> None:
+def test_what_was_folded_reads_the_parameters_where_they_are() -> None:
     actor = make()
-    grid = actor.times.grid(3)
-    plan = _folding_cuda.DevicePlan(actor.network, actor.normalizer, grid, actor.sigma_data)
+    sampler, why_not = fastest(_folding.fold(actor, 3))
+    assert why_not == "the network is on the CPU"
     obs, noise = inputs(actor, 5)
-    check(plan.run(obs, noise), reference(actor, obs, noise, steps=3))
-    assert plan.explain(5) == ("torch", "the network is on the CPU")
+    check(sampler.run(obs, noise), reference(actor, obs, noise, steps=3))
     with torch.no_grad():
         linears(actor)[0].weight.mul_(2)
-    check(plan.run(obs, noise), reference(actor, obs, noise, steps=3))
+    check(sampler.run(obs, noise), reference(actor, obs, noise, steps=3))

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional
 
-from gtp_policy import kernels
-from gtp_policy.kernels import mish, using
+from gtp_policy.kernels import mish as module
+from gtp_policy.kernels import using
+from gtp_policy.kernels.mish import mish
 
 BIG = (64, 80)  # enough elements for the formula
 EDGES = [0.0, -0.0, 1e-30, -1e-30, 19.999, 20.0, 20.001, 88.8, 1e4, 1e12, 3e38, -20.0, -87.0]
@@ -58,7 +59,7 @@ def test_values_are_exact_to_rounding(dtype: torch.dtype, rtol: float, grad: boo
 
 @given(st.lists(st.floats(-60, 60, width=32), min_size=1, max_size=20))
 def test_values_and_slopes_are_those_of_torch(values: list[float]) -> None:
-    x = torch.tensor(values).repeat(kernels.SMALLEST_MISH).requires_grad_()
+    x = torch.tensor(values).repeat(module.SMALLEST).requires_grad_()
     reference = x.detach().double().requires_grad_()
     y, expected = mish(x), functional.mish(reference)
     torch.testing.assert_close(y.double(), expected, rtol=3e-7, atol=1e-30)
@@ -91,7 +92,7 @@ def test_gradients_by_finite_differences() -> None:
 )  # torch's own
 @pytest.mark.global_rng
 def test_first_and_second_gradients_by_torchs_own_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "SMALLEST_MISH", 1)
+    monkeypatch.setattr(module, "SMALLEST", 1)
     spy = Spy(monkeypatch)
     x = torch.linspace(-6, 6, 12).double().requires_grad_()
     assert torch.autograd.gradcheck(mish, x, check_batched_grad=True)
@@ -107,7 +108,7 @@ def test_first_and_second_gradients_by_torchs_own_check(monkeypatch: pytest.Monk
     "ignore:.torch.jit.script. is deprecated:DeprecationWarning"
 )  # torch's own
 def test_function_transforms_take_torchs_operator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "SMALLEST_MISH", 1)
+    monkeypatch.setattr(module, "SMALLEST", 1)
     x = torch.linspace(-6, 6, 12).double().view(4, 3)
     torch.testing.assert_close(torch.func.vmap(mish)(x), functional.mish(x))
     for transform in (torch.func.hessian, torch.func.jacrev, torch.func.jacfwd):
@@ -154,8 +155,8 @@ def test_blocks_are_one(rows: int, block: int) -> None:
     x = torch.linspace(-9, 9, rows * 3).view(rows, 3)
     expected = functional.mish(x)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "SMALLEST_MISH", 1)
-        patch.setattr(kernels, "_BLOCK", block)
+        patch.setattr(module, "SMALLEST", 1)
+        patch.setattr(module, "_BLOCK", block)
         torch.testing.assert_close(mish(x), expected, rtol=5e-7, atol=0)
         again = x.clone().requires_grad_()
         y = mish(again)

@@ -32,6 +32,7 @@ from gtp_experiments import (
     flat_observations,
     load_data,
     make_env,
+    mean_interval,
     policy_of,
     rows,
     spread,
@@ -334,10 +335,30 @@ def test_the_interval_of_many_seeds_is_the_normal_one() -> None:
     np.testing.assert_allclose((low, high), (middle - half, middle + half), atol=0.05 * half)
 
 
+def test_the_interval_of_a_mean_counts_seeds_and_their_episodes() -> None:
+    rng = np.random.default_rng(0)
+    seeds, episodes = 100, 30
+    values = rng.normal(size=(seeds, 1)) + 3 * rng.normal(size=(seeds, episodes))
+    low, high = mean_interval(values)
+    # Resampling adds the spread of a seed's episodes to that of the seeds' means.
+    variance = (values.mean(1).var() + values.var(1).mean() / episodes) / seeds
+    half = 1.96 * np.sqrt(variance)
+    np.testing.assert_allclose(
+        (low, high), values.mean() + np.array([-half, half]), atol=0.05 * half
+    )
+    assert mean_interval(values) == (low, high)
+
+
 @pytest.mark.parametrize("values", [[], [float("nan")], [[1.0]]])
 def test_unusable_values(values: Any) -> None:
     with pytest.raises(DataError, match="`values` is unusable"):
         spread(values)
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [[]], [[float("inf")]]])
+def test_unusable_values_of_seeds_and_episodes(values: Any) -> None:
+    with pytest.raises(DataError, match="`values` is unusable"):
+        mean_interval(values)
 
 
 # --- tables

@@ -13,7 +13,6 @@ import psutil
 import pytest
 import torch
 
-import gtp_experiments.runner
 from gtp_experiments import (
     ExperimentError,
     RunConfig,
@@ -26,8 +25,7 @@ from gtp_experiments import (
 )
 from gtp_experiments.cli import main
 from gtp_experiments.records import Lines
-from gtp_policy import AdvantageWeighter, CheckpointFolder, GTPConfig, GTPLearner, load_checkpoint
-from gtp_policy.functional import advantage_weights
+from gtp_policy import CheckpointFolder, GTPConfig, GTPLearner, load_checkpoint
 
 Make = Callable[..., RunConfig]
 RECORDS = ("metrics.jsonl", "evaluations.jsonl")
@@ -96,9 +94,7 @@ def test_a_finished_run_is_not_repeated(
         run(config.replace(seed=1), tmp_path)
 
 
-@pytest.mark.parametrize(
-    "fields", [{}, {"advantage_noise": 1.0}, {"policy": GTPConfig(critic=None)}]
-)
+@pytest.mark.parametrize("fields", [{}, {"policy": GTPConfig(critic=None)}])
 @pytest.mark.filterwarnings("ignore:The curriculum is too fine")
 def test_a_resumed_run_is_the_uninterrupted_one(
     make_config: Make, tmp_path: Path, fields: dict[str, object]
@@ -205,37 +201,6 @@ def test_a_trained_policy_is_tried_again(make_config: Make, tmp_path: Path) -> N
     (folder / "elsewhere").rename(folder / "checkpoints")
     assert reevaluate(folder, config.evaluation.replace(steps=7, candidates=3)) == other
     assert len(read_results(tmp_path)) == 3
-
-
-def test_a_bias_moves_every_advantage_by_its_share_of_the_spread(
-    make_config: Make, generator: torch.Generator
-) -> None:
-    advantage = torch.randn(64, generator=generator)
-    learner = GTPLearner.build(2, 1, make_config().policy)
-    weighter = gtp_experiments.runner._DisturbedWeighter(learner, make_config(advantage_bias=0.5))
-    shifted = advantage + 0.5 * advantage.std(correction=0)
-    torch.testing.assert_close(weighter(advantage), advantage_weights(shifted, 1.0, 1e-6, 100.0))
-
-
-def test_noise_on_advantages_has_the_size_that_was_asked_for(make_config: Make) -> None:
-    class Seen(AdvantageWeighter):
-        def forward(self, advantage: torch.Tensor) -> torch.Tensor:
-            self.last = advantage
-            return advantage
-
-    class Spy(gtp_experiments.runner._DisturbedWeighter, Seen):
-        pass
-
-    learner = GTPLearner.build(2, 1, make_config().policy)
-    advantage = torch.arange(40_000.0) % 2  # population standard deviation 1/2
-    weighter = Spy(learner, make_config(advantage_noise=2.0))
-    noise = weighter(advantage) - advantage
-    # Mean and std of 40,000 N(0, 1) within 5 of their own standard errors.
-    assert abs(float(noise.mean())) < 5 / 200
-    assert abs(float(noise.std()) - 1.0) < 5 / (200 * 2**0.5)
-    torch.testing.assert_close(weighter(advantage) - advantage, noise)  # same update, same noise
-    learner.updates = 1
-    assert not torch.equal(weighter(advantage) - advantage, noise)
 
 
 @pytest.mark.slow

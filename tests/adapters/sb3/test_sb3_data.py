@@ -623,7 +623,7 @@ def test_vec_normalize_of_a_dict_and_of_images(make_model: Make, arrays: Arrays)
         policy_kwargs={"features_extractor_kwargs": {"cnn_output_dim": 8}},
     ).learn(1)
     np.testing.assert_allclose(env.obs_rms["speed"].mean, obs["speed"].mean(0), rtol=1e-4)
-    rows = model._prepared.rows(0, 60)  # type: ignore[union-attr]
+    rows = model._offline.shown.rows(0, 60)  # type: ignore[union-attr]
     torch.testing.assert_close(rows.obs[:, -2:].mean(0), torch.zeros(2), atol=1e-5, rtol=0)
     assert rows.obs[:, 0].max() > 200  # pixels as they are
     raw = rows_of(model)

@@ -29,4 +29,4 @@ def test_the_adapter_imports_neither_the_high_level_api_nor_other_hosts() -> Non
     )
     loaded = set(result.stdout.split())
     assert "tianshou.trainer" in loaded
-    assert not loaded & {"gtp_datasets", "minari", "stable_baselines3", "tianshou.highlevel"}
+    assert not loaded & {"gtp_sb3", "minari", "stable_baselines3", "tianshou.highlevel"}

@@ -1,0 +1,293 @@
+"""From gymnasium's spaces to the core's bounds and layouts, and whether data fits: for every host.
+
+gymnasium is imported on first use: bounds that come as numbers need none.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from gtp_policy import ActionScaler, ObservationLayout
+from gtp_policy.errors import DataError, UnsupportedSpaceError
+
+if TYPE_CHECKING:
+    from gymnasium.spaces import Box, Space
+
+Shape = tuple[int, ...]
+
+
+class Units(Protocol):
+    """What a dataset says of its units: any dataset, of the core or of a host."""
+
+    layout: ObservationLayout
+    action_scaler: ActionScaler
+    gamma: float
+
+
+def action_scaler(
+    low: npt.ArrayLike, high: npt.ArrayLike, shape: Shape, *, advice: str = ""
+) -> ActionScaler:
+    """Returns bounds of actions as vectors.
+
+    Args:
+        low: Lower bounds, of that shape or a scalar for all dimensions.
+        high: Upper bounds, likewise.
+        shape: Shape of one action; flattened in C order.
+        advice: What to do about bounds that do not fit, as the end of the message.
+
+    Returns:
+        The bounds.
+
+    Raises:
+        UnsupportedSpaceError: If the bounds have another shape, or are infinite or empty.
+
+    Example:
+        >>> from gtp_datasets.spaces import action_scaler
+        >>> action_scaler(-1.0, [1.0, 2.0], (2,))
+        ActionScaler(low=[-1.0, -1.0], high=[1.0, 2.0])
+    """
+    try:
+        vectors = [np.broadcast_to(bound, shape).reshape(-1) for bound in (low, high)]
+    except ValueError as error:
+        raise UnsupportedSpaceError(
+            f"Action bounds have the wrong shape: got low {np.shape(low)} and high "
+            f"{np.shape(high)}, expected scalars or arrays of shape {shape}. {advice}".rstrip()
+        ) from error
+    try:
+        return ActionScaler(*vectors)
+    except UnsupportedSpaceError as error:
+        raise UnsupportedSpaceError(f"{error} {advice}".rstrip()) from error
+
+
+def action_scaler_of(
+    space: "Space[Any]",
+    low: npt.ArrayLike | None = None,
+    high: npt.ArrayLike | None = None,
+    *,
+    advice: str = "",
+) -> ActionScaler:
+    """Returns the bounds of an action space as vectors; a Box of any rank, flattened in C order.
+
+    Args:
+        space: The action space.
+        low: Lower bounds instead of the space's, as for `action_scaler`.
+        high: Upper bounds instead of the space's.
+        advice: As for `action_scaler`.
+
+    Returns:
+        The bounds.
+
+    Raises:
+        UnsupportedSpaceError: If the space is no Box, or its bounds do not fit.
+
+    Example:
+        >>> from gymnasium.spaces import Box
+        >>> from gtp_datasets.spaces import action_scaler_of
+        >>> action_scaler_of(Box(-2.0, 2.0, (1, 2)))
+        ActionScaler(low=[-2.0, -2.0], high=[2.0, 2.0])
+    """
+    from gymnasium.spaces import Box
+
+    if not isinstance(space, Box):
+        raise UnsupportedSpaceError(
+            f"The action space does not fit: got {space}, expected a bounded Box. A flow map "
+            "generates continuous actions; for discrete ones take an algorithm made for them, or a "
+            "wrapper that offers a Box (one score per action and an argmax, say). "
+            f"{advice}".rstrip()
+        )
+    low, high = space.low if low is None else low, space.high if high is None else high
+    return action_scaler(low, high, space.shape, advice=advice)
+
+
+def box_of(scaler: ActionScaler) -> "Box":
+    """Returns bounds as a space of vectors, in float32 as environments have them.
+
+    Args:
+        scaler: The bounds.
+
+    Returns:
+        The space.
+
+    Example:
+        >>> from gtp_policy import ActionScaler
+        >>> from gtp_datasets.spaces import box_of
+        >>> box_of(ActionScaler([-2.0], [2.0]))
+        Box(-2.0, 2.0, (1,), float32)
+    """
+    from gymnasium.spaces import Box
+
+    return Box(scaler.low.astype(np.float32), scaler.high.astype(np.float32), dtype=np.float32)
+
+
+def shape_of_box(part: "Space[Any]") -> Shape | None:
+    """Returns the shape of a Box; None for any other space.
+
+    Args:
+        part: An observation space, or a part of one.
+
+    Returns:
+        The shape.
+
+    Example:
+        >>> from gymnasium.spaces import Box, Discrete
+        >>> from gtp_datasets.spaces import shape_of_box
+        >>> shape_of_box(Box(0, 1, (2, 3))), shape_of_box(Discrete(3))
+        ((2, 3), None)
+    """
+    from gymnasium.spaces import Box
+
+    return part.shape if isinstance(part, Box) else None
+
+
+def layout_of(
+    space: "Space[Any]",
+    keys: Sequence[str] | None = None,
+    *,
+    shape_of: Callable[["Space[Any]"], Shape | None] = shape_of_box,
+) -> ObservationLayout:
+    """Returns how observations of a space become vectors.
+
+    Args:
+        space: The observation space.
+        keys: Parts of a Dict in the order to join them; others are left out. Default: all, in the
+            order of `ObservationLayout.of_dict`.
+        shape_of: Shape of a part as a host passes it on; None for a part that it does not pass on.
+            Default: Boxes alone.
+
+    Returns:
+        The layout.
+
+    Raises:
+        UnsupportedSpaceError: If the space or a part of it has no shape, or a key no part.
+
+    Example:
+        >>> from gymnasium.spaces import Box, Dict
+        >>> from gtp_datasets.spaces import layout_of
+        >>> space = Dict({key: Box(0, 1, (2,)) for key in ("achieved_goal", "observation")})
+        >>> layout_of(space, ["observation", "achieved_goal"]).keys
+        ('observation', 'achieved_goal')
+    """
+    from gymnasium.spaces import Dict
+
+    if not isinstance(space, Dict):
+        shape = shape_of(space)
+        if shape is None or keys is not None:
+            and_keys = "" if keys is None else f" and the keys {list(keys)}"
+            raise UnsupportedSpaceError(
+                f"The observation space does not fit: got {space}{and_keys}, expected a Box "
+                "without keys or a Dict of Boxes. "
+                "gymnasium.wrappers.FlattenObservation makes vectors of others."
+            )
+        return ObservationLayout(shape)
+    shapes: dict[str, Shape] = {}
+    for key in space.spaces if keys is None else keys:
+        part = space.spaces.get(key)
+        shape = None if part is None else shape_of(part)
+        if shape is None:
+            raise UnsupportedSpaceError(
+                f"The observation's part {key!r} does not fit: got {part}, which is no Box, "
+                f"expected a Box; there are {sorted(space.spaces)}. Leave the part out by naming "
+                "the others, or flatten it in a wrapper."
+            )
+        shapes[key] = shape
+    return ObservationLayout.of_dict(shapes) if keys is None else ObservationLayout(shapes)
+
+
+def has_parts(
+    space: "Space[Any]",
+    layout: ObservationLayout,
+    *,
+    shape_of: Callable[["Space[Any]"], Shape | None] = shape_of_box,
+) -> bool:
+    """Returns whether a layout can flatten the observations of a space.
+
+    Args:
+        space: The observation space; parts that the layout leaves out do not matter.
+        layout: The layout.
+        shape_of: As for `layout_of`.
+
+    Returns:
+        The answer.
+
+    Example:
+        >>> from gymnasium.spaces import Box, Dict
+        >>> from gtp_policy import ObservationLayout
+        >>> from gtp_datasets.spaces import has_parts
+        >>> space = Dict(position=Box(0, 1, (2,)), speed=Box(0, 1, (3,)))
+        >>> [has_parts(space, ObservationLayout(shapes)) for shapes in ({"speed": (3,)}, (3,))]
+        [True, False]
+    """
+    from gymnasium.spaces import Dict
+
+    if isinstance(space, Dict) != bool(layout.keys):
+        return False
+    parts = space.spaces if isinstance(space, Dict) else {"": space}
+    return all(
+        key in parts and shape_of(parts[key]) == shape
+        for key, shape in zip(layout.keys or ("",), layout.shapes, strict=True)
+    )
+
+
+def same_vectors(first: ObservationLayout, second: ObservationLayout) -> bool:
+    """Returns whether two layouts make the same vectors of what belongs to them.
+
+    A plain array has the numbers of its vector in the same order, whatever its shape.
+
+    Args:
+        first: A layout.
+        second: Another one.
+
+    Returns:
+        The answer.
+
+    Example:
+        >>> from gtp_policy import ObservationLayout
+        >>> from gtp_datasets.spaces import same_vectors
+        >>> same_vectors(ObservationLayout((2, 3)), ObservationLayout((6,)))
+        True
+    """
+    if first.keys or second.keys:
+        return first == second
+    return first.obs_dim == second.obs_dim
+
+
+def check_dataset(
+    dataset: Units, layout: ObservationLayout, scaler: ActionScaler, gamma: float
+) -> None:
+    """Raises unless a dataset was made for the spaces and the discount factor of a policy.
+
+    Args:
+        dataset: The dataset.
+        layout: Layout of the policy's observations.
+        scaler: Bounds of its actions.
+        gamma: Discount factor of its training.
+
+    Raises:
+        DataError: If the observations, the units of the actions or the discount factor differ.
+
+    Example:
+        >>> from gtp_policy import ActionScaler, ObservationLayout, OfflineDataset
+        >>> from gtp_datasets.spaces import check_dataset
+        >>> dataset = OfflineDataset.from_arrays(
+        ...     obs=[[0.0]], action=[[0.0]], reward=[0.0], terminated=[1], truncated=[0],
+        ...     low=[-2.0], high=[2.0])
+        >>> check_dataset(dataset, ObservationLayout((1,)), ActionScaler([-2.0], [2.0]), 0.99)
+    """
+    if not same_vectors(dataset.layout, layout):
+        raise DataError(
+            f"The observations of the dataset do not fit: got {dataset.layout}, expected {layout}. "
+            "Choose keys and their order where you load it (obs_keys=)."
+        )
+    if not dataset.action_scaler.is_close(scaler):
+        raise DataError(
+            f"The actions of the dataset have other units in its `action_scaler`: got "
+            f"{dataset.action_scaler}, expected {scaler}, the bounds of the action space. Load it "
+            "with low= and high= of the space."
+        )
+    if dataset.gamma != gamma:
+        raise DataError(
+            f"`gamma` of the dataset is not the policy's `gamma`: got {dataset.gamma}, expected "
+            f"{gamma}. Make both with the same gamma."
+        )

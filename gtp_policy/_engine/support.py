@@ -1,0 +1,120 @@
+"""Why a fast way does not fit: the one list of reasons, for what an update is made of."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gtp_policy._engine.adam import is_plain_adam
+from gtp_policy._folding import DEVICES, network_reasons
+from gtp_policy.actor import FlowMapActor
+from gtp_policy.algorithm import Learner
+from gtp_policy.critic import QEnsemble, ValueNetwork
+from gtp_policy.guidance import AdvantageWeighter, LinearQGuidance
+from gtp_policy.loss import GTPLoss
+from gtp_policy.teachers import JvpTeacher
+
+_KINDS: dict[str, type[Any]] = {"actor": FlowMapActor, "critic": QEnsemble, "value": ValueNetwork}
+
+
+def against_by_hand(learners: Sequence[Learner]) -> str | None:
+    """Returns why gradients by hand cannot do what the reference would, or None."""
+    for learner in learners:
+        for reason in _reasons(learner):
+            return reason
+    if any(_choices(learner) != _choices(learners[0]) for learner in learners):
+        return "the learners differ in more than the seed"
+    if len(learners) > 1 and any(_custom_weighter(learner) for learner in learners):
+        return "the weighter is a custom class, which knows one learner at a time"
+    return None
+
+
+def against_recording(learners: Sequence[Learner]) -> str | None:
+    """Returns why an update by hand is not recorded, or None."""
+    first = learners[0]
+    if isinstance(first.guidance, LinearQGuidance) or isinstance(
+        first.loss.config.teacher, JvpTeacher
+    ):
+        return "autograd has a part in it"
+    for learner in learners:
+        if _custom_weighter(learner):
+            return "the weighter is a custom class"
+        for name, optimizer in learner.optimizers.items():
+            if not is_plain_adam(optimizer, list(getattr(learner, name).parameters())):
+                return f"the optimiser of {name} is not Adam as it comes"
+    return None if first.actor.device.type == "cuda" else "only CUDA records"
+
+
+def _choices(learner: Learner) -> tuple[Any, ...]:
+    """Returns what seeds that are updated as one must have in common."""
+    return (
+        learner.config.replace(seed=0),
+        learner.guidance,
+        learner.loss.config,
+        learner.weighter.config,
+        learner.actor.config,
+        [*learner.learning_rates],
+    )
+
+
+def _custom_weighter(learner: Learner) -> bool:
+    return type(learner.weighter) is not AdvantageWeighter
+
+
+def _reasons(learner: Learner) -> Iterator[str]:
+    device, dtype = learner.actor.device, learner.actor.dtype
+    if device.type not in DEVICES:
+        yield f"the device is {device}"
+    if dtype not in (torch.float32, torch.float64):
+        yield f"the dtype is {dtype}"
+    for name, module in _networks(learner):
+        if type(module) is not _KINDS[name]:
+            yield f"{name} is a {type(module).__name__}, a custom class"
+            return
+        for reason in network_reasons(module, flow_map=name == "actor"):
+            yield f"{name} {reason}"
+        if isinstance(module, QEnsemble) and module.config.layer_norm:
+            yield f"{name} has layer normalisation"
+        own = list(module.parameters())
+        if [id(p) for p in own] != [id(p) for p in _known(module)]:
+            yield f"{name} has further parameters, or shares some between layers"
+        if not all(p.is_contiguous() for p in own):
+            yield f"{name} has parameters that are not contiguous"
+        if any(_watched(p) for p in own):
+            yield f"{name} has hooks on its parameters"
+        tensors = [*own, *module.normalizer.buffers()]
+        if any(t.device != device or t.dtype != dtype for t in tensors):
+            yield f"{name} has another dtype or device than the actor"
+    if type(learner.loss) is not GTPLoss:
+        yield f"the loss is a {type(learner.loss).__name__}, a custom class"
+        return
+    if learner.loss.config.compare_at != "s":
+        yield f"the loss compares at {learner.loss.config.compare_at!r}"
+    for name, optimizer in learner.optimizers.items():
+        own = [p for p in getattr(learner, name).parameters() if p.requires_grad]
+        stepped = [p for group in optimizer.param_groups for p in group["params"]]
+        if len(own) != len(list(getattr(learner, name).parameters())):
+            yield f"parameters of {name} are frozen"
+        if {id(p) for p in own} != {id(p) for p in stepped}:
+            yield f"the optimiser of {name} does not step exactly its parameters"
+
+
+def _networks(learner: Learner) -> Iterator[tuple[str, Any]]:
+    """Yields every network with the name of its kind."""
+    for name in ("actor", "target_actor", "critic", "target_critic", "value"):
+        module = getattr(learner, name)
+        if module is not None:
+            yield name.removeprefix("target_"), module
+
+
+def _known(module: Any) -> list[nn.Parameter]:  # noqa: ANN401 - one of three kinds
+    """Returns the parameters that gradients by hand know of, in the order of the module's own."""
+    if isinstance(module, QEnsemble):
+        return [*module.weights, *module.biases]
+    layers: Any = module.network.mlp if isinstance(module, FlowMapActor) else module.network
+    return [p for layer in layers[::2] for p in (layer.weight, layer.bias)]
+
+
+def _watched(tensor: Tensor) -> bool:
+    return bool(tensor._backward_hooks or tensor._post_accumulate_grad_hooks)
