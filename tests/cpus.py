@@ -99,7 +99,7 @@ SETTINGS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
 class Result(NamedTuple):
     """What became of the tests under a setting: numbers, names of those that failed, seconds."""
 
-    tests: int
+    passed: int
     failed: tuple[str, ...]
     skipped: int
     seconds: float
@@ -121,7 +121,7 @@ def run(name: str, options: list[str]) -> Result:
     bad = [case for case in cases if {"failure", "error"} & {part.tag for part in case}]
     skipped = sum(case.find("skipped") is not None for case in cases)
     names = tuple(f"{case.get('classname')}::{case.get('name')}" for case in bad)
-    return Result(len(cases), names, skipped, seconds)
+    return Result(len(cases) - len(bad) - skipped, names, skipped, seconds)
 
 
 def main() -> int:
@@ -134,8 +134,7 @@ def main() -> int:
         print(f"\n== {name}", flush=True)
         results[name] = run(name, options)
     print(f"\n{'setting':26}{'passed':>8}{'failed':>8}{'skipped':>8}{'seconds':>9}")
-    for name, (tests, failed, skipped, seconds) in results.items():
-        passed = tests - len(failed) - skipped
+    for name, (passed, failed, skipped, seconds) in results.items():
         print(f"{name:26}{passed:>8}{len(failed):>8}{skipped:>8}{seconds:>9.0f}")
         print(*(f"    {test}" for test in failed), sep="\n", end="\n" if failed else "")
     return int(any(result.failed for result in results.values()))
