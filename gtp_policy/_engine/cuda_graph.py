@@ -34,7 +34,7 @@ class Step(NamedTuple):
 class GraphedUpdate:
     """Fused updates that record themselves after their first calls.
 
-    The first calls are updates like any other, on a stream of their own, as recording asks for.
+    The first calls are updates like any other, on a separate stream, as recording requires.
     """
 
     def __init__(self, fused: ByHand) -> None:

@@ -430,7 +430,7 @@ def test_more_that_is_unsupported() -> None:
     assert "actor has an encoder" in explain(encoded)
     learner = make_learner()
     with using("reference"):
-        assert 'kernels.using("reference") asks for it' in explain(learner)
+        assert 'kernels.using("reference") selects it' in explain(learner)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert "autocast is on" in explain(learner)
         learner.update(make_batch())
