@@ -56,7 +56,7 @@ class GraphedUpdate:
         return self.run([Step(batch, draws, rates)])
 
     def another(self) -> "GraphedUpdate":
-        """Returns a graph to be of the same update, for another number of steps."""
+        """Returns a new one for the same update and another number of steps."""
         return type(self)(self._fused)
 
     def run(self, steps: Sequence[Step]) -> dict[str, Tensor]:
