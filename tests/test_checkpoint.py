@@ -181,7 +181,7 @@ def test_modules_of_ones_own_must_be_brought_along(
     save_checkpoint(path, learner)
     fresh: dict[str, Any] = {name: cls() for name, cls in make.items()}
     assert same(load_checkpoint(path, **fresh).learner, learner)
-    with pytest.raises(StateMismatchError, match=f"with a `{next(iter(make))}` of its own"):
+    with pytest.raises(StateMismatchError, match=f"with a custom `{next(iter(make))}`"):
         load_checkpoint(path)
 
 

@@ -314,7 +314,7 @@ def test_the_reference_under_autocast_and_function_transforms() -> None:
     assert planned(actor)
     with using("reference"):
         assert not planned(actor)
-        assert actor.explain()[0].endswith('because kernels.using("reference") asks for it')
+        assert actor.explain()[0].endswith('because kernels.using("reference") selects it')
         exact = actor.sample(**given)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not planned(actor)
