@@ -116,7 +116,7 @@ TRIALS: dict[str, Trial] = {
         {"updates": 1000},
     ),
     "E2": Trial(
-        "8 threads act with generators of their own while a copy is trained: as one by one",
+        "8 threads act with separate generators while a copy is trained: as one by one",
         concurrent_acts,
         4_000,
         100_000,
