@@ -335,7 +335,7 @@ def test_pickled_objects_are_never_decoded(path: Path, field: str, kind: str) ->
     assert mark.exists()
 
 
-def test_a_file_cannot_ask_for_more_memory_than_it_fills(path: Path) -> None:
+def test_a_file_cannot_declare_more_memory_than_it_fills(path: Path) -> None:
     with h5py.File(path, "w") as file:
         for name, shape in {"observations": (10**11, 3), "actions": (10**11, 2)}.items():
             file.create_dataset(name, shape, "f4", chunks=(10**6, 1))

@@ -479,7 +479,7 @@ def test_pickled_objects_stay_bytes(make_minari: Make, minari_root: Path, field:
     assert mark.exists()
 
 
-def test_a_file_cannot_ask_for_more_memory_than_it_fills(
+def test_a_file_cannot_declare_more_memory_than_it_fills(
     make_minari: Make, minari_root: Path
 ) -> None:
     make_minari(episode())

@@ -117,7 +117,7 @@ def test_every_benchmark_runs(quick: dict[str, Any]) -> None:
     assert set(quick["growth"]["seeds"]) == {"1", "4"}
 
 
-def test_memory_is_that_of_training_in_a_process_of_its_own(quick: dict[str, Any]) -> None:
+def test_memory_is_that_of_training_in_a_separate_process(quick: dict[str, Any]) -> None:
     (case,) = quick["memory"]["cases"]
     taken = case["library"]
     assert [stage["after"] for stage in taken["stages"]][:2] == ["data", "learner"]
@@ -270,7 +270,7 @@ def test_a_contender_of_ones_own_is_timed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["mine", "mine=", "=a:b:c", "mine=a:b", "mine=a::c"])
-def test_a_contender_that_is_not_understood_is_told(text: str) -> None:
+def test_a_contender_that_is_not_understood_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match="expected NAME=PATH:MODULE:FUNCTION"):
         contenders.named_peer(text)
 
@@ -304,7 +304,7 @@ def test_a_hosts_loop_is_timed_from_update_to_update(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.global_rng
-def test_every_hosts_loop_asks_for_each_update_once() -> None:
+def test_every_hosts_loop_does_each_update_once() -> None:
     periods = host_speed.loops(TINY, 300)
     assert set(periods) == {"core", "gtp_tianshou", "gtp_sb3"}
     for name, period in periods.items():
@@ -351,7 +351,7 @@ def test_what_is_not_measured_is_said_to_be() -> None:
     assert "| GTP | 5 | 4.3 | 0.94 | not yet measured |" in page
 
 
-def test_targets_tell_what_is_reached() -> None:
+def test_targets_show_what_is_reached() -> None:
     records = {"imports": {"over_torch": {"import torch; import gtp_policy": {"median": 0.4}}}}
     text = "`import gtp_policy` over `import torch`, s"
     assert performance.reached(records)[text] == (0.4, True)
@@ -360,7 +360,7 @@ def test_targets_tell_what_is_reached() -> None:
     assert performance.reached(slower)[text] == (0.6, False)
 
 
-def test_hours_of_two_million_updates_stand_beside_the_papers() -> None:
+def test_hours_of_two_million_updates_stand_next_to_the_papers() -> None:
     ms = {"library": {"ms": {"median": 18.0}}}
     speed_record = {
         "conditions": {"processor": "A Processor"},
@@ -381,6 +381,6 @@ def test_lines_for_the_readme_are_those_of_the_records() -> None:
     assert f"`{records['speed']['command']}`" in text
 
 
-def test_a_section_without_a_place_is_told() -> None:
+def test_a_section_without_a_place_is_an_error() -> None:
     with pytest.raises(ValueError, match="no place for a section"):
         performance.render("nothing", {})
