@@ -106,7 +106,7 @@ class Result(NamedTuple):
 
 
 def run(name: str, options: list[str]) -> Result:
-    """Runs the numerical tests under a setting, in a process of its own."""
+    """Runs the numerical tests under a setting, in a separate process."""
     variables, own = SETTINGS[name]
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory, "report.xml")
@@ -125,7 +125,7 @@ def run(name: str, options: list[str]) -> Result:
 
 
 def main() -> int:
-    """Runs the settings that were asked for; returns 1 if any test failed under any of them."""
+    """Runs the selected settings; returns 1 if any test failed under any of them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     arguments, options = parser.parse_known_args()

@@ -50,7 +50,7 @@ def test_weights_tilt_the_mode_frequencies(dataset: OfflineDataset) -> None:
     policy = train_weighted(dataset, make_config(UPDATES, eta=1.0, hidden=HIDDEN, t_max=20.0))
     # A long time range, since a short one pulls unequal modes together (KarrasTimes). 2000 draws
     # resolve the frequencies to about one part in a hundred, as well as so short a training learns
-    # them; without weights the good mode would have 0.25 in place of 0.65.
+    # them; without weights the good mode would have 0.25 instead of 0.65.
     draws = 2000
     generator = torch.Generator().manual_seed(1)
     _, modes = mode_shares(policy.sample(torch.zeros(draws, 1), generator=generator))

@@ -148,7 +148,7 @@ def test_double_precision_comes_back(path: Path) -> None:
 
 
 class Backbone(nn.Module):
-    """A network of the user's own."""
+    """A custom network."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class Backbone(nn.Module):
 
 
 class Encoder(nn.Module):
-    """An encoder of the user's own."""
+    """A custom encoder."""
 
     features_dim = 4
 

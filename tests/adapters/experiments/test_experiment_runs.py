@@ -51,7 +51,7 @@ def assert_same_run(first: Path, second: Path) -> None:
 
 
 class After:
-    """Says stop at the n-th question, and counts."""
+    """Returns True at the n-th call, and counts."""
 
     def __init__(self, updates: int) -> None:
         self.left = updates
@@ -61,7 +61,7 @@ class After:
         return self.left <= 0
 
 
-def test_a_run_records_what_was_asked_for(make_config: Make, tmp_path: Path) -> None:
+def test_a_run_records_what_was_requested(make_config: Make, tmp_path: Path) -> None:
     config = make_config(updates=25, evaluation={"episodes": 3})
     result = run(config, tmp_path)
     folder = tmp_path / config.name
