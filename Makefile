@@ -9,13 +9,13 @@ BIN := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 LOWEST := .venv-lowest
 PEERS := outputs/peers
-# pip asks for no newer self, and explains nothing that a newcomer has to read.
+# Quiet: neither a newer pip nor a successful installation is worth a newcomer's reading.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # The stamp names the checkout it was written for. One that is missing (first call, interrupted
-# install), names another place (the folder was moved) or stands beside an interpreter that does not
-# start asks for a new environment; a changed pyproject.toml or constraints.txt only for an update.
+# install), names another place (the folder was moved) or belongs to an interpreter that does not
+# start needs a new environment; a changed pyproject.toml or constraints.txt only an update.
 VALID := $(shell [ "$$(cat $(STAMP) 2>/dev/null)" = "$(CURDIR)" ] && $(BIN)/python -c "" 2>/dev/null && echo yes)
 
 # One thread each: the tests run in two processes, and small tensors gain nothing from more.
@@ -50,7 +50,8 @@ test: lint  ## lint, types, then every test with coverage (but for test-packagin
 	$(PYTEST) -m "not packaging" --cov --cov-report=term
 
 test-quick: $(STAMP)  ## the fast tests of the core, in under a minute
-	$(PYTEST) -m "not (hosts or packaging or reliability or slow)" tests gtp_policy
+	$(PYTEST) -m "not slow and not packaging" gtp_policy tests --ignore=tests/adapters --ignore=tests/benchmarks \
+		--ignore=tests/examples --ignore=tests/reliability
 
 # Minutes, most of them pip's: the wheel's dependencies are installed once more.
 test-packaging: $(STAMP)  ## build the release, install it into a new environment, use it there
@@ -105,7 +106,7 @@ test-cpus: $(STAMP)  ## the numerical tests as other processors would compute (s
 bench-speed: $(STAMP)  ## time of updates and actions against a naive transcription and Tianshou, as JSON
 	$(BIN)/python -m benchmarks.speed
 
-# d3rlpy asks for an older gymnasium than the hosts need: it goes into a folder of its own, without
+# d3rlpy requires an older gymnasium than the hosts need: it goes into a separate folder, without
 # its dependencies, and is laid over .venv for this one command.
 bench-peers: $(PEERS)/.installed  ## the same with d3rlpy's algorithms as further contenders
 	PYTHONPATH=$(PEERS) $(BIN)/python -m benchmarks.speed

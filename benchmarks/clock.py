@@ -55,7 +55,7 @@ def measure(
 
     Args:
         contenders: What to call, by name.
-        rounds: How often everyone's turn comes.
+        rounds: How many turns each contender has.
         calls: Calls per turn.
         device: Where the contenders work.
         together: Whether a turn's calls are timed as one, which is how training works: on a GPU
@@ -112,7 +112,7 @@ def processor() -> str:
 
 
 def conditions(device: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON values
-    """Returns what a figure depends on besides the code that is timed."""
+    """Returns what a figure depends on in addition to the code that is timed."""
     result: dict[str, Any] = {
         "processor": processor(),
         "threads": torch.get_num_threads(),

@@ -1,4 +1,4 @@
-"""Who is timed: this package, the naive transcription, other libraries, and your own code.
+"""What is timed: this package, the naive transcription, other libraries, and your own code.
 
 A contender is a function ``make(data, batch_size, device)``. ``data`` has the arrays ``obs``,
 ``action`` (in [-1, 1]), ``reward``, ``next_obs``, ``terminated`` and ``truncated`` in time order.
@@ -137,7 +137,7 @@ def make_library(case: Case) -> MakePeer:
             return table.sample(batch_size, generator=learner.stream("batch"))
 
         def act(obs: np.ndarray) -> np.ndarray:
-            # From the CPU, where environments are: the library decides what a device is for.
+            # On the CPU, where environments are: the library decides whether to use the device.
             return learner.act(torch.from_numpy(obs), generator=g).numpy()
 
         return {"update": lambda: learner.update(sample()), "act": act, "sample": sample}

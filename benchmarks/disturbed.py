@@ -22,7 +22,7 @@ class DisturbedWeighter(AdvantageWeighter):
     """Weights of disturbed advantages; the noise is a function of the seed and the update.
 
     Args:
-        learner: Whose weighter it is to be.
+        learner: The learner that uses it.
         noise: Standard deviation of Gaussian noise, in units of the minibatch's advantages'.
         bias: What is added, in the same units.
     """
@@ -30,7 +30,7 @@ class DisturbedWeighter(AdvantageWeighter):
     def __init__(self, learner: GTPLearner, noise: float, bias: float) -> None:
         super().__init__(learner.weighter.config)
         self.noise, self.bias = noise, bias
-        # A bound method, not the learner: a module would take it for a part of itself.
+        # A bound method, since a module would register the learner itself as a submodule.
         self.stream = learner.stream
 
     def forward(self, advantage: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""Can an advantage tell which actions end in failure? AntMaze umaze, from the data alone.
+"""Can an advantage show which actions end in failure? AntMaze umaze, from the data alone.
 
     MINARI_DATASETS_PATH=... python -m benchmarks.failing [--updates 3000] [--output FILE]
 
-A classifier foretells whether an episode will arrive, once from the observation and once from
+A classifier predicts whether an episode will arrive, once from the observation and once from
 observation and action, for episodes that it has not seen. If the action adds nothing, no critic can
 prefer the actions that arrive. Left out is what follows once an ant stays where it will be at the
 end: there it is decided. Some three minutes on one core.
@@ -89,11 +89,11 @@ def section(record: dict[str, Any]) -> str:
             f"{100 * record['on_their_back']:.0f} % of these with the ant on its back, and "
             f"{100 * record['staying']:.0f} % of all transitions are of ants that have come to "
             "stay where they will be at the end: to clone them is to stay there too, and they all "
-            "weigh 1 at least. Before that a classifier foretells success in episodes that it has "
+            "weigh 1 at least. Before that a classifier predicts success in episodes that it has "
             "not seen. The probability that of two transitions it ranks the arriving one higher, "
             f"mean and range over {FOLDS} parts of the data:",
             table(["from", "mean", "range"], lines),
-            "What the state says the action does not add to: which action fails is chance, here, "
+            "The action adds nothing to what the state shows: here, which action fails is chance, "
             "and an advantage that prefers some of them prefers noise. What helps is to leave out "
             "the episodes that failed, as in the last rows of the study of umaze.",
             f"`{record['command']}`, data: {DATASET} (sha256 {record['data_sha256'][:12]}), "

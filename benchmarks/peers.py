@@ -155,7 +155,7 @@ def train(
 
     def act(obs: np.ndarray) -> np.ndarray:
         rows = (torch.from_numpy(obs) - mean.cpu()) / std.cpu()
-        action = np.clip(peer.predict(rows.numpy()), -1, 1)  # the mean: the peers' own habit
+        action = np.clip(peer.predict(rows.numpy()), -1, 1)  # the mean: the peers' default
         scaled: np.ndarray = dataset.action_scaler.to_box(action)
         return scaled
 

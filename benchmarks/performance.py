@@ -508,7 +508,7 @@ def _minutes(of: Records) -> float:
     return of["update_from_m1"]["wall"] * UPDATES / 6e4
 
 
-# What is aimed at: text, figure, bound, whether the figure must be at least (or at most) that.
+# Targets: text, figure, bound, whether the figure must be at least (or at most) that.
 TARGETS: tuple[tuple[str, Callable[[Records], float], float, str], ...] = (
     ("update over naive, M = 1", _ratio("update", "K = 5, M = 1"), 2.0, ">="),
     ("update over naive, M = 4", _ratio("update", "K = 5, M = 4"), 1.8, ">="),
@@ -607,7 +607,8 @@ def main() -> None:
     wanted = render(PAGE.read_text(encoding="utf-8"), records)
     drawings = {PAGE.parent / name: of for name, of in PICTURES.items() if of in records}
     if args.check:
-        stale = [path.name for path, of in drawings.items() if not pictures.says(path, records[of])]
+        old = (path for path, of in drawings.items() if not pictures.shows(path, records[of]))
+        stale = [path.name for path in old]
         stale += [PAGE.name] * (not is_current(PAGE, wanted))
         sys.exit(f"not what the JSON says: {', '.join(stale)}" if stale else 0)
     PAGE.write_text(wanted, encoding="utf-8")

@@ -40,12 +40,12 @@ LABELS = {
 
 
 def digest(record: dict[str, Any]) -> str:
-    """Returns what a picture carries to say which record it was drawn from."""
+    """Returns the digest by which a picture names the record it was drawn from."""
     text = json.dumps(record, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def says(path: Path, record: dict[str, Any]) -> bool:
+def shows(path: Path, record: dict[str, Any]) -> bool:
     """Returns whether a picture was drawn from a record."""
     return path.exists() and digest(record) in path.read_text(encoding="utf-8")
 

@@ -4,7 +4,7 @@
 
 No number on the page is typed: each comes from a result that names its config, its data's hash and
 its software. A row without results is "not yet run"; one whose results were made with another
-config than the study now asks for says so. With ``--check`` nothing is written, and the exit status
+config than the study now has says so. With ``--check`` nothing is written, and the exit status
 says whether the page is what the results say.
 """
 
@@ -29,7 +29,7 @@ Every figure below comes from a run of [the experiment runner](how-to/run-experi
 its command, its data and its seeds. `make results` runs what is missing and writes this page.
 
 - **Data**: {note}. Scores on them are not comparable
-  with those on D4RL's files; the paper's figures stand in a column of their own.
+  with those on D4RL's files; the paper's figures have a separate column.
 - **Score**: D4RL's normalisation, from 0 for a random to 100 for an expert policy; in AntMaze the
   share of successful episodes in %.
 - **Last and best**: *last* is the end of training, and what counts. *Best* is the highest of the
@@ -37,7 +37,7 @@ its command, its data and its seeds. `make results` runs what is missing and wri
 - **Spread**: mean ± standard deviation over seeds, each seed the mean of its episodes; IQM is the
   interquartile mean over seeds (fewer than four lose none), its interval a bootstrap over seeds.
 - **Actions** are sampled, K = 5, one candidate, unless a row says otherwise; the peers act with
-  their mean, as is their habit.
+  their mean, as they do by default.
 - **Peers** are those of d3rlpy with GTP's sizes (three layers of 256), minibatches, normalised
   observations, number of updates and evaluation.
 - **ms/update** is time on the clock while other runs kept the machine busy, so rows of equal work
@@ -117,7 +117,7 @@ def differences_of(study: Study, scores: dict[str, list[float]]) -> str:
 
 
 def steps_of(result: RunResult) -> tuple[str, int]:
-    """Returns whose weights were tried, and with which K."""
+    """Returns the method whose weights were evaluated, and K."""
     whose, steps = result.method.split(", K = ")
     return whose, int(steps.split(",")[0])
 

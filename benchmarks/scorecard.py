@@ -3,7 +3,7 @@
     python -m benchmarks.scorecard [--only A1 B1 ...] [--fresh]   run what the JSON does not hold
     python -m benchmarks.scorecard --pr                           run the counts per pull request
     python -m benchmarks.scorecard --page                         write docs/reliability.md
-    python -m benchmarks.scorecard --check                        tell whether that page is current
+    python -m benchmarks.scorecard --check                        see whether that page is current
 
 The JSON is written after each trial: a run that was interrupted goes on where it stopped, as long
 as the library's code and the versions are the same.
@@ -35,15 +35,15 @@ PROMISES = """\
 
 **A, interruptions.** A checkpoint is there as a whole or not at all, whatever ends the process
 that writes it, and whichever call to the operating system fails. A run that was killed, stopped or
-resumed at any update ends with the parameters, slow copies, optimiser moments and counter that the
-uninterrupted run ends with, bit for bit. *Not promised:* a disk that confirms what it has not
+resumed at any update ends with the parameters, target networks, optimiser moments and counter that
+the uninterrupted run ends with, bit for bit. *Not promised:* a disk that confirms what it has not
 written; two processes that write to one folder; the same bits with another version of a
 dependency, another processor, another device or another number of threads. There a checkpoint loads
 as well, and the run goes on with other rounding.
 
 **B, files from others.** Loading executes nothing, writes nothing, builds no environment and
 connects to nothing. A damaged file is an error that names it, never another policy. A file whose
-every hash is right, but which contradicts itself or asks for more memory than it fills, is an
+every hash is right, but which contradicts itself or declares more memory than it fills, is an
 error too. *Not promised:* who wrote a file: a hash is no signature; defects of the HDF5 library,
 which reads Minari's and D4RL's files; that a policy from a stranger is a good one. Known
 vulnerabilities of dependencies are not looked up here, as that needs the network: run `pip-audit`.
@@ -54,7 +54,7 @@ limit bootstraps, a termination does not. *Not promised:* that data which passes
 
 **E, repeatability.** On one machine, with one number of threads, seed, data and versions decide
 every bit of a run, whatever Python's hash seed is. Equal calls give equal actions to the last bit.
-Acting changes nothing, and may be done from many threads, each call with a generator of its own.
+Acting changes nothing, and may be done from many threads, each call with its own generator.
 *Not promised:* equal bits for an observation alone and in a batch, or in two rows of one, only
 equal up to rounding, which is about 1e-6; of two candidates whose values differ by no more than
 that, the same one; training one learner from several threads. `make test-cpus` runs the numerical

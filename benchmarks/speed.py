@@ -98,7 +98,7 @@ def our_own(case: Case, rows: int) -> dict[str, Peer]:
 
 
 def actors(case: Case) -> dict[str, Peer]:
-    """Returns those who act: as above, and the library without numba if there is numba."""
+    """Returns the contenders that act: as above, and without numba if there is numba."""
     own = our_own(case, 1000)
     if on_gpu(case.device) or not numba_is_used():
         return own
@@ -184,7 +184,7 @@ BETWEEN = "between operators"  # Python, autograd, dispatch
 def profile(update: Callable[[], Any], calls: int, device: str = "cpu") -> dict[str, Any]:
     """Returns milliseconds and operators (on a GPU: kernels) per update by group.
 
-    The profiler itself costs time per operator: the shares are its answer, not the sum.
+    The profiler itself costs time per operator: the shares are meaningful, the sum is not.
     """
     for _ in range(first_calls(device)):
         update()

@@ -49,7 +49,7 @@ SHORT = (
     "--set learner.guidance_start=5000"
 )
 GUIDED = f"{SHORT} --set weighter.eta=3"
-# A constant rate and fast copies of both networks: a higher mean than the cosine's, and wider.
+# A constant rate and fast targets of both networks: a higher mean than the cosine's, and wider.
 MEDIUM_GTP = (
     f"{MEDIUM} --preset gtp --reward antmaze --set loss.time_weight=edm "
     "--set learner.baseline.samples=1 --set learner.ema_rate=0.05 --set weighter.eta=3"

@@ -81,7 +81,7 @@ def train_clone(dataset: OfflineDataset, config: GTPConfig) -> GTPLearner:
 
 
 def train_weighted(dataset: OfflineDataset, config: GTPConfig) -> FlowMapActor:
-    """Trains with the weights of the true advantage, r - mean r, in a loop of its own."""
+    """Trains with the weights of the true advantage, r - mean r, in a separate loop."""
     learner = GTPLearner.from_dataset(dataset, config.replace(critic=None))
     actor, target, choices = learner.actor, learner.target_actor, config.learner
     loss_fn, weigh = GTPLoss(learner.loss.config), AdvantageWeighter(config.weighter)

@@ -1,4 +1,4 @@
-"""The GTP loss in a training loop of your own: your critic, your optimiser, three lines of ours.
+"""The GTP loss in a custom training loop: your critic, your optimiser, three lines of ours.
 
     python examples/custom_trainer.py [--smoke]
 
@@ -25,7 +25,7 @@ from gtp_policy.functional import ema_
 
 
 def critic_advantage(obs: Tensor, action: Tensor, reward: Tensor, updates: int) -> Tensor:
-    """Fits Q and V of your own to one-step rewards and returns Q - V of the data's actions."""
+    """Fits custom Q and V to one-step rewards and returns Q - V of the data's actions."""
     q = nn.Sequential(nn.Linear(2, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 1))
     v = nn.Sequential(nn.Linear(1, 64), nn.SiLU(), nn.Linear(64, 1))
     optimizer = torch.optim.Adam([*q.parameters(), *v.parameters()], lr=3e-3)

@@ -1,4 +1,4 @@
-"""Property tests of a flow map of your own, with the checks that our network has to pass too.
+"""Property tests of a custom flow map, with the checks that our network has to pass too.
 
 pytest examples/property_test.py
 python examples/property_test.py [--smoke]
@@ -40,7 +40,7 @@ class OneEulerStep(Steered):
     """Broken on purpose: follows the tangent at t, whatever s is."""
 
     def endpoint(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """Returns the denoised action in the place of the endpoint."""
+        """Returns the denoised action instead of the endpoint."""
         return super().endpoint(obs, x, t, t)
 
 
@@ -58,7 +58,7 @@ def test_flow_map(flow_map: FlowMap, check: Callable[[FlowMap], None]) -> None:
 
 @given(kit.generators(), kit.flow_times(batch=1))
 def test_noisy_data_become_less_noisy_data(generator: torch.Generator, times: Times) -> None:
-    """A property of your own: the flow takes the law at time t to the law at time s."""
+    """A custom property: the flow takes the law at time t to the law at time s."""
     mine, n = Steered(), 50_000
     obs, z = torch.randn(2, n, 2, generator=generator, dtype=torch.float64)
     t, s = times.t.expand(n), times.s.expand(n)

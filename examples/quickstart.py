@@ -122,7 +122,7 @@ def drive(
 
 
 def run_maze(dataset_id: str, eta: float, seed: int, updates: int, episodes: int, line: int) -> Run:
-    """Trains and evaluates one policy: a job for a process of its own."""
+    """Trains and evaluates one policy: a job for a separate process."""
     dataset = load_minari(dataset_id, gamma=GAMMA)
     name = GTP if eta else CLONING
     learner, ms = train(

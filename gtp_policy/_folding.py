@@ -117,7 +117,7 @@ class FoldedActor:
         if rows > _FEW_ROWS:
             return "torch", f"its matrix products are the faster ones beyond {_FEW_ROWS} rows"
         if engine() != "auto":
-            return "torch", f'kernels.using("{engine()}") asks for it'
+            return "torch", f'kernels.using("{engine()}") selects it'
         few, why_not = self._few
         return ("torch", why_not) if few is None else ("numba", "")
 

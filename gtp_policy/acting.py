@@ -94,17 +94,18 @@ def act(
     deterministic: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    r"""Acts with an actor and, where there is a choice, the critic's pessimistic opinion.
+    r"""Acts with an actor and, where there is a choice, the critic's pessimistic values.
 
     .. math:: a = \arg\max_{a_i} \min_j Q_j(o, a_i), \quad a_1, \ldots, a_n \sim \pi(\cdot \mid o)
 
-    `GTPLearner.act` is this function with the learner's slow copies and its default of candidates.
+    `GTPLearner.act` is this function with the learner's target networks and its default
+    number of candidates.
 
     Args:
         actor: The policy.
-        critic: Judge of several candidates; None is fine for one.
+        critic: Values several candidates; None is fine for one.
         obs: Observation, shape (B, O), of the actor's dtype, on its device or on the CPU. On the
-            CPU they get their actions there: few rows from a copy of the networks, which is sooner
+            CPU they get their actions there: few rows from a copy of the networks, which is faster
             than waiting for a GPU, more from the device (`CPUSnapshot`).
         steps: K; default the actor's.
         candidates: n, actions to draw per observation.
@@ -123,7 +124,7 @@ def act(
         ShapeError: If ``obs`` has the wrong shape.
         DataError: If ``obs`` is no tensor of the actor's dtype and device.
         ValueError: If ``candidates`` or ``steps`` is smaller than 1, or several candidates are
-            asked for without a critic.
+            requested without a critic.
 
     Example:
         >>> import torch
@@ -203,7 +204,7 @@ class CPUSnapshot:
 
         Args:
             actor: The policy, on any device.
-            critic: Judge of several candidates, on the same device; None is fine for one.
+            critic: Values several candidates, on the same device; None is fine for one.
             obs: Observation, shape (B, O), on the CPU.
             stamp: Anything that differs after writes which tensors do not count themselves, such as
                 those through ``.data``. Updates of a `GTPLearner` are counted.
@@ -352,5 +353,5 @@ def _fixed_noise(actor: FlowMapActor, candidates: int, steps: int | None) -> Ten
 @functools.lru_cache(maxsize=16)
 def _more_noise(rows: int, width: int, name: str) -> Tensor:
     """Returns the same numbers every time, shared by all callers."""
-    with torch.inference_mode(False):  # whoever asks first
+    with torch.inference_mode(False):  # for every caller, also one in inference mode
         return torch.randn((rows, width), generator=new_stream(0, name))

@@ -84,11 +84,11 @@ class FlowMapActor(nn.Module):
         obs_dim: O, number of observation dimensions.
         action_dim: A, number of action dimensions; actions live in [-1, 1].
         config: The choices.
-        network: Backbone F in place of the default MLP, called as
+        network: Backbone F instead of the default MLP, called as
             ``network(obs, x, t, s) -> (B, A)`` with normalised observations (B, O), noisy actions
             scaled to unit variance (B, A) and times (B,) in action units.
         encoder: Module from normalised observations (B, O) to features (B, F), with the width F as
-            its attribute ``features_dim``; the network then sees features in place of observations.
+            its attribute ``features_dim``; the network then sees features instead of observations.
             For images and the like. Default: none, F = O.
         seed: Seed of the initial parameters and of the fixed noise.
 
@@ -378,7 +378,7 @@ class FlowMapActor(nn.Module):
             yield f"is a {own.__name__}, which changes the flow map"
 
     def explain(self, rows: int | None = None, *, steps: int | None = None) -> list[str]:
-        """Tells what samples the actions, and why not what would be faster.
+        """Returns what samples the actions, and why not what would be faster.
 
         Args:
             rows: Number of observations; default 1.
@@ -406,7 +406,7 @@ ones beyond 24 rows']
         """Returns "numba", "triton", "torch" or "reference", and why not what would be faster."""
         sampler, why_not = self._foldings.find(self, steps, self._changes)
         if not why_not and engine() == "reference":
-            why_not = 'kernels.using("reference") asks for it'
+            why_not = 'kernels.using("reference") selects it'
         if not why_not and _autocast():
             why_not = "autocast is on"
         if not why_not and not plain(self.fixed_noise, DEVICES):
@@ -459,7 +459,7 @@ ones beyond 24 rows']
 torch.float32. Convert it with obs.to(torch.float32).
         """
         like = cast(Tensor, self._buffers["fixed_noise"])
-        # Told here where nothing is wrong, in half the time of two calls.
+        # The same checks in half the time; the two calls below only raise what they find.
         if not (
             isinstance(obs, Tensor)
             and obs.dtype == like.dtype

@@ -1,8 +1,8 @@
 r"""Algorithm 1 of the paper, once: the draws, and lines 4 to 9 over what networks can do.
 
 An update has two halves. `draw` draws everything random; `update` is a function of the minibatch
-and of these draws alone, so that ways to compute it can be compared with each other. It says in
-which order what is computed from what; how values, gradients and steps are computed is said by
+and of these draws alone, so that ways to compute it can be compared with each other. It fixes
+what is computed from what, and in which order; values, gradients and steps are computed by
 `Networks`, of which there are two kinds, in ``gtp_policy/_engine``: by autograd and by hand.
 
 Every tensor has a leading axis of seeds, S, which is 1 for one learner: one body serves one learner
@@ -118,7 +118,7 @@ class Draws(NamedTuple):
 
 
 def draw(learners: Sequence[Learner], action: Tensor) -> Draws:
-    """Draws from one stream per learner and purpose: none depends on how much another one took.
+    """Draws from one stream per learner and purpose: none depends on how much another one drew.
 
     Args:
         learners: Whose streams and choices.

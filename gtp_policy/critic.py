@@ -130,7 +130,7 @@ class QEnsemble(nn.Module):
                 break
             if self.config.layer_norm:
                 x = functional.layer_norm(x, x.shape[-1:]) * self.gains[i] + self.shifts[i]
-            x = mish(x, inplace=True)  # nobody else has it
+            x = mish(x, inplace=True)  # the product above, used nowhere else
         return x.squeeze(-1)
 
 

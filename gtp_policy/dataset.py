@@ -161,7 +161,7 @@ class OfflineDataset:
 
         Args:
             builder: A builder, not to be appended to any more: its memory is shared.
-            device: Where the table shall live.
+            device: Where the table should live.
             layout: How observations were flattened; default: they were vectors.
             source: Where the data comes from.
 
@@ -320,7 +320,7 @@ class OfflineDataset:
             transform: What to do to them.
 
         Returns:
-            A dataset with a table of its own that shares flags and description.
+            A dataset with a new table that shares flags and description.
 
         Raises:
             DataError: If the transform is to divide by a spread that is 0.
@@ -351,7 +351,7 @@ class OfflineDataset:
             share: Of the episodes, in (0, 1].
 
         Returns:
-            A dataset with a table and flags of its own.
+            A dataset with a new table and new flags.
 
         Raises:
             DataError: If ``share`` is out of range.

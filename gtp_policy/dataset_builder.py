@@ -189,7 +189,7 @@ class OfflineDatasetBuilder:
         ended = as_flags("terminated", terminated, size)
         cut = as_flags("truncated", truncated, size)
         rows = np.arange(size)
-        # A terminated row's next observation meets the discount 0: its own will do.
+        # A terminated row's next observation counts with a discount of 0: any will do, its own too.
         following = rows + ~ended
         if next_obs is None:
             keep = (following < size) & (ended | ~cut)

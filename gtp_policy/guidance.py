@@ -27,7 +27,7 @@ class AdvantageGuidance(Config):
 
 
 class LinearQGuidance(Config):
-    r"""Adds the critic's opinion of the actor's own actions to the loss, every weight being 1.
+    r"""Adds -Q of the actor's own actions to the loss, every weight being 1.
 
     .. math:: L + \lambda \frac{-E[\min_j Q_j(o, \pi_\theta(o))]}{E|\min_j Q_j(o, \pi_\theta(o))|}
 
@@ -67,7 +67,7 @@ class LinearQGuidance(Config):
 
         Args:
             actor: The policy, which gets the gradient.
-            critic: Judge of its actions, which gets none.
+            critic: Values its actions, and gets no gradient.
             obs: Observation, shape (B, O).
             noise: Standard normal, shape (B, ``actor.noise_dim(steps)``).
 
@@ -81,7 +81,7 @@ class LinearQGuidance(Config):
 
 
 class NoGuidance(Config):
-    """Lets every transition weigh 1; a critic, if there is one, judges candidates alone.
+    """Lets every transition weigh 1; a critic, if there is one, only values candidates.
 
     Example:
         >>> from gtp_policy import GTPLearnerConfig, NoGuidance

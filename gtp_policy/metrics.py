@@ -121,7 +121,7 @@ def per_learner(metrics: dict[str, Tensor], count: int) -> list[UpdateMetrics]:
 
 
 def spread_ratio(action: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    r"""Returns how widely a policy's actions are spread beside those of the data: collapse shows.
+    r"""Returns the spread of a policy's actions over the data's, which shows collapse.
 
     .. math:: \frac{E\|x - x'\|}{E\|a - x\|}, \quad x, x' \sim \pi(\cdot | o)
 

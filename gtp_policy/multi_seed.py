@@ -23,8 +23,8 @@ class MultiSeedLearner:
     same minibatches and draws give the same parameters, up to the order of floating-point sums.
     Their parameters lie side by side in memory, and products of matrices become products of batches
     of them. On a GPU, where an update waits for launches and not for arithmetic, sixteen seeds so
-    take little longer than one; on a CPU they take sixteen times as long, and processes of their
-    own are as good.
+    take little longer than one; on a CPU they take sixteen times as long, and separate
+    processes are as good.
 
     Args:
         learners: Learners of equal configs but for the seed, with equal numbers of updates done.
@@ -215,7 +215,7 @@ size.
     def _share(self) -> None:
         """Moves parameters and buffers of all learners side by side, unless they are there."""
         tensors = [[*learner.parameters(), *learner.buffers()] for learner in self.learners]
-        with torch.inference_mode(False):  # what is made within it could never be learned from
+        with torch.inference_mode(False):  # a parameter made in inference mode cannot be trained
             for same in zip(*tensors, strict=True):
                 share_(same)
 

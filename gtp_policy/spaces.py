@@ -43,7 +43,7 @@ class ActionScaler:
     """
 
     def __init__(self, low: npt.ArrayLike, high: npt.ArrayLike) -> None:
-        self.low = np.asarray(low, dtype=np.float64).copy()  # writable, as torch asks for
+        self.low = np.asarray(low, dtype=np.float64).copy()  # writable, as torch requires
         self.high = np.asarray(high, dtype=np.float64).copy()
         if self.low.ndim != 1 or self.low.shape != self.high.shape or self.low.size == 0:
             raise UnsupportedSpaceError(
@@ -113,7 +113,7 @@ class ActionScaler:
         return (action * (span / 2) + (low + high) / 2).clip(low, high)
 
     def is_close(self, other: "ActionScaler") -> bool:
-        """Tells whether two scalers have the same bounds, up to the rounding of float32.
+        """Returns whether two scalers have the same bounds, up to the rounding of float32.
 
         Files and spaces hold them in different types; ``==`` compares every bit.
 
@@ -148,7 +148,7 @@ class ActionScaler:
         return low.astype(action.dtype), high.astype(action.dtype), span.astype(action.dtype)
 
     def __eq__(self, other: object) -> bool:
-        """Tells whether two scalers map alike."""
+        """Returns whether two scalers map alike."""
         return (
             isinstance(other, ActionScaler)
             and np.array_equal(self.low, other.low)
@@ -209,7 +209,7 @@ class ObservationLayout:
 
     @classmethod
     def of_dict(cls, shapes: Mapping[str, tuple[int, ...]]) -> Self:
-        """Orders the parts of a Dict observation by the house's rule.
+        """Orders the parts of a Dict observation by one fixed rule.
 
         A goal observation in the order observation, achieved_goal, desired_goal; other keys in
         alphabetical order, as Dict spaces iterate.
@@ -311,7 +311,7 @@ class ObservationLayout:
         return dict(zip(self.keys, parts, strict=True)) if self.keys else parts[0]
 
     def __eq__(self, other: object) -> bool:
-        """Tells whether two layouts flatten alike."""
+        """Returns whether two layouts flatten alike."""
         return (
             isinstance(other, ObservationLayout)
             and self.keys == other.keys

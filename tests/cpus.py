@@ -99,14 +99,14 @@ SETTINGS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
 class Result(NamedTuple):
     """What became of the tests under a setting: numbers, names of those that failed, seconds."""
 
-    tests: int
+    passed: int
     failed: tuple[str, ...]
     skipped: int
     seconds: float
 
 
 def run(name: str, options: list[str]) -> Result:
-    """Runs the numerical tests under a setting, in a process of its own."""
+    """Runs the numerical tests under a setting, in a separate process."""
     variables, own = SETTINGS[name]
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory, "report.xml")
@@ -121,11 +121,11 @@ def run(name: str, options: list[str]) -> Result:
     bad = [case for case in cases if {"failure", "error"} & {part.tag for part in case}]
     skipped = sum(case.find("skipped") is not None for case in cases)
     names = tuple(f"{case.get('classname')}::{case.get('name')}" for case in bad)
-    return Result(len(cases), names, skipped, seconds)
+    return Result(len(cases) - len(bad) - skipped, names, skipped, seconds)
 
 
 def main() -> int:
-    """Runs the settings that were asked for; returns 1 if any test failed under any of them."""
+    """Runs the selected settings; returns 1 if any test failed under any of them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     arguments, options = parser.parse_known_args()
@@ -134,8 +134,7 @@ def main() -> int:
         print(f"\n== {name}", flush=True)
         results[name] = run(name, options)
     print(f"\n{'setting':26}{'passed':>8}{'failed':>8}{'skipped':>8}{'seconds':>9}")
-    for name, (tests, failed, skipped, seconds) in results.items():
-        passed = tests - len(failed) - skipped
+    for name, (passed, failed, skipped, seconds) in results.items():
         print(f"{name:26}{passed:>8}{len(failed):>8}{skipped:>8}{seconds:>9.0f}")
         print(*(f"    {test}" for test in failed), sep="\n", end="\n" if failed else "")
     return int(any(result.failed for result in results.values()))

@@ -125,7 +125,7 @@ def test_an_empty_container_is_still_the_users_network() -> None:
             return 2 * x
 
     network = Bag()
-    assert not network  # bool() of a container asks for its length
+    assert not network  # bool() of a container is that of its length
     assert FlowMapActor(OBS, ACT, network=network).network is network
 
 
@@ -194,7 +194,7 @@ def test_the_fixed_noise_is_part_of_the_policy() -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_zero_noise_is_no_deterministic_policy(steps: int) -> None:
-    """Exactly between two modes the exact flow stays between them: an action nobody ever took."""
+    """Exactly between two modes the exact flow stays there: an action that is not in the data."""
     oracle = MixtureFlowMap([-0.7, 0.7], 0.05)
     grid = oracle.times.grid(steps, dtype=torch.float64)
     noise = FlowMapActor(1, 1).fixed_noise.double()
@@ -314,7 +314,7 @@ def test_parameters_of_another_flow_map_are_refused(other: FlowMapActorConfig) -
     FlowMapActor(2, 1, other).load_state_dict(saved)  # where they belong, they load
 
 
-def test_the_default_network_tells_the_smallest_time_from_zero() -> None:
+def test_the_default_network_separates_the_smallest_time_from_zero() -> None:
     times = KarrasTimes(t_min=1e-5)
     actor = FlowMapActor(1, 1, FlowMapActorConfig(times=times))
     node = times.grid(20)[-2:-1]

@@ -31,6 +31,7 @@ def printed(advantage: list[float], eta: float, eps: float = 1e-6) -> np.ndarray
         return np.exp(eta * np.maximum(a, 0) / (a.std() + eps))
 
 
+@pytest.mark.slow
 @settings(max_examples=10_000)
 @given(advantages(), ETAS, CAPS)
 def test_weights_are_finite_in_range_and_monotone(

@@ -31,6 +31,8 @@ def clone(dataset: OfflineDataset) -> GTPLearner:
     return train_clone(dataset, make_config(UPDATES, hidden=HIDDEN))
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("bandit")  # all share one policy, which takes the time
 @pytest.mark.parametrize(("steps", "floor"), [(1, 0.25), (2, 0.7), (5, 0.75)])
 def test_cloning_finds_the_modes(clone: GTPLearner, steps: int, floor: float) -> None:
     action = clone.act(torch.zeros(SAMPLES, 1), steps=steps, generator=clone.stream("test"))
@@ -43,11 +45,12 @@ def test_a_gaussian_cannot(dataset: OfflineDataset) -> None:
     assert mode_shares(gaussian_clone(dataset, SAMPLES))[0] < 0.1
 
 
+@pytest.mark.slow
 def test_weights_tilt_the_mode_frequencies(dataset: OfflineDataset) -> None:
     policy = train_weighted(dataset, make_config(UPDATES, eta=1.0, hidden=HIDDEN, t_max=20.0))
     # A long time range, since a short one pulls unequal modes together (KarrasTimes). 2000 draws
     # resolve the frequencies to about one part in a hundred, as well as so short a training learns
-    # them; without weights the good mode would have 0.25 in place of 0.65.
+    # them; without weights the good mode would have 0.25 instead of 0.65.
     draws = 2000
     generator = torch.Generator().manual_seed(1)
     _, modes = mode_shares(policy.sample(torch.zeros(draws, 1), generator=generator))

@@ -148,7 +148,7 @@ def test_double_precision_comes_back(path: Path) -> None:
 
 
 class Backbone(nn.Module):
-    """A network of the user's own."""
+    """A custom network."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class Backbone(nn.Module):
 
 
 class Encoder(nn.Module):
-    """An encoder of the user's own."""
+    """A custom encoder."""
 
     features_dim = 4
 
@@ -181,7 +181,7 @@ def test_modules_of_ones_own_must_be_brought_along(
     save_checkpoint(path, learner)
     fresh: dict[str, Any] = {name: cls() for name, cls in make.items()}
     assert same(load_checkpoint(path, **fresh).learner, learner)
-    with pytest.raises(StateMismatchError, match=f"with a `{next(iter(make))}` of its own"):
+    with pytest.raises(StateMismatchError, match=f"with a custom `{next(iter(make))}`"):
         load_checkpoint(path)
 
 

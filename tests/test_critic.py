@@ -45,7 +45,7 @@ def alone(critic: QEnsemble, member: int, obs: Tensor, action: Tensor) -> Tensor
 
 @pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize("members", [1, 3])
-def test_every_member_is_a_network_of_its_own(
+def test_every_member_is_a_separate_network(
     layer_norm: bool, members: int, generator: torch.Generator
 ) -> None:
     critic = ensemble(layer_norm=layer_norm, members=members).double()

@@ -153,7 +153,7 @@ def test_unknown_options_are_refused() -> None:
 
 
 @pytest.mark.parametrize("empty", [np.zeros((0, OBS)), []])
-def test_no_transition_is_an_error_of_its_own(empty: npt.ArrayLike) -> None:
+def test_no_transition_is_a_separate_error(empty: npt.ArrayLike) -> None:
     with pytest.raises(EmptyDatasetError, match="got 0 transitions from nowhere"):
         build(obs=empty, source="nowhere")
 

@@ -210,6 +210,7 @@ def pages_with_code() -> Iterator[Any]:
             yield pytest.param(page, id=str(page.relative_to(ROOT)), marks=marks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", list(pages_with_code()))
 def test_python_code_of_a_page_runs_in_order(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -230,6 +231,7 @@ def test_changelog_starts_with_unreleased() -> None:
     assert headings[0] == "[Unreleased]"
 
 
+@pytest.mark.slow
 def test_documentation_builds_without_a_warning(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "dummy"]
     result = subprocess.run(

@@ -16,6 +16,7 @@ SHORT = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHORT)
 def test_example_runs_as_a_user_would_run_it(name: str, tmp_path: Path) -> None:
     script = ROOT / "examples" / f"{name}.py"

@@ -6,7 +6,7 @@ the best predictor of the target's arrival from x_t is E[c(u, s) x_u | x_t], so 
     c(t_k, t_m) = prod_{j=m+1..k} a_j,    a_j = (sigma^2 + t_{j-1} t_j) / (sigma^2 + t_j^2)
 
 A backbone with one free number per pair of grid times can represent it exactly. The numbers are
-averaged over the second half of training, which makes them as good as least squares over all
+the means over the second half of training, which makes them as good as least squares over all
 n(k, m) samples of that half. The error of c(t_k, t_m) then comes from its own regression and,
 through the target, from the one below:
 
@@ -18,6 +18,7 @@ import copy
 import math
 from statistics import NormalDist
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -44,7 +45,7 @@ class Table(nn.Module):
 
 
 def train(max_gap: int) -> FlowMapActor:
-    """Trains on fresh draws and returns the actor with parameters averaged over the last half."""
+    """Trains on fresh draws; returns the actor with its mean parameters over the last half."""
     config = FlowMapActorConfig(sigma_data=0.3, times=TIMES)
     actor = FlowMapActor(1, 1, config, network=Table()).double()
     target = copy.deepcopy(actor).requires_grad_(False)
@@ -99,6 +100,7 @@ PAIRS = [(k, m) for k in range(1, INTERVALS + 1) for m in range(k)]
 BOUND = NormalDist().inv_cdf(1 - FALSE_ALARM / (2 * len(PAIRS)))  # 5.4 standard errors
 
 
+@pytest.mark.slow
 def test_the_neighbour_rule_meets_the_discretised_fixed_point() -> None:
     scores = z_scores(train(max_gap=1))
     assert sorted(scores) == PAIRS
@@ -108,6 +110,7 @@ def test_the_neighbour_rule_meets_the_discretised_fixed_point() -> None:
     assert max(error / c for c, error in expected().values()) < 3e-3
 
 
+@pytest.mark.slow
 def test_with_u_anywhere_between_t_and_s_the_same_test_fails() -> None:
     scores = z_scores(train(max_gap=INTERVALS))
     # Where only the neighbour lies between t and s, nothing changes ...

@@ -44,7 +44,7 @@ def check_equal(actor: FlowMapActor, rows: int = 5, atol: float = 2e-6, **choice
     given = inputs(actor, rows)
     with using("reference"):
         expected = actor.sample(**given, **choices)
-    # Few rows go through numba where it is installed, and through torch where that is asked for.
+    # Few rows go through numba where it is installed, and through torch where that is selected.
     for engine in ENGINES:
         with using(engine):
             got = actor.sample(**given, **choices)
@@ -117,7 +117,7 @@ def scale(actor: FlowMapActor) -> None:
 
 def write_past_autograd(actor: FlowMapActor) -> None:
     for parameter in actor.parameters():
-        parameter.data.mul_(2)  # tells nobody: the version of the tensor stays as it was
+        parameter.data.mul_(2)  # leaves the version of the tensor as it was
 
 
 def write_through_numpy(actor: FlowMapActor) -> None:
@@ -314,7 +314,7 @@ def test_the_reference_under_autocast_and_function_transforms() -> None:
     assert planned(actor)
     with using("reference"):
         assert not planned(actor)
-        assert actor.explain()[0].endswith('because kernels.using("reference") asks for it')
+        assert actor.explain()[0].endswith('because kernels.using("reference") selects it')
         exact = actor.sample(**given)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not planned(actor)

@@ -70,10 +70,10 @@ def test_recorded_updates_are_those_of_the_reference(critic: bool) -> None:
     assert "recorded as a CUDA graph" in explain(recorded)
     for step in range(UPDATES):
         batch = make_batch(step)
-        told = recorded.update(batch).to_floats()
+        reported = recorded.update(batch).to_floats()
         with using("reference"):
             expected = reference.update(batch).to_floats()
-        assert told == pytest.approx(expected, rel=2e-2, abs=1e-3)
+        assert reported == pytest.approx(expected, rel=2e-2, abs=1e-3)
         if step == 1:
             assert distance(recorded, reference) < 2e-4
     assert distance(recorded, reference) < 5e-3

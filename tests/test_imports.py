@@ -36,10 +36,10 @@ LAYERS: list[set[str]] = [
 # Folders that stand in one row as a whole; inside, `test_no_circles` holds.
 PACKAGES = {"kernels", "_engine", "checkpoint"}
 CORE_LIBRARIES = {"numpy", "pydantic", "safetensors", "torch"}
-# What a file of kernels may import besides: each is imported when first used, never required.
+# What else a file of kernels may import: each is imported when first used, never required.
 KERNEL_LIBRARIES = {"numba", "triton"}
 
-# Modules whose own names are public besides those of `gtp_policy.__all__`.
+# Modules whose names are public in addition to those of `gtp_policy.__all__`.
 PUBLIC_MODULES = (
     "gtp_policy.acting",
     "gtp_policy.critic",
@@ -58,7 +58,7 @@ PUBLIC_MODULES = (
     "gtp_policy.times",
 )
 
-# Folders outside the layers: what each may import besides the standard library and the core's
+# Folders outside the layers: what each may import, with the standard library and the core's
 # public names. An adapter has exactly one host; gtp_datasets has one per file format.
 OUTER: dict[str, set[str]] = {
     "gtp_policy/testing": CORE_LIBRARIES | {"hypothesis", "pytest"},

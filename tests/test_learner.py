@@ -169,6 +169,7 @@ class PointMassBackbone(nn.Module):
         return (self.action - skip * x / inner) / out + 0 * self.idle
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["terminated", "truncated"])
 def test_termination_stops_bootstrapping_and_truncation_does_not(ending: str) -> None:
     # Three states in a ring, each with one action: 0 -> 1 -> 2 -> 0, cut or ended after state 2.
@@ -359,18 +360,18 @@ def test_learning_rates_fall_along_a_half_cosine(dataset: OfflineDataset) -> Non
     assert rates("cosine")[6:] == pytest.approx([0.0, 0.0], abs=1e-12)
 
 
-def test_gradients_are_clipped_and_their_norm_is_told_before(batch: Transitions) -> None:
+def test_gradients_are_clipped_and_their_norm_is_reported_before(batch: Transitions) -> None:
     free, clipped = make_learner(), make_learner(max_grad_norm=1e-3)
-    told = [learner.update(batch).to_floats() for learner in (free, clipped)]
+    reported = [learner.update(batch).to_floats() for learner in (free, clipped)]
     for name in ("actor", "critic"):
         norms = [
             math.sqrt(sum(float(p.grad.square().sum()) for p in module.parameters()))
             for module in (getattr(free, name), getattr(clipped, name))
         ]
-        assert told[0][f"{name}_grad_norm"] == pytest.approx(norms[0], rel=1e-5)
+        assert reported[0][f"{name}_grad_norm"] == pytest.approx(norms[0], rel=1e-5)
         assert norms[0] > 1e-2
         assert norms[1] == pytest.approx(1e-3, rel=1e-2)
-    assert told[1]["critic_grad_norm"] == told[0]["critic_grad_norm"]
+    assert reported[1]["critic_grad_norm"] == reported[0]["critic_grad_norm"]
 
 
 # --- the targets
@@ -409,7 +410,7 @@ def test_targets_get_no_gradient_and_stay_in_evaluation_mode(batch: Transitions)
 
 
 class Normed(nn.Module):
-    """A backbone with running statistics of its own."""
+    """A backbone with its own running statistics."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -432,7 +433,7 @@ def test_running_statistics_of_a_users_network_reach_the_target(batch: Transitio
 # --- acting
 
 
-def test_acting_uses_the_slow_copy(dataset: OfflineDataset) -> None:
+def test_acting_uses_the_target_network(dataset: OfflineDataset) -> None:
     learner = make_learner(ema_rate=0.01, total_updates=1000)
     train(learner, dataset, 3)
     obs, noise = torch.ones(4, OBS), learner.actor.fixed_noise.expand(4, -1)
@@ -449,7 +450,7 @@ def test_acting_uses_the_slow_copy(dataset: OfflineDataset) -> None:
 def test_a_learner_made_of_parts_goes_on_like_the_one_they_came_from(
     dataset: OfflineDataset,
 ) -> None:
-    """Hosts take a dataset's actor and critic and make a learner of their own."""
+    """Hosts take a dataset's actor and critic and make their own learner."""
     config = GTPConfig(
         actor=FlowMapActorConfig(hidden=(16,), time_dim=4),
         critic=QEnsembleConfig(hidden=(16,)),
@@ -569,7 +570,7 @@ def test_a_wrong_batch_changes_nothing(
     assert learner.updates == 0
 
 
-def test_nan_is_told_before_it_reaches_the_actor(batch: Transitions) -> None:
+def test_nan_is_reported_before_it_reaches_the_actor(batch: Transitions) -> None:
     learner = make_learner()
     before = copy.deepcopy(learner.actor.state_dict())
     with pytest.raises(NonFiniteError, match="`advantage` is not finite"):
@@ -709,7 +710,7 @@ def test_a_curriculum_too_fine_for_the_run_is_capped_with_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert GTPLearner.build(OBS, ACT, config).loss.config == config.loss
-        # Nobody asked for the default's fineness: it is capped without a word.
+        # The default's fineness was not chosen by the user: it is capped without a warning.
         default = config.replace(loss=GTPLossConfig())
         assert GTPLearner.build(OBS, ACT, default).loss.config.curriculum.end == 20
 

@@ -38,7 +38,7 @@ PAPER = KarrasTimes(t_min=0.002, t_max=80.0)
 
 
 class Spy:
-    """A flow map that predicts a constant and remembers where it was asked."""
+    """A flow map that predicts a constant and remembers where it was evaluated."""
 
     def __init__(self, value: float, times: TimeSchedule) -> None:
         self.value, self.times = value, times
@@ -150,16 +150,16 @@ def test_no_flow_map_is_started_at_time_zero() -> None:
             assert ((s >= 0) & (s <= t)).all()
 
 
-def test_where_actor_and_target_are_asked() -> None:
+def test_where_actor_and_target_are_evaluated() -> None:
     actor, target = Spy(0.0, UniformTimes()), Spy(0.0, UniformTimes())
     obs, action = data()
     z = torch.randn(BATCH, ACT, generator=seeded())
     t, u, s = draw_times(UniformTimes(), 4, BATCH, generator=seeded())
     gtp_residuals(actor, target, obs, action, Times(t, u, s), z)
-    asked = [torch.cat(parts) for parts in zip(*actor.calls, strict=True)]
+    evaluated = [torch.cat(parts) for parts in zip(*actor.calls, strict=True)]
     x_t = action + t.unsqueeze(-1) * z
     expected = [torch.cat([obs, obs]), torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([s, t])]
-    for got, want in zip(asked, expected, strict=True):
+    for got, want in zip(evaluated, expected, strict=True):
         torch.testing.assert_close(got, want)
     ((got_obs, got_x, got_u, got_s),) = target.calls
     torch.testing.assert_close(got_x, action + u.unsqueeze(-1) * z)  # the same noise
@@ -173,7 +173,7 @@ def test_where_actor_and_target_are_asked() -> None:
 
 def test_the_gradient_reaches_the_actor_alone() -> None:
     actor = FlowMapActor(OBS, ACT, FlowMapActorConfig(hidden=(8,), time_dim=4))
-    target = copy.deepcopy(actor)  # its parameters ask for gradients, and get none
+    target = copy.deepcopy(actor)  # its parameters require gradients, and get none
     weight = torch.ones(BATCH, requires_grad=True)
     terms = GTPLoss()(actor, target, *data(), weight, generator=seeded())
     terms.loss.backward()
@@ -321,7 +321,7 @@ def test_law_and_gap_reach_the_draw() -> None:
     wide(spy, target, obs, action, generator=seeded())
     grid = PAPER.grid(64)
     t, u = spy.calls[1][2][:512], target.calls[1][2]
-    moved = u != t  # where u = 0 the target is asked at t, without a share
+    moved = u != t  # where u = 0 the target is evaluated at t, without a share
     gaps = torch.searchsorted(grid.flip(0), t) - torch.searchsorted(grid.flip(0), u)
     assert set(gaps[moved].tolist()) == {1, 2, 3, 4, 5}
 

@@ -1,4 +1,4 @@
-"""What metrics say when training goes wrong."""
+"""What metrics report when training goes wrong."""
 
 import math
 import warnings

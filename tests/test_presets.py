@@ -77,7 +77,7 @@ def test_shortcut_samples_along_pairs_that_it_trains() -> None:
     torch.testing.assert_close(training[:: 128 // config.actor.steps], sampling)
 
 
-def test_an_unknown_name_is_told_which_there_are() -> None:
+def test_an_unknown_name_is_answered_by_those_there_are() -> None:
     with pytest.raises(UnknownPresetError, match=r"got 'hopper', expected one of gtp, gtp_bc"):
         presets.get("hopper")
     with pytest.raises(UnknownPresetError, match=r"For a task, call presets\.task\."):

@@ -4,7 +4,7 @@ import json
 
 from benchmarks import failing, performance, signatures, teachers
 from benchmarks.pages import RESULTS
-from benchmarks.pictures import says
+from benchmarks.pictures import shows
 from benchmarks.tables import README, render
 
 
@@ -48,7 +48,7 @@ def test_the_action_does_not_say_what_fails() -> None:
     record = json.loads(failing.OUTPUT.read_text(encoding="utf-8"))
     from_state, with_action = record["separation"].values()
     assert len(from_state) == len(with_action) == failing.FOLDS
-    assert min(from_state) > 0.7  # there is something to foretell
+    assert min(from_state) > 0.7  # there is something to predict
     gains = [b - a for a, b in zip(from_state, with_action, strict=True)]
     assert abs(sum(gains) / len(gains)) < 0.01 < min(from_state) - 0.5
 
@@ -59,7 +59,7 @@ def test_teachers_do_what_the_page_says_of_them() -> None:
     for run in record["runs"]:
         of.setdefault((run["preset"], run["loss"]), []).append(run["within_3_std"])
     plain, edm, both = teachers.LOSSES
-    assert max(max(run.values()) for run in of["mean_flow", teachers.SLOW_COPY]) < 0.1
+    assert max(max(run.values()) for run in of["mean_flow", teachers.TARGET_AS_TEACHER]) < 0.1
     assert max(run["4"] for run in of["mean_flow", plain]) < 0.3
     assert min(run["4"] for run in of["mean_flow", edm]) > 0.9
     for steps in ("4", "8"):
@@ -76,7 +76,7 @@ def test_teachers_do_what_the_page_says_of_them() -> None:
 
 def test_the_picture_of_failure_is_drawn_from_its_record() -> None:
     record = json.loads(signatures.OUTPUT.read_text(encoding="utf-8"))
-    assert says(README.parent / "docs" / "explanation" / "signatures.svg", record)
+    assert shows(README.parent / "docs" / "explanation" / "signatures.svg", record)
 
 
 def test_a_million_transitions_load_in_time_and_memory() -> None:

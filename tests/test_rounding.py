@@ -29,14 +29,15 @@ from gtp_policy import (
     load_checkpoint,
     save_checkpoint,
 )
-from gtp_policy.kernels import Engine, using
+from gtp_policy.kernels import using
+from gtp_policy.kernels.switch import EngineName
 from gtp_policy.samplers import JumpSampler, OdeSampler, Sampler
 from tests.cpus import OLDEST
 from tests.uneven import uneven_products
 
 ROOT = Path(__file__).parents[1]
 OBS, ACT, BATCH, UPDATES = 3, 2, 18, 8
-ENGINES: tuple[Engine, ...] = ("auto", "torch", "reference")
+ENGINES: tuple[EngineName, ...] = ("auto", "torch", "reference")
 SAMPLERS: list[Sampler] = [JumpSampler(), JumpSampler(gamma=0.5), OdeSampler(method="heun")]
 
 
@@ -98,7 +99,7 @@ def test_the_place_of_a_row_shows_in_its_last_bit() -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
 @pytest.mark.parametrize("candidates", [1, 4])
-def test_equal_calls_give_equal_bits(engine: Engine, sampler: Sampler, candidates: int) -> None:
+def test_equal_calls_give_equal_bits(engine: EngineName, sampler: Sampler, candidates: int) -> None:
     learner = make_learner(sampler)
 
     def act(rows: int) -> Tensor:
@@ -121,7 +122,7 @@ def test_equal_calls_give_equal_bits(engine: Engine, sampler: Sampler, candidate
     engine=st.sampled_from(ENGINES),
 )
 def test_an_observation_gets_its_action_in_any_batch_up_to_rounding(
-    rows: int, before: int, after: int, candidates: int, sampler: Sampler, engine: Engine
+    rows: int, before: int, after: int, candidates: int, sampler: Sampler, engine: EngineName
 ) -> None:
     learner, obs = make_learner(sampler), observations(rows)
     padded = torch.cat([observations(before, 2), obs, observations(after, 3)])
@@ -134,7 +135,7 @@ def test_an_observation_gets_its_action_in_any_batch_up_to_rounding(
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_equal_rows_get_equal_actions_up_to_rounding(engine: Engine) -> None:
+def test_equal_rows_get_equal_actions_up_to_rounding(engine: EngineName) -> None:
     learner, obs = make_learner(), observations(1).expand(70, -1)
     with using(engine):
         action = learner.act(obs, deterministic=True)
@@ -159,7 +160,7 @@ def differing(a: GTPLearner, b: GTPLearner) -> list[str]:
 @pytest.mark.parametrize("engine", ["auto", "reference"])
 @pytest.mark.parametrize("baseline", [{}, {"baseline": ExpectileBaseline(hidden=(8,))}])
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
-    tmp_path: Path, engine: Engine, baseline: dict[str, Any]
+    tmp_path: Path, engine: EngineName, baseline: dict[str, Any]
 ) -> None:
     with using(engine):
         whole = train(make_learner(**baseline))

@@ -85,21 +85,21 @@ def test_solvers_converge_to_the_flow_with_their_order(method: str, expected: in
         assert abs(math.log2(errors[0] / errors[1]) - expected) < 0.1
 
 
-def test_a_solver_asks_for_the_denoiser_alone() -> None:
-    asked = []
+def test_a_solver_evaluates_the_denoiser_alone() -> None:
+    calls = []
 
     def endpoint(obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        asked.append((t, s))
+        calls.append((t, s))
         return VE.endpoint(obs, x, t, s)
 
     grid = VE.times.grid(3, dtype=torch.float64)
     for method, passes in (("euler", 3), ("heun", 5)):
-        asked.clear()
+        calls.clear()
         OdeSampler(method=method).follow(
             VE, endpoint, torch.zeros(2, 1).double(), normal(2, 1), grid, "ve"
         )
-        assert len(asked) == passes
-        assert all(torch.equal(t, s) and (t > 0).all() for t, s in asked)
+        assert len(calls) == passes
+        assert all(torch.equal(t, s) and (t > 0).all() for t, s in calls)
 
 
 # --- in the actor

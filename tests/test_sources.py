@@ -25,7 +25,7 @@ EXECUTING_CALLS = {"__import__", "compile", "eval", "exec", "torch.load", "torch
 EXECUTING_PREFIXES = ("os.exec", "os.posix_spawn", "os.spawn")
 
 SEEDING_CALLS = {"torch.manual_seed", "torch.seed", "torch.set_rng_state", "torch.cuda.manual_seed"}
-# These draw from a global generator unless told otherwise.
+# These draw from a global generator unless given another.
 TORCH_DRAWS = {"bernoulli", "multinomial", "normal", "poisson", "rand", "randint", "randn"} | {
     "randperm",
     "rand_like",
@@ -135,7 +135,7 @@ def test_library_executes_no_data_and_draws_from_no_global_generator(path: Path)
 
 
 def forbidden_calls(path: Path) -> list[tuple[int, str]]:
-    """Returns the forbidden calls of a source, but for the one that a user's command asks for."""
+    """Returns the forbidden calls of a source, but for the one that a user's command needs."""
     found = forbidden_in(path.read_text(encoding="utf-8"))
     return [call for call in found if path != BUILDS_ENVIRONMENTS or call[1] != "gymnasium.make"]
 

@@ -111,7 +111,7 @@ def test_actions_have_the_boxs_dimension(shape: tuple[int, ...]) -> None:
 def test_observations_get_mean_zero_and_std_one(generator: torch.Generator) -> None:
     obs = torch.randn(500, 3, generator=generator) * torch.tensor([1e-3, 1.0, 50.0]) + 7.0
     normalizer = ObservationNormalizer(3)
-    assert torch.equal(normalizer(obs), obs)  # before it is told
+    assert torch.equal(normalizer(obs), obs)  # before its statistics are set
     out = normalizer.set_statistics_(obs.mean(0), obs.std(0, correction=0))(obs)
     torch.testing.assert_close(out.mean(0), torch.zeros(3), atol=2e-3, rtol=0)
     torch.testing.assert_close(out.std(0, correction=0), torch.ones(3), atol=2e-3, rtol=0)
@@ -125,12 +125,12 @@ def test_a_constant_dimension_is_only_centred() -> None:
 
 
 def test_statistics_live_in_the_state() -> None:
-    told = ObservationNormalizer(1).set_statistics_(torch.ones(1), torch.full((1,), 2.0))
+    known = ObservationNormalizer(1).set_statistics_(torch.ones(1), torch.full((1,), 2.0))
     fresh = ObservationNormalizer(1)
-    fresh.load_state_dict(told.state_dict())
+    fresh.load_state_dict(known.state_dict())
     assert fresh(torch.tensor([[5.0]])).item() == 2.0
-    assert copy.deepcopy(told)(torch.tensor([[5.0]])).item() == 2.0
-    assert not list(told.parameters())
+    assert copy.deepcopy(known)(torch.tensor([[5.0]])).item() == 2.0
+    assert not list(known.parameters())
 
 
 @pytest.mark.parametrize(

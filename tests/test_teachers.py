@@ -236,7 +236,7 @@ def test_the_gradient_reaches_the_actor_through_its_own_arrival_alone(
 
 
 @pytest.mark.parametrize("teacher", TEACHERS, ids=name_of)
-def test_rounding_stays_small_beside_large_noise(teacher: Teacher) -> None:
+def test_rounding_stays_small_under_large_noise(teacher: Teacher) -> None:
     """Neighbours near t = 80: a difference of plain arrivals rounds at 4e-6."""
     grid = PAPER.grid(1280, dtype=torch.float32)
     t, u = grid[0].expand(64), grid[1].expand(64)

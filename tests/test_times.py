@@ -77,8 +77,8 @@ def test_a_grid_has_an_interval(schedule: TimeSchedule, n: int) -> None:
         schedule.grid(n)
 
 
-def test_a_grid_does_not_depend_on_who_asked_for_it_first() -> None:
-    schedule = KarrasTimes(t_max=1.2345)  # no other test has asked for it
+def test_a_grid_does_not_depend_on_its_first_caller() -> None:
+    schedule = KarrasTimes(t_max=1.2345)  # no other test uses it
     with torch.inference_mode():
         assert schedule.grid(3)[-1] == 0
     weight = torch.ones(4, requires_grad=True)

@@ -1,4 +1,4 @@
-"""HDF5 from strangers: opened, but followed nowhere and believed in nothing."""
+"""HDF5 files from untrusted sources: no link is followed, and declared sizes are checked."""
 
 import os
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ def open_hdf5(path: str | os.PathLike[str]) -> Iterator["h5py.File"]:
             yield file
     except (GTPError, MemoryError):
         raise
-    except Exception as error:  # h5py has no error class of its own
+    except Exception as error:  # h5py has no base class for its errors
         raise DataError(
             f"`{os.fspath(path)}` cannot be read as HDF5: got {type(error).__name__} ({error}), "
             "expected a complete HDF5 file. Download it again."
@@ -99,7 +99,7 @@ def check_object(file: "h5py.File", name: bytes) -> int:
 
 
 def check_expansion(declared: int, on_disk: int, name: str) -> None:
-    """Raises if more memory is asked for than data of that size on disk can fill.
+    """Raises if more memory is declared than data of that size on disk can fill.
 
     Args:
         declared: Bytes that loading would need.

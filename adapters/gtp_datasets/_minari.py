@@ -1,4 +1,4 @@
-"""The wall towards Minari: opens local datasets only, and gives its failures one type."""
+"""Access to Minari: opens local datasets only, and raises one type of error for its failures."""
 
 import warnings
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ def open_minari(dataset_or_id: "MinariDataset | str") -> "MinariDataset":
             "MINARI_DATASETS_PATH to the folder that holds it."
         )
     for space in ("observation_space", "action_space"):
-        # Minari would build the environment that the file names, to ask it for its spaces.
+        # Minari would build the environment that the file names, to read its spaces.
         if not isinstance(metadata.get(space), str):
             raise DataError(
                 f"{unreadable}: got no `{space}` in its metadata, expected both spaces."

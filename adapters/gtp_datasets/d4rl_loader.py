@@ -91,8 +91,8 @@ def load_d4rl_hdf5(
         needed = "next_observations" if stored else "timeouts"
         if needed not in fields:
             raise DataError(
-                f"`{needed}` is missing: got the fields {sorted(file)}, expected it beside "
-                f"{', '.join(REQUIRED)}. Without `timeouts` and `next_observations` nothing tells "
+                f"`{needed}` is missing: got the fields {sorted(file)}, expected it next to "
+                f"{', '.join(REQUIRED)}. Without `timeouts` and `next_observations` nothing shows "
                 "where an episode was cut."
             )
         obs, action = fields["observations"], fields["actions"]
@@ -156,7 +156,7 @@ def _fields(file: "h5py.File", size: int) -> Mapping[str, "h5py.Dataset"]:
 
 
 def _jumps(obs: Column, next_obs: Column) -> npt.NDArray[np.bool_]:
-    """Tells, row by row, whether the next observation is not the next row's observation."""
+    """Returns, row by row, whether the next observation is not the next row's observation."""
     if obs.shape != next_obs.shape:
         raise DataError(
             f"`next_observations` has the wrong shape: got {next_obs.shape}, expected {obs.shape} "

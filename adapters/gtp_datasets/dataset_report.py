@@ -215,7 +215,7 @@ def _warnings(
 ) -> list[str]:
     found = []
     if reward.min() == reward.max():
-        found.append(f"Every reward is {reward[0]:g}: nothing tells good actions from bad ones.")
+        found.append(f"Every reward is {reward[0]:g}: good and bad actions look alike.")
     if not dataset.terminated.any():
         found.append("No episode terminates: right for an endless task, else check the flags.")
     if (one := int((lengths == 1).sum())) and len(lengths) > 1:

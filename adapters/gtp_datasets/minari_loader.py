@@ -45,8 +45,8 @@ def load_minari(
         gamma: Discount factor, in [0, 1].
         obs_keys: Keys of a Dict observation in the order to flatten them; others are left out.
             Default: `ObservationLayout.GOAL_KEYS`, if these are its keys.
-        low: Lower bounds of the actions, shape (A,) or a scalar, in place of the space's.
-        high: Upper bounds of the actions, shape (A,) or a scalar, in place of the space's.
+        low: Lower bounds of the actions, shape (A,) or a scalar, instead of the space's.
+        high: Upper bounds of the actions, shape (A,) or a scalar, instead of the space's.
         out_of_bounds: Whether actions outside the bounds raise or are clipped.
         on_bad_episode: Whether an episode that fails a check raises, or is left out; a warning
             and the dataset's ``source`` then say how many were.
@@ -76,7 +76,7 @@ def load_minari(
         ...                         rewards=[0, 0, 1], terminations=[0, 0, 1], truncations=[0] * 3)
         >>> with (tempfile.TemporaryDirectory() as root, warnings.catch_warnings(),
         ...       patch.dict(os.environ, MINARI_DATASETS_PATH=root)):
-        ...     warnings.simplefilter("ignore")  # Minari asks for an author and a description
+        ...     warnings.simplefilter("ignore")  # Minari wants an author and a description
         ...     _ = minari.create_dataset_from_buffers("toy/line-v0", [episode],
         ...                                            observation_space=Box(-9, 9, (2,)),
         ...                                            action_space=Box(-1, 1, (1,)))
@@ -161,7 +161,7 @@ def minari_reference(dataset_or_id: "MinariDataset | str") -> ReferenceScores:
     if low is None or high is None:
         raise DataError(
             f"{dataset.id} has no reference scores: got ref_min_score={low}, ref_max_score={high}, "
-            "expected two numbers. Pass ReferenceScores of your own."
+            "expected two numbers. Pass custom ReferenceScores."
         )
     return ReferenceScores(low, high, f"metadata of Minari {dataset.id}")
 
@@ -238,7 +238,7 @@ def _obs_layout(space: "Space[Any]", obs_keys: Sequence[str] | None) -> Observat
     if isinstance(space, Dict) and obs_keys is None:
         if set(space.spaces) != set(ObservationLayout.GOAL_KEYS):
             raise UnsupportedSpaceError(
-                f"The observation has keys of its own: got {sorted(space.spaces)}, expected "
+                f"The observation has custom keys: got {sorted(space.spaces)}, expected "
                 f"{list(ObservationLayout.GOAL_KEYS)}. Pass obs_keys= in the order to flatten them."
             )
         obs_keys = ObservationLayout.GOAL_KEYS

@@ -86,7 +86,7 @@ def normalized_score(returns: npt.ArrayLike, reference: ReferenceScores) -> Norm
 
     .. math:: \text{score} = 100 \, \frac{R - R_{min}}{R_{max} - R_{min}}
 
-    Scores of different sources do not belong into one column: Minari's sets are not D4RL's.
+    Scores of different sources do not belong in one column: Minari's sets are not D4RL's.
 
     Args:
         returns: Undiscounted sum of rewards of one episode, or of several, shape (E,).

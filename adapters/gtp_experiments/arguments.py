@@ -137,7 +137,7 @@ def _reward(text: str) -> RewardTransform:
 
 
 def assign(config: GTPConfig, assignment: str) -> GTPConfig:
-    """Changes one field of a nested config, as ``--set`` asks.
+    """Changes one field of a nested config, as ``--set`` requests.
 
     Args:
         config: What to start from.

@@ -22,7 +22,7 @@ from gtp_policy.errors import GTPError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Does what the command line asks.
+    """Runs a command line.
 
     Args:
         arguments: Words of the command; default: those of the process.

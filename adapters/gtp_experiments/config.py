@@ -12,8 +12,8 @@ from gtp_policy.acting import ArgmaxChoice, Choice
 from gtp_policy.rewards import LinearReward, RewardTransform
 
 Count = Annotated[int, Field(strict=True, ge=1)]
-# Fields that every run was once recorded with, and the values that changed nothing. Records with
-# them stay readable, and they stay part of the digest: runs keep their names.
+# Fields of earlier versions, with the values at which they have no effect. Records that hold them
+# stay readable, and they stay part of the digest, so that runs keep their names.
 _GONE = {"advantage_noise": 0.0, "advantage_bias": 0.0}
 
 
@@ -133,11 +133,11 @@ class ExperimentConfig(Config):
 
     @property
     def group(self) -> str:
-        """Digest of every choice but the seed: runs of one group are averaged over."""
+        """Digest of every choice but the seed: a group's results are summarised together."""
         return hashlib.sha256(self._digested().encode()).hexdigest()[:8]
 
     def _digested(self) -> str:
-        # It came later, and counts where it is chosen: runs without it keep their names.
+        # Added later, so it is left out where it is unset: older runs keep their names.
         unset = {"best_episodes"} if self.best_episodes is None else set()
         return self.replace(seed=0).model_dump_json(exclude=unset)
 

@@ -57,7 +57,7 @@ def environment_of(config: ExperimentConfig) -> str:
     """Finds out where to evaluate: what the config names, else the dataset's own environment.
 
     A dataset only lends the id of its environment. It has to be registered already: nothing is
-    imported because a file asks for it.
+    imported because a file names it.
 
     Args:
         config: The experiment.

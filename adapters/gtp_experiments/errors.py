@@ -4,7 +4,7 @@ from gtp_policy.errors import GTPError
 
 
 class ExperimentError(GTPError, ValueError):
-    """An experiment that cannot be run as asked: its environment, its folder or its command.
+    """An experiment that cannot be run as requested: its environment, its folder or its command.
 
     Example:
         >>> from gtp_experiments import ExperimentError

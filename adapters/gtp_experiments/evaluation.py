@@ -1,4 +1,4 @@
-"""Policies on trial: episodes whose starts are a function of seed and update, many in one batch."""
+"""Evaluation: episodes whose starts are a function of seed and update, many in one batch."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -139,17 +139,17 @@ def _run_episodes(
                 else:
                     running[i] = following
                     obs[i] = envs[i].reset(seed=seeds[following])[0]
-    told = [s for s in success if s is not None]
+    reported = [s for s in success if s is not None]
     return Evaluation(
         update=update,
         returns=tuple(returns),
         lengths=tuple(lengths),
-        success=tuple(told) if len(told) == len(seeds) else None,
+        success=tuple(reported) if len(reported) == len(seeds) else None,
     )
 
 
 def policy_of(learner: GTPLearner, dataset: OfflineDataset, config: EvaluationConfig) -> Act:
-    """Makes a learner act as an evaluation wants it to: sampled actions of the slow actor.
+    """Makes a learner act as an evaluation needs: with sampled actions of the target actor.
 
     The noise is a function of the learner's seed and number of updates.
 
@@ -159,7 +159,7 @@ def policy_of(learner: GTPLearner, dataset: OfflineDataset, config: EvaluationCo
         config: K, candidates and how one of them is chosen.
 
     Returns:
-        The policy, with a stream of noise of its own: make a new one for each evaluation.
+        The policy, with its own stream of noise: make a new one for each evaluation.
 
     Example:
         >>> import numpy as np

@@ -1,4 +1,4 @@
-"""The paper's own figures, to stand beside those of a run in a column of their own.
+"""The paper's figures, shown next to those of a run in a separate column.
 
 Measured by its authors on D4RL's files, five seeds; never mixed with figures of this package.
 Source: Feng et al., "Offline Reinforcement Learning with Generative Trajectory Policies",

@@ -11,7 +11,7 @@ from gtp_policy.errors import DataError
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a document beside its name and renames it: readers see the old one or the new one.
+    """Writes a document to a temporary file and renames it: readers see the old or the new one.
 
     Args:
         path: The file.
@@ -53,7 +53,7 @@ class Lines:
         self.path = path
 
     def append(self, **content: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
-        """Adds a line and sees it to the disk: a checkpoint that is there has its records, too.
+        """Adds a line and syncs it to the disk, so that a checkpoint never lacks its records.
 
         Args:
             **content: The object, with ``update`` among its keys.

@@ -1,4 +1,4 @@
-"""Trained policies on trial once more: other steps, other candidates, more episodes."""
+"""Evaluates trained policies again: with other steps, other candidates, more episodes."""
 
 import statistics
 import time
@@ -22,7 +22,7 @@ def reevaluate(
 ) -> RunResult:
     """Evaluates the last checkpoint of a run that has come to its end, and times its actions.
 
-    The result is kept beside that of the run; the same request reads it from there.
+    The result is kept next to that of the run; the same request reads it from there.
 
     Args:
         folder: The run's folder.

@@ -51,7 +51,7 @@ class RunResult(Config):
     task: str | None = Field(default=None, description="Name of the task in D4RL's manner.")
     group: str = Field(description="Digest of every choice but the seed.")
     seed: int = Field(description="Seed of the run.")
-    updates: int = Field(description="Number of updates that were asked for.")
+    updates: int = Field(description="Number of updates that were requested.")
     status: Literal["finished", "diverged"] = Field(description="How the run ended.")
     message: str = Field(default="", description="Of a run that diverged: where and how.")
     evaluations: tuple[Evaluation, ...] = Field(description="All evaluations in time order.")

@@ -37,7 +37,7 @@ def run(
     Args:
         config: The experiment.
         out: The folder of all runs; this one gets ``config.name`` in it.
-        stop: Asked after each update whether to save and leave; SIGTERM and Ctrl-C do so anyway.
+        stop: Called after each update; True saves and leaves, as SIGTERM and Ctrl-C do.
         line: Line of the terminal for the progress bar.
 
     Returns:
@@ -135,7 +135,7 @@ def _torch_threads(count: int) -> Iterator[None]:
 def run_all(
     configs: Sequence[RunConfig], out: str | Path, *, jobs: int = 1
 ) -> list[RunResult | None]:
-    """Runs several experiments, each in a process of its own.
+    """Runs several experiments, each in a separate process.
 
     SIGTERM and Ctrl-C let the running ones save and leave, and start no other.
 
@@ -218,8 +218,8 @@ def _wait(
 def leave_with_parent() -> None:
     """Lets a worker end when its parent does, however that ended.
 
-    An orphan would write into the folders that the next call of the command works in. Leaving in
-    the middle of anything is what runs can take.
+    An orphan would write into the folders that the next call of the command works in. Runs
+    can be ended at any point and resumed.
     """
     if (parent := multiprocessing.parent_process()) is not None:
 
@@ -230,14 +230,14 @@ def leave_with_parent() -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
-_asked: list[Callable[[], bool]] = []  # a worker's own: whether the parent wants it to leave
+_stops: list[Callable[[], bool]] = []  # in a worker: whether the parent wants it to leave
 
 
 def _start_worker(stop: "multiprocessing.synchronize.Event", lock: object) -> None:
-    _asked.append(stop.is_set)
+    _stops.append(stop.is_set)
     leave_with_parent()
     tqdm.set_lock(lock)
 
 
 def _work(config: RunConfig, out: str | Path, line: int) -> RunResult | None:
-    return run(config, out, stop=_asked[0], line=line)
+    return run(config, out, stop=_stops[0], line=line)

@@ -1,4 +1,4 @@
-"""What a few seeds allow to say: means, interquartile means and bootstrap intervals."""
+"""Statistics over a few seeds: means, interquartile means and bootstrap intervals."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""One line per method: statistics over seeds, last and best apart, the paper beside them."""
+"""One line per method: statistics over seeds, last and best apart, next to the paper's figures."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

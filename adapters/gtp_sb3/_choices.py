@@ -100,12 +100,12 @@ def check_policy_choices(activation_fn: type[nn.Module] | None, shared: bool) ->
     if activation_fn not in (None, nn.Mish):
         raise ValueError(
             f"`activation_fn` is fixed: got {activation_fn}, expected nn.Mish or nothing. Pass "
-            "policy_kwargs=dict(network=...) for an actor of your own."
+            "policy_kwargs=dict(network=...) for a custom actor."
         )
     if shared:
         raise ValueError(
             "`share_features_extractor` is not supported: got True, expected False. Each network "
-            "has an extractor of its own."
+            "has its own extractor."
         )
 
 

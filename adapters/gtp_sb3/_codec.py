@@ -1,7 +1,7 @@
 """SB3's attributes as JSON and back: numbers, spaces, and names from a closed list. Never code.
 
-What has a name of its own in SB3, torch or this package is stored by that name and looked up in the
-list below; nothing is imported because a file says so.
+What SB3, torch or this package has a name for is stored by that name and looked up in the list
+below; nothing is imported because a file says so.
 """
 
 import math

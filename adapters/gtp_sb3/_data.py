@@ -165,12 +165,12 @@ def _vectors(columns: Columns, layout: ObservationLayout) -> tuple[Array, Array 
 
 
 def _numbers(columns: Columns, layout: ObservationLayout) -> tuple[Array, Array | None]:
-    """Returns row numbers in place of observations."""
+    """Returns row numbers instead of observations."""
     count = _length(columns.obs)
     if count > 2**24:
         raise DataError(
             f"Too many images: got {count}, expected at most 2^24. Split the dataset."
-        )  # float32 counts no further
+        )  # float32 holds all integers up to there
     for name, parts in (("obs", columns.obs), ("next_obs", columns.next_obs)):
         for key, part in parts.items() if isinstance(parts, Mapping) else ():
             if part.dtype.kind == "f" and not np.isfinite(part).all():

@@ -45,21 +45,21 @@ def write(
         "sb3_version": stable_baselines3.__version__,
         "system_info": get_system_info(print_info=False)[1],
     }
-    beside: dict[str, Any] = {"action_scaler": scaler, "layout": layout, "metadata": metadata}
+    extras: dict[str, Any] = {"action_scaler": scaler, "layout": layout, "metadata": metadata}
     if not isinstance(place, str | pathlib.Path):
         with tempfile.TemporaryDirectory() as folder:
-            path = save_checkpoint(pathlib.Path(folder, "model.zip"), learner, **beside)
+            path = save_checkpoint(pathlib.Path(folder, "model.zip"), learner, **extras)
             place.write(path.read_bytes())
         return
     path = pathlib.Path(place)
     if not path.suffix:
         path = path.with_name(f"{path.name}.zip")
     if path.suffix == ".zip":
-        save_checkpoint(path, learner, **beside)
+        save_checkpoint(path, learner, **extras)
         return
     temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}.zip")
     try:
-        save_checkpoint(temporary, learner, **beside)
+        save_checkpoint(temporary, learner, **extras)
         os.replace(temporary, path)
     except OSError as error:
         if isinstance(error, CheckpointError):
@@ -74,7 +74,7 @@ def write(
 
 @contextlib.contextmanager
 def located(place: Place) -> Iterator[pathlib.Path]:
-    """Yields the path of what shall be read, by SB3's rule that ``.zip`` may be left out."""
+    """Yields the path of what to read, by SB3's rule that ``.zip`` may be left out."""
     if not isinstance(place, str | pathlib.Path):
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder, "model.zip")
@@ -105,14 +105,14 @@ def read(path: pathlib.Path) -> tuple[CheckpointInfo, dict[str, JsonValue]]:
     attributes = info.metadata.get("sb3", {})
     if not isinstance(attributes, dict):
         raise CheckpointError(
-            f"Checkpoint {path} cannot be read: got {type(attributes).__name__} in place of SB3's "
+            f"Checkpoint {path} cannot be read: got {type(attributes).__name__} instead of SB3's "
             "attributes, expected names and values."
         )
     return info, attributes
 
 
 def _of_sb3(path: pathlib.Path) -> bool:
-    """Tells whether a file begins like SB3's zip files: with the member `data`, or with tensors."""
+    """Returns whether a file begins like SB3's zip files: with the member `data`, or tensors."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
         head = file.read(512)
         name = head[30 : 30 + int.from_bytes(head[26:28], "little")]

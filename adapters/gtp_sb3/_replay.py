@@ -94,7 +94,7 @@ def _check(buffer: ReplayBuffer, dataset: Dataset) -> None:
     if buffer.optimize_memory_usage:
         raise DataError(
             "A memory-optimised replay buffer cannot take over a dataset: got "
-            "optimize_memory_usage=True, expected False. It holds no next observations of its own."
+            "optimize_memory_usage=True, expected False. It stores no next observations."
         )
     if keys != set(dataset.layout.keys):
         raise DataError(

@@ -1,4 +1,4 @@
-"""What the file of a model holds besides the core's checkpoint, and what it must fit."""
+"""What the file of a model holds in addition to the core's checkpoint, and what it must fit."""
 
 import pathlib
 from collections.abc import Collection, Mapping
@@ -16,8 +16,8 @@ from gtp_sb3 import _files
 from gtp_sb3._spaces import check_env, layout_of, space_of
 from gtp_sb3.policies import GTPPolicy
 
-# Not saved, besides what SB3 leaves out: parts of the learner, which the checkpoint holds itself;
-# what is derived; what belongs to a run that is over.
+# Not saved, in addition to what SB3 leaves out: parts of the learner, which the checkpoint itself
+# holds; what is derived; what belongs to a run that is over.
 EXCLUDED = (
     "actor",
     "actor_target",

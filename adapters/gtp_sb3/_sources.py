@@ -1,4 +1,4 @@
-"""Whatever a user has: arrays, Minari, D4RL, SB3's replay buffers, read as a dataset."""
+"""Every kind of data source: arrays, Minari, D4RL, SB3's replay buffers, read as a dataset."""
 
 import os
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ _SHORT = {name: name for name in _LONG}
 
 
 def named(dataset: object) -> bool:
-    """Tells whether a dataset is given by its id or path."""
+    """Returns whether a dataset is given by its id or path."""
     return isinstance(dataset, str | os.PathLike)
 
 
@@ -131,7 +131,7 @@ def _read_arrays(columns: Mapping[str, Any], frame: Frame) -> Dataset:
         if next_obs is None:
             raise DataError(
                 f"`{names['truncated']}` is missing: got no `{names['next_obs']}` either, expected "
-                "one of them. Nothing else tells where an episode was cut."
+                "one of them. Nothing else shows where an episode was cut."
             )
         given["truncated"] = np.zeros(np.shape(given["reward"]), np.bool_)
     return assemble(

@@ -70,7 +70,7 @@ def parts_of(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
 
 
 def has_images(space: spaces.Space[Any]) -> bool:
-    """Tells whether a part of the observation is an image: three axes, uint8, 0 to 255."""
+    """Returns whether a part of the observation is an image: three axes, uint8, 0 to 255."""
     return any(is_image_space(part) for part in parts_of(space).values())
 
 
@@ -87,7 +87,7 @@ def channels_first(space: spaces.Space[Any]) -> spaces.Space[Any]:
 def is_vector(
     space: spaces.Space[Any], extractor: type[BaseFeaturesExtractor], normalize_images: bool
 ) -> bool:
-    """Tells whether SB3's preprocessing and extractor would only flatten and join."""
+    """Returns whether SB3's preprocessing and extractor would only flatten and join."""
     if extractor not in (FlattenExtractor, CombinedExtractor):
         return False
     # CombinedExtractor takes what looks like an image for one even where nothing is divided.

@@ -80,8 +80,8 @@ class GTP(OfflineLoop):
         learning_starts: Timesteps of random actions before learning online. A policy that was
             trained on a dataset acts itself from the start.
         batch_size: Transitions per update.
-        tau: Rate at which the slow copies follow, ``ema_rate`` of the config; the critic's has
-            a rate of its own if ``critic_ema_rate`` is given. Default: 0.005.
+        tau: Rate at which the target networks follow, ``ema_rate`` of the config; the critic's has
+            a separate rate if ``critic_ema_rate`` is given. Default: 0.005.
         gamma: Discount factor. Default: the one of an ``OfflineDataset``, or 0.99.
         train_freq: How often to learn, online.
         gradient_steps: Updates per round online, per timestep offline; -1 means as many as steps
@@ -95,7 +95,7 @@ class GTP(OfflineLoop):
             or the id of a local one, the path of a D4RL file, or a ``ReplayBuffer`` of SB3.
             Actions in the units of the environment (a ``ReplayBuffer`` holds them scaled).
         gtp_config: Every choice of the method. Default: all defaults.
-        stats_window_size: Episodes that the statistics of a run online are averaged over.
+        stats_window_size: Episodes over which the statistics of a run online are taken.
         tensorboard_log: Folder of TensorBoard's logs.
         policy_kwargs: Arguments of the policy, see `GTPPolicy`.
         verbose: 0 for silence, 1 for logs, 2 for more.
@@ -222,7 +222,7 @@ class GTP(OfflineLoop):
             if dataset is not None:
                 self.set_dataset(dataset)
             else:
-                self._make_replay_buffer()  # as SB3 does, so that its objections come here
+                self._make_replay_buffer()  # as SB3 does, so that its errors are raised here
 
     def _known_space(self) -> Any:  # noqa: ANN401 - a space
         if not hasattr(self, "observation_space"):
@@ -320,7 +320,7 @@ class GTP(OfflineLoop):
         Raises:
             DataError: If the dataset is bad, does not fit the model, or meets ``n_steps`` above 1,
                 a replay buffer that changes its samples or statistics that move.
-            ValueError: If ``keep_data`` is asked for with nothing to keep.
+            ValueError: If ``keep_data`` is requested with nothing to keep.
 
         Example:
             >>> import gymnasium, numpy as np
@@ -436,7 +436,7 @@ class GTP(OfflineLoop):
             batch_size: Transitions per update.
         """
         learner = self.learner
-        if not learner.actor.training:  # walking through all modules costs more than asking
+        if not learner.actor.training:  # walking through all modules costs more than this check
             self.policy.set_training_mode(True)
         if self.learning_rate is not None:
             self._update_learning_rate(list(learner.optimizers.values()))
@@ -488,7 +488,7 @@ class GTP(OfflineLoop):
         episode_start: npt.NDArray[Any] | None = None,
         deterministic: bool = False,
     ) -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
-        """Acts on one observation or a batch of them, with the slow copy of the actor.
+        """Acts on one observation or a batch of them, with the target actor.
 
         Args:
             observation: Observation of the environment, or a batch.
@@ -549,9 +549,9 @@ class GTP(OfflineLoop):
     ) -> None:
         """Saves the model as one zip file without any pickle: a checkpoint of the core.
 
-        It holds networks, slow copies, optimisers, counters and SB3's attributes; neither dataset
-        nor replay buffer nor environment. Functions and classes of your own are not in it: `load`
-        asks for them.
+        It holds networks, target networks, optimisers, counters and SB3's attributes; neither
+        dataset nor replay buffer nor environment. Custom functions and classes are not in it: pass
+        them to `load`.
 
         Args:
             path: Name of the file (``.zip`` is added where it has no ending; a file of that name is
@@ -591,8 +591,8 @@ class GTP(OfflineLoop):
             path: Name of the file, with or without ``.zip``, or a binary stream.
             env: Environment; None is enough to act.
             device: Where to compute.
-            custom_objects: Attributes in place of what the file says, and what no file can hold:
-                schedules that are functions, ``policy_kwargs`` with classes of your own.
+            custom_objects: Attributes instead of what the file says, and what no file can hold:
+                schedules that are functions, ``policy_kwargs`` with custom classes.
             print_system_info: Whether to print the versions here and where it was saved.
             force_reset: As in SB3; the environment is always reset before training.
             **kwargs: Attributes to set, such as ``learning_rate`` or ``dataset``.

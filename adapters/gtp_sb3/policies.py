@@ -1,4 +1,4 @@
-"""Policies: a flow map, its critic and their slow copies as one SB3 policy."""
+"""Policies: a flow map, its critic and their target networks as one SB3 policy."""
 
 import copy
 import pathlib
@@ -36,7 +36,7 @@ class GTPPolicy(BasePolicy):
     """A generative trajectory policy with its critic, as SB3 knows policies.
 
     Vectors (a Box, or a Dict of Boxes, with SB3's default extractors) go to the core's networks
-    directly; images, discrete parts and extractors of your own through SB3's preprocessing and the
+    directly; images, discrete parts and custom extractors through SB3's preprocessing and the
     extractor, of which actor and critic have a copy each.
 
     **deterministic=True** starts the sampler from noises that are fixed with the policy, and takes
@@ -63,7 +63,7 @@ class GTPPolicy(BasePolicy):
         n_critics: Number of Q networks. Default: the config's.
         share_features_extractor: Not supported; False.
         config: Every choice of the method.
-        network: Backbone of the actor in place of the default MLP; copied.
+        network: Backbone of the actor instead of the default MLP; copied.
         candidates: Actions to draw per observation, of which the critic chooses one. Default:
             ``eval_candidates`` of the config for a deterministic action, else 1. Can be changed at
             any time: ``model.policy.candidates = 4``.
@@ -72,9 +72,9 @@ class GTPPolicy(BasePolicy):
     Attributes:
         learner: The core's learner, which holds the networks and their optimisers.
         actor: Flow map that is trained, with its ``optimizer``.
-        actor_target: Its slow copy, which acts.
+        actor_target: Its target network, which acts.
         critic: Q networks, with their ``optimizer``; None for behaviour cloning.
-        critic_target: Their slow copy.
+        critic_target: Their target networks.
         value: Value network of the expectile baseline, or None.
 
     Raises:
@@ -211,7 +211,7 @@ class GTPPolicy(BasePolicy):
             rate = rates.actor_lr if name == "actor" else rates.critic_lr
             if lr_schedule is not None:
                 rate = lr_schedule(1)
-            make_optimizer = cast(Any, cls)  # the base class asks for no learning rate
+            make_optimizer = cast(Any, cls)  # the base class requires no learning rate
             optimizer: torch.optim.Optimizer = make_optimizer(
                 module.parameters(), lr=rate, **kwargs
             )
@@ -220,7 +220,7 @@ class GTPPolicy(BasePolicy):
         return make
 
     def train(self, mode: bool = True) -> Self:
-        """Sets training mode; the slow copies, which act, stay in evaluation mode.
+        """Sets training mode; the target networks, which act, stay in evaluation mode.
 
         Args:
             mode: Whether to train.
@@ -255,7 +255,7 @@ class GTPPolicy(BasePolicy):
         return self._predict(obs, deterministic)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
-        # On the CPU, few rows are answered sooner than a device would answer.
+        # On the CPU, few rows are faster than on a device.
         flat = self.layout.flatten(with_axes(observation, self.layout)).cpu()
         finite = flat.isfinite().all(1)
         if not finite.all():
@@ -403,7 +403,7 @@ class GTPPolicy(BasePolicy):
         Args:
             path: Name of the file, with or without ``.zip``.
             device: Where to put it.
-            custom_objects: ``policy_kwargs`` and the like, in place of what the file says.
+            custom_objects: ``policy_kwargs`` and the like, instead of what the file says.
 
         Returns:
             The policy.

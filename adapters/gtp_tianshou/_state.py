@@ -1,4 +1,4 @@
-"""What a saved algorithm consists of beside the core's learner, and what it must fit."""
+"""What a saved algorithm holds in addition to the core's learner, and what it must fit."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -51,7 +51,7 @@ class Saved(Config):
 
 
 def check_schedulers(states: Sequence[Any], schedulers: Sequence[LRScheduler]) -> None:
-    """Raises unless there is a state for each scheduler, of its own kind."""
+    """Raises unless there is a state of the same kind for each scheduler."""
     if len(states) != len(schedulers):
         raise StateMismatchError(
             f"The state has other learning-rate schedulers: got {len(states)}, expected "
@@ -126,7 +126,7 @@ def space_of(
 
 
 def plain_numbers(value: Any) -> Any:  # noqa: ANN401 - a state may hold anything
-    """Returns a nested state with Python's numbers in the place of numpy's."""
+    """Returns a nested state with Python's numbers instead of numpy's."""
     if isinstance(value, dict):
         return {key: plain_numbers(v) for key, v in value.items()}
     if isinstance(value, list | tuple):

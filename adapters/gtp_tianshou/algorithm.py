@@ -54,7 +54,7 @@ _UNIFORM = (ReplayBuffer, ReplayBufferManager, VectorReplayBuffer)
 
 
 class GTP(OfflineAlgorithm[GTPPolicy]):
-    r"""Generative trajectory policies as an offline algorithm of Tianshou, in the place of TD3BC.
+    r"""Generative trajectory policies as an offline algorithm of Tianshou, used like TD3BC.
 
     An update is Algorithm 1 as the core's `GTPLearner` does it: with the same data, seed and
     weights the parameters are bit for bit those of a run without Tianshou on the same machine. A
@@ -62,8 +62,8 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
     (prioritised, hindsight) are sampled by their own rule, with ``batch.weight`` set to the
     absolute TD errors.
 
-    Afterwards the policy acts with the slow copies of actor and critic, which it shares with the
-    learner. ``state_dict`` holds optimisers, counters and learning-rate schedulers too, and is
+    Afterwards the policy acts with the target networks of actor and critic, which it shares with
+    the learner. ``state_dict`` holds optimisers, counters and learning-rate schedulers too, and is
     readable with ``torch.load(..., weights_only=True)``.
 
     Args:
@@ -138,7 +138,7 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
         if not any(p.requires_grad for p in policy.actor.parameters()):
             raise ValueError(
                 "The policy belongs to another algorithm: got an actor without a parameter to "
-                "train, expected a policy of its own for each algorithm."
+                "train, expected a separate policy for each algorithm."
             )
         super().__init__(policy=policy)
         config = config or GTPLearnerConfig()
@@ -192,7 +192,7 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
             policy_optim: As for the constructor.
             critic_optim: As for the constructor.
             layout: As for `GTPPolicy`.
-            network: Backbone of the actor in place of the default MLP.
+            network: Backbone of the actor instead of the default MLP.
             encoder: Module from normalised observations to features, for actor and critic.
             device: Where to train; default the CPU, or where the dataset is.
             deterministic_eval: As for `GTPPolicy`.
@@ -402,9 +402,9 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
             observation_space: The environment's; default: what the saved layout says.
             policy_optim: The factory it was trained with, if there was one.
             critic_optim: Likewise.
-            network: The actor's backbone, if it was one of your own.
+            network: The actor's backbone, if it was a custom one.
             encoder: The encoder, likewise.
-            device: Where parameters shall live.
+            device: Where to put parameters.
             train_state: Whether to restore optimisers and schedulers. False is for acting, or for
                 other optimisers than those saved.
             gamma: Discount factor; default the saved one, or 0.99.

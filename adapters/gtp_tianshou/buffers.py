@@ -62,7 +62,7 @@ def dataset_from_buffer(
 
     ``terminated`` stops bootstrapping, ``truncated`` and the end of an unfinished episode do not.
     A buffer that keeps no ``obs_next`` loses the last transition of each episode that was cut:
-    what came after is nowhere.
+    what came after is stored nowhere.
 
     Args:
         buffer: Actions in [-1, 1], as Tianshou's collectors store them.
@@ -72,7 +72,7 @@ def dataset_from_buffer(
         gamma: Discount factor, in [0, 1].
         out_of_bounds: Whether actions outside [-1, 1] raise, or are clipped as a collector clips
             the raw actions of a Gaussian policy.
-        device: Where the table shall live.
+        device: Where to put the table.
 
     Returns:
         The dataset.
@@ -216,10 +216,10 @@ def buffer_from_minari(
 
     Example:
         >>> from gtp_tianshou import buffer_from_minari
-        >>> buffer_from_minari("nobody/nothing-v0")  # doctest: +ELLIPSIS
+        >>> buffer_from_minari("missing/nothing-v0")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        gtp_policy.errors.DataError: Minari dataset 'nobody/nothing-v0' is not on this machine: ...
+        gtp_policy.errors.DataError: Minari dataset 'missing/nothing-v0' is not on this machine: ...
     """
     return buffer_from_dataset(
         load_minari(dataset_or_id, **options), seed=seed, unflatten=unflatten

@@ -31,7 +31,7 @@ class GTPPolicy(Policy):
 
     ``forward`` emits actions in [-1, 1] and builds no graph; ``map_action``, which the collector
     calls, takes them to the environment's Box. Once a `GTP` algorithm has been made with it, the
-    policy acts with the slow copy of the weights, and ``policy.state_dict()`` alone can be
+    policy acts with the target networks, and ``policy.state_dict()`` alone can be
     deployed.
 
     Acting is deterministic if ``deterministic_eval`` and the policy is not within a training step:
@@ -47,7 +47,7 @@ class GTPPolicy(Policy):
         action_space: A Box with finite bounds, of any rank.
         observation_space: A Box of any rank or a Dict of Boxes; default: vectors of the actor's
             length.
-        critic: Judge of several candidates.
+        critic: Chooses among several candidates.
         layout: Which parts of a Dict observation in which order; default: all, a goal observation
             as observation, achieved_goal, desired_goal, other keys in alphabetical order.
         deterministic_eval: Whether evaluation starts from fixed noises, as above.
@@ -141,8 +141,8 @@ class GTPPolicy(Policy):
         Args:
             batch: With ``obs``: array or tensor (B, ...), or a Batch of these by key.
             state: Handed back as it is; there is no hidden state.
-            generator: Source of the noise of stochastic actions, on the actor's device; default a
-                stream of this policy's own, which starts at its ``seed``.
+            generator: Source of the noise of stochastic actions, on the actor's device; default the
+                policy's own stream, which starts at its ``seed``.
             **kwargs: Ignored, as in Tianshou's own policies.
 
         Returns:
@@ -155,7 +155,7 @@ class GTPPolicy(Policy):
         """
         like = self.actor
         flat = flatten(self.layout, batch.obs)
-        # From the CPU it stays there: few rows are answered sooner than a device would answer.
+        # An observation on the CPU stays there: few rows are faster there than on a device.
         obs = (flat if isinstance(flat, Tensor) else torch.tensor(flat)).to(like.dtype)
         deterministic = self.deterministic_eval and not self.is_within_training_step
         candidates = self.candidates

@@ -1,4 +1,4 @@
-"""What an update tells Tianshou's trainers and loggers."""
+"""What an update reports to Tianshou's trainers and loggers."""
 
 from dataclasses import field, make_dataclass
 from typing import Any

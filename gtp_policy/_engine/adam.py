@@ -1,8 +1,8 @@
 """Steps of optimisers on gradients in buffers, and Adam without torch's compiler.
 
 The first call of a few methods of `torch.optim.Optimizer`, the constructor's among them, imports
-``torch._dynamo``, some 70 MiB and most of a second and so more than our policies take, to tell it
-not to look inside. Here these methods are the plain functions beneath.
+``torch._dynamo`` only to exclude the method from compilation. The import takes some 70 MiB and most
+of a second, more than our policies. Here these methods are the functions without that wrapper.
 """
 
 import inspect
@@ -51,7 +51,7 @@ def is_plain_adam(optimizer: torch.optim.Optimizer, parameters: list[nn.Paramete
 
 
 def standing(optimizer: torch.optim.Optimizer) -> Iterator[object]:
-    """Yields what an optimiser's step depends on beside its state and its learning rate."""
+    """Yields what an optimiser's step depends on in addition to its state and learning rate."""
     yield bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
     yield vars(optimizer).get("step")
     for group in optimizer.param_groups:
@@ -70,7 +70,7 @@ def adam_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dic
 
 
 class Optimizer:
-    """The steps of one part's optimisers, one per seed, on gradients that stand beside it.
+    """The steps of one part's optimisers, one per seed, on gradients in buffers.
 
     Adam as torch builds it is stepped by one fused operator with the clip folded in, for all seeds
     at once; any other optimiser finds clipped gradients where autograd would have left them.
@@ -102,7 +102,7 @@ class Optimizer:
                 parameter.grad = gradient
                 if self.adam:
                     adam_state(optimizer, parameter)
-            optimizer._opt_called = True  # type: ignore[attr-defined]  # as torch's schedulers ask
+            optimizer._opt_called = True  # type: ignore[attr-defined]  # torch's schedulers need it
         if self.adam:
             for name in ("exp_avg", "exp_avg_sq") if len(self._own) > 1 else ():
                 for same in zip(*(self._states(i) for i in range(len(self._own))), strict=True):

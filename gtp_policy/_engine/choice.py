@@ -1,7 +1,7 @@
-"""Which way an update is computed: the fastest that does what the reference would do, or that.
+"""Which way an update is computed: the fastest that does what the reference would do.
 
-The choice is made once for learners as they stand, and anew whenever something that it rests on has
-changed: a parameter that moved, a module or a hook that came, a config, the number of rows.
+The choice is made once for learners as they stand, and anew whenever something that it depends on
+has changed: a parameter that moved, a module or a hook that came, a config, the number of rows.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ LAUNCH = 16
 
 
 class Dispatcher:
-    """Computes updates of one or several learners; a copy of it starts without memory."""
+    """Computes updates of one or several learners; a copy of it starts without buffers."""
 
     def __init__(self) -> None:
         self._fingerprint = Fingerprint()
@@ -93,7 +93,7 @@ def _build(learners: Sequence[Learner], rows: int) -> ByHand | GraphedUpdate | N
 
 
 def _facts(learners: Sequence[Learner]) -> Iterator[Any]:
-    """Yields what the choice rests on and no `Fingerprint` of modules sees."""
+    """Yields what the choice depends on and no `Fingerprint` of modules sees."""
     for name in learners[0].optimizers:  # not the rates themselves, which a schedule changes
         yield len({x.optimizers[name].param_groups[0]["lr"] for x in learners}) == 1
     for learner in learners:

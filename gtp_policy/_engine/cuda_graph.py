@@ -34,7 +34,7 @@ class Step(NamedTuple):
 class GraphedUpdate:
     """Fused updates that record themselves after their first calls.
 
-    The first calls are updates like any other, on a stream of their own, as recording asks for.
+    The first calls are updates like any other, on a separate stream, as recording requires.
     """
 
     def __init__(self, fused: ByHand) -> None:
@@ -56,7 +56,7 @@ class GraphedUpdate:
         return self.run([Step(batch, draws, rates)])
 
     def another(self) -> "GraphedUpdate":
-        """Returns a graph to be of the same update, for another number of steps."""
+        """Returns a new one for the same update and another number of steps."""
         return type(self)(self._fused)
 
     def run(self, steps: Sequence[Step]) -> dict[str, Tensor]:

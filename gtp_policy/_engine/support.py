@@ -26,7 +26,7 @@ def against_by_hand(learners: Sequence[Learner]) -> str | None:
     if any(_choices(learner) != _choices(learners[0]) for learner in learners):
         return "the learners differ in more than the seed"
     if len(learners) > 1 and any(_custom_weighter(learner) for learner in learners):
-        return "the weighter is a custom class, which knows one learner at a time"
+        return "the weighter is a custom class, which takes one learner at a time"
     return None
 
 
@@ -36,14 +36,14 @@ def against_recording(learners: Sequence[Learner]) -> str | None:
     if isinstance(first.guidance, LinearQGuidance) or isinstance(
         first.loss.config.teacher, JvpTeacher
     ):
-        return "autograd has a part in it"
+        return "a part of it needs autograd"
     for learner in learners:
         if _custom_weighter(learner):
             return "the weighter is a custom class"
         for name, optimizer in learner.optimizers.items():
             if not is_plain_adam(optimizer, list(getattr(learner, name).parameters())):
-                return f"the optimiser of {name} is not Adam as it comes"
-    return None if first.actor.device.type == "cuda" else "only CUDA records"
+                return f"the optimiser of {name} is not a plain torch.optim.Adam"
+    return None if first.actor.device.type == "cuda" else "CUDA graphs need a CUDA device"
 
 
 def _choices(learner: Learner) -> tuple[Any, ...]:

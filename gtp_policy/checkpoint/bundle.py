@@ -2,7 +2,7 @@
 
 A bundle is a directory, or a zip file of one without compression. Its ``manifest.json`` holds the
 length and the SHA-256 of every other file and, against accidents, of itself. A hash is no
-signature: it tells that nothing was damaged, not who wrote it.
+signature: it shows that nothing was damaged, not who wrote it.
 """
 
 import contextlib
@@ -127,7 +127,7 @@ def content_id_of(files: Mapping[str, bytes]) -> str:
 
 
 def discard(path: Path) -> None:
-    """Removes a bundle, in one step for whoever looks for bundles."""
+    """Removes a bundle, in one step for other readers of the folder."""
     temporary = _temporary(path)
     with contextlib.suppress(OSError):
         os.rename(path, temporary)
@@ -135,7 +135,7 @@ def discard(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file or a directory if it is there; what resists stays."""
+    """Removes a file or a directory if it is there; what cannot be removed stays."""
     with contextlib.suppress(OSError):  # ignore_errors does not ignore a failing close
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -144,7 +144,7 @@ def remove(path: Path) -> None:
 
 
 def is_temporary(name: str) -> bool:
-    """Tells whether a name is that of a bundle that was never finished."""
+    """Returns whether a name is that of a bundle that was never finished."""
     return name.startswith(".") and ".tmp-" in name
 
 

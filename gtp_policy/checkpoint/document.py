@@ -51,7 +51,7 @@ class Document(Config):
     action_dim: Width
     updates: Int = Field(ge=0, le=2**53)
     dtype: Literal["float32", "float64", "bfloat16"]
-    own_network: Bool  # a backbone of the user's own, which no file can describe
+    own_network: Bool  # a custom backbone, which no file can describe
     own_encoder: Bool
     config: GTPConfig
     action_box: _Box | None
@@ -115,7 +115,7 @@ def _weights(learner: GTPLearner) -> dict[str, Tensor]:
 
 
 def _serialize(tensors: Mapping[str, Tensor]) -> bytes:
-    # Sorted, and each with memory of its own: equal content gives equal bytes.
+    # Sorted, and no memory shared: equal content gives equal bytes.
     data = {n: tensors[n].detach().to("cpu").contiguous().clone() for n in sorted(tensors)}
     return safetensors.torch.save(data)
 
@@ -167,7 +167,7 @@ def read_state(path: Path) -> tuple[Document, dict[str, Tensor], dict[str, Tenso
 def _parse(path: Path, data: bytes) -> Document:
     try:
         document = Document.model_validate_json(data)
-        beside(path, document)
+        saved_with(path, document)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
@@ -176,7 +176,7 @@ def _parse(path: Path, data: bytes) -> Document:
     return document
 
 
-def beside(
+def saved_with(
     path: Path, document: Document
 ) -> tuple[ActionScaler | None, ObservationLayout | None, dict[str, JsonValue]]:
     """Returns what a document holds with the learner: scaler, layout and metadata."""
@@ -211,7 +211,7 @@ def differences(a: object, b: object, name: str = "") -> Iterator[tuple[str, obj
 
 
 def check_size(path: Path, document: Document, weights: dict[str, Tensor]) -> None:
-    """Raises if the config asks for more parameters than the file holds, before they are made."""
+    """Raises if the config needs more parameters than the file holds, before they are made."""
 
     def mlp(inputs: int, hidden: tuple[int, ...], outputs: int) -> int:
         return sum(i * o + o for i, o in itertools.pairwise([inputs, *hidden, outputs]))

@@ -1,9 +1,9 @@
 """Learners on disk: written whole or not at all, read only if every byte is right.
 
 A checkpoint is a directory (or a zip file of it) with four files: ``config.json`` holds every
-choice, ``weights.safetensors`` the networks and their slow copies, ``train_state.safetensors`` the
-optimisers, ``manifest.json`` a SHA-256 of each. Numbers and strings only: reading one executes
-nothing, imports nothing and builds no environment.
+choice, ``weights.safetensors`` the networks and their target networks,
+``train_state.safetensors`` the optimisers, ``manifest.json`` a SHA-256 of each. Numbers and strings
+only: reading one executes nothing, imports nothing and builds no environment.
 """
 
 import signal
@@ -22,13 +22,13 @@ from gtp_policy._version import __version__
 from gtp_policy.checkpoint import bundle
 from gtp_policy.checkpoint.document import (
     DTYPES,
-    beside,
     check_size,
     differences,
     files_of,
     fill_,
     read_document,
     read_state,
+    saved_with,
 )
 from gtp_policy.config import GTPConfig
 from gtp_policy.errors import CheckpointError, StateMismatchError
@@ -69,7 +69,7 @@ class CheckpointInfo(NamedTuple):
 
 
 class Checkpoint(NamedTuple):
-    """A learner that came from a checkpoint, and what was saved beside it.
+    """A learner that came from a checkpoint, and what was saved with it.
 
     Attributes:
         learner: The learner, ready to act and to go on training.
@@ -101,7 +101,7 @@ def save_checkpoint(
     layout: ObservationLayout | None = None,
     metadata: Mapping[str, JsonValue] | None = None,
 ) -> Path:
-    """Saves a learner: networks, slow copies, optimisers, counter and every choice.
+    """Saves a learner: networks, target networks, optimisers, counter and every choice.
 
     The files are written to a temporary place, flushed to the disk and renamed: whatever happens,
     a checkpoint is there as a whole or not at all.
@@ -109,7 +109,7 @@ def save_checkpoint(
     Args:
         path: A new directory; or a name that ends in ``.zip``, which replaces a file of that name.
         learner: What to save.
-        action_scaler: Bounds of the action Box, for whoever loads the policy to act.
+        action_scaler: Bounds of the action Box, to act with the policy when it is loaded.
         layout: How observations become vectors, likewise.
         metadata: Anything else that JSON can hold.
 
@@ -149,16 +149,16 @@ def load_checkpoint(
 
     Args:
         path: Directory or zip file.
-        network: The actor's backbone, if it was one of your own: a file holds its parameters, not
+        network: The actor's backbone, if it was a custom one: a file holds its parameters, not
             its code.
         encoder: The encoder, likewise.
-        optimizer: The optimiser factory, if it was one of your own.
+        optimizer: The optimiser factory, if it was a custom one.
         train_state: Whether to load the optimisers' state. False leaves them new: to act, or to
             train on with other optimisers than those that were saved.
-        device: Where parameters shall live.
+        device: Where parameters should live.
 
     Returns:
-        The learner and what was saved beside it.
+        The learner and what was saved with it.
 
     Raises:
         CheckpointError: If the file is missing, damaged, foreign or malicious; names file and
@@ -182,8 +182,8 @@ def load_checkpoint(
     ):
         if own != (given is not None):
             raise StateMismatchError(
-                f"Checkpoint {path} was made {'with' if own else 'without'} a `{name}` of its "
-                f"own: got {type(given).__name__}, expected {'a module' if own else 'None'}."
+                f"Checkpoint {path} was made {'with' if own else 'without'} a custom "
+                f"`{name}`: got {type(given).__name__}, expected {'a module' if own else 'None'}."
             )
     check_size(path, document, weights)
     with warnings.catch_warnings():
@@ -205,7 +205,7 @@ def load_checkpoint(
             raise
         # Nothing came from the caller: the file contradicts itself.
         raise CheckpointError(str(error)) from error
-    return Checkpoint(learner, *beside(path, document))
+    return Checkpoint(learner, *saved_with(path, document))
 
 
 def restore_(learner: GTPLearner, path: str | Path, *, train_state: bool = True) -> Checkpoint:
@@ -220,7 +220,7 @@ def restore_(learner: GTPLearner, path: str | Path, *, train_state: bool = True)
         train_state: Whether to load the optimisers' state; False leaves them as they are.
 
     Returns:
-        The learner itself and what was saved beside it.
+        The learner itself and what was saved with it.
 
     Raises:
         CheckpointError: If the file is missing, damaged, foreign or malicious.
@@ -255,7 +255,7 @@ def restore_(learner: GTPLearner, path: str | Path, *, train_state: bool = True)
             "read_metadata(path).config."
         )
     fill_(learner, path, document, weights, moments if train_state else None)
-    return Checkpoint(learner, *beside(path, document))
+    return Checkpoint(learner, *saved_with(path, document))
 
 
 def read_metadata(path: str | Path) -> CheckpointInfo:
@@ -265,7 +265,7 @@ def read_metadata(path: str | Path) -> CheckpointInfo:
         path: Directory or zip file.
 
     Returns:
-        Choices, dimensions, counter, and what was saved beside the learner.
+        Choices, dimensions, counter, and what was saved with the learner.
 
     Raises:
         CheckpointError: If manifest or config are missing, damaged, foreign or malicious.
@@ -279,7 +279,7 @@ def read_metadata(path: str | Path) -> CheckpointInfo:
     """
     path = Path(path)
     document = read_document(path)
-    scaler, layout, metadata = beside(path, document)
+    scaler, layout, metadata = saved_with(path, document)
     return CheckpointInfo(
         config=document.config,
         obs_dim=document.obs_dim,
@@ -447,7 +447,7 @@ class StopSignal:
         self._previous.clear()
 
     def __bool__(self) -> bool:
-        """Tells whether a signal has come."""
+        """Returns whether a signal has come."""
         return self._stopped
 
     def _stop(self, number: int, frame: types.FrameType | None) -> None:

@@ -222,7 +222,7 @@ class TorchSampler(FoldedSampler):
 
     def _sample(self, obs: Tensor, noise: Tensor, out: Tensor) -> None:
         rows = out.shape[-2]
-        if rows == 1:  # is too little for more than one thread
+        if rows == 1:  # too little for more than one thread
             self._in_blocks(obs, noise, out)
         else:
             with few_threads():
@@ -260,8 +260,8 @@ class TorchSampler(FoldedSampler):
         times = inputs[..., folded.obs_dim :]
         bias_shares = times[..., : folded.action_dim]
         times[..., folded.action_dim :] = folded.embedded
-        # On a CPU two rows are multiplied faster than one: one goes to the product of matrix and
-        # vector, which reads these weights against the grain. The second row is never read.
+        # On a CPU two rows are multiplied faster than one: a single row takes the product of matrix
+        # and vector, which is slow for weights stored as (out, in). The second row is never read.
         single = rows == 1 and self._on_cpu and not stack
         padded = 2 if single else rows
         # The first layer before x comes to it; jumps compute in place there.
@@ -286,14 +286,14 @@ class TorchSampler(FoldedSampler):
                 bind(torch.matmul, times, self._of_rest, out=constants),
                 bind(torch.add, projected, by_jump, out=biased),
             ]
-        # The rows of W_x are apart; to gather them once per jump is slower.
+        # The rows of W_x are not contiguous: gathered here once, not once per jump.
         of_x = new(*stack, folded.action_dim, width)
         y = new(*stack, rows, folded.action_dim)
         operators.append(bind(of_x.copy_, self._of_x))
         deeper = []
         for bias, weight in zip(self._biases[1:-1], self._weights[1:-1], strict=True):
             shift = bias
-            if single:  # a product first copies its bias: two rows faster than one for both
+            if single:  # addmm copies a full bias faster than it broadcasts one
                 shift = new(padded, bias.shape[-1])
                 operators.append(bind(shift.copy_, bias))
             deeper.append((shift, weight, new(*stack, padded, bias.shape[-1]).zero_()))

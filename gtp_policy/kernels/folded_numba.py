@@ -27,10 +27,10 @@ def _product(weight: Array, first: int, x: Array, out: Array) -> None:
     """Writes x W^T to ``out``, with the columns of W (out, in) from ``first`` on.
 
     Four outputs at a time, and two rows where there are two, so that what is read once serves
-    several products. Without slices and functions of its own, which would count references.
+    several products. Without slices and inner functions, for which numba would count references.
     """
     rows, inputs, end = x.shape[0], x.shape[1], weight.shape[0] - 1
-    start = max(first, 0)  # it is; now the compiler knows, and looks for no index from the end
+    start = max(first, 0)  # never below 0: the compiler then omits the test for negative indices
     for o in range(0, end + 1, 4):
         # Beyond the end, the last output once more.
         p, q, s = min(o + 1, end), min(o + 2, end), min(o + 3, end)

@@ -32,7 +32,7 @@ class _Buffers(NamedTuple):
     projected: Tensor
     hidden: Tensor
     grid: tuple[int, int]  # programs per network, networks
-    layout: dict[str, Any]  # what is constant within a compiled kernel, beside the settings
+    layout: dict[str, Any]  # what is constant within a compiled kernel, in addition to the settings
 
 
 class TritonSampler(FoldedSampler):
@@ -146,7 +146,7 @@ def settings(folded: Folded, precision: Precision, stages: int) -> dict[str, Any
         "STAGES": stages,
         "INTERPRETED": kernel.INTERPRETED,
         "num_warps": _WARPS,
-        "enable_fp_fusion": True,  # Triton 3.9 warns unless told, and means to change its default
+        "enable_fp_fusion": True,  # Triton 3.9 warns where it is left out: the default will change
     }
 
 
@@ -165,7 +165,7 @@ def power_of_two(n: int) -> int:
 
 
 def unsupported(folded: Folded, precision: Precision = "fp32") -> str | None:
-    """Tells why the kernel cannot take a network.
+    """Returns why the kernel cannot take a network.
 
     Args:
         folded: The network.

@@ -59,7 +59,7 @@ def product(
     """Returns activations times the transpose of a weight, (TILE, COLUMNS)."""
     total = tl.full([TILE, COLUMNS], 0.0, tl.float32)
     # A loop, not written out: what it loads must not move out of the jumps, where it would need
-    # more shared memory than there is. Triton's interpreter counts only to what it knows.
+    # more shared memory than there is. Triton's interpreter needs a plain integer as the end.
     for k in tl.range(0, inputs if INTERPRETED else inputs + zero, SLICE, num_stages=STAGES):
         i = k + tl.arange(0, SLICE)
         h = tl.load(rows + i[None, :])

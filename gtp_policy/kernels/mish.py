@@ -75,7 +75,7 @@ def _blocks(x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _values(x: Tensor, e: Tensor, h: Tensor, out: Tensor) -> None:
-    # As in `_values_and_slopes`: a value must not depend on whether a gradient is asked for.
+    # As in `_values_and_slopes`: a value must not depend on whether a gradient is needed.
     torch.clamp_max(x, _LARGEST_EXPONENT, out=e).exp_()
     torch.addcmul(e, e, e, value=0.5, out=h)
     torch.mul(x, h.div_(torch.add(h, _ONE, out=e)), out=out)
@@ -123,7 +123,7 @@ def mish_(x: Tensor, scratch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def mish_with_slope_(x: Tensor, slope: Tensor, scratch: tuple[Tensor, Tensor]) -> Tensor:
-    """Computes `mish` in place and its derivative beside it, on the CPU and without a new tensor.
+    """Computes `mish` in place, and its derivative, on the CPU and without a new tensor.
 
     Args:
         x: Contiguous, in float32 or float64; overwritten with the values.
@@ -164,7 +164,7 @@ class _Mish(torch.autograd.Function):
         x: Tensor
         slope: Tensor
         x, slope = ctx.saved_tensors
-        if torch.is_grad_enabled():  # somebody differentiates again: the slope as a function of x
+        if torch.is_grad_enabled():  # for a second derivative: the slope as a function of x
             w = functional.softplus(x).tanh()
             slope = w + x * x.sigmoid() * (1 - w * w)
         return grad * slope

@@ -26,7 +26,7 @@ _BLOCK = 2**16
 
 @contextmanager
 def coarse_products(precision: str) -> Iterator[None]:
-    """Lets products of float32 matrices round their factors to bfloat16, if that is asked for.
+    """Lets products of float32 matrices round their factors to bfloat16, if that is requested.
 
     The switch is torch's, and one for all threads.
     """
@@ -229,7 +229,7 @@ class GradientPass(Pass):
 
 
 def _in_blocks(x: Tensor) -> bool:
-    """Tells whether rows are worked on in pieces that fit a cache, not all in one launch."""
+    """Returns whether rows are worked on in pieces that fit a cache, not all in one launch."""
     return x.device.type == "cpu"
 
 

@@ -1,4 +1,4 @@
-"""The one way to functions that numba compiles: there, compiled and tried, or a reason why not."""
+"""Loads functions that numba compiles, compiled and tried, or says why they cannot be used."""
 
 import importlib
 import importlib.util
@@ -19,6 +19,6 @@ def load(name: str, warm_up: Callable[[Any], object]) -> tuple[Any, str]:
         module = importlib.import_module(f"gtp_policy.kernels.{name}")
         warm_up(module)
     except Exception as error:
-        # Whatever another library, its compiler or its files have come to: torch is still here.
+        # Whatever fails in numba, its compiler or its cache: torch's operators do the same.
         return None, f"numba does not work here ({type(error).__name__}: {error})"
     return module, ""

@@ -1,4 +1,4 @@
-"""Which way things are computed: what `using` asks for, and what a tensor allows."""
+"""Which way things are computed: what `using` selects, and what a tensor allows."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +22,8 @@ def using(engine: EngineName, *, threads: int | None = None) -> Iterator[None]:
         engine: ``"auto"``, the fastest way for device, dtype and shape; ``"torch"``, the fastest
             one with torch's operators alone; ``"reference"``, torch's operators in the order of the
             formulas.
-        threads: Threads of fused updates and sampler plans on the CPU; default unchanged, which is
-            1: at these sizes two quiet cores give 1.2 times the speed of one, and a core that is
+        threads: Threads of fused updates and folded samplers on the CPU; default unchanged, which
+            is 1: at these sizes two quiet cores give 1.2 times the speed of one, and a core that is
             busy elsewhere makes every operator wait for it. The reference takes torch's own number.
 
     Raises:
@@ -83,7 +83,7 @@ def few_threads() -> Iterator[None]:
 
 
 def engine() -> EngineName:
-    """Returns what `using` asks for in this thread: ``"auto"``, ``"torch"`` or ``"reference"``.
+    """Returns what `using` selects in this thread: ``"auto"``, ``"torch"`` or ``"reference"``.
 
     Example:
         >>> from gtp_policy.kernels.switch import engine
@@ -96,7 +96,7 @@ def engine() -> EngineName:
 def only_reference(device: torch.device) -> str | None:
     """Returns why nothing but the reference may run at this moment, or None."""
     if engine() == "reference":
-        return 'kernels.using("reference") asks for it'
+        return 'kernels.using("reference") selects it'
     if torch.is_anomaly_enabled():
         return "anomaly detection is on, which watches autograd"
     if torch.is_autocast_enabled(device.type):
@@ -106,8 +106,8 @@ def only_reference(device: torch.device) -> str | None:
     return None
 
 
-def explain(of: Any, rows: int | None = None) -> str:  # noqa: ANN401 - anything that can tell
-    """Tells which way something will be computed, and why not a faster one.
+def explain(of: Any, rows: int | None = None) -> str:  # noqa: ANN401 - anything with `explain`
+    """Returns which way something will be computed, and why not a faster one.
 
     Args:
         of: A `GTPLearner` or a `FlowMapActor`.
@@ -136,9 +136,9 @@ def explain(of: Any, rows: int | None = None) -> str:  # noqa: ANN401 - anything
 
 
 def plain(x: Tensor, devices: tuple[str, ...] = ("cpu",)) -> bool:
-    """Tells whether a tensor is one that kernels may take.
+    """Returns whether a tensor is one that kernels may take.
 
-    Not where the reference is asked for, a compiler or a function transform is at work, or
+    Not where the reference is selected, a compiler or a function transform is at work, or
     derivatives travel forward.
 
     Args:
@@ -164,7 +164,7 @@ def plain(x: Tensor, devices: tuple[str, ...] = ("cpu",)) -> bool:
         and _ENGINE.get() != "reference"
         and not torch._C._are_functorch_transforms_active()
         and (
-            forward_ad._current_level < 0  # as always, and sooner told than by looking
+            forward_ad._current_level < 0  # the usual case, and the faster test
             or forward_ad.unpack_dual(x).tangent is None  # type: ignore[no-untyped-call]
         )
     )

@@ -1,4 +1,4 @@
-"""What the package tests itself with, for testing flow maps of your own.
+"""What the package tests itself with, for testing your own flow maps.
 
 - *Oracles*: analytic flow maps, with the data distributions they belong to.
 - *Checks*: one function per invariant; `check_flow_map` and `parametrize_with_checks` run them.

@@ -1,7 +1,7 @@
 r"""Analytic flow maps: data distributions whose trajectories are known exactly.
 
 They satisfy the same protocol as the network, so whatever is asserted of a trained actor can be
-compared with the truth, and whatever tests the oracles tests a user's own flow map.
+compared with the truth, and whatever tests the oracles tests a custom flow map.
 
 Each oracle is defined by its endpoint map in closed form; the flow map follows from it,
 
@@ -327,8 +327,8 @@ class LinearPathFlowMap(AnalyticFlowMap):
 
     Args:
         flow_map: The oracle of the data on the path :math:`x_t = x + t z`.
-        times: The time range, ``t_max`` at most 1; default `LinearTimes`, which also tells losses
-            that actions are to be perturbed along this path.
+        times: The time range, ``t_max`` at most 1; default `LinearTimes`, from which losses
+            know that actions are perturbed along this path.
 
     Raises:
         ValueError: If ``times`` reach beyond 1.

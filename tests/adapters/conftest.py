@@ -28,7 +28,7 @@ def make_minari(minari_root: Path) -> Callable[..., minari.MinariDataset]:
             "action_space": Box(-1, 1, (2,)),
         }
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Minari asks for an author, a description and so on
+            warnings.simplefilter("ignore")  # Minari wants an author, a description and so on
             return minari.create_dataset_from_buffers(
                 "toy/set-v0", list(episodes), **(spaces | options)
             )

@@ -175,7 +175,7 @@ def test_types_and_storage_make_no_difference(
     [
         ({"actions": None}, r"`actions` is missing: got the fields \['infos', 'observations'"),
         ({"terminals": None}, r"`terminals` is missing"),
-        ({"timeouts": None}, r"`timeouts` is missing: .* nothing tells where an episode was cut"),
+        ({"timeouts": None}, r"`timeouts` is missing: .* nothing shows where an episode was cut"),
         ({"rewards": np.zeros((N, 1))}, r"`reward` .* got \(7, 1\), expected \(7,\)"),
         ({"rewards": np.zeros(N - 1)}, r"`reward` .* got \(6,\), expected \(7,\)"),
         ({"actions": np.zeros(N)}, r"`actions` has the wrong shape: got \(7,\)"),
@@ -331,11 +331,11 @@ def test_pickled_objects_are_never_decoded(path: Path, field: str, kind: str) ->
     with pytest.raises(DataError, match=f"`{field}` has the wrong dtype.*never decoded"):
         load_d4rl_hdf5(path)
     assert not mark.exists()
-    pickle.loads(payload)  # noqa: S301 (the canary does sing when asked to)
+    pickle.loads(payload)  # noqa: S301 (shows that the canary works)
     assert mark.exists()
 
 
-def test_a_file_cannot_ask_for_more_memory_than_it_fills(path: Path) -> None:
+def test_a_file_cannot_declare_more_memory_than_it_fills(path: Path) -> None:
     with h5py.File(path, "w") as file:
         for name, shape in {"observations": (10**11, 3), "actions": (10**11, 2)}.items():
             file.create_dataset(name, shape, "f4", chunks=(10**6, 1))

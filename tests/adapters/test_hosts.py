@@ -148,7 +148,7 @@ LOAD: dict[str, Callable[[Path], tuple[GTPLearner, Callable[[Any], np.ndarray]]]
 
 
 def tensors(learner: GTPLearner) -> dict[str, torch.Tensor]:
-    """Returns every parameter, slow copy, buffer and moment by name."""
+    """Returns every parameter, target network, buffer and moment by name."""
     found = {n: t for n, t in learner.state_dict().items() if isinstance(t, torch.Tensor)}
     for part, optimizer in learner.optimizers.items():
         for index, state in optimizer.state_dict()["state"].items():
@@ -180,7 +180,7 @@ def test_equal_parameters_and_equal_actions(name: str, space: gym.Space[Any]) ->
     actions = [each.act(obs) for each in trained]
     for other, action in zip(trained[1:], actions[1:], strict=True):
         assert_same(trained[0].learner, other.learner)
-        # The hosts scale to the Box in float32 by formulas of their own.
+        # The hosts scale to the Box in float32 by their own formulas.
         np.testing.assert_allclose(action, actions[0], rtol=0, atol=2e-6)
 
 

@@ -171,7 +171,7 @@ def test_actions_are_scaled_by_the_space_or_by_given_bounds(make_minari: Make) -
         (
             {"observation_space": goal_space(extra=Box(0, 1, (1,)))},
             {},
-            r"keys of its own: got \['achieved_goal', 'desired_goal', 'extra', 'observation'\]",
+            r"custom keys: got \['achieved_goal', 'desired_goal', 'extra', 'observation'\]",
         ),
         (
             {"observation_space": goal_space(extra=Discrete(2))},
@@ -475,11 +475,11 @@ def test_pickled_objects_stay_bytes(make_minari: Make, minari_root: Path, field:
     with pytest.raises(DataError, match=field.rstrip("s")):
         load_minari(ID)
     assert not mark.exists()
-    pickle.loads(payload.tobytes())  # noqa: S301 (the canary does sing when asked to)
+    pickle.loads(payload.tobytes())  # noqa: S301 (shows that the canary works)
     assert mark.exists()
 
 
-def test_a_file_cannot_ask_for_more_memory_than_it_fills(
+def test_a_file_cannot_declare_more_memory_than_it_fills(
     make_minari: Make, minari_root: Path
 ) -> None:
     make_minari(episode())

@@ -63,7 +63,7 @@ def test_the_warnings_name_the_dimensions() -> None:
 @pytest.mark.parametrize(
     ("changes", "warning"),
     [
-        ({"reward": np.ones(6)}, "Every reward is 1: nothing tells good actions from bad ones."),
+        ({"reward": np.ones(6)}, "Every reward is 1: good and bad actions look alike."),
         ({"terminated": np.zeros(6)}, "No episode terminates: right for an endless task"),
         ({"action": np.ones((6, 2))}, "Action dimensions 0, 1 never change."),
         (

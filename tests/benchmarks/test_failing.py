@@ -1,4 +1,4 @@
-"""An action that decides would be seen, and an ant that stays is told from one that goes."""
+"""An action that decides would be seen, and an ant that stays is not one that goes."""
 
 import numpy as np
 import torch

@@ -62,9 +62,9 @@ def test_the_naive_transcription_is_the_same_algorithm(samples: int) -> None:
     naive = SameDraws(learner, samples)
     for i in range(2):
         minibatch = batch(CASE, seed=i)
-        told = naive.update(*minibatch)
+        reported = naive.update(*minibatch)
         metrics = learner.update(minibatch).to_floats()
-        assert told == pytest.approx({k: metrics[k] for k in told}, rel=1e-4)
+        assert reported == pytest.approx({k: metrics[k] for k in reported}, rel=1e-4)
     start = library(CASE.but(samples=samples))
     moved = 0.0
     pairs = zip([*naive.actors(), *naive.critics()], naive.of_the_learner(), strict=True)

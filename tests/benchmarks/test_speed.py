@@ -80,6 +80,8 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return record
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("gpu run")
 def test_every_step_on_a_gpu_leaves_its_figures(quick: dict[str, Any]) -> None:
     assert list(quick["steps"]) == list(gpu.LIMITS) == list(gpu_steps.STEPS)
     assert quick["environment"]["float32_matmul_precision"] == "highest"
@@ -96,6 +98,8 @@ def test_every_step_on_a_gpu_leaves_its_figures(quick: dict[str, Any]) -> None:
         assert re.fullmatch(r"\d+ skipped.*", quick[name]["summary"])
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("gpu run")
 def test_every_benchmark_runs(quick: dict[str, Any]) -> None:
     result = quick["speed"]
     assert result["conditions"]["device"] == "cpu"
@@ -117,6 +121,8 @@ def test_every_benchmark_runs(quick: dict[str, Any]) -> None:
     assert set(quick["growth"]["seeds"]) == {"1", "4"}
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("gpu run")
 def test_memory_is_that_of_training_in_a_process_of_its_own(quick: dict[str, Any]) -> None:
     (case,) = quick["memory"]["cases"]
     taken = case["library"]
@@ -126,6 +132,8 @@ def test_memory_is_that_of_training_in_a_process_of_its_own(quick: dict[str, Any
     assert taken["growth"]["median"] <= taken["peak"]["median"] < 500
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("gpu run")
 def test_everything_measured_stands_on_the_page(quick: dict[str, Any]) -> None:
     text = performance.PAGE.read_text(encoding="utf-8")
     page = performance.render(text, quick | {"gpu": quick})
@@ -149,6 +157,8 @@ def test_everything_measured_stands_on_the_page(quick: dict[str, Any]) -> None:
     assert "not yet measured" in performance.paper({"speed": quick["speed"], "gpu": without})
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("gpu run")
 def test_pictures_are_the_same_for_the_same_record(quick: dict[str, Any], tmp_path: Path) -> None:
     first, second = tmp_path / "a.svg", tmp_path / "b.svg"
     for draw, record in (

@@ -10,14 +10,14 @@ from benchmarks.teachers import LOSSES, PRESETS, STEPS, clone, section
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_teacher_is_tried(preset: str, loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teachers, "SAMPLES", 1000)
-    told = clone(3, 0, preset, loss, LOSSES[loss])
-    assert (told["preset"], told["loss"], told["seed"]) == (preset, loss, 0)
-    assert 0.01 < told["worst_share"] < 1  # 0.01 if all draws were alike
-    assert [int(k) for k in told["within_3_std"]] == list(STEPS)
-    assert all(0 <= share <= 1 for share in told["within_3_std"].values())
+    run = clone(3, 0, preset, loss, LOSSES[loss])
+    assert (run["preset"], run["loss"], run["seed"]) == (preset, loss, 0)
+    assert 0.01 < run["worst_share"] < 1  # 0.01 if all draws were alike
+    assert [int(k) for k in run["within_3_std"]] == list(STEPS)
+    assert all(0 <= share <= 1 for share in run["within_3_std"].values())
 
 
-def test_what_diverges_is_told_as_that() -> None:
+def test_what_diverges_is_reported_as_that() -> None:
     lost = {"preset": "mean_flow", "loss": "edm", "diverged": "not finite"}
     record = {
         "command": "c",

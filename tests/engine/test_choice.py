@@ -175,16 +175,16 @@ def test_guidance_may_start_later(guidance: Guidance) -> None:
     late = make_learner(make_config(guidance=guidance, guidance_start=3))
     without = make_learner(make_config(guidance=NoGuidance()))
     for step in range(3):
-        told = late.update(make_batch(step)).to_floats()
-        assert told == without.update(make_batch(step)).to_floats()
-        assert not {"weight_mean", "guided_q"} & told.keys()
+        reported = late.update(make_batch(step)).to_floats()
+        assert reported == without.update(make_batch(step)).to_floats()
+        assert not {"weight_mean", "guided_q"} & reported.keys()
     assert distance(late, without) == 0
     guided = make_learner(make_config(guidance=guidance))
     guided.load_state_dict(without.state_dict())
     for step in range(2):
-        told = late.update(make_batch(step)).to_floats()
-        assert told == guided.update(make_batch(step)).to_floats()
-        assert {"weight_mean", "guided_q"} & told.keys()
+        reported = late.update(make_batch(step)).to_floats()
+        assert reported == guided.update(make_batch(step)).to_floats()
+        assert {"weight_mean", "guided_q"} & reported.keys()
     assert distance(late, guided) == 0
 
 
@@ -202,9 +202,9 @@ def test_comparing_at_zero_takes_the_reference() -> None:
     both = MultiSeedLearner(copy.deepcopy(alone))
     batches = [make_batch(0), make_batch(1)]
     both.update(batches)
-    for learner, beside, batch in zip(alone, both.learners, batches, strict=True):
+    for learner, member, batch in zip(alone, both.learners, batches, strict=True):
         learner.update(batch)
-        assert distance(learner, beside) == 0
+        assert distance(learner, member) == 0
 
 
 @settings(max_examples=15, deadline=None)
@@ -269,20 +269,20 @@ def test_engines_may_change_between_updates() -> None:
 
 @pytest.mark.parametrize("samples", [1, 4])
 def test_coarse_products_where_no_gradient_is_taken(samples: int) -> None:
-    """The stated error: some 1e-3 in what is sampled and judged, none in what is learned from."""
+    """The stated error: some 1e-3 in what is sampled and scored, none in what is learned from."""
     networks = {"hidden": (64, 64), "critic": QEnsembleConfig(hidden=(64, 64))}
     config = make_config(baseline=PolicyBaseline(samples=samples), **networks)
     coarse = config.replace(learner=config.learner.replace(no_grad_precision="bfloat16"))
     exact, rounded, batch = make_learner(config), make_learner(coarse), make_batch(rows=256)
-    expected, told = exact.update(batch).to_floats(), rounded.update(batch).to_floats()
+    expected, reported = exact.update(batch).to_floats(), rounded.update(batch).to_floats()
     for name in ("actor_loss", "critic_loss", "advantage_std", "weight_mean"):
-        assert told[name] == pytest.approx(expected[name], rel=1e-2)
-    assert told["q_mean"] == pytest.approx(expected["q_mean"], rel=1e-5)  # has a gradient
+        assert reported[name] == pytest.approx(expected[name], rel=1e-2)
+    assert reported["q_mean"] == pytest.approx(expected["q_mean"], rel=1e-5)  # has a gradient
     assert torch.get_float32_matmul_precision() == "highest"
     assert explain(rounded).splitlines()[0].endswith("bfloat16 products where no gradient is taken")
 
 
-def test_an_update_takes_one_thread_unless_more_are_asked_for(
+def test_an_update_takes_one_thread_unless_more_are_requested(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen, call = [], ByHand.__call__
@@ -332,7 +332,7 @@ CHANGES: dict[str, Callable[[GTPLearner], Any]] = {
 
 
 class Flat(nn.Module):
-    """Weights of a user's own: all 2."""
+    """Custom weights: all 2."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -388,7 +388,7 @@ def freeze(learner: GTPLearner) -> None:
 
 
 class OwnLoss(GTPLoss):
-    """A loss of a user's own."""
+    """A custom loss."""
 
 
 UNSUPPORTED: dict[str, tuple[Callable[[GTPLearner], Any], str]] = {
@@ -430,7 +430,7 @@ def test_more_that_is_unsupported() -> None:
     assert "actor has an encoder" in explain(encoded)
     learner = make_learner()
     with using("reference"):
-        assert 'kernels.using("reference") asks for it' in explain(learner)
+        assert 'kernels.using("reference") selects it' in explain(learner)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert "autocast is on" in explain(learner)
         learner.update(make_batch())
@@ -439,7 +439,7 @@ def test_more_that_is_unsupported() -> None:
 
 
 class OwnNetwork(nn.Module):
-    """A backbone of a user's own."""
+    """A custom backbone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -451,7 +451,7 @@ class OwnNetwork(nn.Module):
 
 
 class OwnEncoder(nn.Module):
-    """An encoder of a user's own."""
+    """A custom encoder."""
 
     features_dim = OBS
 
@@ -552,10 +552,10 @@ def test_batched_products_compute_the_same(
     monkeypatch.setattr(mlp, "_in_blocks", lambda x: False)
     for step in range(2):
         batches = [make_batch(7 * seed + step, dtype=torch.float64) for seed in numbers]
-        told = several.update(batches)
+        reported = several.update(batches)
         with using("reference"):
             expected = reference.update(batches)
-        for a, b in zip(told, expected, strict=True):
+        for a, b in zip(reported, expected, strict=True):
             assert a.to_floats() == pytest.approx(b.to_floats(), rel=1e-7, abs=1e-10)
     for one, own in zip(several.learners, reference.learners, strict=True):
         assert distance(one, own) <= 1e-8
@@ -589,15 +589,15 @@ def test_an_update_looks_at_no_number(variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", ["linear Q", "a derivative"])
-def test_what_asks_autograd_is_not_recorded(variant: str) -> None:
+def test_what_needs_autograd_is_not_recorded(variant: str) -> None:
     learner = make_learner(make_config(**VARIANTS[variant]))
-    assert against_recording([learner]) == "autograd has a part in it"
+    assert against_recording([learner]) == "a part of it needs autograd"
     weighted = make_learner()
     weighted.weighter = Flat()  # type: ignore[assignment]
     assert against_recording([weighted]) == "the weighter is a custom class"
     swap_optimizer(weighted := make_learner())
-    assert against_recording([weighted]) == "the optimiser of actor is not Adam as it comes"
-    assert against_recording([make_learner()]) == "only CUDA records"
+    assert against_recording([weighted]) == "the optimiser of actor is not a plain torch.optim.Adam"
+    assert against_recording([make_learner()]) == "CUDA graphs need a CUDA device"
 
 
 def with_seeds(batch: Transitions) -> Transitions:
@@ -639,10 +639,10 @@ def test_a_recorded_update_reads_everything_from_fixed_places(variant: str) -> N
     for step in range(7):
         batch = make_batch(step)
         own = with_seeds(batch)
-        told = graphed(own, draw([recorded], own.action), recorded.learning_rates)
+        reported = graphed(own, draw([recorded], own.action), recorded.learning_rates)
         recorded.updates += 1
         expected = plain.update(batch).to_floats()
-        assert {k: float(v[0]) for k, v in told.items()} == pytest.approx(expected, rel=1e-5)
+        assert {k: float(v[0]) for k, v in reported.items()} == pytest.approx(expected, rel=1e-5)
     assert distance(recorded, plain) <= 1e-6
 
 
@@ -748,14 +748,14 @@ def test_several_updates_from_a_dataset_in_one_launch(case: str, recording: list
     config, dataset = make_config(**SCHEDULED | choices), make_dataset()
     several, single = (GTPLearner.from_dataset(dataset, config) for _ in range(2))
     assert several.loss.config.curriculum.intervals(0.9) == 20
-    told = several.update_from(dataset, 83, batch_size=ROWS)
+    reported = several.update_from(dataset, 83, batch_size=ROWS)
     assert recording == expected
     assert several.updates == 83
     for _ in range(83):
         batch = dataset.sample(ROWS, generator=single.stream("batch"))
         with using("reference"):
             last = single.update(batch)
-    assert told.to_floats() == pytest.approx(last.to_floats(), rel=2e-2, abs=1e-4)
+    assert reported.to_floats() == pytest.approx(last.to_floats(), rel=2e-2, abs=1e-4)
     assert distance(several, single) <= 2e-4  # rounding, over 83 steps of Adam
 
 
@@ -764,12 +764,12 @@ def test_several_seeds_from_a_dataset_in_one_launch(recording: list[int]) -> Non
     several, single = (
         MultiSeedLearner.from_dataset(dataset, config, seeds=(0, 4)) for _ in range(2)
     )
-    told = several.update_from(dataset, 65, batch_size=ROWS)
+    reported = several.update_from(dataset, 65, batch_size=ROWS)
     assert recording == [16, 16, 16, 16, 1]
     recording.clear()
     for _ in range(65):
         last = single.update(single.sample(dataset, ROWS))
-    for one, own, a, b in zip(several.learners, single.learners, told, last, strict=True):
+    for one, own, a, b in zip(several.learners, single.learners, reported, last, strict=True):
         assert distance(one, own) <= 1e-5
         assert a.to_floats() == pytest.approx(b.to_floats(), rel=1e-3, abs=1e-5)
 
@@ -787,14 +787,14 @@ def test_a_schedule_builds_nothing_anew(
 
 
 class OwnSampling(OfflineDataset):
-    """A dataset that draws minibatches in a way of its own."""
+    """A dataset that draws minibatches in its own way."""
 
     def sample(self, batch_size: int, *, generator: torch.Generator) -> Transitions:
         del generator
         return Transitions(*(field[:batch_size] for field in self.transitions))
 
 
-def test_a_dataset_with_sampling_of_its_own_is_asked_for_every_minibatch(
+def test_a_dataset_with_custom_sampling_draws_every_minibatch(
     recording: list[int],
 ) -> None:
     dataset = make_dataset()
@@ -864,8 +864,8 @@ def test_every_seed_does_what_it_would_do_alone(variant: str) -> None:
     several = MultiSeedLearner(make_seeds(config, seeds, torch.float64))
     for step in range(3):
         batches = [make_batch(10 * seed + step, dtype=torch.float64) for seed in seeds]
-        told = several.update(batches)
-        for learner, batch, metrics in zip(alone, batches, told, strict=True):
+        reported = several.update(batches)
+        for learner, batch, metrics in zip(alone, batches, reported, strict=True):
             expected = learner.update(batch).to_floats()
             assert metrics.to_floats() == pytest.approx(expected, rel=1e-7, abs=1e-10)
     for one, own in zip(several.learners, alone, strict=True):
@@ -1000,7 +1000,7 @@ def test_sharing_memory_keeps_values_and_is_done_once() -> None:
     assert torch.equal(tensors[1], expected[1] + 10)
 
 
-def test_the_engine_is_told_apart() -> None:
+def test_the_engines_are_distinguished() -> None:
     assert engine_of(make_learner()) == (
         "update: fused (gradients by hand, into buffers) on cpu, torch.float32"
     )

@@ -266,7 +266,9 @@ def test_a_bad_action_is_refused(bad: np.ndarray) -> None:
 # --- the pictures ------------------------------------------------------------------------------
 
 
-def test_pictures_are_written_where_asked(tmp_path: Path, dataset: minari.MinariDataset) -> None:
+def test_pictures_are_written_to_the_given_path(
+    tmp_path: Path, dataset: minari.MinariDataset
+) -> None:
     rng = np.random.default_rng(0)
     actions = FOUR_MODES[rng.integers(4, size=50)] + 0.05 * rng.normal(size=(50, 2))
     flow = np.stack([5 * rng.normal(size=(50, 2)), actions])

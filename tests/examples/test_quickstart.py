@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_the_main_job_runs_and_shows_what_it_promises(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "examples.quickstart", "--smoke", "--output", str(tmp_path)],

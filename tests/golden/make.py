@@ -1,7 +1,7 @@
 """Writes the golden file of the current format: once per format version, then never again.
 
-``python tests/golden/make.py`` writes ``format_<version>.zip`` and, beside it, what the policy in
-it answers. The tests load every golden file there is with the code of today.
+``python tests/golden/make.py`` writes ``format_<version>.zip`` and, next to it, the actions of
+the policy in it. The tests load every golden file there is with the code of today.
 """
 
 import json

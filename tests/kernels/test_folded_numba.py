@@ -159,7 +159,7 @@ def test_other_dtypes_layouts_and_many_rows() -> None:
     bias.data = bias.data[:1].expand(8)  # the same memory, in another layout
     check_torch(stretched, "not contiguous")
     with using("torch"):
-        check_torch(make(), 'kernels.using("torch") asks for it')
+        check_torch(make(), 'kernels.using("torch") selects it')
 
 
 @pytest.fixture

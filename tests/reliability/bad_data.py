@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gtp_policy import ActionScaler, GTPLearner, OfflineDataset, Transitions
 from gtp_policy.errors import DataError, GTPError
-from tests.reliability.outcome import Outcome, tells
+from tests.reliability.outcome import Outcome, unsaid
 from tests.reliability.small import ACT, OBS, flat_state, make_config, make_dataset
 
 FIELDS = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
@@ -58,9 +58,9 @@ def _not_finite_problem(given: Arrays, field: str, row: int) -> str | None:
     try:
         OfflineDataset.from_arrays(**given)
     except DataError as error:
-        # The row is a word of its own: row 12 is not in "row 123".
+        # The row is a whole word: row 12 is not in "row 123".
         named = f"row {row}" in [" ".join(pair) for pair in itertools.pairwise(_words(error))]
-        return tells(error, f"`{field}`") or (None if named else f"row {row} unnamed: {error}")
+        return unsaid(error, f"`{field}`") or (None if named else f"row {row} unnamed: {error}")
     except Exception as error:
         return f"raised {error!r}"
     return "was loaded"
@@ -137,7 +137,7 @@ def degenerate(count: int, *, updates: int = 200) -> Outcome:
             problem = _training_problem(make(), updates)
         except GTPError as error:
             refused.append(f"{name}: {type(error).__name__}")
-            problem = tells(error)
+            problem = unsaid(error)
         except Exception as error:
             problem = f"raised {error!r}"
         outcome.add(name, problem)
@@ -176,7 +176,7 @@ def odd_inputs(count: int | None = None) -> Outcome:
             result = call()
         except GTPError as error:
             errors += 1
-            problem = f"refused: {error}" if callable(wanted) else tells(error, *wanted)
+            problem = f"refused: {error}" if callable(wanted) else unsaid(error, *wanted)
         except Exception as error:
             problem = f"raised {type(error).__name__}, which is no GTPError: {error}"
         else:

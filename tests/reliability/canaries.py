@@ -1,8 +1,8 @@
 """B2: files that want to be executed, to reach outside, or to fill the memory; all are refused.
 
-Two families. Canaries are foreign or crafted files that sing, that is, leave a mark behind, if
-anything in them is executed. Forgeries are checkpoints whose every hash is right, because whoever
-changes a file can compute its hash anew.
+Two families. Canaries are foreign or crafted files that leave a mark behind if
+anything in them is executed. Forgeries are checkpoints whose every hash is right, because
+who changes a file can compute its hash anew.
 """
 
 import base64
@@ -104,7 +104,7 @@ def time_limit(seconds: float) -> Iterator[None]:
     try:
         yield
     finally:
-        # The test runner may have a timer of its own.
+        # The test runner may have its own timer.
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
         signal.setitimer(signal.ITIMER_REAL, *timer)
@@ -127,7 +127,7 @@ class Scene(NamedTuple):
     """Where a canary is made.
 
     Attributes:
-        folder: A folder of its own, with a good checkpoint ``good`` in it.
+        folder: A separate folder, with a good checkpoint ``good`` in it.
         mark: The file that appears if the canary sings.
         payload: A pickle that makes it sing.
         files: Content of the good checkpoint.
@@ -364,7 +364,7 @@ def _minari(folder: Path) -> Path:
         truncations=np.zeros(3, bool),
     )
     with mock.patch.dict(os.environ, MINARI_DATASETS_PATH=str(folder)), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Minari asks for an author, a description and so on
+        warnings.simplefilter("ignore")  # Minari wants an author, a description and so on
         minari.create_dataset_from_buffers(
             "toy/set-v0",
             [episode],
@@ -442,15 +442,15 @@ FORGERIES: dict[str, Callable[[Parts], None]] = {
     "unknown field": _set("config.learner.hook", "os.system"),
     "unknown dtype": _set("dtype", "float16"),
     "another dtype": _set("dtype", "float64"),
-    "a network of its own": _set("own_network", True),
-    "an encoder of its own": _set("own_encoder", True),
+    "a custom network": _set("own_network", True),
+    "a custom encoder": _set("own_encoder", True),
     "box of another size": _set("action_box", {"low": [0.0], "high": [1.0]}),
     "box upside down": _set("action_box", {"low": [1.0, 1.0], "high": [0.0, 0.0]}),
     "huge layout": _set("layout", {"keys": [], "shapes": [[10**6, 10**6]]}),
     "layout without shapes": _set("layout", {"keys": ["a", "b"], "shapes": [[3]]}),
     "metadata of a list": _set("metadata", []),
     "no optimisers": _set("optimizers", {}),
-    "optimiser of nobody": _set("optimizers.nobody", {"groups": [], "numbers": {}}),
+    "optimiser of no network": _set("optimizers.nobody", {"groups": [], "numbers": {}}),
     "no groups": _set("optimizers.actor.groups", []),
     "options of another": _set(GROUP, {"params": [0], "momentum": 0.9}),
     "betas of 5": _set(f"{GROUP}.betas", [5.0, 7.0]),
@@ -461,7 +461,7 @@ FORGERIES: dict[str, Callable[[Parts], None]] = {
     "foreach of text": _set(f"{GROUP}.foreach", "os.system"),
     "parameters of another": _set(f"{GROUP}.params", [7, 8, 9]),
     "a number for a moment": _set("optimizers.actor.numbers", {"0": {"exp_avg": 3}}),
-    "a number for nobody": _set("optimizers.actor.numbers", {"-1": {"x": 3}}),
+    "a number of no parameter": _set("optimizers.actor.numbers", {"-1": {"x": 3}}),
     "weight missing": _tensor("weights", WEIGHT, lambda x: None),
     "weight too many": _tensor("weights", "critic.weights.99", lambda x: x),
     "weight of another shape": _tensor("weights", WEIGHT, lambda x: x[..., :-1].contiguous()),
@@ -472,7 +472,7 @@ FORGERIES: dict[str, Callable[[Parts], None]] = {
     "weight under another name": _rename("weights", WEIGHT, "__class__"),
     "moment missing": _tensor("moments", MOMENT, lambda x: None),
     "moment too many": _tensor("moments", "actor/0/hook", lambda x: x),
-    "moment of nobody": _rename("moments", MOMENT, "nobody/0/exp_avg"),
+    "moment of no network": _rename("moments", MOMENT, "nobody/0/exp_avg"),
     "moment before the first": _rename("moments", MOMENT, "actor/-1/exp_avg"),
     "moment behind the last": _rename("moments", MOMENT, "actor/999/exp_avg"),
     "moment without a place": _rename("moments", MOMENT, "exp_avg"),

@@ -14,7 +14,7 @@ from unittest import mock
 from gtp_policy import CheckpointFolder, GTPLearner, load_checkpoint, save_checkpoint
 from gtp_policy.errors import CheckpointError
 from tests.reliability.interruptions import compare, temporaries
-from tests.reliability.outcome import Outcome, tells
+from tests.reliability.outcome import Outcome, unsaid
 from tests.reliability.small import configs, digests, make_dataset, train
 
 # What changes something on the disk, or opens something to do so.
@@ -58,7 +58,7 @@ class Disk:
 
         def call(*args: Any, **kwargs: Any) -> Any:
             if not self._fails(name):
-                # Nobody pulls the plug here, and waiting for the disk is what takes time.
+                # No power fails here, and waiting for the disk would take most of the time.
                 return None if name == "fsync" else genuine(*args, **kwargs)
             if name == "close":
                 genuine(*args)  # close fails after it has closed
@@ -166,7 +166,7 @@ def _problem(
     elif previous.name not in found:
         return f"the previous checkpoint is gone: {raised}"
     elif found[previous.name] != new:
-        problem = tells(raised, directory) or compare(old, found[previous.name])
+        problem = unsaid(raised, directory) or compare(old, found[previous.name])
     elif "unchanged" in str(raised):
         problem = f"says so after a change: {raised}"
     left = temporaries(directory)

@@ -8,7 +8,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
 
 import torch
-import torch._dynamo  # the first optimiser of a process imports it; the server shall have done so
+import torch._dynamo  # the first optimiser of a process imports it; here the server does so once
 
 from gtp_policy import CheckpointFolder, GTPLearner, StopSignal, load_checkpoint
 from gtp_policy.errors import GTPError
@@ -18,7 +18,7 @@ SAVE_EVERY = 2
 
 
 def start(job: Any, *arguments: Any) -> tuple[ForkServerProcess, Connection]:
-    """Starts a job in a process of its own; returns it and what it sends."""
+    """Starts a job in a separate process; returns it and what it sends."""
     # A fresh interpreter would need more than a second for its imports alone. The server imports
     # once, starts no thread and runs no backward pass, so that its children are clean.
     context: ForkServerContext = multiprocessing.get_context("forkserver")
@@ -75,7 +75,7 @@ def save_back_to_back(sender: Connection, directory: str) -> None:
     server = os.getppid()
     while os.getppid() == server:
         learner.update(dataset.sample(4, generator=learner.stream("batch")))
-        # What was saved is said beside it, in another file of the checkpoint.
+        # The state that was saved is described in another file of the checkpoint.
         folder.save(learner, metadata={"digests": digests(learner)})
         sender.send(learner.updates)
 

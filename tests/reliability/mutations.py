@@ -86,7 +86,7 @@ class Files:
         self.size = sum(map(len, self.files.values()))
 
     def write(self, files: dict[str, bytes]) -> None:
-        """Writes a set of files in place of what is there."""
+        """Writes a set of files over what is there."""
         if self.zipped:
             buffer = io.BytesIO()
             with zipfile.ZipFile(buffer, "w") as archive:

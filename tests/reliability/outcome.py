@@ -32,7 +32,7 @@ class Outcome:
         return self.count - len(self.failures)
 
 
-def tells(error: Exception, *parts: str) -> str | None:
+def unsaid(error: Exception, *parts: str) -> str | None:
     """Returns what a message leaves out of: what was got, what was expected, and ``parts``."""
     missing = [part for part in ("got", "expected", *parts) if part not in str(error)]
     return f"{type(error).__name__} says nothing of {missing}: {error}" if missing else None

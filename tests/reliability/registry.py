@@ -29,7 +29,7 @@ class Trial(NamedTuple):
 
     Attributes:
         title: What is tried, and what must hold.
-        run: The trial at a given count, and with the options of the release if asked to.
+        run: The trial at a given count, and with the options of the release if requested.
         pull_request: Cases per pull request; None for all there are.
         release: Cases per release; None for all there are.
         options: Further arguments per release.
@@ -39,7 +39,7 @@ class Trial(NamedTuple):
     run: Callable[..., Outcome]
     pull_request: int | None
     release: int | None
-    options: dict[str, int] = {}  # noqa: RUF012 (a NamedTuple's default is nobody's to change)
+    options: dict[str, int] = {}  # noqa: RUF012 (a NamedTuple's default is never changed)
 
 
 def nothing_executes(count: int | None = None) -> Outcome:
@@ -116,7 +116,7 @@ TRIALS: dict[str, Trial] = {
         {"updates": 1000},
     ),
     "E2": Trial(
-        "8 threads act with generators of their own while a copy is trained: as one by one",
+        "8 threads act with separate generators while a copy is trained: as one by one",
         concurrent_acts,
         4_000,
         100_000,

@@ -35,7 +35,7 @@ Act = Callable[..., Tensor]
 
 
 def trained(updates: int = 20) -> GTPLearner:
-    """Returns a learner whose slow copies are no longer those of its construction."""
+    """Returns a learner whose target networks are no longer those of its construction."""
     learner = GTPLearner.from_dataset(make_dataset(), make_config(200))
     train(learner, make_dataset(), updates)
     return learner
@@ -97,7 +97,7 @@ def concurrent_acts(count: int, *, threads: int = 8, act: Act | None = None) -> 
 
     # What each call must give is known from calls one after the other.
     expected = [call(index) for index in range(min(count, 1000))]
-    with _training_beside(learner) as trainer, ThreadPoolExecutor(threads) as pool:
+    with _training_copy(learner) as trainer, ThreadPoolExecutor(threads) as pool:
         results = pool.map(call, (i % len(expected) for i in range(count)), chunksize=50)
         outcome = Outcome()
         for index, result in enumerate(results):
@@ -110,7 +110,7 @@ def concurrent_acts(count: int, *, threads: int = 8, act: Act | None = None) -> 
     return outcome
 
 
-class _training_beside:
+class _training_copy:
     """Trains a copy of a learner in a thread for as long as the block lasts."""
 
     def __init__(self, learner: GTPLearner) -> None:
@@ -124,7 +124,7 @@ class _training_beside:
             train(self._learner, dataset, 1)
             self.updates += 1
 
-    def __enter__(self) -> "_training_beside":
+    def __enter__(self) -> "_training_copy":
         self._thread.start()
         return self
 
@@ -177,7 +177,7 @@ def _surroundings(learner: GTPLearner) -> dict[str, Any]:
 
 
 def batch_equals_single(count: int) -> Outcome:
-    """E4: a row's action does not depend on the rows beside it, up to rounding."""
+    """E4: a row's action does not depend on the other rows, up to rounding."""
     outcome, learner, worst = Outcome(), trained(), 0.0
     rng = np.random.default_rng(6)
     obs = torch.from_numpy(rng.normal(3.0, 2.0, (count, OBS))).float()

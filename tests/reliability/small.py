@@ -122,7 +122,7 @@ def differences(left: dict[str, Tensor], right: dict[str, Tensor]) -> list[str]:
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Tells whether two tensors agree in dtype, shape and every bit; NaN equals itself."""
+    """Returns whether two tensors agree in dtype, shape and every bit; NaN equals itself."""
     return a.dtype == b.dtype and a.shape == b.shape and _bytes(a) == _bytes(b)
 
 

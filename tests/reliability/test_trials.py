@@ -1,6 +1,7 @@
 """Every trial of the scorecard at its count per pull request."""
 
 import os
+from typing import Any
 
 import pytest
 
@@ -8,15 +9,15 @@ from tests.reliability import registry
 
 # Trials that kill processes share the server that forks them, and with it one test process.
 KILLING = {"A1", "A2", "A5", "B2"}
+SLOW = {"A1", "A2", "A3", "B1", "B2", "C2", "C4", "E1"}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n, marks=pytest.mark.xdist_group("killing") if n in KILLING else ())
-        for n in registry.TRIALS
-    ],
-)
+def trial(name: str) -> Any:
+    marks = [pytest.mark.xdist_group("killing")] if name in KILLING else []
+    return pytest.param(name, marks=[*marks, pytest.mark.slow] if name in SLOW else marks)
+
+
+@pytest.mark.parametrize("name", map(trial, registry.TRIALS))
 def test_a_trial_passes(name: str) -> None:
     if name in KILLING and os.name != "posix":
         pytest.skip("kill -9, forks and named pipes are of POSIX systems")

@@ -19,7 +19,7 @@ from gtp_policy.checkpoint import bundle, document
 from gtp_policy.errors import CheckpointError
 from tests.reliability import bad_data, canaries, faults, interruptions, mutations, repeatability
 from tests.reliability.bootstrapping import TOLERANCE, exact
-from tests.reliability.outcome import Outcome, tells
+from tests.reliability.outcome import Outcome, unsaid
 from tests.reliability.small import differences, flat_state, make_config, same_bits
 
 
@@ -31,9 +31,9 @@ def test_an_outcome_counts() -> None:
 
 
 def test_a_message_says_what_was_got_and_expected() -> None:
-    assert tells(ValueError("got 1, expected 2")) is None
-    assert "`obs`" in str(tells(ValueError("got 1, expected 2"), "`obs`"))
-    assert "expected" in str(tells(ValueError("got 1")))
+    assert unsaid(ValueError("got 1, expected 2")) is None
+    assert "`obs`" in str(unsaid(ValueError("got 1, expected 2"), "`obs`"))
+    assert "expected" in str(unsaid(ValueError("got 1")))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_states_are_compared_bit_by_bit(other: Tensor, same: bool) -> None:
 
 
 def test_a_state_holds_all_that_an_update_changes() -> None:
-    """Parameters, slow copies, both moments, the optimiser's step and the counter."""
+    """Parameters, target networks, both moments, the optimiser's step and the counter."""
     learner = GTPLearner.build(bad_data.OBS, bad_data.ACT, make_config(200))
     before = {name: value.clone() for name, value in flat_state(learner).items()}
     repeatability.train(learner, repeatability.make_dataset(), 1)

@@ -140,7 +140,7 @@ class Overshoots(Sound):
 
 
 class ReturnsPhiAsDenoiser(Sound):
-    """At s = t, the flow map in place of the endpoint: it looks like a denoiser, and is x."""
+    """At s = t, the flow map instead of the endpoint: it looks like a denoiser, and is x."""
 
     def endpoint(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         away = super().endpoint(obs, x, t, s)
@@ -359,8 +359,8 @@ def test_ids_name_flow_map_and_check() -> None:
     assert "GaussianFlowMap1-check_identity" in names
     assert len(names) == len(set(names)) == 31
     assert not any("semigroup" in name for name in names)
-    asked = parametrize_with_checks([oracle], obs_dim=3, action_dim=1, semigroup_atol=1e-4)
-    assert "GaussianFlowMap-check_semigroup" in ids(asked)
+    chosen = parametrize_with_checks([oracle], obs_dim=3, action_dim=1, semigroup_atol=1e-4)
+    assert "GaussianFlowMap-check_semigroup" in ids(chosen)
 
 
 def test_expected_failures_are_strict_and_must_name_a_test() -> None:

@@ -78,6 +78,7 @@ def cases(draw: st.DrawFn, oracles: dict[str, AnalyticFlowMap]) -> tuple[Analyti
     return oracle, draw(probes(2, len(oracle.mean), oracle.times))
 
 
+@pytest.mark.slow
 @given(cases(ALL))
 def test_oracles_keep_identity_and_boundary_bit_for_bit(
     case: tuple[AnalyticFlowMap, Probe],

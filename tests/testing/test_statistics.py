@@ -133,7 +133,7 @@ def test_a_point_mass_has_moments(dtype: torch.dtype) -> None:
 
 def test_collapsed_samples_fail() -> None:
     x = torch.tensor([-1.0, 1.0]).repeat(500)
-    assert_moments_close(x, 0.0, 1.0)  # a variance without any spread of its own
+    assert_moments_close(x, 0.0, 1.0)  # a variance that has no spread itself
     with pytest.raises(AssertionError, match="wrong standard deviation"):
         assert_moments_close(x, 0.0, 0.9)
 

@@ -35,7 +35,7 @@ def test_a_bias_moves_every_advantage_by_its_share_of_the_spread(
     torch.testing.assert_close(weighter(advantage), advantage_weights(shifted, 1.0, 1e-6, 100.0))
 
 
-def test_noise_on_advantages_has_the_size_that_was_asked_for(make_config: Make) -> None:
+def test_noise_on_advantages_has_the_requested_size(make_config: Make) -> None:
     class Seen(AdvantageWeighter):
         def forward(self, advantage: torch.Tensor) -> torch.Tensor:
             return advantage

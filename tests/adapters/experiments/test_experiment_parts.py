@@ -229,7 +229,7 @@ def proportional(obs: np.ndarray) -> np.ndarray:
 
 
 def by_hand(act: Callable[[np.ndarray], np.ndarray], seeds: list[int]) -> list[tuple[float, int]]:
-    """Runs one episode after the other in an environment of its own."""
+    """Runs one episode after the other in a separate environment."""
     done = []
     for seed in seeds:
         env, total, steps, ended = make_env("line_world:make"), 0.0, 0, False

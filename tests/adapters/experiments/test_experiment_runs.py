@@ -51,7 +51,7 @@ def assert_same_run(first: Path, second: Path) -> None:
 
 
 class After:
-    """Says stop at the n-th question, and counts."""
+    """Returns True at the n-th call, and counts."""
 
     def __init__(self, updates: int) -> None:
         self.left = updates
@@ -61,7 +61,7 @@ class After:
         return self.left <= 0
 
 
-def test_a_run_records_what_was_asked_for(make_config: Make, tmp_path: Path) -> None:
+def test_a_run_records_what_was_requested(make_config: Make, tmp_path: Path) -> None:
     config = make_config(updates=25, evaluation={"episodes": 3})
     result = run(config, tmp_path)
     folder = tmp_path / config.name
@@ -203,6 +203,7 @@ def test_a_trained_policy_is_tried_again(make_config: Make, tmp_path: Path) -> N
     assert len(read_results(tmp_path)) == 3
 
 
+@pytest.mark.slow
 def test_runs_side_by_side_are_those_of_one_after_the_other(
     make_config: Make, tmp_path: Path
 ) -> None:
@@ -243,6 +244,7 @@ def test_an_error_in_a_worker_arrives(make_config: Make, tmp_path: Path) -> None
         run_all(configs, tmp_path, jobs=2)
 
 
+@pytest.mark.slow
 def test_sigterm_lets_the_command_save_and_leave(line_data: Path, tmp_path: Path) -> None:
     words = f"run --dataset {line_data} --updates 400 --seeds 0 1 --evaluate-every 100 --episodes 2"
     words += " --environment line_world:make --batch-size 8 --set actor.hidden=[8]"

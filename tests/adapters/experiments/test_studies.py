@@ -1,4 +1,4 @@
-"""The studies ask for what can be run, and the page says what their results say."""
+"""The studies list what can be run, and the page shows their results."""
 
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def test_numbers_of_the_page_are_those_of_the_results() -> None:
     assert "python -m gtp_experiments run --dataset mujoco-local/hopper/medium-v0" in section
 
 
-def test_results_of_another_config_are_told_apart() -> None:
+def test_results_of_another_config_are_kept_apart() -> None:
     gtp = HOPPER.rows[0]
     old = result(gtp, 0, 60)
     changed = {**old.config, "batch_size": 64}
@@ -107,7 +107,7 @@ def test_results_of_another_config_are_told_apart() -> None:
     assert not matches({"a": {"b": 1}}, {"a": {"b": 2}})
 
 
-def test_steps_have_a_table_of_their_own() -> None:
+def test_steps_have_a_separate_table() -> None:
     gtp = HOPPER.rows[0]
     again = result(gtp, 0, 42).replace(method="gtp, K = 2", group="k2", ms_per_action=0.25)
     cells = line_of(study_section(HOPPER, [result(gtp, 0, 40), again]), "gtp, K = 2")

@@ -1,4 +1,4 @@
-"""What the tests of the SB3 adapter share: arrays, tiny models, environments that object."""
+"""What the tests of the SB3 adapter share: arrays, tiny models, environments that must not run."""
 
 from collections.abc import Callable
 from typing import Any
@@ -60,7 +60,7 @@ class Untouchable(gymnasium.Env[Any, Any]):
 
 
 class Walk(gymnasium.Env[Any, Any]):
-    """A point on a line, rewarded near 0; episodes of 10 steps, drawn from a generator of its own.
+    """A point on a line, rewarded near 0; episodes of 10 steps, drawn from its own generator.
 
     Args:
         observation_space: Space to sample observations from; default three numbers, the first the
@@ -146,7 +146,7 @@ def state_of(model: GTP) -> dict[str, torch.Tensor]:
 
 
 def same_state(a: GTP, b: GTP) -> bool:
-    """Tells whether two models are equal to the bit."""
+    """Returns whether two models are equal to the bit."""
     ours, theirs = state_of(a), state_of(b)
     return ours.keys() == theirs.keys() and all(torch.equal(v, theirs[k]) for k, v in ours.items())
 

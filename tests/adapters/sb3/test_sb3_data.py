@@ -97,7 +97,7 @@ def minari_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
             for i in range(3)
         ]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # asks for an author and so on
+            warnings.simplefilter("ignore")  # wants an author and so on
             return minari.create_dataset_from_buffers(
                 "toy/set-v0",
                 episodes,
@@ -414,7 +414,7 @@ def test_bad_arrays_are_named(
 
 
 @has_extractor
-def test_bad_parts_beside_images_are_named(make_model: Make, arrays: Arrays) -> None:
+def test_bad_parts_next_to_images_are_named(make_model: Make, arrays: Arrays) -> None:
     class Car(gymnasium.Env[Any, Any]):
         observation_space = spaces.Dict(
             {"camera": spaces.Box(0, 255, (1, 36, 36), np.uint8), "speed": spaces.Box(-9, 9, (1,))}

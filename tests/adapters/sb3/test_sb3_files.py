@@ -254,7 +254,7 @@ class MyPolicy(MlpPolicy):
 
 
 @pytest.mark.global_rng
-def test_what_no_file_can_hold_is_asked_for(make_model: Make, tmp_path: Path) -> None:
+def test_what_no_file_can_hold_has_to_be_given(make_model: Make, tmp_path: Path) -> None:
     kwargs = {"features_extractor_class": Narrow, "candidates": 2}
     cases = {
         "policy_kwargs": ({"policy_kwargs": kwargs}, kwargs, "features_extractor_class = Narrow"),
@@ -270,7 +270,7 @@ def test_what_no_file_can_hold_is_asked_for(make_model: Make, tmp_path: Path) ->
         np.testing.assert_array_equal(actions(loaded), actions(model))
 
 
-def test_own_backbone_is_asked_for(make_model: Make, tmp_path: Path) -> None:
+def test_own_backbone_has_to_be_given(make_model: Make, tmp_path: Path) -> None:
     class Scale(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -307,12 +307,12 @@ def test_arguments_of_load_replace_attributes(
     GTP.load(tmp_path / "model", policy_kwargs=model.policy_kwargs)
     with pytest.raises(ValueError, match="belongs to the weights"):
         GTP.load(tmp_path / "model", gtp_config=GTPConfig())
-    # What SB3's users pass for good measure, and no file of ours asks for.
+    # What SB3's users often pass although our files do not need it.
     GTP.load(tmp_path / "model", custom_objects={"lr_schedule": lambda _: 0.0, "clip_range": 1})
 
 
 @pytest.mark.global_rng
-def test_going_online_by_forgetting_the_data_is_told(
+def test_going_online_by_forgetting_the_data_warns(
     make_model: Make, walk: Any, dataset: Any, tmp_path: Path
 ) -> None:
     make_model(walk()).learn(2).save(tmp_path / "model")
@@ -354,7 +354,7 @@ def test_an_untrained_model_still_takes_its_scales_from_data(
     assert model.learner.full_config == loaded.learner.full_config
 
 
-def test_an_untrained_model_keeps_a_curriculum_of_its_own(
+def test_an_untrained_model_keeps_a_custom_curriculum(
     make_model: Make, dataset: Any, tmp_path: Path
 ) -> None:
     config = make_model().gtp_config
@@ -364,7 +364,7 @@ def test_an_untrained_model_keeps_a_curriculum_of_its_own(
         loaded = GTP.load(tmp_path / "model", dataset=dataset)
         assert loaded.learner.full_config.loss.curriculum == curriculum
         if curriculum == Curriculum():
-            loaded.learn(2)  # capped without a word: nobody chose the default's fineness
+            loaded.learn(2)  # capped without a warning: the default's fineness was not chosen
             assert loaded.learner.full_config.loss.curriculum.end == 10
 
 
@@ -406,7 +406,7 @@ def test_parameters_round_trip(make_model: Make, tmp_path: Path, equal: Equal) -
     assert not equal(a, b)
 
 
-def test_set_parameters_is_exact_if_asked(make_model: Make) -> None:
+def test_set_parameters_is_exact_if_requested(make_model: Make) -> None:
     model = make_model().learn(1)
     parameters = model.get_parameters()
     before = actions(model)

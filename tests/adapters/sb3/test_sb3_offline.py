@@ -288,7 +288,7 @@ def test_stock_callbacks_work(make_model: Make, walk: Any, tmp_path: Path) -> No
 
 
 @draws_a_bar
-def test_evaluation_and_progress_bar_without_an_environment_of_its_own(
+def test_evaluation_and_progress_bar_without_the_models_environment(
     make_model: Make, walk: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     evaluation = sb3_callbacks.EvalCallback(walk(), eval_freq=2, verbose=0, warn=False)
@@ -406,7 +406,7 @@ def test_learning_rate_follows_sb3s_schedule(make_model: Make) -> None:
 # --- the horizon of the curriculum
 
 
-def test_the_first_run_sets_the_horizon_and_a_second_one_is_told_so(make_model: Make) -> None:
+def test_the_first_run_sets_the_horizon_and_a_second_one_warns(make_model: Make) -> None:
     model = make_model(gradient_steps=2)
     model.learn(0)  # nothing to learn, nothing to set
     model.learn(3)

@@ -62,7 +62,7 @@ def test_learns_as_often_as_td3_does(
     make_online: Make, walk: Any, changes: dict[str, Any], n_envs: int
 ) -> None:
     if n_envs > 1 and changes.get("train_freq") == (1, "episode"):
-        with pytest.raises(AssertionError, match="only one env"):  # SB3's own objection
+        with pytest.raises(AssertionError, match="only one env"):  # SB3's own error
             make_online(make_vec_env(walk, n_envs), **changes).learn(30)
         return
     model = make_online(make_vec_env(walk, n_envs), **changes).learn(30)
@@ -351,9 +351,7 @@ def test_mlp_policy_refuses_a_dict(make_online: Make, walk: Any) -> None:
         make_online(walk(MIXED), "MlpPolicy")
 
 
-def test_sb3s_objections_to_a_replay_buffer_come_at_construction(
-    make_online: Make, walk: Any
-) -> None:
+def test_sb3s_errors_on_a_replay_buffer_come_at_construction(make_online: Make, walk: Any) -> None:
     with pytest.raises(ValueError, match="optimize_memory_usage"):
         make_online(walk(), optimize_memory_usage=True)
 

@@ -208,7 +208,7 @@ def test_parts_are_where_sb3_code_looks_for_them(make_model: Make) -> None:
     assert names == {"actor", "actor_target", "critic", "critic_target"}
 
 
-def test_slow_copies_never_train() -> None:
+def test_target_networks_never_train() -> None:
     policy = make_policy()
     policy.set_training_mode(True)
     assert policy.training
@@ -269,7 +269,7 @@ def test_an_optimiser_takes_the_configs_rates_without_a_learning_rate(make_model
 
 
 class Doubler(BaseFeaturesExtractor):
-    """An extractor of a user's own, with state that only training changes."""
+    """A custom extractor with state that only training changes."""
 
     def __init__(self, observation_space: spaces.Box, width: int = 6) -> None:
         super().__init__(observation_space, width)
@@ -350,7 +350,7 @@ def test_the_core_serves_what_sb3_would_only_flatten(
 
 @pytest.mark.global_rng
 def test_cnn_policy_sees_what_sb3s_extractor_would_see() -> None:
-    """The features equal those of SB3's own pipeline, run beside it."""
+    """The features equal those of SB3's own pipeline."""
     from stable_baselines3.common.preprocessing import preprocess_obs
 
     policy = CnnPolicy(FIRST, ACTIONS, net_arch=[8])

@@ -26,7 +26,7 @@ SMALL = GTPConfig(
 
 
 class GoalEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
-    """A point on a line that is asked to go elsewhere; five steps, then the time is up."""
+    """A point on a line that has to go elsewhere; five steps, then the time is up."""
 
     observation_space = Dict(
         achieved_goal=Box(-9, 9, (1,)), desired_goal=Box(-9, 9, (1,)), observation=Box(-9, 9, (2,))

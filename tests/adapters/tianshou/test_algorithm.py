@@ -1,4 +1,4 @@
-"""The algorithm in Tianshou's own trainer, beside the core's learner and beside TD3BC."""
+"""The algorithm in Tianshou's own trainer, against the core's learner and next to TD3BC."""
 
 import copy
 from collections.abc import Callable
@@ -87,7 +87,7 @@ def test_parameters_are_those_of_the_core(
     algorithm = GTP.from_buffer(data, action_space=action_space, config=config)
     result = algorithm.run_training(params(data))
     assert result.update_step == 10
-    # Nobody named a length, so that the core has to be told the trainer's.
+    # The config names no length, so that the core gets the trainer's.
     core = GTPLearner.from_dataset(
         dataset, config.replace(learner=GTPLearnerConfig(total_updates=10))
     )
@@ -133,6 +133,7 @@ def test_the_stock_path_does_the_same_update(
     assert_same(stock.learner, table.learner)
 
 
+@pytest.mark.slow
 @pytest.mark.global_rng  # PrioritizedReplayBuffer samples from numpy's global generator
 def test_a_prioritised_buffer_gets_its_priorities(
     dataset: OfflineDataset, make_algorithm: Make, caplog: pytest.LogCaptureFixture
@@ -249,7 +250,7 @@ def test_the_stock_trainer_evaluates_in_vector_environments(
 
 
 @pytest.mark.global_rng  # Tianshou's networks draw from torch's global generator
-def test_td3bc_beside_it(action_space: Box, dataset: OfflineDataset, params: Params) -> None:
+def test_td3bc_alongside(action_space: Box, dataset: OfflineDataset, params: Params) -> None:
     """The same buffer and parameters drive both, and both report alike."""
     buffer, optim = buffer_from_dataset(dataset), AdamOptimizerFactory(lr=1e-3)
     net = Net(state_shape=(3,), hidden_sizes=[8])
@@ -282,7 +283,7 @@ def test_td3bc_beside_it(action_space: Box, dataset: OfflineDataset, params: Par
 
 
 class Recorder(LazyLogger):
-    """A logger that keeps what it is told about updates."""
+    """A logger that keeps what updates report."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -437,7 +438,7 @@ def test_modes_after_training(
     assert not algorithm.policy.is_within_training_step
 
 
-def test_the_policy_acts_with_the_slow_copy(
+def test_the_policy_acts_with_the_target_network(
     dataset: OfflineDataset, make_algorithm: Make, params: Params, make_policy: Any
 ) -> None:
     algorithm = make_algorithm()

@@ -246,7 +246,7 @@ def test_minari_datasets_become_buffers(tmp_path: Path, monkeypatch: pytest.Monk
         truncations=[False, False, True],
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Minari asks for an author, a description and so on
+        warnings.simplefilter("ignore")  # Minari wants an author, a description and so on
         made = minari.create_dataset_from_buffers(
             "toy/set-v0",
             [episode, episode],

@@ -151,7 +151,7 @@ def test_an_id_is_that_of_a_minari_dataset(
 ) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     factory = GTPAlgorithmFactory(
-        "nobody/nothing-v0", GTPParams(), training(), OptimizerFactoryFactoryAdam()
+        "missing/nothing-v0", GTPParams(), training(), OptimizerFactoryFactoryAdam()
     )
     with pytest.raises(DataError, match="not on this machine"):
         make_world(factory)

@@ -192,7 +192,7 @@ def test_a_run_resumed_from_its_log_is_the_uninterrupted_one(
         assert path is not None
         resumed = GTP.load(path, action_space=action_space, policy_optim=linear())
     assert resumed.learner.updates == 10
-    # Logs are read in the order of their names, which tell the second in which they were begun.
+    # Logs are read in the order of their names, which hold the second in which they were begun.
     time.sleep(1 - time.time() % 1)
     assert train(resumed, tmp_path / "cut", max_epochs=4, resume_from_log=True) == 20
     assert_same(resumed.state_dict(), whole.state_dict())
