@@ -43,7 +43,7 @@ def worst_share(learner: GTPLearner) -> float:
     config = learner.loss.config
     teaching = learner.actor if config.target == "stopgrad" else learner.target_actor
     batch = dataset.transitions
-    times, z = learner.loss.draw(
+    times, z, _ = learner.loss.draw(
         learner.actor.times, batch.action, progress=1.0, generator=generator
     )
     with torch.no_grad():

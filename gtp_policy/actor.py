@@ -417,7 +417,7 @@ ones beyond 24 rows']
         return flow_map(x, self._endpoint(features, x, t, s), t, s)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Returns what parameters alone do not say: scale, times and embedding they were made for."""
+        """Returns what parameters alone do not say: the scale, times and embedding they are for."""
         state = self.config.model_dump(mode="json", include={"sigma_data", "times", "embedding"})
         if self.config.embedding == "log":  # states from before there was a choice say nothing
             del state["embedding"]

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gtp_policy._config import Config, Int
+from gtp_policy._config import Config, Float, Int
 from gtp_policy.functional import FlowMap, perturb
 from gtp_policy.times import Times
 
@@ -216,6 +216,61 @@ class JvpTeacher(Config):
         return share * (share * (endpoint - action) - (t - s).unsqueeze(-1) * change)
 
 
+class DifferenceTeacher(Config):
+    r"""Teaches by a finite difference along the target's own field: no derivative is taken.
+
+    .. math:: \bar v_{tgt} = \dot r - (t - s)
+        \frac{\bar v(x_t, t, s) - \bar v(x_t - h f, t - h, s)}{h}, \qquad
+        \bar v = \frac{x - \varphi}{t}, \quad f = \bar v(x_t, t, t)
+
+    with the ray's velocity :math:`\dot r`, z or z - a by the path, and all else of
+    :math:`\theta^-`. The direction of the difference is the model's own field, whose noise is that
+    of the network, not of a single action. Three passes without gradient.
+
+    References:
+        | Improved Mean Flows: On the Challenges of Fastforward Generative Models
+        | (Geng et al., 2025), with a difference for its derivative
+        | https://arxiv.org/abs/2512.02012
+
+    Example:
+        >>> from gtp_policy import GTPLossConfig
+        >>> from gtp_policy.teachers import DifferenceTeacher
+        >>> GTPLossConfig(teacher=DifferenceTeacher(step=0.02)).teacher.step
+        0.02
+    """
+
+    kind: Literal["difference"] = Field(
+        default="difference", description="Discriminator of the union."
+    )
+    step: Float = Field(
+        default=0.01, gt=0, description="h, in units of time; at most half of t - s is taken."
+    )
+
+    def offset(
+        self, target: FlowMap, obs: Tensor, action: Tensor, times: Times, z: Tensor
+    ) -> Tensor:
+        """Returns how far from the ray the target lies at time s.
+
+        Args:
+            target: Flow map of the teacher.
+            obs: Observation, shape (B, O).
+            action: Action in [-1, 1], shape (B, A).
+            times: t > s >= 0, each of shape (B,); u is not looked at.
+            z: Standard normal noise, shape (B, A).
+
+        Returns:
+            Shape (B, A), in at least float32.
+        """
+        t, _, s = times
+        x = perturb(action, t, z, target.times.path)
+        field = _velocity(target, obs, x, t, t)
+        h = torch.minimum((t - s) / 2, torch.full_like(t, self.step))
+        behind = x - h.unsqueeze(-1) * field.to(x)
+        change = _velocity(target, obs, x, t, s) - _velocity(target, obs, behind, t - h, s)
+        change, t, s, h = _wide(change, t, s, h)
+        return ((t - s).square() / h).unsqueeze(-1) * change
+
+
 class NoTeacher(Config):
     """Teaches no jumps: the flow loss alone, which makes a diffusion or flow-matching model.
 
@@ -236,7 +291,7 @@ class NoTeacher(Config):
 
 
 Teacher = Annotated[
-    SurrogateTeacher | OdeTeacher | SelfTeacher | JvpTeacher | NoTeacher,
+    SurrogateTeacher | OdeTeacher | SelfTeacher | JvpTeacher | DifferenceTeacher | NoTeacher,
     Field(discriminator="kind"),
 ]
 
@@ -247,6 +302,12 @@ def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
     return tuple(tensor.to(dtype) for tensor in tensors)
+
+
+def _velocity(target: FlowMap, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """Returns the average velocity from time t > 0 to time s."""
+    x, endpoint, t = _wide(x, target.endpoint(obs, x, t, s), t)
+    return (x - endpoint) / t.unsqueeze(-1)
 
 
 def _move(deviation: Tensor, endpoint: Tensor, action: Tensor, t: Tensor, s: Tensor) -> Tensor:

@@ -414,8 +414,8 @@ def _pairs(
     schedule: "AnyTimes", first: Tensor, second: Tensor, edge: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Orders two shares, puts some at the ends, and returns them as times t > s >= 0."""
-    t = share_to_time(torch.maximum(first, second).masked_fill(edge, 1.0), schedule)
-    s = share_to_time(torch.minimum(first, second).masked_fill(edge, 0.0), schedule)
+    t = share_to_time(torch.maximum(first, second), schedule).masked_fill(edge, schedule.t_max)
+    s = share_to_time(torch.minimum(first, second), schedule).masked_fill(edge, 0.0)
     # A flow map starts at positive times, and velocities are differences over them.
     t = t.clamp_min(schedule.t_max / 5000)
     return t.to(dtype), torch.minimum(s, t * (1 - 1e-3)).to(dtype)

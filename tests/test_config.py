@@ -79,6 +79,7 @@ def test_the_list_of_configs_is_complete() -> None:
         "AdvantageWeighterConfig",
         "ArgmaxChoice",
         "Curriculum",
+        "DifferenceTeacher",
         "ExpectileBaseline",
         "FlowMapActorConfig",
         "GTPConfig",
@@ -91,6 +92,7 @@ def test_the_list_of_configs_is_complete() -> None:
         "LinearReward",
         "LinearTimes",
         "LogNormalIndex",
+        "LogitNormalPairs",
         "NoGuidance",
         "NoTeacher",
         "OdeSampler",
@@ -104,6 +106,7 @@ def test_the_list_of_configs_is_complete() -> None:
         "SurrogateTeacher",
         "TaskPreset",
         "UniformIndex",
+        "UniformPairs",
         "UniformTimes",
     }
 

@@ -22,9 +22,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gtp_policy import Curriculum, FlowMap, FlowMapActor, FlowMapActorConfig, GTPLoss, GTPLossConfig
-from gtp_policy.functional import flow_map, frozen, perturb
+from gtp_policy.functional import flow_map, frozen, perturb, signal
 from gtp_policy.loss import gtp_residuals, teach
 from gtp_policy.teachers import (
+    DifferenceTeacher,
     JvpTeacher,
     NoTeacher,
     OdeTeacher,
@@ -41,7 +42,15 @@ from gtp_policy.testing import (
     flow_times,
     generators,
 )
-from gtp_policy.times import KarrasTimes, LinearTimes, Times, TimeSchedule, draw_times
+from gtp_policy.times import (
+    AnyTimes,
+    KarrasTimes,
+    LinearTimes,
+    Times,
+    TimeSchedule,
+    UniformPairs,
+    draw_times,
+)
 
 PAPER = KarrasTimes(t_min=0.002, t_max=80.0)
 VE, LINEAR = KarrasTimes(t_min=0.02, t_max=5.0), LinearTimes()
@@ -468,3 +477,50 @@ def test_the_edm_weight_measures_errors_in_the_networks_own_units(schedule: Time
     torch.testing.assert_close(terms.flow, (raw - wanted).square().mean())
     residual = gtp_residuals(actor, actor, obs, action, times, z).consistency
     torch.testing.assert_close(terms.consistency, (residual[:, 0].square() / out**2).mean())
+
+
+# --- a finite difference
+
+
+def difference_error(step: float, times: AnyTimes) -> float:
+    """How far a Gaussian's exact flow map is from its own target, where the ray is the field."""
+    oracle = GaussianFlowMap([0.1, -0.2], 0.4, times=times)
+    t = torch.full((64,), 0.8, dtype=torch.float64)
+    s = torch.full((64,), 0.2, dtype=torch.float64)
+    x = torch.linspace(-2, 2, 128, dtype=torch.float64).view(64, 2)
+    obs = torch.zeros(64, 1, dtype=torch.float64)
+    # The denoised action lies on the ray whose velocity is the field: no noise of a single action.
+    action = oracle.endpoint(obs, x, t, t)
+    z = (x - signal(t, times.path).unsqueeze(-1) * action) / t.unsqueeze(-1)
+    taught = DifferenceTeacher(step=step).offset(oracle, obs, action, Times(t, t, s), z)
+    arrival = ((t - s) / t).unsqueeze(-1) * (oracle.endpoint(obs, x, t, s) - action)
+    return float((arrival - taught).abs().max())
+
+
+@pytest.mark.parametrize("times", [LinearTimes(), KarrasTimes()], ids=lambda s: s.kind)
+def test_a_difference_has_order_one(times: AnyTimes) -> None:
+    """The exact map is its fixed point up to h: halving the step halves the residual."""
+    steps = [0.08, 0.04, 0.02, 0.01, 0.005]
+    errors = [difference_error(step, times) for step in steps]
+    slopes = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
+    assert all(abs(slope - 1) < 0.15 for slope in slopes), slopes
+    assert difference_error(1e-6, times) < 1e-6
+
+
+@pytest.mark.parametrize("units", ["position", "velocity"])
+@pytest.mark.parametrize("times", [LinearTimes(), KarrasTimes()], ids=lambda s: s.kind)
+def test_the_exact_flow_map_is_a_zero_of_two_jumps(
+    times: AnyTimes, units: str, generator: torch.Generator
+) -> None:
+    """Off the grid the residual of the true map is zero for every pair, to rounding."""
+    oracle = GaussianFlowMap([0.1, -0.2], 0.4, times=times)
+    config = GTPLossConfig(
+        teacher=SelfTeacher(), t_law=UniformPairs(), u_rule="between", inner=0.3, units=units
+    )
+    loss = GTPLoss(config)
+    action = torch.randn(256, 2, generator=generator, dtype=torch.float64)
+    obs = torch.zeros(256, 1, dtype=torch.float64)
+    draws = loss.draw(times, action, progress=0.0, generator=generator)
+    residuals = gtp_residuals(oracle, oracle, obs, action, draws.times, draws.z, config.teacher)
+    scale, _ = loss.unit_factors(draws.times)
+    assert float((residuals.consistency * scale).abs().max()) < 1e-9

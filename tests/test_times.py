@@ -12,12 +12,15 @@ from scipy import stats
 from gtp_policy import Curriculum
 from gtp_policy.testing import assert_frequencies_close, generators, schedules
 from gtp_policy.times import (
+    AnyTimes,
     KarrasTimes,
     LinearTimes,
+    LogitNormalPairs,
     LogNormalIndex,
     Times,
     TimeSchedule,
     UniformIndex,
+    UniformPairs,
     UniformTimes,
     draw_times,
 )
@@ -290,3 +293,50 @@ def test_times_of_the_linear_path_are_even_from_1_to_0() -> None:
         "ve",
         "ve",
     ]
+
+
+# --- pairs off the grid
+
+SCHEDULES = [LinearTimes(), KarrasTimes(), UniformTimes(t_max=2.0)]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.kind)
+@pytest.mark.parametrize("law", [UniformPairs(), LogitNormalPairs(mean=-0.4, s_mean=-2.0)])
+def test_pairs_are_ordered_and_some_are_those_of_one_step(
+    schedule: AnyTimes, law: UniformPairs | LogitNormalPairs, generator: torch.Generator
+) -> None:
+    times = draw_times(
+        schedule, 1, 20_000, generator=generator, law=law, u_rule="between", inner=0.25
+    )
+    t, u, s = times
+    assert (t > s).all()
+    assert (s >= 0).all()
+    assert (t <= schedule.t_max).all()
+    torch.testing.assert_close(u, s + 0.25 * (t - s))
+    at_the_edge = ((t == schedule.t_max) & (s == 0)).float().mean()
+    # Hoeffding: false alarm below 1e-8.
+    assert abs(float(at_the_edge) - 0.1) < math.sqrt(math.log(2e8) / 2 / 20_000)
+
+
+def test_uniform_pairs_are_order_statistics_of_the_share_of_noise(
+    generator: torch.Generator,
+) -> None:
+    """The larger of two uniform draws has mean 2/3, the smaller 1/3, on either path."""
+    law, n = UniformPairs(edge=0.0), 200_000
+    for schedule in (LinearTimes(), KarrasTimes(t_max=5.0)):
+        t, s = law.draw(schedule, n, generator, torch.float64)
+        largest = 1.0 if schedule.path == "linear" else 5 / 6
+        shares = [x if schedule.path == "linear" else x / (1 + x) for x in (t, s)]
+        for share, mean in zip(shares, (2 / 3, 1 / 3), strict=True):
+            assert abs(float(share.mean()) / largest - mean) < 6 * math.sqrt(1 / 18 / n) + 1e-3
+
+
+def test_the_law_of_pairs_and_the_rule_for_u_belong_together(generator: torch.Generator) -> None:
+    for choices in ({"law": UniformPairs()}, {"u_rule": "between"}):
+        with pytest.raises(ValueError, match="do not belong together"):
+            draw_times(LinearTimes(), 10, 4, generator=generator, **choices)  # type: ignore[arg-type]
+
+
+def test_more_nodes_near_the_action() -> None:
+    grid = LinearTimes(rho=2.0).grid(4, dtype=torch.float64)
+    assert grid.tolist() == [1.0, 0.5625, 0.25, 0.0625, 0.0]

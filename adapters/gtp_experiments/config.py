@@ -1,6 +1,7 @@
 """What one experiment is: data, reward, policy and evaluation, all visible in one JSON document."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -55,6 +56,33 @@ class EvaluationConfig(Config):
         strict=True,
         description="Together with the run's seed and update: the starts.",
     )
+
+
+# Fields that came after runs had been published. At their defaults they are left out of the digest,
+# so that older runs keep their names.
+_ADDED_LATER = (
+    "best_episodes",
+    "policy.actor.embedding",
+    "policy.actor.times.rho",
+    "policy.loss.inner",
+    "policy.loss.map_share",
+    "policy.loss.flow_times",
+    "policy.loss.units",
+    "policy.loss.adaptive_power",
+    "policy.loss.adaptive_constant",
+    "policy.loss.adaptive_flow",
+)
+
+
+def _exclude_default(config: Config, path: Sequence[str], exclude: dict[str, Any]) -> None:
+    """Adds a field to what pydantic excludes if it is there and has its default."""
+    name, *rest = path
+    value = getattr(config, name, None)
+    if rest and isinstance(value, Config):
+        _exclude_default(value, rest, exclude.setdefault(name, {}))
+    elif not rest and name in type(config).model_fields:
+        if value == type(config).model_fields[name].default:
+            exclude[name] = True
 
 
 class ExperimentConfig(Config):
@@ -137,9 +165,10 @@ class ExperimentConfig(Config):
         return hashlib.sha256(self._digested().encode()).hexdigest()[:8]
 
     def _digested(self) -> str:
-        # Added later, so it is left out where it is unset: older runs keep their names.
-        unset = {"best_episodes"} if self.best_episodes is None else set()
-        return self.replace(seed=0).model_dump_json(exclude=unset)
+        exclude: dict[str, Any] = {}
+        for path in _ADDED_LATER:
+            _exclude_default(self, path.split("."), exclude)
+        return self.replace(seed=0).model_dump_json(exclude=exclude)
 
     @property
     def name(self) -> str:

@@ -43,8 +43,8 @@ from gtp_policy.guidance import Guidance
 from gtp_policy.kernels import explain, mlp, using
 from gtp_policy.networks import Mish, linear
 from gtp_policy.samplers import JumpSampler, Sampler
-from gtp_policy.teachers import JvpTeacher, NoTeacher, OdeTeacher, SelfTeacher
-from gtp_policy.times import KarrasTimes, LinearTimes, TimeSchedule
+from gtp_policy.teachers import DifferenceTeacher, JvpTeacher, NoTeacher, OdeTeacher, SelfTeacher
+from gtp_policy.times import KarrasTimes, LinearTimes, LogitNormalPairs, TimeSchedule, UniformPairs
 
 OBS, ACT, ROWS = 3, 2, 24
 CRITIC = QEnsembleConfig(hidden=(24, 16))
@@ -57,6 +57,7 @@ def make_config(
     hidden: tuple[int, ...] = (16, 24),
     sampler: Sampler | None = None,
     times: TimeSchedule | None = None,
+    embedding: str = "log",
     **learner: Any,
 ) -> GTPConfig:
     return GTPConfig(
@@ -66,6 +67,7 @@ def make_config(
             steps=2,
             sampler=sampler or JumpSampler(),
             times=times or KarrasTimes(),
+            embedding=embedding,
         ),
         critic=critic,
         loss=GTPLossConfig(**{"curriculum": Curriculum(start=10, end=20)} | (loss or {})),
@@ -98,7 +100,31 @@ def distance(a: nn.Module, b: nn.Module) -> float:
     return max(float((p - q).detach().abs().max()) for p, q in pairs)
 
 
+# Off the grid: two jumps teach one, on a part of the minibatch, in units of velocity.
+OFF_GRID: dict[str, Any] = {
+    "teacher": SelfTeacher(),
+    "t_law": UniformPairs(),
+    "u_rule": "between",
+    "inner": 0.3,
+    "map_share": 0.4,
+    "flow_times": "uniform",
+    "units": "velocity",
+    "adaptive_power": 0.5,
+    "flow_weight": 0.5,
+}
+
 VARIANTS: dict[str, dict[str, Any]] = {
+    "off the grid": {"loss": OFF_GRID, "times": LinearTimes(rho=1.75), "embedding": "log_ratio"},
+    "off the grid, other path": {"loss": OFF_GRID, "embedding": "log_ratio"},
+    "off the grid, all rows, both adaptive": {
+        "loss": OFF_GRID | {"map_share": 1.0, "adaptive_flow": True, "adaptive_power": 1.0},
+        "times": LinearTimes(),
+    },
+    "a difference": {
+        "loss": OFF_GRID | {"teacher": DifferenceTeacher(), "t_law": LogitNormalPairs()},
+        "times": LinearTimes(),
+    },
+    "velocities of shared times": {"loss": {"units": "velocity", "huber": 0.1}},
     "default": {},
     "one sample": {"baseline": PolicyBaseline(samples=1)},
     "expectile": {"baseline": ExpectileBaseline(expectile=0.8, hidden=(16, 8))},
@@ -563,6 +589,7 @@ def test_batched_products_compute_the_same(
 
 ON_DEVICES = ["default", "expectile", "clipped", "max-Q backup", "cloning"]
 ON_DEVICES += ["solver", "two jumps", "its own teacher", "no teacher", "no guidance"]
+ON_DEVICES += ["off the grid", "a difference"]
 
 
 @pytest.mark.parametrize("variant", ON_DEVICES)
@@ -577,9 +604,10 @@ def test_an_update_looks_at_no_number(variant: str) -> None:
     times = type(draws.times)(*(t.to("meta") for t in draws.times))
     noises = [x if x is None else x.to("meta") for x in (draws.backup, draws.baseline)]
     fused = ByHand([learner], ROWS)
+    flow_t = None if draws.flow_t is None else draws.flow_t.to("meta")
     metrics = fused(
         batch.to("meta"),
-        Draws(noises[0], noises[1], times, draws.z.to("meta")),
+        Draws(noises[0], noises[1], times, draws.z.to("meta"), flow_t=flow_t),
         learner.learning_rates,
     )
     assert fused.recordable
@@ -619,7 +647,8 @@ class Replayed(GraphedUpdate):
             batch, draws = step.minibatch, step.draws
             noises = [None if x is None else torch.zeros_like(x) for x in draws[:2]]
             fixed = torch.zeros_like(batch) if isinstance(batch, Tensor) else batch
-            return Step(fixed, Draws(noises[0], noises[1], draws.times, draws.z), {})
+            own = Draws(noises[0], noises[1], draws.times, draws.z, flow_t=draws.flow_t)
+            return Step(fixed, own, {})
 
         outer, recorded = self, [empty(step) for step in steps]
 
