@@ -350,7 +350,7 @@ def _bundle(scene: Scene, changes: dict[str, bytes]) -> Path:
 
 def _rebuilt(scene: Scene, files: dict[str, bytes]) -> Path:
     path = scene.folder / "step_000000000099"
-    write_bundle(path, files, written_by="somebody else")
+    write_bundle(path, files, written_by="another program")
     return path
 
 
@@ -450,7 +450,7 @@ FORGERIES: dict[str, Callable[[Parts], None]] = {
     "layout without shapes": _set("layout", {"keys": ["a", "b"], "shapes": [[3]]}),
     "metadata of a list": _set("metadata", []),
     "no optimisers": _set("optimizers", {}),
-    "optimiser of no network": _set("optimizers.nobody", {"groups": [], "numbers": {}}),
+    "optimiser of no network": _set("optimizers.unknown", {"groups": [], "numbers": {}}),
     "no groups": _set("optimizers.actor.groups", []),
     "options of another": _set(GROUP, {"params": [0], "momentum": 0.9}),
     "betas of 5": _set(f"{GROUP}.betas", [5.0, 7.0]),
@@ -472,7 +472,7 @@ FORGERIES: dict[str, Callable[[Parts], None]] = {
     "weight under another name": _rename("weights", WEIGHT, "__class__"),
     "moment missing": _tensor("moments", MOMENT, lambda x: None),
     "moment too many": _tensor("moments", "actor/0/hook", lambda x: x),
-    "moment of no network": _rename("moments", MOMENT, "nobody/0/exp_avg"),
+    "moment of no network": _rename("moments", MOMENT, "unknown/0/exp_avg"),
     "moment before the first": _rename("moments", MOMENT, "actor/-1/exp_avg"),
     "moment behind the last": _rename("moments", MOMENT, "actor/999/exp_avg"),
     "moment without a place": _rename("moments", MOMENT, "exp_avg"),

@@ -75,7 +75,7 @@ def _in_place(directory: str, learner: GTPLearner) -> Path:
     """Writes a good zip, but straight over the one that is there."""
     path = Path(directory, "policy.zip")
     files = document.files_of(learner, None, None, None)
-    manifest = bundle._make_manifest(files, "somebody else")
+    manifest = bundle._make_manifest(files, "another program")
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.write(descriptor, bundle._zipped({**files, canaries.MANIFEST: manifest}))
