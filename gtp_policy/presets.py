@@ -352,7 +352,7 @@ def get(name: str) -> GTPConfig:
         >>> presets.get("shortcut") == presets.shortcut()
         True
         >>> len(presets.NAMES)
-        11
+        12
     """
     if name not in NAMES:
         hint = " For a task, call presets.task." if name in TASKS else ""

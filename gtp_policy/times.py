@@ -338,7 +338,8 @@ class LogitNormalPairs(Config):
     Example:
         >>> from gtp_policy import GTPLossConfig
         >>> from gtp_policy.times import LogitNormalPairs
-        >>> GTPLossConfig(t_law=LogitNormalPairs(mean=-0.4, std=1.0)).t_law.s_std
+        >>> law = LogitNormalPairs(mean=-0.4, std=1.0)
+        >>> GTPLossConfig(t_law=law, u_rule="between").t_law.s_std
         1.0
     """
 

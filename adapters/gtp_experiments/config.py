@@ -1,16 +1,23 @@
 """What one experiment is: data, reward, policy and evaluation, all visible in one JSON document."""
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from gtp_datasets import D4RL_REFERENCE, ReferenceScores
-from gtp_policy import Config, GTPConfig, GTPLearner, OfflineDataset
+from gtp_policy import (
+    Config,
+    FlowMapActorConfig,
+    GTPConfig,
+    GTPLearner,
+    GTPLossConfig,
+    OfflineDataset,
+)
 from gtp_policy.acting import ArgmaxChoice, Choice
 from gtp_policy.rewards import LinearReward, RewardTransform
+from gtp_policy.times import LinearTimes
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 # Fields of earlier versions, with the values at which they have no effect. Records that hold them
@@ -60,29 +67,31 @@ class EvaluationConfig(Config):
 
 # Fields that came after runs had been published. At their defaults they are left out of the digest,
 # so that older runs keep their names.
-_ADDED_LATER = (
-    "best_episodes",
-    "policy.actor.embedding",
-    "policy.actor.times.rho",
-    "policy.loss.inner",
-    "policy.loss.map_share",
-    "policy.loss.flow_times",
-    "policy.loss.units",
-    "policy.loss.adaptive_power",
-    "policy.loss.adaptive_constant",
-    "policy.loss.adaptive_flow",
-)
+_ADDED_LATER: dict[type[Config], tuple[str, ...]] = {
+    FlowMapActorConfig: ("embedding",),
+    LinearTimes: ("rho",),
+    GTPLossConfig: (
+        "inner",
+        "map_share",
+        "flow_times",
+        "units",
+        "adaptive_power",
+        "adaptive_constant",
+        "adaptive_flow",
+    ),
+}
 
 
-def _exclude_default(config: Config, path: Sequence[str], exclude: dict[str, Any]) -> None:
-    """Adds a field to what pydantic excludes if it is there and has its default."""
-    name, *rest = path
-    value = getattr(config, name, None)
-    if rest and isinstance(value, Config):
-        _exclude_default(value, rest, exclude.setdefault(name, {}))
-    elif not rest and name in type(config).model_fields:
-        if value == type(config).model_fields[name].default:
+def _unset(config: Config) -> dict[str, Any]:
+    """Returns what pydantic should exclude of a config and of those inside it."""
+    exclude: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if name in _ADDED_LATER.get(type(config), ()) and value == field.default:
             exclude[name] = True
+        elif isinstance(value, Config) and (inside := _unset(value)):
+            exclude[name] = inside
+    return exclude
 
 
 class ExperimentConfig(Config):
@@ -165,9 +174,9 @@ class ExperimentConfig(Config):
         return hashlib.sha256(self._digested().encode()).hexdigest()[:8]
 
     def _digested(self) -> str:
-        exclude: dict[str, Any] = {}
-        for path in _ADDED_LATER:
-            _exclude_default(self, path.split("."), exclude)
+        exclude = _unset(self)
+        if self.best_episodes is None:
+            exclude["best_episodes"] = True
         return self.replace(seed=0).model_dump_json(exclude=exclude)
 
     @property

@@ -168,8 +168,8 @@ def test_pictures_are_the_same_for_the_same_record(quick: dict[str, Any], tmp_pa
         draw(record, first)
         draw(record, second)
         assert first.read_bytes() == second.read_bytes()
-        assert pictures.says(first, record)
-        assert not pictures.says(first, record | {"command": "another"})
+        assert pictures.shows(first, record)
+        assert not pictures.shows(first, record | {"command": "another"})
 
 
 def test_a_record_is_kept_as_it_grows() -> None:
@@ -349,7 +349,7 @@ def test_page_and_pictures_say_what_the_json_says() -> None:
     for name, source in performance.PICTURES.items():
         if source in records:
             path = performance.PAGE.parent / name
-            assert pictures.says(path, records[source]), "run: make bench-page"
+            assert pictures.shows(path, records[source]), "run: make bench-page"
 
 
 def test_what_is_not_measured_is_said_to_be() -> None:
