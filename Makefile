@@ -49,9 +49,10 @@ demo: $(STAMP)  ## collect a maze dataset, train GTP on it, evaluate, write pict
 test: lint  ## lint, types, then every test with coverage (but for test-packaging)
 	$(PYTEST) -m "not packaging" --cov --cov-report=term
 
-test-quick: $(STAMP)  ## the fast tests of the core, in under a minute
+test-quick: $(STAMP)  ## the fast tests of the core, about a minute
 	$(PYTEST) -m "not slow and not packaging" gtp_policy tests --ignore=tests/adapters --ignore=tests/benchmarks \
-		--ignore=tests/examples --ignore=tests/reliability
+		--ignore=tests/examples --ignore=tests/reliability --ignore=tests/test_documentation.py \
+		--ignore=tests/test_packaging.py
 
 # Minutes, most of them pip's: the wheel's dependencies are installed once more.
 test-packaging: $(STAMP)  ## build the release, install it into a new environment, use it there

@@ -194,6 +194,7 @@ def train_elsewhere(source: Path | str, folder: Path, until: int) -> None:
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_another_processor(tmp_path: Path) -> None:
     there, here, half = tmp_path / "there", tmp_path / "here", UPDATES // 2
     there.mkdir()

@@ -1,6 +1,7 @@
 """An action that decides would be seen, and an ant that stays is not one that goes."""
 
 import numpy as np
+import pytest
 import torch
 
 from benchmarks.failing import outcome, separation, upright
@@ -26,6 +27,7 @@ def test_where_the_back_points() -> None:
     np.testing.assert_allclose(upright(obs), [-1, 0, 1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_action_that_decides_is_seen() -> None:
     generator = torch.Generator().manual_seed(0)
     obs, action = torch.randn(2, 4000, 3, generator=generator)

@@ -141,6 +141,7 @@ def compiled(module: ModuleType, folded: Folded, precision: str) -> Any:
     return compile(source, target=GPUTarget("cuda", 90, 32), options=options)
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 def test_the_default_networks_kernel_fits_on_a_gpu(
@@ -233,6 +234,7 @@ def test_a_graph_sees_new_parameters_and_waits_for_nothing(kind: str) -> None:
 TIMES = [KarrasTimes(), KarrasTimes(t_min=0.002, t_max=80.0), UniformTimes(t_max=2.0)]
 
 
+@pytest.mark.slow
 @given(
     obs_dim=st.integers(1, 40),
     act=st.integers(1, 20),
@@ -334,6 +336,7 @@ def stacked(actors: list[FlowMapActor], layout: Any, *, shared: bool = False) ->
     return folded_from(actors[0], tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [in_one_piece, transposed, in_an_arena])
 def test_each_slice_of_a_stack_is_what_it_is_alone(build: Any, layout: Any) -> None:
     actors = [make(seed, hidden=(24, 17, 20)) for seed in range(3)]

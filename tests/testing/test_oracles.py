@@ -123,6 +123,7 @@ def test_a_linear_mixture_keeps_the_semigroup_where_data_is(probe: Probe) -> Non
     check_semigroup(oracle, probe._replace(x=x), atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", ALL)
 def test_oracles_pass_every_check(name: str, dtype: torch.dtype) -> None:
