@@ -7,7 +7,7 @@ python examples/property_test.py [--smoke]
 from collections.abc import Callable
 
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
 import gtp_policy.testing as kit
@@ -56,6 +56,8 @@ def test_flow_map(flow_map: FlowMap, check: Callable[[FlowMap], None]) -> None:
     check(flow_map)
 
 
+# The first call of a torch operator is slower than the rest, which hypothesis takes for slow data.
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(kit.generators(), kit.flow_times(batch=1))
 def test_noisy_data_become_less_noisy_data(generator: torch.Generator, times: Times) -> None:
     """A custom property: the flow takes the law at time t to the law at time s."""
