@@ -1,8 +1,8 @@
 """An actor as a folded network: made once along each grid, and kept for as long as it is right.
 
-Only times are kept. Parameters are read where they are, on every call, so an optimiser's step,
-``load_state_dict`` and a write through ``.data`` all count at once. `FlowMapActor._jump` is the
-reference; `gtp_policy.kernels.folded` has the mathematics.
+Times are kept, and what they are embedded to, once. Parameters are read where they are, on every
+call, so an optimiser's step, ``load_state_dict`` and a write through ``.data`` all count at once.
+`FlowMapActor._jump` is the reference; `gtp_policy.kernels.folded` has the mathematics.
 """
 
 import functools
@@ -47,8 +47,9 @@ def fold(
         statistics: Mean and standard deviation of the observations, ([S,] O); default its own.
     """
     network: FlowMapMLP = actor.network
-    if parameters is None:
-        parameters = list(network.mlp.parameters())
+    if parameters is None:  # layer by layer: layers may share what a list of all has once
+        layers = [layer for layer in network.mlp if isinstance(layer, nn.Linear)]
+        parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
     mean, scale = statistics or (actor.normalizer.mean, actor.normalizer.scale)
     weights, biases = parameters[::2], parameters[1::2]
     grid = actor.times.grid(steps, dtype=mean.dtype)

@@ -22,7 +22,7 @@ from gtp_policy.kernels.switch import engine, plain
 from gtp_policy.networks import FlowMapMLP, LogRatioEmbedding, features_dim
 from gtp_policy.samplers import JumpSampler, Sampler
 from gtp_policy.spaces import ObservationNormalizer
-from gtp_policy.times import KarrasTimes, TimeSchedule
+from gtp_policy.times import KarrasTimes, LinearTimes, TimeSchedule
 
 
 class FlowMapActorConfig(Config):
@@ -421,6 +421,8 @@ ones beyond 24 rows']
         state = self.config.model_dump(mode="json", include={"sigma_data", "times", "embedding"})
         if self.config.embedding == "log":  # states from before there was a choice say nothing
             del state["embedding"]
+        if state["times"] == LinearTimes().model_dump(mode="json"):  # the same
+            del state["times"]["rho"]
         return state
 
     def set_extra_state(self, state: dict[str, Any]) -> None:

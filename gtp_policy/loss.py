@@ -76,8 +76,8 @@ class GTPLossConfig(Config):
     )
     inner: Float = Field(
         default=0.5,
-        gt=0,
-        lt=1,
+        ge=0.001,
+        le=0.999,
         description='Where u lies between s (0) and t (1) with u_rule="between".',
     )
     map_share: Float = Field(
@@ -272,7 +272,7 @@ def gtp_residuals(
     if isinstance(teacher, NoTeacher):
         denoised = actor.endpoint(obs, x_tau, tau, tau)
         flow = denoised.to(torch.promote_types(denoised.dtype, torch.float32)) - action
-        return GTPResiduals(consistency=torch.zeros_like(flow), flow=flow)
+        return GTPResiduals(consistency=torch.zeros_like(flow[: len(t)]), flow=flow)
     rows = len(t)
     obs_m, action_m, z_m = obs[:rows], action[:rows], z[:rows]
     x_t = x_tau if flow_t is None else perturb(action_m, t, z_m, path)

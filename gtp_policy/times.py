@@ -179,6 +179,7 @@ class LinearTimes(Config):
     rho: Float = Field(
         default=1.0,
         gt=0,
+        le=8,
         description="Nodes are (1 - i/n)^rho: above 1 more of them lie near the action.",
     )
     path: ClassVar[Path] = "linear"

@@ -24,7 +24,7 @@ from gtp_policy.testing import (
     check_identity,
     probes,
 )
-from gtp_policy.times import KarrasTimes, UniformTimes
+from gtp_policy.times import KarrasTimes, LinearTimes, UniformTimes
 
 OBS, ACT = 3, 2
 PAPER = KarrasTimes(t_min=0.002, t_max=80.0)
@@ -358,3 +358,11 @@ def test_a_backbone_of_the_wrong_width_is_refused() -> None:
     actor = FlowMapActor(OBS, 2, network=Narrow())
     with pytest.raises(ShapeError, match=r"output of the network.*got \(3, 1\), expected \(3, 2\)"):
         actor.endpoint(torch.zeros(3, OBS), torch.zeros(3, 2), torch.ones(3), torch.ones(3))
+
+
+def test_states_from_before_linear_times_had_an_exponent_load() -> None:
+    actor = FlowMapActor(OBS, ACT, FlowMapActorConfig(times=LinearTimes()))
+    assert actor.get_extra_state() == {"sigma_data": 0.5, "times": {"kind": "linear"}}
+    other = FlowMapActor(OBS, ACT, FlowMapActorConfig(times=LinearTimes(rho=2.0)))
+    with pytest.raises(StateMismatchError, match="another flow map"):
+        other.load_state_dict(actor.state_dict())

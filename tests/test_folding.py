@@ -194,6 +194,26 @@ def test_a_changed_network_is_noticed(change: Callable[[FlowMapActor], None]) ->
         assert not torch.equal(actor.sample(**inputs(actor)), before)
 
 
+def tie_layers(actor: FlowMapActor) -> None:
+    actor.network.mlp[4] = actor.network.mlp[2]
+
+
+def tie_weights(actor: FlowMapActor) -> None:
+    actor.network.mlp[4].weight = actor.network.mlp[2].weight
+
+
+def tie_biases(actor: FlowMapActor) -> None:
+    actor.network.mlp[2].bias = actor.network.mlp[0].bias
+
+
+@pytest.mark.parametrize("tie", [tie_layers, tie_weights, tie_biases])
+def test_layers_may_share_what_they_have(tie: Callable[[FlowMapActor], None]) -> None:
+    actor = make(hidden=(16, 16, 16))
+    tie(actor)
+    assert planned(actor)
+    check_equal(actor, rows=30)
+
+
 def test_another_dtype_and_back() -> None:
     actor = make()
     expected = actor.sample(**inputs(actor))

@@ -13,6 +13,7 @@ from gtp_policy import Curriculum, FlowMap, FlowMapActor, FlowMapActorConfig, GT
 from gtp_policy.errors import ShapeError
 from gtp_policy.functional import flow_map, perturb
 from gtp_policy.loss import gtp_residuals
+from gtp_policy.teachers import NoTeacher
 from gtp_policy.testing import (
     GaussianFlowMap,
     MixtureFlowMap,
@@ -420,3 +421,15 @@ def test_the_flow_map_of_the_spy_would_be_seen() -> None:
         spy(torch.zeros(1, 1), torch.zeros(1, 1), torch.ones(1), torch.ones(1))
     x, t = torch.ones(1, 1), torch.ones(1)
     assert torch.equal(flow_map(x, spy.endpoint(x, x, t, t), t, t), x)
+
+
+@pytest.mark.parametrize("choices", [{"units": "velocity"}, {"time_weight": "edm"}])
+def test_without_a_teacher_a_share_of_the_rows_is_as_good_as_all(
+    choices: dict[str, Any], generator: torch.Generator
+) -> None:
+    config = GTPLossConfig(teacher=NoTeacher(), flow_times="uniform", map_share=0.5, **choices)
+    actor = FlowMapActor(3, 2)
+    obs, action = torch.zeros(6, 3), torch.full((6, 2), 0.5)
+    terms = GTPLoss(config)(actor, actor, obs, action, torch.ones(6), generator=generator)
+    assert float(terms.consistency) == 0
+    assert float(terms.flow) > 0

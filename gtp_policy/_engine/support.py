@@ -86,6 +86,8 @@ def _reasons(learner: Learner) -> Iterator[str]:
         tensors = [*own, *module.normalizer.buffers()]
         if any(t.device != device or t.dtype != dtype for t in tensors):
             yield f"{name} has another dtype or device than the actor"
+    if _flow_map(learner.actor) != _flow_map(learner.target_actor):
+        yield "the flow map of the target actor differs from the actor's"
     if type(learner.loss) is not GTPLoss:
         yield f"the loss is a {type(learner.loss).__name__}, a custom class"
         return
@@ -98,6 +100,11 @@ def _reasons(learner: Learner) -> Iterator[str]:
             yield f"parameters of {name} are frozen"
         if {id(p) for p in own} != {id(p) for p in stepped}:
             yield f"the optimiser of {name} does not step exactly its parameters"
+
+
+def _flow_map(actor: FlowMapActor) -> tuple[Any, ...]:
+    """Returns what one computation for an actor and its target network takes from either."""
+    return actor.times, actor.sigma_data, type(getattr(actor.network, "embedding", None))
 
 
 def _networks(learner: Learner) -> Iterator[tuple[str, Any]]:

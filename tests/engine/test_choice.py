@@ -41,7 +41,7 @@ from gtp_policy.algorithm import Draws, draw
 from gtp_policy.errors import DataError, ShapeError
 from gtp_policy.guidance import Guidance
 from gtp_policy.kernels import explain, mlp, using
-from gtp_policy.networks import Mish, linear
+from gtp_policy.networks import LogRatioEmbedding, Mish, linear
 from gtp_policy.samplers import JumpSampler, Sampler
 from gtp_policy.teachers import DifferenceTeacher, JvpTeacher, NoTeacher, OdeTeacher, SelfTeacher
 from gtp_policy.times import KarrasTimes, LinearTimes, LogitNormalPairs, TimeSchedule, UniformPairs
@@ -445,6 +445,28 @@ def test_what_is_unsupported_runs_by_the_reference_and_says_so(case: str) -> Non
         plain.update(batch)
     chosen.update(batch)
     assert distance(chosen, plain) <= 1e-12  # samplers differ
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: setattr(x, "config", x.config.replace(sigma_data=0.3)),
+        lambda x: setattr(x, "config", x.config.replace(times=LinearTimes(rho=3.0))),
+        lambda x: setattr(x.network, "embedding", LogRatioEmbedding(8, "ve")),
+    ],
+    ids=["scale", "times", "embedding"],
+)
+def test_a_target_with_another_flow_map_takes_the_reference(change: Callable[[Any], None]) -> None:
+    plain, chosen = make_learner(dtype=torch.float64), make_learner(dtype=torch.float64)
+    for step in range(2):
+        batch = make_batch(step, dtype=torch.float64)
+        with using("reference"):
+            plain.update(batch)
+        chosen.update(batch)
+        for learner in (plain, chosen):
+            change(learner.target_actor)
+    assert "flow map of the target actor differs" in explain(chosen)
+    assert distance(chosen, plain) <= 1e-9
 
 
 def test_more_that_is_unsupported() -> None:
