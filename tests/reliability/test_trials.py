@@ -17,7 +17,7 @@ def trial(name: str) -> Any:
     return pytest.param(name, marks=[*marks, pytest.mark.slow] if name in SLOW else marks)
 
 
-@pytest.mark.parametrize("name", map(trial, registry.TRIALS))
+@pytest.mark.parametrize("name", [trial(name) for name in registry.TRIALS])
 def test_a_trial_passes(name: str) -> None:
     if name in KILLING and os.name != "posix":
         pytest.skip("kill -9, forks and named pipes are of POSIX systems")
