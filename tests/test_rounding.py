@@ -32,7 +32,7 @@ from gtp_policy import (
 from gtp_policy.kernels import using
 from gtp_policy.kernels.switch import EngineName
 from gtp_policy.samplers import JumpSampler, OdeSampler, Sampler
-from tests.cpus import OLDEST
+from tests.cpus import NUMERICAL, OLDEST
 from tests.uneven import uneven_products
 
 ROOT = Path(__file__).parents[1]
@@ -170,6 +170,10 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
 
 
 # --- other processors
+
+
+def test_the_tests_that_other_processors_run_exist() -> None:
+    assert [p for p in NUMERICAL if not (ROOT / p.partition("::")[0]).exists()] == []
 
 
 CONTINUE = """
