@@ -12,11 +12,13 @@ Each is cloned with the method's own loss (``gtp``) and with the one made for on
 """
 
 import argparse
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,12 +35,18 @@ Array = NDArray[np.float64]
 Draw = Callable[[int, np.random.Generator], tuple[Array, Array]]  # observations and actions
 
 
-class Modes(NamedTuple):
+@dataclass(frozen=True)
+class Modes:
     """A mixture of narrow Gaussians."""
 
     centres: Array  # (M, A)
     weights: Array  # (M,)
     std: float
+
+    @property
+    def radius(self) -> float:
+        """Around a mode, within it lie 98.9 % of the truth: three deviations in two dimensions."""
+        return self.std * (3.0 if self.centres.shape[1] == 2 else 4.07)
 
     def draw(self, n: int, rng: np.random.Generator) -> tuple[Array, Array]:
         """Draws observations, all zero, and actions."""
@@ -46,23 +54,30 @@ class Modes(NamedTuple):
         noise = self.std * rng.normal(size=(n, self.centres.shape[1]))
         return np.zeros((n, 1)), np.clip(self.centres[which] + noise, -1, 1)
 
+    def nearest(self, action: Array) -> tuple[Array, Array]:
+        """Returns the number of the nearest mode and the distance to it, (n,) each."""
+        distance = np.linalg.norm(action[:, None] - self.centres, axis=-1)
+        return distance.argmin(1), distance.min(1)
+
+    @functools.cached_property
+    def true_rms(self) -> float:
+        """Width of the truth within `radius`, per dimension."""
+        _, distance = self.nearest(self.draw(200_000, np.random.default_rng(1))[1])
+        kept = distance[distance < self.radius] ** 2
+        return float(np.sqrt(kept.mean() / self.centres.shape[1]))
+
     def measure(self, action: Array) -> dict[str, Any]:
         """Returns the share at modes, each mode's share over its weight, and the width of modes."""
-        distance = np.linalg.norm(action[:, None] - self.centres, axis=-1)
-        nearest, dims = distance.argmin(1), self.centres.shape[1]
-        # Where 98.9 % of the truth lies, as three deviations are in two dimensions.
-        inside = distance.min(1) < self.std * (3.0 if dims == 2 else 4.07)
+        nearest, distance = self.nearest(action)
+        inside = distance < self.radius
         shares = np.bincount(nearest, minlength=len(self.weights)) / len(action)
         offset = (action - self.centres[nearest])[inside]
-        truth = (self.draw(200_000, np.random.default_rng(1))[1][:, None] - self.centres) ** 2
-        distances = truth.sum(-1).min(1)
-        kept = distances[distances < (self.std * (3.0 if dims == 2 else 4.07)) ** 2]
         return {
             "share": float(inside.mean()),
             "modes": shares.tolist(),
             "ratios": (shares / self.weights).tolist(),
             "rms": float(np.sqrt((offset**2).mean())) if len(offset) else None,
-            "true_rms": float(np.sqrt(kept.mean() / dims)),
+            "true_rms": self.true_rms,
         }
 
 

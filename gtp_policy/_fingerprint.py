@@ -11,6 +11,17 @@ _address, _layout = Tensor.data_ptr, Tensor.stride
 _values: Callable[[dict[str, Any]], Iterable[Any]] = dict.values
 
 
+def hooks_of(module: nn.Module) -> tuple[dict[int, Any], ...]:
+    """Returns where a module keeps its hooks: of the forward pass, then of the backward pass."""
+    forward = module._forward_hooks, module._forward_pre_hooks
+    return *forward, module._backward_hooks, module._backward_pre_hooks
+
+
+def watched(tensor: Tensor) -> bool:
+    """Returns whether a tensor has hooks on its gradient."""
+    return bool(tensor._backward_hooks or tensor._post_accumulate_grad_hooks)
+
+
 class Fingerprint:
     """Notices at every call, and in little time, that modules are not what they were.
 
@@ -39,9 +50,8 @@ class Fingerprint:
         self.tensors = [part for part in self._parts if isinstance(part, Tensor)]
         self._addresses = [*map(_address, self.tensors)]
         self._layouts = [*map(_layout, self.tensors)]
-        self._hooks = [h for m in modules for h in (m._forward_hooks, m._forward_pre_hooks)]
-        if gradients:
-            self._hooks += [h for m in modules for h in (m._backward_hooks, m._backward_pre_hooks)]
+        kinds = 4 if gradients else 2
+        self._hooks = [hooks for module in modules for hooks in hooks_of(module)[:kinds]]
         self._hooked, self._gradients = any(self._hooks), gradients
         self._seen = self._of_autograd()
 
@@ -58,7 +68,4 @@ class Fingerprint:
         )
 
     def _of_autograd(self) -> list[tuple[bool, bool]]:
-        return [
-            (t.requires_grad, bool(t._backward_hooks or t._post_accumulate_grad_hooks))
-            for t in self.tensors
-        ]
+        return [(tensor.requires_grad, watched(tensor)) for tensor in self.tensors]

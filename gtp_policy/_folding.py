@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gtp_policy._config import Config
-from gtp_policy._fingerprint import Fingerprint
+from gtp_policy._fingerprint import Fingerprint, hooks_of
 from gtp_policy.functional import precondition
 from gtp_policy.kernels.folded import Folded, FoldedSampler, Precision, TorchSampler, compiled
 from gtp_policy.kernels.switch import engine
@@ -47,9 +47,8 @@ def fold(
         statistics: Mean and standard deviation of the observations, ([S,] O); default its own.
     """
     network: FlowMapMLP = actor.network
-    if parameters is None:  # layer by layer: layers may share what a list of all has once
-        layers = [layer for layer in network.mlp if isinstance(layer, nn.Linear)]
-        parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
+    if parameters is None:
+        parameters = layer_parameters(network.mlp)
     mean, scale = statistics or (actor.normalizer.mean, actor.normalizer.scale)
     weights, biases = parameters[::2], parameters[1::2]
     grid = actor.times.grid(steps, dtype=mean.dtype)
@@ -204,7 +203,7 @@ def network_reasons(module: Any, *, flow_map: bool) -> Iterator[str]:  # noqa: A
             return
         if any(layer.bias is None for layer in list(mlp)[::2]):
             yield "has a layer without bias"
-    if any(_hooked(m) for m in module.modules()):
+    if any(any(hooks_of(m)) for m in module.modules()):
         yield "has hooks"
     tensors = [*module.parameters(), *module.normalizer.buffers()]
     if len({t.device for t in tensors}) > 1:
@@ -221,10 +220,7 @@ def _has_default_layers(network: nn.Sequential) -> bool:
     return len(network) >= 3 and len(network) % 2 == 1 and [type(m) for m in network] == kinds
 
 
-def _hooked(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
+def layer_parameters(network: Any) -> list[Tensor]:  # noqa: ANN401 - typed too widely by torch
+    """Returns weights and biases by turns, layer by layer, also those that layers share."""
+    layers = [layer for layer in network if isinstance(layer, nn.Linear)]
+    return [p for layer in layers for p in (layer.weight, layer.bias)]

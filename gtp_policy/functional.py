@@ -335,34 +335,6 @@ def precondition(t: Tensor, sigma_data: float, path: Path = "ve") -> Preconditio
     return Preconditioning(sigma_data**2 / variance * share, t * sigma_data * inner, inner)
 
 
-def time_embedding(t: Tensor, frequencies: Tensor, floor: float) -> Tensor:
-    r"""Embeds times as sines and cosines of their logarithms.
-
-    .. math:: \left(\sin f_j \tau, \cos f_j \tau\right)_{j=1}^{E/2}, \quad
-        \tau = \tfrac14 \ln \max(t, floor)
-
-    Args:
-        t: Times, any shape, >= 0.
-        frequencies: f, shape (E / 2,), in radians.
-        floor: Times below it look alike, > 0.
-
-    Returns:
-        Features in [-1, 1], shape (..., E).
-
-    References:
-        | Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022),
-        | noise label ln(t)/4, table 1, https://arxiv.org/abs/2206.00364
-
-    Example:
-        >>> import torch
-        >>> from gtp_policy.functional import time_embedding
-        >>> time_embedding(torch.ones(1), torch.ones(2), 1e-3)
-        tensor([[0., 0., 1., 1.]])
-    """
-    angle = 0.25 * t.clamp_min(floor).log().unsqueeze(-1) * frequencies
-    return torch.cat([angle.sin(), angle.cos()], dim=-1)
-
-
 def advantage_weights(advantage: Tensor, eta: float, eps: float, max_weight: float) -> Tensor:
     r"""Returns exponential advantage weights with the cap inside the exponent.
 

@@ -23,8 +23,8 @@ from gtp_policy.times import (
     UniformIndex,
     UniformPairs,
     URule,
+    draw_shares,
     draw_times,
-    share_to_time,
 )
 
 
@@ -492,10 +492,7 @@ class GTPLoss(nn.Module):
         )
         z = torch.randn(action.shape, generator=generator, device=action.device, dtype=action.dtype)
         if c.flow_times == "uniform":
-            share = torch.rand(batch, generator=generator, device=action.device)
-            flow_t = (
-                share_to_time(share, schedule).clamp_min(schedule.t_max / 5000).to(action.dtype)
-            )
+            flow_t = draw_shares(schedule, batch, generator=generator, dtype=action.dtype)
         return LossDraws(times, z, flow_t)
 
     def terms(

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from gtp_policy.functional import signal, time_embedding
+from gtp_policy.functional import signal
 from gtp_policy.kernels.mish import mish
 from gtp_policy.times import Path
 
@@ -49,7 +49,7 @@ class TimeEmbedding(nn.Module):
             raise ValueError(f"`dim` is unusable: got {dim}, expected an even number >= 2.")
         if not floor > 0:
             raise ValueError(f"`floor` is out of range: got {floor}, expected > 0.")
-        self.dim, self.floor = dim, floor
+        self.floor = floor
         octaves = torch.linspace(-3.0, 2.0, dim // 2, dtype=torch.float64)
         self.register_buffer("frequencies", (2 * math.pi * 2**octaves).float(), persistent=False)
 
@@ -62,7 +62,8 @@ class TimeEmbedding(nn.Module):
         Returns:
             Features in [-1, 1], shape (B, dim).
         """
-        return time_embedding(t, self.frequencies, self.floor)
+        angle = 0.25 * t.clamp_min(self.floor).log().unsqueeze(-1) * self.frequencies
+        return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
 class LogRatioEmbedding(nn.Module):
@@ -99,7 +100,7 @@ class LogRatioEmbedding(nn.Module):
             raise ValueError(f"`dim` is unusable: got {dim}, expected an even number >= 2.")
         if not delta > 0:
             raise ValueError(f"`delta` is out of range: got {delta}, expected > 0.")
-        self.dim, self.path, self.delta = dim, path, delta
+        self.path, self.delta = path, delta
         octaves = torch.linspace(-3.0, 0.0, dim // 2, dtype=torch.float64)
         self.register_buffer("frequencies", (2**octaves).float(), persistent=False)
 

@@ -387,25 +387,42 @@ SRule = Literal["uniform", "zero", "equal_u", "dyadic"]
 URule = Literal["adjacent", "midpoint", "between"]
 
 
-def share_to_time(share: Tensor, schedule: "AnyTimes") -> Tensor:
-    r"""Returns the times at which the noise has a share of signal and noise.
+def draw_shares(
+    schedule: "AnyTimes", batch: int, *, generator: torch.Generator, dtype: torch.dtype
+) -> Tensor:
+    r"""Draws positive times whose share of noise is uniform, as `UniformPairs` does for pairs.
 
     .. math:: \tau = t / (\alpha_t + t), \quad t = \tau \ \text{(linear)}, \quad
         t = \tau / (1 - \tau) \ \text{(} x = a + t z \text{)}
 
     Args:
-        share: :math:`\tau` as a share of the largest there is, in [0, 1].
-        schedule: The time range, whose T has the share 1.
+        schedule: The time range.
+        batch: B.
+        generator: Source of randomness; the result lives on its device.
+        dtype: Floating type of the result.
 
     Returns:
-        Times in [0, T], the same shape.
+        Times in [T / 5000, T], shape (B,).
 
     Example:
         >>> import torch
-        >>> from gtp_policy.times import KarrasTimes, share_to_time
-        >>> share_to_time(torch.tensor([0.0, 1.0]), KarrasTimes(t_max=5.0))
-        tensor([0., 5.])
+        >>> from gtp_policy.times import KarrasTimes, draw_shares
+        >>> t = draw_shares(
+        ...     KarrasTimes(t_max=5.0), 4, generator=torch.Generator(), dtype=torch.float32)
+        >>> bool(((t > 0) & (t <= 5)).all())
+        True
     """
+    share = torch.rand(batch, generator=generator, device=generator.device, dtype=torch.float32)
+    return _positive(_at_share(share, schedule), schedule).to(dtype)
+
+
+def _positive(t: Tensor, schedule: "AnyTimes") -> Tensor:
+    """Keeps times from 0, where no flow map starts and velocities are divided by nothing."""
+    return t.clamp_min(schedule.t_max / 5000)
+
+
+def _at_share(share: Tensor, schedule: "AnyTimes") -> Tensor:
+    """Returns times of [0, T] by their share of noise, as a fraction of the largest there is."""
     if schedule.path == "linear":
         return share
     largest = schedule.t_max / (1 + schedule.t_max)
@@ -416,10 +433,9 @@ def _pairs(
     schedule: "AnyTimes", first: Tensor, second: Tensor, edge: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Orders two shares, puts some at the ends, and returns them as times t > s >= 0."""
-    t = share_to_time(torch.maximum(first, second), schedule).masked_fill(edge, schedule.t_max)
-    s = share_to_time(torch.minimum(first, second), schedule).masked_fill(edge, 0.0)
-    # A flow map starts at positive times, and velocities are differences over them.
-    t = t.clamp_min(schedule.t_max / 5000)
+    t = _at_share(torch.maximum(first, second), schedule).masked_fill(edge, schedule.t_max)
+    s = _at_share(torch.minimum(first, second), schedule).masked_fill(edge, 0.0)
+    t = _positive(t, schedule)
     return t.to(dtype), torch.minimum(s, t * (1 - 1e-3)).to(dtype)
 
 

@@ -7,6 +7,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pydantic
 import pytest
 from hypothesis import given
@@ -352,3 +353,14 @@ def test_json_is_as_strict_as_python() -> None:
         with pytest.raises(pydantic.ValidationError):
             AdvantageWeighterConfig.model_validate_json(text)
     assert AdvantageWeighterConfig.model_validate_json('{"eta": 1}').eta == 1.0
+
+
+@pytest.mark.parametrize("rho", [0.0, 8.1, 100.0])
+def test_nodes_that_float32_cannot_hold_are_refused(rho: float) -> None:
+    refused(LinearTimes, rho=rho)
+    assert LinearTimes(rho=8.0).floor > np.finfo(np.float32).tiny
+
+
+@pytest.mark.parametrize("inner", [0.0, 0.9999999, 1.0])
+def test_inner_points_that_float32_puts_at_an_end_are_refused(inner: float) -> None:
+    refused(GTPLossConfig, inner=inner)

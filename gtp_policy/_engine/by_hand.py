@@ -309,20 +309,19 @@ class _Inputs:
     """Where the inputs of S flow maps are written."""
 
     def __init__(self, actor: FlowMapActor, passes: Pass) -> None:
-        self._embed = cast(FlowMapMLP, actor.network).embedding
-        embedded = 2 * len(cast(Tensor, self._embed.frequencies))
+        self.embed = cast(FlowMapMLP, actor.network).embedding  # (S, n) -> (S, n, E)
+        embedded = 2 * len(cast(Tensor, self.embed.frequencies))
         parts = torch.split(
             passes.inputs, [actor.obs_dim, actor.action_dim, embedded, embedded], -1
         )
         self._obs, self._x, self._start, self._end = parts
 
-    def write(self, rows: slice, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> None:
-        """Writes observations and scaled actions (S, n, ...), and embeds the times (S, n)."""
+    def write(self, rows: slice, obs: Tensor, x: Tensor, start: Tensor, end: Tensor) -> None:
+        """Writes observations, scaled actions and embedded times, (S, n, ...) each."""
         self._obs[:, rows].copy_(obs)
         self._x[:, rows].copy_(x)
-        start = self._embed(t)
         self._start[:, rows].copy_(start)
-        self._end[:, rows].copy_(start if s is t else self._embed(s))
+        self._end[:, rows].copy_(end)
 
 
 class _FixedFlowMap:
@@ -340,7 +339,9 @@ class _FixedFlowMap:
     def endpoint(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """Returns where trajectories end, as `FlowMapActor.endpoint` does."""
         factors = precondition(t.unsqueeze(-1), self._sigma_data, self.times.path)
-        self._inputs.write(slice(None), self._net.normalise(obs), factors.inner * x, t, s)
+        start = self._inputs.embed(t)
+        end = start if s is t else self._inputs.embed(s)
+        self._inputs.write(slice(None), self._net.normalise(obs), factors.inner * x, start, end)
         return torch.addcmul(factors.skip * x, factors.out, self._pass.run())
 
     def __call__(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
@@ -388,14 +389,15 @@ class _Actors:
         obs = self._net.normalise(batch.obs)
         x_tau = perturb(action, tau, z, path)
         flow_factors = precondition(tau.unsqueeze(-1), self._sigma_data, path)
-        self._inputs.write(slice(n, None), obs, flow_factors.inner * x_tau, tau, tau)
-        if n and draws.flow_t is None:
-            x_t, factors = x_tau, flow_factors
-        elif n:
-            x_t = perturb(action[:, :n], t, z[:, :n], path)
-            factors = precondition(t.unsqueeze(-1), self._sigma_data, path)
+        scaled, start = flow_factors.inner * x_tau, self._inputs.embed(tau)
+        self._inputs.write(slice(n, None), obs, scaled, start, start)
         if n:
-            self._inputs.write(slice(n), obs[:, :n], factors.inner * x_t, t, s)
+            x_t, factors = x_tau, flow_factors
+            if draws.flow_t is not None:
+                x_t = perturb(action[:, :n], t, z[:, :n], path)
+                factors = precondition(t.unsqueeze(-1), self._sigma_data, path)
+                scaled, start = factors.inner * x_t, self._inputs.embed(t)
+            self._inputs.write(slice(n), obs[:, :n], scaled, start, self._inputs.embed(s))
         raw = self._pass.run()
         on_consistency, on_flow = loss_of.time_weights(times, self._first.actor, draws.flow_t)
         map_unit, flow_unit = loss_of.unit_factors(times, draws.flow_t)

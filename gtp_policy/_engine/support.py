@@ -4,10 +4,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gtp_policy._engine.adam import is_plain_adam
-from gtp_policy._folding import DEVICES, network_reasons
+from gtp_policy._fingerprint import watched
+from gtp_policy._folding import DEVICES, layer_parameters, network_reasons
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.algorithm import Learner
 from gtp_policy.critic import QEnsemble, ValueNetwork
@@ -81,7 +82,7 @@ def _reasons(learner: Learner) -> Iterator[str]:
             yield f"{name} has further parameters, or shares some between layers"
         if not all(p.is_contiguous() for p in own):
             yield f"{name} has parameters that are not contiguous"
-        if any(_watched(p) for p in own):
+        if any(map(watched, own)):
             yield f"{name} has hooks on its parameters"
         tensors = [*own, *module.normalizer.buffers()]
         if any(t.device != device or t.dtype != dtype for t in tensors):
@@ -115,13 +116,10 @@ def _networks(learner: Learner) -> Iterator[tuple[str, Any]]:
             yield name.removeprefix("target_"), module
 
 
-def _known(module: Any) -> list[nn.Parameter]:  # noqa: ANN401 - one of three kinds
+def _known(module: Any) -> list[Tensor]:  # noqa: ANN401 - one of three kinds
     """Returns the parameters that gradients by hand know of, in the order of the module's own."""
     if isinstance(module, QEnsemble):
         return [*module.weights, *module.biases]
-    layers: Any = module.network.mlp if isinstance(module, FlowMapActor) else module.network
-    return [p for layer in layers[::2] for p in (layer.weight, layer.bias)]
-
-
-def _watched(tensor: Tensor) -> bool:
-    return bool(tensor._backward_hooks or tensor._post_accumulate_grad_hooks)
+    return layer_parameters(
+        module.network.mlp if isinstance(module, FlowMapActor) else module.network
+    )

@@ -222,7 +222,7 @@ class TorchSampler(FoldedSampler):
 
     def _sample(self, obs: Tensor, noise: Tensor, out: Tensor) -> None:
         rows = out.shape[-2]
-        if rows == 1:  # too little for more than one thread
+        if rows == 1 or not self._on_cpu:  # a single row is too little for several threads
             self._in_blocks(obs, noise, out)
         else:
             with few_threads():
