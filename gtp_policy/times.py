@@ -417,7 +417,7 @@ def draw_shares(
 
 
 def _positive(t: Tensor, schedule: "AnyTimes") -> Tensor:
-    """Keeps times from 0, where no flow map starts and velocities are divided by nothing."""
+    """Keeps times above 0, which flow maps start from and velocities are divided by."""
     return t.clamp_min(schedule.t_max / 5000)
 
 
