@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 # Lax pydantic turns `True` into 1.0 and "1e-3" into 0.001; a configuration should not guess.
 Float = Annotated[float, Field(strict=True)]
 Int = Annotated[int, Field(strict=True)]
+PositiveFloat = Annotated[float, Field(strict=True, gt=0)]
 Width = Annotated[int, Field(strict=True, ge=1)]
 Bool = Annotated[bool, Field(strict=True)]
 

@@ -1,13 +1,14 @@
 r"""The policy: a network made into a flow map, and the sampler that walks along it."""
 
+import warnings
 from collections.abc import Iterator
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from gtp_policy._config import Config, Float, Int, Width
+from gtp_policy._config import Config, Float, Int, PositiveFloat, Width
 from gtp_policy._folding import DEVICES, FoldedActor, Foldings
 from gtp_policy._random import generator_or_private, new_stream
 from gtp_policy.errors import StateMismatchError
@@ -23,6 +24,69 @@ from gtp_policy.networks import FlowMapMLP, LogRatioEmbedding, features_dim
 from gtp_policy.samplers import JumpSampler, Sampler
 from gtp_policy.spaces import ObservationNormalizer
 from gtp_policy.times import KarrasTimes, LinearTimes, TimeSchedule
+
+_SMALLEST_STD = 1e-4
+
+
+class ActionStatistics(Config):
+    r"""Mean and standard deviation of each dimension of the data's actions, in units of [-1, 1].
+
+    With them the flow moves standardised actions, which spread alike in every dimension:
+
+    .. math:: x_0 = \sigma_d \frac{a - mean}{std}
+
+    and a sampled :math:`x_0` becomes an action by the inverse, clipped to [-1, 1]. Where joints
+    move by a hundredth of their range, nothing else lets one network fit them beside others.
+
+    Example:
+        >>> from gtp_policy.actor import ActionStatistics
+        >>> ActionStatistics(mean=(0.0, 0.9), std=(0.5, 0.01)).std
+        (0.5, 0.01)
+    """
+
+    mean: tuple[Float, ...] = Field(min_length=1, description="Mean of each dimension, (A,).")
+    std: tuple[PositiveFloat, ...] = Field(
+        min_length=1, description="Standard deviation of each dimension, (A,), > 0."
+    )
+
+    @classmethod
+    def of(cls, mean: Tensor, std: Tensor) -> Self:
+        """Builds them from what a dataset measures, with room for a dimension that never varies.
+
+        Warns where a dimension varies by less than float32 resolves in [-1, 1] to a tenth of a
+        percent: what it does there is lost. A constant dimension is given back as it is.
+
+        Args:
+            mean: Mean, shape (A,).
+            std: Standard deviation, shape (A,), >= 0.
+
+        Returns:
+            The statistics, with each std at least 1e-4.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy.actor import ActionStatistics
+            >>> ActionStatistics.of(torch.tensor([0.5, 0.25]), torch.tensor([0.25, 0.0]))
+            ActionStatistics(mean=(0.5, 0.25), std=(0.25, 0.0001))
+        """
+        spread = std.tolist()
+        for i, value in enumerate(spread):
+            if 0 < value < _SMALLEST_STD and value > abs(float(mean[i])) * 1e-6:
+                warnings.warn(
+                    f"Action dimension {i} varies by a std of {value:.1g} of its range of 2, below "
+                    f"the {_SMALLEST_STD} that can be fitted: the policy will not reproduce how. "
+                    "Give low and high nearer to the data, or remove the dimension.",
+                    stacklevel=3,
+                )
+        return cls(mean=tuple(mean.tolist()), std=tuple(max(s, _SMALLEST_STD) for s in spread))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(self.mean) != len(self.std):
+            raise ValueError(
+                f"mean and std are of one length: got {len(self.mean)} and {len(self.std)}"
+            )
+        return self
 
 
 class FlowMapActorConfig(Config):
@@ -60,6 +124,11 @@ class FlowMapActorConfig(Config):
         gt=0,
         description="Standard deviation of the actions in [-1, 1], for the preconditioning. None: "
         "taken from the dataset by GTPLearner.from_dataset, 0.5 without a dataset.",
+    )
+    action_statistics: ActionStatistics | None = Field(
+        default=None,
+        description="What the flow standardises actions by; None: it moves actions as they are. "
+        "Taken from the dataset by GTPLearner.from_dataset with normalize_actions.",
     )
     times: TimeSchedule = Field(
         default_factory=KarrasTimes,
@@ -109,6 +178,8 @@ class FlowMapActor(nn.Module):
     """
 
     fixed_noise: Tensor
+    action_mean: Tensor
+    action_scale: Tensor
 
     def __init__(
         self,
@@ -146,6 +217,10 @@ class FlowMapActor(nn.Module):
         self.network = network
         noise = torch.randn(action_dim, generator=new_stream(seed, "fixed noise"))
         self.register_buffer("fixed_noise", noise)
+        # The config says them: the state need not.
+        for name in ("action_mean", "action_scale"):
+            self.register_buffer(name, torch.empty(action_dim), persistent=False)
+        self._place_statistics_()
         self._foldings = Foldings()
 
     @property
@@ -157,6 +232,83 @@ class FlowMapActor(nn.Module):
     def sigma_data(self) -> float:
         """Standard deviation of the actions that the preconditioning assumes."""
         return cast(float, self.config.sigma_data)
+
+    def set_action_scales_(
+        self, sigma_data: float | None = None, statistics: ActionStatistics | None = None
+    ) -> None:
+        """Changes the scales of the actions, in place: another flow, to be trained.
+
+        Args:
+            sigma_data: Their standard deviation as the preconditioning assumes it; default 0.5.
+            statistics: What the flow standardises them by; default actions as they are.
+
+        Raises:
+            ValueError: If they are of another number of dimensions.
+
+        Example:
+            >>> from gtp_policy import FlowMapActor
+            >>> from gtp_policy.actor import ActionStatistics
+            >>> actor = FlowMapActor(3, 1)
+            >>> actor.set_action_scales_(statistics=ActionStatistics(mean=(0.5,), std=(0.1,)))
+            >>> actor.action_scale
+            tensor([0.2000])
+        """
+        self.config = self.config.replace(
+            sigma_data=sigma_data or 0.5, action_statistics=statistics
+        )
+        self._place_statistics_()
+
+    @torch.no_grad()
+    def _place_statistics_(self) -> None:
+        statistics = self.config.action_statistics
+        if statistics is None:
+            self.action_mean.zero_()
+            self.action_scale.fill_(1.0)
+            return
+        if len(statistics.mean) != self.action_dim:
+            raise ValueError(
+                f"`action_statistics` are of another action: got {len(statistics.mean)} "
+                f"dimensions, expected action_dim={self.action_dim}."
+            )
+        scale = torch.tensor(statistics.std, dtype=torch.float64) / self.sigma_data
+        self.action_mean.copy_(torch.tensor(statistics.mean, dtype=torch.float64))
+        self.action_scale.copy_(scale)
+
+    def to_standard(self, action: Tensor) -> Tensor:
+        """Maps actions to what the flow moves: the inverse of `to_action` inside the range.
+
+        Args:
+            action: Action in [-1, 1], shape (..., A).
+
+        Returns:
+            :math:`x_0`, shape (..., A); the action itself without statistics.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import FlowMapActor, FlowMapActorConfig
+            >>> from gtp_policy.actor import ActionStatistics
+            >>> statistics = ActionStatistics(mean=(0.5,), std=(0.1,))
+            >>> actor = FlowMapActor(3, 1, FlowMapActorConfig(action_statistics=statistics))
+            >>> x = actor.to_standard(torch.tensor([[0.6]]))
+            >>> bool((x - 0.5).abs() < 1e-6), actor.to_action(x), actor.to_action(4 * x)
+            (True, tensor([[0.6000]]), tensor([[0.9000]]))
+        """
+        if self.config.action_statistics is None:
+            return action
+        return (action - self.action_mean) / self.action_scale
+
+    def to_action(self, x: Tensor) -> Tensor:
+        """Maps where the flow ends to actions, clipped to [-1, 1].
+
+        Args:
+            x: :math:`x_0`, shape (..., A).
+
+        Returns:
+            Action in [-1, 1], shape (..., A).
+        """
+        if self.config.action_statistics is not None:
+            x = torch.addcmul(self.action_mean, self.action_scale, x)
+        return x.clamp(-1.0, 1.0)
 
     @property
     def device(self) -> torch.device:
@@ -299,7 +451,7 @@ class FlowMapActor(nn.Module):
             return folded.sample(obs, noise)
         grid = self._grid(steps, obs)
         with torch.no_grad():
-            return self._follow(obs, noise, grid).clamp(-1.0, 1.0)
+            return self.to_action(self._follow(obs, noise, grid))
 
     def sample_with_gradient(
         self, obs: Tensor, noise: Tensor, *, steps: int | None = None
@@ -329,7 +481,7 @@ class FlowMapActor(nn.Module):
         self.check_observations(obs)
         check_like("noise", noise, obs)
         check_shape("noise", noise, (obs.shape[0], self.noise_dim(steps)))
-        return self._follow(obs, noise, self._grid(steps, obs)).clamp(-1.0, 1.0)
+        return self.to_action(self._follow(obs, noise, self._grid(steps, obs)))
 
     def noise_dim(self, steps: int | None = None) -> int:
         """Returns how many normal numbers an action is made of.
@@ -418,8 +570,11 @@ ones beyond 24 rows']
 
     def get_extra_state(self) -> dict[str, Any]:
         """Returns what parameters alone do not say: the scale, times and embedding they are for."""
-        state = self.config.model_dump(mode="json", include={"sigma_data", "times", "embedding"})
-        if self.config.embedding == "log":  # states from before there was a choice say nothing
+        state = self.config.model_dump(mode="json", include=_FLOW_MAP)
+        # States from before there was a choice say nothing of it.
+        if self.config.action_statistics is None:
+            del state["action_statistics"]
+        if self.config.embedding == "log":
             del state["embedding"]
         if state["times"] == LinearTimes().model_dump(mode="json"):  # the same
             del state["times"]["rho"]
@@ -432,7 +587,8 @@ ones beyond 24 rows']
             state: What `get_extra_state` returned where the parameters were saved.
 
         Raises:
-            StateMismatchError: If they were made for another ``sigma_data`` or other times.
+            StateMismatchError: If they were made for another ``sigma_data``, other times or other
+                statistics of actions.
         """
         own = self.get_extra_state()
         if state != own:
@@ -478,3 +634,5 @@ def _autocast() -> bool:
 
 
 _REFERENCE = FlowMapActor._features, FlowMapActor._endpoint, FlowMapActor._jump
+# What of the config parameters are made for.
+_FLOW_MAP = {"sigma_data", "times", "embedding", "action_statistics"}

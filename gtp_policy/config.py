@@ -1,13 +1,14 @@
 """Every choice of a policy and its training, as one document."""
 
 import warnings
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
 from pydantic import Field
+from torch import Tensor
 
 from gtp_policy._config import Bool, Config, Float, Int
 from gtp_policy.acting import ArgmaxChoice, Choice
-from gtp_policy.actor import FlowMapActorConfig
+from gtp_policy.actor import ActionStatistics, FlowMapActorConfig
 from gtp_policy.critic import Baseline, PolicyBaseline, QEnsembleConfig
 from gtp_policy.guidance import AdvantageGuidance, AdvantageWeighterConfig, Guidance
 from gtp_policy.loss import GTPLossConfig
@@ -95,6 +96,11 @@ class GTPLearnerConfig(Config):
     normalize_obs: Bool = Field(
         default=True, description="Whether from_dataset normalises observations by the dataset."
     )
+    normalize_actions: Bool = Field(
+        default=False,
+        description="Whether from_dataset standardises each action dimension by the dataset, "
+        "inside the flow.",
+    )
     seed: Int = Field(
         default=0, ge=0, description="Seed of initial parameters and of every update."
     )
@@ -103,6 +109,16 @@ class GTPLearnerConfig(Config):
     def critic_rate(self) -> float:
         """The rate at which the critic's slow copy follows."""
         return self.ema_rate if self.critic_ema_rate is None else self.critic_ema_rate
+
+
+class ActionData(Protocol):
+    """A dataset as far as its actions are measured, in units of [-1, 1]."""
+
+    def action_statistics(self) -> tuple[Tensor, Tensor]:
+        """Returns mean and standard deviation, (A,) each."""
+
+    def action_std(self) -> float:
+        """Returns the root mean square of the standard deviations."""
 
 
 class GTPConfig(Config):
@@ -131,6 +147,39 @@ class GTPConfig(Config):
     learner: GTPLearnerConfig = Field(
         default_factory=GTPLearnerConfig, description="Optimisation and targets."
     )
+
+    def fit_to_actions(self, data: ActionData) -> Self:
+        """Returns the config with what the actor leaves open measured from a dataset's actions.
+
+        Their statistics if ``learner.normalize_actions``, ``sigma_data`` if not.
+
+        Args:
+            data: What measures them, an `OfflineDataset` or the like.
+
+        Returns:
+            The config itself if nothing was open.
+
+        Example:
+            >>> from gtp_policy import GTPConfig, GTPLearnerConfig, OfflineDataset
+            >>> dataset = OfflineDataset.from_arrays(
+            ...     obs=[[0.0], [0.0]], action=[[0.75], [0.25]], reward=[0.0, 0.0],
+            ...     terminated=[1, 1], truncated=[0, 0], low=[-1.0], high=[1.0])
+            >>> plain = GTPConfig(learner=GTPLearnerConfig(normalize_actions=False))
+            >>> plain.fit_to_actions(dataset).actor.sigma_data
+            0.25
+            >>> config = GTPConfig(learner=GTPLearnerConfig(normalize_actions=True))
+            >>> config.fit_to_actions(dataset).actor.action_statistics
+            ActionStatistics(mean=(0.5,), std=(0.25,))
+        """
+        actor = self.actor
+        if self.learner.normalize_actions:
+            if actor.action_statistics is None:
+                statistics = ActionStatistics.of(*data.action_statistics())
+                return self.replace(actor=actor.replace(action_statistics=statistics))
+        elif actor.sigma_data is None:
+            # All actions equal gives std 0, which no preconditioning survives.
+            return self.replace(actor=actor.replace(sigma_data=max(data.action_std(), 0.01)))
+        return self
 
     def cap_curriculum(self, *, stacklevel: int = 2) -> Self:
         """Returns the config with a curriculum that the length of the run allows.

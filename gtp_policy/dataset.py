@@ -298,6 +298,23 @@ class OfflineDataset:
         std, mean = torch.std_mean(self.transitions.obs, 0, correction=0)
         return mean, std
 
+    def action_statistics(self) -> tuple[Tensor, Tensor]:
+        """Computes what an actor standardises actions by.
+
+        Returns:
+            Mean and population standard deviation, each (A,), in units of [-1, 1].
+
+        Example:
+            >>> from gtp_policy import OfflineDataset
+            >>> OfflineDataset.from_arrays(
+            ...     obs=[[0.0], [0.0]], action=[[0.5], [-0.5]], reward=[0.0, 0.0],
+            ...     terminated=[1, 1], truncated=[0, 0], low=[-1.0], high=[1.0]
+            ... ).action_statistics()
+            (tensor([0.]), tensor([0.5000]))
+        """
+        std, mean = torch.std_mean(self.transitions.action, 0, correction=0)
+        return mean, std
+
     def action_std(self) -> float:
         """Measures the spread of the actions: the natural ``sigma_data`` of an actor.
 

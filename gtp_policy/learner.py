@@ -196,9 +196,10 @@ class GTPLearner(nn.Module):
     ) -> Self:
         """Builds a learner that fits a dataset: dimensions, device, scales.
 
-        ``sigma_data`` is taken from the actions where the config leaves it open, and the
-        observations are normalised if ``config.learner.normalize_obs``. ``learner.full_config``
-        holds the former, the actor's and critic's state the latter.
+        Where the config leaves them open, the actions' statistics are taken from the dataset if
+        ``config.learner.normalize_actions``, ``sigma_data`` if not. Observations are normalised if
+        ``config.learner.normalize_obs``. ``learner.full_config`` holds the former, the actor's and
+        critic's state the latter.
 
         Args:
             dataset: The data to learn from.
@@ -222,10 +223,7 @@ class GTPLearner(nn.Module):
             0.8
         """
         config = (config or GTPConfig()).cap_curriculum(stacklevel=3)
-        if config.actor.sigma_data is None:
-            # All actions equal gives std 0, which no preconditioning survives.
-            sigma_data = max(dataset.action_std(), 0.01)
-            config = config.replace(actor=config.actor.replace(sigma_data=sigma_data))
+        config = config.fit_to_actions(dataset)
         learner = cls.build(
             dataset.obs_dim,
             dataset.action_dim,

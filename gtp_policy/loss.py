@@ -92,10 +92,10 @@ class GTPLossConfig(Config):
         description="Times of the flow loss: those of the pairs, or uniform draws of the share of "
         "noise. A map_share below 1 needs uniform.",
     )
-    units: Literal["position", "velocity"] = Field(
+    units: Literal["position", "network"] = Field(
         default="position",
         description="What residuals measure: positions, at time s and of the endpoint; or the "
-        "average velocity, which divides them by t - s and by t.",
+        "network's output, which divides them by (1 - s/t) c_out(t) and by c_out(t).",
     )
     adaptive_power: Float = Field(
         default=0.0,
@@ -144,8 +144,8 @@ class GTPLossConfig(Config):
                 f"adaptive_power={self.adaptive_power} and huber={self.huber} are two metrics of "
                 "one residual: choose one"
             )
-        if self.units == "velocity" and self.compare_at != "s":
-            raise ValueError('units="velocity" compares at time s: got compare_at="zero"')
+        if self.units == "network" and self.compare_at != "s":
+            raise ValueError('units="network" compares at time s: got compare_at="zero"')
         return self
 
 
@@ -237,7 +237,8 @@ def gtp_residuals(
         actor: Flow map with gradient, :math:`\theta`.
         target: Its slow copy, :math:`\theta^-`; evaluated without gradient.
         obs: Observation, shape (B, O).
-        action: Action in [-1, 1], shape (B, A).
+        action: Action in [-1, 1], shape (B, A), as the flow moves it: for an actor with statistics
+            of actions, what `FlowMapActor.to_standard` makes of it.
         times: t > u >= s >= 0, each of shape (M,) for the first M of B rows.
         z: Standard normal noise, shape (B, A).
         teacher: What the arrival is compared with; default `SurrogateTeacher`. With `NoTeacher`
@@ -536,6 +537,10 @@ class GTPLoss(nn.Module):
             0.0
         """
         c = self.config
+        # A flow map of another kind moves actions as they are.
+        standardise = getattr(actor, "to_standard", None)
+        if standardise is not None:
+            action = standardise(action)
         teaching = actor if c.target == "stopgrad" else target
         residuals = gtp_residuals(
             actor,
@@ -548,7 +553,8 @@ class GTPLoss(nn.Module):
             compare_at=c.compare_at,
             flow_t=flow_t,
         )
-        scales, weights = self.unit_factors(times, flow_t), self.time_weights(times, actor, flow_t)
+        scales = self.unit_factors(times, actor, flow_t)
+        weights = self.time_weights(times, actor, flow_t)
         powers = c.adaptive_power, c.adaptive_power * c.adaptive_flow
         consistency, flow = (
             self._distance(residual * scale, power) * on
@@ -565,12 +571,13 @@ class GTPLoss(nn.Module):
         )
 
     def unit_factors(
-        self, times: Times, flow_t: Tensor | None = None
+        self, times: Times, actor: FlowMap, flow_t: Tensor | None = None
     ) -> tuple[Tensor | float, Tensor | float]:
         """Returns by what residuals are multiplied to be in the units that the config names.
 
         Args:
             times: t > u >= s >= 0, each of shape (..., M).
+            actor: Whose path and ``sigma_data`` count, 0.5 for a flow map that has none.
             flow_t: Times of the flow loss, shape (..., B); default t.
 
         Returns:
@@ -579,16 +586,18 @@ class GTPLoss(nn.Module):
 
         Example:
             >>> import torch
-            >>> from gtp_policy import GTPLoss, GTPLossConfig
+            >>> from gtp_policy import FlowMapActor, GTPLoss, GTPLossConfig
             >>> from gtp_policy.times import Times
-            >>> loss = GTPLoss(GTPLossConfig(units="velocity"))
-            >>> loss.unit_factors(Times(*torch.tensor([[2.0], [1.5], [1.0]])))
+            >>> times = Times(*torch.tensor([[2.0], [1.5], [1.0]]))
+            >>> GTPLoss(GTPLossConfig(units="network")).unit_factors(times, FlowMapActor(1, 1))
             (tensor([[1.]]), tensor([[0.5000]]))
         """
         if self.config.units == "position":
             return 1.0, 1.0
-        tau = times.t if flow_t is None else flow_t
-        return 1 / (times.t - times.s).unsqueeze(-1), 1 / tau.unsqueeze(-1)
+        out = 1 / _output_scale(times.t, actor)
+        share = (times.t - times.s) / times.t
+        flow = out if flow_t is None else 1 / _output_scale(flow_t, actor)
+        return (out / share).unsqueeze(-1), flow.unsqueeze(-1)
 
     def _distance(self, residual: Tensor, power: float) -> Tensor:
         square = residual.square()
@@ -636,11 +645,12 @@ def _endpoint_weights(times: Times, actor: FlowMap, flow_t: Tensor | None) -> tu
 
 
 def _edm_weights(times: Times, actor: FlowMap, flow_t: Tensor | None) -> tuple[Tensor, Tensor]:
-    sigma_data = getattr(actor, "sigma_data", 0.5)
-    weight = precondition(times.t, sigma_data, actor.times.path).out ** -2
-    if flow_t is None:
-        return weight, weight
-    return weight, precondition(flow_t, sigma_data, actor.times.path).out ** -2
+    weight = _output_scale(times.t, actor) ** -2
+    return weight, weight if flow_t is None else _output_scale(flow_t, actor) ** -2
+
+
+def _output_scale(t: Tensor, actor: FlowMap) -> Tensor:
+    return precondition(t, getattr(actor, "sigma_data", 0.5), actor.times.path).out
 
 
 _TIME_WEIGHTS: dict[

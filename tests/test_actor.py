@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import math
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from gtp_policy import FlowMapActor, FlowMapActorConfig
+from gtp_policy.actor import ActionStatistics
 from gtp_policy.errors import DataError, ShapeError, StateMismatchError
 from gtp_policy.functional import sample_flow
 from gtp_policy.networks import linear
@@ -366,3 +369,49 @@ def test_states_from_before_linear_times_had_an_exponent_load() -> None:
     other = FlowMapActor(OBS, ACT, FlowMapActorConfig(times=LinearTimes(rho=2.0)))
     with pytest.raises(StateMismatchError, match="another flow map"):
         other.load_state_dict(actor.state_dict())
+
+
+# --- actions standardised inside the flow
+
+STATISTICS = ActionStatistics(mean=(0.9, -0.25), std=(0.01, 0.5))
+
+
+def test_a_standardised_flow_ends_where_the_plain_one_does_moved_and_clipped(
+    generator: torch.Generator,
+) -> None:
+    plain = FlowMapActor(OBS, ACT, FlowMapActorConfig(steps=2, sigma_data=0.5)).double()
+    moved = FlowMapActor(
+        OBS, ACT, FlowMapActorConfig(steps=2, sigma_data=0.5, action_statistics=STATISTICS)
+    ).double()
+    obs, z = torch.zeros(64, OBS).double(), torch.randn(64, ACT, generator=generator).double()
+    grid = plain.times.grid(2).double()
+    x = grid[0] * z
+    for t, s in itertools.pairwise(grid):
+        x = plain(obs, x, t.expand(64), s.expand(64))
+    mean, std = (torch.tensor(s).double() for s in (STATISTICS.mean, STATISTICS.std))
+    expected = (mean + std * x / 0.5).clamp(-1, 1)
+    for sample in (moved.sample, moved.sample_with_gradient):
+        torch.testing.assert_close(sample(obs, noise=z).detach(), expected, rtol=0, atol=1e-7)
+
+
+def test_a_state_belongs_to_its_statistics() -> None:
+    other = FlowMapActor(OBS, ACT, FlowMapActorConfig(action_statistics=STATISTICS))
+    with pytest.raises(StateMismatchError, match="action_statistics"):
+        FlowMapActor(OBS, ACT).load_state_dict(other.state_dict())
+    other.load_state_dict(FlowMapActor(OBS, ACT, other.config).state_dict())
+
+
+def test_statistics_of_another_action_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"got 2 dimensions, expected action_dim=3"):
+        FlowMapActor(OBS, 3, FlowMapActorConfig(action_statistics=STATISTICS))
+    with pytest.raises(ValidationError, match="got 2 and 1"):
+        ActionStatistics(mean=(0.0, 0.0), std=(1.0,))
+    with pytest.raises(ValidationError, match="greater than 0"):
+        ActionStatistics(mean=(0.0,), std=(0.0,))
+
+
+def test_a_dimension_that_hardly_varies_is_named_and_a_constant_one_is_not() -> None:
+    with pytest.warns(UserWarning, match="Action dimension 1 varies by a std of 5e-05"):
+        found = ActionStatistics.of(torch.zeros(2), torch.tensor([0.5, 5e-5]))
+    assert found.std == (0.5, 1e-4)
+    ActionStatistics.of(torch.ones(1), torch.zeros(1))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gtp_policy import FlowMapActor, FlowMapActorConfig, _folding
+from gtp_policy.actor import ActionStatistics
 from gtp_policy.kernels import folded, using
 from gtp_policy.kernels.switch import EngineName
 from gtp_policy.networks import FlowMapMLP, Mish, linear
@@ -59,6 +60,13 @@ TIMES = [
 ]
 
 
+def spread_apart(actions: int) -> ActionStatistics:
+    numbers = range(1, actions + 1)
+    return ActionStatistics(
+        mean=tuple(0.9 - i / 9 for i in numbers), std=tuple(0.4 / i for i in numbers)
+    )
+
+
 @given(
     actor=st.builds(
         lambda obs, act, dtype, seed, **choices: FlowMapActor(
@@ -77,10 +85,13 @@ TIMES = [
     rows=st.integers(1, 300),
     block=st.sampled_from([64, 2**12, 2**16]),
     shift=st.floats(-5, 5, width=32),
+    standardised=st.booleans(),
 )
 def test_a_plan_gives_the_references_actions(
-    actor: FlowMapActor, steps: int, rows: int, block: int, shift: float
+    actor: FlowMapActor, steps: int, rows: int, block: int, shift: float, standardised: bool
 ) -> None:
+    if standardised:
+        actor.set_action_scales_(actor.sigma_data, spread_apart(actor.action_dim))
     assert planned(actor, steps)
     mean = torch.full_like(actor.normalizer.mean, shift)
     actor.normalizer.set_statistics_(mean, mean.abs() + 0.5)

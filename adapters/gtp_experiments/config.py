@@ -12,6 +12,7 @@ from gtp_policy import (
     FlowMapActorConfig,
     GTPConfig,
     GTPLearner,
+    GTPLearnerConfig,
     GTPLossConfig,
     OfflineDataset,
 )
@@ -68,7 +69,8 @@ class EvaluationConfig(Config):
 # Fields that came after runs had been published. At their defaults they are left out of the digest,
 # so that older runs keep their names.
 _ADDED_LATER: dict[type[Config], tuple[str, ...]] = {
-    FlowMapActorConfig: ("embedding",),
+    FlowMapActorConfig: ("embedding", "action_statistics"),
+    GTPLearnerConfig: ("normalize_actions",),
     LinearTimes: ("rho",),
     GTPLossConfig: (
         "inner",

@@ -70,6 +70,10 @@ class HostDataset:
         changed._index = replace_columns(self._index, reward=reward)
         return changed
 
+    def action_statistics(self) -> tuple[Tensor, Tensor]:
+        """Returns what `OfflineDataset.action_statistics` does."""
+        return self._index.action_statistics()
+
     def action_std(self) -> float:
         """Returns what `OfflineDataset.action_std` does."""
         return self._index.action_std()

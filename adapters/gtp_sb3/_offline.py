@@ -16,6 +16,7 @@ _SAVED = {
     "_offline_updates": "updates",
     "_scales_are_fixed": "scales_are_fixed",
     "_sigma_is_open": "sigma_is_open",
+    "_statistics_are_open": "statistics_are_open",
 }
 
 
@@ -34,6 +35,7 @@ class OfflineTraining:
             ``"config"`` or ``"first run"``; None where nothing has yet.
         scales_are_fixed: Whether scales came with parameters: no dataset sets them then.
         sigma_is_open: Whether the config leaves ``sigma_data`` to the dataset.
+        statistics_are_open: Whether it leaves the actions' statistics to the dataset.
     """
 
     def __init__(self, config: GTPConfig) -> None:
@@ -45,6 +47,7 @@ class OfflineTraining:
         self.horizon: str | None = "config" if is_set else None
         self.scales_are_fixed = False
         self.sigma_is_open = config.actor.sigma_data is None
+        self.statistics_are_open = config.actor.action_statistics is None
 
     def attach(
         self, dataset: Dataset, policy: GTPPolicy, wrapper: VecNormalize | None, verbose: int = 0
@@ -61,7 +64,7 @@ class OfflineTraining:
                 print("VecNormalize takes its statistics from the dataset and keeps them.")
             shown = _normalize.normalized(wrapper, dataset)
         if not (self.scales_are_fixed or policy.learner.updates):
-            _fit_scales_(policy, shown, self.sigma_is_open)
+            self._fit_scales_(policy, shown)
         self.dataset, self.shown, self.is_missing = dataset, shown, False
 
     def detach(self) -> None:
@@ -108,14 +111,16 @@ class OfflineTraining:
             setattr(self, _SAVED[name], attributes.pop(name))
         self.is_missing = self.updates > 0
 
-
-def _fit_scales_(policy: GTPPolicy, dataset: Dataset, sigma_is_open: bool) -> None:
-    """Gives an untrained policy the scales of a dataset, as `GTPLearner.from_dataset` does."""
-    learner = policy.learner
-    if sigma_is_open:
-        sigma_data = max(dataset.action_std(), 0.01)  # see GTPLearner.from_dataset
+    def _fit_scales_(self, policy: GTPPolicy, dataset: Dataset) -> None:
+        """Gives an untrained policy the scales of a dataset, as `GTPLearner.from_dataset` does."""
+        learner, config = policy.learner, policy.learner.full_config
+        is_open = {"sigma_data": self.sigma_is_open, "action_statistics": self.statistics_are_open}
+        left_open = {name: None for name, is_so in is_open.items() if is_so}
+        config = config.replace(actor=config.actor.replace(**left_open))
+        fitted = config.fit_to_actions(dataset).actor
         for actor in (learner.actor, learner.target_actor):
-            actor.config = actor.config.replace(sigma_data=sigma_data)
-    # An encoder expects observations as they are: pixels from 0 to 255, indices.
-    if learner.config.normalize_obs and policy.is_vector and isinstance(dataset, OfflineDataset):
-        learner.set_observation_statistics_(*dataset.observation_statistics())
+            actor.set_action_scales_(fitted.sigma_data, fitted.action_statistics)
+        # An encoder expects observations as they are: pixels from 0 to 255, indices.
+        is_table = policy.is_vector and isinstance(dataset, OfflineDataset)
+        if learner.config.normalize_obs and is_table:
+            learner.set_observation_statistics_(*dataset.observation_statistics())

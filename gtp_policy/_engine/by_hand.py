@@ -382,10 +382,10 @@ class _Actors:
     ) -> dict[str, Tensor]:
         """Computes the gradients and returns the losses, (S,) each."""
         loss_of, config, path = self._first.loss, self._first.loss.config, self._times.path
-        action, times, z = batch.action, draws.times, draws.z
+        action, times, z = self._first.actor.to_standard(batch.action), draws.times, draws.z
         (t, _, s), n = times, self._map_rows
         tau = t if draws.flow_t is None else draws.flow_t
-        taught = self._taught(batch, draws) if n else None
+        taught = self._taught(batch.obs, action, draws) if n else None
         obs = self._net.normalise(batch.obs)
         x_tau = perturb(action, tau, z, path)
         flow_factors = precondition(tau.unsqueeze(-1), self._sigma_data, path)
@@ -400,7 +400,7 @@ class _Actors:
             self._inputs.write(slice(n), obs[:, :n], scaled, start, self._inputs.embed(s))
         raw = self._pass.run()
         on_consistency, on_flow = loss_of.time_weights(times, self._first.actor, draws.flow_t)
-        map_unit, flow_unit = loss_of.unit_factors(times, draws.flow_t)
+        map_unit, flow_unit = loss_of.unit_factors(times, self._first.actor, draws.flow_t)
         per_row = 1 / self._rows if weight is None else weight * (1 / self._rows)
         denoised = torch.addcmul(flow_factors.skip * x_tau, flow_factors.out, raw[:, n:])
         power = config.adaptive_power
@@ -422,9 +422,9 @@ class _Actors:
         loss = consistency + config.flow_weight * flow
         return {"actor_loss": loss, "consistency": consistency, "flow": flow}
 
-    def _taught(self, batch: Transitions, draws: Draws) -> Tensor:
+    def _taught(self, obs: Tensor, action: Tensor, draws: Draws) -> Tensor:
         config, times, n = self._first.loss.config, draws.times, self._map_rows
-        obs, action, z = batch.obs[:, :n], batch.action[:, :n], draws.z[:, :n]
+        obs, action, z = obs[:, :n], action[:, :n], draws.z[:, :n]
         teacher = config.teacher
         assert not isinstance(teacher, NoTeacher)
         assert self._teaching is not None

@@ -105,7 +105,9 @@ def _reasons(learner: Learner) -> Iterator[str]:
 
 def _flow_map(actor: FlowMapActor) -> tuple[Any, ...]:
     """Returns what one computation for an actor and its target network takes from either."""
-    return actor.times, actor.sigma_data, type(getattr(actor.network, "embedding", None))
+    config = actor.config
+    statistics, embedding = config.action_statistics, getattr(actor.network, "embedding", None)
+    return config.times, config.sigma_data, statistics, type(embedding)
 
 
 def _networks(learner: Learner) -> Iterator[tuple[str, Any]]:

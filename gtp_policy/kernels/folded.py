@@ -47,6 +47,9 @@ class Folded(NamedTuple):
     biases: tuple[Tensor, ...]  # each ([S,] out)
     mean: Tensor  # ([S,] O) or (O,)
     scale: Tensor  # like mean
+    center: Tensor  # (A,), what the flow's end is an action by: center + spread x, clipped
+    spread: Tensor  # (A,)
+    standardised: bool  # whether they are not 0 and 1
     embedded: Tensor  # (K, 2 E), both times of each jump
     start: float  # T
     inner: tuple[float, ...]  # c_in of each jump
@@ -245,7 +248,10 @@ class TorchSampler(FoldedSampler):
         b.y.copy_(noise)
         for operator in b.operators:
             operator()
-        torch.add(b.y, self._biases[-1], alpha=self._gamma, out=out).clamp_(-1.0, 1.0)
+        torch.add(b.y, self._biases[-1], alpha=self._gamma, out=out)
+        if self.folded.standardised:
+            torch.addcmul(self.folded.center, self.folded.spread, out, out=out)
+        out.clamp_(-1.0, 1.0)
 
     def _allocate(self, rows: int) -> _Buffers:
         """Returns buffers for so many rows, and the operators that work on them.
@@ -332,7 +338,8 @@ def compiled(folded: Folded) -> tuple[Callable[[Tensor, Tensor], Tensor] | None,
         return None, f"numba is for the CPU, the network is on {folded.mean.device}"
     if folded.mean.dtype != torch.float32:
         return None, f"numba is for float32, the network has {folded.mean.dtype}"
-    tensors = (*folded.weights, *folded.biases, folded.mean, folded.scale)
+    constants = folded.mean, folded.scale, folded.center, folded.spread
+    tensors = (*folded.weights, *folded.biases, *constants)
     if not all(t.is_contiguous() for t in tensors):
         return None, "a parameter is not contiguous"
     function, why_not = _compiled(len(folded.weights))
@@ -347,8 +354,7 @@ def compiled(folded: Folded) -> tuple[Callable[[Tensor, Tensor], Tensor] | None,
         function,
         tuple(weight.numpy() for weight in folded.weights),
         tuple(bias.numpy() for bias in folded.biases),
-        folded.mean.numpy(),
-        folded.scale.numpy(),
+        *(constant.numpy() for constant in constants),
         folded.embedded.numpy(),
         np.array([inner, alpha, folded.beta, shares], np.float32),
         gamma,
@@ -364,7 +370,17 @@ def _compiled(layers: int) -> tuple[Callable[..., NDArray[np.float32]] | None, s
         # The smallest network there is.
         one, square = np.ones(1, np.float32), np.ones((1, 1), np.float32)
         weights = np.ones((1, 3), np.float32), *[square] * (layers - 1)
-        network = weights, (one,) * layers, one, one, square, np.ones((4, 1), np.float32), 1.0
+        network = (
+            weights,
+            (one,) * layers,
+            one,
+            one,
+            one,
+            one,
+            square,
+            np.ones((4, 1), np.float32),
+            1.0,
+        )
         module.sample(*network, square, square)
 
     module, why_not = load("folded_numba", warm_up)

@@ -64,6 +64,8 @@ def sample(
     biases: tuple[Array, ...],
     mean: Array,
     scale: Array,
+    center: Array,
+    spread: Array,
     embedded: Array,
     jumps: Array,
     gamma: float,
@@ -74,7 +76,8 @@ def sample(
 
     Weights (out, in) and biases by layer; both time embeddings by jump (K, 2 E); the rows of
     ``jumps`` (4, K) are c_in, alpha, beta and the share of the last bias at the network's input;
-    ``gamma`` is its share of the result. Everything is contiguous.
+    ``gamma`` is its share of the result, which ``center + spread x`` makes an action. Everything is
+    contiguous.
     """
     rows, obs_dim = obs.shape
     steps, action_dim, layers = embedded.shape[0], noise.shape[1], len(weights)
@@ -124,6 +127,6 @@ def sample(
                 y[r, a] = jumps[1, k] * y[r, a] + jumps[2, k] * raw[r, a]
     for r in range(rows):
         for a in range(action_dim):
-            v = y[r, a] + _F(gamma) * last_bias[a]
+            v = center[a] + spread[a] * (y[r, a] + _F(gamma) * last_bias[a])
             y[r, a] = _F(1) if v > _F(1) else _F(-1) if v < _F(-1) else v
     return y

@@ -110,6 +110,8 @@ class TritonSampler(FoldedSampler):
                 out,
                 folded.mean,
                 folded.scale,
+                folded.center,
+                folded.spread,
                 b.weights,
                 folded.biases,
                 b.constants,
@@ -175,6 +177,7 @@ def unsupported(folded: Folded, precision: Precision = "fp32") -> str | None:
         The reason, None if there is none.
     """
     tensors = [*folded.weights, *folded.biases, folded.mean, folded.scale, folded.embedded]
+    tensors += [folded.center, folded.spread]
     device = tensors[0].device
     if not kernel.INSTALLED:
         return "Triton is not installed"

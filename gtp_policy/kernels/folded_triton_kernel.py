@@ -79,6 +79,8 @@ def jumps(  # noqa: D103 - the header of this file says what it computes
     out: tl.tensor,  # (S, rows, ACT)
     mean: tl.tensor,  # (S or 1, OBS), like scale
     scale: tl.tensor,
+    center: tl.tensor,  # (ACT,), like spread
+    spread: tl.tensor,
     weights: tl.tuple,  # each (S, out, in), of any strides
     biases: tl.tuple,  # each (S, out), of any strides
     constants: tl.tensor,  # (S, STEPS, WIDTHS[0])
@@ -219,6 +221,8 @@ def jumps(  # noqa: D103 - the header of this file says what it computes
             )
             alpha, beta = tl.load(numbers + 3 * step + 1), tl.load(numbers + 3 * step + 2)
             x = alpha * x + beta * (raw + last_bias[None, :])
+        c = tl.load(center + act, mask=act < ACT, other=0.0)
+        x = c[None, :] + tl.load(spread + act, mask=act < ACT, other=1.0)[None, :] * x
         # Not by minimum and maximum: on a GPU those turn what is not a number into a bound.
         x = tl.where(x > 1.0, 1.0, tl.where(x < -1.0, -1.0, x))
         tl.store(out + place[:, None] * ACT + act[None, :], x, mask=here)

@@ -37,6 +37,7 @@ from gtp_policy._engine.choice import explain as engine_of
 from gtp_policy._engine.cuda_graph import GraphedUpdate, Step
 from gtp_policy._engine.seeds import share_, together
 from gtp_policy._engine.support import against_recording
+from gtp_policy.actor import ActionStatistics
 from gtp_policy.algorithm import Draws, draw
 from gtp_policy.errors import DataError, ShapeError
 from gtp_policy.guidance import Guidance
@@ -47,6 +48,7 @@ from gtp_policy.teachers import DifferenceTeacher, JvpTeacher, NoTeacher, OdeTea
 from gtp_policy.times import KarrasTimes, LinearTimes, LogitNormalPairs, TimeSchedule, UniformPairs
 
 OBS, ACT, ROWS = 3, 2, 24
+STATISTICS = ActionStatistics(mean=(0.7, -0.2), std=(0.05, 0.4))
 CRITIC = QEnsembleConfig(hidden=(24, 16))
 
 
@@ -58,6 +60,7 @@ def make_config(
     sampler: Sampler | None = None,
     times: TimeSchedule | None = None,
     embedding: str = "log",
+    action_statistics: ActionStatistics | None = None,
     **learner: Any,
 ) -> GTPConfig:
     return GTPConfig(
@@ -68,6 +71,7 @@ def make_config(
             sampler=sampler or JumpSampler(),
             times=times or KarrasTimes(),
             embedding=embedding,
+            action_statistics=action_statistics,
         ),
         critic=critic,
         loss=GTPLossConfig(**{"curriculum": Curriculum(start=10, end=20)} | (loss or {})),
@@ -100,7 +104,7 @@ def distance(a: nn.Module, b: nn.Module) -> float:
     return max(float((p - q).detach().abs().max()) for p, q in pairs)
 
 
-# Off the grid: two jumps teach one, on a part of the minibatch, in units of velocity.
+# Off the grid: two jumps teach one, on a part of the minibatch, in units of the network.
 OFF_GRID: dict[str, Any] = {
     "teacher": SelfTeacher(),
     "t_law": UniformPairs(),
@@ -108,7 +112,7 @@ OFF_GRID: dict[str, Any] = {
     "inner": 0.3,
     "map_share": 0.4,
     "flow_times": "uniform",
-    "units": "velocity",
+    "units": "network",
     "adaptive_power": 0.5,
     "flow_weight": 0.5,
 }
@@ -120,11 +124,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "loss": OFF_GRID | {"map_share": 1.0, "adaptive_flow": True, "adaptive_power": 1.0},
         "times": LinearTimes(),
     },
+    "standardised actions": {"action_statistics": STATISTICS},
+    "standardised actions, off the grid": {
+        "loss": OFF_GRID,
+        "times": LinearTimes(),
+        "action_statistics": STATISTICS,
+        "guidance": LinearQGuidance(scale=0.5),
+    },
+    "standardised actions, a derivative": {
+        "loss": {"teacher": JvpTeacher(), "target": "stopgrad", "time_weight": "edm"},
+        "action_statistics": STATISTICS,
+    },
     "a difference": {
         "loss": OFF_GRID | {"teacher": DifferenceTeacher(), "t_law": LogitNormalPairs()},
         "times": LinearTimes(),
     },
-    "velocities of shared times": {"loss": {"units": "velocity", "huber": 0.1}},
+    "network units, shared times": {"loss": {"units": "network", "huber": 0.1}},
     "default": {},
     "one sample": {"baseline": PolicyBaseline(samples=1)},
     "expectile": {"baseline": ExpectileBaseline(expectile=0.8, hidden=(16, 8))},

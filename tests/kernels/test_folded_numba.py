@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gtp_policy import FlowMapActor, FlowMapActorConfig, _folding
+from gtp_policy.actor import ActionStatistics
 from gtp_policy.kernels import folded, folded_numba, using
 from gtp_policy.times import KarrasTimes, UniformTimes
 
@@ -43,6 +44,13 @@ def reference(actor: FlowMapActor, rows: int = 5, **choices: Any) -> Tensor:
         return actor.sample(**inputs(actor, rows), **choices)
 
 
+def spread_apart(actions: int) -> ActionStatistics:
+    numbers = range(1, actions + 1)
+    return ActionStatistics(
+        mean=tuple(0.9 - i / 9 for i in numbers), std=tuple(0.4 / i for i in numbers)
+    )
+
+
 @given(
     obs_dim=st.integers(1, 40),
     action_dim=st.integers(1, 9),
@@ -53,11 +61,21 @@ def reference(actor: FlowMapActor, rows: int = 5, **choices: Any) -> Tensor:
     steps=st.integers(1, 12),
     rows=st.integers(1, _folding._FEW_ROWS),
     shift=st.floats(-5, 5, width=32),
+    standardised=st.booleans(),
 )
 def test_the_references_actions(
-    obs_dim: int, action_dim: int, seed: int, steps: int, rows: int, shift: float, **choices: Any
+    obs_dim: int,
+    action_dim: int,
+    seed: int,
+    steps: int,
+    rows: int,
+    shift: float,
+    standardised: bool,
+    **choices: Any,
 ) -> None:
     actor = FlowMapActor(obs_dim, action_dim, FlowMapActorConfig(**choices), seed=seed)
+    if standardised:
+        actor.set_action_scales_(actor.sigma_data, spread_apart(action_dim))
     mean = torch.full_like(actor.normalizer.mean, shift)
     actor.normalizer.set_statistics_(mean, mean.abs() + 0.5)
     assert actor.explain(rows, steps=steps) == NUMBA

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from gtp_policy import FlowMapActor, FlowMapActorConfig, _folding
 from gtp_policy._folding import fastest
+from gtp_policy.actor import ActionStatistics
 from gtp_policy.errors import DataError, ShapeError
 from gtp_policy.kernels import using
 from gtp_policy.kernels.folded import Folded, FoldedSampler, TorchSampler
@@ -234,6 +235,13 @@ def test_a_graph_sees_new_parameters_and_waits_for_nothing(kind: str) -> None:
 TIMES = [KarrasTimes(), KarrasTimes(t_min=0.002, t_max=80.0), UniformTimes(t_max=2.0)]
 
 
+def spread_apart(actions: int) -> ActionStatistics:
+    numbers = range(1, actions + 1)
+    return ActionStatistics(
+        mean=tuple(0.9 - i / 9 for i in numbers), std=tuple(0.4 / i for i in numbers)
+    )
+
+
 @pytest.mark.slow
 @given(
     obs_dim=st.integers(1, 40),
@@ -246,11 +254,21 @@ TIMES = [KarrasTimes(), KarrasTimes(t_min=0.002, t_max=80.0), UniformTimes(t_max
     rows=st.integers(1, 100),
     tile=st.sampled_from([None, 16, 32]),
     seed=st.integers(0, 99),
+    standardised=st.booleans(),
 )
 def test_actions_are_the_references(
-    build: Any, obs_dim: int, act: int, steps: int, rows: int, tile: int | None, **choices: Any
+    build: Any,
+    obs_dim: int,
+    act: int,
+    steps: int,
+    rows: int,
+    tile: int | None,
+    standardised: bool,
+    **choices: Any,
 ) -> None:
     actor = make(obs=obs_dim, act=act, **choices)
+    if standardised:
+        actor.set_action_scales_(actor.sigma_data, spread_apart(act))
     obs, noise = inputs(actor, rows)
     got = build(fold(actor, steps), tile=tile).run(obs, noise)
     # What the network says is multiplied by sigma_data before it is clipped, its rounding as well:
