@@ -1,4 +1,4 @@
-"""How well a flow map clones what is there, by the number of jumps: five tasks with known truth.
+"""How well a flow map clones what is there, by the number of jumps: six tasks with known truth.
 
     python -m benchmarks.cloning [--seeds 5] [--updates 15000] [--output FILE] [--tasks NAME ...]
 
@@ -6,6 +6,7 @@
 - ``unequal``: eight modes of weights 1:1:2:2:3:3:4:4 in six dimensions.
 - ``moons``, ``spiral``: a shape turned by the observation.
 - ``slope``: actions with a linear conditional mean, after 1000, 2000 and 3000 updates.
+- ``joints``: six joints that move by 1 to 0.02 of their range, after 3000 updates.
 
 Each is cloned with the method's own loss (``gtp``) and with the one made for one step
 (``one_step``). A row that is in the file is not run again.
@@ -123,6 +124,16 @@ def linear(n: int, rng: np.random.Generator) -> tuple[Array, Array]:
     return obs, np.clip(SLOPE * obs + NOISE * rng.normal(size=(n, 3)), -1, 1)
 
 
+RANGES = np.array([1.0, 0.5, 0.2, 0.1, 0.05, 0.02])
+
+
+def joints(n: int, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Draws six joints that follow three observations without noise, each in its own range."""
+    obs = rng.uniform(-1, 1, (n, 3))
+    phase = obs @ np.random.default_rng(6).normal(size=(3, 6)) + np.arange(6)
+    return obs, RANGES * np.sin(phase)
+
+
 def sliced_distance(one: Array, other: Array, directions: int = 128) -> float:
     """Returns the sliced Wasserstein-1 distance of two samples of one size, (n, D) each."""
     axes = np.random.default_rng(5).normal(size=(one.shape[1], directions))
@@ -136,7 +147,11 @@ TASKS: dict[str, Draw] = {
     "moons": moons,
     "spiral": spiral,
     "slope": linear,
+    "joints": joints,
 }
+
+
+_CHECKS = {"slope": (1000, 2000, 3000), "joints": (3000,)}
 
 
 def config_of(method: str, updates: int, seed: int) -> GTPConfig:
@@ -165,6 +180,9 @@ def measure(task: str, learner: GTPLearner, steps: int) -> dict[str, Any]:
             "slope": float(slope.mean() / SLOPE),
             "std": float((sampled - slope * obs).std() / NOISE),
         }
+    if task == "joints":
+        error = np.sqrt(((sampled - action) ** 2).mean(0))
+        return {"errors": (error / action.std(0)).tolist()}
     again = np.hstack(TASKS[task](SAMPLES, rng))
     data = np.hstack([obs, action])
     return {
@@ -188,7 +206,7 @@ def run(task: str, method: str, seed: int, updates: int) -> dict[str, Any]:
         low=[-1.0] * dims,
         high=[1.0] * dims,
     )
-    checks = (1000, 2000, 3000) if task == "slope" else (updates,)
+    checks = _CHECKS.get(task, (updates,))
     learner = GTPLearner.from_dataset(dataset, config_of(method, checks[-1], seed))
     begin, measured = time.process_time(), {}
     for done in range(1, checks[-1] + 1):

@@ -3,7 +3,8 @@
     python -m benchmarks.growth [--rounds 7] [--device cuda]
 
 One size at a time; the others stay Hopper's with the paper's networks, and M = 1. Several seeds in
-one program are compared with one alone.
+one program are compared with one alone. How many passes of the actor's network an update takes is
+counted for every preset.
 """
 
 import time
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from benchmarks.clock import (
     Comparison,
@@ -35,7 +37,8 @@ from benchmarks.contenders import (
 )
 from benchmarks.contenders import naive as naive_of
 from benchmarks.pages import RESULTS, write
-from gtp_policy import GTPLearner, MultiSeedLearner
+from gtp_policy import GTPConfig, GTPLearner, MultiSeedLearner, NoGuidance, presets
+from gtp_policy.kernels import using
 
 RESULT = RESULTS / "growth.json"
 AXES: dict[str, tuple[int, ...]] = {
@@ -91,6 +94,30 @@ def seeds_at(case: Case, seeds: int, rounds: int, calls: int) -> Comparison:
     return compare(times, first="one seed")
 
 
+def passes(chosen: GTPConfig, rows: int = 64) -> dict[str, float]:
+    """Counts the passes of a minibatch through the actor's network in one update.
+
+    Args:
+        chosen: The policy and its training.
+        rows: B; a pass of B rows counts as 1.
+
+    Returns:
+        Passes with gradient and without.
+    """
+    case, counts = Case(batch=rows), {"with gradient": 0.0, "without": 0.0}
+    small = chosen.replace(actor=chosen.actor.replace(hidden=(8,)))
+    learner = GTPLearner.build(case.obs_dim, case.action_dim, small)
+
+    def count(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        counts["with gradient" if output.requires_grad else "without"] += len(output) / rows
+
+    for actor in (learner.actor, learner.target_actor):
+        actor.network.register_forward_hook(count)
+    with using("reference"):
+        learner.update(batch(case))
+    return counts
+
+
 def run(
     case: Case,
     rounds: int,
@@ -113,6 +140,11 @@ def run(
         ),
         "versions": versions(),
     }
+    for name in presets.NAMES:
+        preset = presets.get(name)
+        taken = {"with a critic": passes(preset)} if preset.critic else {}
+        cloning = preset.replace(critic=None, learner=preset.learner.replace(guidance=NoGuidance()))
+        record.setdefault("passes", {})[name] = taken | {"cloning": passes(cloning)}
     for n in SEEDS[: 2 if quick else None]:
         taken = seeds_at(case, n, rounds, calls)
         record.setdefault("seeds", {})[str(n)] = taken

@@ -139,6 +139,14 @@ AXES = {
 }
 
 
+def _passes(record: dict[str, Any]) -> list[list[str]]:
+    kinds, ways = ("cloning", "with a critic"), ("with gradient", "without")
+    return [
+        [f"`{name}`", *(f"{of[k][way]:g}" if k in of else "" for k in kinds for way in ways)]
+        for name, of in record["passes"].items()
+    ]
+
+
 def growth(records: Records) -> str:
     """Returns the section on growth."""
     if "growth" not in records:
@@ -168,6 +176,14 @@ def growth(records: Records) -> str:
         "![Time of an update against each size](growth.svg)",
         table(["size", "", *header], rows),
     ]
+    if "passes" in record:
+        parts += [
+            "Passes of a minibatch through the actor's network in one update, counted; those of "
+            "cloning, and with a critic:",
+            table(
+                ["preset", "with gradient", "without", "with gradient", "without"], _passes(record)
+            ),
+        ]
     if acts:
         parts += ["Milliseconds per action:", table(["K", *header], acts)]
     if "seeds" in record:

@@ -2,7 +2,7 @@ r"""The two losses of GTP: consistency along the trajectory, and the instantaneo
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -26,6 +26,44 @@ from gtp_policy.times import (
     draw_shares,
     draw_times,
 )
+
+InnerPoint = Annotated[float, Field(strict=True, ge=0.001, le=0.999)]
+
+
+class AlphaSchedule(Config):
+    r"""Moves u from s to t as training proceeds: from flow matching to Mean Flows.
+
+    .. math:: u = t - \alpha (t - s), \quad
+        \alpha = \frac{1}{1 + e^{\gamma (p - 1/2)}} \text{ of progress } p
+
+    and :math:`\alpha = 1` while it is above 1 - floor, ``floor`` once it is below. With the
+    surrogate teacher and residuals of velocities, :math:`\alpha = 1` is flow matching and the limit
+    0 the identity of Mean Flows.
+
+    References:
+        | AlphaFlow: Understanding and Improving MeanFlow Models (Zhang et al., 2025), eq. 8 and 13
+        | https://arxiv.org/abs/2510.20771
+
+    Example:
+        >>> from gtp_policy.loss import AlphaSchedule
+        >>> [round(AlphaSchedule().at(progress), 3) for progress in (0.0, 0.45, 0.5, 1.0)]
+        [0.0, 0.223, 0.5, 0.995]
+    """
+
+    sharpness: Float = Field(default=25.0, gt=0, description="Gamma, how fast alpha falls.")
+    floor: Float = Field(default=0.005, ge=0.001, lt=0.5, description="Smallest alpha.")
+
+    def at(self, progress: float) -> float:
+        """Returns where u lies between s (0) and t (1): 1 - alpha.
+
+        Args:
+            progress: Fraction of training done, in [0, 1].
+
+        Returns:
+            From 0 to 1 - floor.
+        """
+        inner = 1 / (1 + math.exp(-self.sharpness * (progress - 0.5)))
+        return 0.0 if inner < self.floor else min(inner, 1 - self.floor)
 
 
 class GTPLossConfig(Config):
@@ -74,11 +112,10 @@ class GTPLossConfig(Config):
         description="Where the two arrivals are compared: at time s, or after one more jump of the "
         "teacher's flow map from s to 0.",
     )
-    inner: Float = Field(
+    inner: InnerPoint | AlphaSchedule = Field(
         default=0.5,
-        ge=0.001,
-        le=0.999,
-        description='Where u lies between s (0) and t (1) with u_rule="between".',
+        description='Where u lies between s (0) and t (1) with u_rule="between"; constant, from '
+        "0.001 to 0.999, or as training proceeds.",
     )
     map_share: Float = Field(
         default=1.0,
@@ -488,7 +525,7 @@ class GTPLoss(nn.Module):
             max_gap=c.max_gap,
             s_rule=c.s_rule,
             u_rule=c.u_rule,
-            inner=c.inner,
+            inner=c.inner.at(progress) if isinstance(c.inner, AlphaSchedule) else c.inner,
             dtype=action.dtype,
         )
         z = torch.randn(action.shape, generator=generator, device=action.device, dtype=action.dtype)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gtp_policy._config import Config, Float, Int
 from gtp_policy.functional import FlowMap, perturb
-from gtp_policy.times import Times
+from gtp_policy.times import Path, Times
 
 
 class SurrogateTeacher(Config):
@@ -200,8 +200,7 @@ class JvpTeacher(Config):
         """
         t, _, s = times
         path = target.times.path
-        # The ray is straight in t on every path, so its velocity is what one unit of t adds.
-        velocity = z if path == "ve" else z - action
+        velocity = _ray(action, z, path)
 
         def at(x: Tensor, t: Tensor) -> Tensor:
             return target.endpoint(obs, x, t, s)
@@ -271,6 +270,63 @@ class DifferenceTeacher(Config):
         return ((t - s).square() / h).unsqueeze(-1) * change
 
 
+class TerminalTeacher(Config):
+    r"""Teaches by how the arrival moves with s: it has to move along the field there.
+
+    .. math:: \bar v_{tgt} = f(x_{s+h}, s + h) + (t - s)
+        \frac{\bar v(x_t, t, s + h) - \bar v(x_t, t, s)}{h}, \qquad
+        x_{s+h} = \Phi(x_t, t, s + h)
+
+    with :math:`\bar v = (x - \varphi) / t` and :math:`f = \bar v(x, t, t)`, all of
+    :math:`\theta^-`: terminal velocity matching, :math:`\partial_s \Phi = f(\Phi, s)`, with a
+    difference for its derivative and without gradient in the target. Three passes without gradient.
+
+    References:
+        | Terminal Velocity Matching (Zhou et al., 2025)
+        | https://arxiv.org/abs/2511.19797
+
+    Example:
+        >>> from gtp_policy import GTPLossConfig
+        >>> from gtp_policy.teachers import TerminalTeacher
+        >>> GTPLossConfig(teacher=TerminalTeacher(step=0.02)).teacher.step
+        0.02
+    """
+
+    kind: Literal["terminal"] = Field(default="terminal", description="Discriminator of the union.")
+    step: Float = Field(
+        default=0.01, gt=0, description="h, in units of time; at most half of t - s is taken."
+    )
+
+    def offset(
+        self, target: FlowMap, obs: Tensor, action: Tensor, times: Times, z: Tensor
+    ) -> Tensor:
+        """Returns how far from the ray the target lies at time s.
+
+        Args:
+            target: Flow map of the teacher.
+            obs: Observation, shape (B, O).
+            action: Action in [-1, 1], shape (B, A).
+            times: t > s >= 0, each of shape (B,); u is not looked at.
+            z: Standard normal noise, shape (B, A).
+
+        Returns:
+            Shape (B, A), in at least float32.
+        """
+        t, _, s = times
+        x = perturb(action, t, z, target.times.path)
+        h = torch.minimum((t - s) / 2, torch.full_like(t, self.step))
+        before = s + h
+        earlier = _velocity(target, obs, x, t, before)
+        change = earlier - _velocity(target, obs, x, t, s)
+        there = x - (t - before).unsqueeze(-1) * earlier.to(x)
+        field = _velocity(target, obs, there, before, before)
+        ray, change, field, t, s, h = _wide(
+            _ray(action, z, target.times.path), change, field, t, s, h
+        )
+        gap = (t - s).unsqueeze(-1)
+        return gap * (ray - field - gap / h.unsqueeze(-1) * change)
+
+
 class NoTeacher(Config):
     """Teaches no jumps: the flow loss alone, which makes a diffusion or flow-matching model.
 
@@ -291,7 +347,13 @@ class NoTeacher(Config):
 
 
 Teacher = Annotated[
-    SurrogateTeacher | OdeTeacher | SelfTeacher | JvpTeacher | DifferenceTeacher | NoTeacher,
+    SurrogateTeacher
+    | OdeTeacher
+    | SelfTeacher
+    | JvpTeacher
+    | DifferenceTeacher
+    | TerminalTeacher
+    | NoTeacher,
     Field(discriminator="kind"),
 ]
 
@@ -302,6 +364,11 @@ def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
     return tuple(tensor.to(dtype) for tensor in tensors)
+
+
+def _ray(action: Tensor, z: Tensor, path: Path) -> Tensor:
+    """Returns the velocity of the ray: it is straight in t on every path."""
+    return z if path == "ve" else z - action
 
 
 def _velocity(target: FlowMap, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from gtp_policy import (
     QEnsembleConfig,
 )
 from gtp_policy.acting import ArgmaxChoice, SoftmaxChoice
+from gtp_policy.actor import ActionStatistics
 from gtp_policy.rewards import LinearReward, ReturnRangeReward
 from gtp_policy.samplers import JumpSampler, OdeSampler
 from gtp_policy.teachers import JvpTeacher, NoTeacher, OdeTeacher, SelfTeacher, SurrogateTeacher
@@ -54,6 +55,10 @@ def configs_of_the_core() -> list[type[Config]]:
 
 
 CONFIGS = configs_of_the_core()
+# What has no default: it is measured.
+REQUIRED: dict[type[Config], dict[str, Any]] = {
+    ActionStatistics: {"mean": (0.0, 0.5), "std": (0.1, 1.0)}
+}
 every_config = pytest.mark.parametrize("kind", CONFIGS, ids=lambda kind: kind.__name__)
 
 
@@ -76,8 +81,11 @@ def refused(kind: type[Config], **fields: Any) -> None:
 
 def test_the_list_of_configs_is_complete() -> None:
     assert {kind.__name__ for kind in CONFIGS} == {
+        "ActionStatistics",
+        "TerminalTeacher",
         "AdvantageGuidance",
         "AdvantageWeighterConfig",
+        "AlphaSchedule",
         "ArgmaxChoice",
         "Curriculum",
         "DifferenceTeacher",
@@ -114,16 +122,16 @@ def test_the_list_of_configs_is_complete() -> None:
 
 @every_config
 def test_defaults_are_valid_hashable_and_survive_json(kind: type[Config]) -> None:
-    config = kind()
+    config = kind(**REQUIRED.get(kind, {}))
     assert kind.model_validate(config.model_dump()) == config
     assert kind.model_validate_json(config.model_dump_json()) == config
-    assert hash(config) == hash(kind())
+    assert hash(config) == hash(kind(**REQUIRED.get(kind, {})))
     assert config.replace() == config
 
 
 @every_config
 def test_nothing_can_be_set_deleted_or_added(kind: type[Config]) -> None:
-    config = kind()
+    config = kind(**REQUIRED.get(kind, {}))
     for name in kind.model_fields:
         with pytest.raises(pydantic.ValidationError, match="frozen"):
             setattr(config, name, getattr(config, name))

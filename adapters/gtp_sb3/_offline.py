@@ -121,6 +121,6 @@ class OfflineTraining:
         for actor in (learner.actor, learner.target_actor):
             actor.set_action_scales_(fitted.sigma_data, fitted.action_statistics)
         # An encoder expects observations as they are: pixels from 0 to 255, indices.
-        is_table = policy.is_vector and isinstance(dataset, OfflineDataset)
-        if learner.config.normalize_obs and is_table:
+        normalizes = learner.config.normalize_obs and policy.is_vector
+        if normalizes and isinstance(dataset, OfflineDataset):
             learner.set_observation_statistics_(*dataset.observation_statistics())

@@ -42,9 +42,18 @@ from gtp_policy.algorithm import Draws, draw
 from gtp_policy.errors import DataError, ShapeError
 from gtp_policy.guidance import Guidance
 from gtp_policy.kernels import explain, mlp, using
+from gtp_policy.loss import AlphaSchedule
 from gtp_policy.networks import LogRatioEmbedding, Mish, linear
 from gtp_policy.samplers import JumpSampler, Sampler
-from gtp_policy.teachers import DifferenceTeacher, JvpTeacher, NoTeacher, OdeTeacher, SelfTeacher
+from gtp_policy.teachers import (
+    DifferenceTeacher,
+    JvpTeacher,
+    NoTeacher,
+    OdeTeacher,
+    SelfTeacher,
+    SurrogateTeacher,
+    TerminalTeacher,
+)
 from gtp_policy.times import KarrasTimes, LinearTimes, LogitNormalPairs, TimeSchedule, UniformPairs
 
 OBS, ACT, ROWS = 3, 2, 24
@@ -134,6 +143,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "standardised actions, a derivative": {
         "loss": {"teacher": JvpTeacher(), "target": "stopgrad", "time_weight": "edm"},
         "action_statistics": STATISTICS,
+    },
+    "terminal velocities": {
+        "loss": OFF_GRID | {"teacher": TerminalTeacher(), "adaptive_power": 1.0},
+        "times": LinearTimes(),
+    },
+    "from flow matching to Mean Flows": {
+        "loss": OFF_GRID | {"teacher": SurrogateTeacher(), "inner": AlphaSchedule(sharpness=1.0)},
+        "times": LinearTimes(),
     },
     "a difference": {
         "loss": OFF_GRID | {"teacher": DifferenceTeacher(), "t_law": LogitNormalPairs()},
