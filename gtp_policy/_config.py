@@ -1,8 +1,9 @@
 """The one base class of every configuration: frozen, closed, finite, and exact in JSON."""
 
-from typing import Annotated, Any, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 # Lax pydantic turns `True` into 1.0 and "1e-3" into 0.001; a configuration should not guess.
 Float = Annotated[float, Field(strict=True)]
@@ -10,6 +11,10 @@ Int = Annotated[int, Field(strict=True)]
 PositiveFloat = Annotated[float, Field(strict=True, gt=0)]
 Width = Annotated[int, Field(strict=True, ge=1)]
 Bool = Annotated[bool, Field(strict=True)]
+
+
+RECORDED = {"recorded": True}
+"""Context in which to validate what an earlier version may have written: see `Config.before`."""
 
 
 class Config(BaseModel):
@@ -31,6 +36,40 @@ class Config(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True
     )
+
+    before: ClassVar[Mapping[str, Any]] = {}
+    """Fields that came later, and what was done before there was such a choice.
+
+    Versions write all fields, so that one which a record lacks had not been there yet. Its default
+    may be another by now: of what is validated in the context `RECORDED`, these values fill in.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_it_was(cls, fields: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - whatever was given
+        if info.context is RECORDED and isinstance(fields, Mapping):
+            return {**cls.before, **fields}
+        return fields
+
+    @classmethod
+    def from_record(cls, record: Any) -> Self:  # noqa: ANN401 - decoded JSON
+        """Validates what this or an earlier version wrote, see `before`.
+
+        Args:
+            record: The decoded JSON.
+
+        Returns:
+            The config.
+
+        Raises:
+            pydantic.ValidationError: If it is no record of this kind of config.
+
+        Example:
+            >>> from gtp_policy import FlowMapActorConfig
+            >>> FlowMapActorConfig.from_record({"hidden": [64, 64]}).embedding
+            'log'
+        """
+        return cls.model_validate(record, context=RECORDED)
 
     def replace(self, **changes: Any) -> Self:  # noqa: ANN401 - the fields' types check the values
         """Returns a copy with some fields changed, validated again as a whole.

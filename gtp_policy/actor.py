@@ -1,8 +1,8 @@
 r"""The policy: a network made into a flow map, and the sampler that walks along it."""
 
 import warnings
-from collections.abc import Iterator
-from typing import Any, Literal, Self, cast
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -98,6 +98,8 @@ class FlowMapActorConfig(Config):
         >>> FlowMapActorConfig.model_validate_json(config.model_dump_json()) == config
         True
     """
+
+    before: ClassVar[Mapping[str, Any]] = {"embedding": "log", "action_statistics": None}
 
     hidden: tuple[Width, ...] = Field(
         default=(256, 256, 256),

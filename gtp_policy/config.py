@@ -1,7 +1,8 @@
 """Every choice of a policy and its training, as one document."""
 
 import warnings
-from typing import Literal, Protocol, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import Field
 from torch import Tensor
@@ -22,6 +23,8 @@ class GTPLearnerConfig(Config):
         >>> GTPLearnerConfig(total_updates=20_000, baseline=ExpectileBaseline()).actor_lr
         0.0003
     """
+
+    before: ClassVar[Mapping[str, Any]] = {"normalize_actions": False}
 
     total_updates: Int = Field(
         default=1_000_000,

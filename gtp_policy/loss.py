@@ -1,8 +1,8 @@
 r"""The two losses of GTP: consistency along the trajectory, and the instantaneous flow."""
 
 import math
-from collections.abc import Callable
-from typing import Annotated, Literal, NamedTuple, Self
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -74,6 +74,16 @@ class GTPLossConfig(Config):
         >>> GTPLossConfig(flow_weight=0.1, curriculum=Curriculum(end=80)).curriculum.end
         80
     """
+
+    before: ClassVar[Mapping[str, Any]] = {
+        "inner": 0.5,
+        "map_share": 1.0,
+        "flow_times": "shared",
+        "units": "position",
+        "adaptive_power": 0.0,
+        "adaptive_constant": 0.01,
+        "adaptive_flow": False,
+    }
 
     flow_weight: Float = Field(
         default=1.0, ge=0, description="Factor of the flow loss beside the consistency loss."

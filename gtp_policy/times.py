@@ -17,8 +17,8 @@ along ``schedule.grid(K)``. The last node is exactly 0, so the sampler's last ju
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Annotated, ClassVar, Literal, NamedTuple, Self
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -174,6 +174,8 @@ class LinearTimes(Config):
         >>> LinearTimes().grid(4)
         tensor([1.0000, 0.7500, 0.5000, 0.2500, 0.0000])
     """
+
+    before: ClassVar[Mapping[str, Any]] = {"rho": 1.0}
 
     kind: Literal["linear"] = Field(default="linear", description="Discriminator of the union.")
     rho: Float = Field(

@@ -51,7 +51,7 @@ expected one. Run it to its end first.
             f"{folder} has no finished run: got no {'checkpoint' if trained else 'result.json'}, "
             "expected one. Run it to its end first."
         )
-    before = RunConfig.model_validate(trained.config)
+    before = RunConfig.from_record(trained.config)
     steps = evaluation.steps or before.policy.actor.steps
     if evaluation.environment is None:
         evaluation = evaluation.replace(environment=before.evaluation.environment)

@@ -159,10 +159,10 @@ class RunFolder:
     def _with_new_fields(self, record: Any) -> Any:  # noqa: ANN401 - JSON
         """Fills what a config recorded by an older version of the package does not have yet.
 
-        All fields are recorded, so that one that is missing is new, and its default what was done.
+        All fields are recorded, so that one that is missing is new, see `Config.before`.
         """
         try:
-            return type(self.config).model_validate(record).model_dump(mode="json")
+            return type(self.config).from_record(record).model_dump(mode="json")
         except ValidationError:
             return record  # of another experiment, certainly
 

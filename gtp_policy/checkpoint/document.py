@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, JsonValue, ValidationError
 from torch import Tensor
 
-from gtp_policy._config import Bool, Config, Float, Int, Width
+from gtp_policy._config import RECORDED, Bool, Config, Float, Int, Width
 from gtp_policy.checkpoint import bundle
 from gtp_policy.config import GTPConfig
 from gtp_policy.critic import ExpectileBaseline
@@ -166,7 +166,7 @@ def read_state(path: Path) -> tuple[Document, dict[str, Tensor], dict[str, Tenso
 
 def _parse(path: Path, data: bytes) -> Document:
     try:
-        document = Document.model_validate_json(data)
+        document = Document.model_validate_json(data, context=RECORDED)
         saved_with(path, document)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
