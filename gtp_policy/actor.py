@@ -33,7 +33,7 @@ class ActionStatistics(Config):
 
     With them the flow moves standardised actions, which spread alike in every dimension:
 
-    .. math:: x_0 = \sigma_d \frac{a - mean}{std}
+    .. math:: x_0 = \frac{a - mean}{std}
 
     and a sampled :math:`x_0` becomes an action by the inverse, clipped to [-1, 1]. Where joints
     move by a hundredth of their range, nothing else lets one network fit them beside others.
@@ -124,8 +124,9 @@ class FlowMapActorConfig(Config):
     sigma_data: Float | None = Field(
         default=None,
         gt=0,
-        description="Standard deviation of the actions in [-1, 1], for the preconditioning. None: "
-        "taken from the dataset by GTPLearner.from_dataset, 0.5 without a dataset.",
+        description="Standard deviation of what the flow moves, for the preconditioning. None: 1 "
+        "of standardised actions; of actions as they are, in [-1, 1], taken from the dataset by "
+        "GTPLearner.from_dataset, 0.5 without a dataset.",
     )
     action_statistics: ActionStatistics | None = Field(
         default=None,
@@ -200,7 +201,7 @@ class FlowMapActor(nn.Module):
                 "expected at least 1 each."
             )
         config = config or FlowMapActorConfig()
-        self.config = config.replace(sigma_data=config.sigma_data or 0.5)
+        self.config = _with_scale(config)
         self.obs_dim, self.action_dim = obs_dim, action_dim
         self.normalizer = ObservationNormalizer(obs_dim)
         self.encoder = encoder
@@ -241,7 +242,8 @@ class FlowMapActor(nn.Module):
         """Changes the scales of the actions, in place: another flow, to be trained.
 
         Args:
-            sigma_data: Their standard deviation as the preconditioning assumes it; default 0.5.
+            sigma_data: Their standard deviation as the preconditioning assumes it; default 1 with
+                statistics, 0.5 without.
             statistics: What the flow standardises them by; default actions as they are.
 
         Raises:
@@ -253,10 +255,10 @@ class FlowMapActor(nn.Module):
             >>> actor = FlowMapActor(3, 1)
             >>> actor.set_action_scales_(statistics=ActionStatistics(mean=(0.5,), std=(0.1,)))
             >>> actor.action_scale
-            tensor([0.2000])
+            tensor([0.1000])
         """
-        self.config = self.config.replace(
-            sigma_data=sigma_data or 0.5, action_statistics=statistics
+        self.config = _with_scale(
+            self.config.replace(sigma_data=sigma_data, action_statistics=statistics)
         )
         self._place_statistics_()
 
@@ -272,9 +274,8 @@ class FlowMapActor(nn.Module):
                 f"`action_statistics` are of another action: got {len(statistics.mean)} "
                 f"dimensions, expected action_dim={self.action_dim}."
             )
-        scale = torch.tensor(statistics.std, dtype=torch.float64) / self.sigma_data
         self.action_mean.copy_(torch.tensor(statistics.mean, dtype=torch.float64))
-        self.action_scale.copy_(scale)
+        self.action_scale.copy_(torch.tensor(statistics.std, dtype=torch.float64))
 
     def to_standard(self, action: Tensor) -> Tensor:
         """Maps actions to what the flow moves: the inverse of `to_action` inside the range.
@@ -292,7 +293,7 @@ class FlowMapActor(nn.Module):
             >>> statistics = ActionStatistics(mean=(0.5,), std=(0.1,))
             >>> actor = FlowMapActor(3, 1, FlowMapActorConfig(action_statistics=statistics))
             >>> x = actor.to_standard(torch.tensor([[0.6]]))
-            >>> bool((x - 0.5).abs() < 1e-6), actor.to_action(x), actor.to_action(4 * x)
+            >>> bool((x - 1).abs() < 1e-6), actor.to_action(x), actor.to_action(4 * x)
             (True, tensor([[0.6000]]), tensor([[0.9000]]))
         """
         if self.config.action_statistics is None:
@@ -629,6 +630,12 @@ torch.float32. Convert it with obs.to(torch.float32).
         ):
             check_like("obs", obs, like)
             check_rows("obs", obs, self.obs_dim)
+
+
+def _with_scale(config: FlowMapActorConfig) -> FlowMapActorConfig:
+    """Returns a config whose ``sigma_data`` is no longer open."""
+    assumed = 0.5 if config.action_statistics is None else 1.0
+    return config.replace(sigma_data=config.sigma_data or assumed)
 
 
 def _autocast() -> bool:

@@ -139,10 +139,10 @@ class GTPLossConfig(Config):
         description="Times of the flow loss: those of the pairs, or uniform draws of the share of "
         "noise. A map_share below 1 needs uniform.",
     )
-    units: Literal["position", "network"] = Field(
+    units: Literal["position", "velocity"] = Field(
         default="position",
         description="What residuals measure: positions, at time s and of the endpoint; or the "
-        "network's output, which divides them by (1 - s/t) c_out(t) and by c_out(t).",
+        "average velocity, which divides them by t - s and by t.",
     )
     adaptive_power: Float = Field(
         default=0.0,
@@ -191,8 +191,8 @@ class GTPLossConfig(Config):
                 f"adaptive_power={self.adaptive_power} and huber={self.huber} are two metrics of "
                 "one residual: choose one"
             )
-        if self.units == "network" and self.compare_at != "s":
-            raise ValueError('units="network" compares at time s: got compare_at="zero"')
+        if self.units == "velocity" and self.compare_at != "s":
+            raise ValueError('units="velocity" compares at time s: got compare_at="zero"')
         return self
 
 
@@ -600,7 +600,7 @@ class GTPLoss(nn.Module):
             compare_at=c.compare_at,
             flow_t=flow_t,
         )
-        scales = self.unit_factors(times, actor, flow_t)
+        scales = self.unit_factors(times, flow_t)
         weights = self.time_weights(times, actor, flow_t)
         powers = c.adaptive_power, c.adaptive_power * c.adaptive_flow
         consistency, flow = (
@@ -618,13 +618,12 @@ class GTPLoss(nn.Module):
         )
 
     def unit_factors(
-        self, times: Times, actor: FlowMap, flow_t: Tensor | None = None
+        self, times: Times, flow_t: Tensor | None = None
     ) -> tuple[Tensor | float, Tensor | float]:
         """Returns by what residuals are multiplied to be in the units that the config names.
 
         Args:
             times: t > u >= s >= 0, each of shape (..., M).
-            actor: Whose path and ``sigma_data`` count, 0.5 for a flow map that has none.
             flow_t: Times of the flow loss, shape (..., B); default t.
 
         Returns:
@@ -633,18 +632,16 @@ class GTPLoss(nn.Module):
 
         Example:
             >>> import torch
-            >>> from gtp_policy import FlowMapActor, GTPLoss, GTPLossConfig
+            >>> from gtp_policy import GTPLoss, GTPLossConfig
             >>> from gtp_policy.times import Times
             >>> times = Times(*torch.tensor([[2.0], [1.5], [1.0]]))
-            >>> GTPLoss(GTPLossConfig(units="network")).unit_factors(times, FlowMapActor(1, 1))
+            >>> GTPLoss(GTPLossConfig(units="velocity")).unit_factors(times)
             (tensor([[1.]]), tensor([[0.5000]]))
         """
         if self.config.units == "position":
             return 1.0, 1.0
-        out = 1 / _output_scale(times.t, actor)
-        share = (times.t - times.s) / times.t
-        flow = out if flow_t is None else 1 / _output_scale(flow_t, actor)
-        return (out / share).unsqueeze(-1), flow.unsqueeze(-1)
+        tau = times.t if flow_t is None else flow_t
+        return 1 / (times.t - times.s).unsqueeze(-1), 1 / tau.unsqueeze(-1)
 
     def _distance(self, residual: Tensor, power: float) -> Tensor:
         square = residual.square()

@@ -134,7 +134,7 @@ def one_step() -> GTPConfig:
     On the linear path, pairs of times are uniform draws off any grid, a tenth of them the one-step
     sampler's own. The target network's two jumps through a point nearer to s teach the jump from t
     to s, on the first half of the minibatch; the flow loss takes all rows at times of its own.
-    Residuals are in units of the network's output, those of jumps under a pseudo-Huber weight, and
+    Residuals are velocities, those of jumps under a pseudo-Huber weight, and
     times enter by the softened logarithm of noise over signal. An update costs less than `gtp`'s:
     half as many jumps.
 
@@ -159,7 +159,7 @@ def one_step() -> GTPConfig:
             inner=0.3,
             map_share=0.5,
             flow_times="uniform",
-            units="network",
+            units="velocity",
             adaptive_power=0.5,
             flow_weight=0.5,
         ),

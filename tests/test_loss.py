@@ -423,7 +423,7 @@ def test_the_flow_map_of_the_spy_would_be_seen() -> None:
     assert torch.equal(flow_map(x, spy.endpoint(x, x, t, t), t, t), x)
 
 
-@pytest.mark.parametrize("choices", [{"units": "network"}, {"time_weight": "edm"}])
+@pytest.mark.parametrize("choices", [{"units": "velocity"}, {"time_weight": "edm"}])
 def test_without_a_teacher_a_share_of_the_rows_is_as_good_as_all(
     choices: dict[str, Any], generator: torch.Generator
 ) -> None:

@@ -400,7 +400,7 @@ class _Actors:
             self._inputs.write(slice(n), obs[:, :n], scaled, start, self._inputs.embed(s))
         raw = self._pass.run()
         on_consistency, on_flow = loss_of.time_weights(times, self._first.actor, draws.flow_t)
-        map_unit, flow_unit = loss_of.unit_factors(times, self._first.actor, draws.flow_t)
+        map_unit, flow_unit = loss_of.unit_factors(times, draws.flow_t)
         per_row = 1 / self._rows if weight is None else weight * (1 / self._rows)
         denoised = torch.addcmul(flow_factors.skip * x_tau, flow_factors.out, raw[:, n:])
         power = config.adaptive_power

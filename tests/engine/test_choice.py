@@ -113,7 +113,7 @@ def distance(a: nn.Module, b: nn.Module) -> float:
     return max(float((p - q).detach().abs().max()) for p, q in pairs)
 
 
-# Off the grid: two jumps teach one, on a part of the minibatch, in units of the network.
+# Off the grid: two jumps teach one, on a part of the minibatch, in units of velocity.
 OFF_GRID: dict[str, Any] = {
     "teacher": SelfTeacher(),
     "t_law": UniformPairs(),
@@ -121,7 +121,7 @@ OFF_GRID: dict[str, Any] = {
     "inner": 0.3,
     "map_share": 0.4,
     "flow_times": "uniform",
-    "units": "network",
+    "units": "velocity",
     "adaptive_power": 0.5,
     "flow_weight": 0.5,
 }
@@ -156,7 +156,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "loss": OFF_GRID | {"teacher": DifferenceTeacher(), "t_law": LogitNormalPairs()},
         "times": LinearTimes(),
     },
-    "network units, shared times": {"loss": {"units": "network", "huber": 0.1}},
+    "velocities of shared times": {"loss": {"units": "velocity", "huber": 0.1}},
     "default": {},
     "one sample": {"baseline": PolicyBaseline(samples=1)},
     "expectile": {"baseline": ExpectileBaseline(expectile=0.8, hidden=(16, 8))},
