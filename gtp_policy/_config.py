@@ -38,10 +38,10 @@ class Config(BaseModel):
     )
 
     before: ClassVar[Mapping[str, Any]] = {}
-    """Fields that came later, and what was done before there was such a choice.
+    """Fields whose defaults are others by now, with what was done before they were there.
 
-    Versions write all fields, so that one which a record lacks had not been there yet. Its default
-    may be another by now: of what is validated in the context `RECORDED`, these values fill in.
+    Versions write all fields, so that one which a record lacks had not been there yet: of what is
+    validated in the context `RECORDED`, these values fill in.
     """
 
     @model_validator(mode="before")

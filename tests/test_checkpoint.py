@@ -50,7 +50,7 @@ VARIANTS = {
             baseline=ExpectileBaseline(hidden=(8,)), lr_schedule="cosine", max_grad_norm=1.0
         ),
         weighter=AdvantageWeighterConfig(eta=3.0),
-        loss=GTPLossConfig(huber=0.01, reduction="sum"),
+        loss=GTPLossConfig(adaptive_power=0.0, huber=0.01, reduction="sum"),
     ),
 }
 

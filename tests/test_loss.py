@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gtp_policy import Curriculum, FlowMap, FlowMapActor, FlowMapActorConfig, GTPLoss, GTPLossConfig
+from gtp_policy import (
+    Curriculum,
+    FlowMap,
+    FlowMapActor,
+    FlowMapActorConfig,
+    GTPLoss,
+    GTPLossConfig,
+    presets,
+)
 from gtp_policy.errors import ShapeError
 from gtp_policy.functional import flow_map, perturb
 from gtp_policy.loss import gtp_residuals
@@ -34,6 +42,7 @@ from gtp_policy.times import (
     draw_times,
 )
 
+ON_GRID = presets.paper_loss().loss
 OBS, ACT, BATCH = 3, 2, 16
 PAPER = KarrasTimes(t_min=0.002, t_max=80.0)
 
@@ -71,7 +80,7 @@ def test_the_exact_flow_map_of_one_action_has_no_loss(
     schedule: TimeSchedule, intervals: int, generator: torch.Generator
 ) -> None:
     oracle = PointMassFlowMap([0.3, -0.8], times=schedule)
-    config = GTPLossConfig(curriculum=Curriculum(start=intervals, end=intervals), max_gap=3)
+    config = ON_GRID.replace(curriculum=Curriculum(start=intervals, end=intervals), max_gap=3)
     obs, action = (
         torch.zeros(BATCH, OBS).double(),
         oracle.sample(torch.zeros(BATCH, OBS).double(), generator=generator),
@@ -143,7 +152,7 @@ def test_at_u_zero_the_target_is_the_action(oracle: FlowMap) -> None:
 
 def test_no_flow_map_is_started_at_time_zero() -> None:
     spies = Spy(0.5, UniformTimes()), Spy(0.5, UniformTimes())
-    loss = GTPLoss(GTPLossConfig(curriculum=Curriculum(start=2, end=2)))
+    loss = GTPLoss(ON_GRID.replace(curriculum=Curriculum(start=2, end=2)))
     loss(*spies, *data(), generator=seeded())
     for spy in spies:
         for _, _, t, s in spy.calls:
@@ -203,7 +212,7 @@ class Closed(nn.Module):
 def test_gradients_agree_with_finite_differences(
     reduction: str, time_weight: str, huber: float | None
 ) -> None:
-    config = GTPLossConfig(
+    config = ON_GRID.replace(
         reduction=reduction,
         time_weight=time_weight,
         huber=huber,
@@ -240,7 +249,7 @@ CONSISTENCY = {(2.0, 1.0): 1.5, (2.0, 0.0): 2.0, (1.0, 0.0): 3.0}
 def test_every_option_by_hand(reduction: str, time_weight: str, huber: float | None) -> None:
     times = UniformTimes(t_max=2.0)
     actor, target = Spy(3.0, times), Spy(1.0, times)
-    config = GTPLossConfig(
+    config = ON_GRID.replace(
         reduction=reduction,
         time_weight=time_weight,
         huber=huber,
@@ -271,7 +280,7 @@ def test_every_option_by_hand(reduction: str, time_weight: str, huber: float | N
 
 def test_the_gap_weight_is_one_over_the_gap() -> None:
     times = UniformTimes(t_max=0.5)  # one interval: t = 0.5, u = s = 0
-    config = GTPLossConfig(time_weight="gap", curriculum=Curriculum(start=1, end=1))
+    config = ON_GRID.replace(time_weight="gap", curriculum=Curriculum(start=1, end=1))
     terms = GTPLoss(config)(
         Spy(3.0, times), Spy(1.0, times), torch.zeros(4, 1), torch.zeros(4, 1), generator=seeded()
     )
@@ -300,7 +309,7 @@ def test_the_loss_is_linear_in_the_weights() -> None:
 @pytest.mark.parametrize(("progress", "intervals"), [(0.0, 4), (0.5, 8), (0.999, 16), (1.0, 16)])
 def test_progress_chooses_the_grid(progress: float, intervals: int) -> None:
     spy = Spy(0.0, PAPER)
-    loss = GTPLoss(GTPLossConfig(curriculum=Curriculum(start=4, end=16)))
+    loss = GTPLoss(ON_GRID.replace(curriculum=Curriculum(start=4, end=16)))
     obs, action = data(batch=512)
     loss(spy, Spy(0.0, PAPER), obs, action, progress=progress, generator=seeded())
     _, _, t, s = spy.calls[0]
@@ -312,7 +321,7 @@ def test_progress_chooses_the_grid(progress: float, intervals: int) -> None:
 
 def test_law_and_gap_reach_the_draw() -> None:
     narrow, wide = (
-        GTPLoss(GTPLossConfig(curriculum=Curriculum(start=64, end=64), **choices))
+        GTPLoss(ON_GRID.replace(curriculum=Curriculum(start=64, end=64), **choices))
         for choices in ({"t_law": LogNormalIndex(mean=-1.0, std=0.1)}, {"max_gap": 5})
     )
     obs, action = data(batch=512)
@@ -331,7 +340,7 @@ def test_noise_is_standard_normal_and_repeats_with_its_generator() -> None:
     times = UniformTimes(t_max=2.0)
     obs, action = torch.zeros(20_000, 1), torch.full((20_000, 1), 0.5)
     spies = [Spy(0.0, times) for _ in range(4)]
-    loss = GTPLoss(GTPLossConfig(curriculum=Curriculum(start=1, end=1)))
+    loss = GTPLoss(ON_GRID.replace(curriculum=Curriculum(start=1, end=1)))
     loss(spies[0], spies[1], obs, action, generator=seeded(1))
     loss(spies[2], spies[3], obs, action, generator=seeded(1))
     x = spies[0].calls[0][1]

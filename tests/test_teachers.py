@@ -21,7 +21,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gtp_policy import Curriculum, FlowMap, FlowMapActor, FlowMapActorConfig, GTPLoss, GTPLossConfig
+from gtp_policy import (
+    Curriculum,
+    FlowMap,
+    FlowMapActor,
+    FlowMapActorConfig,
+    GTPLoss,
+    GTPLossConfig,
+    presets,
+)
 from gtp_policy.functional import flow_map, frozen, perturb, signal
 from gtp_policy.loss import gtp_residuals, teach
 from gtp_policy.teachers import (
@@ -49,10 +57,10 @@ from gtp_policy.times import (
     LinearTimes,
     Times,
     TimeSchedule,
-    UniformPairs,
     draw_times,
 )
 
+ON_GRID = presets.paper_loss().loss
 PAPER = KarrasTimes(t_min=0.002, t_max=80.0)
 VE, LINEAR = KarrasTimes(t_min=0.02, t_max=5.0), LinearTimes()
 SIGMA, INTERVALS = 0.5, 8
@@ -152,7 +160,7 @@ def test_data_that_is_one_action_leaves_nothing_to_learn(
     oracle = PointMassFlowMap([0.3, -0.8], times=schedule)
     obs = torch.zeros(16, 1).double()
     action = oracle.sample(obs, generator=generator)
-    config = GTPLossConfig(
+    config = ON_GRID.replace(
         teacher=teacher,
         s_rule=s_rule,
         u_rule="midpoint" if isinstance(teacher, SelfTeacher) else "adjacent",
@@ -213,7 +221,7 @@ def test_the_gradient_reaches_the_actor_through_its_own_arrival_alone(
     small = FlowMapActorConfig(hidden=(6,), time_dim=4, times=VE)
     actor = FlowMapActor(1, 1, small).double()
     slow = copy.deepcopy(actor) if target == "ema" else actor
-    config = GTPLossConfig(
+    config = ON_GRID.replace(
         teacher=teacher,
         compare_at=compare_at,
         target=target,
@@ -357,7 +365,8 @@ def test_mean_flow_leaves_the_flow_alone_for_any_pair_of_times(oracle: FlowMap) 
 
 
 def test_the_derivative_is_that_of_the_endpoint_along_the_ray() -> None:
-    actor = FlowMapActor(1, 2, FlowMapActorConfig(hidden=(8,), time_dim=4)).double()
+    config = FlowMapActorConfig(hidden=(8,), time_dim=4, times=KarrasTimes())
+    actor = FlowMapActor(1, 2, config).double()
     t, s = torch.tensor([1.3, 0.4]).double(), torch.tensor([0.2, 0.0]).double()
     action = torch.tensor([[0.3, -0.5], [0.1, 0.9]]).double()
     z, obs, h = torch.ones(2, 2).double(), torch.zeros(2, 1).double(), 1e-5
@@ -428,7 +437,7 @@ def test_the_flow_is_its_own_teacher(name: str) -> None:
 def test_without_a_teacher_the_loss_is_the_flow_loss(schedule: TimeSchedule) -> None:
     small = FlowMapActorConfig(hidden=(6,), time_dim=4, times=schedule)
     actor = FlowMapActor(1, 1, small).double()
-    config = GTPLossConfig(teacher=NoTeacher(), curriculum=Curriculum(start=8, end=8))
+    config = ON_GRID.replace(teacher=NoTeacher(), curriculum=Curriculum(start=8, end=8))
     action, z, times = draws(schedule, 32)
     obs = torch.zeros(32, 1).double()
     terms = GTPLoss(config).terms(actor, actor, obs, action, None, times, z)
@@ -465,7 +474,7 @@ def test_the_flow_loss_is_least_at_the_denoiser_on_both_paths() -> None:
 def test_the_edm_weight_measures_errors_in_the_networks_own_units(schedule: TimeSchedule) -> None:
     small = FlowMapActorConfig(hidden=(6,), time_dim=4, times=schedule, sigma_data=0.3)
     actor = FlowMapActor(1, 1, small).double()
-    config = GTPLossConfig(time_weight="edm", curriculum=Curriculum(start=8, end=8))
+    config = ON_GRID.replace(time_weight="edm", curriculum=Curriculum(start=8, end=8))
     action, z, times = draws(schedule, 64)
     obs, (t, _, _) = torch.zeros(64, 1).double(), times
     terms = GTPLoss(config).terms(actor, actor, obs, action, None, times, z)
@@ -519,13 +528,14 @@ def test_the_exact_flow_map_is_a_zero_of_two_jumps(
 ) -> None:
     """Off the grid the residual of the true map is zero for every pair, to rounding."""
     oracle = GaussianFlowMap([0.1, -0.2], 0.4, times=times)
-    config = GTPLossConfig(
-        teacher=SelfTeacher(), t_law=UniformPairs(), u_rule="between", inner=0.3, units=units
-    )
+    config = GTPLossConfig(units=units)
+    assert isinstance(config.teacher, SelfTeacher)
     loss = GTPLoss(config)
     action = torch.randn(256, 2, generator=generator, dtype=torch.float64)
     obs = torch.zeros(256, 1, dtype=torch.float64)
     draws = loss.draw(times, action, progress=0.0, generator=generator)
-    residuals = gtp_residuals(oracle, oracle, obs, action, draws.times, draws.z, config.teacher)
+    residuals = gtp_residuals(
+        oracle, oracle, obs, action, *draws[:2], config.teacher, flow_t=draws.flow_t
+    )
     scale, _ = loss.unit_factors(draws.times)
     assert float((residuals.consistency * scale).abs().max()) < 1e-9

@@ -9,12 +9,16 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from gtp_datasets import D4RL_REFERENCE, ReferenceScores
 from gtp_policy import (
     Config,
+    FlowMapActorConfig,
     GTPConfig,
     GTPLearner,
+    GTPLearnerConfig,
+    GTPLossConfig,
     OfflineDataset,
 )
 from gtp_policy.acting import ArgmaxChoice, Choice
 from gtp_policy.rewards import LinearReward, RewardTransform
+from gtp_policy.times import LinearTimes
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 # Fields of earlier versions, with the values at which they have no effect. Records that hold them
@@ -62,16 +66,31 @@ class EvaluationConfig(Config):
     )
 
 
-def _unset(config: Config) -> dict[str, Any]:
-    """Returns what pydantic should exclude of a config and of those inside it.
+# Fields that came after runs had been published. Where they are what was done
+# before, they are left out of the digest, so that older runs keep their names.
+_ADDED_LATER: dict[type[Config], tuple[str, ...]] = {
+    FlowMapActorConfig: ("embedding", "action_statistics"),
+    GTPLearnerConfig: ("normalize_actions",),
+    LinearTimes: ("rho",),
+    GTPLossConfig: (
+        "inner",
+        "map_share",
+        "flow_times",
+        "units",
+        "adaptive_power",
+        "adaptive_constant",
+        "adaptive_flow",
+    ),
+}
 
-    Fields that came after runs had been published, where they are what was done before: so that
-    older runs keep their names.
-    """
+
+def _unset(config: Config) -> dict[str, Any]:
+    """Returns what pydantic should exclude of a config and of those inside it."""
     exclude: dict[str, Any] = {}
-    for name in type(config).model_fields:
+    for name, field in type(config).model_fields.items():
         value = getattr(config, name)
-        if name in config.before and value == config.before[name]:
+        later = name in _ADDED_LATER.get(type(config), ())
+        if later and value == config.before.get(name, field.default):
             exclude[name] = True
         elif isinstance(value, Config) and (inside := _unset(value)):
             exclude[name] = inside

@@ -20,7 +20,6 @@ from gtp_policy import (
     GTPLearner,
     GTPLearnerConfig,
     GTPLoss,
-    GTPLossConfig,
     LinearQGuidance,
     MultiSeedLearner,
     NoGuidance,
@@ -29,6 +28,7 @@ from gtp_policy import (
     QEnsembleConfig,
     Transitions,
     load_checkpoint,
+    presets,
     save_checkpoint,
 )
 from gtp_policy._engine import choice
@@ -83,7 +83,9 @@ def make_config(
             action_statistics=action_statistics,
         ),
         critic=critic,
-        loss=GTPLossConfig(**{"curriculum": Curriculum(start=10, end=20)} | (loss or {})),
+        loss=presets.paper_loss().loss.replace(
+            **{"curriculum": Curriculum(start=10, end=20)} | (loss or {})
+        ),
         weighter=AdvantageWeighterConfig(**(weighter or {})),
         learner=GTPLearnerConfig(**{"total_updates": 20_000} | learner),
     )
