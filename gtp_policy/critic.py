@@ -1,6 +1,8 @@
 r"""The critic: an ensemble of Q networks, and what the advantage is measured against."""
 
+import functools
 import itertools
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
@@ -11,9 +13,17 @@ from torch.nn import functional
 from gtp_policy._config import Bool, Config, Float, Int, Width
 from gtp_policy._random import new_stream
 from gtp_policy.functional import check_rows, check_shape
+from gtp_policy.kernels.activations import Activation
 from gtp_policy.kernels.mish import mish
 from gtp_policy.networks import features_dim, mlp, uniform_
 from gtp_policy.spaces import ObservationNormalizer
+
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    # In place: what a layer computed is used nowhere else.
+    "mish": functools.partial(mish, inplace=True),
+    "gelu": functional.gelu,
+    "relu": functional.relu,
+}
 
 
 class QEnsembleConfig(Config):
@@ -32,7 +42,12 @@ class QEnsembleConfig(Config):
         default=2, ge=1, le=10_000, description="N, number of independent Q networks."
     )
     layer_norm: Bool = Field(
-        default=False, description="Layer normalisation before each activation."
+        default=False,
+        description="Layer normalisation before each activation: values far from the data stay "
+        "bounded.",
+    )
+    activation: Activation = Field(
+        default="mish", description="Activation of the hidden layers; gelu is the exact one."
     )
 
 
@@ -123,14 +138,14 @@ class QEnsemble(nn.Module):
             features = self.encoder(features)
         x = torch.cat([features, action], dim=-1)
         x = x.expand(self.config.members, *x.shape)
-        last = len(self.weights) - 1
+        last, activate = len(self.weights) - 1, _ACTIVATIONS[self.config.activation]
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = torch.baddbmm(bias, x, weight)
             if i == last:
                 break
             if self.config.layer_norm:
                 x = functional.layer_norm(x, x.shape[-1:]) * self.gains[i] + self.shifts[i]
-            x = mish(x, inplace=True)  # the product above, used nowhere else
+            x = activate(x)
         return x.squeeze(-1)
 
 

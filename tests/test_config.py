@@ -176,6 +176,7 @@ def test_numbers_are_finite_and_neither_flags_nor_words(
         (QEnsembleConfig, {"members": 0}),
         (QEnsembleConfig, {"layer_norm": 1}),
         (QEnsembleConfig, {"layer_norm": "yes"}),
+        (QEnsembleConfig, {"activation": "tanh"}),
         (PolicyBaseline, {"samples": 0}),
         (ExpectileBaseline, {"expectile": 0.0}),
         (ExpectileBaseline, {"expectile": 1.0}),
@@ -325,7 +326,11 @@ everything = st.builds(
     ),
     critic=st.none()
     | st.builds(
-        QEnsembleConfig, hidden=hidden, members=st.integers(1, 99), layer_norm=st.booleans()
+        QEnsembleConfig,
+        hidden=hidden,
+        members=st.integers(1, 99),
+        layer_norm=st.booleans(),
+        activation=st.sampled_from(["mish", "gelu", "relu"]),
     ),
     loss=losses,
     weighter=st.builds(

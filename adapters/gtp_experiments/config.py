@@ -14,6 +14,7 @@ from gtp_policy import (
     GTPLearner,
     GTPLossConfig,
     OfflineDataset,
+    QEnsembleConfig,
 )
 from gtp_policy.acting import ArgmaxChoice, Choice
 from gtp_policy.rewards import LinearReward, RewardTransform
@@ -70,6 +71,7 @@ class EvaluationConfig(Config):
 _ADDED_LATER: dict[type[Config], tuple[str, ...]] = {
     FlowMapActorConfig: ("embedding",),
     LinearTimes: ("rho",),
+    QEnsembleConfig: ("activation",),
     GTPLossConfig: (
         "inner",
         "map_share",

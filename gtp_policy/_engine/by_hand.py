@@ -23,11 +23,18 @@ import torch
 from torch import Tensor, nn
 
 from gtp_policy._engine.adam import Optimizer
-from gtp_policy._engine.seeds import Net, Parameters, net_of, stack_of, together
+from gtp_policy._engine.seeds import (
+    Net,
+    Parameters,
+    ensemble_of,
+    net_of,
+    stack_of,
+    together,
+)
 from gtp_policy._folding import FoldedActor, fold
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.algorithm import Draws, Learner, update
-from gtp_policy.critic import ExpectileBaseline, QEnsemble, ValueNetwork
+from gtp_policy.critic import ExpectileBaseline, QEnsemble, QEnsembleConfig, ValueNetwork
 from gtp_policy.functional import advantage_weights, flow_map, perturb, precondition
 from gtp_policy.guidance import AdvantageWeighter, LinearQGuidance
 from gtp_policy.kernels.mlp import GradientPass, Pass, Stack, coarse_products
@@ -52,7 +59,7 @@ class ByHand:
         self._config, self._rates = first.config, dict[str, Any]()
         actor = net_of([learner.actor for learner in learners])
         target = net_of([learner.target_actor for learner in learners])
-        gradients, into = _gradients(actor, linear=True)
+        gradients, into = _gradients(actor)
         self._actor = _Actors(learners, actor, target, into, rows)
         self._actor_gradients = gradients
         modules: list[nn.Module] = [learner.actor for learner in learners]
@@ -93,21 +100,19 @@ class ByHand:
         critics = [cast(QEnsemble, learner.critic) for learner in self.learners]
         targets = [cast(QEnsemble, learner.target_critic) for learner in self.learners]
         net, target = net_of(critics), net_of(targets)
-        gradients, into = _gradients(net, linear=False)
-        members = critics[0].config.members
-        self._critic = _Critics(net, members, rows, into)
-        self._target_critic = _Critics(target, members, rows)
+        config = critics[0].config
+        gradients, into = _gradients(net, config)
+        self._critic = _Critics(net, config, rows, into)
+        self._target_critic = _Critics(target, config, rows)
         self._optimizers["critic"] = self._optimizer("critic", critics, net, gradients)
         self._followers.append((target, net, self._config.critic_rate))
 
     def _prepare_values(self, rows: int) -> None:
         values = [cast(ValueNetwork, learner.value) for learner in self.learners]
         net = net_of(values)
-        gradients, into = _gradients(net, linear=True)
+        gradients, into = _gradients(net)
         self._value_net = net
-        self._value = GradientPass(
-            stack_of(net.parameters, linear=True), rows, into, transposed=True
-        )
+        self._value = GradientPass(stack_of(net.parameters), rows, into, transposed=True)
         self._optimizers["value"] = self._optimizer("value", values, net, gradients)
 
     def _optimizer(
@@ -254,15 +259,15 @@ class ByHand:
         return coarse_products(self._config.no_grad_precision)
 
 
-def _gradients(net: Net, *, linear: bool) -> tuple[Parameters, Stack]:
+def _gradients(net: Net, ensemble: QEnsembleConfig | None = None) -> tuple[Parameters, Stack]:
     """Returns where gradients go, as parameters and as matrices, in one piece of memory."""
     flat = net.mean.new_empty(sum(p.numel() for p in net.parameters))
     pieces = torch.split(flat, [p.numel() for p in net.parameters])
     gradients = [g.view(p.shape) for g, p in zip(pieces, net.parameters, strict=True)]
-    if linear:
+    if ensemble is None:
         return gradients, Stack(gradients[::2], gradients[1::2])
-    stack = stack_of(gradients, linear=False)
-    return gradients, Stack(stack.weights, [b.squeeze(1) for b in stack.biases])
+    weights, *rows = ensemble_of(gradients, layer_norm=ensemble.layer_norm)
+    return gradients, Stack(weights, *([row.squeeze(1) for row in kind] for kind in rows))
 
 
 class _Critics:
@@ -270,24 +275,34 @@ class _Critics:
 
     Args:
         net: Their parameters.
-        members: N.
+        config: Their choices.
         rows: B.
         gradients: Where to leave gradients; None for target networks.
     """
 
-    def __init__(self, net: Net, members: int, rows: int, gradients: Stack | None = None) -> None:
-        self._net, self._members, self._rows = net, members, rows
-        self._stack = stack_of(net.parameters, linear=False)
+    def __init__(
+        self, net: Net, config: QEnsembleConfig, rows: int, gradients: Stack | None = None
+    ) -> None:
+        self._net, self._rows = net, rows
+        self._members, self._activation = config.members, config.activation
+        self._stack = ensemble_of(net.parameters, layer_norm=config.layer_norm)
         self._passes: dict[int, Pass] = {}
         if gradients is not None:
-            self._backward = GradientPass(self._stack, rows, gradients, share=members)
+            self._backward = GradientPass(
+                self._stack, rows, gradients, share=config.members, activation=config.activation
+            )
 
     def __call__(self, obs: Tensor, action: Tensor) -> Tensor:
         """Returns values (S, N, n, B) of actions (S, n, B, A)."""
         n = action.shape[1]
         if n not in self._passes:
             with torch.inference_mode(False):
-                self._passes[n] = Pass(self._stack, n * self._rows, share=self._members)
+                self._passes[n] = Pass(
+                    self._stack,
+                    n * self._rows,
+                    share=self._members,
+                    activation=self._activation,
+                )
         return self._run(self._passes[n], obs, action)
 
     def values_with_gradient(self, obs: Tensor, action: Tensor) -> Tensor:
@@ -333,7 +348,7 @@ class _FixedFlowMap:
     def __init__(self, of: Learner, net: Net, rows: int) -> None:
         actor = of.actor
         self.times, self._sigma_data, self._net = actor.times, actor.sigma_data, net
-        self._pass = Pass(stack_of(net.parameters, linear=True), rows)
+        self._pass = Pass(stack_of(net.parameters), rows)
         self._inputs = _Inputs(actor, self._pass)
 
     def endpoint(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
@@ -368,7 +383,7 @@ class _Actors:
         # Without a teacher of jumps there is the flow loss alone.
         self._jumps = not isinstance(config.teacher, NoTeacher)
         self._map_rows = math.ceil(config.map_share * rows) if self._jumps else 0
-        stack = stack_of(net.parameters, linear=True)
+        stack = stack_of(net.parameters)
         self._pass = GradientPass(stack, self._map_rows + rows, gradients, transposed=True)
         self._inputs = _Inputs(actor, self._pass)
         self._times, self._sigma_data = actor.times, actor.sigma_data

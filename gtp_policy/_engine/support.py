@@ -11,7 +11,7 @@ from gtp_policy._fingerprint import watched
 from gtp_policy._folding import DEVICES, layer_parameters, network_reasons
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.algorithm import Learner
-from gtp_policy.critic import QEnsemble, ValueNetwork
+from gtp_policy.critic import QEnsemble, QEnsembleConfig, ValueNetwork
 from gtp_policy.guidance import AdvantageWeighter, LinearQGuidance
 from gtp_policy.loss import GTPLoss
 from gtp_policy.teachers import JvpTeacher
@@ -55,6 +55,7 @@ def _choices(learner: Learner) -> tuple[Any, ...]:
         learner.loss.config,
         learner.weighter.config,
         learner.actor.config,
+        _critic_config(learner.critic),
         [*learner.learning_rates],
     )
 
@@ -75,8 +76,6 @@ def _reasons(learner: Learner) -> Iterator[str]:
             return
         for reason in network_reasons(module, flow_map=name == "actor"):
             yield f"{name} {reason}"
-        if isinstance(module, QEnsemble) and module.config.layer_norm:
-            yield f"{name} has layer normalisation"
         own = list(module.parameters())
         if [id(p) for p in own] != [id(p) for p in _known(module)]:
             yield f"{name} has further parameters, or shares some between layers"
@@ -89,6 +88,8 @@ def _reasons(learner: Learner) -> Iterator[str]:
             yield f"{name} has another dtype or device than the actor"
     if _flow_map(learner.actor) != _flow_map(learner.target_actor):
         yield "the flow map of the target actor differs from the actor's"
+    if _critic_config(learner.critic) != _critic_config(learner.target_critic):
+        yield "the config of the target critic differs from the critic's"
     if type(learner.loss) is not GTPLoss:
         yield f"the loss is a {type(learner.loss).__name__}, a custom class"
         return
@@ -108,6 +109,10 @@ def _flow_map(actor: FlowMapActor) -> tuple[Any, ...]:
     return actor.times, actor.sigma_data, type(getattr(actor.network, "embedding", None))
 
 
+def _critic_config(critic: QEnsemble | None) -> QEnsembleConfig | None:
+    return None if critic is None else critic.config
+
+
 def _networks(learner: Learner) -> Iterator[tuple[str, Any]]:
     """Yields every network with the name of its kind."""
     for name in ("actor", "target_actor", "critic", "target_critic", "value"):
@@ -119,7 +124,7 @@ def _networks(learner: Learner) -> Iterator[tuple[str, Any]]:
 def _known(module: Any) -> list[Tensor]:  # noqa: ANN401 - one of three kinds
     """Returns the parameters that gradients by hand know of, in the order of the module's own."""
     if isinstance(module, QEnsemble):
-        return [*module.weights, *module.biases]
+        return [*module.weights, *module.biases, *module.gains, *module.shifts]
     return layer_parameters(
         module.network.mlp if isinstance(module, FlowMapActor) else module.network
     )

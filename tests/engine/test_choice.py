@@ -137,6 +137,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "endpoint weight": {"loss": {"time_weight": "endpoint", "flow_weight": 0.1, "max_gap": 3}},
     "sharp weights": {"weighter": {"eta": 20.0, "max_weight": 3.0}},
     "three members": {"critic": QEnsembleConfig(hidden=(8,), members=3)},
+    "layer norm": {"critic": QEnsembleConfig(hidden=(24, 16), layer_norm=True)},
+    "layer norm, gelu, three members": {
+        "critic": QEnsembleConfig(hidden=(24, 16), members=3, layer_norm=True, activation="gelu"),
+        "max_grad_norm": 0.05,
+    },
+    "relu": {"critic": QEnsembleConfig(hidden=(24, 16), activation="relu")},
     "one hidden layer": {"hidden": (16,)},
     "edm weight": {"loss": {"time_weight": "edm", "flow_weight": 0.3}},
     "pairs with zero": {"loss": {"s_rule": "zero"}},
@@ -470,8 +476,6 @@ def test_a_target_with_another_flow_map_takes_the_reference(change: Callable[[An
 
 
 def test_more_that_is_unsupported() -> None:
-    layer_norm = make_config(critic=QEnsembleConfig(hidden=(8,), layer_norm=True))
-    assert "critic has layer normalisation" in explain(make_learner(layer_norm))
     own = GTPLearner.build(OBS, ACT, make_config(), network=OwnNetwork())
     assert "actor has a custom network" in explain(own)
     encoded = GTPLearner.build(OBS, ACT, make_config(), encoder=OwnEncoder())
@@ -612,6 +616,7 @@ def test_batched_products_compute_the_same(
 ON_DEVICES = ["default", "expectile", "clipped", "max-Q backup", "cloning"]
 ON_DEVICES += ["solver", "two jumps", "its own teacher", "no teacher", "no guidance"]
 ON_DEVICES += ["off the grid", "a difference"]
+ON_DEVICES += ["layer norm", "layer norm, gelu, three members", "relu"]
 
 
 @pytest.mark.parametrize("variant", ON_DEVICES)
@@ -693,7 +698,8 @@ def test_a_recorded_update_reads_everything_from_fixed_places(variant: str) -> N
         reported = graphed(own, draw([recorded], own.action), recorded.learning_rates)
         recorded.updates += 1
         expected = plain.update(batch).to_floats()
-        assert {k: float(v[0]) for k, v in reported.items()} == pytest.approx(expected, rel=1e-5)
+        got = {k: float(v[0]) for k, v in reported.items()}
+        assert got == pytest.approx(expected, rel=1e-5, abs=1e-7)  # a mean may be near 0
     assert distance(recorded, plain) <= 1e-6
 
 
