@@ -75,7 +75,7 @@ class LinearQGuidance(Config):
             The term, 0-d, and the mean of Q over the actor's actions, 0-d and without gradient.
         """
         action = actor.sample_with_gradient(obs, noise, steps=self.steps)
-        q = frozen(critic)(obs, action).amin(0)
+        q = critic.config.reduce(frozen(critic)(obs, action))
         divisor = q.detach().abs().mean() if self.normalize else 1.0
         return -self.scale * q.mean() / divisor, q.detach().mean()
 

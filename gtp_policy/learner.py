@@ -18,7 +18,7 @@ from gtp_policy.actor import FlowMapActor
 from gtp_policy.algorithm import advantage_of, draw
 from gtp_policy.config import GTPConfig, GTPLearnerConfig
 from gtp_policy.critic import (
-    ExpectileBaseline,
+    NetworkBaseline,
     PolicyBaseline,
     QEnsemble,
     ValueNetwork,
@@ -102,7 +102,7 @@ class GTPLearner(nn.Module):
         self.actor, self.critic = actor, critic
         self.loss, self.weighter = loss or GTPLoss(), weighter or AdvantageWeighter()
         self.value: ValueNetwork | None = None
-        if critic is not None and isinstance(self.config.baseline, ExpectileBaseline):
+        if critic is not None and isinstance(self.config.baseline, NetworkBaseline):
             self.value = ValueNetwork(
                 actor.obs_dim,
                 self.config.baseline.hidden,

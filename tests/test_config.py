@@ -28,6 +28,7 @@ from gtp_policy import (
     NoGuidance,
     PolicyBaseline,
     QEnsembleConfig,
+    QuantileBaseline,
 )
 from gtp_policy.acting import ArgmaxChoice, SoftmaxChoice
 from gtp_policy.rewards import LinearReward, ReturnRangeReward
@@ -100,6 +101,7 @@ def test_the_list_of_configs_is_complete() -> None:
         "OdeTeacher",
         "PolicyBaseline",
         "QEnsembleConfig",
+        "QuantileBaseline",
         "ReturnRangeReward",
         "SelfTeacher",
         "SoftmaxChoice",
@@ -177,6 +179,11 @@ def test_numbers_are_finite_and_neither_flags_nor_words(
         (QEnsembleConfig, {"layer_norm": 1}),
         (QEnsembleConfig, {"layer_norm": "yes"}),
         (QEnsembleConfig, {"activation": "tanh"}),
+        (QEnsembleConfig, {"reduction": "max"}),
+        (QEnsembleConfig, {"rho": -0.1}),
+        (QuantileBaseline, {"quantile": 0.0}),
+        (QuantileBaseline, {"quantile": 1.0}),
+        (GTPLearnerConfig, {"backup": "sarsa"}),
         (PolicyBaseline, {"samples": 0}),
         (ExpectileBaseline, {"expectile": 0.0}),
         (ExpectileBaseline, {"expectile": 1.0}),
@@ -299,7 +306,13 @@ learners = st.builds(
         ExpectileBaseline,
         expectile=st.floats(0, 1, exclude_min=True, exclude_max=True),
         hidden=hidden,
+    )
+    | st.builds(
+        QuantileBaseline,
+        quantile=st.floats(0, 1, exclude_min=True, exclude_max=True),
+        hidden=hidden,
     ),
+    backup=st.sampled_from(["max_q", "best_of_n"]),
     guidance=st.sampled_from([AdvantageGuidance(), NoGuidance()])
     | st.builds(
         LinearQGuidance,
@@ -331,6 +344,8 @@ everything = st.builds(
         members=st.integers(1, 99),
         layer_norm=st.booleans(),
         activation=st.sampled_from(["mish", "gelu", "relu"]),
+        reduction=st.sampled_from(["min", "mean"]),
+        rho=st.floats(0, 1e300),
     ),
     loss=losses,
     weighter=st.builds(

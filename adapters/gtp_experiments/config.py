@@ -12,6 +12,7 @@ from gtp_policy import (
     FlowMapActorConfig,
     GTPConfig,
     GTPLearner,
+    GTPLearnerConfig,
     GTPLossConfig,
     OfflineDataset,
     QEnsembleConfig,
@@ -71,7 +72,8 @@ class EvaluationConfig(Config):
 _ADDED_LATER: dict[type[Config], tuple[str, ...]] = {
     FlowMapActorConfig: ("embedding",),
     LinearTimes: ("rho",),
-    QEnsembleConfig: ("activation",),
+    QEnsembleConfig: ("activation", "reduction", "rho"),
+    GTPLearnerConfig: ("backup",),
     GTPLossConfig: (
         "inner",
         "map_share",

@@ -34,7 +34,7 @@ from gtp_policy._engine.seeds import (
 from gtp_policy._folding import FoldedActor, fold
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.algorithm import Draws, Learner, update
-from gtp_policy.critic import ExpectileBaseline, QEnsemble, QEnsembleConfig, ValueNetwork
+from gtp_policy.critic import NetworkBaseline, QEnsemble, QEnsembleConfig, ValueNetwork
 from gtp_policy.functional import advantage_weights, flow_map, perturb, precondition
 from gtp_policy.guidance import AdvantageWeighter, LinearQGuidance
 from gtp_policy.kernels.mlp import GradientPass, Pass, Stack, coarse_products
@@ -200,11 +200,9 @@ class ByHand:
         return metrics
 
     def fit_value(self, obs: Tensor, q: Tensor) -> None:
-        """Does a step of every value network on the expectile loss."""
-        expectile = cast(ExpectileBaseline, self._config.baseline).expectile
-        difference = q - self.value(obs)
-        factor = torch.where(difference < 0, 1 - expectile, expectile)
-        slope = difference * factor * (-2 / self._rows)
+        """Does a step of every value network on the baseline's loss."""
+        baseline = cast(NetworkBaseline, self._config.baseline)
+        slope = baseline.slope(q, self.value(obs)) * (1 / self._rows)
         self._value.gradients(slope.unsqueeze(-1))
         self._step("value")
 

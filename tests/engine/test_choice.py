@@ -27,6 +27,7 @@ from gtp_policy import (
     OfflineDataset,
     PolicyBaseline,
     QEnsembleConfig,
+    QuantileBaseline,
     Transitions,
     load_checkpoint,
     save_checkpoint,
@@ -128,7 +129,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "one sample": {"baseline": PolicyBaseline(samples=1)},
     "expectile": {"baseline": ExpectileBaseline(expectile=0.8, hidden=(16, 8))},
+    "quantile": {"baseline": QuantileBaseline(quantile=0.8, hidden=(16, 8))},
     "max-Q backup": {"backup_actions": 3},
+    "best of three": {
+        "backup": "best_of_n",
+        "backup_actions": 3,
+        "critic": QEnsembleConfig(hidden=(8,), members=4, reduction="mean", rho=0.5),
+    },
+    "value backup": {"backup": "value", "baseline": ExpectileBaseline(hidden=(16, 8))},
+    "value backup, cloning": {
+        "backup": "value",
+        "baseline": QuantileBaseline(hidden=(16,)),
+        "guidance": NoGuidance(),
+    },
     "clipped": {"max_grad_norm": 0.05},
     "cosine": {"lr_schedule": "cosine"},
     "two rates": {"critic_ema_rate": 0.3},
@@ -617,6 +630,7 @@ ON_DEVICES = ["default", "expectile", "clipped", "max-Q backup", "cloning"]
 ON_DEVICES += ["solver", "two jumps", "its own teacher", "no teacher", "no guidance"]
 ON_DEVICES += ["off the grid", "a difference"]
 ON_DEVICES += ["layer norm", "layer norm, gelu, three members", "relu"]
+ON_DEVICES += ["quantile", "best of three", "value backup"]
 
 
 @pytest.mark.parametrize("variant", ON_DEVICES)
