@@ -147,6 +147,7 @@ def train(
     dataset = data.dataset
     mean, std = dataset.observation_statistics()
     std = torch.where(std < 1e-6, torch.ones_like(std), std)
+    dataset.check_one_step("d3rlpy")
     normalized = dataset.transitions._replace(
         obs=(dataset.transitions.obs - mean) / std,
         next_obs=(dataset.transitions.next_obs - mean) / std,

@@ -17,8 +17,9 @@ class Transitions(NamedTuple):
         action: Action in [-1, 1], shape (B, A).
         reward: Reward, shape (B,).
         next_obs: Next observation, shape (B, O).
-        discount: :math:`\gamma (1 - \mathrm{terminated})`, shape (B,). A time limit that cut the
-            episode (truncation) does not zero it.
+        discount: :math:`\gamma (1 - \mathrm{terminated})`, shape (B,), of n steps
+            :math:`\gamma^n` instead. A time limit that cut the episode (truncation) does not zero
+            it.
 
     Example:
         >>> import torch

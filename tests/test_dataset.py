@@ -14,6 +14,7 @@ import gtp_policy.dataset_builder
 from gtp_policy import ActionScaler, OfflineDataset
 from gtp_policy.dataset_builder import OfflineDatasetBuilder
 from gtp_policy.errors import DataError, EmptyDatasetError, UnsupportedSpaceError
+from gtp_policy.rewards import LinearReward
 
 N, OBS, ACT = 6, 3, 2
 FIELDS = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
@@ -318,6 +319,91 @@ def test_the_best_episodes_are_those_of_the_highest_returns(
         assert torch.equal(ours, theirs[rows])
     assert np.array_equal(best.terminated, dataset.terminated[rows.numpy()])
     assert np.array_equal(best.truncated, dataset.truncated[rows.numpy()])
+
+
+@given(
+    episodes=st.lists(
+        st.tuples(st.lists(st.integers(-3, 3), min_size=1, max_size=6), st.booleans()),
+        min_size=1,
+        max_size=6,
+    ),
+    n=st.integers(1, 8),
+    gamma=st.sampled_from([0.0, 0.5, 1.0]),
+)
+def test_n_step_transitions_by_brute_force(
+    episodes: list[tuple[list[int], bool]], n: int, gamma: float
+) -> None:
+    """Step by step through each episode; an observation is its place, so none is confused."""
+    places = [(e, k) for e, (rewards, _) in enumerate(episodes) for k in range(len(rewards))]
+    ends = np.array([k == len(episodes[e][0]) - 1 for e, k in places])
+    terminates = np.array([episodes[e][1] for e, _ in places])
+    dataset = OfflineDataset.from_arrays(
+        obs=np.array(places, float),
+        action=np.zeros((len(places), 1)),
+        reward=[episodes[e][0][k] for e, k in places],
+        next_obs=np.array([(e, k + 1) for e, k in places], float),
+        terminated=ends & terminates,
+        truncated=ends & ~terminates,
+        low=[-1.0],
+        high=[1.0],
+        gamma=gamma,
+    )
+    several = dataset.with_n_step(n)
+    batch = several.transitions
+    for i, (e, start) in enumerate(places):
+        rewards, terminated = episodes[e]
+        total, factor, k = 0.0, 1.0, start
+        while k < len(rewards) and k < start + n:
+            total += factor * rewards[k]
+            factor *= gamma
+            k += 1
+        if k == len(rewards) and terminated:
+            factor = 0.0
+        assert float(batch.reward[i]) == pytest.approx(total, rel=1e-6)
+        assert float(batch.discount[i]) == pytest.approx(factor, rel=1e-6)
+        # Of the same episode, also at its end: what a cut episode goes on with is in no other.
+        assert batch.next_obs[i].tolist() == [e, k]
+    for name in ("obs", "action"):
+        assert torch.equal(getattr(batch, name), getattr(dataset.transitions, name))
+    assert several.gamma == gamma
+    assert (several.terminated == dataset.terminated).all()
+    assert n > 1 or torch.equal(several._table, dataset._table)
+
+
+def test_rewards_of_several_steps_are_not_taken_for_those_of_one() -> None:
+    several = build().with_n_step(2)
+    assert several.n_step == 2
+    assert several.to("cpu").n_step == 2
+    assert "n_step=2" in repr(several)
+    for wrong in (
+        lambda: several.with_n_step(2),
+        lambda: several.with_rewards(LinearReward()),
+        lambda: several.with_best_episodes(0.5),
+    ):
+        with pytest.raises(DataError, match="needs rewards of single steps: got n_step=2"):
+            wrong()
+
+
+@pytest.mark.parametrize("n", [0, -1, 1.5, True, "2"])
+def test_n_is_a_number_of_steps(n: Any) -> None:
+    with pytest.raises(DataError, match=r"`n` is out of range: got .* expected an integer >= 1"):
+        build().with_n_step(n)
+
+
+def test_a_table_whose_last_row_has_no_flag_ends_there() -> None:
+    whole = build()
+    bare = OfflineDataset(
+        whole._table,
+        layout=whole.layout,
+        terminated=np.zeros(len(whole), bool),
+        truncated=np.zeros(len(whole), bool),
+        action_scaler=whole.action_scaler,
+        gamma=whole.gamma,
+        source="bare",
+    )
+    last = bare.with_n_step(4).transitions
+    assert torch.equal(last.next_obs[-1], whole.transitions.next_obs[-1])
+    assert torch.equal(last.reward[-1], whole.transitions.reward[-1])
 
 
 @pytest.mark.parametrize("share", [0, -0.1, 1.01, float("nan"), True, "all"])

@@ -19,6 +19,7 @@ from gtp_policy import (
     GTPLearner,
     GTPLearnerConfig,
     NoGuidance,
+    OfflineDataset,
     PolicyBaseline,
     QEnsembleConfig,
     QuantileBaseline,
@@ -183,6 +184,44 @@ def test_a_chain_gets_its_known_values(choices: dict[str, Any]) -> None:
     q = learner.critic(batch.obs, batch.action).mean(0)
     expected = gamma ** (3 - number).double()
     torch.testing.assert_close(q, expected, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("n", [1, 3, 9])
+def test_a_chain_gets_its_known_values_over_n_steps(n: int) -> None:
+    """Six steps from end to end; half of the episodes are cut after four, which bootstraps on."""
+    gamma, states = 0.8, np.eye(6)
+    walks = [(6, True), (4, False)] * 8
+    number = np.concatenate([np.arange(length) for length, _ in walks])
+    ends = np.concatenate([np.arange(length) == length - 1 for length, _ in walks])
+    whole = np.concatenate([[full] * length for length, full in walks])
+    dataset = OfflineDataset.from_arrays(
+        obs=states[number],
+        action=np.random.default_rng(0).uniform(-1, 1, (len(number), 1)),
+        reward=(number == 5).astype(float),
+        next_obs=states[(number + 1) % 6],
+        terminated=ends & whole,
+        truncated=ends & ~whole,
+        low=[-1.0],
+        high=[1.0],
+        gamma=gamma,
+    )
+    config = GTPConfig(
+        actor=FlowMapActorConfig(hidden=(8,), time_dim=4, steps=1),
+        critic=QEnsembleConfig(hidden=(32,), layer_norm=True, reduction="mean"),
+        learner=GTPLearnerConfig(
+            guidance=NoGuidance(),
+            critic_lr=1e-2,
+            lr_schedule="cosine",
+            critic_ema_rate=0.2,
+            total_updates=500,
+        ),
+    )
+    learner, several = GTPLearner.build(6, 1, config), dataset.with_n_step(n)
+    learner.update_from(several, 500, batch_size=64)
+    assert learner.critic is not None
+    q = learner.critic(dataset.transitions.obs, dataset.transitions.action).mean(0).detach()
+    expected = torch.tensor(gamma ** (5 - number), dtype=torch.float32)
+    torch.testing.assert_close(q, expected, atol=0.03, rtol=0)
 
 
 @given(

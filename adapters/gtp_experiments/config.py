@@ -135,6 +135,11 @@ class ExperimentConfig(Config):
         description="Share of the episodes to train on, those with the highest returns: cloning "
         "them is X % BC. None: all.",
     )
+    n_step: Count = Field(
+        default=1,
+        description="Steps of the data whose rewards a transition sums, see "
+        "OfflineDataset.with_n_step.",
+    )
     method: str = Field(min_length=1, description="What tables call the policy.")
     seed: int = Field(
         default=0,
@@ -181,6 +186,8 @@ class ExperimentConfig(Config):
         exclude = _unset(self)
         if self.best_episodes is None:
             exclude["best_episodes"] = True
+        if self.n_step == 1:
+            exclude["n_step"] = True
         return self.replace(seed=0).model_dump_json(exclude=exclude)
 
     @property

@@ -29,7 +29,7 @@ class Data(NamedTuple):
 
 
 def load_data(config: ExperimentConfig) -> Data:
-    """Loads the dataset of an experiment, hashes it, chooses episodes and transforms rewards.
+    """Loads the dataset of an experiment, hashes it, chooses episodes, transforms and sums rewards.
 
     Args:
         config: The experiment.
@@ -57,7 +57,7 @@ def load_data(config: ExperimentConfig) -> Data:
     digest = data_hash(dataset)
     if config.best_episodes is not None:
         dataset = dataset.with_best_episodes(config.best_episodes)
-    return Data(dataset.with_rewards(config.reward), digest)
+    return Data(dataset.with_rewards(config.reward).with_n_step(config.n_step), digest)
 
 
 def data_hash(dataset: OfflineDataset) -> str:

@@ -246,4 +246,5 @@ def replace_columns(dataset: OfflineDataset, **columns: Tensor) -> OfflineDatase
         action_scaler=dataset.action_scaler,
         gamma=dataset.gamma,
         source=dataset.source,
+        n_step=dataset.n_step,
     )

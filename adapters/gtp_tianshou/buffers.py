@@ -156,6 +156,9 @@ def buffer_from_dataset(
     Returns:
         A full buffer.
 
+    Raises:
+        DataError: If rewards are sums of several steps, as of `OfflineDataset.with_n_step`.
+
     Example:
         >>> from gtp_policy import OfflineDataset
         >>> from gtp_tianshou import buffer_from_dataset
@@ -166,6 +169,7 @@ def buffer_from_dataset(
         >>> buffer.act.tolist(), buffer.done.tolist(), buffer.next([0, 1]).tolist()
         ([[1.0], [-1.0]], [False, True], [1, 1])
     """
+    dataset.check_one_step("A buffer of Tianshou's")
     rows = [column.cpu().numpy() for column in dataset.transitions]
     obs, action, reward, next_obs, _ = rows
     terminated, truncated = dataset.terminated.copy(), dataset.truncated.copy()

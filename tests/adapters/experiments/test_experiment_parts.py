@@ -83,8 +83,9 @@ def test_a_name_stands_for_every_choice_but_only_the_seed_leaves_the_group() -> 
         config.replace(evaluation=EvaluationConfig(candidates=2)),
         config.replace(policy=GTPConfig(critic=None)),
         config.replace(best_episodes=0.5),
+        config.replace(n_step=3),
     ]
-    assert len({c.group for c in (config, *others)}) == 6
+    assert len({c.group for c in (config, *others)}) == 7
 
 
 @pytest.mark.parametrize(
