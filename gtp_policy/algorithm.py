@@ -19,7 +19,7 @@ from gtp_policy.actor import FlowMapActor
 from gtp_policy.config import GTPLearnerConfig
 from gtp_policy.critic import PolicyBaseline, QEnsemble, ValueNetwork
 from gtp_policy.functional import effective_sample_size, td_target
-from gtp_policy.guidance import AdvantageGuidance, AdvantageWeighter, Guidance, LinearQGuidance
+from gtp_policy.guidance import AdvantageWeighter, Guidance, LinearQGuidance, weighs
 from gtp_policy.loss import GTPLoss
 from gtp_policy.times import Times
 from gtp_policy.transitions import Transitions
@@ -161,9 +161,7 @@ def _draw(learner: Learner, action: Tensor) -> Draws:
             backup = drawn.view(1, batch_size, copies, -1).transpose(1, 2)
         if isinstance(learner.guidance, LinearQGuidance):
             guide = noise("guidance", batch_size, learner.guidance.steps).unsqueeze(0)
-        if isinstance(learner.guidance, AdvantageGuidance) and isinstance(
-            config.baseline, PolicyBaseline
-        ):
+        if weighs(learner.guidance) and isinstance(config.baseline, PolicyBaseline):
             copies = config.baseline.samples
             baseline = noise("baseline", copies * batch_size).view(1, copies, batch_size, -1)
     times, z, flow_t = learner.loss.draw(
@@ -199,7 +197,7 @@ def update(networks: Networks, batch: Transitions, draws: Draws) -> dict[str, Te
         if first.value is not None:
             q = networks.target_q(batch.obs, batch.action.unsqueeze(1)).squeeze(2)
             networks.fit_value(batch.obs, first.critic.config.reduce(q, 1))
-        if isinstance(first.guidance, AdvantageGuidance):
+        if weighs(first.guidance):
             advantage = advantage_of(networks, batch.obs, batch.action, sampled)
             weight = networks.weigh(advantage)
             metrics |= _weight_metrics(advantage, weight, first.weighter.config.max_weight)

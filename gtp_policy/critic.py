@@ -90,6 +90,33 @@ class QEnsembleConfig(Config):
         mean = q.mean(dim)
         return mean - self.rho * q.std(dim, correction=0) if self.rho else mean
 
+    def reduction_slope(self, q: Tensor, dim: int = 0) -> Tensor:
+        """Returns the derivative of `reduce` by the members' values.
+
+        Members that share the minimum share its derivative; where all values are equal, the
+        standard deviation has none.
+
+        Args:
+            q: Values, N of them along ``dim``.
+            dim: Where the members are.
+
+        Returns:
+            Slopes, of the same shape.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import QEnsembleConfig
+            >>> QEnsembleConfig().reduction_slope(torch.tensor([[1.0, 2.0], [3.0, 2.0]]))
+            tensor([[1.0000, 0.5000],
+                    [0.0000, 0.5000]])
+        """
+        if self.reduction == "min":
+            lowest = (q == q.amin(dim, keepdim=True)).to(q.dtype)
+            return lowest / lowest.sum(dim, keepdim=True)
+        std, mean = torch.std_mean(q, dim, correction=0, keepdim=True)
+        deviation = torch.where(std > 0, (q - mean) / std, torch.zeros_like(q))
+        return (1 - self.rho * deviation) / q.shape[dim]
+
 
 class QEnsemble(nn.Module):
     r"""N independent Q networks evaluated as one batch of matrices.

@@ -259,6 +259,21 @@ def test_the_reduction_is_what_candidates_are_chosen_by() -> None:
     assert all(worth(chosen[i], i) > worth(others[i], i) for i in differs)
 
 
+@given(
+    values=st.lists(st.lists(st.integers(-3, 3), min_size=3, max_size=3), min_size=1, max_size=5),
+    rho=st.floats(0, 3),
+)
+def test_the_slope_of_a_reduction_is_that_of_autograd(values: list[list[int]], rho: float) -> None:
+    """Integers, so that members often agree."""
+    for config in (QEnsembleConfig(), QEnsembleConfig(reduction="mean", rho=rho)):
+        q = torch.tensor(values, dtype=torch.float64, requires_grad=True)
+        (expected,) = torch.autograd.grad(config.reduce(q).sum(), q)
+        slope = config.reduction_slope(q.detach())
+        torch.testing.assert_close(slope, expected, rtol=1e-9, atol=1e-12)
+        turned = config.reduction_slope(q.detach().T, 1)
+        torch.testing.assert_close(turned, slope.T)
+
+
 @pytest.mark.parametrize("quantile", [0.1, 0.5, 0.9])
 @given(values=st.lists(st.integers(-80, 80), min_size=1, max_size=20))
 def test_the_minimiser_is_the_quantile(quantile: float, values: list[int]) -> None:

@@ -8,12 +8,14 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from gtp_datasets import D4RL_REFERENCE, ReferenceScores
 from gtp_policy import (
+    AdvantageWeighterConfig,
     Config,
     FlowMapActorConfig,
     GTPConfig,
     GTPLearner,
     GTPLearnerConfig,
     GTPLossConfig,
+    LinearQGuidance,
     OfflineDataset,
     QEnsembleConfig,
 )
@@ -74,6 +76,8 @@ _ADDED_LATER: dict[type[Config], tuple[str, ...]] = {
     LinearTimes: ("rho",),
     QEnsembleConfig: ("activation", "reduction", "rho"),
     GTPLearnerConfig: ("backup",),
+    AdvantageWeighterConfig: ("signed", "effective_share"),
+    LinearQGuidance: ("weighted",),
     GTPLossConfig: (
         "inner",
         "map_share",

@@ -31,11 +31,12 @@ from gtp_policy._engine.seeds import (
     stack_of,
     together,
 )
+from gtp_policy._engine.support import jumps_once
 from gtp_policy._folding import FoldedActor, fold
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.algorithm import Draws, Learner, update
 from gtp_policy.critic import NetworkBaseline, QEnsemble, QEnsembleConfig, ValueNetwork
-from gtp_policy.functional import advantage_weights, flow_map, perturb, precondition
+from gtp_policy.functional import flow_map, perturb, precondition
 from gtp_policy.guidance import AdvantageWeighter, LinearQGuidance
 from gtp_policy.kernels.mlp import GradientPass, Pass, Stack, coarse_products
 from gtp_policy.networks import FlowMapMLP
@@ -62,6 +63,7 @@ class ByHand:
         gradients, into = _gradients(actor)
         self._actor = _Actors(learners, actor, target, into, rows)
         self._actor_gradients = gradients
+        self._jump: _GuidedJump | None = None
         modules: list[nn.Module] = [learner.actor for learner in learners]
         self._optimizers = {"actor": self._optimizer("actor", modules, actor, gradients)}
         # Folded are jumps alone; actors themselves know every sampler.
@@ -79,6 +81,8 @@ class ByHand:
         self.written = [p for m in owners if m is not None for p in m.parameters()]
         if first.critic is not None:
             self._prepare_critics(rows)
+            if jumps_once(first):
+                self._jump = _GuidedJump(learners, actor, self._critic, rows)
         if first.value is not None:
             self._prepare_values(rows)
 
@@ -216,8 +220,7 @@ class ByHand:
                 return together([weigh(a.clone()) for weigh, a in weights])
         if len(weighters) == 1 or advantage.device.type == "cpu":
             return together([weigh(a) for weigh, a in zip(weighters, advantage, strict=True)])
-        c = weighters[0].config
-        return torch.vmap(lambda a: advantage_weights(a, c.eta, c.eps, c.max_weight))(advantage)
+        return torch.vmap(weighters[0].config.weigh)(advantage)
 
     def fit_actor(
         self, batch: Transitions, weight: Tensor | None, draws: Draws
@@ -236,8 +239,12 @@ class ByHand:
             torch._foreach_copy_([target.mean, target.scale], [source.mean, source.scale])
 
     def _guide(self, batch: Transitions, draws: Draws, loss: Tensor) -> dict[str, Tensor]:
-        """Adds the gradients of linear-Q guidance, the one part that autograd computes."""
+        """Adds the gradients of linear-Q guidance; autograd goes through several steps."""
         guidance, noise = cast(LinearQGuidance, self._first.guidance), cast(Tensor, draws.guide)
+        if self._jump is not None:
+            pull, q, added = self._jump.gradients(batch.obs, noise, guidance)
+            torch._foreach_add_(self._actor_gradients, added)
+            return {"actor_loss": loss + pull, "guided_q": q}
         metrics = []
         for i, learner in enumerate(self.learners):
             critic, own = cast(QEnsemble, learner.critic), list(learner.actor.parameters())
@@ -310,6 +317,12 @@ class _Critics:
     def gradients(self, upstream: Tensor) -> None:
         """Leaves the gradients of a loss, given that by the values, (S, N, B)."""
         self._backward.gradients(upstream.view(-1, self._rows, 1))
+
+    def action_gradients(self, upstream: Tensor) -> Tensor:
+        """Returns a loss's gradient by actions (S, B, A), given that by the values, (S, N, B)."""
+        by_inputs = self._backward.input_gradients(upstream.view(-1, self._rows, 1))
+        by_action = by_inputs[..., self._net.mean.shape[-1] :]
+        return by_action.view(-1, self._members, *by_action.shape[1:]).sum(1)
 
     def _run(self, through: Pass, obs: Tensor, action: Tensor) -> Tensor:
         inputs = through.inputs.view(*action.shape[:3], -1)
@@ -464,6 +477,54 @@ class _Actors:
             return square, residual * (2 * share)
         root = (square + config.huber**2).sqrt()
         return root - config.huber, residual * (share / root).unsqueeze(-1)
+
+
+class _GuidedJump:
+    """Linear-Q guidance through one jump of S actors: `LinearQGuidance.loss` by hand.
+
+    Args:
+        learners: Whose actors and critics.
+        net: The actors' networks, stacked.
+        critic: The critics.
+        rows: B.
+    """
+
+    def __init__(self, learners: Sequence[Learner], net: Net, critic: _Critics, rows: int) -> None:
+        actor = learners[0].actor
+        self._net, self._critic = net, critic
+        self._reduction = cast(QEnsemble, learners[0].critic).config
+        self._gradients, into = _gradients(net)
+        self._pass = GradientPass(stack_of(net.parameters), rows, into, transposed=True)
+        self._inputs = _Inputs(actor, self._pass)
+        grid = actor.times.grid(1, device=net.mean.device, dtype=net.mean.dtype)
+        self._start, self._end = (node.expand(len(learners), rows) for node in grid)
+        self._factors = precondition(self._start.unsqueeze(-1), actor.sigma_data, actor.times.path)
+
+    def gradients(
+        self, obs: Tensor, noise: Tensor, guidance: LinearQGuidance
+    ) -> tuple[Tensor, Tensor, Parameters]:
+        """Returns the term and the mean of Q, (S,) each, and the gradients by the actors."""
+        t, s, factors = self._start, self._end, self._factors
+        x = t.unsqueeze(-1) * noise
+        embed = self._inputs.embed
+        self._inputs.write(
+            slice(None), self._net.normalise(obs), factors.inner * x, embed(t), embed(s)
+        )
+        endpoint = torch.addcmul(factors.skip * x, factors.out, self._pass.run())
+        arrival = flow_map(x, endpoint, t, s)
+        by_member = self._critic.values_with_gradient(obs, arrival.clamp(-1.0, 1.0))
+        q = self._reduction.reduce(by_member, 1)
+        factor = torch.full_like(q[:, 0], -guidance.scale)
+        if guidance.normalize:
+            factor = factor / q.abs().mean(1)
+        mean = q.mean(1)
+        slope = self._reduction.reduction_slope(by_member, 1)
+        per_row = (factor / q.shape[1]).view(-1, 1, 1)
+        by_action = self._critic.action_gradients(slope * per_row)
+        # The gradient of a clipped coordinate is 0.
+        share = (1 - s / t).unsqueeze(-1) * factors.out
+        self._pass.gradients(torch.where(arrival.abs() <= 1, by_action, 0) * share)
+        return factor * mean, mean, self._gradients
 
 
 def _column(x: Tensor | float) -> Tensor | float:

@@ -125,6 +125,7 @@ class GraphedUpdate:
                 baseline=None if draws.baseline is None else next(fields),
                 times=Times(*(next(fields) for _ in draws.times)),
                 z=next(fields),
+                guide=None if draws.guide is None else next(fields),
                 flow_t=None if draws.flow_t is None else next(fields),
             )
             self._outputs = self._fused(fixed, fixed_draws, rates)
@@ -159,5 +160,5 @@ def _tensors(step: Step) -> list[Tensor]:
     """Returns everything that changes from update to update, always in the same order."""
     draws = step.draws
     batch = [step.minibatch] if isinstance(step.minibatch, Tensor) else step.minibatch
-    drawn = [draws.backup, draws.baseline, *draws.times, draws.z, draws.flow_t]
+    drawn = [draws.backup, draws.baseline, *draws.times, draws.z, draws.guide, draws.flow_t]
     return [*batch, *(x for x in drawn if x is not None)]

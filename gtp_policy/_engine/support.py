@@ -14,6 +14,7 @@ from gtp_policy.algorithm import Learner
 from gtp_policy.critic import QEnsemble, QEnsembleConfig, ValueNetwork
 from gtp_policy.guidance import AdvantageWeighter, LinearQGuidance
 from gtp_policy.loss import GTPLoss
+from gtp_policy.samplers import JumpSampler
 from gtp_policy.teachers import JvpTeacher
 
 _KINDS: dict[str, type[Any]] = {"actor": FlowMapActor, "critic": QEnsemble, "value": ValueNetwork}
@@ -34,9 +35,8 @@ def against_by_hand(learners: Sequence[Learner]) -> str | None:
 def against_recording(learners: Sequence[Learner]) -> str | None:
     """Returns why an update by hand is not recorded, or None."""
     first = learners[0]
-    if isinstance(first.guidance, LinearQGuidance) or isinstance(
-        first.loss.config.teacher, JvpTeacher
-    ):
+    through_steps = isinstance(first.guidance, LinearQGuidance) and not jumps_once(first)
+    if through_steps or isinstance(first.loss.config.teacher, JvpTeacher):
         return "a part of it needs autograd"
     for learner in learners:
         if _custom_weighter(learner):
@@ -45,6 +45,14 @@ def against_recording(learners: Sequence[Learner]) -> str | None:
             if not is_plain_adam(optimizer, list(getattr(learner, name).parameters())):
                 return f"the optimiser of {name} is not a plain torch.optim.Adam"
     return None if first.actor.device.type == "cuda" else "CUDA graphs need a CUDA device"
+
+
+def jumps_once(learner: Learner) -> bool:
+    """Returns whether linear-Q guidance is in force and goes through one jump of the flow map."""
+    guidance, actor = learner.guidance, learner.actor.config
+    if learner.critic is None or not isinstance(guidance, LinearQGuidance):
+        return False
+    return (guidance.steps or actor.steps) == 1 and isinstance(actor.sampler, JumpSampler)
 
 
 def _choices(learner: Learner) -> tuple[Any, ...]:

@@ -279,13 +279,43 @@ class GradientPass(Pass):
                     _product(below[i].mT, gradient, weight)
                 torch.sum(gradient, -2, out=bias)
                 if i:
-                    layer = block.layers[i - 1]
-                    above = block.weight if i == len(block.layers) else block.layers[i].weight
-                    back = self._back[layer.output.shape[-1]]
-                    gradient = self._chain(_product(gradient, above.mT, back), layer)
-                    if layer.norm is not None:
-                        gain, shift = into.gains[i - 1][group], into.shifts[i - 1][group]
-                        gradient = self._chain_norm(gradient, layer.norm, gain, shift)
+                    of_norm = None
+                    if block.layers[i - 1].norm is not None:
+                        of_norm = into.gains[i - 1][group], into.shifts[i - 1][group]
+                    gradient = self._below(block, i, gradient, of_norm)
+
+    def input_gradients(self, output_gradient: Tensor) -> Tensor:
+        """Returns the gradient of a loss by every network's inputs, (G, rows, in).
+
+        Like `gradients` it follows a `run` and uses up what that kept; the gradients of parameters
+        stay as they are.
+        """
+        found = []
+        for g, block in enumerate(self.blocks):
+            gradient = output_gradient[slice(None) if self.batched else g]
+            for i in reversed(range(1, len(block.layers) + 1)):
+                norm, of_norm = block.layers[i - 1].norm, None
+                if norm is not None:
+                    unused = torch.empty_like(norm.gain.squeeze(-2))
+                    of_norm = unused, torch.empty_like(unused)
+                gradient = self._below(block, i, gradient, of_norm)
+            found.append(gradient @ block.layers[0].weight.mT)
+        return found[0] if self.batched else torch.stack(found)
+
+    def _below(
+        self, block: _Block, i: int, gradient: Tensor, of_norm: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """Returns the gradient by what layer i - 1 adds its bias to, given that of layer i.
+
+        Where it is normalised, the gradients of its gain and shift are left in ``of_norm``.
+        """
+        layer = block.layers[i - 1]
+        above = block.weight if i == len(block.layers) else block.layers[i].weight
+        back = self._back[layer.output.shape[-1]]
+        gradient = self._chain(_product(gradient, above.mT, back), layer)
+        if layer.norm is None or of_norm is None:
+            return gradient
+        return self._chain_norm(gradient, layer.norm, *of_norm)
 
     def _chain(self, gradient: Tensor, layer: _Layer) -> Tensor:
         assert layer.kept is not None

@@ -38,7 +38,7 @@ from gtp_policy._engine.choice import explain as engine_of
 from gtp_policy._engine.cuda_graph import GraphedUpdate, Step
 from gtp_policy._engine.seeds import share_, together
 from gtp_policy._engine.support import against_recording
-from gtp_policy.algorithm import Draws, draw
+from gtp_policy.algorithm import draw
 from gtp_policy.errors import DataError, ShapeError
 from gtp_policy.guidance import Guidance
 from gtp_policy.kernels import explain, mlp, using
@@ -177,6 +177,24 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "guidance": LinearQGuidance(scale=0.5, normalize=True, steps=1),
         "max_grad_norm": 0.05,
     },
+    "one jump": {"guidance": LinearQGuidance(scale=0.5, steps=1)},
+    "one jump, its own weights": {
+        "guidance": LinearQGuidance(scale=2.0, normalize=True, steps=1, weighted=True),
+        "critic": QEnsembleConfig(
+            hidden=(24, 16), members=3, layer_norm=True, reduction="mean", rho=0.5
+        ),
+        "weighter": {"signed": True, "effective_share": 0.4},
+        "times": LinearTimes(),
+        "loss": OFF_GRID,
+    },
+    "one jump, gelu, a value": {
+        "guidance": LinearQGuidance(scale=0.5, normalize=True, steps=1, weighted=True),
+        "critic": QEnsembleConfig(hidden=(8,), activation="gelu"),
+        "baseline": ExpectileBaseline(hidden=(8,)),
+    },
+    "weighted linear Q": {"guidance": LinearQGuidance(scale=0.5, weighted=True)},
+    "signed": {"weighter": {"signed": True, "eta": 2.0}},
+    "effective share": {"weighter": {"effective_share": 0.3}},
     "linear Q, linear path": {"guidance": LinearQGuidance(scale=0.5), "times": LinearTimes()},
 }
 
@@ -630,7 +648,8 @@ ON_DEVICES = ["default", "expectile", "clipped", "max-Q backup", "cloning"]
 ON_DEVICES += ["solver", "two jumps", "its own teacher", "no teacher", "no guidance"]
 ON_DEVICES += ["off the grid", "a difference"]
 ON_DEVICES += ["layer norm", "layer norm, gelu, three members", "relu"]
-ON_DEVICES += ["quantile", "best of three", "value backup"]
+ON_DEVICES += ["quantile", "best of three", "value backup", "signed", "effective share"]
+ON_DEVICES += ["one jump", "one jump, its own weights", "one jump, gelu, a value"]
 
 
 @pytest.mark.parametrize("variant", ON_DEVICES)
@@ -643,12 +662,11 @@ def test_an_update_looks_at_no_number(variant: str) -> None:
     batch = with_seeds(make_batch())
     draws = draw([make_learner(config)], batch.action)
     times = type(draws.times)(*(t.to("meta") for t in draws.times))
-    noises = [x if x is None else x.to("meta") for x in (draws.backup, draws.baseline)]
+    noises = {name: x.to("meta") for name, x in draws._asdict().items() if isinstance(x, Tensor)}
     fused = ByHand([learner], ROWS)
-    flow_t = None if draws.flow_t is None else draws.flow_t.to("meta")
     metrics = fused(
         batch.to("meta"),
-        Draws(noises[0], noises[1], times, draws.z.to("meta"), flow_t=flow_t),
+        draws._replace(**noises, times=times),
         learner.learning_rates,
     )
     assert fused.recordable
@@ -688,7 +706,7 @@ class Replayed(GraphedUpdate):
             batch, draws = step.minibatch, step.draws
             noises = [None if x is None else torch.zeros_like(x) for x in draws[:2]]
             fixed = torch.zeros_like(batch) if isinstance(batch, Tensor) else batch
-            own = Draws(noises[0], noises[1], draws.times, draws.z, flow_t=draws.flow_t)
+            own = draws._replace(backup=noises[0], baseline=noises[1])
             return Step(fixed, own, {})
 
         outer, recorded = self, [empty(step) for step in steps]
