@@ -82,6 +82,13 @@ class GTPLearnerConfig(Config):
         "network of an expectile or quantile baseline; no action is sampled. With one sampled "
         "action the first two are the same.",
     )
+    critic_penalty: Float = Field(
+        default=0.0,
+        ge=0,
+        description="Beta: so many times the squared distance to the data's next action is taken "
+        "from a sampled next action's value in the critic's target (ReBRAC). Above 0, minibatches "
+        "need next_action, see OfflineDataset.with_next_actions.",
+    )
     eval_candidates: Int = Field(
         default=16,
         ge=1,
@@ -118,6 +125,11 @@ class GTPLearnerConfig(Config):
             raise ValueError(
                 f"backup='value' samples no actions: got backup_actions={self.backup_actions}, "
                 "expected 1. Take backup='best_of_n', or leave backup_actions."
+            )
+        if self.backup == "value" and self.critic_penalty:
+            raise ValueError(
+                f"backup='value' samples no actions: got critic_penalty={self.critic_penalty}, "
+                "expected 0. Take another backup, or leave critic_penalty."
             )
         return self
 

@@ -1,6 +1,7 @@
 """The offline dataset: one table on one device, so that a minibatch is one gather.
 
-A row is ``obs (O) | action (A) | reward (1) | discount (1) | next_obs (O)``.
+A row is ``obs (O) | action (A) | reward (1) | discount (1) | next_obs (O)``, with
+``| next_action (A)`` behind it where `OfflineDataset.with_next_actions` put it there.
 """
 
 import copy
@@ -27,7 +28,7 @@ class OfflineDataset:
     ``gtp_datasets`` (Minari, D4RL's HDF5); the constructor itself checks nothing.
 
     Args:
-        table: Rows as above, float32, shape (N, 2 O + A + 2).
+        table: Rows as above, float32, shape (N, 2 O + A + 2) or (N, 2 O + 2 A + 2).
         layout: How an observation became a row's ``obs``.
         terminated: Episode ended by itself after this transition, numpy bool (N,).
         truncated: Episode was cut after this transition, numpy bool (N,). Both flags are kept as
@@ -258,7 +259,7 @@ class OfflineDataset:
 
         Returns:
             Rows of the table: obs, action, reward, discount and next_obs of n B transitions, shape
-            (n B, 2 O + A + 2).
+            (n B, 2 O + A + 2), and next_action where the dataset has it.
 
         Raises:
             DataError: If ``batch_size`` is smaller than 1.
@@ -447,6 +448,51 @@ class OfflineDataset:
         changed._table[:, of_reward] = reward.to(self._table)
         changed._table[:, of_reward + 1] = discount.to(self._table)
         changed._table[:, of_reward + 2 :] = self._table[last.to(self.device), of_reward + 2 :]
+        return changed
+
+    def with_next_actions(self) -> Self:
+        """Returns the dataset with the data's own action at each next observation.
+
+        What ``GTPLearnerConfig.critic_penalty`` needs. Where an episode ends by itself no value
+        follows, and its last action stands there; where it is cut, the next action is not known and
+        the row is left out, so that the row before it ends the episode. Take it before n-step
+        returns, which go on to the action at the observation that they reach.
+
+        Returns:
+            A dataset with a new table; itself if it has next actions.
+
+        Raises:
+            EmptyDatasetError: If no row has a next action.
+            DataError: If rewards are sums of several steps.
+
+        Example:
+            >>> from gtp_policy import OfflineDataset
+            >>> dataset = OfflineDataset.from_arrays(
+            ...     obs=[[0.0], [1.0], [2.0]], action=[[0.1], [0.2], [0.3]], reward=[0.0] * 3,
+            ...     next_obs=[[1.0], [2.0], [3.0]], terminated=[0, 0, 0], truncated=[0, 0, 1],
+            ...     low=[-1.0], high=[1.0])
+            >>> dataset.with_next_actions().transitions.next_action
+            tensor([[0.2000],
+                    [0.3000]])
+        """
+        if self.transitions.next_action is not None:
+            return self
+        self.check_one_step("with_next_actions")
+        cut = self.truncated & ~self.terminated
+        cut[-1] |= not self.terminated[-1]  # whatever its flags say, nothing follows the last row
+        kept = np.flatnonzero(~cut)
+        if not len(kept):
+            raise EmptyDatasetError(
+                f"No transition has a next action: got {len(self)} rows that each end a cut "
+                "episode, expected episodes of several rows. Set critic_penalty to 0."
+            )
+        rows = torch.from_numpy(kept)
+        following = rows + torch.from_numpy(~self.terminated[kept])
+        changed = copy.copy(self)
+        actions = self.transitions.action[following.to(self.device)]
+        changed._table = torch.cat([self._table[rows.to(self.device)], actions], 1)
+        changed.terminated = self.terminated[kept]
+        changed.truncated = self.truncated[kept] | (~changed.terminated & cut[following.numpy()])
         return changed
 
     def check_one_step(self, what: str) -> None:

@@ -184,6 +184,7 @@ def test_numbers_are_finite_and_neither_flags_nor_words(
         (QuantileBaseline, {"quantile": 0.0}),
         (QuantileBaseline, {"quantile": 1.0}),
         (GTPLearnerConfig, {"backup": "sarsa"}),
+        (GTPLearnerConfig, {"critic_penalty": -1.0}),
         (PolicyBaseline, {"samples": 0}),
         (ExpectileBaseline, {"expectile": 0.0}),
         (ExpectileBaseline, {"expectile": 1.0}),
@@ -317,6 +318,7 @@ learners = st.builds(
         hidden=hidden,
     ),
     backup=st.sampled_from(["max_q", "best_of_n"]),
+    critic_penalty=st.floats(0, 1e300),
     guidance=st.sampled_from([AdvantageGuidance(), NoGuidance()])
     | st.builds(
         LinearQGuidance,

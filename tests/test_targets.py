@@ -1,6 +1,7 @@
 """What the critic learns towards: against loops, closed forms and chains with known returns."""
 
 import copy
+import math
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from gtp_policy import (
 from gtp_policy._engine.by_hand import ByHand
 from gtp_policy.algorithm import draw
 from gtp_policy.critic import NetworkBaseline, quantile_loss
-from gtp_policy.errors import ShapeError
+from gtp_policy.errors import DataError, ShapeError
 from gtp_policy.kernels import using
 
 OBS, ACT, ROWS = 3, 2, 12
@@ -51,6 +52,7 @@ def make_batch(seed: int = 0) -> Transitions:
         reward=torch.randn(ROWS, generator=g),
         next_obs=torch.randn(ROWS, OBS, generator=g),
         discount=0.99 * (torch.rand(ROWS, generator=g) > 0.2),
+        next_action=torch.rand(ROWS, ACT, generator=g) * 2 - 1,
     ).to(dtype=torch.float64)
 
 
@@ -78,12 +80,18 @@ def disturbed(learner: GTPLearner) -> GTPLearner:
 @pytest.mark.parametrize("engine", ["auto", "reference"])
 @pytest.mark.parametrize("backup", ["max_q", "best_of_n"])
 @pytest.mark.parametrize(("reduction", "rho"), [("min", 0.0), ("mean", 0.0), ("mean", 0.7)])
+@pytest.mark.parametrize("penalty", [0.0, 0.5])
 def test_targets_from_sampled_actions_by_brute_force(
-    engine: Any, backup: str, reduction: str, rho: float
+    engine: Any, backup: str, reduction: str, rho: float, penalty: float
 ) -> None:
     """Every sampled action by itself, through the modules, in python's loops."""
     learner = disturbed(
-        make_learner({"reduction": reduction, "rho": rho}, backup=backup, backup_actions=4)
+        make_learner(
+            {"reduction": reduction, "rho": rho},
+            backup=backup,
+            backup_actions=4,
+            critic_penalty=penalty,
+        )
     )
     batch = make_batch()
     noise = draw([learner], batch.action.unsqueeze(0)).backup
@@ -92,9 +100,11 @@ def test_targets_from_sampled_actions_by_brute_force(
     y, gaps = [], []
     for i in range(ROWS):
         obs = batch.next_obs[i : i + 1]
+        assert batch.next_action is not None
+        actions = [learner.target_actor.sample(obs, noise=noise[0, k, i][None]) for k in range(4)]
         values = [
-            learner.target_critic(obs, learner.target_actor.sample(obs, noise=noise[0, k, i][None]))
-            for k in range(4)
+            learner.target_critic(obs, a) - penalty * math.dist(a[0], batch.next_action[i]) ** 2
+            for a in actions
         ]
         best = max(pessimistic(v, reduction, rho) for v in values)
         high = torch.stack([max(v[j, 0] for v in values) for j in range(3)])
@@ -141,6 +151,8 @@ def test_backups_that_cannot_be() -> None:
         GTPLearnerConfig(backup="value")
     with pytest.raises(pydantic.ValidationError, match="samples no actions: got backup_actions=4"):
         GTPLearnerConfig(backup="value", baseline=QuantileBaseline(), backup_actions=4)
+    with pytest.raises(pydantic.ValidationError, match=r"samples no actions: got critic_penalty"):
+        GTPLearnerConfig(backup="value", baseline=QuantileBaseline(), critic_penalty=0.1)
     with pytest.raises(pydantic.ValidationError, match="needs a value network"):
         GTPLearnerConfig(backup="value", baseline=QuantileBaseline()).replace(
             baseline=PolicyBaseline()
@@ -184,6 +196,22 @@ def test_a_chain_gets_its_known_values(choices: dict[str, Any]) -> None:
     q = learner.critic(batch.obs, batch.action).mean(0)
     expected = gamma ** (3 - number).double()
     torch.testing.assert_close(q, expected, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+def test_a_penalty_needs_the_next_actions_of_the_data(engine: Any) -> None:
+    learner = make_learner(critic_penalty=0.1)
+    before = copy.deepcopy(learner.state_dict())
+    with using(engine), pytest.raises(DataError, match="`next_action` is missing: got a minibatch"):
+        learner.update(make_batch()._replace(next_action=None))
+    assert learner.updates == 0
+    for name, value in learner.state_dict().items():
+        if isinstance(value, Tensor):
+            assert torch.equal(value, before[name])
+    with pytest.raises(ShapeError, match="`next_action` has the wrong shape"):
+        learner.update(make_batch()._replace(next_action=torch.zeros(ROWS, 1).double()))
+    with pytest.raises(DataError, match="`next_action` has the wrong dtype"):
+        learner.update(make_batch()._replace(next_action=torch.zeros(ROWS, ACT)))
 
 
 @pytest.mark.parametrize("n", [1, 3, 9])

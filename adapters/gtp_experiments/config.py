@@ -75,7 +75,7 @@ _ADDED_LATER: dict[type[Config], tuple[str, ...]] = {
     FlowMapActorConfig: ("embedding",),
     LinearTimes: ("rho",),
     QEnsembleConfig: ("activation", "reduction", "rho"),
-    GTPLearnerConfig: ("backup",),
+    GTPLearnerConfig: ("backup", "critic_penalty"),
     AdvantageWeighterConfig: ("signed", "effective_share"),
     LinearQGuidance: ("weighted",),
     GTPLossConfig: (

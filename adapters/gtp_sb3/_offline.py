@@ -55,11 +55,13 @@ class OfflineTraining:
             DataError: If the wrapper's statistics still move, or are of parts that are left out.
         """
         shown = dataset
+        if policy.learner.config.critic_penalty:
+            shown = dataset.with_next_actions()
         if wrapper is not None:
             _normalize.check_keys(wrapper, dataset)
             if _normalize.settle_(wrapper, dataset) and verbose >= 1:
                 print("VecNormalize takes its statistics from the dataset and keeps them.")
-            shown = _normalize.normalized(wrapper, dataset)
+            shown = _normalize.normalized(wrapper, shown)
         if not (self.scales_are_fixed or policy.learner.updates):
             _fit_scales_(policy, shown, self.sigma_is_open)
         self.dataset, self.shown, self.is_missing = dataset, shown, False

@@ -109,7 +109,7 @@ def _check(buffer: ReplayBuffer, dataset: Dataset) -> None:
 
 def _rows(dataset: Dataset, start: int, stop: int) -> Transitions:
     if isinstance(dataset, OfflineDataset):
-        return Transitions(*(column[start:stop] for column in dataset.transitions))
+        return dataset.transitions.map(lambda column: column[start:stop])
     return dataset.rows(start, stop)
 
 

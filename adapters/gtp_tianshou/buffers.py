@@ -170,8 +170,8 @@ def buffer_from_dataset(
         ([[1.0], [-1.0]], [False, True], [1, 1])
     """
     dataset.check_one_step("A buffer of Tianshou's")
-    rows = [column.cpu().numpy() for column in dataset.transitions]
-    obs, action, reward, next_obs, _ = rows
+    rows = [column.cpu().numpy() for column in dataset.transitions.present()]
+    obs, action, reward, next_obs = rows[:4]
     terminated, truncated = dataset.terminated.copy(), dataset.truncated.copy()
     buffer = ReplayBuffer(len(dataset), random_seed=seed)
     buffer.set_batch(

@@ -119,7 +119,7 @@ class GraphedUpdate:
             if isinstance(minibatch, Tensor):
                 fixed = self._fused.unpack(next(fields))
             else:
-                fixed = Transitions(*(next(fields) for _ in minibatch))
+                fixed = Transitions(*(next(fields) for _ in minibatch.present()))
             fixed_draws = Draws(
                 backup=None if draws.backup is None else next(fields),
                 baseline=None if draws.baseline is None else next(fields),
@@ -159,6 +159,7 @@ class GraphedUpdate:
 def _tensors(step: Step) -> list[Tensor]:
     """Returns everything that changes from update to update, always in the same order."""
     draws = step.draws
-    batch = [step.minibatch] if isinstance(step.minibatch, Tensor) else step.minibatch
+    whole = step.minibatch
+    batch = [whole] if isinstance(whole, Tensor) else whole.present()
     drawn = [draws.backup, draws.baseline, *draws.times, draws.z, draws.guide, draws.flow_t]
     return [*batch, *(x for x in drawn if x is not None)]

@@ -85,6 +85,7 @@ def make_batch(seed: int = 0, rows: int = ROWS, dtype: torch.dtype = torch.float
         reward=torch.randn(rows, generator=g),
         next_obs=torch.randn(rows, OBS, generator=g) * 2 + 1,
         discount=0.99 * (torch.rand(rows, generator=g) > 0.1),
+        next_action=torch.rand(rows, ACT, generator=g) * 2 - 1,
     ).to(dtype=dtype)
 
 
@@ -135,6 +136,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "backup": "best_of_n",
         "backup_actions": 3,
         "critic": QEnsembleConfig(hidden=(8,), members=4, reduction="mean", rho=0.5),
+    },
+    "penalised next actions": {"critic_penalty": 0.3},
+    "penalised, best of three": {
+        "backup": "best_of_n",
+        "backup_actions": 3,
+        "critic_penalty": 0.3,
     },
     "value backup": {"backup": "value", "baseline": ExpectileBaseline(hidden=(16, 8))},
     "value backup, cloning": {
@@ -649,7 +656,12 @@ ON_DEVICES += ["solver", "two jumps", "its own teacher", "no teacher", "no guida
 ON_DEVICES += ["off the grid", "a difference"]
 ON_DEVICES += ["layer norm", "layer norm, gelu, three members", "relu"]
 ON_DEVICES += ["quantile", "best of three", "value backup", "signed", "effective share"]
-ON_DEVICES += ["one jump", "one jump, its own weights", "one jump, gelu, a value"]
+ON_DEVICES += [
+    "penalised next actions",
+    "one jump",
+    "one jump, its own weights",
+    "one jump, gelu, a value",
+]
 
 
 @pytest.mark.parametrize("variant", ON_DEVICES)
@@ -689,7 +701,7 @@ def test_what_needs_autograd_is_not_recorded(variant: str) -> None:
 
 def with_seeds(batch: Transitions) -> Transitions:
     """Gives a minibatch its leading axis of seeds."""
-    return Transitions(*(field.unsqueeze(0) for field in batch))
+    return batch.map(lambda field: field.unsqueeze(0))
 
 
 # --- recorded updates: what is around the graph, which needs a GPU itself
@@ -880,7 +892,7 @@ class OwnSampling(OfflineDataset):
 
     def sample(self, batch_size: int, *, generator: torch.Generator) -> Transitions:
         del generator
-        return Transitions(*(field[:batch_size] for field in self.transitions))
+        return self.transitions.map(lambda field: field[:batch_size])
 
 
 def test_a_dataset_with_custom_sampling_draws_every_minibatch(
