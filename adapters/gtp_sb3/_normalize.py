@@ -23,7 +23,7 @@ def settle_(wrapper: VecNormalize, dataset: Dataset) -> bool:
 
     Raises:
         DataError: If they are neither untouched nor frozen: they would move away from what the
-            dataset was normalised with; or if rewards to normalise are sums of several steps.
+            dataset was normalised with.
     """
     if not (wrapper.norm_obs or wrapper.norm_reward) or not wrapper.training:
         return False
@@ -40,8 +40,6 @@ def settle_(wrapper: VecNormalize, dataset: Dataset) -> bool:
             for key, rms in _observation_statistics(wrapper).items():
                 rms.update(parts[key] if key else parts)
     if wrapper.norm_reward:
-        if isinstance(dataset, OfflineDataset):
-            dataset.check_one_step("VecNormalize(norm_reward=True)")
         wrapper.ret_rms.update(_discounted(dataset, wrapper.gamma))
     wrapper.training = False
     return True

@@ -839,6 +839,7 @@ SCHEDULED = {"total_updates": 100, "ema_rate": 0.5, "lr_schedule": "cosine"}
 BLOCKS: dict[str, tuple[dict[str, Any], list[int]]] = {
     "default": ({}, [16, 16, 16, 16, 16, 1, 1, 1]),
     "cloning": ({"critic": None, "guidance_start": 18}, [16, 16, 16, 16, 16, 1, 1, 1]),
+    "next actions": ({"critic_penalty": 0.5}, [16, 16, 16, 16, 16, 1, 1, 1]),
     "late guidance": ({"guidance_start": 18}, [16, 1, 1, 16, 16, 16, 16, 1]),
 }
 
@@ -847,6 +848,8 @@ BLOCKS: dict[str, tuple[dict[str, Any], list[int]]] = {
 def test_several_updates_from_a_dataset_in_one_launch(case: str, recording: list[int]) -> None:
     choices, expected = BLOCKS[case]
     config, dataset = make_config(**SCHEDULED | choices), make_dataset()
+    if config.learner.critic_penalty:
+        dataset = dataset.with_next_actions()
     several, single = (GTPLearner.from_dataset(dataset, config) for _ in range(2))
     assert several.loss.config.curriculum.intervals(0.9) == 20
     reported = several.update_from(dataset, 83, batch_size=ROWS)
