@@ -147,6 +147,7 @@ def train(
     dataset = data.dataset
     mean, std = dataset.observation_statistics()
     std = torch.where(std < 1e-6, torch.ones_like(std), std)
+    dataset.check_one_step("d3rlpy")
     normalized = dataset.transitions._replace(
         obs=(dataset.transitions.obs - mean) / std,
         next_obs=(dataset.transitions.next_obs - mean) / std,
@@ -172,7 +173,7 @@ def train(
         index = torch.randint(
             len(dataset), (config.batch_size,), generator=generator, device=dataset.device
         )
-        rows = Transitions(*(field.index_select(0, index) for field in normalized))
+        rows = normalized.map(lambda field, index=index: field.index_select(0, index))
         metrics = peer.impl.update(minibatch(rows, config.gamma, config.device), update - 1)
         seconds += time.perf_counter() - began
         last = update == config.updates

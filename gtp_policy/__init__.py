@@ -30,6 +30,7 @@ from gtp_policy.critic import (
     PolicyBaseline,
     QEnsemble,
     QEnsembleConfig,
+    QuantileBaseline,
 )
 from gtp_policy.dataset import OfflineDataset
 from gtp_policy.functional import FlowMap
@@ -75,6 +76,7 @@ __all__ = [
     "PolicyBaseline",
     "QEnsemble",
     "QEnsembleConfig",
+    "QuantileBaseline",
     "StopSignal",
     "Transitions",
     "UpdateMetrics",

@@ -331,7 +331,7 @@ def _choose(
     tiled = obs.repeat_interleave(candidates, 0)
     action = actor.sample(tiled, steps=steps, noise=noise, generator=generator)
     with torch.no_grad():
-        q = critic(tiled, action).amin(0).view(batch, candidates)
+        q = critic.config.reduce(critic(tiled, action)).view(batch, candidates)
         # A choice that draws, draws where its generator is.
         where = q.device if generator is None else generator.device
         best = picker.pick(q.to(where), generator).to(q.device)

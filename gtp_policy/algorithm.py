@@ -9,7 +9,7 @@ Every tensor has a leading axis of seeds, S, which is 1 for one learner: one bod
 and several that are updated side by side.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -18,8 +18,9 @@ from torch import Tensor
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.config import GTPLearnerConfig
 from gtp_policy.critic import PolicyBaseline, QEnsemble, ValueNetwork
+from gtp_policy.errors import DataError
 from gtp_policy.functional import effective_sample_size, td_target
-from gtp_policy.guidance import AdvantageGuidance, AdvantageWeighter, Guidance, LinearQGuidance
+from gtp_policy.guidance import AdvantageWeighter, Guidance, LinearQGuidance, weighs
 from gtp_policy.loss import GTPLoss
 from gtp_policy.times import Times
 from gtp_policy.transitions import Transitions
@@ -88,7 +89,7 @@ class Networks(Protocol):
         ...
 
     def fit_value(self, obs: Tensor, q: Tensor) -> None:
-        """Does a step of every value network towards an expectile of q (S, B)."""
+        """Does a step of every value network towards q (S, B), by the baseline's loss."""
         ...
 
     def weigh(self, advantage: Tensor) -> Tensor:
@@ -155,14 +156,13 @@ def _draw(learner: Learner, action: Tensor) -> Draws:
 
     backup = baseline = guide = None
     if learner.critic is not None:
-        copies = config.backup_actions
-        drawn = noise("backup", batch_size * copies)
-        backup = drawn.view(1, batch_size, copies, -1).transpose(1, 2)
+        if config.backup != "value":
+            copies = config.backup_actions
+            drawn = noise("backup", batch_size * copies)
+            backup = drawn.view(1, batch_size, copies, -1).transpose(1, 2)
         if isinstance(learner.guidance, LinearQGuidance):
             guide = noise("guidance", batch_size, learner.guidance.steps).unsqueeze(0)
-        if isinstance(learner.guidance, AdvantageGuidance) and isinstance(
-            config.baseline, PolicyBaseline
-        ):
+        if weighs(learner.guidance) and isinstance(config.baseline, PolicyBaseline):
             copies = config.baseline.samples
             baseline = noise("baseline", copies * batch_size).view(1, copies, batch_size, -1)
     times, z, flow_t = learner.loss.draw(
@@ -193,13 +193,12 @@ def update(networks: Networks, batch: Transitions, draws: Draws) -> dict[str, Te
     weight, metrics = None, {}
     if first.critic is not None:
         next_action, sampled = _sample_actions(networks, batch, draws)
-        metrics = networks.fit_critic(
-            batch.obs, batch.action, _backup(networks, batch, next_action)
-        )
+        y = td_target(batch.reward, batch.discount, _next_value(networks, batch, next_action))
+        metrics = networks.fit_critic(batch.obs, batch.action, y)
         if first.value is not None:
             q = networks.target_q(batch.obs, batch.action.unsqueeze(1)).squeeze(2)
-            networks.fit_value(batch.obs, q.amin(1))
-        if isinstance(first.guidance, AdvantageGuidance):
+            networks.fit_value(batch.obs, first.critic.config.reduce(q, 1))
+        if weighs(first.guidance):
             advantage = advantage_of(networks, batch.obs, batch.action, sampled)
             weight = networks.weigh(advantage)
             metrics |= _weight_metrics(advantage, weight, first.weighter.config.max_weight)
@@ -210,9 +209,10 @@ def update(networks: Networks, batch: Transitions, draws: Draws) -> dict[str, Te
 
 def _sample_actions(
     networks: Networks, batch: Transitions, draws: Draws
-) -> tuple[Tensor, Tensor | None]:
-    """Samples the backup's actions and, if there is one, the baseline's, in one pass."""
-    assert draws.backup is not None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Samples the backup's actions and the baseline's, as far as there are any, in one pass."""
+    if draws.backup is None:  # a value network is what the advantage is measured against, too
+        return None, None
     noise, copies = draws.backup, draws.backup.shape[1]
     obs = _repeat(batch.next_obs, copies)
     if draws.baseline is not None:
@@ -228,11 +228,35 @@ def _repeat(obs: Tensor, n: int) -> Tensor:
     return obs.unsqueeze(1).expand(-1, n, -1, -1)
 
 
-def _backup(networks: Networks, batch: Transitions, next_action: Tensor) -> Tensor:
-    """Returns the critics' targets y (S, B) from n actions per next observation."""
+def _next_value(networks: Networks, batch: Transitions, next_action: Tensor | None) -> Tensor:
+    """Returns what next observations are worth, (S, B): by n actions each, or by V without any."""
+    if next_action is None:
+        return networks.value(batch.next_obs)
+    config, reduce = networks.learners[0].config, _reduction(networks)
     next_q = networks.target_q(batch.next_obs, next_action)
+    if config.critic_penalty:
+        distance = (next_action - _data_next_action(batch).unsqueeze(1)).square().sum(-1)
+        next_q = next_q - config.critic_penalty * distance.unsqueeze(1)
+    if config.backup == "best_of_n":
+        return reduce(next_q, 1).amax(1)
     # Max-Q backup: each member's best action first, the pessimism over members last.
-    return td_target(batch.reward, batch.discount, next_q.amax(2).amin(1))
+    return reduce(next_q.amax(2), 1)
+
+
+def _data_next_action(batch: Transitions) -> Tensor:
+    if batch.next_action is None:
+        raise DataError(
+            "`next_action` is missing: got a minibatch without it, expected the data's next "
+            "actions for critic_penalty. Take minibatches of dataset.with_next_actions()."
+        )
+    return batch.next_action
+
+
+def _reduction(networks: Networks) -> Callable[[Tensor, int], Tensor]:
+    """Returns what makes one value of those of the members of an ensemble."""
+    critic = networks.learners[0].critic
+    assert critic is not None
+    return critic.config.reduce
 
 
 def advantage_of(networks: Networks, obs: Tensor, action: Tensor, sampled: Tensor | None) -> Tensor:
@@ -247,10 +271,10 @@ def advantage_of(networks: Networks, obs: Tensor, action: Tensor, sampled: Tenso
     Returns:
         A, shape (S, B).
     """
-    action = action.unsqueeze(1)
+    action, reduce = action.unsqueeze(1), _reduction(networks)
     if sampled is None:
-        return networks.q(obs, action).squeeze(2).amin(1) - networks.value(obs)
-    q = networks.q(obs, torch.cat([action, sampled], 1)).amin(1)
+        return reduce(networks.q(obs, action).squeeze(2), 1) - networks.value(obs)
+    q = reduce(networks.q(obs, torch.cat([action, sampled], 1)), 1)
     return q[:, 0] - q[:, 1:].mean(1)
 
 

@@ -4,13 +4,13 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Protocol, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from gtp_policy._config import Bool, Config, Float, Int
 from gtp_policy.acting import ArgmaxChoice, Choice
 from gtp_policy.actor import ActionStatistics, FlowMapActorConfig
-from gtp_policy.critic import Baseline, PolicyBaseline, QEnsembleConfig
+from gtp_policy.critic import Baseline, NetworkBaseline, PolicyBaseline, QEnsembleConfig
 from gtp_policy.guidance import AdvantageGuidance, AdvantageWeighterConfig, Guidance
 from gtp_policy.loss import GTPLossConfig
 
@@ -75,8 +75,23 @@ class GTPLearnerConfig(Config):
         default=1,
         ge=1,
         le=10_000,
-        description="Actions sampled per next observation; above 1 the target takes each critic's "
-        "maximum over them (max-Q backup), then the minimum over critics.",
+        description="n, actions sampled per next observation, of which the target takes the best "
+        "as backup says.",
+    )
+    backup: Literal["max_q", "best_of_n", "value"] = Field(
+        default="max_q",
+        description="What the critic's target takes the value of the next observation from. max_q: "
+        "each target critic's maximum over the sampled actions, then their reduction. best_of_n: "
+        "the sampled action that the reduction of the target critics values most. value: the value "
+        "network of an expectile or quantile baseline; no action is sampled. With one sampled "
+        "action the first two are the same.",
+    )
+    critic_penalty: Float = Field(
+        default=0.0,
+        ge=0,
+        description="Beta: so many times the squared distance to the data's next action is taken "
+        "from a sampled next action's value in the critic's target (ReBRAC). Above 0, minibatches "
+        "need next_action, see OfflineDataset.with_next_actions.",
     )
     eval_candidates: Int = Field(
         default=16,
@@ -107,6 +122,25 @@ class GTPLearnerConfig(Config):
     seed: Int = Field(
         default=0, ge=0, description="Seed of initial parameters and of every update."
     )
+
+    @model_validator(mode="after")
+    def _consistent_backup(self) -> Self:
+        if self.backup == "value" and not isinstance(self.baseline, NetworkBaseline):
+            raise ValueError(
+                f"backup='value' needs a value network: got {type(self.baseline).__name__}, "
+                "expected an ExpectileBaseline or a QuantileBaseline. Set baseline."
+            )
+        if self.backup == "value" and self.backup_actions > 1:
+            raise ValueError(
+                f"backup='value' samples no actions: got backup_actions={self.backup_actions}, "
+                "expected 1. Take backup='best_of_n', or leave backup_actions."
+            )
+        if self.backup == "value" and self.critic_penalty:
+            raise ValueError(
+                f"backup='value' samples no actions: got critic_penalty={self.critic_penalty}, "
+                "expected 0. Take another backup, or leave critic_penalty."
+            )
+        return self
 
     @property
     def critic_rate(self) -> float:

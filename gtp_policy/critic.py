@@ -1,6 +1,8 @@
 r"""The critic: an ensemble of Q networks, and what the advantage is measured against."""
 
+import functools
 import itertools
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
@@ -11,9 +13,17 @@ from torch.nn import functional
 from gtp_policy._config import Bool, Config, Float, Int, Width
 from gtp_policy._random import new_stream
 from gtp_policy.functional import check_rows, check_shape
+from gtp_policy.kernels.activations import Activation
 from gtp_policy.kernels.mish import mish
 from gtp_policy.networks import features_dim, mlp, uniform_
 from gtp_policy.spaces import ObservationNormalizer
+
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    # In place: what a layer computed is used nowhere else.
+    "mish": functools.partial(mish, inplace=True),
+    "gelu": functional.gelu,
+    "relu": functional.relu,
+}
 
 
 class QEnsembleConfig(Config):
@@ -32,14 +42,86 @@ class QEnsembleConfig(Config):
         default=2, ge=1, le=10_000, description="N, number of independent Q networks."
     )
     layer_norm: Bool = Field(
-        default=False, description="Layer normalisation before each activation."
+        default=False,
+        description="Layer normalisation before each activation: values far from the data stay "
+        "bounded.",
     )
+    activation: Activation = Field(
+        default="mish", description="Activation of the hidden layers; gelu is the exact one."
+    )
+    reduction: Literal["min", "mean"] = Field(
+        default="min",
+        description="What one value is made of those of the members: their minimum, or their mean "
+        "less rho times their standard deviation.",
+    )
+    rho: Float = Field(
+        default=0.0,
+        ge=0,
+        description="Pessimism of the mean, in population standard deviations over the members; "
+        "of no effect on the minimum.",
+    )
+
+    def reduce(self, q: Tensor, dim: int = 0) -> Tensor:
+        r"""Returns one value for those of the N members: in targets, advantages and choices alike.
+
+        .. math:: \min_j Q_j \quad \text{or} \quad
+            \tfrac1N \sum_j Q_j - \rho \, \mathrm{std}_j \, Q_j
+
+        Args:
+            q: Values, N of them along ``dim``.
+            dim: Where the members are.
+
+        Returns:
+            Values of one dimension less.
+
+        References:
+            | Uncertainty-Based Offline Reinforcement Learning with Diversified Q-Ensemble
+            | (An et al., 2021), section 3, https://arxiv.org/abs/2110.01548
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import QEnsembleConfig
+            >>> q = torch.tensor([[1.0], [3.0]])
+            >>> QEnsembleConfig().reduce(q), QEnsembleConfig(reduction="mean", rho=0.5).reduce(q)
+            (tensor([1.]), tensor([1.5000]))
+        """
+        if self.reduction == "min":
+            return q.amin(dim)
+        mean = q.mean(dim)
+        return mean - self.rho * q.std(dim, correction=0) if self.rho else mean
+
+    def reduction_slope(self, q: Tensor, dim: int = 0) -> Tensor:
+        """Returns the derivative of `reduce` by the members' values.
+
+        Members that share the minimum share its derivative; where all values are equal, the
+        standard deviation has none.
+
+        Args:
+            q: Values, N of them along ``dim``.
+            dim: Where the members are.
+
+        Returns:
+            Slopes, of the same shape.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import QEnsembleConfig
+            >>> QEnsembleConfig().reduction_slope(torch.tensor([[1.0, 2.0], [3.0, 2.0]]))
+            tensor([[1.0000, 0.5000],
+                    [0.0000, 0.5000]])
+        """
+        if self.reduction == "min":
+            lowest = (q == q.amin(dim, keepdim=True)).to(q.dtype)
+            return lowest / lowest.sum(dim, keepdim=True)
+        std, mean = torch.std_mean(q, dim, correction=0, keepdim=True)
+        deviation = torch.where(std > 0, (q - mean) / std, torch.zeros_like(q))
+        return (1 - self.rho * deviation) / q.shape[dim]
 
 
 class QEnsemble(nn.Module):
     r"""N independent Q networks evaluated as one batch of matrices.
 
-    The caller names the reduction: ``critic(obs, action).amin(0)`` is the pessimistic value.
+    ``critic.config.reduce(critic(obs, action))`` makes one value of those of the members.
 
     Args:
         obs_dim: O.
@@ -123,14 +205,14 @@ class QEnsemble(nn.Module):
             features = self.encoder(features)
         x = torch.cat([features, action], dim=-1)
         x = x.expand(self.config.members, *x.shape)
-        last = len(self.weights) - 1
+        last, activate = len(self.weights) - 1, _ACTIVATIONS[self.config.activation]
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = torch.baddbmm(bias, x, weight)
             if i == last:
                 break
             if self.config.layer_norm:
                 x = functional.layer_norm(x, x.shape[-1:]) * self.gains[i] + self.shifts[i]
-            x = mish(x, inplace=True)  # the product above, used nowhere else
+            x = activate(x)
         return x.squeeze(-1)
 
 
@@ -186,6 +268,7 @@ class PolicyBaseline(Config):
 
     .. math:: V(o) = \tfrac1M \sum_{m=1}^M \min_j Q_j(o, a_m), \quad a_m \sim \pi_{\theta^-}
 
+    or with what the critic's ``reduction`` says instead of the minimum, as everywhere.
     Costs M K network passes an update; on a CPU M = 4 makes an update about 1.7 times as long.
 
     Example:
@@ -229,8 +312,96 @@ class ExpectileBaseline(Config):
         description="Widths of the value network's hidden layers.",
     )
 
+    def loss(self, q: Tensor, value: Tensor) -> Tensor:
+        """Returns what V is fitted by, `expectile_loss`.
 
-Baseline = Annotated[PolicyBaseline | ExpectileBaseline, Field(discriminator="kind")]
+        Args:
+            q: Action values, shape (B,).
+            value: State values, shape (B,).
+
+        Returns:
+            Loss per transition, shape (B,).
+
+        Raises:
+            ShapeError: If the shapes differ.
+        """
+        return expectile_loss(q, value, self.expectile)
+
+    def slope(self, q: Tensor, value: Tensor) -> Tensor:
+        """Returns the derivative of `loss` by the state values.
+
+        Args:
+            q: Action values, shape (..., B).
+            value: State values, of the same shape.
+
+        Returns:
+            Slopes, of the same shape.
+        """
+        difference = q - value
+        return difference * torch.where(difference < 0, 1 - self.expectile, self.expectile) * -2
+
+
+class QuantileBaseline(Config):
+    r"""V(obs) as a network fitted to an upper quantile of the critic over the data's actions.
+
+    .. math:: \min_V E\,|\tau - 1(d < 0)|\, |d|, \quad d = \min_j Q_j^-(o, a) - V(o)
+
+    Unlike an expectile it is not moved by how far above it the best values are.
+
+    References:
+        | IDQL: Implicit Q-Learning as an Actor-Critic Method with Diffusion Policies
+        | (Hansen-Estruch et al., 2023), section 4, https://arxiv.org/abs/2304.10573
+
+    Example:
+        >>> from gtp_policy import QuantileBaseline
+        >>> QuantileBaseline(quantile=0.9).quantile
+        0.9
+    """
+
+    kind: Literal["quantile"] = Field(default="quantile", description="Discriminator of the union.")
+    quantile: Float = Field(
+        default=0.7, gt=0, lt=1, description="0.5 is the median, 1 would be the max."
+    )
+    hidden: tuple[Width, ...] = Field(
+        default=(256, 256, 256),
+        min_length=1,
+        description="Widths of the value network's hidden layers.",
+    )
+
+    def loss(self, q: Tensor, value: Tensor) -> Tensor:
+        """Returns what V is fitted by, `quantile_loss`.
+
+        Args:
+            q: Action values, shape (B,).
+            value: State values, shape (B,).
+
+        Returns:
+            Loss per transition, shape (B,).
+
+        Raises:
+            ShapeError: If the shapes differ.
+        """
+        return quantile_loss(q, value, self.quantile)
+
+    def slope(self, q: Tensor, value: Tensor) -> Tensor:
+        """Returns the derivative of `loss` by the state values.
+
+        Args:
+            q: Action values, shape (..., B).
+            value: State values, of the same shape.
+
+        Returns:
+            Slopes, of the same shape.
+        """
+        difference = q - value
+        return difference.sign() * torch.where(difference < 0, self.quantile - 1, -self.quantile)
+
+
+Baseline = Annotated[
+    PolicyBaseline | ExpectileBaseline | QuantileBaseline, Field(discriminator="kind")
+]
+NetworkBaseline = ExpectileBaseline | QuantileBaseline
+"""Those that fit a value network."""
 
 
 def expectile_loss(q: Tensor, value: Tensor, expectile: float) -> Tensor:
@@ -262,3 +433,34 @@ def expectile_loss(q: Tensor, value: Tensor, expectile: float) -> Tensor:
     check_shape("value", value, tuple(q.shape))
     difference = q - value
     return torch.where(difference < 0, 1 - expectile, expectile) * difference.square()
+
+
+def quantile_loss(q: Tensor, value: Tensor, quantile: float) -> Tensor:
+    r"""Returns the asymmetric absolute error whose minimiser is a quantile of q.
+
+    .. math:: L(d) = |\tau - 1(d < 0)| \, |d|, \quad d = q - v
+
+    Args:
+        q: Action values, shape (B,).
+        value: State values, shape (B,).
+        quantile: :math:`\tau`, in (0, 1).
+
+    Returns:
+        Loss per transition, shape (B,).
+
+    Raises:
+        ShapeError: If the shapes differ.
+
+    References:
+        | Regression Quantiles (Koenker and Bassett, 1978), Econometrica 46 (1)
+        | https://doi.org/10.2307/1913643
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.critic import quantile_loss
+        >>> quantile_loss(torch.tensor([2.0, -2.0]), torch.zeros(2), 0.75)
+        tensor([1.5000, 0.5000])
+    """
+    check_shape("value", value, tuple(q.shape))
+    difference = q - value
+    return torch.where(difference < 0, 1 - quantile, quantile) * difference.abs()

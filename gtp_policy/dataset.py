@@ -1,6 +1,7 @@
 """The offline dataset: one table on one device, so that a minibatch is one gather.
 
-A row is ``obs (O) | action (A) | reward (1) | discount (1) | next_obs (O)``.
+A row is ``obs (O) | action (A) | reward (1) | discount (1) | next_obs (O)``, with
+``| next_action (A)`` behind it where `OfflineDataset.with_next_actions` put it there.
 """
 
 import copy
@@ -27,14 +28,15 @@ class OfflineDataset:
     ``gtp_datasets`` (Minari, D4RL's HDF5); the constructor itself checks nothing.
 
     Args:
-        table: Rows as above, float32, shape (N, 2 O + A + 2).
+        table: Rows as above, float32, shape (N, 2 O + A + 2) or (N, 2 O + 2 A + 2).
         layout: How an observation became a row's ``obs``.
         terminated: Episode ended by itself after this transition, numpy bool (N,).
         truncated: Episode was cut after this transition, numpy bool (N,). Both flags are kept as
             they came; where both are set the transition counts as terminated.
         action_scaler: Maps the dataset's actions, [-1, 1], back to the units of the Box.
-        gamma: Discount factor that ``discount`` was made with.
+        gamma: Discount factor of one step, that ``discount`` was made with.
         source: Where the data comes from, for reports and score tables.
+        n_step: Steps that a transition spans at most, as `with_n_step` says.
 
     Example:
         >>> import numpy as np, torch
@@ -58,6 +60,7 @@ class OfflineDataset:
         action_scaler: ActionScaler,
         gamma: float,
         source: str,
+        n_step: int = 1,
     ) -> None:
         self._table = table
         self.layout = layout
@@ -66,6 +69,7 @@ class OfflineDataset:
         self.terminated, self.truncated = terminated, truncated
         self.action_scaler = action_scaler
         self.gamma = gamma
+        self.n_step = n_step
         self.source = source
 
     @classmethod
@@ -201,7 +205,9 @@ class OfflineDataset:
         """Shows where the data comes from and its size."""
         return (
             f"OfflineDataset({self.source!r}, {len(self)} transitions, obs_dim={self.obs_dim}, "
-            f"action_dim={self.action_dim}, gamma={self.gamma}, device='{self.device}')"
+            f"action_dim={self.action_dim}, gamma={self.gamma}, "
+            + (f"n_step={self.n_step}, " if self.n_step > 1 else "")
+            + f"device='{self.device}')"
         )
 
     @property
@@ -253,7 +259,7 @@ class OfflineDataset:
 
         Returns:
             Rows of the table: obs, action, reward, discount and next_obs of n B transitions, shape
-            (n B, 2 O + A + 2).
+            (n B, 2 O + A + 2), and next_action where the dataset has it.
 
         Raises:
             DataError: If ``batch_size`` is smaller than 1.
@@ -340,7 +346,8 @@ class OfflineDataset:
             A dataset with a new table that shares flags and description.
 
         Raises:
-            DataError: If the transform is to divide by a spread that is 0.
+            DataError: If the transform is to divide by a spread that is 0, or rewards are sums of
+                several steps.
 
         Example:
             >>> from gtp_policy import OfflineDataset
@@ -351,6 +358,7 @@ class OfflineDataset:
             >>> dataset.with_rewards(LinearReward(subtract=1.0)).transitions.reward
             tensor([-1.,  0.])
         """
+        self.check_one_step("with_rewards")
         changed = copy.copy(self)
         changed._table = self._table.clone()
         reward = changed.transitions.reward  # a view of the table
@@ -371,7 +379,7 @@ class OfflineDataset:
             A dataset with a new table and new flags.
 
         Raises:
-            DataError: If ``share`` is out of range.
+            DataError: If ``share`` is out of range, or rewards are sums of several steps.
 
         References:
             | Decision Transformer: Reinforcement Learning via Sequence Modeling (Chen et al.,
@@ -387,6 +395,7 @@ class OfflineDataset:
         """
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
             raise DataError(f"`share` is out of range: got {share!r}, expected 0 < share <= 1.")
+        self.check_one_step("with_best_episodes")
         ends = self.terminated | self.truncated
         returns = episode_returns(self.transitions.reward, ends)
         count = math.ceil(len(returns) * share - 1e-9)  # 100 * 0.07 is a little more than 7
@@ -396,6 +405,127 @@ class OfflineDataset:
         reduced._table = self._table[torch.from_numpy(kept).to(self.device)]
         reduced.terminated, reduced.truncated = self.terminated[kept], self.truncated[kept]
         return reduced
+
+    def with_n_step(self, n: int) -> Self:
+        r"""Returns the dataset with n-step transitions: rewards summed along the data.
+
+        .. math:: r_t + \gamma r_{t+1} + \ldots + \gamma^{k-1} r_{t+k-1}, \quad
+            \gamma^k (1 - \mathrm{terminated}), \quad s_{t+k}
+
+        instead of reward, discount and next observation, with k = n or as many steps as the episode
+        has left. An episode that ends by itself gives the rest of its return and discount 0; one
+        that is cut bootstraps from its last observation, never across its end. Actions and
+        observations stay, and so do the flags: they say where episodes end.
+
+        Take it after a reward transform. The data's own actions are followed for n steps, so that
+        values lean towards those of the behaviour: short n, for sparse rewards.
+
+        Args:
+            n: Steps, at least 1; 1 changes nothing.
+
+        Returns:
+            A dataset with a new table that shares flags and description.
+
+        Raises:
+            DataError: If ``n`` is smaller than 1, or the transitions are n-step ones already.
+
+        References:
+            | Reinforcement Learning: An Introduction (Sutton and Barto, 2018), section 7.1
+            | http://incompleteideas.net/book/the-book-2nd.html
+
+        Example:
+            >>> from gtp_policy import OfflineDataset
+            >>> dataset = OfflineDataset.from_arrays(
+            ...     obs=[[0.0], [1.0], [2.0]], action=[[0.0]] * 3, reward=[1.0, 2.0, 4.0],
+            ...     next_obs=[[1.0], [2.0], [3.0]], terminated=[0, 0, 1], truncated=[0, 0, 0],
+            ...     low=[-1.0], high=[1.0], gamma=0.5)
+            >>> two = dataset.with_n_step(2).transitions
+            >>> two.reward, two.discount, two.next_obs.flatten()
+            (tensor([2., 4., 4.]), tensor([0.2500, 0.0000, 0.0000]), tensor([2., 3., 3.]))
+        """
+        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+            raise DataError(f"`n` is out of range: got {n!r}, expected an integer >= 1.")
+        self.check_one_step("with_n_step")
+        changed = copy.copy(self)
+        changed._table, changed.n_step = self._table.clone(), n
+        ends = torch.from_numpy(self.terminated | self.truncated)
+        ends[-1] = True  # whatever its flags say, nothing follows the last row
+        one = self.transitions
+        reward, discount = one.reward.double(), one.discount.double()
+        # Of row i, what is summed so far, and the row that it reaches.
+        last = torch.arange(len(self))
+        for _ in range(n - 1):
+            further = ~ends[last]
+            rows = torch.nonzero(further)[:, 0]
+            last[rows] += 1
+            rows, ahead = rows.to(self.device), last[rows].to(self.device)
+            reward[rows] += discount[rows] * one.reward[ahead]
+            discount[rows] *= one.discount[ahead]
+        of_reward = self.obs_dim + self.action_dim
+        changed._table[:, of_reward] = reward.to(self._table)
+        changed._table[:, of_reward + 1] = discount.to(self._table)
+        changed._table[:, of_reward + 2 :] = self._table[last.to(self.device), of_reward + 2 :]
+        return changed
+
+    def with_next_actions(self) -> Self:
+        """Returns the dataset with the data's own action at each next observation.
+
+        What ``GTPLearnerConfig.critic_penalty`` needs. Where an episode ends by itself no value
+        follows, and its last action stands there; where it is cut, the next action is not known and
+        the row is left out, so that the row before it ends the episode. Take it before n-step
+        returns, which go on to the action at the observation that they reach.
+
+        Returns:
+            A dataset with a new table; itself if it has next actions.
+
+        Raises:
+            EmptyDatasetError: If no row has a next action.
+            DataError: If rewards are sums of several steps.
+
+        Example:
+            >>> from gtp_policy import OfflineDataset
+            >>> dataset = OfflineDataset.from_arrays(
+            ...     obs=[[0.0], [1.0], [2.0]], action=[[0.1], [0.2], [0.3]], reward=[0.0] * 3,
+            ...     next_obs=[[1.0], [2.0], [3.0]], terminated=[0, 0, 0], truncated=[0, 0, 1],
+            ...     low=[-1.0], high=[1.0])
+            >>> dataset.with_next_actions().transitions.next_action
+            tensor([[0.2000],
+                    [0.3000]])
+        """
+        if self.transitions.next_action is not None:
+            return self
+        self.check_one_step("with_next_actions")
+        cut = self.truncated & ~self.terminated
+        cut[-1] |= not self.terminated[-1]  # whatever its flags say, nothing follows the last row
+        kept = np.flatnonzero(~cut)
+        if not len(kept):
+            raise EmptyDatasetError(
+                f"No transition has a next action: got {len(self)} rows that each end a cut "
+                "episode, expected episodes of several rows. Set critic_penalty to 0."
+            )
+        rows = torch.from_numpy(kept)
+        following = rows + torch.from_numpy(~self.terminated[kept])
+        changed = copy.copy(self)
+        actions = self.transitions.action[following.to(self.device)]
+        changed._table = torch.cat([self._table[rows.to(self.device)], actions], 1)
+        changed.terminated = self.terminated[kept]
+        changed.truncated = self.truncated[kept] | (~changed.terminated & cut[following.numpy()])
+        return changed
+
+    def check_one_step(self, what: str) -> None:
+        """Raises if rewards are sums of several steps, which something would take for those of one.
+
+        Args:
+            what: What would, for the message.
+
+        Raises:
+            DataError: If the dataset is one of `with_n_step`.
+        """
+        if self.n_step > 1:
+            raise DataError(
+                f"{what} needs rewards of single steps: got n_step={self.n_step}, expected 1. Take "
+                "the dataset that with_n_step was called on."
+            )
 
     def to(self, device: torch.device | str) -> Self:
         """Returns the dataset with its table on another device.

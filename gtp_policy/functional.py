@@ -25,6 +25,9 @@ from torch import Tensor, nn
 from gtp_policy.errors import DataError, ShapeError
 from gtp_policy.times import Path, TimeSchedule
 
+# Of an interval of 20 octaves: what is left of it is less than float32 resolves.
+_HALVINGS = 24
+
 
 class FlowMap(Protocol):
     r"""What every flow map offers: our network, the analytic oracles, and yours.
@@ -335,7 +338,15 @@ def precondition(t: Tensor, sigma_data: float, path: Path = "ve") -> Preconditio
     return Preconditioning(sigma_data**2 / variance * share, t * sigma_data * inner, inner)
 
 
-def advantage_weights(advantage: Tensor, eta: float, eps: float, max_weight: float) -> Tensor:
+def advantage_weights(
+    advantage: Tensor,
+    eta: float,
+    eps: float,
+    max_weight: float,
+    *,
+    signed: bool = False,
+    effective_share: float | None = None,
+) -> Tensor:
     r"""Returns exponential advantage weights with the cap inside the exponent.
 
     .. math:: w = \exp \min\left(\eta \frac{\max(0, A)}{\mathrm{std}(A) + \epsilon},
@@ -343,6 +354,13 @@ def advantage_weights(advantage: Tensor, eta: float, eps: float, max_weight: flo
 
     Always in [1, w_max], exactly 1 where :math:`A \le 0`, and monotone in A. With
     :math:`w_{max} \to \infty` it is the printed formula wherever that is finite.
+
+    ``signed`` leaves the :math:`\max(0, \cdot)` out, so that bad transitions weigh less than
+    others, and bounds weights below too: they are in :math:`[1 / w_{max}, w_{max}]`.
+
+    ``effective_share`` solves for the temperature instead of taking ``eta``: that at which the
+    weights of this batch, before the cap, have an effective sample of that share, see
+    `temperature_of`. The cap can only make the share larger.
 
     Deviation: the paper prints no cap, and its formula is infinite for two equal positive
     advantages (std 0) and for 5 +- 0.001. The cap belongs to the definition here; tested in
@@ -354,6 +372,8 @@ def advantage_weights(advantage: Tensor, eta: float, eps: float, max_weight: flo
         eta: Temperature, >= 0; 0 is behaviour cloning.
         eps: Floor added to the standard deviation, > 0.
         max_weight: Largest weight, >= 1.
+        signed: Whether negative advantages count as they are and not as 0.
+        effective_share: Share of B, in (0, 1); None: ``eta`` is the temperature.
 
     Returns:
         Weights, shape (B,), without gradient. NaN in gives NaN out, for the whole batch.
@@ -364,12 +384,16 @@ def advantage_weights(advantage: Tensor, eta: float, eps: float, max_weight: flo
     References:
         | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al., 2025),
         | eq. 14, https://arxiv.org/abs/2510.11499
+        | Signed: Advantage-Weighted Regression (Peng et al., 2019), eq. 9,
+        | https://arxiv.org/abs/1910.00177
 
     Example:
         >>> import torch
         >>> from gtp_policy.functional import advantage_weights
         >>> advantage_weights(torch.tensor([-1.0, 0.0, 1.0]), 1.0, 1e-6, 100.0)
         tensor([1.0000, 1.0000, 3.4034])
+        >>> advantage_weights(torch.tensor([-1.0, 0.0, 1.0]), 1.0, 1e-6, 100.0, signed=True)
+        tensor([0.2938, 1.0000, 3.4034])
     """
     check_shape("advantage", advantage, (max(advantage.numel(), 1),))
     advantage = advantage.detach()
@@ -380,11 +404,57 @@ def advantage_weights(advantage: Tensor, eta: float, eps: float, max_weight: flo
     scaled = advantage / scale
     # A constant batch has std 0, and eps / scale may underflow: 0 / 0 without the floor.
     spread = (scaled.std(correction=0) + eps / scale).clamp_min(tiny)
-    exponent = eta * scaled.clamp_min(0) / spread
+    counted = scaled if signed else scaled.clamp_min(0)
+    temperature: float | Tensor = eta
+    if effective_share is not None:
+        # Differences alone matter to the share, and stay finite where all advantages are equal.
+        temperature = temperature_of((counted - counted.amax()) / spread, effective_share)
+    exponent = temperature * counted / spread
     limit = math.log(max_weight)
-    weight = exponent.clamp_max(limit).exp().clamp_max(max_weight)
+    bounded = exponent.clamp(-limit, limit) if signed else exponent.clamp_max(limit)
+    weight = bounded.exp().clamp_max(max_weight)
     # exp(log(cap)) may round below the cap; at the cap means exactly the cap.
     return torch.where(exponent >= limit, max_weight, weight)
+
+
+def temperature_of(advantage: Tensor, effective_share: float) -> Tensor:
+    r"""Returns the temperature at which exponential weights have a given effective sample.
+
+    .. math:: \frac{(\sum_i w_i)^2}{B \sum_i w_i^2} = share, \quad w_i = e^{\eta A_i}
+
+    The left-hand side falls from 1 as :math:`\eta` grows, so that halving an interval finds it. The
+    interval is :math:`[2^{-10}, 2^{10}]`, at whose ends it stays where there is no solution. The
+    number of steps is fixed, and nothing is copied to the host.
+
+    A function of this batch alone, so that there is no state that a run would have to save.
+
+    Args:
+        advantage: Shape (B,), finite, in units of about one standard deviation; the largest is 0.
+        effective_share: In (0, 1).
+
+    Returns:
+        :math:`\eta`, 0-d.
+
+    References:
+        | Maximum a Posteriori Policy Optimisation (Abdolmaleki et al., 2018), section 4.1, solves
+        | for a temperature too, there of a divergence, https://arxiv.org/abs/1806.06920
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.functional import effective_sample_size, temperature_of
+        >>> advantage = torch.tensor([-2.0, -1.0, 0.0])
+        >>> weight = (temperature_of(advantage, 0.5) * advantage).exp()
+        >>> print(f"{float(effective_sample_size(weight) / 3):.4f}")
+        0.5000
+    """
+    low, high = advantage.new_full((), -10.0), advantage.new_full((), 10.0)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        weight = (middle.exp2() * advantage).exp()
+        share = weight.mean().square() / weight.square().mean()
+        low = torch.where(share > effective_share, middle, low)
+        high = torch.where(share > effective_share, high, middle)
+    return ((low + high) / 2).exp2()
 
 
 def effective_sample_size(weight: Tensor) -> Tensor:

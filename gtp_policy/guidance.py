@@ -27,14 +27,14 @@ class AdvantageGuidance(Config):
 
 
 class LinearQGuidance(Config):
-    r"""Adds -Q of the actor's own actions to the loss, every weight being 1.
+    r"""Adds -Q of the actor's own actions to the loss; every weight is 1 unless ``weighted``.
 
     .. math:: L + \lambda \frac{-E[\min_j Q_j(o, \pi_\theta(o))]}{E|\min_j Q_j(o, \pi_\theta(o))|}
 
     with the divisor left out unless ``normalize`` (what others call ``q_norm``). The gradient
     passes through the sampler. By default that is all K steps, those that act: a gradient through
     one jump from T to 0 would improve that jump and leave the others where the data put them. One
-    step costs a K-th.
+    step costs a K-th, and its gradient is computed by hand like that of the losses.
 
     References:
         | Diffusion Policies as an Expressive Policy Class for Offline Reinforcement Learning
@@ -59,6 +59,11 @@ class LinearQGuidance(Config):
         le=10_000,
         description="Sampler steps to differentiate; None: the actor's K.",
     )
+    weighted: Bool = Field(
+        default=False,
+        description="Whether the losses that hold the actor to the data weigh each transition by "
+        "its advantage too, as AdvantageGuidance does.",
+    )
 
     def loss(
         self, actor: FlowMapActor, critic: QEnsemble, obs: Tensor, noise: Tensor
@@ -75,7 +80,7 @@ class LinearQGuidance(Config):
             The term, 0-d, and the mean of Q over the actor's actions, 0-d and without gradient.
         """
         action = actor.sample_with_gradient(obs, noise, steps=self.steps)
-        q = frozen(critic)(obs, action).amin(0)
+        q = critic.config.reduce(frozen(critic)(obs, action))
         divisor = q.detach().abs().mean() if self.normalize else 1.0
         return -self.scale * q.mean() / divisor, q.detach().mean()
 
@@ -93,6 +98,26 @@ class NoGuidance(Config):
 
 
 Guidance = Annotated[AdvantageGuidance | LinearQGuidance | NoGuidance, Field(discriminator="kind")]
+
+
+def weighs(guidance: Guidance) -> bool:
+    """Returns whether transitions weigh by their advantage.
+
+    Args:
+        guidance: Any.
+
+    Returns:
+        The answer.
+
+    Example:
+        >>> from gtp_policy import LinearQGuidance
+        >>> from gtp_policy.guidance import weighs
+        >>> weighs(LinearQGuidance()), weighs(LinearQGuidance(weighted=True))
+        (False, True)
+    """
+    return isinstance(guidance, AdvantageGuidance) or (
+        isinstance(guidance, LinearQGuidance) and guidance.weighted
+    )
 
 
 class AdvantageWeighterConfig(Config):
@@ -116,6 +141,46 @@ class AdvantageWeighterConfig(Config):
         le=1e30,
         description="Cap, applied to the exponent; at most 1e30 for float32.",
     )
+    signed: Bool = Field(
+        default=False,
+        description="Whether the exponent is that of the advantage itself, so that bad transitions "
+        "weigh down to 1 / max_weight, and not of max(0, A), which gives all of them weight 1.",
+    )
+    effective_share: Float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Share of the minibatch that should count: the temperature of each minibatch "
+        "is solved for such that its weights have this effective sample, whatever the scale and "
+        "shape of the advantages, and eta is not used. None: eta.",
+    )
+
+    def weigh(self, advantage: Tensor) -> Tensor:
+        """Returns `advantage_weights` of a batch by these choices.
+
+        Args:
+            advantage: A, shape (B,), finite.
+
+        Returns:
+            Weights, shape (B,), without gradient.
+
+        Raises:
+            ShapeError: If ``advantage`` is not of rank 1 or is empty.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import AdvantageWeighterConfig
+            >>> AdvantageWeighterConfig(signed=True).weigh(torch.tensor([-1.0, 0.0, 1.0]))
+            tensor([0.2938, 1.0000, 3.4034])
+        """
+        return advantage_weights(
+            advantage,
+            self.eta,
+            self.eps,
+            self.max_weight,
+            signed=self.signed,
+            effective_share=self.effective_share,
+        )
 
 
 class AdvantageWeighter(nn.Module):
@@ -124,7 +189,9 @@ class AdvantageWeighter(nn.Module):
     .. math:: w = \exp \min\left(\eta \frac{\max(0, A)}{\mathrm{std}(A) + \epsilon},
         \ln w_{max}\right)
 
-    Has no parameters; a module so that it prints, moves and composes with the rest.
+    or what `AdvantageWeighterConfig` makes of it: ``signed`` leaves :math:`\max(0, \cdot)` out,
+    ``effective_share`` solves for :math:`\eta`. Has no parameters and no state; a module so that it
+    prints, moves and composes with the rest.
 
     Args:
         config: The choices.
@@ -155,7 +222,8 @@ class AdvantageWeighter(nn.Module):
             advantage: A, shape (B,).
 
         Returns:
-            Weights, shape (B,), without gradient; exactly 1 where A <= 0 or eta = 0.
+            Weights, shape (B,), without gradient; exactly 1 where A <= 0 (unless ``signed``) or
+            eta = 0.
 
         Raises:
             ShapeError: If ``advantage`` is not of rank 1 or is empty.
@@ -176,5 +244,4 @@ class AdvantageWeighter(nn.Module):
                     f"{index} of {advantage.numel()}, expected finite numbers. Look at the "
                     "critic's loss and at the rewards."
                 )
-        c = self.config
-        return advantage_weights(advantage, c.eta, c.eps, c.max_weight)
+        return self.config.weigh(advantage)

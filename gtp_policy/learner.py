@@ -18,7 +18,7 @@ from gtp_policy.actor import FlowMapActor
 from gtp_policy.algorithm import advantage_of, draw
 from gtp_policy.config import GTPConfig, GTPLearnerConfig
 from gtp_policy.critic import (
-    ExpectileBaseline,
+    NetworkBaseline,
     PolicyBaseline,
     QEnsemble,
     ValueNetwork,
@@ -102,7 +102,7 @@ class GTPLearner(nn.Module):
         self.actor, self.critic = actor, critic
         self.loss, self.weighter = loss or GTPLoss(), weighter or AdvantageWeighter()
         self.value: ValueNetwork | None = None
-        if critic is not None and isinstance(self.config.baseline, ExpectileBaseline):
+        if critic is not None and isinstance(self.config.baseline, NetworkBaseline):
             self.value = ValueNetwork(
                 actor.obs_dim,
                 self.config.baseline.hidden,
@@ -341,7 +341,8 @@ class GTPLearner(nn.Module):
 
         Raises:
             ShapeError: If a field of the batch has the wrong shape.
-            DataError: If a field of the batch is not of the networks' dtype and device.
+            DataError: If a field of the batch is not of the networks' dtype and device, or the
+                data's next actions are missing that ``critic_penalty`` needs.
             NonFiniteError: On the CPU, if the advantages are NaN or infinite.
 
         Example:
@@ -354,7 +355,7 @@ class GTPLearner(nn.Module):
             ['actor_grad_norm', 'actor_loss', 'consistency', 'flow']
         """
         batch.check(self.actor.obs_dim, self.actor.action_dim, like=self.actor.fixed_noise)
-        one = Transitions(*(field.unsqueeze(0) for field in batch))
+        one = batch.map(lambda field: field.unsqueeze(0))
         metrics = self._dispatcher.update([self], one, draw([self], one.action))
         self.updates += 1
         return per_learner(metrics, 1)[0]

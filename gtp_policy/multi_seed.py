@@ -155,7 +155,8 @@ size.
         for learner, batch in zip(self.learners, batches, strict=True):
             batch.check(learner.actor.obs_dim, learner.actor.action_dim, like=learner)
         self._share()
-        together = Transitions(*(torch.stack(fields) for fields in zip(*batches, strict=True)))
+        fields = zip(*(batch.present() for batch in batches), strict=True)
+        together = Transitions(*(torch.stack(same) for same in fields))
         draws = draw(self.learners, together.action)
         metrics = self._dispatcher.update(self.learners, together, draws)
         for learner in self.learners:

@@ -1,5 +1,6 @@
 """The record that crosses the wall into the learner: one minibatch of transitions."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -17,8 +18,11 @@ class Transitions(NamedTuple):
         action: Action in [-1, 1], shape (B, A).
         reward: Reward, shape (B,).
         next_obs: Next observation, shape (B, O).
-        discount: :math:`\gamma (1 - \mathrm{terminated})`, shape (B,). A time limit that cut the
-            episode (truncation) does not zero it.
+        discount: :math:`\gamma (1 - \mathrm{terminated})`, shape (B,), of n steps
+            :math:`\gamma^n` instead. A time limit that cut the episode (truncation) does not zero
+            it.
+        next_action: The data's action at the next observation, in [-1, 1], shape (B, A), where the
+            critic's penalty needs it; see `OfflineDataset.with_next_actions`. Default: none.
 
     Example:
         >>> import torch
@@ -34,6 +38,34 @@ class Transitions(NamedTuple):
     reward: Tensor
     next_obs: Tensor
     discount: Tensor
+    next_action: Tensor | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Transitions":
+        """Applies a function to every field that is there.
+
+        Args:
+            function: From a field to a field.
+
+        Returns:
+            A new record.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import Transitions
+            >>> batch = Transitions(torch.zeros(4, 3), torch.zeros(4, 2), torch.zeros(4),
+            ...                     torch.zeros(4, 3), torch.full((4,), 0.99))
+            >>> batch.map(lambda field: field[:2]).obs.shape
+            torch.Size([2, 3])
+        """
+        return Transitions(*(function(field) for field in self.present()))
+
+    def present(self) -> list[Tensor]:
+        """Returns the fields that are there, in order; `Transitions` takes them in this order.
+
+        Returns:
+            Five tensors, or six with ``next_action``.
+        """
+        return [field for field in self if field is not None]
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -55,7 +87,7 @@ class Transitions(NamedTuple):
             >>> batch.to(dtype=torch.float64).reward.dtype
             torch.float64
         """
-        return Transitions(*(x.to(device=device, dtype=dtype) for x in self))
+        return self.map(lambda field: field.to(device=device, dtype=dtype))
 
     def check(self, obs_dim: int, action_dim: int, like: Placed | None = None) -> "Transitions":
         """Raises unless every field has the shape that the dimensions imply.
@@ -85,7 +117,8 @@ class Transitions(NamedTuple):
         """
         if like is not None:
             for name, value in self._asdict().items():
-                check_like(name, value, like)
+                if name != "next_action" or value is not None:
+                    check_like(name, value, like)
         if not self.obs.ndim:
             raise ShapeError(f"`obs` has the wrong shape: got (), expected (B, {obs_dim}).")
         batch = self.obs.shape[0]
@@ -96,16 +129,20 @@ class Transitions(NamedTuple):
         check_shape("reward", self.reward, (batch,))
         check_shape("next_obs", self.next_obs, (batch, obs_dim))
         check_shape("discount", self.discount, (batch,))
+        if self.next_action is not None:
+            check_shape("next_action", self.next_action, (batch, action_dim))
         return self
 
 
 def unpack(rows: Tensor, obs_dim: int, action_dim: int) -> Transitions:
     """Returns a dataset's rows, shape (..., W), as transitions, without a copy."""
     of_reward = obs_dim + action_dim
+    of_next_action = of_reward + 2 + obs_dim
     return Transitions(
         obs=rows[..., :obs_dim],
         action=rows[..., obs_dim:of_reward],
         reward=rows[..., of_reward],
         discount=rows[..., of_reward + 1],
-        next_obs=rows[..., of_reward + 2 :],
+        next_obs=rows[..., of_reward + 2 : of_next_action],
+        next_action=rows[..., of_next_action:] if rows.shape[-1] > of_next_action else None,
     )

@@ -8,11 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import optimize
 from torch import Tensor
 
 from gtp_policy import AdvantageWeighter, AdvantageWeighterConfig
 from gtp_policy.errors import NonFiniteError, ShapeError
-from gtp_policy.functional import advantage_weights, effective_sample_size
+from gtp_policy.functional import advantage_weights, effective_sample_size, temperature_of
 from gtp_policy.testing import advantages, assert_moments_close
 
 ETAS = st.sampled_from([0.0, 0.01, 0.5, 1.0, 3.0, 10.0, 1e6, 1e30])
@@ -159,3 +160,96 @@ def test_exponential_weights_tilt_a_normal_distribution(generator: torch.Generat
 def test_defaults_are_the_methods() -> None:
     c = AdvantageWeighterConfig()
     assert (c.eta, c.eps, c.max_weight) == (1.0, 1e-6, 100.0)
+    assert (c.signed, c.effective_share) == (False, None)
+
+
+# --- without max(0, A)
+
+
+@settings(max_examples=500)
+@given(ordinary, st.floats(0.0, 5.0), st.floats(1.0, 1e6))
+def test_signed_weights_are_exponentials_of_the_advantage(
+    values: list[float], eta: float, cap: float
+) -> None:
+    config = AdvantageWeighterConfig(eta=eta, max_weight=cap, signed=True)
+    a = np.array(values, dtype=np.float64)
+    expected = np.exp(np.clip(eta * a / (a.std() + 1e-6), -math.log(cap), math.log(cap)))
+    got = AdvantageWeighter(config)(torch.tensor(values, dtype=torch.float64)).numpy()
+    np.testing.assert_allclose(got, expected, rtol=1e-9)
+
+
+@settings(max_examples=500)
+@given(advantages(), ETAS, CAPS)
+def test_signed_weights_are_finite_in_range_and_monotone(
+    advantage: Tensor, eta: float, cap: float
+) -> None:
+    w = AdvantageWeighterConfig(eta=eta, max_weight=cap, signed=True).weigh(advantage)
+    assert w.isfinite().all()
+    assert w.min().item() >= 1 / cap * (1 - 1e-5)
+    assert w.max().item() <= torch.tensor(cap).item()
+    assert (w[advantage.argsort()].diff() >= 0).all()
+    assert effective_sample_size(w).isfinite()
+
+
+# --- a temperature for a share of effective samples
+
+
+def share_of(a: np.ndarray, eta: float) -> float:
+    """Kish's share of exponential weights, from its definition and in float64."""
+    w = np.exp(eta * (a - a.max()))
+    return float(w.sum() ** 2 / (len(w) * (w**2).sum()))
+
+
+@settings(max_examples=300)
+@given(
+    values=st.lists(st.integers(-50, 50), min_size=4, max_size=64, unique=True),
+    scale=st.sampled_from([1e-6, 1.0, 1e6]),
+    target=st.floats(0.3, 0.95),
+    signed=st.booleans(),
+)
+def test_the_temperature_is_where_the_share_is_met(
+    values: list[int], scale: float, target: float, signed: bool
+) -> None:
+    """Against a root finder of scipy's, which knows the definition alone."""
+    a = np.array(values) * scale
+    counted = (a if signed else np.maximum(a, 0)) / a.std()
+    if np.ptp(counted) < 0.05:  # nothing is better than anything else
+        return
+    if share_of(counted, 1e3) > target:  # as many are best as should count
+        return
+    eta = optimize.brentq(lambda x: share_of(counted, x) - target, 1e-3, 1e3, xtol=1e-12)
+    found = float(temperature_of(torch.tensor(counted - counted.max()), target))
+    assert found == pytest.approx(eta, rel=1e-5)
+    if eta * np.abs(counted).max() < 60:  # below the cap, above what is the same as 0
+        w = advantage_weights(
+            torch.tensor(a), 1.0, 1e-30, 1e30, signed=signed, effective_share=target
+        ).numpy()
+        np.testing.assert_allclose(w, np.exp(eta * counted), rtol=1e-3)
+    # The cap makes the share larger, never smaller.
+    capped = AdvantageWeighterConfig(
+        max_weight=3.0, eps=1e-30, signed=signed, effective_share=target
+    ).weigh(torch.tensor(a))
+    assert effective_sample_size(capped).item() / len(a) >= target * (1 - 1e-4)
+
+
+@given(advantages(), st.floats(0.01, 0.99), st.booleans())
+def test_a_share_that_cannot_be_met_gives_weights_all_the_same(
+    advantage: Tensor, target: float, signed: bool
+) -> None:
+    config = AdvantageWeighterConfig(signed=signed, effective_share=target)
+    w = config.weigh(advantage)
+    assert w.isfinite().all()
+    assert (w > 0).all()
+    assert w.max() <= 100
+    assert (w[advantage.argsort()].diff() >= 0).all()
+
+
+def test_eta_is_not_used_where_a_share_is_given(generator: torch.Generator) -> None:
+    a = torch.randn(256, generator=generator)
+    one, two = (AdvantageWeighterConfig(eta=e, effective_share=0.5).weigh(a) for e in (0.0, 9.0))
+    assert torch.equal(one, two)
+    # Of a standard normal A and signed weights, ESS / B is exp(-eta^2).
+    b = torch.randn(200_000, generator=generator, dtype=torch.float64)
+    w = AdvantageWeighterConfig(effective_share=0.5, signed=True, max_weight=1e30).weigh(b)
+    eta = float((w.log() / b).mean())
+    assert eta == pytest.approx(math.sqrt(math.log(2)), rel=0.02)

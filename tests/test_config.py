@@ -28,6 +28,7 @@ from gtp_policy import (
     NoGuidance,
     PolicyBaseline,
     QEnsembleConfig,
+    QuantileBaseline,
 )
 from gtp_policy.acting import ArgmaxChoice, SoftmaxChoice
 from gtp_policy.actor import ActionStatistics
@@ -108,6 +109,7 @@ def test_the_list_of_configs_is_complete() -> None:
         "OdeTeacher",
         "PolicyBaseline",
         "QEnsembleConfig",
+        "QuantileBaseline",
         "ReturnRangeReward",
         "SelfTeacher",
         "SoftmaxChoice",
@@ -184,6 +186,13 @@ def test_numbers_are_finite_and_neither_flags_nor_words(
         (QEnsembleConfig, {"members": 0}),
         (QEnsembleConfig, {"layer_norm": 1}),
         (QEnsembleConfig, {"layer_norm": "yes"}),
+        (QEnsembleConfig, {"activation": "tanh"}),
+        (QEnsembleConfig, {"reduction": "max"}),
+        (QEnsembleConfig, {"rho": -0.1}),
+        (QuantileBaseline, {"quantile": 0.0}),
+        (QuantileBaseline, {"quantile": 1.0}),
+        (GTPLearnerConfig, {"backup": "sarsa"}),
+        (GTPLearnerConfig, {"critic_penalty": -1.0}),
         (PolicyBaseline, {"samples": 0}),
         (ExpectileBaseline, {"expectile": 0.0}),
         (ExpectileBaseline, {"expectile": 1.0}),
@@ -192,6 +201,10 @@ def test_numbers_are_finite_and_neither_flags_nor_words(
         (AdvantageWeighterConfig, {"eps": 0.0}),
         (AdvantageWeighterConfig, {"max_weight": 0.5}),
         (AdvantageWeighterConfig, {"max_weight": 1e31}),
+        (AdvantageWeighterConfig, {"signed": 1}),
+        (AdvantageWeighterConfig, {"effective_share": 0.0}),
+        (AdvantageWeighterConfig, {"effective_share": 1.0}),
+        (LinearQGuidance, {"weighted": "yes"}),
         (GTPLossConfig, {"flow_weight": -1.0}),
         (GTPLossConfig, {"max_gap": 0}),
         (GTPLossConfig, {"huber": 0.0}),
@@ -306,12 +319,20 @@ learners = st.builds(
         ExpectileBaseline,
         expectile=st.floats(0, 1, exclude_min=True, exclude_max=True),
         hidden=hidden,
+    )
+    | st.builds(
+        QuantileBaseline,
+        quantile=st.floats(0, 1, exclude_min=True, exclude_max=True),
+        hidden=hidden,
     ),
+    backup=st.sampled_from(["max_q", "best_of_n"]),
+    critic_penalty=st.floats(0, 1e300),
     guidance=st.sampled_from([AdvantageGuidance(), NoGuidance()])
     | st.builds(
         LinearQGuidance,
         scale=st.floats(0, 1e300),
         normalize=st.booleans(),
+        weighted=st.booleans(),
         steps=st.none() | st.integers(1, 10_000),
     ),
     guidance_start=st.integers(0, 2**62),
@@ -333,7 +354,13 @@ everything = st.builds(
     ),
     critic=st.none()
     | st.builds(
-        QEnsembleConfig, hidden=hidden, members=st.integers(1, 99), layer_norm=st.booleans()
+        QEnsembleConfig,
+        hidden=hidden,
+        members=st.integers(1, 99),
+        layer_norm=st.booleans(),
+        activation=st.sampled_from(["mish", "gelu", "relu"]),
+        reduction=st.sampled_from(["min", "mean"]),
+        rho=st.floats(0, 1e300),
     ),
     loss=losses,
     weighter=st.builds(
@@ -341,6 +368,8 @@ everything = st.builds(
         eta=st.floats(0, 1e300),
         eps=positive,
         max_weight=st.floats(1.0, 1e30),
+        signed=st.booleans(),
+        effective_share=st.none() | st.floats(0, 1, exclude_min=True, exclude_max=True),
     ),
     learner=learners,
 )

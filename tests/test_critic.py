@@ -16,8 +16,12 @@ from gtp_policy.errors import ShapeError
 OBS, ACT = 3, 2
 
 
-def ensemble(*, layer_norm: bool = False, members: int = 3, seed: int = 0) -> QEnsemble:
-    config = QEnsembleConfig(hidden=(7, 5), members=members, layer_norm=layer_norm)
+def ensemble(
+    *, layer_norm: bool = False, members: int = 3, seed: int = 0, activation: str = "mish"
+) -> QEnsemble:
+    config = QEnsembleConfig(
+        hidden=(7, 5), members=members, layer_norm=layer_norm, activation=activation
+    )
     return QEnsemble(OBS, ACT, config, seed=seed)
 
 
@@ -39,16 +43,22 @@ def alone(critic: QEnsemble, member: int, obs: Tensor, action: Tensor) -> Tensor
         if critic.config.layer_norm:
             gain, shift = critic.gains[i][member, 0], critic.shifts[i][member, 0]
             x = functional.layer_norm(x, x.shape[-1:], gain, shift)
-        x = x * torch.tanh(functional.softplus(x))  # Mish
+        if critic.config.activation == "mish":
+            x = x * torch.tanh(functional.softplus(x))
+        elif critic.config.activation == "gelu":
+            x = x * (1 + torch.erf(x / 2**0.5)) / 2
+        else:
+            x = x * (x > 0)
     raise AssertionError
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize("activation", ["mish", "gelu", "relu"])
 def test_every_member_is_a_separate_network(
-    layer_norm: bool, members: int, generator: torch.Generator
+    layer_norm: bool, members: int, activation: str, generator: torch.Generator
 ) -> None:
-    critic = ensemble(layer_norm=layer_norm, members=members).double()
+    critic = ensemble(layer_norm=layer_norm, members=members, activation=activation).double()
     with torch.no_grad():
         for parameter in critic.parameters():
             parameter.normal_(generator=generator)

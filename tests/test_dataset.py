@@ -14,6 +14,7 @@ import gtp_policy.dataset_builder
 from gtp_policy import ActionScaler, OfflineDataset
 from gtp_policy.dataset_builder import OfflineDatasetBuilder
 from gtp_policy.errors import DataError, EmptyDatasetError, UnsupportedSpaceError
+from gtp_policy.rewards import LinearReward
 
 N, OBS, ACT = 6, 3, 2
 FIELDS = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
@@ -189,7 +190,7 @@ def test_any_number_type_and_layout_gives_the_same_dataset(dtype: str, layout: s
     converted = plain | {name: convert(np.asarray(plain[name])) for name in FIELDS}
     before = {name: converted[name].copy() for name in FIELDS}
     expected, got = (OfflineDataset.from_arrays(**x).transitions for x in (plain, converted))
-    for a, b in zip(expected, got, strict=True):
+    for a, b in zip(expected.present(), got.present(), strict=True):
         assert torch.equal(a, b)
     for name in FIELDS:
         np.testing.assert_array_equal(converted[name], before[name])
@@ -217,7 +218,7 @@ def test_the_smallest_datasets_can_be_sampled(
         fields |= {k: np.zeros_like(fields[k]) for k in ("obs", "action", "reward", "next_obs")}
     dataset = OfflineDataset.from_arrays(**fields)
     batch = dataset.sample(200, generator=generator).check(OBS, ACT)
-    assert all(x.isfinite().all() for x in batch)
+    assert all(x.isfinite().all() for x in batch.present())
     assert set(batch.discount.tolist()) == {0.0 if flag == "terminated" else np.float32(0.99)}
     assert np.isfinite(dataset.action_std())
 
@@ -314,10 +315,147 @@ def test_the_best_episodes_are_those_of_the_highest_returns(
     equal = [e for e in range(len(episodes)) if sum(episodes[e][0]) == lowest]
     assert [e in kept for e in equal] == sorted((e in kept for e in equal), reverse=True)
     rows = torch.tensor([number in kept for number in numbers])
-    for ours, theirs in zip(best.transitions, dataset.transitions, strict=True):
+    for ours, theirs in zip(best.transitions.present(), dataset.transitions.present(), strict=True):
         assert torch.equal(ours, theirs[rows])
     assert np.array_equal(best.terminated, dataset.terminated[rows.numpy()])
     assert np.array_equal(best.truncated, dataset.truncated[rows.numpy()])
+
+
+@given(
+    episodes=st.lists(
+        st.tuples(st.lists(st.integers(-3, 3), min_size=1, max_size=6), st.booleans()),
+        min_size=1,
+        max_size=6,
+    ),
+    n=st.integers(1, 8),
+    gamma=st.sampled_from([0.0, 0.5, 1.0]),
+)
+def test_n_step_transitions_by_brute_force(
+    episodes: list[tuple[list[int], bool]], n: int, gamma: float
+) -> None:
+    """Step by step through each episode; an observation is its place, so none is confused."""
+    places = [(e, k) for e, (rewards, _) in enumerate(episodes) for k in range(len(rewards))]
+    ends = np.array([k == len(episodes[e][0]) - 1 for e, k in places])
+    terminates = np.array([episodes[e][1] for e, _ in places])
+    dataset = OfflineDataset.from_arrays(
+        obs=np.array(places, float),
+        action=np.zeros((len(places), 1)),
+        reward=[episodes[e][0][k] for e, k in places],
+        next_obs=np.array([(e, k + 1) for e, k in places], float),
+        terminated=ends & terminates,
+        truncated=ends & ~terminates,
+        low=[-1.0],
+        high=[1.0],
+        gamma=gamma,
+    )
+    several = dataset.with_n_step(n)
+    batch = several.transitions
+    for i, (e, start) in enumerate(places):
+        rewards, terminated = episodes[e]
+        total, factor, k = 0.0, 1.0, start
+        while k < len(rewards) and k < start + n:
+            total += factor * rewards[k]
+            factor *= gamma
+            k += 1
+        if k == len(rewards) and terminated:
+            factor = 0.0
+        assert float(batch.reward[i]) == pytest.approx(total, rel=1e-6)
+        assert float(batch.discount[i]) == pytest.approx(factor, rel=1e-6)
+        # Of the same episode, also at its end: what a cut episode goes on with is in no other.
+        assert batch.next_obs[i].tolist() == [e, k]
+    for name in ("obs", "action"):
+        assert torch.equal(getattr(batch, name), getattr(dataset.transitions, name))
+    assert several.gamma == gamma
+    assert (several.terminated == dataset.terminated).all()
+    assert n > 1 or torch.equal(several._table, dataset._table)
+
+
+@given(
+    episodes=st.lists(st.tuples(st.integers(1, 5), st.booleans()), min_size=1, max_size=6),
+    n=st.integers(1, 4),
+)
+def test_next_actions_are_those_of_the_data(episodes: list[tuple[int, bool]], n: int) -> None:
+    """The number of a row is its action: of each row that is left, the next of its episode."""
+    places = [(e, k) for e, (length, _) in enumerate(episodes) for k in range(length)]
+    number = {place: i / 100 for i, place in enumerate(places)}
+    ends = np.array([k == episodes[e][0] - 1 for e, k in places])
+    terminates = np.array([episodes[e][1] for e, _ in places])
+    dataset = OfflineDataset.from_arrays(
+        obs=np.array(places, float),
+        action=np.array([[number[place]] for place in places]),
+        reward=np.ones(len(places)),
+        next_obs=np.array([(e, k + 1) for e, k in places], float),
+        terminated=ends & terminates,
+        truncated=ends & ~terminates,
+        low=[-1.0],
+        high=[1.0],
+        gamma=0.5,
+    )
+    kept = [(e, k) for e, k in places if episodes[e][1] or k < episodes[e][0] - 1]
+    if not kept:
+        with pytest.raises(EmptyDatasetError, match="No transition has a next action"):
+            dataset.with_next_actions()
+        return
+    one = dataset.with_next_actions()
+    assert one.with_next_actions() is one
+    assert one.transitions.obs.tolist() == [list(place) for place in kept]
+    last = [k == max(j for i, j in kept if i == e) for e, k in kept]
+    assert (one.terminated | one.truncated).tolist() == last
+    assert one.terminated.tolist() == [
+        end and episodes[e][1] for end, (e, _) in zip(last, kept, strict=True)
+    ]
+    several = one.with_n_step(n).transitions
+    assert several.next_action is not None
+    for i, (e, k) in enumerate(kept):
+        steps = 1
+        while steps < n and (e, k + steps) in kept:
+            steps += 1
+        assert several.next_obs[i].tolist() == [e, k + steps]
+        if several.discount[i] > 0:
+            expected = pytest.approx(number[e, k + steps], abs=1e-6)
+            assert float(several.next_action[i]) == expected
+        else:
+            assert episodes[e][1]
+    for batch in (one.sample(5, generator=torch.Generator()), several):
+        batch.check(2, 1, like=torch.zeros(1))
+    with pytest.raises(DataError, match="needs rewards of single steps"):
+        dataset.with_n_step(2).with_next_actions()
+
+
+def test_rewards_of_several_steps_are_not_taken_for_those_of_one() -> None:
+    several = build().with_n_step(2)
+    assert several.n_step == 2
+    assert several.to("cpu").n_step == 2
+    assert "n_step=2" in repr(several)
+    for wrong in (
+        lambda: several.with_n_step(2),
+        lambda: several.with_rewards(LinearReward()),
+        lambda: several.with_best_episodes(0.5),
+    ):
+        with pytest.raises(DataError, match="needs rewards of single steps: got n_step=2"):
+            wrong()
+
+
+@pytest.mark.parametrize("n", [0, -1, 1.5, True, "2"])
+def test_n_is_a_number_of_steps(n: Any) -> None:
+    with pytest.raises(DataError, match=r"`n` is out of range: got .* expected an integer >= 1"):
+        build().with_n_step(n)
+
+
+def test_a_table_whose_last_row_has_no_flag_ends_there() -> None:
+    whole = build()
+    bare = OfflineDataset(
+        whole._table,
+        layout=whole.layout,
+        terminated=np.zeros(len(whole), bool),
+        truncated=np.zeros(len(whole), bool),
+        action_scaler=whole.action_scaler,
+        gamma=whole.gamma,
+        source="bare",
+    )
+    last = bare.with_n_step(4).transitions
+    assert torch.equal(last.next_obs[-1], whole.transitions.next_obs[-1])
+    assert torch.equal(last.reward[-1], whole.transitions.reward[-1])
 
 
 @pytest.mark.parametrize("share", [0, -0.1, 1.01, float("nan"), True, "all"])
@@ -376,9 +514,11 @@ def test_sampling_is_uniform_with_replacement(generator: torch.Generator) -> Non
 def test_sampling_repeats_with_the_generator_and_keeps_rows_together() -> None:
     dataset = build(n=100)
     a, b = (dataset.sample(64, generator=torch.Generator().manual_seed(3)) for _ in range(2))
-    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-    whole = torch.cat([x.reshape(100, -1) for x in dataset.transitions], 1).tolist()
-    assert all(row in whole for row in torch.cat([x.reshape(64, -1) for x in a], 1).tolist())
+    assert all(torch.equal(x, y) for x, y in zip(a.present(), b.present(), strict=True))
+    whole = torch.cat([x.reshape(100, -1) for x in dataset.transitions.present()], 1).tolist()
+    assert all(
+        row in whole for row in torch.cat([x.reshape(64, -1) for x in a.present()], 1).tolist()
+    )
 
 
 @pytest.mark.parametrize("size", [0, -1])

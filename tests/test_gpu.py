@@ -122,7 +122,7 @@ def test_a_loaded_state_and_another_batch_size_are_seen() -> None:
         learner.update(make_batch(step))
     twin.load_state_dict(copy.deepcopy(learner.state_dict()))
     learner.load_state_dict(copy.deepcopy(learner.state_dict()))
-    half = Transitions(*(x[: ROWS // 2].contiguous() for x in make_batch(99)))
+    half = make_batch(99).map(lambda x: x[: ROWS // 2].contiguous())
     for batch in [half, *(make_batch(step) for step in range(UPDATES))]:
         learner.update(batch)
         twin.update(batch)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gtp_policy import (
+    AdvantageGuidance,
     AdvantageWeighterConfig,
     ExpectileBaseline,
     FlowMapActorConfig,
@@ -96,6 +97,69 @@ def test_an_update_steps_along_both_terms() -> None:
     assert metrics.guided_q is not None
     assert metrics.guided_q.item() == pytest.approx(q.item(), rel=1e-5)
     assert metrics.weight_mean is None
+
+
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+@pytest.mark.parametrize("steps", [None, 1])
+def test_weights_and_the_gradient_of_q_add_up(engine: Any, steps: int | None) -> None:
+    """The losses as advantage guidance weighs them, and the pull of Q on top."""
+    both = learner_with(LinearQGuidance(scale=0.5, steps=steps, weighted=True))
+    weights = learner_with(AdvantageGuidance())
+    data, before = batch(), copy.deepcopy(both.actor)
+    with using(engine):
+        metrics, expected = both.update(data), weights.update(data)
+    assert metrics.weight_ess is not None
+    assert metrics.weight_ess.item() == pytest.approx(expected.weight_ess.item(), rel=1e-5)  # type: ignore[union-attr]
+    assert metrics.weight_ess.item() < 0.99
+    noise = torch.randn(BATCH, ACT, generator=plain_stream(both, "guidance"))
+    guidance = both.config.guidance
+    assert isinstance(guidance, LinearQGuidance)
+    assert both.critic is not None
+    term, _ = guidance.loss(before, both.critic, data.obs, noise)
+    term.backward()
+    for ours, theirs, extra in zip(
+        both.actor.parameters(), weights.actor.parameters(), before.parameters(), strict=True
+    ):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        assert extra.grad is not None
+        torch.testing.assert_close(ours.grad, theirs.grad + extra.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_clipped_coordinates_have_no_gradient_by_hand_either() -> None:
+    """A jump far out of bounds: nothing pulls where the action cannot move."""
+    learner = learner_with(LinearQGuidance(scale=10.0, steps=1))
+    plain = learner_with(NoGuidance())
+    with torch.no_grad():
+        for own in (learner, plain):
+            for actor in (own.actor, own.target_actor):
+                actor.network.mlp[-1].bias.fill_(50.0)  # type: ignore[index, union-attr]
+    learner.update(batch())
+    plain.update(batch())
+    for ours, theirs in zip(learner.actor.parameters(), plain.actor.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+def test_a_share_of_effective_samples_is_kept_while_advantages_change(engine: Any) -> None:
+    """Update by update, and alike after a restart: the temperature has no memory."""
+    config = learner_with(NoGuidance()).full_config.replace(
+        weighter=AdvantageWeighterConfig(effective_share=0.5, signed=True, max_weight=1e6),
+        learner=GTPLearnerConfig(guidance=AdvantageGuidance(), critic_lr=1e-2),
+    )
+    learner, resumed = (GTPLearner.build(OBS, ACT, config) for _ in range(2))
+    spreads = []
+    with using(engine):
+        for update in range(12):
+            if update == 6:
+                resumed.load_state_dict(copy.deepcopy(learner.state_dict()))
+            metrics = learner.update(batch(update)).to_floats()
+            assert metrics["weight_ess"] == pytest.approx(0.5, abs=1e-3)
+            spreads.append(metrics["advantage_std"])
+            if update >= 6:
+                assert resumed.update(batch(update)).to_floats() == metrics
+    assert max(spreads) > 2 * min(spreads)
+    assert torch.equal(parameters(learner), parameters(resumed))
 
 
 def plain_stream(learner: GTPLearner, name: str) -> torch.Generator:

@@ -40,6 +40,7 @@ def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
     add("--method", help="what tables call the policy")
     add("--reward", type=_reward, metavar="NAME|JSON", help=f"one of {', '.join(REWARDS)}")
     add("--best-episodes", type=float, metavar="SHARE", help="train on those with the best returns")
+    add("--n-step", type=int, metavar="N", help="sum the rewards of N steps of the data")
     add("--gamma", type=float)
     add("--updates", type=int, required=True)
     add("--batch-size", type=int)
@@ -110,6 +111,7 @@ def experiment_fields(args: argparse.Namespace) -> dict[str, Any]:
             "method",
             "reward",
             "best_episodes",
+            "n_step",
             "gamma",
             "updates",
             "batch_size",

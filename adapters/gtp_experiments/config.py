@@ -8,13 +8,16 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from gtp_datasets import D4RL_REFERENCE, ReferenceScores
 from gtp_policy import (
+    AdvantageWeighterConfig,
     Config,
     FlowMapActorConfig,
     GTPConfig,
     GTPLearner,
     GTPLearnerConfig,
     GTPLossConfig,
+    LinearQGuidance,
     OfflineDataset,
+    QEnsembleConfig,
 )
 from gtp_policy.acting import ArgmaxChoice, Choice
 from gtp_policy.rewards import LinearReward, RewardTransform
@@ -72,6 +75,10 @@ _ADDED_LATER: dict[type[Config], tuple[str, ...]] = {
     FlowMapActorConfig: ("embedding", "action_statistics"),
     GTPLearnerConfig: ("normalize_actions",),
     LinearTimes: ("rho",),
+    QEnsembleConfig: ("activation", "reduction", "rho"),
+    GTPLearnerConfig: ("backup", "critic_penalty"),
+    AdvantageWeighterConfig: ("signed", "effective_share"),
+    LinearQGuidance: ("weighted",),
     GTPLossConfig: (
         "inner",
         "map_share",
@@ -134,6 +141,11 @@ class ExperimentConfig(Config):
         description="Share of the episodes to train on, those with the highest returns: cloning "
         "them is X % BC. None: all.",
     )
+    n_step: Count = Field(
+        default=1,
+        description="Steps of the data whose rewards a transition sums, see "
+        "OfflineDataset.with_n_step.",
+    )
     method: str = Field(min_length=1, description="What tables call the policy.")
     seed: int = Field(
         default=0,
@@ -180,6 +192,8 @@ class ExperimentConfig(Config):
         exclude = _unset(self)
         if self.best_episodes is None:
             exclude["best_episodes"] = True
+        if self.n_step == 1:
+            exclude["n_step"] = True
         return self.replace(seed=0).model_dump_json(exclude=exclude)
 
     @property

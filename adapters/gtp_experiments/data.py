@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gtp_datasets import load_d4rl_hdf5, load_minari
-from gtp_experiments.config import ExperimentConfig
+from gtp_experiments.config import ExperimentConfig, RunConfig
 from gtp_policy import OfflineDataset
 
 
@@ -29,7 +29,7 @@ class Data(NamedTuple):
 
 
 def load_data(config: ExperimentConfig) -> Data:
-    """Loads the dataset of an experiment, hashes it, chooses episodes and transforms rewards.
+    """Loads the dataset of an experiment, hashes it, chooses episodes, transforms and sums rewards.
 
     Args:
         config: The experiment.
@@ -57,7 +57,10 @@ def load_data(config: ExperimentConfig) -> Data:
     digest = data_hash(dataset)
     if config.best_episodes is not None:
         dataset = dataset.with_best_episodes(config.best_episodes)
-    return Data(dataset.with_rewards(config.reward), digest)
+    dataset = dataset.with_rewards(config.reward)
+    if isinstance(config, RunConfig) and config.policy.learner.critic_penalty:
+        dataset = dataset.with_next_actions()
+    return Data(dataset.with_n_step(config.n_step), digest)
 
 
 def data_hash(dataset: OfflineDataset) -> str:
@@ -79,7 +82,7 @@ def data_hash(dataset: OfflineDataset) -> str:
         (True, False)
     """
     digest = hashlib.sha256()
-    fields = [value.cpu().numpy() for value in dataset.transitions]
+    fields = [value.cpu().numpy() for value in dataset.transitions.present()]
     for array in (*fields, dataset.terminated, dataset.truncated):
         digest.update(f"{array.shape} {array.dtype.str}".encode())
         digest.update(np.ascontiguousarray(array).data)

@@ -58,7 +58,7 @@ class HostDataset:
 
     def rows(self, start: int, stop: int) -> Transitions:
         """Returns consecutive transitions."""
-        return self._read(Transitions(*(column[start:stop] for column in self._index.transitions)))
+        return self._read(self._index.transitions.map(lambda column: column[start:stop]))
 
     def reward(self) -> Tensor:
         """Returns all rewards."""
@@ -73,6 +73,13 @@ class HostDataset:
     def action_statistics(self) -> tuple[Tensor, Tensor]:
         """Returns what `OfflineDataset.action_statistics` does."""
         return self._index.action_statistics()
+
+    def with_next_actions(self) -> Self:
+        """Returns what `OfflineDataset.with_next_actions` does."""
+        changed = copy.copy(self)
+        changed._index = self._index.with_next_actions()
+        changed.terminated, changed.truncated = changed._index.terminated, changed._index.truncated
+        return changed
 
     def action_std(self) -> float:
         """Returns what `OfflineDataset.action_std` does."""
@@ -241,7 +248,8 @@ def _shaped(name: str, array: Array, shape: tuple[int, ...]) -> Array:
 def replace_columns(dataset: OfflineDataset, **columns: Tensor) -> OfflineDataset:
     """Returns a table with some columns replaced."""
     rows = dataset.transitions._replace(**columns)
-    parts = (rows.obs, rows.action, rows.reward[:, None], rows.discount[:, None], rows.next_obs)
+    parts = [rows.obs, rows.action, rows.reward[:, None], rows.discount[:, None], rows.next_obs]
+    parts += [] if rows.next_action is None else [rows.next_action]
     return OfflineDataset(
         torch.cat(parts, 1),
         layout=dataset.layout,
@@ -250,4 +258,5 @@ def replace_columns(dataset: OfflineDataset, **columns: Tensor) -> OfflineDatase
         action_scaler=dataset.action_scaler,
         gamma=dataset.gamma,
         source=dataset.source,
+        n_step=dataset.n_step,
     )

@@ -55,14 +55,19 @@ class OfflineTraining:
         """Makes a dataset what is learned from, and gives its scales to an untrained policy.
 
         Raises:
-            DataError: If the wrapper's statistics still move, or are of parts that are left out.
+            DataError: If the wrapper's statistics still move, or are of parts that are left out, or
+                it normalises rewards that are sums of several steps.
         """
         shown = dataset
+        if policy.learner.config.critic_penalty:
+            shown = dataset.with_next_actions()
         if wrapper is not None:
             _normalize.check_keys(wrapper, dataset)
+            if wrapper.norm_reward and isinstance(dataset, OfflineDataset):
+                dataset.check_one_step("VecNormalize(norm_reward=True)")
             if _normalize.settle_(wrapper, dataset) and verbose >= 1:
                 print("VecNormalize takes its statistics from the dataset and keeps them.")
-            shown = _normalize.normalized(wrapper, dataset)
+            shown = _normalize.normalized(wrapper, shown)
         if not (self.scales_are_fixed or policy.learner.updates):
             self._fit_scales_(policy, shown)
         self.dataset, self.shown, self.is_missing = dataset, shown, False

@@ -27,7 +27,8 @@ def check_plain(buffer_class: type[ReplayBuffer] | None, n_steps: int) -> None:
         raise DataError(
             f"A dataset is learned from as it is: got n_steps={n_steps} and "
             f"{buffer_class.__name__}, expected n_steps=1 and no buffer that sums rewards or "
-            "relabels goals. Train offline without them; they work online."
+            "relabels goals. Pass dataset.with_n_step(n) for sums of rewards; goals are relabelled "
+            "online alone."
         )
 
 
@@ -89,6 +90,8 @@ def fill_(buffer: ReplayBuffer, dataset: Dataset) -> int:
 
 
 def _check(buffer: ReplayBuffer, dataset: Dataset) -> None:
+    if isinstance(dataset, OfflineDataset):
+        dataset.check_one_step("A replay buffer")
     space = buffer.observation_space
     keys = set(space.spaces) if isinstance(space, spaces.Dict) else set()
     if buffer.optimize_memory_usage:
@@ -106,7 +109,7 @@ def _check(buffer: ReplayBuffer, dataset: Dataset) -> None:
 
 def _rows(dataset: Dataset, start: int, stop: int) -> Transitions:
     if isinstance(dataset, OfflineDataset):
-        return Transitions(*(column[start:stop] for column in dataset.transitions))
+        return dataset.transitions.map(lambda column: column[start:stop])
     return dataset.rows(start, stop)
 
 

@@ -47,8 +47,12 @@ def td_error(learner: GTPLearner, batch: Transitions) -> Tensor:
     critic, target = learner.critic, learner.target_critic
     if critic is None or target is None:
         return torch.ones_like(batch.reward)
-    generator = learner.stream("priority")
-    next_action = learner.target_actor.sample(batch.next_obs, generator=generator)
-    y = td_target(batch.reward, batch.discount, target(batch.next_obs, next_action).amin(0))
+    if learner.config.backup == "value" and learner.value is not None:
+        next_value = learner.value(batch.next_obs)
+    else:
+        generator = learner.stream("priority")
+        next_action = learner.target_actor.sample(batch.next_obs, generator=generator)
+        next_value = target.config.reduce(target(batch.next_obs, next_action))
+    y = td_target(batch.reward, batch.discount, next_value)
     error: Tensor = critic(batch.obs, batch.action) - y
     return error.abs().mean(0)

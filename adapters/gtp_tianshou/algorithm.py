@@ -307,6 +307,8 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
                 out_of_bounds=self.out_of_bounds,
                 device=device,
             )
+        if self.learner.config.critic_penalty:
+            dataset = dataset.with_next_actions()
         return cast("TBuffer", TransitionTable(dataset, self.learner.stream))
 
     def _update_with_batch(self, batch: RolloutBatchProtocol | Transitions) -> GTPTrainingStats:

@@ -156,6 +156,9 @@ def buffer_from_dataset(
     Returns:
         A full buffer.
 
+    Raises:
+        DataError: If rewards are sums of several steps, as of `OfflineDataset.with_n_step`.
+
     Example:
         >>> from gtp_policy import OfflineDataset
         >>> from gtp_tianshou import buffer_from_dataset
@@ -166,8 +169,9 @@ def buffer_from_dataset(
         >>> buffer.act.tolist(), buffer.done.tolist(), buffer.next([0, 1]).tolist()
         ([[1.0], [-1.0]], [False, True], [1, 1])
     """
-    rows = [column.cpu().numpy() for column in dataset.transitions]
-    obs, action, reward, next_obs, _ = rows
+    dataset.check_one_step("A buffer of Tianshou's")
+    rows = [column.cpu().numpy() for column in dataset.transitions.present()]
+    obs, action, reward, next_obs = rows[:4]
     terminated, truncated = dataset.terminated.copy(), dataset.truncated.copy()
     buffer = ReplayBuffer(len(dataset), random_seed=seed)
     buffer.set_batch(

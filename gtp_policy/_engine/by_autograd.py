@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gtp_policy.algorithm import Draws, Learner
-from gtp_policy.critic import ExpectileBaseline, QEnsemble, expectile_loss
+from gtp_policy.critic import NetworkBaseline, QEnsemble
 from gtp_policy.functional import ema_
 from gtp_policy.guidance import LinearQGuidance
 from gtp_policy.times import Times
@@ -63,12 +63,11 @@ class ByAutograd:
         return _join(metrics)
 
     def fit_value(self, obs: Tensor, q: Tensor) -> None:
-        """Does a step of every value network on the expectile loss."""
+        """Does a step of every value network on the baseline's loss."""
         for learner, o, target in zip(self.learners, obs, q, strict=True):
-            assert isinstance(learner.config.baseline, ExpectileBaseline)
-            expectile = learner.config.baseline.expectile
-            value = _given(learner.value)(o)
-            _step(learner, "value", expectile_loss(target, value, expectile).mean())
+            baseline = learner.config.baseline
+            assert isinstance(baseline, NetworkBaseline)
+            _step(learner, "value", baseline.loss(target, _given(learner.value)(o)).mean())
 
     def weigh(self, advantage: Tensor) -> Tensor:
         """Returns the weighters' weights (S, B)."""

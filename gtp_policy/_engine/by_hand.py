@@ -23,12 +23,20 @@ import torch
 from torch import Tensor, nn
 
 from gtp_policy._engine.adam import Optimizer
-from gtp_policy._engine.seeds import Net, Parameters, net_of, stack_of, together
+from gtp_policy._engine.seeds import (
+    Net,
+    Parameters,
+    ensemble_of,
+    net_of,
+    stack_of,
+    together,
+)
+from gtp_policy._engine.support import jumps_once
 from gtp_policy._folding import FoldedActor, fold
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.algorithm import Draws, Learner, update
-from gtp_policy.critic import ExpectileBaseline, QEnsemble, ValueNetwork
-from gtp_policy.functional import advantage_weights, flow_map, perturb, precondition
+from gtp_policy.critic import NetworkBaseline, QEnsemble, QEnsembleConfig, ValueNetwork
+from gtp_policy.functional import flow_map, perturb, precondition
 from gtp_policy.guidance import AdvantageWeighter, LinearQGuidance
 from gtp_policy.kernels.mlp import GradientPass, Pass, Stack, coarse_products
 from gtp_policy.networks import FlowMapMLP
@@ -52,9 +60,10 @@ class ByHand:
         self._config, self._rates = first.config, dict[str, Any]()
         actor = net_of([learner.actor for learner in learners])
         target = net_of([learner.target_actor for learner in learners])
-        gradients, into = _gradients(actor, linear=True)
+        gradients, into = _gradients(actor)
         self._actor = _Actors(learners, actor, target, into, rows)
         self._actor_gradients = gradients
+        self._jump: _GuidedJump | None = None
         modules: list[nn.Module] = [learner.actor for learner in learners]
         self._optimizers = {"actor": self._optimizer("actor", modules, actor, gradients)}
         # Folded are jumps alone; actors themselves know every sampler.
@@ -72,6 +81,8 @@ class ByHand:
         self.written = [p for m in owners if m is not None for p in m.parameters()]
         if first.critic is not None:
             self._prepare_critics(rows)
+            if jumps_once(first):
+                self._jump = _GuidedJump(learners, actor, self._critic, rows)
         if first.value is not None:
             self._prepare_values(rows)
 
@@ -93,21 +104,19 @@ class ByHand:
         critics = [cast(QEnsemble, learner.critic) for learner in self.learners]
         targets = [cast(QEnsemble, learner.target_critic) for learner in self.learners]
         net, target = net_of(critics), net_of(targets)
-        gradients, into = _gradients(net, linear=False)
-        members = critics[0].config.members
-        self._critic = _Critics(net, members, rows, into)
-        self._target_critic = _Critics(target, members, rows)
+        config = critics[0].config
+        gradients, into = _gradients(net, config)
+        self._critic = _Critics(net, config, rows, into)
+        self._target_critic = _Critics(target, config, rows)
         self._optimizers["critic"] = self._optimizer("critic", critics, net, gradients)
         self._followers.append((target, net, self._config.critic_rate))
 
     def _prepare_values(self, rows: int) -> None:
         values = [cast(ValueNetwork, learner.value) for learner in self.learners]
         net = net_of(values)
-        gradients, into = _gradients(net, linear=True)
+        gradients, into = _gradients(net)
         self._value_net = net
-        self._value = GradientPass(
-            stack_of(net.parameters, linear=True), rows, into, transposed=True
-        )
+        self._value = GradientPass(stack_of(net.parameters), rows, into, transposed=True)
         self._optimizers["value"] = self._optimizer("value", values, net, gradients)
 
     def _optimizer(
@@ -195,11 +204,9 @@ class ByHand:
         return metrics
 
     def fit_value(self, obs: Tensor, q: Tensor) -> None:
-        """Does a step of every value network on the expectile loss."""
-        expectile = cast(ExpectileBaseline, self._config.baseline).expectile
-        difference = q - self.value(obs)
-        factor = torch.where(difference < 0, 1 - expectile, expectile)
-        slope = difference * factor * (-2 / self._rows)
+        """Does a step of every value network on the baseline's loss."""
+        baseline = cast(NetworkBaseline, self._config.baseline)
+        slope = baseline.slope(q, self.value(obs)) * (1 / self._rows)
         self._value.gradients(slope.unsqueeze(-1))
         self._step("value")
 
@@ -213,8 +220,7 @@ class ByHand:
                 return together([weigh(a.clone()) for weigh, a in weights])
         if len(weighters) == 1 or advantage.device.type == "cpu":
             return together([weigh(a) for weigh, a in zip(weighters, advantage, strict=True)])
-        c = weighters[0].config
-        return torch.vmap(lambda a: advantage_weights(a, c.eta, c.eps, c.max_weight))(advantage)
+        return torch.vmap(weighters[0].config.weigh)(advantage)
 
     def fit_actor(
         self, batch: Transitions, weight: Tensor | None, draws: Draws
@@ -233,8 +239,12 @@ class ByHand:
             torch._foreach_copy_([target.mean, target.scale], [source.mean, source.scale])
 
     def _guide(self, batch: Transitions, draws: Draws, loss: Tensor) -> dict[str, Tensor]:
-        """Adds the gradients of linear-Q guidance, the one part that autograd computes."""
+        """Adds the gradients of linear-Q guidance; autograd goes through several steps."""
         guidance, noise = cast(LinearQGuidance, self._first.guidance), cast(Tensor, draws.guide)
+        if self._jump is not None:
+            pull, q, added = self._jump.gradients(batch.obs, noise, guidance)
+            torch._foreach_add_(self._actor_gradients, added)
+            return {"actor_loss": loss + pull, "guided_q": q}
         metrics = []
         for i, learner in enumerate(self.learners):
             critic, own = cast(QEnsemble, learner.critic), list(learner.actor.parameters())
@@ -254,15 +264,15 @@ class ByHand:
         return coarse_products(self._config.no_grad_precision)
 
 
-def _gradients(net: Net, *, linear: bool) -> tuple[Parameters, Stack]:
+def _gradients(net: Net, ensemble: QEnsembleConfig | None = None) -> tuple[Parameters, Stack]:
     """Returns where gradients go, as parameters and as matrices, in one piece of memory."""
     flat = net.mean.new_empty(sum(p.numel() for p in net.parameters))
     pieces = torch.split(flat, [p.numel() for p in net.parameters])
     gradients = [g.view(p.shape) for g, p in zip(pieces, net.parameters, strict=True)]
-    if linear:
+    if ensemble is None:
         return gradients, Stack(gradients[::2], gradients[1::2])
-    stack = stack_of(gradients, linear=False)
-    return gradients, Stack(stack.weights, [b.squeeze(1) for b in stack.biases])
+    weights, *rows = ensemble_of(gradients, layer_norm=ensemble.layer_norm)
+    return gradients, Stack(weights, *([row.squeeze(1) for row in kind] for kind in rows))
 
 
 class _Critics:
@@ -270,24 +280,34 @@ class _Critics:
 
     Args:
         net: Their parameters.
-        members: N.
+        config: Their choices.
         rows: B.
         gradients: Where to leave gradients; None for target networks.
     """
 
-    def __init__(self, net: Net, members: int, rows: int, gradients: Stack | None = None) -> None:
-        self._net, self._members, self._rows = net, members, rows
-        self._stack = stack_of(net.parameters, linear=False)
+    def __init__(
+        self, net: Net, config: QEnsembleConfig, rows: int, gradients: Stack | None = None
+    ) -> None:
+        self._net, self._rows = net, rows
+        self._members, self._activation = config.members, config.activation
+        self._stack = ensemble_of(net.parameters, layer_norm=config.layer_norm)
         self._passes: dict[int, Pass] = {}
         if gradients is not None:
-            self._backward = GradientPass(self._stack, rows, gradients, share=members)
+            self._backward = GradientPass(
+                self._stack, rows, gradients, share=config.members, activation=config.activation
+            )
 
     def __call__(self, obs: Tensor, action: Tensor) -> Tensor:
         """Returns values (S, N, n, B) of actions (S, n, B, A)."""
         n = action.shape[1]
         if n not in self._passes:
             with torch.inference_mode(False):
-                self._passes[n] = Pass(self._stack, n * self._rows, share=self._members)
+                self._passes[n] = Pass(
+                    self._stack,
+                    n * self._rows,
+                    share=self._members,
+                    activation=self._activation,
+                )
         return self._run(self._passes[n], obs, action)
 
     def values_with_gradient(self, obs: Tensor, action: Tensor) -> Tensor:
@@ -297,6 +317,12 @@ class _Critics:
     def gradients(self, upstream: Tensor) -> None:
         """Leaves the gradients of a loss, given that by the values, (S, N, B)."""
         self._backward.gradients(upstream.view(-1, self._rows, 1))
+
+    def action_gradients(self, upstream: Tensor) -> Tensor:
+        """Returns a loss's gradient by actions (S, B, A), given that by the values, (S, N, B)."""
+        by_inputs = self._backward.input_gradients(upstream.view(-1, self._rows, 1))
+        by_action = by_inputs[..., self._net.mean.shape[-1] :]
+        return by_action.view(-1, self._members, *by_action.shape[1:]).sum(1)
 
     def _run(self, through: Pass, obs: Tensor, action: Tensor) -> Tensor:
         inputs = through.inputs.view(*action.shape[:3], -1)
@@ -333,7 +359,7 @@ class _FixedFlowMap:
     def __init__(self, of: Learner, net: Net, rows: int) -> None:
         actor = of.actor
         self.times, self._sigma_data, self._net = actor.times, actor.sigma_data, net
-        self._pass = Pass(stack_of(net.parameters, linear=True), rows)
+        self._pass = Pass(stack_of(net.parameters), rows)
         self._inputs = _Inputs(actor, self._pass)
 
     def endpoint(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
@@ -368,7 +394,7 @@ class _Actors:
         # Without a teacher of jumps there is the flow loss alone.
         self._jumps = not isinstance(config.teacher, NoTeacher)
         self._map_rows = math.ceil(config.map_share * rows) if self._jumps else 0
-        stack = stack_of(net.parameters, linear=True)
+        stack = stack_of(net.parameters)
         self._pass = GradientPass(stack, self._map_rows + rows, gradients, transposed=True)
         self._inputs = _Inputs(actor, self._pass)
         self._times, self._sigma_data = actor.times, actor.sigma_data
@@ -451,6 +477,54 @@ class _Actors:
             return square, residual * (2 * share)
         root = (square + config.huber**2).sqrt()
         return root - config.huber, residual * (share / root).unsqueeze(-1)
+
+
+class _GuidedJump:
+    """Linear-Q guidance through one jump of S actors: `LinearQGuidance.loss` by hand.
+
+    Args:
+        learners: Whose actors and critics.
+        net: The actors' networks, stacked.
+        critic: The critics.
+        rows: B.
+    """
+
+    def __init__(self, learners: Sequence[Learner], net: Net, critic: _Critics, rows: int) -> None:
+        actor = learners[0].actor
+        self._net, self._critic = net, critic
+        self._reduction = cast(QEnsemble, learners[0].critic).config
+        self._gradients, into = _gradients(net)
+        self._pass = GradientPass(stack_of(net.parameters), rows, into, transposed=True)
+        self._inputs = _Inputs(actor, self._pass)
+        grid = actor.times.grid(1, device=net.mean.device, dtype=net.mean.dtype)
+        self._start, self._end = (node.expand(len(learners), rows) for node in grid)
+        self._factors = precondition(self._start.unsqueeze(-1), actor.sigma_data, actor.times.path)
+
+    def gradients(
+        self, obs: Tensor, noise: Tensor, guidance: LinearQGuidance
+    ) -> tuple[Tensor, Tensor, Parameters]:
+        """Returns the term and the mean of Q, (S,) each, and the gradients by the actors."""
+        t, s, factors = self._start, self._end, self._factors
+        x = t.unsqueeze(-1) * noise
+        embed = self._inputs.embed
+        self._inputs.write(
+            slice(None), self._net.normalise(obs), factors.inner * x, embed(t), embed(s)
+        )
+        endpoint = torch.addcmul(factors.skip * x, factors.out, self._pass.run())
+        arrival = flow_map(x, endpoint, t, s)
+        by_member = self._critic.values_with_gradient(obs, arrival.clamp(-1.0, 1.0))
+        q = self._reduction.reduce(by_member, 1)
+        factor = torch.full_like(q[:, 0], -guidance.scale)
+        if guidance.normalize:
+            factor = factor / q.abs().mean(1)
+        mean = q.mean(1)
+        slope = self._reduction.reduction_slope(by_member, 1)
+        per_row = (factor / q.shape[1]).view(-1, 1, 1)
+        by_action = self._critic.action_gradients(slope * per_row)
+        # The gradient of a clipped coordinate is 0.
+        share = (1 - s / t).unsqueeze(-1) * factors.out
+        self._pass.gradients(torch.where(arrival.abs() <= 1, by_action, 0) * share)
+        return factor * mean, mean, self._gradients
 
 
 def _column(x: Tensor | float) -> Tensor | float:

@@ -99,6 +99,8 @@ def _facts(learners: Sequence[Learner]) -> Iterator[Any]:
     for learner in learners:
         yield from (learner.config, learner.guidance, learner.loss.config, learner.weighter.config)
         yield from (learner.actor.config, learner.target_actor.config)
+        for critic in (learner.critic, learner.target_critic):
+            yield None if critic is None else critic.config
         for optimizer in learner.optimizers.values():
             yield optimizer
             yield from standing(optimizer)

@@ -119,12 +119,13 @@ class GraphedUpdate:
             if isinstance(minibatch, Tensor):
                 fixed = self._fused.unpack(next(fields))
             else:
-                fixed = Transitions(*(next(fields) for _ in minibatch))
+                fixed = Transitions(*(next(fields) for _ in minibatch.present()))
             fixed_draws = Draws(
                 backup=None if draws.backup is None else next(fields),
                 baseline=None if draws.baseline is None else next(fields),
                 times=Times(*(next(fields) for _ in draws.times)),
                 z=next(fields),
+                guide=None if draws.guide is None else next(fields),
                 flow_t=None if draws.flow_t is None else next(fields),
             )
             self._outputs = self._fused(fixed, fixed_draws, rates)
@@ -158,6 +159,7 @@ class GraphedUpdate:
 def _tensors(step: Step) -> list[Tensor]:
     """Returns everything that changes from update to update, always in the same order."""
     draws = step.draws
-    batch = [step.minibatch] if isinstance(step.minibatch, Tensor) else step.minibatch
-    drawn = [draws.backup, draws.baseline, *draws.times, draws.z, draws.flow_t]
+    whole = step.minibatch
+    batch = [whole] if isinstance(whole, Tensor) else whole.present()
+    drawn = [draws.backup, draws.baseline, *draws.times, draws.z, draws.guide, draws.flow_t]
     return [*batch, *(x for x in drawn if x is not None)]

@@ -25,13 +25,19 @@ class Net(NamedTuple):
         return (obs - self.mean) / self.scale
 
 
-def stack_of(parameters: Parameters, *, linear: bool) -> Stack:
-    """Returns stacked parameters as matrices (in, out): those of layers or of an ensemble."""
-    if linear:
-        return Stack([w.mT for w in parameters[::2]], [b.unsqueeze(1) for b in parameters[1::2]])
-    half = len(parameters) // 2
+def stack_of(parameters: Parameters) -> Stack:
+    """Returns stacked parameters of layers as matrices (in, out)."""
+    return Stack([w.mT for w in parameters[::2]], [b.unsqueeze(1) for b in parameters[1::2]])
+
+
+def ensemble_of(parameters: Parameters, *, layer_norm: bool) -> Stack:
+    """Returns stacked parameters of ensembles as those of S N networks side by side."""
     flat = [p.view(-1, *p.shape[2:]) for p in parameters]
-    return Stack(flat[:half], flat[half:])
+    if not layer_norm:
+        half = len(flat) // 2
+        return Stack(flat[:half], flat[half:])
+    n = (len(flat) + 2) // 4  # the last of n layers is not normalised
+    return Stack(flat[:n], flat[n : 2 * n], flat[2 * n : 3 * n - 1], flat[3 * n - 1 :])
 
 
 def share_(tensors: Sequence[Tensor]) -> None:

@@ -11,9 +11,10 @@ from gtp_policy._fingerprint import watched
 from gtp_policy._folding import DEVICES, layer_parameters, network_reasons
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.algorithm import Learner
-from gtp_policy.critic import QEnsemble, ValueNetwork
+from gtp_policy.critic import QEnsemble, QEnsembleConfig, ValueNetwork
 from gtp_policy.guidance import AdvantageWeighter, LinearQGuidance
 from gtp_policy.loss import GTPLoss
+from gtp_policy.samplers import JumpSampler
 from gtp_policy.teachers import JvpTeacher
 
 _KINDS: dict[str, type[Any]] = {"actor": FlowMapActor, "critic": QEnsemble, "value": ValueNetwork}
@@ -34,9 +35,8 @@ def against_by_hand(learners: Sequence[Learner]) -> str | None:
 def against_recording(learners: Sequence[Learner]) -> str | None:
     """Returns why an update by hand is not recorded, or None."""
     first = learners[0]
-    if isinstance(first.guidance, LinearQGuidance) or isinstance(
-        first.loss.config.teacher, JvpTeacher
-    ):
+    through_steps = isinstance(first.guidance, LinearQGuidance) and not jumps_once(first)
+    if through_steps or isinstance(first.loss.config.teacher, JvpTeacher):
         return "a part of it needs autograd"
     for learner in learners:
         if _custom_weighter(learner):
@@ -47,6 +47,14 @@ def against_recording(learners: Sequence[Learner]) -> str | None:
     return None if first.actor.device.type == "cuda" else "CUDA graphs need a CUDA device"
 
 
+def jumps_once(learner: Learner) -> bool:
+    """Returns whether linear-Q guidance is in force and goes through one jump of the flow map."""
+    guidance, actor = learner.guidance, learner.actor.config
+    if learner.critic is None or not isinstance(guidance, LinearQGuidance):
+        return False
+    return (guidance.steps or actor.steps) == 1 and isinstance(actor.sampler, JumpSampler)
+
+
 def _choices(learner: Learner) -> tuple[Any, ...]:
     """Returns what seeds that are updated as one must have in common."""
     return (
@@ -55,6 +63,7 @@ def _choices(learner: Learner) -> tuple[Any, ...]:
         learner.loss.config,
         learner.weighter.config,
         learner.actor.config,
+        _critic_config(learner.critic),
         [*learner.learning_rates],
     )
 
@@ -75,8 +84,6 @@ def _reasons(learner: Learner) -> Iterator[str]:
             return
         for reason in network_reasons(module, flow_map=name == "actor"):
             yield f"{name} {reason}"
-        if isinstance(module, QEnsemble) and module.config.layer_norm:
-            yield f"{name} has layer normalisation"
         own = list(module.parameters())
         if [id(p) for p in own] != [id(p) for p in _known(module)]:
             yield f"{name} has further parameters, or shares some between layers"
@@ -89,6 +96,8 @@ def _reasons(learner: Learner) -> Iterator[str]:
             yield f"{name} has another dtype or device than the actor"
     if _flow_map(learner.actor) != _flow_map(learner.target_actor):
         yield "the flow map of the target actor differs from the actor's"
+    if _critic_config(learner.critic) != _critic_config(learner.target_critic):
+        yield "the config of the target critic differs from the critic's"
     if type(learner.loss) is not GTPLoss:
         yield f"the loss is a {type(learner.loss).__name__}, a custom class"
         return
@@ -110,6 +119,10 @@ def _flow_map(actor: FlowMapActor) -> tuple[Any, ...]:
     return config.times, config.sigma_data, statistics, type(embedding)
 
 
+def _critic_config(critic: QEnsemble | None) -> QEnsembleConfig | None:
+    return None if critic is None else critic.config
+
+
 def _networks(learner: Learner) -> Iterator[tuple[str, Any]]:
     """Yields every network with the name of its kind."""
     for name in ("actor", "target_actor", "critic", "target_critic", "value"):
@@ -121,7 +134,7 @@ def _networks(learner: Learner) -> Iterator[tuple[str, Any]]:
 def _known(module: Any) -> list[Tensor]:  # noqa: ANN401 - one of three kinds
     """Returns the parameters that gradients by hand know of, in the order of the module's own."""
     if isinstance(module, QEnsemble):
-        return [*module.weights, *module.biases]
+        return [*module.weights, *module.biases, *module.gains, *module.shifts]
     return layer_parameters(
         module.network.mlp if isinstance(module, FlowMapActor) else module.network
     )

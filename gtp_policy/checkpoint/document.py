@@ -16,7 +16,7 @@ from torch import Tensor
 from gtp_policy._config import RECORDED, Bool, Config, Float, Int, Width
 from gtp_policy.checkpoint import bundle
 from gtp_policy.config import GTPConfig
-from gtp_policy.critic import ExpectileBaseline
+from gtp_policy.critic import NetworkBaseline
 from gtp_policy.errors import CheckpointError, StateMismatchError
 from gtp_policy.learner import GTPLearner
 from gtp_policy.networks import FlowMapMLP
@@ -223,7 +223,7 @@ def check_size(path: Path, document: Document, weights: dict[str, Tensor]) -> No
         needed += mlp(features + a + 2 * config.actor.time_dim, config.actor.hidden, a)
     if config.critic is not None:
         needed += config.critic.members * mlp(features + a, config.critic.hidden, 1)
-        if isinstance(config.learner.baseline, ExpectileBaseline):
+        if isinstance(config.learner.baseline, NetworkBaseline):
             needed += mlp(features, config.learner.baseline.hidden, 1)
     held = sum(math.prod(tensor.shape) for tensor in weights.values())
     if needed > held:

@@ -6,6 +6,14 @@ copies, and a graph of small operators. With hidden layers :math:`h_l = m(p_l)`,
 
 .. math:: \frac{dL}{dW_l} = h_{l-1}^T g_l, \quad \frac{dL}{db_l} = 1^T g_l, \quad
     g_{l-1} = (g_l W_l^T) \odot m'(p_{l-1})
+
+With layer normalisation :math:`h_l = m(\gamma_l \odot u_l + \beta_l)`, where :math:`u_l` is
+:math:`p_l` with mean 0 and variance 1 over its width. With :math:`z_l` the gradient by what the
+activation gets, :math:`d_l = \gamma_l \odot z_l`, means over the width and :math:`\sigma_l` the
+standard deviation of :math:`p_l`:
+
+.. math:: \frac{dL}{d\gamma_l} = 1^T (z_l \odot u_l), \quad \frac{dL}{d\beta_l} = 1^T z_l, \quad
+    g_l = \frac{d_l - \overline{d_l} - u_l \odot \overline{d_l \odot u_l}}{\sigma_l}
 """
 
 import itertools
@@ -16,8 +24,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from gtp_policy.kernels.activations import ACTIVATIONS, Activation
+from gtp_policy.kernels.layer_norm import LAYER_NORM_EPS, compiled_layer_norm
 from gtp_policy.kernels.mish import compiled_mish, mish_, mish_with_slope_
 
 # Elements of a hidden layer at a time: what one block of rows needs stays in a core's own cache.
@@ -42,18 +51,31 @@ def coarse_products(precision: str) -> Iterator[None]:
 
 
 class Stack(NamedTuple):
-    """The parameters of G networks of one shape: weights (G, in, out), biases (G, 1, out)."""
+    """The parameters of G networks of one shape: weights (G, in, out), biases (G, 1, out).
+
+    With layer normalisation of hidden layers, its gains and shifts too, (G, 1, out).
+    """
 
     weights: list[Tensor]
     biases: list[Tensor]
+    gains: Sequence[Tensor] = ()
+    shifts: Sequence[Tensor] = ()
+
+
+class _Norm(NamedTuple):
+    gain: Tensor
+    shift: Tensor
+    unit: Tensor | None  # what the backward pass needs: the normalised layer, and 1 over its spread
+    rstd: Tensor | None
 
 
 class _Layer(NamedTuple):
     bias: Tensor
     weight: Tensor
     output: Tensor
+    norm: _Norm | None
     kept: Tensor | None  # what the backward pass needs of the activation
-    finish: Callable[[], Any] | None  # adds the bias and activates, where one function does both
+    finish: Callable[[], Any] | None  # does all that follows the product, where that is compiled
 
 
 class _Block(NamedTuple):
@@ -71,8 +93,10 @@ class Pass:
     the same rows, and finds the result in ``outputs``, (G, rows, out), until the next call.
     """
 
-    def __init__(self, stack: Stack, rows: int, *, share: int = 1) -> None:
-        self.stack, self.rows, self.share = stack, rows, share
+    def __init__(
+        self, stack: Stack, rows: int, *, share: int = 1, activation: Activation = "mish"
+    ) -> None:
+        self.stack, self.rows, self.share, self.activation = stack, rows, share, activation
         first, last = stack.weights[0], stack.weights[-1]
         self.groups, self.new = first.shape[0], first.new_empty
         self.inputs = self.new(self.groups // share, rows, first.shape[1])
@@ -117,21 +141,29 @@ class Pass:
             # One copy per network only where several differ: a stride of 0 costs nothing.
             several = self.inputs.unsqueeze(1).expand(-1, self.share, -1, -1)
             inputs = several[0] if len(self.inputs) == 1 else several
+        norms = [self._norm(group, i, output) for i, output in enumerate(hidden)]
         layers = [
-            _Layer(bias, weight, output, keep, self._finish(output, bias, keep))
-            for bias, weight, output, keep in zip(
-                biases[:-1], weights[:-1], hidden, kept, strict=True
+            _Layer(bias, weight, output, norm, keep, self._finish(output, bias, norm, keep))
+            for bias, weight, output, norm, keep in zip(
+                biases[:-1], weights[:-1], hidden, norms, kept, strict=True
             )
         ]
         return _Block(inputs, layers, biases[-1], weights[-1], self.outputs[group, rows])
+
+    def _norm(self, group: int | slice, i: int, output: Tensor) -> _Norm | None:
+        """Returns the normalisation of a hidden layer, if there is one."""
+        if not self.stack.gains:
+            return None
+        return _Norm(self.stack.gains[i][group], self.stack.shifts[i][group], None, None)
 
     def run(self) -> Tensor:
         """Computes and returns ``outputs``."""
         for block in self.blocks:
             h = block.inputs.flatten(0, 1) if block.inputs.ndim == 4 else block.inputs
-            for bias, weight, output, kept, finish in block.layers:
+            for bias, weight, output, norm, kept, finish in block.layers:
                 if finish is None:
-                    h = self._activate(_linear(bias, h, weight, output), kept)
+                    h = _linear(bias, h, weight, output)
+                    h = self._activate(h if norm is None else _normalise_(h, norm), kept)
                 else:
                     h = torch.mm(h, weight, out=output)
                     finish()
@@ -139,18 +171,40 @@ class Pass:
         return self.outputs
 
     def _finish(
-        self, output: Tensor, bias: Tensor, kept: Tensor | None
+        self, output: Tensor, bias: Tensor, norm: _Norm | None, kept: Tensor | None
     ) -> Callable[[], Any] | None:
-        """Returns the compiled function that follows a product, bound to its memory."""
-        compiled = compiled_mish() if self.cpu and output.dtype == torch.float32 else None
-        if compiled is None:
+        """Returns the compiled functions that follow a product, bound to its memory."""
+        if not self.cpu or output.dtype != torch.float32:
             return None
-        arrays = [x.numpy() for x in (output, bias, kept) if x is not None]
-        return partial(compiled.mish_ if kept is None else compiled.mish_with_slope_, *arrays)
+        steps: list[Callable[[], Any]] = []
+        if norm is not None:
+            compiled = compiled_layer_norm()
+            if compiled is None:
+                return None
+            arrays = [x.numpy() for x in (output, bias, norm.gain[0], norm.shift[0])]
+            if norm.unit is None or norm.rstd is None:
+                steps.append(partial(compiled.normalise_, *arrays))
+            else:
+                kept_arrays = norm.unit.numpy(), norm.rstd[:, 0].numpy()
+                steps.append(partial(compiled.normalise_and_keep_, *arrays, *kept_arrays))
+            bias = torch.zeros_like(bias)  # it is in the normalised layer already
+        if self.activation == "mish":
+            compiled = compiled_mish()
+            if compiled is None:
+                return None
+            arrays = [x.numpy() for x in (output, bias, kept) if x is not None]
+            steps.append(
+                partial(compiled.mish_ if kept is None else compiled.mish_with_slope_, *arrays)
+            )
+        elif norm is not None:
+            steps.append(partial(self._activate, output, kept))
+        else:
+            return None
+        return steps[0] if len(steps) == 1 else partial(_one_after_the_other, steps)
 
     def _activate(self, x: Tensor, kept: Tensor | None) -> Tensor:
-        if not self.cpu:
-            return functional.mish(x, inplace=True)
+        if not self.cpu or self.activation != "mish":
+            return ACTIVATIONS[self.activation].apply_(x)
         a, b = self.scratch[x.shape[-1]]
         if x.shape[0] < a.shape[0]:
             a, b = a[: x.shape[0]], b[: x.shape[0]]
@@ -164,8 +218,10 @@ class GradientPass(Pass):
         stack: The networks.
         rows: Rows per network.
         gradients: Where to leave the gradients of weights and biases, shaped like the parameters:
-            (G, out, in) where ``transposed``, else (G, in, out); biases (G, out).
+            (G, out, in) where ``transposed``, else (G, in, out); biases (G, out), gains and shifts
+            likewise.
         share: As for `Pass`.
+        activation: As for `Pass`.
         transposed: Whether the weights are views of matrices (out, in).
     """
 
@@ -176,10 +232,11 @@ class GradientPass(Pass):
         gradients: Stack,
         *,
         share: int = 1,
+        activation: Activation = "mish",
         transposed: bool = False,
     ) -> None:
         self._into, self._transposed = gradients, transposed
-        super().__init__(stack, rows, share=share)
+        super().__init__(stack, rows, share=share, activation=activation)
         shape = (self.groups,) if self.batched else ()
         self._back = {w: self.new(*shape, rows, w) for w in set(self.widths)}
 
@@ -192,11 +249,18 @@ class GradientPass(Pass):
             for g in groups
         ]
 
+    def _norm(self, group: int | slice, i: int, output: Tensor) -> _Norm | None:
+        norm = super()._norm(group, i, output)
+        if norm is None:
+            return None
+        rstd = output.new_empty(*output.shape[:-1], 1)
+        return norm._replace(unit=torch.empty_like(output), rstd=rstd)
+
     def _activate(self, x: Tensor, kept: Tensor | None) -> Tensor:
         assert kept is not None
-        if not self.cpu:
+        if not self.cpu or self.activation != "mish":
             kept.copy_(x)
-            return functional.mish(x, inplace=True)
+            return ACTIVATIONS[self.activation].apply_(x)
         return mish_with_slope_(x, kept, self.scratch[x.shape[-1]])
 
     def gradients(self, output_gradient: Tensor) -> None:
@@ -215,22 +279,86 @@ class GradientPass(Pass):
                     _product(below[i].mT, gradient, weight)
                 torch.sum(gradient, -2, out=bias)
                 if i:
-                    layer = block.layers[i - 1]
-                    above = block.weight if i == len(block.layers) else block.layers[i].weight
-                    back = self._back[layer.output.shape[-1]]
-                    gradient = self._chain(_product(gradient, above.mT, back), layer)
+                    of_norm = None
+                    if block.layers[i - 1].norm is not None:
+                        of_norm = into.gains[i - 1][group], into.shifts[i - 1][group]
+                    gradient = self._below(block, i, gradient, of_norm)
+
+    def input_gradients(self, output_gradient: Tensor) -> Tensor:
+        """Returns the gradient of a loss by every network's inputs, (G, rows, in).
+
+        Like `gradients` it follows a `run` and uses up what that kept; the gradients of parameters
+        stay as they are.
+        """
+        found = []
+        for g, block in enumerate(self.blocks):
+            gradient = output_gradient[slice(None) if self.batched else g]
+            for i in reversed(range(1, len(block.layers) + 1)):
+                norm, of_norm = block.layers[i - 1].norm, None
+                if norm is not None:
+                    unused = torch.empty_like(norm.gain.squeeze(-2))
+                    of_norm = unused, torch.empty_like(unused)
+                gradient = self._below(block, i, gradient, of_norm)
+            found.append(gradient @ block.layers[0].weight.mT)
+        return found[0] if self.batched else torch.stack(found)
+
+    def _below(
+        self, block: _Block, i: int, gradient: Tensor, of_norm: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """Returns the gradient by what layer i - 1 adds its bias to, given that of layer i.
+
+        Where it is normalised, the gradients of its gain and shift are left in ``of_norm``.
+        """
+        layer = block.layers[i - 1]
+        above = block.weight if i == len(block.layers) else block.layers[i].weight
+        back = self._back[layer.output.shape[-1]]
+        gradient = self._chain(_product(gradient, above.mT, back), layer)
+        if layer.norm is None or of_norm is None:
+            return gradient
+        return self._chain_norm(gradient, layer.norm, *of_norm)
 
     def _chain(self, gradient: Tensor, layer: _Layer) -> Tensor:
         assert layer.kept is not None
-        if not self.cpu:
-            chained: Tensor = torch.ops.aten.mish_backward(gradient, layer.kept)
-            return chained
+        if not self.cpu or self.activation != "mish":
+            return ACTIVATIONS[self.activation].backward(gradient, layer.kept)
         return layer.kept.mul_(gradient)
+
+    def _chain_norm(self, gradient: Tensor, norm: _Norm, gain: Tensor, shift: Tensor) -> Tensor:
+        """Goes back through a normalisation; leaves the gradients of its gain and shift."""
+        assert norm.unit is not None
+        assert norm.rstd is not None
+        compiled = None
+        if self.cpu and gradient.dtype == torch.float32:
+            compiled = compiled_layer_norm()
+        if compiled is not None:
+            arrays = (gradient, norm.unit, norm.rstd[:, 0], norm.gain[0], gain, shift)
+            compiled.normalise_back_(*(x.numpy() for x in arrays))
+            return gradient
+        torch.sum(gradient * norm.unit, -2, out=gain)
+        torch.sum(gradient, -2, out=shift)
+        scaled = gradient * norm.gain
+        along = (scaled * norm.unit).mean(-1, keepdim=True)
+        centred = scaled - scaled.mean(-1, keepdim=True)
+        return torch.addcmul(centred, norm.unit, along, value=-1).mul_(norm.rstd)
 
 
 def _in_blocks(x: Tensor) -> bool:
     """Returns whether rows are worked on in pieces that fit a cache, not all in one launch."""
     return x.device.type == "cpu"
+
+
+def _normalise_(x: Tensor, norm: _Norm) -> Tensor:
+    """Normalises in place, scales and shifts; keeps what the backward pass needs."""
+    unit, _, rstd = torch.native_layer_norm(x, x.shape[-1:], None, None, LAYER_NORM_EPS)
+    if norm.unit is not None and norm.rstd is not None:
+        norm.unit.copy_(unit)
+        norm.rstd.copy_(rstd)
+    return torch.addcmul(norm.shift, unit, norm.gain, out=x)
+
+
+def _one_after_the_other(steps: Sequence[Callable[[], Any]]) -> None:
+    for step in steps:
+        step()
 
 
 def _linear(bias: Tensor, x: Tensor, weight: Tensor, out: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from gtp_policy import (
     OfflineDataset,
     PolicyBaseline,
     QEnsembleConfig,
+    QuantileBaseline,
     Transitions,
     load_checkpoint,
     presets,
@@ -38,7 +39,7 @@ from gtp_policy._engine.cuda_graph import GraphedUpdate, Step
 from gtp_policy._engine.seeds import share_, together
 from gtp_policy._engine.support import against_recording
 from gtp_policy.actor import ActionStatistics
-from gtp_policy.algorithm import Draws, draw
+from gtp_policy.algorithm import draw
 from gtp_policy.errors import DataError, ShapeError
 from gtp_policy.guidance import Guidance
 from gtp_policy.kernels import explain, mlp, using
@@ -99,6 +100,7 @@ def make_batch(seed: int = 0, rows: int = ROWS, dtype: torch.dtype = torch.float
         reward=torch.randn(rows, generator=g),
         next_obs=torch.randn(rows, OBS, generator=g) * 2 + 1,
         discount=0.99 * (torch.rand(rows, generator=g) > 0.1),
+        next_action=torch.rand(rows, ACT, generator=g) * 2 - 1,
     ).to(dtype=dtype)
 
 
@@ -162,7 +164,25 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "one sample": {"baseline": PolicyBaseline(samples=1)},
     "expectile": {"baseline": ExpectileBaseline(expectile=0.8, hidden=(16, 8))},
+    "quantile": {"baseline": QuantileBaseline(quantile=0.8, hidden=(16, 8))},
     "max-Q backup": {"backup_actions": 3},
+    "best of three": {
+        "backup": "best_of_n",
+        "backup_actions": 3,
+        "critic": QEnsembleConfig(hidden=(8,), members=4, reduction="mean", rho=0.5),
+    },
+    "penalised next actions": {"critic_penalty": 0.3},
+    "penalised, best of three": {
+        "backup": "best_of_n",
+        "backup_actions": 3,
+        "critic_penalty": 0.3,
+    },
+    "value backup": {"backup": "value", "baseline": ExpectileBaseline(hidden=(16, 8))},
+    "value backup, cloning": {
+        "backup": "value",
+        "baseline": QuantileBaseline(hidden=(16,)),
+        "guidance": NoGuidance(),
+    },
     "clipped": {"max_grad_norm": 0.05},
     "cosine": {"lr_schedule": "cosine"},
     "two rates": {"critic_ema_rate": 0.3},
@@ -171,6 +191,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "endpoint weight": {"loss": {"time_weight": "endpoint", "flow_weight": 0.1, "max_gap": 3}},
     "sharp weights": {"weighter": {"eta": 20.0, "max_weight": 3.0}},
     "three members": {"critic": QEnsembleConfig(hidden=(8,), members=3)},
+    "layer norm": {"critic": QEnsembleConfig(hidden=(24, 16), layer_norm=True)},
+    "layer norm, gelu, three members": {
+        "critic": QEnsembleConfig(hidden=(24, 16), members=3, layer_norm=True, activation="gelu"),
+        "max_grad_norm": 0.05,
+    },
+    "relu": {"critic": QEnsembleConfig(hidden=(24, 16), activation="relu")},
     "one hidden layer": {"hidden": (16,)},
     "edm weight": {"loss": {"time_weight": "edm", "flow_weight": 0.3}},
     "pairs with zero": {"loss": {"s_rule": "zero"}},
@@ -192,6 +218,24 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "guidance": LinearQGuidance(scale=0.5, normalize=True, steps=1),
         "max_grad_norm": 0.05,
     },
+    "one jump": {"guidance": LinearQGuidance(scale=0.5, steps=1)},
+    "one jump, its own weights": {
+        "guidance": LinearQGuidance(scale=2.0, normalize=True, steps=1, weighted=True),
+        "critic": QEnsembleConfig(
+            hidden=(24, 16), members=3, layer_norm=True, reduction="mean", rho=0.5
+        ),
+        "weighter": {"signed": True, "effective_share": 0.4},
+        "times": LinearTimes(),
+        "loss": OFF_GRID,
+    },
+    "one jump, gelu, a value": {
+        "guidance": LinearQGuidance(scale=0.5, normalize=True, steps=1, weighted=True),
+        "critic": QEnsembleConfig(hidden=(8,), activation="gelu"),
+        "baseline": ExpectileBaseline(hidden=(8,)),
+    },
+    "weighted linear Q": {"guidance": LinearQGuidance(scale=0.5, weighted=True)},
+    "signed": {"weighter": {"signed": True, "eta": 2.0}},
+    "effective share": {"weighter": {"effective_share": 0.3}},
     "linear Q, linear path": {"guidance": LinearQGuidance(scale=0.5), "times": LinearTimes()},
 }
 
@@ -504,8 +548,6 @@ def test_a_target_with_another_flow_map_takes_the_reference(change: Callable[[An
 
 
 def test_more_that_is_unsupported() -> None:
-    layer_norm = make_config(critic=QEnsembleConfig(hidden=(8,), layer_norm=True))
-    assert "critic has layer normalisation" in explain(make_learner(layer_norm))
     own = GTPLearner.build(OBS, ACT, make_config(), network=OwnNetwork())
     assert "actor has a custom network" in explain(own)
     encoded = GTPLearner.build(OBS, ACT, make_config(), encoder=OwnEncoder())
@@ -646,6 +688,14 @@ def test_batched_products_compute_the_same(
 ON_DEVICES = ["default", "expectile", "clipped", "max-Q backup", "cloning"]
 ON_DEVICES += ["solver", "two jumps", "its own teacher", "no teacher", "no guidance"]
 ON_DEVICES += ["off the grid", "a difference"]
+ON_DEVICES += ["layer norm", "layer norm, gelu, three members", "relu"]
+ON_DEVICES += ["quantile", "best of three", "value backup", "signed", "effective share"]
+ON_DEVICES += [
+    "penalised next actions",
+    "one jump",
+    "one jump, its own weights",
+    "one jump, gelu, a value",
+]
 
 
 @pytest.mark.parametrize("variant", ON_DEVICES)
@@ -658,12 +708,11 @@ def test_an_update_looks_at_no_number(variant: str) -> None:
     batch = with_seeds(make_batch())
     draws = draw([make_learner(config)], batch.action)
     times = type(draws.times)(*(t.to("meta") for t in draws.times))
-    noises = [x if x is None else x.to("meta") for x in (draws.backup, draws.baseline)]
+    noises = {name: x.to("meta") for name, x in draws._asdict().items() if isinstance(x, Tensor)}
     fused = ByHand([learner], ROWS)
-    flow_t = None if draws.flow_t is None else draws.flow_t.to("meta")
     metrics = fused(
         batch.to("meta"),
-        Draws(noises[0], noises[1], times, draws.z.to("meta"), flow_t=flow_t),
+        draws._replace(**noises, times=times),
         learner.learning_rates,
     )
     assert fused.recordable
@@ -686,7 +735,7 @@ def test_what_needs_autograd_is_not_recorded(variant: str) -> None:
 
 def with_seeds(batch: Transitions) -> Transitions:
     """Gives a minibatch its leading axis of seeds."""
-    return Transitions(*(field.unsqueeze(0) for field in batch))
+    return batch.map(lambda field: field.unsqueeze(0))
 
 
 # --- recorded updates: what is around the graph, which needs a GPU itself
@@ -703,7 +752,7 @@ class Replayed(GraphedUpdate):
             batch, draws = step.minibatch, step.draws
             noises = [None if x is None else torch.zeros_like(x) for x in draws[:2]]
             fixed = torch.zeros_like(batch) if isinstance(batch, Tensor) else batch
-            own = Draws(noises[0], noises[1], draws.times, draws.z, flow_t=draws.flow_t)
+            own = draws._replace(backup=noises[0], baseline=noises[1])
             return Step(fixed, own, {})
 
         outer, recorded = self, [empty(step) for step in steps]
@@ -727,7 +776,8 @@ def test_a_recorded_update_reads_everything_from_fixed_places(variant: str) -> N
         reported = graphed(own, draw([recorded], own.action), recorded.learning_rates)
         recorded.updates += 1
         expected = plain.update(batch).to_floats()
-        assert {k: float(v[0]) for k, v in reported.items()} == pytest.approx(expected, rel=1e-5)
+        got = {k: float(v[0]) for k, v in reported.items()}
+        assert got == pytest.approx(expected, rel=1e-5, abs=1e-7)  # a mean may be near 0
     assert distance(recorded, plain) <= 1e-6
 
 
@@ -823,6 +873,7 @@ SCHEDULED = {"total_updates": 100, "ema_rate": 0.5, "lr_schedule": "cosine"}
 BLOCKS: dict[str, tuple[dict[str, Any], list[int]]] = {
     "default": ({}, [16, 16, 16, 16, 16, 1, 1, 1]),
     "cloning": ({"critic": None, "guidance_start": 18}, [16, 16, 16, 16, 16, 1, 1, 1]),
+    "next actions": ({"critic_penalty": 0.5}, [16, 16, 16, 16, 16, 1, 1, 1]),
     "late guidance": ({"guidance_start": 18}, [16, 1, 1, 16, 16, 16, 16, 1]),
 }
 
@@ -831,6 +882,8 @@ BLOCKS: dict[str, tuple[dict[str, Any], list[int]]] = {
 def test_several_updates_from_a_dataset_in_one_launch(case: str, recording: list[int]) -> None:
     choices, expected = BLOCKS[case]
     config, dataset = make_config(**SCHEDULED | choices), make_dataset()
+    if config.learner.critic_penalty:
+        dataset = dataset.with_next_actions()
     several, single = (GTPLearner.from_dataset(dataset, config) for _ in range(2))
     assert several.loss.config.curriculum.intervals(0.9) == 20
     reported = several.update_from(dataset, 83, batch_size=ROWS)
@@ -876,7 +929,7 @@ class OwnSampling(OfflineDataset):
 
     def sample(self, batch_size: int, *, generator: torch.Generator) -> Transitions:
         del generator
-        return Transitions(*(field[:batch_size] for field in self.transitions))
+        return self.transitions.map(lambda field: field[:batch_size])
 
 
 def test_a_dataset_with_custom_sampling_draws_every_minibatch(

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gtp_policy import ActionScaler, GTPLearner, OfflineDataset, Transitions
+from gtp_policy import ActionScaler, GTPLearner, OfflineDataset
 from gtp_policy.errors import DataError, GTPError
 from tests.reliability.outcome import Outcome, unsaid
 from tests.reliability.small import ACT, OBS, flat_state, make_config, make_dataset
@@ -249,7 +249,7 @@ def _into_dataset() -> Iterator[Case]:
     plain |= {name: rng.integers(0, 2, plain[name].shape).astype(float) for name in FLOATS}
 
     def load(**changes: Any) -> Callable[[], Any]:
-        return lambda: tuple(OfflineDataset.from_arrays(**(plain | changes)).transitions)
+        return lambda: tuple(OfflineDataset.from_arrays(**(plain | changes)).transitions.present())
 
     for field, (name, odd) in itertools.product(FLOATS, HARMLESS.items()):
         yield f"dataset, {field}: {name}", load(**{field: odd(plain[field])}), load()
@@ -302,7 +302,7 @@ def _into_act() -> Iterator[Case]:
 
 def _into_update() -> Iterator[Case]:
     batch = make_dataset().transitions
-    batch = Transitions(*(x[:8].clone() for x in batch))
+    batch = batch.map(lambda x: x[:8].clone())
 
     def update(**changes: Any) -> Callable[[], Tensor]:
         def call() -> Tensor:
@@ -312,7 +312,7 @@ def _into_update() -> Iterator[Case]:
 
         return call
 
-    for field, value in batch._asdict().items():
+    for field, value in zip(batch._fields, batch.present(), strict=False):
         harmless = {
             "not contiguous": value.repeat_interleave(2, 0)[::2],
             "with a gradient": value.clone().requires_grad_(),

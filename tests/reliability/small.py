@@ -36,10 +36,11 @@ def make_config(total_updates: int, *, critic: bool = True, **choices: Any) -> G
         own = {name: choices.pop(name) for name in list(choices) if name in cls.model_fields}
         return cls(**(fixed | own))
 
+    loss = part(GTPLossConfig, curriculum=Curriculum(start=4, end=8))  # first: its `reduction`
     config = GTPConfig(
         actor=part(FlowMapActorConfig, hidden=(16, 16), time_dim=8, steps=2),
         critic=part(QEnsembleConfig, hidden=(16, 16)) if critic else None,
-        loss=part(GTPLossConfig, curriculum=Curriculum(start=4, end=8)),
+        loss=loss,
         learner=part(GTPLearnerConfig, total_updates=total_updates, actor_lr=1e-3, critic_lr=1e-3),
     )
     if choices:

@@ -82,7 +82,7 @@ def test_transitions_are_consistent(batch: Transitions) -> None:
     assert batch.check(obs_dim=3, action_dim=2) is batch
     assert 2 <= len(batch.obs) <= 6
     assert ((batch.discount == 0) | ((batch.discount >= 0.9) & (batch.discount <= 1))).all()
-    assert {v.dtype for v in batch} == {torch.float32}
+    assert {v.dtype for v in batch.present()} == {torch.float32}
 
 
 def test_transitions_terminate_and_go_on() -> None:

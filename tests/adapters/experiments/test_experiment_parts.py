@@ -83,8 +83,9 @@ def test_a_name_stands_for_every_choice_but_only_the_seed_leaves_the_group() -> 
         config.replace(evaluation=EvaluationConfig(candidates=2)),
         config.replace(policy=GTPConfig(critic=None)),
         config.replace(best_episodes=0.5),
+        config.replace(n_step=3),
     ]
-    assert len({c.group for c in (config, *others)}) == 6
+    assert len({c.group for c in (config, *others)}) == 7
 
 
 @pytest.mark.parametrize(
@@ -157,6 +158,32 @@ def test_the_best_episodes_are_chosen_by_the_rewards_of_the_data(tmp_path: Path)
     assert best.dataset.transitions.obs.flatten().tolist() == [1, 2, 3]
     assert best.dataset.transitions.reward.tolist() == [-0.5, -0.5, -0.5]
     assert len(whole.dataset) == 4
+
+
+def test_returns_of_several_steps_follow_transformed_rewards(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "one.hdf5", "w") as file:
+        file["observations"] = np.arange(3.0)[:, None]
+        file["next_observations"] = np.arange(1.0, 4.0)[:, None]
+        file["actions"] = np.array([-1.0, 1.0, 0.5])[:, None]
+        file["rewards"] = np.array([1.0, 2.0, 3.0])
+        file["terminals"] = np.array([0, 0, 1], bool)
+        file["timeouts"] = np.zeros(3, bool)
+    config = RunConfig(
+        dataset=str(tmp_path / "one.hdf5"),
+        updates=1,
+        gamma=0.5,
+        n_step=2,
+        reward=LinearReward(subtract=1.0),
+        policy=GTPConfig(learner=GTPLearnerConfig(critic_penalty=0.1)),
+    )
+    batch = load_data(config).dataset.transitions
+    assert batch.reward.tolist() == [0.5, 2.0, 2.0]
+    assert batch.discount.tolist() == [0.25, 0.0, 0.0]
+    assert batch.next_action is not None
+    assert batch.next_action.flatten().tolist() == [0.5, 0.5, 0.5]
+    plain = load_data(config.replace(policy=GTPConfig(), n_step=1))
+    assert plain.dataset.transitions.next_action is None
+    assert plain.sha256 == load_data(config).sha256
 
 
 # --- environments

@@ -575,6 +575,27 @@ def test_moving_statistics_are_refused_with_a_way_out(
         model.learn(1)
 
 
+def test_sums_of_rewards_are_not_taken_for_rewards(
+    make_model: Make, untouchable: Any, dataset: OfflineDataset
+) -> None:
+    several = dataset.with_n_step(3)
+    env = normalized_env(untouchable)
+    with pytest.raises(
+        DataError, match=r"VecNormalize\(norm_reward=True\) needs rewards of single"
+    ):
+        make_model(env, dataset=several)
+    assert env.training  # untouched
+    model = make_model(normalized_env(untouchable, norm_reward=False), dataset=several)
+    shown = model._offline.shown
+    assert isinstance(shown, OfflineDataset)
+    assert shown.n_step == 3
+    discounts = sorted(set(shown.transitions.discount.tolist()) - {0.0})
+    assert discounts == pytest.approx([0.99**3, 0.99**2, 0.99], rel=1e-6)
+    model = make_model(type(untouchable)(), dataset=several)
+    with pytest.raises(DataError, match=r"A replay buffer needs rewards of single steps"):
+        model.set_dataset(None, keep_data=True)
+
+
 def test_another_environment_shows_the_same_data_in_another_way(
     make_model: Make, untouchable: Any, arrays: Arrays
 ) -> None:

@@ -81,6 +81,19 @@ def test_expectile_baseline_has_its_own_optimiser_and_equals_the_core(
     assert_equals_core(model, core_learner(dataset, config, 5, batch=8))
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_next_actions_and_returns_of_several_steps_equal_the_core(
+    make_model: Make, dataset: OfflineDataset, config: GTPConfig, steps: int
+) -> None:
+    """What a dataset of n-step returns holds passes the host; next actions it adds by itself."""
+    learner = config.learner.replace(seed=1, total_updates=5, critic_penalty=0.5)
+    config = config.replace(learner=learner)
+    full = dataset.with_next_actions().with_n_step(steps)
+    model = make_model(gtp_config=config, dataset=dataset if steps == 1 else full).learn(5)
+    assert len(model.dataset) == len(dataset if steps == 1 else full)  # as it was given
+    assert_equals_core(model, core_learner(full, config, 5, batch=8))
+
+
 @seeds_globally
 def test_sb3s_arguments_are_the_configs_fields(dataset: OfflineDataset, config: GTPConfig) -> None:
     model = GTP(

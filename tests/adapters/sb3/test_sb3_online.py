@@ -92,7 +92,7 @@ def test_a_transition_reaches_the_learner_as_it_was(
     assert buffer is not None
     assert buffer.timeouts.sum() == 3
     for batch in seen:
-        assert [x.dtype for x in batch] == [torch.float32] * 5
+        assert [x.dtype for x in batch.present()] == [torch.float32] * 5
         assert batch.action.abs().max() <= 1
         assert set(batch.discount.tolist()) == {np.float32(0.9)}
         # The walk: position + action, the reward its distance from 0.

@@ -117,6 +117,25 @@ def test_optimiser_factories_are_what_the_core_steps(
     assert algorithm.learner.optimizers["value"].param_groups[0]["lr"] == 1e-3
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_next_actions_and_returns_of_several_steps_equal_the_core(
+    dataset: OfflineDataset, make_algorithm: Make, small: GTPConfig, params: Params, steps: int
+) -> None:
+    """What a dataset of n-step returns holds passes the host; next actions it adds by itself."""
+    config = GTPLearnerConfig(total_updates=50, critic_penalty=0.5)
+    full = dataset.with_next_actions().with_n_step(steps)
+    algorithm = make_algorithm(policy_optim=ADAM, critic_optim=ADAM, config=config)
+    algorithm.run_training(params(dataset if steps == 1 else full))
+    core = GTPLearner(
+        FlowMapActor(3, 2, small.actor),
+        QEnsemble(3, 2, small.critic),
+        loss=GTPLoss(GTPLossConfig(curriculum=Curriculum().capped(50, config.ema_rate))),
+        config=config,
+        optimizer=lambda name, module: ADAM.create_instances(module)[0],
+    )
+    assert_same(algorithm.learner, train_core(core, full, 10))
+
+
 def test_the_stock_path_does_the_same_update(
     dataset: OfflineDataset, make_algorithm: Make, params: Params
 ) -> None:
@@ -127,7 +146,7 @@ def test_the_stock_path_does_the_same_update(
     rows = buffer_from_dataset(dataset, seed=4).sample_indices(16)
     for algorithm, batch in (
         (stock, buffer.sample(16)[0]),
-        (table, Transitions(*(x[rows] for x in dataset.transitions))),
+        (table, dataset.transitions.map(lambda x: x[rows])),
     ):
         algorithm._update_with_batch(batch)
     assert_same(stock.learner, table.learner)
@@ -149,7 +168,7 @@ def test_a_prioritised_buffer_gets_its_priorities(
     with policy_within_training_step(algorithm.policy):
         algorithm.update(algorithm.process_buffer(buffer), 8)
     assert "weight" not in caplog.text  # Tianshou warns where an algorithm forgets them
-    batch = Transitions(*(x[rows] for x in dataset.transitions))
+    batch = dataset.transitions.map(lambda x: x[rows])
     learner = twin.learner
     learner.update(batch)
     assert_same(algorithm.learner, learner)
@@ -169,7 +188,7 @@ def test_td_errors_of_a_terminal_row_need_no_next_value(
 ) -> None:
     algorithm = make_algorithm()
     rows = np.flatnonzero(dataset.terminated)
-    batch = Transitions(*(x[rows] for x in dataset.transitions))
+    batch = dataset.transitions.map(lambda x: x[rows])
     error = td_error(algorithm.learner, batch)
     q = algorithm.learner.critic(batch.obs, batch.action)
     assert torch.allclose(error, (q - batch.reward).abs().mean(0))

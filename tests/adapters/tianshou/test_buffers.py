@@ -51,12 +51,17 @@ def filled(
     return buffer
 
 
+def test_sums_of_rewards_do_not_become_a_buffer(dataset: OfflineDataset) -> None:
+    with pytest.raises(DataError, match="needs rewards of single steps: got n_step=3"):
+        buffer_from_dataset(dataset.with_n_step(3))
+
+
 def test_a_dataset_survives_the_way_to_a_buffer_and_back(
     dataset: OfflineDataset, action_space: Box
 ) -> None:
     buffer = buffer_from_dataset(dataset)
     back = dataset_from_buffer(buffer, action_space=action_space, gamma=dataset.gamma)
-    for a, b in zip(dataset.transitions, back.transitions, strict=True):
+    for a, b in zip(dataset.transitions.present(), back.transitions.present(), strict=True):
         assert torch.equal(a, b)
     assert np.array_equal(dataset.terminated, back.terminated)
     assert np.array_equal(dataset.truncated, back.truncated)
@@ -201,7 +206,7 @@ def test_long_buffers_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> Non
     whole = dataset_from_buffer(buffer, action_space=UNIT)
     monkeypatch.setattr("gtp_tianshou.buffers._CHUNK_BYTES", 300)
     pieces = dataset_from_buffer(buffer, action_space=UNIT)
-    for a, b in zip(whole.transitions, pieces.transitions, strict=True):
+    for a, b in zip(whole.transitions.present(), pieces.transitions.present(), strict=True):
         assert torch.equal(a, b)
 
 
