@@ -29,8 +29,8 @@ class Config(BaseModel):
 
     Example:
         >>> from gtp_policy import AdvantageWeighterConfig
-        >>> AdvantageWeighterConfig(eta=0.5).replace(max_weight=20.0)
-        AdvantageWeighterConfig(eta=0.5, eps=1e-06, max_weight=20.0)
+        >>> AdvantageWeighterConfig(eta=0.5).replace(max_weight=20.0).eta
+        0.5
     """
 
     model_config = ConfigDict(

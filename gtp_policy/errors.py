@@ -120,7 +120,7 @@ class UnknownPresetError(GTPError, KeyError):
         Traceback (most recent call last):
         ...
         gtp_policy.errors.UnknownPresetError: Unknown preset: got 'gpt', expected one of gtp, \
-gtp_bc, gtp_solver, gtp_linear_q, one_step, paper, diffusion, flow_matching, consistency, ctm, \
+gtp_bc, paper_loss, gtp_solver, gtp_linear_q, paper, diffusion, flow_matching, consistency, ctm, \
 shortcut, mean_flow.
     """
 

@@ -219,8 +219,9 @@ class GTPLearner(nn.Module):
             ...     next_obs=[[2.0], [0.0]], terminated=[0, 1], truncated=[0, 0],
             ...     low=[-1.0], high=[1.0])
             >>> learner = GTPLearner.from_dataset(dataset, GTPConfig(critic=None))
-            >>> round(learner.actor.sigma_data, 4)
-            0.8
+            >>> statistics = learner.full_config.actor.action_statistics
+            >>> [round(std, 4) for std in statistics.std]
+            [0.8]
         """
         config = (config or GTPConfig()).cap_curriculum(stacklevel=3)
         config = config.fit_to_actions(dataset)

@@ -521,7 +521,7 @@ class GTPLoss(nn.Module):
             generator: Source of randomness, on the actions' device.
 
         Returns:
-            Times and noise.
+            Times of the first ``map_share`` of the rows, noise, and times of the flow loss.
 
         Example:
             >>> import torch
@@ -530,7 +530,7 @@ class GTPLoss(nn.Module):
             >>> draws = GTPLoss().draw(KarrasTimes(), torch.zeros(4, 2), progress=0.0,
             ...                        generator=torch.Generator())
             >>> draws.times.t.shape, draws.z.shape
-            (torch.Size([4]), torch.Size([4, 2]))
+            (torch.Size([2]), torch.Size([4, 2]))
         """
         c, batch, flow_t = self.config, action.shape[0], None
         times = draw_times(
@@ -584,7 +584,8 @@ class GTPLoss(nn.Module):
             >>> from gtp_policy import GTPLoss
             >>> from gtp_policy.times import Times
             >>> from gtp_policy.testing import PointMassFlowMap
-            >>> exact, times = PointMassFlowMap(torch.zeros(1)), Times(*torch.ones(3, 1) * 0.5)
+            >>> exact = PointMassFlowMap(torch.zeros(1))
+            >>> times = Times(*torch.tensor([[0.5], [0.3], [0.0]]))
             >>> terms = GTPLoss().terms(exact, exact, torch.zeros(1, 3), torch.zeros(1, 1), None,
             ...                         times, torch.ones(1, 1))
             >>> float(terms.loss)

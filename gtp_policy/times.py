@@ -247,7 +247,7 @@ class UniformIndex(Config):
     Example:
         >>> from gtp_policy import GTPLossConfig
         >>> from gtp_policy.times import UniformIndex
-        >>> GTPLossConfig(t_law=UniformIndex()).t_law.kind
+        >>> GTPLossConfig(t_law=UniformIndex(), u_rule="adjacent").t_law.kind
         'uniform'
     """
 
@@ -267,7 +267,8 @@ class LogNormalIndex(Config):
     Example:
         >>> from gtp_policy import GTPLossConfig
         >>> from gtp_policy.times import LogNormalIndex
-        >>> GTPLossConfig(t_law=LogNormalIndex(mean=-1.1, std=2.0)).t_law.std
+        >>> law = LogNormalIndex(mean=-1.1, std=2.0)
+        >>> GTPLossConfig(t_law=law, u_rule="adjacent").t_law.std
         2.0
     """
 

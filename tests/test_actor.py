@@ -87,7 +87,8 @@ def test_a_zero_network_multiplies_by_the_methods_numbers(steps: int, multiplier
 
 
 def test_a_zero_network_is_the_denoiser_of_a_normal_distribution() -> None:
-    actor = FlowMapActor(1, 1, FlowMapActorConfig(sigma_data=0.3), network=Zero()).double()
+    config = FlowMapActorConfig(sigma_data=0.3, times=KarrasTimes())
+    actor = FlowMapActor(1, 1, config, network=Zero()).double()
     x, t = torch.tensor([[1.7]]).double(), torch.tensor([0.4]).double()
     got = actor.endpoint(torch.zeros(1, 1).double(), x, t, t)
     assert got.item() == pytest.approx(1.7 * 0.09 / (0.09 + 0.16))
@@ -107,7 +108,8 @@ class Echo(nn.Module):
 
 
 def test_a_network_of_the_users_own() -> None:
-    actor = FlowMapActor(OBS, ACT, FlowMapActorConfig(sigma_data=0.3), network=Echo())
+    config = FlowMapActorConfig(sigma_data=0.3, times=KarrasTimes())
+    actor = FlowMapActor(OBS, ACT, config, network=Echo())
     actor.normalizer.set_statistics_(torch.full((OBS,), 1.0), torch.full((OBS,), 2.0))
     obs, x = torch.full((1, OBS), 5.0), torch.full((1, ACT), 3.0)
     t, s = torch.tensor([0.4]), torch.tensor([0.1])
@@ -364,9 +366,10 @@ def test_a_backbone_of_the_wrong_width_is_refused() -> None:
 
 
 def test_states_from_before_linear_times_had_an_exponent_load() -> None:
-    actor = FlowMapActor(OBS, ACT, FlowMapActorConfig(times=LinearTimes()))
+    before = FlowMapActorConfig(times=LinearTimes(), embedding="log")
+    actor = FlowMapActor(OBS, ACT, before)
     assert actor.get_extra_state() == {"sigma_data": 0.5, "times": {"kind": "linear"}}
-    other = FlowMapActor(OBS, ACT, FlowMapActorConfig(times=LinearTimes(rho=2.0)))
+    other = FlowMapActor(OBS, ACT, before.replace(times=LinearTimes(rho=2.0)))
     with pytest.raises(StateMismatchError, match="another flow map"):
         other.load_state_dict(actor.state_dict())
 

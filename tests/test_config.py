@@ -290,6 +290,10 @@ curricula = st.tuples(st.integers(1, 2**20), st.integers(1, 2**20)).map(
 )
 losses = st.builds(
     GTPLossConfig,
+    adaptive_power=st.just(0.0),  # another metric than huber's
+    flow_times=st.just("shared"),
+    map_share=st.just(1.0),
+    units=st.just("position"),
     flow_weight=st.floats(0, 1e300),
     curriculum=curricula,
     t_law=st.just(UniformIndex())

@@ -25,7 +25,8 @@ ENGINES: tuple[EngineName, ...] = ("auto", "torch")
 
 
 def make(**choices: Any) -> FlowMapActor:
-    return FlowMapActor(OBS, ACT, FlowMapActorConfig(**({"hidden": (16, 8)} | choices)))
+    several = {"hidden": (16, 8), "steps": 5, "times": KarrasTimes(), "embedding": "log"}
+    return FlowMapActor(OBS, ACT, FlowMapActorConfig(**several | choices))
 
 
 def inputs(actor: FlowMapActor, rows: int = 5, seed: int = 0) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ from gtp_policy import (
     Transitions,
     UpdateMetrics,
     kernels,
+    presets,
 )
 from gtp_policy.errors import NonFiniteError, ShapeError, StateMismatchError
 from gtp_policy.functional import precondition
@@ -328,9 +329,8 @@ class Recorder(nn.Module):
 
 def test_progress_drives_the_curriculum(dataset: OfflineDataset) -> None:
     config = make_config(total_updates=4, ema_rate=1.0)
-    config = config.replace(
-        critic=None, loss=config.loss.replace(curriculum=Curriculum(start=1, end=4))
-    )
+    on_grid = presets.paper_loss().loss.replace(curriculum=Curriculum(start=1, end=4))
+    config = config.replace(critic=None, loss=on_grid)
     learner = GTPLearner.from_dataset(dataset, config, network=Recorder())
     seen = []
     for _ in range(5):
@@ -587,7 +587,8 @@ def test_metrics_are_finite_numbers_or_an_error_with_their_name(batch: Transitio
     cloning = GTPLearner.build(OBS, ACT, make_config().replace(critic=None))
     floats = cloning.update(batch).to_floats()
     assert set(floats) == {"actor_loss", "consistency", "flow", "actor_grad_norm"}
-    assert floats["actor_loss"] == pytest.approx(floats["consistency"] + floats["flow"])
+    expected = floats["consistency"] + cloning.loss.config.flow_weight * floats["flow"]
+    assert floats["actor_loss"] == pytest.approx(expected)
     broken = full._replace(q_mean=torch.tensor(torch.nan), flow=torch.tensor(-torch.inf))
     with pytest.raises(NonFiniteError, match=r"got flow=-inf, q_mean=nan, expected"):
         broken.to_floats()
@@ -650,9 +651,16 @@ def test_an_update_copies_nothing_to_the_host(
 def test_everything_is_taken_from_the_dataset(dataset: OfflineDataset) -> None:
     learner = GTPLearner.from_dataset(dataset, make_config(baseline=BASELINES[1]))
     action = dataset.transitions.action.double()
+    for actor in (learner.actor, learner.target_actor):
+        x = actor.to_standard(action)
+        torch.testing.assert_close(x.mean(0), torch.zeros(ACT).double(), atol=1e-5, rtol=0)
+        torch.testing.assert_close(x.std(0, correction=0), torch.ones(ACT).double())
     sigma = float((action - action.mean(0)).square().mean().sqrt())
+    plain = make_config(normalize_actions=False)
+    learner = GTPLearner.from_dataset(dataset, plain.replace(critic=None))
     assert learner.actor.sigma_data == pytest.approx(sigma, rel=1e-5)
     assert learner.target_actor.sigma_data == learner.actor.sigma_data
+    learner = GTPLearner.from_dataset(dataset, make_config(baseline=BASELINES[1]))
     obs = dataset.transitions.obs
     for module in (
         learner.actor,
@@ -683,6 +691,9 @@ def test_equal_actions_still_give_a_usable_scale() -> None:
         terminated=[0, 1], truncated=[0, 0], low=[-1.0], high=[1.0],
     )  # fmt: skip
     learner = GTPLearner.from_dataset(dataset, make_config())
+    learner.update(dataset.transitions).to_floats()
+    assert float((learner.act(torch.zeros(64, 1)) - 0.5).abs().max()) < 1e-3
+    learner = GTPLearner.from_dataset(dataset, make_config(normalize_actions=False))
     assert learner.actor.sigma_data == 0.01
     learner.update(dataset.transitions).to_floats()
 

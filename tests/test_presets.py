@@ -30,7 +30,7 @@ def small(config: GTPConfig) -> GTPConfig:
 def test_names_are_complete() -> None:
     assert set(presets.NAMES) == {
         *("diffusion", "flow_matching", "consistency", "ctm", "shortcut", "mean_flow"),
-        *("gtp", "gtp_bc", "gtp_solver", "gtp_linear_q", "one_step", "paper"),
+        *("gtp", "gtp_bc", "gtp_solver", "gtp_linear_q", "paper_loss", "paper"),
     }
     assert presets.get("gtp") == GTPConfig()
     # gtp spells out its defaults nowhere; any two others differ.

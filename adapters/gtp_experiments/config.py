@@ -73,10 +73,9 @@ class EvaluationConfig(Config):
 # before, they are left out of the digest, so that older runs keep their names.
 _ADDED_LATER: dict[type[Config], tuple[str, ...]] = {
     FlowMapActorConfig: ("embedding", "action_statistics"),
-    GTPLearnerConfig: ("normalize_actions",),
     LinearTimes: ("rho",),
     QEnsembleConfig: ("activation", "reduction", "rho"),
-    GTPLearnerConfig: ("backup", "critic_penalty"),
+    GTPLearnerConfig: ("normalize_actions", "backup", "critic_penalty"),
     AdvantageWeighterConfig: ("signed", "effective_share"),
     LinearQGuidance: ("weighted",),
     GTPLossConfig: (
