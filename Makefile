@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 LOWEST := .venv-lowest
 PEERS := outputs/peers
+OGBENCH := outputs/ogbench
 # Quiet: neither a newer pip nor a successful installation is worth a newcomer's reading.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
@@ -24,7 +25,7 @@ export OMP_NUM_THREADS ?= 1
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-quick test-packaging lint format docs build bench-bandit bench-pointmaze \
 	bench-datasets bench-hosts bench-speed bench-peers bench-growth bench-memory bench-imports bench-host-speed \
-	bench-gpu bench-walks bench-page results results-page scorecard test-lowest test-cpus \
+	bench-gpu bench-walks bench-page ogbench-data results results-page scorecard test-lowest test-cpus \
 	tables clean FORCE
 
 help:  ## show this list
@@ -115,6 +116,15 @@ bench-peers: $(PEERS)/.installed  ## the same with d3rlpy's algorithms as furthe
 $(PEERS)/.installed: benchmarks/constraints-peers.txt | $(STAMP)
 	@rm -rf $(PEERS)
 	@$(PIP) install --no-deps --target $(PEERS) -r benchmarks/constraints-peers.txt
+	@touch $@
+
+# OGBench is laid over .venv as d3rlpy is, for the commands that need it.
+ogbench-data: $(OGBENCH)/.installed  ## data of OGBench's manipulation tasks from its scripted oracles (minutes; resumes)
+	PYTHONPATH=$(OGBENCH) $(BIN)/python -m benchmarks.ogbench_data
+
+$(OGBENCH)/.installed: benchmarks/constraints-ogbench.txt | $(STAMP)
+	@rm -rf $(OGBENCH)
+	@$(PIP) install --no-deps --target $(OGBENCH) -r benchmarks/constraints-ogbench.txt
 	@touch $@
 
 bench-growth: $(STAMP)  ## time of an update as sizes grow, as JSON
