@@ -25,7 +25,7 @@ export OMP_NUM_THREADS ?= 1
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-quick test-packaging lint format docs build bench-bandit bench-pointmaze \
 	bench-datasets bench-hosts bench-speed bench-peers bench-growth bench-memory bench-imports bench-host-speed \
-	bench-gpu bench-walks bench-page ogbench-data results results-page scorecard test-lowest test-cpus \
+	bench-gpu bench-walks bench-page ogbench-data pendulum-data mixed-data results results-page scorecard test-lowest test-cpus \
 	tables clean FORCE
 
 help:  ## show this list
@@ -117,6 +117,12 @@ $(PEERS)/.installed: benchmarks/constraints-peers.txt | $(STAMP)
 	@rm -rf $(PEERS)
 	@$(PIP) install --no-deps --target $(PEERS) -r benchmarks/constraints-peers.txt
 	@touch $@
+
+pendulum-data: $(STAMP)  ## Pendulum data of a mediocre controller (seconds)
+	$(BIN)/python -m benchmarks.pendulum_data
+
+mixed-data: $(STAMP)  ## train several agents per locomotion task and mix their data (an hour; resumes)
+	$(BIN)/python -m benchmarks.mixed_data
 
 # OGBench is laid over .venv as d3rlpy is, for the commands that need it.
 ogbench-data: $(OGBENCH)/.installed  ## data of OGBench's manipulation tasks from its scripted oracles (minutes; resumes)

@@ -19,7 +19,7 @@ import importlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,12 +27,12 @@ import numpy as np
 
 from benchmarks.clock import versions
 from benchmarks.pages import read, write
+from benchmarks.rollouts import Arrays, collect, save, seeds_of
 
 # Before ogbench is imported: states need no renderer.
 os.environ.setdefault("MUJOCO_GL", "disabled")
 
 Kind = Literal["play", "noisy"]
-Arrays = dict[str, np.ndarray]
 ENVIRONMENTS: Mapping[str, tuple[str, ...]] = {  # what the oracles are for, by environment
     "cube-single": ("cube",),
     "cube-double": ("cube",),
@@ -114,45 +114,6 @@ def episode(env: Any, oracles: Mapping[str, Any], seed: int, noise: float, rows:
     return arrays | {"terminals": np.arange(rows) == rows - 1}
 
 
-def save(path: Path, arrays: Arrays) -> None:
-    """Writes a file that is there as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
-    os.replace(temporary, path)
-
-
-def load(path: Path) -> Arrays:
-    """Reads all fields of a file."""
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file}
-
-
-def collect(play: Callable[[int], Arrays], seeds: list[int], parts: Path) -> Arrays:
-    """Joins one trajectory per seed, each played unless it is there already.
-
-    Args:
-        play: Plays the trajectory of a seed.
-        seeds: One per trajectory.
-        parts: Folder of the trajectories.
-
-    Returns:
-        The fields of all of them, one after the other.
-    """
-    pieces = []
-    for number, seed in enumerate(seeds):
-        path = parts / f"{number:05}-{seed}.npz"
-        if not path.exists():
-            save(path, play(seed))
-        pieces.append(load(path))
-    return {field: np.concatenate([piece[field] for piece in pieces]) for field in pieces[0]}
-
-
-def seeds_of(seed: int, split: int, count: int) -> list[int]:
-    """Returns a seed for each trajectory of a split."""
-    return [int(s) for s in np.random.SeedSequence([seed, split]).generate_state(count)]
-
-
 def relabelled(name: str, task: int, arrays: Arrays) -> Arrays:
     """Returns what learning one task needs, with rewards and masks by OGBench's own function."""
     import gymnasium
@@ -180,7 +141,7 @@ def generate(name: str, kind: Kind, transitions: int, seed: int, output: Path) -
     record_path = output / f"{base}-v0.json"
     settings = {"environment": name, "kind": kind, "transitions": transitions, "seed": seed}
     record = read(record_path) or {}
-    if record.get("settings") == settings:
+    if record.get("settings") == settings and (output / f"{base}-v0.npz").exists():
         return record
     start = time.perf_counter()
     env = make_env(name)

@@ -32,9 +32,11 @@ from gtp_experiments.results import Reference, RunFolder, RunResult, read_result
 from gtp_experiments.runner import run, run_all
 from gtp_experiments.statistics import Spread, difference_interval, mean_interval, spread
 from gtp_experiments.table import Row, markdown, rows, table
+from gtp_experiments.tasks import TASKS, Task
 
 __all__ = [
     "PAPER",
+    "TASKS",
     "Data",
     "Evaluation",
     "EvaluationConfig",
@@ -47,6 +49,7 @@ __all__ = [
     "RunFolder",
     "RunResult",
     "Spread",
+    "Task",
     "check_env",
     "data_hash",
     "difference_interval",

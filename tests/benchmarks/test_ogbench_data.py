@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks import ogbench_data
-from benchmarks.ogbench_data import collect, episode, load, save, seeds_of, success_share
+from benchmarks.ogbench_data import episode, success_share
+from benchmarks.rollouts import collect, seeds_of
 from gtp_datasets import load_ogbench
 
 # OGBench's oracles draw from numpy's global generator, and so do those that stand for them.
@@ -113,29 +114,10 @@ def test_what_was_collected_is_not_collected_again(tmp_path: Path) -> None:
     assert whole["terminals"].sum() == 3
 
 
-def test_training_and_validation_have_seeds_of_their_own() -> None:
-    assert not set(seeds_of(0, 0, 100)) & set(seeds_of(0, 1, 100))
-    assert seeds_of(0, 0, 5) == seeds_of(0, 0, 100)[:5] != seeds_of(1, 0, 5)
-
-
 def test_the_share_counts_trajectories() -> None:
     ends = np.array([0, 0, 1, 0, 1, 0, 0, 1], bool)
     masks = np.array([1, 0, 0, 1, 1, 1, 1, 1])
     assert success_share({"masks": masks, "terminals": ends}) == pytest.approx(1 / 3)
-
-
-def test_files_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.npz"
-    save(path, {"x": np.arange(3)})
-    assert load(path)["x"].tolist() == [0, 1, 2]
-
-    def fail(*_: object, **__: object) -> None:
-        raise OSError("no space")
-
-    monkeypatch.setattr(np, "savez_compressed", fail)
-    with pytest.raises(OSError, match="no space"):
-        save(path, {"x": np.arange(4)})
-    assert load(path)["x"].tolist() == [0, 1, 2]
 
 
 @needs_ogbench
