@@ -10,6 +10,7 @@ CONSTRAINTS ?= constraints.txt
 LOWEST := .venv-lowest
 PEERS := outputs/peers
 OGBENCH := outputs/ogbench
+METAWORLD := outputs/metaworld
 # Quiet: neither a newer pip nor a successful installation is worth a newcomer's reading.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
@@ -25,7 +26,7 @@ export OMP_NUM_THREADS ?= 1
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-quick test-packaging lint format docs build bench-bandit bench-pointmaze \
 	bench-datasets bench-hosts bench-speed bench-peers bench-growth bench-memory bench-imports bench-host-speed \
-	bench-gpu bench-walks bench-page ogbench-data pendulum-data mixed-data results results-page scorecard test-lowest test-cpus \
+	bench-gpu bench-walks bench-page ogbench-data metaworld-data pendulum-data mixed-data results results-page scorecard test-lowest test-cpus \
 	tables clean FORCE
 
 help:  ## show this list
@@ -116,6 +117,15 @@ bench-peers: $(PEERS)/.installed  ## the same with d3rlpy's algorithms as furthe
 $(PEERS)/.installed: benchmarks/constraints-peers.txt | $(STAMP)
 	@rm -rf $(PEERS)
 	@$(PIP) install --no-deps --target $(PEERS) -r benchmarks/constraints-peers.txt
+	@touch $@
+
+# Meta-World takes an older MuJoCo than .venv has: it comes first on the path for these commands only.
+metaworld-data: $(METAWORLD)/.installed  ## data of Meta-World's scripted policies, with noise and failures (minutes; resumes)
+	PYTHONPATH=$(METAWORLD) $(BIN)/python -m benchmarks.metaworld_data
+
+$(METAWORLD)/.installed: benchmarks/constraints-metaworld.txt | $(STAMP)
+	@rm -rf $(METAWORLD)
+	@$(PIP) install --no-deps --target $(METAWORLD) -r benchmarks/constraints-metaworld.txt
 	@touch $@
 
 pendulum-data: $(STAMP)  ## Pendulum data of a mediocre controller (seconds)
