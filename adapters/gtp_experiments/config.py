@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -88,7 +88,8 @@ def _unset(config: Config) -> dict[str, Any]:
     exclude: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
-        if name in _ADDED_LATER.get(type(config), ()) and value == field.default:
+        later = _ADDED_LATER.get(type(config), getattr(config, "added_later", ()))
+        if name in later and value == field.default:
             exclude[name] = True
         elif isinstance(value, Config) and (inside := _unset(value)):
             exclude[name] = inside
@@ -109,6 +110,9 @@ class ExperimentConfig(Config):
         ... ).reference.source
         'D4RL hopper'
     """
+
+    added_later: ClassVar[tuple[str, ...]] = ()
+    """Fields that came after runs had been published: at their defaults they change no name."""
 
     dataset: str = Field(
         min_length=1,
