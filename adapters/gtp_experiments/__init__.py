@@ -30,7 +30,15 @@ from gtp_experiments.provenance import provenance
 from gtp_experiments.reevaluation import reevaluate
 from gtp_experiments.results import Reference, RunFolder, RunResult, read_result, read_results
 from gtp_experiments.runner import run, run_all
-from gtp_experiments.statistics import Spread, difference_interval, mean_interval, spread
+from gtp_experiments.statistics import (
+    Estimate,
+    Spread,
+    difference_interval,
+    interquartile_mean,
+    mean_interval,
+    probability_of_improvement,
+    spread,
+)
 from gtp_experiments.table import Row, markdown, rows, table
 from gtp_experiments.tasks import TASKS, Task
 
@@ -38,6 +46,7 @@ __all__ = [
     "PAPER",
     "TASKS",
     "Data",
+    "Estimate",
     "Evaluation",
     "EvaluationConfig",
     "Evaluator",
@@ -55,11 +64,13 @@ __all__ = [
     "difference_interval",
     "environment_of",
     "flat_observations",
+    "interquartile_mean",
     "load_data",
     "make_env",
     "markdown",
     "mean_interval",
     "policy_of",
+    "probability_of_improvement",
     "provenance",
     "read_result",
     "read_results",
