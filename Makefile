@@ -26,7 +26,7 @@ export OMP_NUM_THREADS ?= 1
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-quick test-packaging lint format docs build bench-bandit bench-pointmaze \
 	bench-datasets bench-hosts bench-speed bench-peers bench-growth bench-memory bench-imports bench-host-speed \
-	bench-gpu bench-walks bench-page ogbench-data metaworld-data pendulum-data mixed-data results results-page scorecard test-lowest test-cpus \
+	bench-gpu bench-walks bench-page pointmaze-data ogbench-data metaworld-data pendulum-data mixed-data results results-page scorecard test-lowest test-cpus \
 	tables clean FORCE
 
 help:  ## show this list
@@ -127,6 +127,9 @@ $(METAWORLD)/.installed: benchmarks/constraints-metaworld.txt | $(STAMP)
 	@rm -rf $(METAWORLD)
 	@$(PIP) install --no-deps --target $(METAWORLD) -r benchmarks/constraints-metaworld.txt
 	@touch $@
+
+pointmaze-data: $(STAMP)  ## the maze dataset of the project's own controller (a minute)
+	MINARI_DATASETS_PATH=$(CURDIR)/outputs/minari $(BIN)/python -c "from examples import pointmaze, quickstart; pointmaze.collect(quickstart.maze_dataset_id(100_000))"
 
 pendulum-data: $(STAMP)  ## Pendulum data of a mediocre controller (seconds)
 	$(BIN)/python -m benchmarks.pendulum_data

@@ -6,13 +6,15 @@
 The good controller pumps energy into the swing and holds the pendulum upright. The mediocre one
 asks for two fifths of its torque, with noise of half the largest one, and forgets to hold in most
 of its episodes.
-The data are an HDF5 file in D4RL's layout.
+The data are an HDF5 file in D4RL's layout, whose actions are fractions of the largest torque, as
+everywhere in D4RL; `make_env` is the environment that takes them.
 """
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 
 from benchmarks.pages import write
@@ -22,7 +24,12 @@ ENVIRONMENT = "Pendulum-v1"
 TORQUE, UPRIGHT_ENERGY = 2.0, 5.0  # of the environment: largest torque; energy at rest, upright
 STRENGTH, NOISE = 0.4, 1.0  # of the mediocre controller
 HOLDING_SHARE = 0.3
-Act = Callable[[np.ndarray], np.ndarray]
+Act = Callable[[np.ndarray], np.ndarray]  # from an observation to a torque
+
+
+def make_env() -> gymnasium.Env[np.ndarray, np.ndarray]:
+    """Returns Pendulum with actions from -1 to 1."""
+    return gymnasium.wrappers.RescaleAction(gymnasium.make(ENVIRONMENT), -1.0, 1.0)
 
 
 def swing_up(obs: np.ndarray, *, hold: bool = True) -> np.ndarray:
@@ -58,10 +65,13 @@ def at_random(seed: int) -> Act:
 
 def play(controller: Callable[[int], Act], seed: int, episodes: int) -> Arrays:
     """Plays episodes, each with a controller and a start of its own seed."""
-    import gymnasium
+    env = make_env()
 
-    env = gymnasium.make(ENVIRONMENT)
-    pieces = [rollout(env, controller(s), s) for s in seeds_of(seed, 0, episodes)]
+    def play_one(start: int) -> Arrays:
+        act = controller(start)
+        return rollout(env, lambda obs: act(obs) / TORQUE, start)
+
+    pieces = [play_one(start) for start in seeds_of(seed, 0, episodes)]
     return {field: np.concatenate([piece[field] for piece in pieces]) for field in pieces[0]}
 
 

@@ -36,11 +36,11 @@ _PENDULUM = ReferenceScores(
 
 TASKS: Mapping[str, Task] = MappingProxyType(
     {name: Task(reference) for name, reference in D4RL_REFERENCE.items()}
-    | dict.fromkeys(("cube-single", "cube-double", "scene"), _SUCCESS)
+    | dict.fromkeys(("pointmaze", "cube-single", "cube-double", "scene"), _SUCCESS)
     | dict.fromkeys(("metaworld-pick-place", "metaworld-door-open"), _SUCCESS)
     | {"pendulum": Task(_PENDULUM)}
 )
-"""Tasks by the names that theirs begin with: D4RL's, OGBench's, Meta-World's and Pendulum."""
+"""Tasks by the names that theirs begin with: D4RL's, mazes', OGBench's, Meta-World's, Pendulum."""
 
 
 def task_of(name: str) -> Task | None:

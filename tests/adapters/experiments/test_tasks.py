@@ -49,7 +49,8 @@ def test_other_names_stand_for_no_task(name: str) -> None:
 def test_manipulation_is_scored_by_success() -> None:
     by_success = {name for name, task in TASKS.items() if task.scored_by == "success"}
     assert by_success == {
-        "cube-single", "cube-double", "scene", "metaworld-pick-place", "metaworld-door-open",
+        "pointmaze", "cube-single", "cube-double", "scene",
+        "metaworld-pick-place", "metaworld-door-open",
     }  # fmt: skip
     config = RunConfig(dataset="a/b-v0", updates=5, task="scene-task4")
     assert config.scored_by == "success"
