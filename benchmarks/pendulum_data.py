@@ -29,7 +29,8 @@ Act = Callable[[np.ndarray], np.ndarray]  # from an observation to a torque
 
 def make_env() -> gymnasium.Env[np.ndarray, np.ndarray]:
     """Returns Pendulum with actions from -1 to 1."""
-    return gymnasium.wrappers.RescaleAction(gymnasium.make(ENVIRONMENT), -1.0, 1.0)
+    low, high = np.float32([-1.0, 1.0])  # gymnasium warns of bounds in double precision
+    return gymnasium.wrappers.RescaleAction(gymnasium.make(ENVIRONMENT), low, high)
 
 
 def swing_up(obs: np.ndarray, *, hold: bool = True) -> np.ndarray:
