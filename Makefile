@@ -26,7 +26,7 @@ export OMP_NUM_THREADS ?= 1
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-quick test-packaging lint format docs build bench-bandit bench-pointmaze \
 	bench-datasets bench-hosts bench-speed bench-peers bench-growth bench-memory bench-imports bench-host-speed \
-	bench-gpu bench-walks bench-page pointmaze-data ogbench-data metaworld-data pendulum-data mixed-data results results-page scorecard test-lowest test-cpus \
+	bench-gpu bench-walks bench-page pointmaze-data ogbench-data metaworld-data pendulum-data mixed-data tasks aggregates results results-page scorecard test-lowest test-cpus \
 	tables clean FORCE
 
 help:  ## show this list
@@ -167,6 +167,12 @@ bench-walks: $(STAMP)  ## the core's lines of code, and the files that a minibat
 
 bench-page: $(STAMP)  ## write the page on performance and its pictures from the benchmarks' JSON
 	$(BIN)/python -m benchmarks.performance
+
+tasks: $(STAMP)  ## list the tasks of the comparison, their commands, and which data are missing
+	$(BIN)/python -m benchmarks.tasks
+
+aggregates: $(STAMP)  ## tables and pictures over all tasks of the runs below RUNS (outputs/experiments)
+	$(BIN)/python -m benchmarks.aggregates $(or $(RUNS),outputs/experiments) --pictures outputs/pictures
 
 results: $(PEERS)/.installed  ## run the studies (hours; resumes), then write docs/results.md
 	test -f benchmarks/results/failing.json || $(BIN)/python -m benchmarks.failing
