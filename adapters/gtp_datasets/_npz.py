@@ -15,7 +15,7 @@ from gtp_policy.errors import DataError
 def read_npz(
     path: str | os.PathLike[str], names: Sequence[str]
 ) -> dict[str, npt.NDArray[np.generic]]:
-    """Reads those fields of a file that are there.
+    """Reads those fields of a file that are there, if they have equally many rows.
 
     Args:
         path: The file.
@@ -25,7 +25,8 @@ def read_npz(
         The fields by name.
 
     Raises:
-        DataError: If the file cannot be read, declares more than it holds, or has objects in it.
+        DataError: If the file cannot be read, declares more than it holds, has objects in it, or
+            fields of different lengths.
     """
     shown = os.fspath(path)
     try:
@@ -33,8 +34,9 @@ def read_npz(
             members = {i.filename.removesuffix(".npy"): i for i in archive.infolist()}
             found = [members[name] for name in names if name in members]
             check_expansion(sum(i.file_size for i in found), os.path.getsize(path), shown)
-            for member in found:
-                _check_header(archive, member)
+            # Before anything is read: zeros of a wrong length would fill the memory first.
+            shapes = {i.filename.removesuffix(".npy"): _checked_shape(archive, i) for i in found}
+            _check_rows(shapes)
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in names if name in file}
     except DataError:
@@ -51,12 +53,15 @@ def read_npz(
         ) from error
 
 
-def _check_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+def _checked_shape(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[int, ...]:
     """Raises if an array says that it is larger than its part of the file: NumPy would believe it.
 
     Args:
         archive: The open file.
         member: The array in it.
+
+    Returns:
+        Its shape.
     """
     with archive.open(member) as stream:
         version = np.lib.format.read_magic(stream)
@@ -80,3 +85,15 @@ def _check_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
             f"`{member.filename}` declares more than it holds: got shape {shape} of {dtype}, "
             f"expected at most {member.file_size} bytes. The file is damaged or hostile."
         )
+    return shape
+
+
+def _check_rows(shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raises unless all fields have as many rows as the first one."""
+    first = next(iter(shapes), "")
+    for name, shape in shapes.items():
+        if shape[:1] != shapes[first][:1]:
+            raise DataError(
+                f"`{name}` has the wrong shape: got {shape}, expected as many rows as `{first}`, "
+                f"whose shape is {shapes[first]}."
+            )
