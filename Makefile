@@ -24,7 +24,7 @@ VALID := $(shell [ "$$(cat $(STAMP) 2>/dev/null)" = "$(CURDIR)" ] && $(BIN)/pyth
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick test-packaging lint format docs build bench-bandit bench-pointmaze \
+.PHONY: help setup demo test test-quick test-packaging test-extras lint format docs build bench-bandit bench-pointmaze \
 	bench-datasets bench-hosts bench-speed bench-peers bench-growth bench-memory bench-imports bench-host-speed \
 	bench-gpu bench-walks bench-page pointmaze-data ogbench-data metaworld-data pendulum-data mixed-data tasks aggregates results results-page scorecard test-lowest test-cpus \
 	tables clean FORCE
@@ -102,6 +102,11 @@ test-lowest:  ## the tests of core and hosts with the lowest versions that users
 		$(LOWEST)/bin/python -m pip -q uninstall -y gtp-policy && touch $(LOWEST)/.installed; }
 	PYTHONPATH=.:adapters $(LOWEST)/bin/python -m pytest -p no:cacheprovider tests/adapters tests/testing \
 		tests/test_checkpoint.py tests/test_config.py tests/test_learner.py tests/test_actor.py tests/test_loss.py
+
+test-extras: $(PEERS)/.installed $(OGBENCH)/.installed $(METAWORLD)/.installed  ## the tests that need d3rlpy, OGBench or Meta-World (two minutes)
+	PYTHONPATH=$(PEERS) $(BIN)/python -m pytest tests/adapters/experiments/test_peers.py
+	PYTHONPATH=$(OGBENCH) $(BIN)/python -m pytest tests/adapters/test_ogbench.py tests/benchmarks/test_ogbench_data.py
+	PYTHONPATH=$(METAWORLD) $(BIN)/python -m pytest tests/benchmarks/test_metaworld_data.py
 
 test-cpus: $(STAMP)  ## the numerical tests as other processors would compute (some minutes for each of twelve settings)
 	$(BIN)/python -m tests.cpus -n 2 --dist loadgroup

@@ -71,6 +71,7 @@ def test_the_following_action_is_the_episodes_own() -> None:
 
 
 @needs_d3rlpy
+@pytest.mark.slow
 @pytest.mark.global_rng
 @pytest.mark.filterwarnings("ignore")
 class TestD3rlpy:

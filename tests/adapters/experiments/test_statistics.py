@@ -38,6 +38,7 @@ def test_the_strata_are_the_tasks() -> None:
     assert found == (45.0, 45.0, 45.0)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.global_rng
 def test_figures_and_intervals_are_rliables() -> None:
@@ -60,6 +61,7 @@ def test_figures_and_intervals_are_rliables() -> None:
     np.testing.assert_allclose(probability_of_improvement(theirs, ours), improvement, atol=0.03)
 
 
+@pytest.mark.slow
 def test_the_interval_of_many_seeds_is_the_normal_one() -> None:
     """Of a mean of middle halves, by the delta method: the trimmed mean's standard error."""
     rng = np.random.default_rng(0)
