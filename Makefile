@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 LOWEST := .venv-lowest
 PEERS := outputs/peers
+OGBENCH := outputs/ogbench
+METAWORLD := outputs/metaworld
 # Quiet: neither a newer pip nor a successful installation is worth a newcomer's reading.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
@@ -22,9 +24,9 @@ VALID := $(shell [ "$$(cat $(STAMP) 2>/dev/null)" = "$(CURDIR)" ] && $(BIN)/pyth
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick test-packaging lint format docs build bench-bandit bench-pointmaze \
+.PHONY: help setup demo test test-quick test-packaging test-extras lint format docs build bench-bandit bench-pointmaze \
 	bench-datasets bench-hosts bench-speed bench-peers bench-growth bench-memory bench-imports bench-host-speed \
-	bench-gpu bench-walks bench-page results results-page scorecard test-lowest test-cpus \
+	bench-gpu bench-walks bench-page pointmaze-data ogbench-data metaworld-data pendulum-data mixed-data tasks aggregates results results-page scorecard test-lowest test-cpus \
 	tables clean FORCE
 
 help:  ## show this list
@@ -101,6 +103,11 @@ test-lowest:  ## the tests of core and hosts with the lowest versions that users
 	PYTHONPATH=.:adapters $(LOWEST)/bin/python -m pytest -p no:cacheprovider tests/adapters tests/testing \
 		tests/test_checkpoint.py tests/test_config.py tests/test_learner.py tests/test_actor.py tests/test_loss.py
 
+test-extras: $(PEERS)/.installed $(OGBENCH)/.installed $(METAWORLD)/.installed  ## the tests that need d3rlpy, OGBench or Meta-World (two minutes)
+	PYTHONPATH=$(PEERS) $(BIN)/python -m pytest tests/adapters/experiments/test_peers.py
+	PYTHONPATH=$(OGBENCH) $(BIN)/python -m pytest tests/adapters/test_ogbench.py tests/benchmarks/test_ogbench_data.py
+	PYTHONPATH=$(METAWORLD) $(BIN)/python -m pytest tests/benchmarks/test_metaworld_data.py
+
 test-cpus: $(STAMP)  ## the numerical tests as other processors would compute (some minutes for each of twelve settings)
 	$(BIN)/python -m tests.cpus -n 2 --dist loadgroup
 
@@ -115,6 +122,33 @@ bench-peers: $(PEERS)/.installed  ## the same with d3rlpy's algorithms as furthe
 $(PEERS)/.installed: benchmarks/constraints-peers.txt | $(STAMP)
 	@rm -rf $(PEERS)
 	@$(PIP) install --no-deps --target $(PEERS) -r benchmarks/constraints-peers.txt
+	@touch $@
+
+# Meta-World takes an older MuJoCo than .venv has: it comes first on the path for these commands only.
+metaworld-data: $(METAWORLD)/.installed  ## data of Meta-World's scripted policies, with noise and failures (minutes; resumes)
+	PYTHONPATH=$(METAWORLD) $(BIN)/python -m benchmarks.metaworld_data
+
+$(METAWORLD)/.installed: benchmarks/constraints-metaworld.txt | $(STAMP)
+	@rm -rf $(METAWORLD)
+	@$(PIP) install --no-deps --target $(METAWORLD) -r benchmarks/constraints-metaworld.txt
+	@touch $@
+
+pointmaze-data: $(STAMP)  ## the maze dataset of the project's own controller (a minute)
+	MINARI_DATASETS_PATH=$(CURDIR)/outputs/minari $(BIN)/python -c "from examples import pointmaze, quickstart; pointmaze.collect(quickstart.maze_dataset_id(100_000))"
+
+pendulum-data: $(STAMP)  ## Pendulum data of a mediocre controller (seconds)
+	$(BIN)/python -m benchmarks.pendulum_data
+
+mixed-data: $(STAMP)  ## train several agents per locomotion task and mix their data (an hour; resumes)
+	$(BIN)/python -m benchmarks.mixed_data
+
+# OGBench is laid over .venv as d3rlpy is, for the commands that need it.
+ogbench-data: $(OGBENCH)/.installed  ## data of OGBench's manipulation tasks from its scripted oracles (minutes; resumes)
+	PYTHONPATH=$(OGBENCH) $(BIN)/python -m benchmarks.ogbench_data
+
+$(OGBENCH)/.installed: benchmarks/constraints-ogbench.txt | $(STAMP)
+	@rm -rf $(OGBENCH)
+	@$(PIP) install --no-deps --target $(OGBENCH) -r benchmarks/constraints-ogbench.txt
 	@touch $@
 
 bench-growth: $(STAMP)  ## time of an update as sizes grow, as JSON
@@ -138,6 +172,12 @@ bench-walks: $(STAMP)  ## the core's lines of code, and the files that a minibat
 
 bench-page: $(STAMP)  ## write the page on performance and its pictures from the benchmarks' JSON
 	$(BIN)/python -m benchmarks.performance
+
+tasks: $(STAMP)  ## list the tasks of the comparison, their commands, and which data are missing
+	$(BIN)/python -m benchmarks.tasks
+
+aggregates: $(STAMP)  ## tables and pictures over all tasks of the runs below RUNS (outputs/experiments)
+	$(BIN)/python -m benchmarks.aggregates $(or $(RUNS),outputs/experiments) --pictures outputs/pictures
 
 results: $(PEERS)/.installed  ## run the studies (hours; resumes), then write docs/results.md
 	test -f benchmarks/results/failing.json || $(BIN)/python -m benchmarks.failing

@@ -1,12 +1,13 @@
-"""Peers of GTP on the same data: Gaussian behaviour cloning, TD3+BC and IQL of d3rlpy.
+"""Peers of GTP on the same data: Gaussian cloning, TD3+BC, IQL and ReBRAC of d3rlpy.
 
     python -m benchmarks.peers --peer iql --dataset ID --seeds 0 1 2 --updates 50000 --out DIR
 
 Minibatches, normalised observations, reward transform, number of updates, starts of the evaluation
 and the form of the results are those of `gtp_experiments`; networks, losses and optimisers are the
-library's, except for the cloning's loss. d3rlpy pins other versions of packages than the hosts
-need: `make results` lays it over the environment without its dependencies. A run that is killed
-starts again.
+library's, except for the cloning's loss. What depends on the length of a run is every method's to
+choose: ``--target-rate`` of the slow copies, ``--lr-schedule``. d3rlpy pins other versions of
+packages than the hosts need: `make results` lays it over the environment without its dependencies.
+A run that is killed starts again.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -35,16 +36,31 @@ from gtp_experiments import (
 )
 from gtp_experiments.arguments import add_experiment_arguments, experiment_fields
 from gtp_experiments.runner import leave_with_parent
-from gtp_policy import Transitions
+from gtp_policy import OfflineDataset, Transitions
 from gtp_policy.errors import NonFiniteError
 
-Peer = Literal["bc", "td3_bc", "iql"]
+Peer = Literal["bc", "td3_bc", "iql", "rebrac"]
 LIBRARY = "d3rlpy"
-OPTIONS = ("learning_rate", "expectile", "inverse_temperature", "alpha")
+OPTIONS = (
+    "learning_rate",
+    "target_rate",
+    "expectile",
+    "inverse_temperature",
+    "alpha",
+    "actor_beta",
+    "critic_beta",
+)
+DELAYED: dict[Peer, int] = {"td3_bc": 2, "rebrac": 2}  # updates per update of the actor
 
 
 class PeerConfig(ExperimentConfig):
-    """An experiment with a peer; the defaults are those of its authors, except for the sizes."""
+    """An experiment with a peer; the defaults are those of its authors, except for the sizes.
+
+    ReBRAC's authors also have minibatches of 1024 and a learning rate of 1e-3 on some tasks; here
+    every method gets the same of both, unless a command says otherwise.
+    """
+
+    added_later = ("target_rate", "lr_schedule", "actor_beta", "critic_beta")
 
     peer: Peer = Field(description="Which algorithm.")
     hidden: tuple[int, ...] = Field(
@@ -57,6 +73,18 @@ class PeerConfig(ExperimentConfig):
     )
     inverse_temperature: float = Field(default=3.0, ge=0, description="IQL's; 10 for AntMaze.")
     alpha: float = Field(default=2.5, gt=0, description="TD3+BC's weight of Q against cloning.")
+    target_rate: float = Field(
+        default=0.005, gt=0, le=1, description="Share of the networks in their slow copies' update."
+    )
+    lr_schedule: Literal["constant", "cosine"] = Field(
+        default="constant", description="Learning rate over the run; cosine ends at 0."
+    )
+    actor_beta: float = Field(
+        default=0.001, ge=0, description="ReBRAC's weight of cloning in the actor's loss."
+    )
+    critic_beta: float = Field(
+        default=0.01, ge=0, description="ReBRAC's penalty for next actions that leave the data."
+    )
 
 
 def build(config: PeerConfig, obs_dim: int, action_dim: int) -> Any:  # noqa: ANN401 - d3rlpy's
@@ -67,26 +95,46 @@ def build(config: PeerConfig, obs_dim: int, action_dim: int) -> Any:  # noqa: AN
         from d3rlpy.models import VectorEncoderFactory
         from d3rlpy.models.torch.imitators import ImitationLoss
         from d3rlpy.models.torch.policies import build_gaussian_distribution
+        from d3rlpy.optimizers import AdamFactory
+        from d3rlpy.optimizers.lr_schedulers import CosineAnnealingLRFactory
+
+    def adam(every: int = 1) -> Any:  # noqa: ANN401 - d3rlpy's
+        """Returns Adam for networks that are updated once in so many updates."""
+        if config.lr_schedule == "constant":
+            return AdamFactory()
+        steps = -(-config.updates // every)
+        return AdamFactory(lr_scheduler_factory=CosineAnnealingLRFactory(T_max=steps))
 
     d3rlpy.seed(config.seed)
     encoder = VectorEncoderFactory(list(config.hidden))
-    rate, critic = config.learning_rate, {"critic_encoder_factory": encoder, "gamma": config.gamma}
+    # As its authors do; the critics of the others have no normalisation.
+    normalised = VectorEncoderFactory(list(config.hidden), use_layer_norm=config.peer == "rebrac")
+    rate = config.learning_rate
     actor_critic = {
         "actor_encoder_factory": encoder,
+        "critic_encoder_factory": normalised,
         "actor_learning_rate": rate,
         "critic_learning_rate": rate,
+        "actor_optim_factory": adam(DELAYED.get(config.peer, 1)),
+        "critic_optim_factory": adam(),
         "batch_size": config.batch_size,
-        **critic,
+        "gamma": config.gamma,
+        "tau": config.target_rate,
     }
     if config.peer == "bc":
         algorithm = d3rlpy.algos.BCConfig(
             policy_type="stochastic",
             encoder_factory=encoder,
             learning_rate=rate,
+            optim_factory=adam(),
             batch_size=config.batch_size,
         )
     elif config.peer == "td3_bc":
         algorithm = d3rlpy.algos.TD3PlusBCConfig(alpha=config.alpha, **actor_critic)
+    elif config.peer == "rebrac":
+        algorithm = d3rlpy.algos.ReBRACConfig(
+            actor_beta=config.actor_beta, critic_beta=config.critic_beta, **actor_critic
+        )
     else:
         algorithm = d3rlpy.algos.IQLConfig(
             expectile=config.expectile,
@@ -107,7 +155,24 @@ def build(config: PeerConfig, obs_dim: int, action_dim: int) -> Any:  # noqa: AN
     return peer
 
 
-def minibatch(batch: Transitions, gamma: float, device: str) -> Any:  # noqa: ANN401 - d3rlpy's
+def following_actions(dataset: OfflineDataset) -> tuple[torch.Tensor, torch.Tensor]:
+    """Finds the action after each transition.
+
+    Returns:
+        The actions, shape (N, A), and the rows that have one or need none, shape (M,): all but
+        those at which an episode was cut. At a termination any action will do.
+    """
+    cut = dataset.truncated & ~dataset.terminated
+    cut[-1] |= not dataset.terminated[-1]
+    kept = torch.from_numpy(np.flatnonzero(~cut)).to(dataset.device)
+    return dataset.transitions.action.roll(-1, 0), kept
+
+
+def minibatch(
+    batch: Transitions,
+    next_action: torch.Tensor,
+    device: str,
+) -> Any:  # noqa: ANN401 - d3rlpy's
     """Returns transitions as d3rlpy's own record."""
     from d3rlpy.torch_utility import TorchMiniBatch
 
@@ -117,7 +182,7 @@ def minibatch(batch: Transitions, gamma: float, device: str) -> Any:  # noqa: AN
         actions=batch.action,
         rewards=batch.reward.unsqueeze(1),
         next_observations=batch.next_obs,
-        next_actions=torch.zeros_like(batch.action),  # none of the three looks at them
+        next_actions=next_action,
         returns_to_go=column,
         terminals=(batch.discount == 0).float().unsqueeze(1),
         intervals=column + 1,
@@ -152,6 +217,7 @@ def train(
         obs=(dataset.transitions.obs - mean) / std,
         next_obs=(dataset.transitions.next_obs - mean) / std,
     )
+    next_actions, with_next = following_actions(dataset)
     peer = build(config, dataset.obs_dim, dataset.action_dim)
 
     def act(obs: np.ndarray) -> np.ndarray:
@@ -170,11 +236,14 @@ def train(
     )
     for update in bar:
         began = time.perf_counter()
+        # Only ReBRAC looks at next actions.
+        count = len(with_next) if config.peer == "rebrac" else len(dataset)
         index = torch.randint(
-            len(dataset), (config.batch_size,), generator=generator, device=dataset.device
+            count, (config.batch_size,), generator=generator, device=dataset.device
         )
+        index = with_next[index] if config.peer == "rebrac" else index
         rows = normalized.map(lambda field, index=index: field.index_select(0, index))
-        metrics = peer.impl.update(minibatch(rows, config.gamma, config.device), update - 1)
+        metrics = peer.impl.update(minibatch(rows, next_actions[index], config.device), update - 1)
         seconds += time.perf_counter() - began
         last = update == config.updates
         try:
@@ -200,7 +269,8 @@ def peer_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--peer", choices=["bc", "td3_bc", "iql"], required=True)
+    parser.add_argument("--peer", choices=get_args(Peer), required=True)
+    parser.add_argument("--lr-schedule", choices=["constant", "cosine"])
     for name in OPTIONS:
         parser.add_argument(f"--{name.replace('_', '-')}", type=float)
     add_experiment_arguments(parser)
@@ -209,7 +279,8 @@ def peer_parser() -> argparse.ArgumentParser:
 
 def peer_configs(args: argparse.Namespace) -> list[PeerConfig]:
     """Builds one experiment per seed from parsed arguments."""
-    given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
+    options = {name: getattr(args, name) for name in (*OPTIONS, "lr_schedule")}
+    given = {name: value for name, value in options.items() if value is not None}
     fields = {"method": args.peer, **experiment_fields(args), **given}
     return [PeerConfig(peer=args.peer, seed=seed, **fields) for seed in args.seeds]
 

@@ -13,6 +13,7 @@ results` puts d3rlpy, which the peers come from, there as well.
 import argparse
 import dataclasses
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from pathlib import Path
 from benchmarks import disturbed
 from benchmarks.pages import RESULTS
 from benchmarks.peers import peer_configs, peer_parser
+from benchmarks.tasks import Task, surroundings
 from gtp_experiments import ExperimentConfig, read_results
 from gtp_experiments.cli import command_parser, configs_of
 from gtp_policy import StopSignal
@@ -76,6 +78,7 @@ class Row:
     updates: int = UPDATES
     steps: tuple[int, ...] = ()  # K of the evaluations afterwards
     wrong_advantages: bool = False  # run by `benchmarks.disturbed`, whose options are in the words
+    task: Task | None = None  # whose packages and data it needs
 
     def command(self, out: Path, jobs: int = 1) -> list[str]:
         """Returns the words behind ``python -m``."""
@@ -239,10 +242,10 @@ def chosen(names: list[str] | None) -> Iterator[Study]:
     yield from (study for study in STUDIES if not names or study.name in names)
 
 
-def call(words: list[str], stop: StopSignal) -> int:
+def call(words: list[str], stop: StopSignal, variables: dict[str, str]) -> int:
     """Runs a command and passes one signal on, so that it can save and leave."""
     # Another session: a Ctrl-C in the terminal would reach it as well, and count as a second.
-    process = subprocess.Popen(words, start_new_session=True)
+    process = subprocess.Popen(words, start_new_session=True, env=variables)
     passed_on = False
     while True:
         try:
@@ -261,14 +264,16 @@ def run(studies: Iterator[Study], out: Path, jobs: int, stop: StopSignal) -> int
             folder = folder_of(study, out)
             words = [sys.executable, "-m", *row.command(folder, jobs)]
             print(f"\n{study.name}: {row.method}\n  {shlex.join(words)}", flush=True)
-            status = call(words, stop)
+            given = dict(os.environ)
+            variables = given if row.task is None else surroundings(row.task, given)
+            status = call(words, stop, variables)
             if stop:
                 return failed + 1
             if status == 0 and row.steps:
                 runs = [str(folder / config.name) for config in row.configs(folder)]
                 steps = [str(k) for k in row.steps]
                 again = ["gtp_experiments", "evaluate", *runs, "--steps", *steps]
-                status = call([sys.executable, "-m", *again], stop)
+                status = call([sys.executable, "-m", *again], stop, variables)
             failed += status != 0
     return failed
 

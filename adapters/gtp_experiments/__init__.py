@@ -30,12 +30,23 @@ from gtp_experiments.provenance import provenance
 from gtp_experiments.reevaluation import reevaluate
 from gtp_experiments.results import Reference, RunFolder, RunResult, read_result, read_results
 from gtp_experiments.runner import run, run_all
-from gtp_experiments.statistics import Spread, difference_interval, mean_interval, spread
+from gtp_experiments.statistics import (
+    Estimate,
+    Spread,
+    difference_interval,
+    interquartile_mean,
+    mean_interval,
+    probability_of_improvement,
+    spread,
+)
 from gtp_experiments.table import Row, markdown, rows, table
+from gtp_experiments.tasks import TASKS, Task
 
 __all__ = [
     "PAPER",
+    "TASKS",
     "Data",
+    "Estimate",
     "Evaluation",
     "EvaluationConfig",
     "Evaluator",
@@ -47,16 +58,19 @@ __all__ = [
     "RunFolder",
     "RunResult",
     "Spread",
+    "Task",
     "check_env",
     "data_hash",
     "difference_interval",
     "environment_of",
     "flat_observations",
+    "interquartile_mean",
     "load_data",
     "make_env",
     "markdown",
     "mean_interval",
     "policy_of",
+    "probability_of_improvement",
     "provenance",
     "read_result",
     "read_results",

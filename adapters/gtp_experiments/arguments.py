@@ -34,7 +34,11 @@ def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
         parser: The parser.
     """
     add = parser.add_argument
-    add("--dataset", required=True, help="id of a Minari dataset, or path of an HDF5 file of D4RL")
+    add(
+        "--dataset",
+        required=True,
+        help="id of a Minari dataset, or path of a file: D4RL's HDF5 or OGBench's npz",
+    )
     add("--task", help="name in D4RL's manner, e.g. hopper-medium: scores and the paper's figure")
     add("--data-note", help="where the data comes from, in words, for tables")
     add("--method", help="what tables call the policy")

@@ -2,11 +2,12 @@
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from gtp_datasets import D4RL_REFERENCE, ReferenceScores
+from gtp_datasets import ReferenceScores
+from gtp_experiments.tasks import TASKS, Figure, task_of
 from gtp_policy import (
     AdvantageWeighterConfig,
     Config,
@@ -95,8 +96,8 @@ def _unset(config: Config) -> dict[str, Any]:
     exclude: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
-        later = name in _ADDED_LATER.get(type(config), ())
-        if later and value == config.before.get(name, field.default):
+        later = _ADDED_LATER.get(type(config), getattr(config, "added_later", ()))
+        if name in later and value == config.before.get(name, field.default):
             exclude[name] = True
         elif isinstance(value, Config) and (inside := _unset(value)):
             exclude[name] = inside
@@ -118,8 +119,13 @@ class ExperimentConfig(Config):
         'D4RL hopper'
     """
 
+    added_later: ClassVar[tuple[str, ...]] = ()
+    """Fields that came after runs had been published: at their defaults they change no name."""
+
     dataset: str = Field(
-        min_length=1, description="Id of a Minari dataset, or path of a file in D4RL's layout."
+        min_length=1,
+        description="Id of a Minari dataset, or path of a file: HDF5 in D4RL's layout, or npz in "
+        "OGBench's with rewards and masks.",
     )
     data_note: str = Field(
         default="", description="Where the data comes from, in words, for tables."
@@ -127,7 +133,8 @@ class ExperimentConfig(Config):
     task: str | None = Field(
         default=None,
         description="Name of the task in D4RL's manner, e.g. hopper-medium: brings the reference "
-        "scores and the paper's figure. None: returns stay as they are.",
+        "scores and the paper's figure, and whether returns or successes are scored. None: returns "
+        "stay as they are.",
     )
     gamma: float = Field(default=0.99, ge=0, le=1, description="Discount factor.")
     reward: RewardTransform = Field(
@@ -171,16 +178,27 @@ class ExperimentConfig(Config):
 
     @model_validator(mode="after")
     def _known_task(self) -> Self:
-        if self.task is not None and _reference_key(self.task) is None:
-            known = ", ".join(D4RL_REFERENCE)
+        if self.task is not None and task_of(self.task) is None:
+            known = ", ".join(TASKS)
             raise ValueError(f"task={self.task!r} must start with one of {known}")
         return self
 
     @property
     def reference(self) -> ReferenceScores | None:
-        """Returns that score 0 and 100, by ``task``."""
-        key = _reference_key(self.task) if self.task is not None else None
-        return None if key is None else D4RL_REFERENCE[key]
+        """What scores 0 and 100, by ``task``."""
+        task = None if self.task is None else task_of(self.task)
+        return None if task is None else task.reference
+
+    @property
+    def scored_by(self) -> Figure:
+        """What is scored, by ``task``: returns, or whether an episode reached its goal."""
+        task = None if self.task is None else task_of(self.task)
+        return "return" if task is None else task.scored_by
+
+    @property
+    def is_file(self) -> bool:
+        """Whether ``dataset`` is the path of a file, not the id of a Minari dataset."""
+        return self.dataset.endswith((".hdf5", ".h5", ".npz"))
 
     @property
     def group(self) -> str:
@@ -198,8 +216,7 @@ class ExperimentConfig(Config):
     @property
     def name(self) -> str:
         """Name of the run's folder: readable, and another one for every other choice."""
-        is_file = self.dataset.endswith((".hdf5", ".h5"))
-        data = self.task or (Path(self.dataset).stem if is_file else self.dataset)
+        data = self.task or (Path(self.dataset).stem if self.is_file else self.dataset)
         words = (data, self.method, self.group, f"seed{self.seed}")
         return "_".join("".join(c if c.isalnum() else "-" for c in word) for word in words)
 
@@ -263,9 +280,3 @@ class RunConfig(ExperimentConfig):
         if self.evaluation.candidates > 1 and self.policy.critic is None:
             raise ValueError("evaluation.candidates > 1 needs a critic, and policy.critic is None")
         return self
-
-
-def _reference_key(task: str) -> str | None:
-    """Returns the longest name among the reference scores that the task's begins with."""
-    fitting = [key for key in D4RL_REFERENCE if task == key or task.startswith(f"{key}-")]
-    return max(fitting, key=len, default=None)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gtp_datasets import load_d4rl_hdf5, load_minari
+from gtp_datasets import load_d4rl_hdf5, load_minari, load_ogbench
 from gtp_experiments.config import ExperimentConfig, RunConfig
 from gtp_policy import OfflineDataset
 
@@ -50,7 +50,9 @@ def load_data(config: ExperimentConfig) -> Data:
         gtp_policy.errors.DataError: `missing.hdf5` cannot be read as HDF5: ...
     """
     name = os.path.expanduser(config.dataset)
-    if name.endswith((".hdf5", ".h5")):
+    if name.endswith(".npz"):
+        dataset = load_ogbench(name, gamma=config.gamma, device=config.device)
+    elif config.is_file:
         dataset = load_d4rl_hdf5(name, gamma=config.gamma, device=config.device)
     else:
         dataset = load_minari(name, gamma=config.gamma, device=config.device)

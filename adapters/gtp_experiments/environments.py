@@ -77,7 +77,7 @@ def environment_of(config: ExperimentConfig) -> str:
     if config.evaluation.environment is not None:
         return config.evaluation.environment
     advice = "Name one with evaluation.environment (on the command line: --environment)."
-    spec = None if config.dataset.endswith((".hdf5", ".h5")) else _spec_of(config.dataset)
+    spec = None if config.is_file else _spec_of(config.dataset)
     if spec is None:
         raise ExperimentError(
             f"{config.dataset} does not say where to evaluate: got no environment, expected one. "

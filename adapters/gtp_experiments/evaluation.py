@@ -9,6 +9,7 @@ from pydantic import Field
 
 from gtp_experiments.config import EvaluationConfig, ExperimentConfig
 from gtp_experiments.environments import Env, check_env, environment_of, flat_observations, make_env
+from gtp_experiments.errors import ExperimentError
 from gtp_policy import Config, GTPLearner, OfflineDataset
 from gtp_policy import act as act_with
 from gtp_policy.errors import NonFiniteError
@@ -92,11 +93,18 @@ class Evaluator:
 
         Raises:
             NonFiniteError: If an action is NaN or infinite.
+            ExperimentError: If the task is scored by success, and the environment reports none.
         """
         config = self._config.evaluation
         entropy = np.random.SeedSequence([config.seed, self._config.seed, update])
         seeds = [int(word) for word in entropy.generate_state(config.episodes)]
-        return _run_episodes(act, self._envs, self._dataset, seeds, update, config.max_steps)
+        seen = _run_episodes(act, self._envs, self._dataset, seeds, update, config.max_steps)
+        if self._config.scored_by == "success" and seen.success is None:
+            raise ExperimentError(
+                f"{self._config.task} is scored by success: got no `success` in the environment's "
+                "info, expected one per episode. Evaluate in the task's own environment."
+            )
+        return seen
 
     def close(self) -> None:
         """Closes the environments."""

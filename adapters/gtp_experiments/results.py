@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field, JsonValue, ValidationError
 
 from gtp_datasets import ReferenceScores, normalized_score
@@ -12,11 +13,12 @@ from gtp_experiments.errors import ExperimentError
 from gtp_experiments.evaluation import Evaluation
 from gtp_experiments.provenance import provenance
 from gtp_experiments.records import Lines, read_json, write_json
+from gtp_experiments.tasks import Figure
 from gtp_policy import Config
 
 
 class Reference(Config):
-    """The returns that score 0 and 100, with their source.
+    """What scores 0 and 100, with its source.
 
     Example:
         >>> from gtp_experiments import Reference
@@ -24,9 +26,12 @@ class Reference(Config):
         1.0
     """
 
-    min: float = Field(description="Return that scores 0.")
-    max: float = Field(description="Return that scores 100.")
+    min: float = Field(description="Return, or success, that scores 0.")
+    max: float = Field(description="Return, or success, that scores 100.")
     source: str = Field(description="Where the two numbers come from.")
+    scored_by: Figure = Field(
+        default="return", description="Whether the two are returns, or shares of success."
+    )
 
 
 class RunResult(Config):
@@ -74,8 +79,8 @@ class RunResult(Config):
 
     @property
     def best(self) -> Evaluation | None:
-        """The evaluation with the highest mean, the earliest of equals; chosen in hindsight."""
-        return max(self.evaluations, key=lambda e: e.mean, default=None)
+        """The evaluation with the highest score, the earliest of equals; chosen in hindsight."""
+        return max(self.evaluations, key=lambda e: float(np.mean(self._figures(e))), default=None)
 
     def score(self, evaluation: Evaluation | None) -> float | None:
         """Returns the mean of an evaluation on the scale of ``reference``.
@@ -85,13 +90,28 @@ class RunResult(Config):
 
         Returns:
             The normalised score, or the mean return if there is no reference; None for None.
+
+        Raises:
+            ExperimentError: If successes are scored, and the evaluation has none.
         """
         if evaluation is None:
             return None
         if self.reference is None:
             return evaluation.mean
         scale = ReferenceScores(self.reference.min, self.reference.max, self.reference.source)
-        return normalized_score(np.array(evaluation.returns), scale).value
+        return normalized_score(self._figures(evaluation), scale).value
+
+    def _figures(self, evaluation: Evaluation) -> npt.NDArray[np.float64]:
+        """Returns what is scored, episode by episode."""
+        if self.reference is None or self.reference.scored_by == "return":
+            return np.array(evaluation.returns)
+        if evaluation.success is None:
+            raise ExperimentError(
+                f"An evaluation of {self.method} on {self.task} has no successes: got None after "
+                f"{evaluation.update} updates, expected one per episode. Run it again in the "
+                "task's own environment."
+            )
+        return np.array(evaluation.success, np.float64)
 
 
 class RunFolder:
@@ -221,7 +241,12 @@ class RunFolder:
             message=diverged,
             evaluations=tuple(Evaluation.model_validate(line) for line in self.evaluations.read()),
             reference=reference
-            and Reference(min=reference.min, max=reference.max, source=reference.source),
+            and Reference(
+                min=reference.min,
+                max=reference.max,
+                source=reference.source,
+                scored_by=config.scored_by,
+            ),
             ms_per_update=ms_per_update,
             data_sha256=self.data_sha256,
             config=config.model_dump(mode="json"),

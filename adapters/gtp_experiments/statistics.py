@@ -1,6 +1,6 @@
-"""Statistics over a few seeds: means, interquartile means and bootstrap intervals."""
+"""Statistics over a few seeds, of one task or of several: means, IQM and bootstrap intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ from scipy import stats
 from gtp_policy.errors import DataError
 
 RESAMPLES = 10_000
+Array = npt.NDArray[np.float64]
 
 
 class Spread(NamedTuple):
@@ -136,6 +137,132 @@ def mean_interval(values: npt.ArrayLike) -> tuple[float, float]:
     means = sample[pick, rng.integers(episodes, size=(RESAMPLES, seeds, episodes))].mean((1, 2))
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
+
+
+class Estimate(NamedTuple):
+    """A figure over tasks and seeds, with its 95 % interval.
+
+    Attributes:
+        value: The figure.
+        low: Lower end of the stratified bootstrap interval.
+        high: Upper end.
+
+    Example:
+        >>> from gtp_experiments import Estimate
+        >>> Estimate(0.5, 0.25, 0.75).value
+        0.5
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+Scores = Mapping[str, Sequence[float]]
+"""Scores of one method by task: one finite number per seed, at least two of them."""
+
+
+def interquartile_mean(scores: Scores) -> Estimate:
+    """Summarises a method over tasks: the mean of the middle half of all its runs.
+
+    The interval is the stratified percentile bootstrap: seeds are drawn anew within each task, the
+    tasks stay. Every run counts once, so that a task with more seeds weighs more.
+
+    Args:
+        scores: Scores by task, all of them on one scale.
+
+    Returns:
+        The interquartile mean and its 95 % interval.
+
+    Raises:
+        DataError: If there is no task, or one with fewer than two seeds or a value that is not
+            finite.
+
+    References:
+        | Deep Reinforcement Learning at the Edge of the Statistical Precipice (Agarwal et al.,
+        | 2021), https://arxiv.org/abs/2108.13264
+
+    Example:
+        >>> from gtp_experiments import interquartile_mean
+        >>> interquartile_mean({"hopper": [50.0, 50.0], "scene": [50.0, 50.0]})
+        Estimate(value=50.0, low=50.0, high=50.0)
+    """
+
+    def figure(*samples: Array, axis: int = -1) -> Array:
+        mean: Array = stats.trim_mean(np.concatenate(samples, axis), 0.25, axis=axis)
+        return mean
+
+    return _estimate(figure, _by_task(scores))
+
+
+def probability_of_improvement(first: Scores, second: Scores) -> Estimate:
+    r"""Tells how likely a run of one method is better than a run of another on the same task.
+
+    .. math:: \frac{1}{T} \sum_{t=1}^T P(X_t > Y_t) + \tfrac12 P(X_t = Y_t)
+
+    The interval is the stratified percentile bootstrap over the seeds of both, as for
+    `interquartile_mean`. Each task counts once.
+
+    Args:
+        first: Scores by task of one method, X.
+        second: Scores of the other on the same tasks, Y; the numbers of seeds may differ.
+
+    Returns:
+        The probability, from 0 to 1, and its 95 % interval.
+
+    Raises:
+        DataError: If the tasks differ, there is none, or one has fewer than two seeds or a value
+            that is not finite.
+
+    References:
+        | Deep Reinforcement Learning at the Edge of the Statistical Precipice (Agarwal et al.,
+        | 2021), https://arxiv.org/abs/2108.13264
+
+    Example:
+        >>> from gtp_experiments import probability_of_improvement
+        >>> probability_of_improvement({"hopper": [2.0, 3.0]}, {"hopper": [0.0, 1.0]}).value
+        1.0
+    """
+    if first.keys() != second.keys():
+        raise DataError(
+            f"The tasks differ: got {sorted(first)} and {sorted(second)}, expected the same. "
+            "Compare on the tasks that both methods have."
+        )
+    samples = [*_by_task(first), *_by_task({task: second[task] for task in first})]
+    count = len(first)
+
+    def figure(*drawn: Array, axis: int = -1) -> Array:
+        pairs = zip(drawn[:count], drawn[count:], strict=True)
+        return np.mean(
+            [_win_share(np.moveaxis(x, axis, -1), np.moveaxis(y, axis, -1)) for x, y in pairs],
+            axis=0,
+        )
+
+    return _estimate(figure, samples)
+
+
+def _win_share(x: Array, y: Array) -> Array:
+    """Returns the share of pairs in which x (..., n) is larger than y (..., m), ties as halves."""
+    x, y = x[..., :, None], y[..., None, :]
+    share: Array = ((x > y) + 0.5 * (x == y)).mean((-2, -1))
+    return share
+
+
+def _estimate(figure: Callable[..., Array], samples: list[Array]) -> Estimate:
+    interval = stats.bootstrap(
+        samples,
+        figure,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return Estimate(float(figure(*samples)), float(interval.low), float(interval.high))
+
+
+def _by_task(scores: Scores) -> list[Array]:
+    if not scores:
+        raise DataError("`scores` is empty: got no task, expected at least one.")
+    return [_checked(values, 2) for values in scores.values()]
 
 
 def _checked(values: Sequence[float], least: int = 1) -> npt.NDArray[np.float64]:

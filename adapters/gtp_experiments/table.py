@@ -174,10 +174,12 @@ def table(results: Sequence[RunResult]) -> str:
     notes = {
         f"{r.task or r.dataset}: "
         + (
-            f"score = 100 (R - {r.reference.min:g}) / ({r.reference.max:g} - "
+            "mean return, no reference"
+            if r.reference is None
+            else f"score = {r.reference.source}, in %"
+            if r.reference.scored_by == "success"
+            else f"score = 100 (R - {r.reference.min:g}) / ({r.reference.max:g} - "
             f"{r.reference.min:g}), reference {r.reference.source}"
-            if r.reference
-            else "mean return, no reference"
         )
         + (f"; data: {r.data_note}" if r.data_note else "")
         for r in (row.results[0] for row in found)

@@ -33,7 +33,7 @@ import torch
 from gymnasium.spaces import Box
 from minari.data_collector import EpisodeBuffer
 
-from gtp_datasets import load_d4rl_hdf5, load_minari
+from gtp_datasets import load_d4rl_hdf5, load_minari, load_ogbench
 from gtp_policy import (
     GTPLearner,
     latest_valid,
@@ -67,6 +67,8 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
         return
     if event == "os.mkdir" and os.path.isdir(arguments[0]):
         return  # Minari makes sure of its own folder, which is there
+    if event == "compile" and str(arguments[0]).removeprefix('b"').startswith("{'descr': "):
+        return  # NumPy parses the header of an array as a literal; running code would be `exec`
     if event.startswith(EXECUTED + WRITTEN):
         _seen.append(f"{event} {arguments!r:.200}")
     elif event == "open":
@@ -173,6 +175,39 @@ def _object_npy(scene: Scene) -> Path:
     buffer = io.BytesIO()
     np.save(buffer, np.array([Mark(scene.mark)], dtype=object), allow_pickle=True)
     return _bundle(scene, {WEIGHTS: buffer.getvalue(), TRAIN_STATE: buffer.getvalue()})
+
+
+OGBENCH = {
+    "observations": np.zeros((4, 2)),
+    "actions": np.zeros((4, 1)),
+    "rewards": np.zeros(4),
+    "masks": np.ones(4),
+    "terminals": np.arange(4) == 3,
+}
+
+
+def _object_npz(scene: Scene) -> Path:
+    path = scene.folder / "objects.npz"
+    fields = OGBENCH | {"rewards": np.array([Mark(scene.mark)] * 4, dtype=object)}
+    np.savez(path, **fields, allow_pickle=True)
+    return path
+
+
+def _npz_header(scene: Scene) -> Path:
+    """An array whose header declares 12 TB."""
+    path = scene.folder / "header.npz"
+    np.savez(path, **{name: array for name, array in OGBENCH.items() if name != "observations"})
+    header = {"descr": "<f4", "fortran_order": False, "shape": (10**12, 3)}
+    with zipfile.ZipFile(path, "a") as archive, archive.open("observations.npy", "w") as member:
+        np.lib.format.write_array_header_1_0(member, header)
+    return path
+
+
+def _npz_bomb(scene: Scene) -> Path:
+    """A hundred megabytes of zeros in a hundred kilobytes: more rows than observations."""
+    path = scene.folder / "zeros.npz"
+    np.savez_compressed(path, **OGBENCH | {"actions": np.zeros((13 * 2**20, 1))})
+    return path
 
 
 def _pickled_weights(scene: Scene) -> Path:
@@ -310,6 +345,7 @@ def _pipe_inside(scene: Scene) -> Path:
     return path
 
 
+DATA_DOORS = ("load_d4rl_hdf5", "load_minari", "load_ogbench")
 CHECKPOINT = ("load_checkpoint", "read_metadata", "restore_", "latest_valid")
 # A manifest that is right says nothing of tensors that are wrong: reading metadata may pass.
 TENSORS = ("load_checkpoint", "restore_", "latest_valid")
@@ -338,6 +374,9 @@ MORE_CANARIES: list[Canary] = [
     ("manifest of nested lists", _nesting_bomb(MANIFEST, 30_000), CHECKPOINT),
     ("manifest of a gigabyte of brackets", _nesting_bomb(MANIFEST, 10**6), CHECKPOINT),
     ("Minari external link", _minari_link, ("load_minari",)),
+    ("npz with objects", _object_npz, ("load_ogbench",)),
+    ("npz with a header of 12 TB", _npz_header, ("load_ogbench",)),
+    ("npz with a field of 100 MB", _npz_bomb, ("load_ogbench",)),
     ("named pipe", _pipe, ("load_checkpoint", "read_metadata", "latest_valid")),
     ("named pipe inside", _pipe_inside, TENSORS),
 ]
@@ -560,7 +599,7 @@ def _open(door: Door, path: Path, scene: Scene, name: str, *, forged: bool) -> V
         except (CheckpointError, StateMismatchError) as error:
             problem = None if str(path) in str(error) else f"the file is not named: {error}"
         except DataError as error:
-            problem = None if name in ("load_d4rl_hdf5", "load_minari") else repr(error)
+            problem = None if name in DATA_DOORS else repr(error)
         except BaseException as error:
             problem = f"raised {error!r:.300}"
         else:
@@ -598,6 +637,7 @@ def _doors(learner: GTPLearner) -> dict[str, Door]:
         "latest_valid": latest_valid,
         "load_d4rl_hdf5": load_d4rl_hdf5,
         "load_minari": minari_at,
+        "load_ogbench": load_ogbench,
     }
 
 
@@ -647,6 +687,8 @@ def _warm_up(learner: GTPLearner, doors: dict[str, Door]) -> None:
             file["rewards"], file["terminals"] = np.zeros(4), np.zeros(4, bool)
             file["timeouts"] = np.zeros(4, bool)
         doors["load_d4rl_hdf5"](path)
+        np.savez(scene.folder / "good.npz", **OGBENCH)
+        doors["load_ogbench"](scene.folder / "good.npz")
         b"x".decode("cp437")  # the names in foreign zip files
         # A canary that cannot sing proves nothing.
         pickle.loads(scene.payload)  # noqa: S301
