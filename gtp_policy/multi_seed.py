@@ -8,6 +8,7 @@ import torch
 from gtp_policy._engine.choice import Dispatcher
 from gtp_policy._engine.launches import update_from
 from gtp_policy._engine.seeds import share_
+from gtp_policy._engine.whole import changing, check_whole
 from gtp_policy.algorithm import draw
 from gtp_policy.config import GTPConfig
 from gtp_policy.dataset import OfflineDataset
@@ -134,8 +135,10 @@ class MultiSeedLearner:
             ValueError: If there are not as many minibatches as learners, or sizes differ, or a
                 learner has been updated apart from the others.
             ShapeError: If a field of a minibatch has the wrong shape.
-            DataError: If a field is not of the networks' dtype and device.
+            DataError: If a field is not of the networks' dtype and device, or on the CPU a number
+                is NaN, infinite or outside its range.
             NonFiniteError: On the CPU, if advantages are NaN or infinite.
+            BrokenLearnerError: If an earlier update ended half-way.
 
         Example:
             >>> from gtp_policy import GTPConfig, GTPLearner, MultiSeedLearner
@@ -154,12 +157,14 @@ size.
         self._check_together()
         for learner, batch in zip(self.learners, batches, strict=True):
             batch.check(learner.actor.obs_dim, learner.actor.action_dim, like=learner)
+            batch.check_values()
         self._share()
         together = Transitions(*(torch.stack(fields) for fields in zip(*batches, strict=True)))
         draws = draw(self.learners, together.action)
-        metrics = self._dispatcher.update(self.learners, together, draws)
-        for learner in self.learners:
-            learner.updates += 1
+        with changing(self.learners):
+            metrics = self._dispatcher.update(self.learners, together, draws)
+            for learner in self.learners:
+                learner.updates += 1
         return per_learner(metrics, len(self.learners))
 
     def update_from(
@@ -205,6 +210,7 @@ size.
         )
 
     def _check_together(self) -> None:
+        check_whole(self.learners)
         if len({learner.updates for learner in self.learners}) > 1:
             raise ValueError(
                 "Learners have gone apart: got numbers of updates "

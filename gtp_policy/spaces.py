@@ -57,7 +57,7 @@ class ActionScaler:
                     f"Action dimension {i} is unbounded: got low={lo}, high={hi}, expected finite "
                     "bounds. Give the range of the data instead."
                 )
-            if not lo < hi:
+            if not np.float32(lo) < np.float32(hi):  # as hosts keep them
                 raise UnsupportedSpaceError(
                     f"Action dimension {i} has no range: got low={lo}, high={hi}, expected low < "
                     "high. Remove the dimension or correct its bounds."
@@ -358,6 +358,37 @@ class ObservationNormalizer(nn.Module):
         self.register_buffer("mean", torch.zeros(obs_dim))
         self.register_buffer("scale", torch.ones(obs_dim))
 
+    def check_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Raises unless `set_statistics_` can take them; changes nothing.
+
+        Args:
+            mean: Shape (O,), finite in the module's dtype.
+            std: Shape (O,), finite likewise, >= 0.
+
+        Raises:
+            ShapeError: If a shape is not (O,).
+            NonFiniteError: If a value is not finite in the module's dtype or a std is negative.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy.spaces import ObservationNormalizer
+            >>> ObservationNormalizer(2).check_statistics(torch.zeros(2), torch.ones(2))
+        """
+        for name, value in (("mean", mean), ("std", std)):
+            if value.shape != self.mean.shape:
+                raise ShapeError(
+                    f"`{name}` has the wrong shape: got {tuple(value.shape)}, expected "
+                    f"{tuple(self.mean.shape)}."
+                )
+        # In the dtype that is kept: 1e39 is infinite in float32.
+        mean, std = mean.to(self.mean), std.to(self.mean)
+        if not (mean.isfinite().all() and std.isfinite().all() and (std >= 0).all()):
+            raise NonFiniteError(
+                "Observation statistics are unusable: got a value that is not finite or a negative "
+                f"std, expected finite numbers in {self.mean.dtype}. Check the observations of the "
+                "dataset."
+            )
+
     def set_statistics_(self, mean: Tensor, std: Tensor) -> Self:
         """Takes over the mean and standard deviation of the data, in place.
 
@@ -378,17 +409,7 @@ class ObservationNormalizer(nn.Module):
             >>> ObservationNormalizer(1).set_statistics_(torch.ones(1), torch.zeros(1)).scale
             tensor([1.])
         """
-        for name, value in (("mean", mean), ("std", std)):
-            if value.shape != self.mean.shape:
-                raise ShapeError(
-                    f"`{name}` has the wrong shape: got {tuple(value.shape)}, expected "
-                    f"{tuple(self.mean.shape)}."
-                )
-        if not (mean.isfinite().all() and std.isfinite().all() and (std >= 0).all()):
-            raise NonFiniteError(
-                "Observation statistics are unusable: got a value that is not finite or a negative "
-                "std, expected finite numbers. Check the observations of the dataset."
-            )
+        self.check_statistics(mean, std)
         self.mean.copy_(mean)
         self.scale.copy_(torch.where(std < 1e-6, torch.ones_like(std), std))
         return self
