@@ -380,9 +380,9 @@ class GTPLearner(nn.Module):
         one = Transitions(*(field.unsqueeze(0) for field in batch))
         draws = draw([self], one.action)
         with changing([self]):
-            metrics = self._dispatcher.update([self], one, draws)
+            (metrics,) = per_learner(self._dispatcher.update([self], one, draws), 1)
             self.updates += 1
-        return per_learner(metrics, 1)[0]
+        return metrics
 
     def update_from(
         self, dataset: OfflineDataset, updates: int = 1, *, batch_size: int = 256

@@ -162,10 +162,11 @@ size.
         together = Transitions(*(torch.stack(fields) for fields in zip(*batches, strict=True)))
         draws = draw(self.learners, together.action)
         with changing(self.learners):
-            metrics = self._dispatcher.update(self.learners, together, draws)
+            found = self._dispatcher.update(self.learners, together, draws)
+            metrics = per_learner(found, len(self.learners))
             for learner in self.learners:
                 learner.updates += 1
-        return per_learner(metrics, len(self.learners))
+        return metrics
 
     def update_from(
         self, dataset: OfflineDataset, updates: int = 1, *, batch_size: int = 256

@@ -78,7 +78,7 @@ def _launch(
     rows = dataset.sample_rows(batch_size, streams).view(n, len(learners), batch_size, -1)
     steps = [Step(own, *rest) for own, rest in zip(rows, drawn, strict=True)]
     with changing(learners):
-        metrics = dispatcher.run(steps)
+        metrics = per_learner(dispatcher.run(steps), len(learners))
         for learner in learners:
             learner.updates = done + n
-    return per_learner(metrics, len(learners))
+    return metrics
