@@ -20,7 +20,7 @@ from gtp_policy.config import GTPConfig
 from gtp_policy.critic import ExpectileBaseline
 from gtp_policy.errors import CheckpointError, NonFiniteError, StateMismatchError
 from gtp_policy.learner import GTPLearner
-from gtp_policy.networks import FlowMapMLP
+from gtp_policy.networks import FlowMapMLP, features_dim
 from gtp_policy.spaces import ActionScaler, ObservationLayout, ObservationNormalizer
 
 CONFIG, WEIGHTS, TRAIN_STATE = "config.json", "weights.safetensors", "train_state.safetensors"
@@ -211,26 +211,28 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - an option of an optimiser may b
     return value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
 
 
-def read_document(path: Path) -> Document:
+def read_document(path: Path, encoder: nn.Module | None = None) -> Document:
     """Reads the choices alone; of the tensors, only their length is looked at."""
     files, lengths = bundle.read_bundle(path, [CONFIG], limit=_LIMITS)
     try:
-        return _parse(files[CONFIG], lengths)
+        return _parse(files[CONFIG], lengths, encoder)
     except Exception as error:  # as in read_bundle: hashes can be right and the content malicious
         raise bundle.unreadable(path, error) from error
 
 
-def read_state(path: Path) -> tuple[Document, dict[str, Tensor], dict[str, Tensor]]:
+def read_state(
+    path: Path, encoder: nn.Module | None = None
+) -> tuple[Document, dict[str, Tensor], dict[str, Tensor]]:
     """Returns the document, the weights and the training state of a checkpoint."""
     files, lengths = bundle.read_bundle(path, [CONFIG, WEIGHTS, TRAIN_STATE], limit=_LIMITS)
     try:
-        return state_of(files, lengths)
+        return state_of(files, lengths, encoder)
     except Exception as error:  # as above
         raise bundle.unreadable(path, error) from error
 
 
 def state_of(
-    files: Mapping[str, bytes], lengths: Mapping[str, int]
+    files: Mapping[str, bytes], lengths: Mapping[str, int], encoder: nn.Module | None = None
 ) -> tuple[Document, dict[str, Tensor], dict[str, Tensor]]:
     """Returns what files hold: the one rule for what is read and for what is written.
 
@@ -241,19 +243,19 @@ def state_of(
         raise ValueError(
             f"{CONFIG} of {len(files[CONFIG])} bytes, of which {_LIMITS[CONFIG]} are read"
         )
-    document = _parse(files[CONFIG], lengths)
+    document = _parse(files[CONFIG], lengths, encoder)
     weights, moments = (safetensors.torch.load(files[n]) for n in (WEIGHTS, TRAIN_STATE))
     return document, weights, moments
 
 
-def _parse(data: bytes, lengths: Mapping[str, int]) -> Document:
+def _parse(data: bytes, lengths: Mapping[str, int], encoder: nn.Module | None) -> Document:
     """Returns the choices, once it is sure that the weights can fill what is built from them."""
     try:
         document = Document.model_validate_json(data)
     except ValidationError as error:
         raise ValueError(f"{CONFIG} with {_first_wrong(error)}") from error
     saved_with(document)
-    _check_size(document, lengths[WEIGHTS])
+    _check_size(document, lengths[WEIGHTS], encoder)
     return document
 
 
@@ -300,21 +302,25 @@ def differences(a: object, b: object, name: str = "") -> Iterator[tuple[str, obj
         yield name, a, b
 
 
-def _check_size(document: Document, length: int) -> None:
+def _check_size(document: Document, length: int, encoder: nn.Module | None) -> None:
     """Raises if the config needs more parameters than the file holds, before they are made."""
 
     def mlp(inputs: int, hidden: tuple[int, ...], outputs: int) -> int:
         return sum(i * o + o for i, o in itertools.pairwise([inputs, *hidden, outputs]))
 
     config, a = document.config, document.action_dim
-    features = 0 if document.own_encoder else document.obs_dim
-    needed = a + 2 * document.obs_dim
+    # Without the custom encoder, the number of its features is not known.
+    features, inside = 0 if document.own_encoder else document.obs_dim, 0
+    if encoder is not None:
+        features = features_dim(encoder, document.obs_dim)
+        inside = sum(p.numel() for p in encoder.parameters())
+    needed = a + 2 * document.obs_dim + inside
     if not document.own_network:
         needed += mlp(features + a + 2 * config.actor.time_dim, config.actor.hidden, a)
     if config.critic is not None:
-        needed += config.critic.members * mlp(features + a, config.critic.hidden, 1)
+        needed += inside + config.critic.members * mlp(features + a, config.critic.hidden, 1)
         if isinstance(config.learner.baseline, ExpectileBaseline):
-            needed += mlp(features, config.learner.baseline.hidden, 1)
+            needed += inside + mlp(features, config.learner.baseline.hidden, 1)
     held = length // DTYPES[document.dtype].itemsize
     if needed > held:
         raise ValueError(

@@ -184,7 +184,7 @@ def load_checkpoint(
         True
     """
     path = Path(path)
-    document, weights, moments = read_state(path)
+    document, weights, moments = read_state(path, encoder)
     for name, own, given in (
         ("network", document.own_network, network),
         ("encoder", document.own_encoder, encoder),
@@ -266,11 +266,15 @@ def restore_(learner: GTPLearner, path: str | Path, *, train_state: bool = True)
     return Checkpoint(learner, *saved_with(document))
 
 
-def read_metadata(path: str | Path) -> CheckpointInfo:
-    """Reads what a checkpoint says of itself; its tensors are neither read nor checked.
+def read_metadata(path: str | Path, *, encoder: nn.Module | None = None) -> CheckpointInfo:
+    """Reads what a checkpoint says of itself; its tensors are not read.
+
+    Their length is looked at: networks that are built from ``config`` are no larger than the file.
 
     Args:
         path: Directory or zip file.
+        encoder: The encoder, if it was a custom one, on any device, "meta" included: it and the
+            number of its features then count as parts of the networks.
 
     Returns:
         Choices, dimensions, counter, and what was saved with the learner.
@@ -286,7 +290,7 @@ def read_metadata(path: str | Path) -> CheckpointInfo:
         2
     """
     path = Path(path)
-    document = read_document(path)
+    document = read_document(path, encoder)
     scaler, layout, metadata = saved_with(document)
     return CheckpointInfo(
         config=document.config,
