@@ -88,7 +88,7 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
 
     Raises:
         ValueError: If ``critic_optim`` comes without ``policy_optim`` or without a critic, or
-            ``log_every`` is smaller than 1, or ``gamma`` is outside [0, 1], or the policy belongs to
+            ``log_every`` is smaller than 1, ``gamma`` is outside [0, 1], or the policy belongs to
             another algorithm.
 
     References:
