@@ -271,13 +271,19 @@ def as_array(name: str, values: npt.ArrayLike) -> npt.NDArray[np.generic]:
         The array.
 
     Raises:
-        DataError: If the values do not form an array.
+        DataError: If the values do not form an array, or some are masked.
 
     Example:
         >>> from gtp_policy.dataset_builder import as_array
         >>> as_array("reward", [0.0, 1.0])
         array([0., 1.])
     """
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        row = int(np.argwhere(np.ma.getmaskarray(values))[0, 0])
+        raise DataError(
+            f"`{name}` has masked values: got the first at row {row}, expected numbers. Fill them, "
+            "or leave the rows out."
+        )
     try:
         return np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors on a device

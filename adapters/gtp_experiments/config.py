@@ -182,7 +182,7 @@ class ExperimentConfig(Config):
     @property
     def name(self) -> str:
         """Name of the run's folder: readable, and another one for every other choice."""
-        is_file = self.dataset.endswith((".hdf5", ".h5"))
+        is_file = self.dataset.lower().endswith((".hdf5", ".h5"))
         data = self.task or (Path(self.dataset).stem if is_file else self.dataset)
         words = (data, self.method, self.group, f"seed{self.seed}")
         return "_".join("".join(c if c.isalnum() else "-" for c in word) for word in words)

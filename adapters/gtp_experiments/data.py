@@ -60,7 +60,7 @@ def load_data(config: ExperimentConfig) -> Data:
             "machine. Set device (on the command line: --device)."
         ) from error
     name = os.path.expanduser(config.dataset)
-    if name.endswith((".hdf5", ".h5")):
+    if name.lower().endswith((".hdf5", ".h5")):
         dataset = load_d4rl_hdf5(name, gamma=config.gamma, device=config.device)
     else:
         dataset = load_minari(name, gamma=config.gamma, device=config.device)

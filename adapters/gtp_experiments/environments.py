@@ -78,7 +78,7 @@ def environment_of(config: ExperimentConfig) -> str:
     """
     if config.evaluation.environment is not None:
         return config.evaluation.environment
-    spec = None if config.dataset.endswith((".hdf5", ".h5")) else _spec_of(config.dataset)
+    spec = None if config.dataset.lower().endswith((".hdf5", ".h5")) else _spec_of(config.dataset)
     if spec is None:
         raise ExperimentError(
             f"{config.dataset} does not say where to evaluate: got no environment, expected one. "
