@@ -1,7 +1,8 @@
-"""F1: an exception at every operator of a change; afterwards a learner is as before, or says so."""
+"""A6, E5: what an exception in the middle of a change, or another trainer, leaves behind."""
 
 import copy
 import itertools
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +14,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gtp_policy import GTPLearner, MultiSeedLearner, Transitions, kernels, restore_, save_checkpoint
 from gtp_policy.errors import BrokenLearnerError
 from tests.reliability.outcome import Outcome
-from tests.reliability.small import BATCH, configs, differences, flat_state, make_dataset, train
+from tests.reliability.small import (
+    BATCH,
+    configs,
+    differences,
+    flat_state,
+    make_config,
+    make_dataset,
+    train,
+)
 
 
 class Injected(BaseException):
@@ -80,7 +89,7 @@ CHANGES: dict[str, Change] = {
 def interrupted_changes(
     count: int | None = None, *, changes: dict[str, Change] | None = None
 ) -> Outcome:
-    """F1: after a failure at any operator, a state that is equal bit for bit, or a refusal.
+    """A6: after a failure at any operator, a state that is equal bit for bit, or a refusal.
 
     Args:
         count: At most so many, evenly over all; None for every operator of every change.
@@ -154,3 +163,41 @@ def _problem(learner: GTPLearner, change: Change, given: Given, at: int) -> tupl
         restore_(learner, given.path)
         train(learner, dataset, 1)
     return None, True
+
+
+def two_trainers(count: int = 2, updates: int = 30) -> Outcome:
+    """E5: two learners, trained in two threads at a time, leave the process as it was.
+
+    Args:
+        count: Pairs of trainers.
+        updates: Of each.
+    """
+    outcome, dataset = Outcome(), make_dataset()
+    config = make_config(200, no_grad_precision="bfloat16")
+    for number in range(count):
+        before = _switches()
+        learners = [GTPLearner.from_dataset(dataset, config) for _ in range(2)]
+        threads = [threading.Thread(target=train, args=(x, dataset, updates)) for x in learners]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        changed = [name for name, value in _switches().items() if value != before[name]]
+        problem = f"changed {changed}" if changed else None
+        if learners[0].updates != updates or learners[1].updates != updates:
+            problem = "an update was lost"
+        outcome.add(f"pair {number}", problem)
+    outcome.worst = f"{len(outcome.failures)} of {outcome.count} left a switch in another place"
+    return outcome
+
+
+def _switches() -> dict[str, Any]:
+    """Returns what torch keeps for a whole process, or for this thread, and code may change."""
+    return {
+        "precision of products": torch.get_float32_matmul_precision(),
+        "threads": torch.get_num_threads(),
+        "default dtype": torch.get_default_dtype(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "gradients": torch.is_grad_enabled(),
+        "global generator": torch.get_rng_state().tolist(),
+    }
