@@ -122,7 +122,8 @@ def act(
 
     Raises:
         ShapeError: If ``obs`` has the wrong shape.
-        DataError: If ``obs`` is no tensor of the actor's dtype and device.
+        DataError: If ``obs`` is no tensor of the actor's dtype and device, or on the CPU holds NaN
+            or infinity.
         ValueError: If ``candidates`` or ``steps`` is smaller than 1, or several candidates are
             requested without a critic.
 

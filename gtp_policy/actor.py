@@ -12,6 +12,7 @@ from gtp_policy._folding import DEVICES, FoldedActor, Foldings
 from gtp_policy._random import generator_or_private, new_stream
 from gtp_policy.errors import StateMismatchError
 from gtp_policy.functional import (
+    check_finite,
     check_like,
     check_rows,
     check_shape,
@@ -449,7 +450,8 @@ ones beyond 24 rows']
 
         Raises:
             ShapeError: If the shape is not (B, O).
-            DataError: If it is no tensor, or one of another dtype or device.
+            DataError: If it is no tensor, or one of another dtype or device, or on the CPU holds
+                NaN or infinity.
 
         Example:
             >>> import torch
@@ -471,6 +473,7 @@ torch.float32. Convert it with obs.to(torch.float32).
         ):
             check_like("obs", obs, like)
             check_rows("obs", obs, self.obs_dim)
+        check_finite("obs", obs)
 
 
 def _autocast() -> bool:

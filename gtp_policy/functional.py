@@ -130,6 +130,46 @@ obs[None] for a single row.
         )
 
 
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raises unless every number in rows on the CPU is finite; elsewhere the host would wait.
+
+    What traces or transforms a computation has no numbers to look at, and is let through.
+
+    Args:
+        name: What the message calls the tensor.
+        tensor: The tensor to look at, rows first.
+
+    Raises:
+        DataError: If a number is NaN or infinite; names its row.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.functional import check_finite
+        >>> check_finite("obs", torch.tensor([[0.0], [torch.nan]]))
+        Traceback (most recent call last):
+        ...
+        gtp_policy.errors.DataError: `obs` is not finite: got nan at row 1 of 2, expected finite \
+numbers. Look at where it comes from.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or not tensor.is_cpu
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+    ):
+        return
+    # One number shows both; it may also be infinite where every term of it is finite.
+    if math.isfinite(tensor.sum().item()):
+        return
+    bad = ~tensor.isfinite()
+    if bad.any():
+        place = tuple(int(i) for i in bad.nonzero()[0])
+        raise DataError(
+            f"`{name}` is not finite: got {float(tensor[place])} at row {place[0]} of "
+            f"{len(tensor)}, expected finite numbers. Look at where it comes from."
+        )
+
+
 class Placed(Protocol):
     """Anything with a dtype and a device, such as a tensor, an actor or a learner.
 

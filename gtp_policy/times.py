@@ -236,7 +236,14 @@ def _grid(schedule: AnyTimes, n: int, device: str, dtype: torch.dtype) -> Tensor
     with torch.inference_mode(False):
         nodes = schedule._node(torch.arange(n + 1, dtype=torch.float64, device="cpu") / n)
         nodes[0], nodes[-1] = schedule.t_max, 0.0
-        return nodes.to(device=device, dtype=dtype)
+        nodes = nodes.to(dtype)
+        if not (nodes[1:] < nodes[:-1]).all():
+            # A jump between equal times divides by their distance.
+            raise ValueError(
+                f"A time grid has equal neighbours: got {n} intervals of {schedule!r} in {dtype}, "
+                "expected times that fall. Take fewer intervals or a wider range of times."
+            )
+        return nodes.to(device)
 
 
 class UniformIndex(Config):
