@@ -134,6 +134,8 @@ def built_from(path: pathlib.Path) -> Iterator[None]:
 
 def _of_sb3(path: pathlib.Path) -> bool:
     """Returns whether a file begins like SB3's zip files: with the member `data`, or tensors."""
+    if not path.is_file():  # a pipe would wait for its writer
+        return False
     with contextlib.suppress(OSError), open(path, "rb") as file:
         head = file.read(512)
         name = head[30 : 30 + int.from_bytes(head[26:28], "little")]
