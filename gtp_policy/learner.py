@@ -545,7 +545,7 @@ class GTPLearner(nn.Module):
 
         Raises:
             ShapeError: If ``obs`` has the wrong shape.
-            DataError: If ``obs`` is no tensor of the learner's dtype and device, or on the CPU holds
+            DataError: If ``obs`` is no tensor of the dtype and device, or on the CPU holds
                 NaN or infinity.
             ValueError: If ``candidates`` or ``steps`` is smaller than 1, or several candidates are
                 asked for without a critic.
