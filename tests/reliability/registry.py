@@ -123,7 +123,13 @@ TRIALS: dict[str, Trial] = {
         320,
         10_000,
     ),
-    "C1": Trial("NaN and infinity in each field: an error with field and row", not_finite, 36, 36),
+    "C1": Trial(
+        "NaN and infinity in data, a minibatch, an observation: an error with field and row, "
+        "before anything changes",
+        not_finite,
+        None,
+        None,
+    ),
     "C2": Trial("degenerate datasets: a typed error, or 200 finite updates", degenerate, 30, 30),
     "C3": Trial(
         "odd types, layouts, ranks, devices, values: as plain input, or an error that says what "
