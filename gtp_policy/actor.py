@@ -12,6 +12,7 @@ from gtp_policy._folding import DEVICES, FoldedActor, Foldings
 from gtp_policy._random import generator_or_private, new_stream
 from gtp_policy.errors import StateMismatchError
 from gtp_policy.functional import (
+    check_dims,
     check_finite,
     check_like,
     check_rows,
@@ -122,11 +123,7 @@ class FlowMapActor(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if obs_dim < 1 or action_dim < 1:
-            raise ValueError(
-                f"Dimensions are out of range: got obs_dim={obs_dim}, action_dim={action_dim}, "
-                "expected at least 1 each."
-            )
+        check_dims(obs_dim, action_dim)
         config = config or FlowMapActorConfig()
         self.config = config.replace(sigma_data=config.sigma_data or 0.5)
         self.obs_dim, self.action_dim = obs_dim, action_dim

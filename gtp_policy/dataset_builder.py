@@ -76,8 +76,8 @@ class OfflineDatasetBuilder:
         gamma: float = 0.99,
         out_of_bounds: Literal["error", "clip"] = "error",
     ) -> None:
-        if not 0.0 <= gamma <= 1.0:
-            raise DataError(f"`gamma` is out of range: got {gamma}, expected 0 to 1.")
+        if not isinstance(gamma, int | float) or not 0.0 <= gamma <= 1.0:
+            raise DataError(f"`gamma` is out of range: got {gamma!r}, expected 0 to 1.")
         if out_of_bounds not in ("error", "clip"):
             raise DataError(
                 f"`out_of_bounds` is unknown: got {out_of_bounds!r}, expected 'error' or 'clip'."

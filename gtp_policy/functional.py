@@ -91,12 +91,15 @@ def check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
 
     Raises:
         ShapeError: If the shapes differ.
+        DataError: If it is no tensor.
 
     Example:
         >>> import torch
         >>> from gtp_policy.functional import check_shape
         >>> check_shape("reward", torch.zeros(3), (3,))
     """
+    if not isinstance(tensor, Tensor):
+        raise _no_tensor(name, tensor)
     if tuple(tensor.shape) != tuple(expected):
         raise ShapeError(
             f"`{name}` has the wrong shape: got {tuple(tensor.shape)}, expected {tuple(expected)}."
@@ -113,6 +116,7 @@ def check_rows(name: str, tensor: Tensor, width: int) -> None:
 
     Raises:
         ShapeError: If the shape is not (B, width).
+        DataError: If it is no tensor.
 
     Example:
         >>> import torch
@@ -123,6 +127,8 @@ def check_rows(name: str, tensor: Tensor, width: int) -> None:
         gtp_policy.errors.ShapeError: `obs` has the wrong shape: got (3,), expected (B, 3). Use \
 obs[None] for a single row.
     """
+    if not isinstance(tensor, Tensor):
+        raise _no_tensor(name, tensor)
     if tensor.ndim != 2 or tensor.shape[1] != width:
         hint = f" Use {name}[None] for a single row." if tensor.ndim == 1 else ""
         raise ShapeError(
@@ -201,7 +207,7 @@ def check_like(name: str, value: object, like: Placed) -> None:
         like: What has the right dtype and device.
 
     Raises:
-        DataError: If it is no tensor, or one of another dtype or device.
+        DataError: If it is no tensor, a sparse one, or one of another dtype or device.
 
     Example:
         >>> import torch
@@ -212,13 +218,15 @@ def check_like(name: str, value: object, like: Placed) -> None:
         gtp_policy.errors.DataError: `reward` has the wrong dtype: got torch.float64, expected \
 torch.float32. Convert it with reward.to(torch.float32).
     """
-    if isinstance(value, Tensor) and value.dtype == like.dtype and value.device == like.device:
-        return
     if not isinstance(value, Tensor):
+        raise _no_tensor(name, value)
+    if value.layout != torch.strided:
         raise DataError(
-            f"`{name}` is no tensor: got {type(value).__name__}, expected a torch tensor. Convert "
-            "it with torch.as_tensor."
+            f"`{name}` is sparse: got the layout {value.layout}, expected a dense tensor. Convert "
+            f"it with {name}.to_dense()."
         )
+    if value.dtype == like.dtype and value.device == like.device:
+        return
     for kind in ("dtype", "device"):
         got, expected = getattr(value, kind), getattr(like, kind)
         if got != expected:
@@ -228,6 +236,58 @@ torch.float32. Convert it with reward.to(torch.float32).
                 f"`{name}` has the wrong {kind}: got {got}, expected {expected}. Convert it with "
                 f"{name}.to({target})."
             )
+
+
+def check_dims(obs_dim: object, action_dim: object) -> None:
+    """Raises unless dimensions are integers of at least 1.
+
+    Args:
+        obs_dim: O.
+        action_dim: A.
+
+    Raises:
+        ValueError: If one of them is not.
+
+    Example:
+        >>> from gtp_policy.functional import check_dims
+        >>> check_dims(3, 2)
+    """
+    for n in (obs_dim, action_dim):
+        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+            raise ValueError(
+                f"Dimensions are out of range: got obs_dim={obs_dim!r}, action_dim={action_dim!r}, "
+                "expected integers of at least 1."
+            )
+
+
+def check_device(device: torch.device | str) -> None:
+    """Raises unless tensors can be made on a device.
+
+    Args:
+        device: The device.
+
+    Raises:
+        DataError: If there is no such device on this machine.
+
+    Example:
+        >>> from gtp_policy.functional import check_device
+        >>> check_device("cpu")
+    """
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(
+            f"`device` cannot be used: got {device!r} ({reason:.100}), expected a device of this "
+            "machine, such as 'cpu'."
+        ) from error
+
+
+def _no_tensor(name: str, value: object) -> DataError:
+    return DataError(
+        f"`{name}` is no tensor: got {type(value).__name__}, expected a torch tensor. Convert it "
+        "with torch.as_tensor."
+    )
 
 
 def signal(t: Tensor, path: Path) -> Tensor:
@@ -411,6 +471,12 @@ def advantage_weights(advantage: Tensor, eta: float, eps: float, max_weight: flo
         >>> advantage_weights(torch.tensor([-1.0, 0.0, 1.0]), 1.0, 1e-6, 100.0)
         tensor([1.0000, 1.0000, 3.4034])
     """
+    if not isinstance(advantage, Tensor):
+        raise _no_tensor("advantage", advantage)
+    if not advantage.is_floating_point():
+        raise DataError(
+            f"`advantage` has the wrong dtype: got {advantage.dtype}, expected a floating one."
+        )
     check_shape("advantage", advantage, (max(advantage.numel(), 1),))
     advantage = advantage.detach()
     # w depends on A only through A / (std + eps). Scaling by max|A| first keeps the squares of

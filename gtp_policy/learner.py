@@ -26,11 +26,11 @@ from gtp_policy.critic import (
 )
 from gtp_policy.dataset import OfflineDataset
 from gtp_policy.errors import StateMismatchError
-from gtp_policy.functional import check_rows, check_shape
+from gtp_policy.functional import check_device, check_rows, check_shape
 from gtp_policy.guidance import AdvantageWeighter, Guidance, LinearQGuidance, NoGuidance
 from gtp_policy.loss import GTPLoss
 from gtp_policy.metrics import UpdateMetrics, per_learner
-from gtp_policy.transitions import Transitions
+from gtp_policy.transitions import Transitions, check_kind
 
 _NO_GUIDANCE = NoGuidance()
 # What torch and its optimisers raise on a state that is not one of theirs.
@@ -166,6 +166,7 @@ class GTPLearner(nn.Module):
             >>> GTPLearner.build(3, 2, GTPConfig(critic=None)).critic is None
             True
         """
+        check_device(device)
         config = (config or GTPConfig()).cap_curriculum(stacklevel=3)
         seed = config.learner.seed
         actor = FlowMapActor(
@@ -227,6 +228,7 @@ class GTPLearner(nn.Module):
             >>> round(learner.actor.sigma_data, 4)
             0.8
         """
+        check_kind("dataset", dataset, OfflineDataset)
         config = (config or GTPConfig()).cap_curriculum(stacklevel=3)
         if config.actor.sigma_data is None:
             # All actions equal gives std 0, which no preconditioning survives.
@@ -375,6 +377,7 @@ class GTPLearner(nn.Module):
             ['actor_grad_norm', 'actor_loss', 'consistency', 'flow']
         """
         check_whole([self])
+        check_kind("batch", batch, Transitions)
         batch.check(self.actor.obs_dim, self.actor.action_dim, like=self.actor.fixed_noise)
         batch.check_values()
         one = Transitions(*(field.unsqueeze(0) for field in batch))

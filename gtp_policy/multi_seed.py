@@ -14,7 +14,7 @@ from gtp_policy.config import GTPConfig
 from gtp_policy.dataset import OfflineDataset
 from gtp_policy.learner import GTPLearner
 from gtp_policy.metrics import UpdateMetrics, per_learner
-from gtp_policy.transitions import Transitions
+from gtp_policy.transitions import Transitions, check_kind
 
 
 class MultiSeedLearner:
@@ -148,6 +148,8 @@ class MultiSeedLearner:
             ValueError: Minibatches do not fit the learners: got 0 of sizes [], expected 1 of one \
 size.
         """
+        for batch in batches:
+            check_kind("batch", batch, Transitions)
         sizes = [len(batch.obs) for batch in batches]
         if len(sizes) != len(self.learners) or len(set(sizes)) != 1:
             raise ValueError(

@@ -10,6 +10,7 @@ from gtp_policy._engine.whole import changing, check_whole
 from gtp_policy.algorithm import Learner, draw
 from gtp_policy.dataset import OfflineDataset, check_batch_size
 from gtp_policy.metrics import UpdateMetrics, per_learner
+from gtp_policy.transitions import check_kind
 
 
 def update_from(
@@ -33,6 +34,7 @@ def update_from(
     if not isinstance(updates, int) or isinstance(updates, bool) or updates < 1:
         raise ValueError(f"`updates` is out of range: got {updates!r}, expected an integer >= 1.")
     check_whole(learners)
+    check_kind("dataset", dataset, OfflineDataset)
     first = learners[0]
     actor = first.actor
     dataset.transitions.check(actor.obs_dim, actor.action_dim, like=actor)

@@ -71,7 +71,7 @@ def write_bundle(path: Path, files: Mapping[str, bytes], *, written_by: str) -> 
             os.rename(temporary, path)
         then = "It is in its place, but a power failure now may undo that."
         _flush_directory(path.parent)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a name with a zero byte
         raise CheckpointError(
             f"Checkpoint {path} cannot be written: got {_reason(error)}, expected a writable "
             f"place. {then}"
@@ -149,7 +149,8 @@ def discard(path: Path) -> None:
 
 def remove(path: Path) -> None:
     """Removes a file or a directory if it is there; what cannot be removed stays."""
-    with contextlib.suppress(OSError):  # ignore_errors does not ignore a failing close
+    # ignore_errors does not ignore a failing close; a name with a zero byte is no name.
+    with contextlib.suppress(OSError, ValueError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:

@@ -105,7 +105,7 @@ def files_of(
         )
         # Through json and not pydantic: NaN in the metadata is an error, not null.
         text = json.dumps(document.model_dump(mode="json"), indent=1, allow_nan=False)
-    except ValueError as error:
+    except (AttributeError, TypeError, ValueError) as error:  # of anything that was passed in
         reason = _first_wrong(error) if isinstance(error, ValidationError) else error
         raise CheckpointError(
             f"The learner cannot be saved: got {reason}, expected tensors and JSON values."

@@ -34,6 +34,7 @@ from gtp_policy.checkpoint.document import (
 )
 from gtp_policy.config import GTPConfig
 from gtp_policy.errors import CheckpointError, StateMismatchError
+from gtp_policy.functional import check_device
 from gtp_policy.learner import GTPLearner, OptimizerFactory
 from gtp_policy.spaces import ActionScaler, ObservationLayout
 
@@ -184,6 +185,7 @@ def load_checkpoint(
         True
     """
     path = Path(path)
+    check_device(device)
     document, weights, moments = read_state(path, encoder)
     for name, own, given in (
         ("network", document.own_network, network),
@@ -396,7 +398,7 @@ class CheckpointFolder:
     """
 
     def __init__(self, directory: str | Path, *, keep: int | None = None) -> None:
-        if keep is not None and keep < 1:
+        if keep is not None and (not isinstance(keep, int) or keep < 1):
             raise ValueError(f"`keep` is out of range: got {keep}, expected None or at least 1.")
         self.directory, self.keep = Path(directory), keep
 
