@@ -1,11 +1,13 @@
 """Models and policies as the core's checkpoints: SB3's naming of files, and no pickle."""
 
 import contextlib
+import glob
 import io
 import os
 import pathlib
 import secrets
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -60,8 +62,13 @@ def write(
     if path.suffix == ".zip":
         save_checkpoint(path, learner, **extras)
         return
-    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}.zip")
+    prefix = f".{path.name}.tmp-"
+    temporary = path.with_name(f"{prefix}{secrets.token_hex(8)}.zip")
     try:
+        # What saves that were killed left behind; one that is going on takes no hour.
+        for leftover in path.parent.glob(f"{glob.escape(prefix)}*"):
+            if leftover.lstat().st_mtime < time.time() - 3600:
+                leftover.unlink()
         save_checkpoint(temporary, learner, **extras)
         os.replace(temporary, path)
     except OSError as error:

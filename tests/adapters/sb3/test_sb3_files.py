@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import os
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -656,6 +657,16 @@ def test_what_loading_refuses_is_not_saved(make_model: Make, tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match="cannot be saved"):
         model.save(tmp_path / "a")
     assert (tmp_path / "a.zip").read_bytes() == before
+
+
+def test_what_a_killed_save_left_is_removed_later(make_model: Make, tmp_path: Path) -> None:
+    old, new = (tmp_path / f".m.v1.tmp-{x * 16}.zip" for x in "ab")
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    make_model().save(tmp_path / "m.v1")
+    assert not old.exists()
+    assert new.exists()
 
 
 def test_parameters_that_do_not_fit_change_nothing(make_model: Make) -> None:
