@@ -736,8 +736,8 @@ def test_an_update_copies_nothing_to_the_host(
         with kernels.using(engine), Transfers() as transfers:
             cloning.update(batch)
         assert transfers.seen == []
-        # On the CPU, and only there, `AdvantageWeighter` looks at the advantages, and the actor that
-        # the reference samples from at its observations.
+        # On the CPU, and only there, `AdvantageWeighter` looks at the advantages, and the actor
+        # that the reference samples from at its observations.
         with kernels.using(engine), Transfers() as transfers:
             learner.update(batch)
         assert len(transfers.seen) == (1 if engine == "auto" else 2)
