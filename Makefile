@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 # The versions to install; `make setup CONSTRAINTS=/dev/null` takes the newest ones instead.
 CONSTRAINTS ?= constraints.txt
 LOWEST := .venv-lowest
+BUILD := .venv-build
 PEERS := outputs/peers
 OGBENCH := outputs/ogbench
 METAWORLD := outputs/metaworld
@@ -24,7 +25,7 @@ VALID := $(shell [ "$$(cat $(STAMP) 2>/dev/null)" = "$(CURDIR)" ] && $(BIN)/pyth
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick test-packaging test-extras lint format docs build bench-bandit bench-pointmaze \
+.PHONY: help setup demo test test-quick test-packaging test-extras lint format docs build release audit bench-bandit bench-pointmaze \
 	bench-datasets bench-hosts bench-speed bench-peers bench-growth bench-memory bench-imports bench-host-speed \
 	bench-gpu bench-walks bench-page pointmaze-data ogbench-data metaworld-data pendulum-data mixed-data tasks aggregates results results-page scorecard test-lowest test-cpus \
 	tables clean FORCE
@@ -75,6 +76,16 @@ docs: $(STAMP)  ## build the documentation, warnings are errors
 
 build: $(STAMP)  ## build the source archive, and the wheel from it
 	$(BIN)/python -m build --no-isolation
+
+release: $(STAMP)  ## build as `make build` does, with tools whose every file is known by its hash
+	@rm -rf $(BUILD) && $(PYTHON) -m venv $(BUILD)
+	@$(BUILD)/bin/python -m pip --disable-pip-version-check -q install --require-hashes --no-deps -r constraints-build.txt
+	$(BUILD)/bin/python -m build --no-isolation
+
+audit: $(STAMP)  ## look up known vulnerabilities of what is installed, and list its licences (needs the network)
+	@mkdir -p outputs
+	pipx run pip-licenses==5.5.5 --python $(BIN)/python --with-urls --format=markdown --output-file outputs/licences.md
+	pipx run pip-audit==2.10.1 --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 bench-bandit: $(STAMP)  ## the four-mode bandit, five seeds, as JSON
 	$(BIN)/python -m benchmarks.bandit
@@ -194,5 +205,5 @@ tables: $(STAMP)  ## write what is generated of the README and of the page on th
 	$(BIN)/python docs/architecture.py
 
 clean:  ## remove everything that the other targets made
-	rm -rf $(VENV) $(LOWEST) build dist docs/_build outputs .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) $(BUILD) build dist docs/_build outputs .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

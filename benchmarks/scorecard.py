@@ -26,7 +26,13 @@ from benchmarks.pages import RESULTS, ROOT, publish, table, write
 
 RECORD = RESULTS / "scorecard.json"
 PAGE = ROOT / "docs" / "reliability.md"
-LIBRARY = ("gtp_policy", "adapters/gtp_datasets")
+LIBRARY = (
+    "gtp_policy",
+    "adapters/gtp_datasets",
+    "adapters/gtp_experiments",
+    "adapters/gtp_sb3",
+    "adapters/gtp_tianshou",
+)
 COUNTS = ("release", "pull request")
 FAILURES_KEPT = 20
 
@@ -34,19 +40,22 @@ PROMISES = """\
 ## What this promises
 
 **A, interruptions.** A checkpoint is there as a whole or not at all, whatever ends the process
-that writes it, and whichever call to the operating system fails. A run that was killed, stopped or
-resumed at any update ends with the parameters, target networks, optimiser moments and counter that
-the uninterrupted run ends with, bit for bit. *Not promised:* a disk that confirms what it has not
-written; two processes that write to one folder; the same bits with another version of a
-dependency, another processor, another device or another number of threads. There a checkpoint loads
-as well, and the run goes on with other rounding.
+that writes it, and whichever call to the operating system fails; a reader beside the writer always
+finds one. What is saved loads again: anything else is refused before something old goes. An error
+in the middle of an update leaves a learner as it was, or one that says that it is broken. A run
+that was killed, stopped or resumed at any update ends with the parameters, target networks,
+optimiser moments and counter that the uninterrupted run ends with, bit for bit. *Not promised:* a
+disk that confirms what it has not written; two processes that write to one folder; the same bits
+with another version of a dependency, another processor, another device or another number of
+threads. There a checkpoint loads as well, and the run goes on with other rounding.
 
 **B, files from others.** Loading executes nothing, writes nothing, builds no environment and
-connects to nothing. A damaged file is an error that names it, never another policy. A file whose
-every hash is right, but which contradicts itself or declares more memory than it fills, is an
-error too. *Not promised:* who wrote a file: a hash is no signature; defects of the HDF5 library,
-which reads Minari's and D4RL's files; that a policy from a stranger is a good one. Known
-vulnerabilities of dependencies are not looked up here, as that needs the network: run `pip-audit`.
+connects to nothing, at the core's door and at every host's. A damaged file is an error that names
+it, never another policy. A file whose every hash is right, but which contradicts itself or declares
+more memory than it fills, is an error too. *Not promised:* who wrote a file: a hash is no
+signature; defects of the HDF5 library, which reads Minari's and D4RL's files; that a policy from a
+stranger is a good one. Known vulnerabilities of dependencies are not looked up here, as that needs
+the network: `make audit` does, each night.
 
 **C, data.** A value that is not finite is named with its field and row. Odd types, layouts, ranks
 and devices either act as plain input or are an error that says what was got and expected. A time

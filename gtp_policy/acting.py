@@ -122,7 +122,8 @@ def act(
 
     Raises:
         ShapeError: If ``obs`` has the wrong shape.
-        DataError: If ``obs`` is no tensor of the actor's dtype and device.
+        DataError: If ``obs`` is no tensor of the actor's dtype and device, or on the CPU holds NaN
+            or infinity.
         ValueError: If ``candidates`` or ``steps`` is smaller than 1, or several candidates are
             requested without a critic.
 
@@ -335,7 +336,9 @@ def _choose(
         # A choice that draws, draws where its generator is.
         where = q.device if generator is None else generator.device
         best = picker.pick(q.to(where), generator).to(q.device)
-    return action.view(batch, candidates, -1)[torch.arange(batch, device=best.device), best]
+    return action.view(batch, candidates, actor.action_dim)[
+        torch.arange(batch, device=best.device), best
+    ]
 
 
 def _fixed_noise(actor: FlowMapActor, candidates: int, steps: int | None) -> Tensor:

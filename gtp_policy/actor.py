@@ -13,6 +13,8 @@ from gtp_policy._folding import DEVICES, FoldedActor, Foldings
 from gtp_policy._random import generator_or_private, new_stream
 from gtp_policy.errors import StateMismatchError
 from gtp_policy.functional import (
+    check_dims,
+    check_finite,
     check_like,
     check_rows,
     check_shape,
@@ -200,11 +202,7 @@ class FlowMapActor(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if obs_dim < 1 or action_dim < 1:
-            raise ValueError(
-                f"Dimensions are out of range: got obs_dim={obs_dim}, action_dim={action_dim}, "
-                "expected at least 1 each."
-            )
+        check_dims(obs_dim, action_dim)
         config = config or FlowMapActorConfig()
         self.config = _with_scale(config)
         self.obs_dim, self.action_dim = obs_dim, action_dim
@@ -613,7 +611,8 @@ ones beyond 24 rows']
 
         Raises:
             ShapeError: If the shape is not (B, O).
-            DataError: If it is no tensor, or one of another dtype or device.
+            DataError: If it is no tensor, or one of another dtype or device, or on the CPU holds
+                NaN or infinity.
 
         Example:
             >>> import torch
@@ -635,6 +634,7 @@ torch.float32. Convert it with obs.to(torch.float32).
         ):
             check_like("obs", obs, like)
             check_rows("obs", obs, self.obs_dim)
+        check_finite("obs", obs)
 
 
 def _with_scale(config: FlowMapActorConfig) -> FlowMapActorConfig:

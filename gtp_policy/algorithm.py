@@ -39,6 +39,7 @@ class Learner(Protocol):
     config: GTPLearnerConfig
     optimizers: dict[str, torch.optim.Optimizer]
     updates: int
+    broken: str | None
 
     @property
     def progress(self) -> float:
@@ -128,7 +129,8 @@ def draw(learners: Sequence[Learner], action: Tensor) -> Draws:
     Returns:
         The draws.
     """
-    draws = [_draw(learner, own) for learner, own in zip(learners, action, strict=True)]
+    with torch.inference_mode(False):  # for every caller: autograd may have to keep them
+        draws = [_draw(learner, own) for learner, own in zip(learners, action, strict=True)]
     if len(draws) == 1:
         return draws[0]
     backup, baseline, times, z, guide, flow_t = zip(*draws, strict=True)

@@ -14,6 +14,9 @@ from gtp_policy.critic import Baseline, NetworkBaseline, PolicyBaseline, QEnsemb
 from gtp_policy.guidance import AdvantageGuidance, AdvantageWeighterConfig, Guidance
 from gtp_policy.loss import GTPLossConfig
 
+# Jumps of a deterministic action, all candidates together: a second of a CPU, in a usual network.
+MOST_JUMPS = 100_000
+
 
 class GTPLearnerConfig(Config):
     """The choices of a `GTPLearner`.
@@ -164,6 +167,10 @@ class GTPConfig(Config):
     ``critic=None`` is behaviour cloning without a critic; ``weighter.eta = 0`` gives the same actor
     and trains a critic beside it.
 
+    Raises:
+        pydantic.ValidationError: If a field is unknown or out of range, or a deterministic action
+            would take more than 100,000 jumps, all candidates together.
+
     Example:
         >>> from gtp_policy import AdvantageWeighterConfig, GTPConfig
         >>> config = GTPConfig(weighter=AdvantageWeighterConfig(eta=0.5))
@@ -184,6 +191,16 @@ class GTPConfig(Config):
     learner: GTPLearnerConfig = Field(
         default_factory=GTPLearnerConfig, description="Optimisation and targets."
     )
+
+    @model_validator(mode="after")
+    def _actions_take_no_minutes(self) -> Self:
+        candidates = 1 if self.critic is None else self.learner.eval_candidates
+        if self.actor.steps * candidates > MOST_JUMPS:
+            raise ValueError(
+                f"actor.steps * learner.eval_candidates must not exceed {MOST_JUMPS}, and is "
+                f"{self.actor.steps * candidates}"
+            )
+        return self
 
     def fit_to_actions(self, data: ActionData) -> Self:
         """Returns the config with what the actor leaves open measured from a dataset's actions.

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from gtp_policy._config import Bool, Config, Float, Int, Width
 from gtp_policy._random import new_stream
-from gtp_policy.functional import check_rows, check_shape
+from gtp_policy.functional import check_dims, check_rows, check_shape
 from gtp_policy.kernels.activations import Activation
 from gtp_policy.kernels.mish import mish
 from gtp_policy.networks import features_dim, mlp, uniform_
@@ -155,11 +155,7 @@ class QEnsemble(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if obs_dim < 1 or action_dim < 1:
-            raise ValueError(
-                f"Dimensions are out of range: got obs_dim={obs_dim}, action_dim={action_dim}, "
-                "expected at least 1 each."
-            )
+        check_dims(obs_dim, action_dim)
         self.config = config = config or QEnsembleConfig()
         self.obs_dim, self.action_dim = obs_dim, action_dim
         self.normalizer = ObservationNormalizer(obs_dim)

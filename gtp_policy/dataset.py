@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_array
 from gtp_policy.errors import DataError, EmptyDatasetError, ShapeError
+from gtp_policy.functional import check_device
 from gtp_policy.rewards import RewardTransform, episode_numbers, episode_returns
 from gtp_policy.spaces import ActionScaler, ObservationLayout
 from gtp_policy.transitions import Transitions, unpack
@@ -176,6 +177,7 @@ class OfflineDataset:
             EmptyDatasetError: If the builder holds no transition.
             ShapeError: If the layout's ``obs_dim`` is not the builder's.
         """
+        check_device(device)
         size = builder.filled
         if not size:
             raise _empty(source)
@@ -536,6 +538,7 @@ class OfflineDataset:
         Returns:
             A dataset that shares flags and description, and the table if it is there already.
         """
+        check_device(device)
         moved = copy.copy(self)
         moved._table = self._table.to(device)
         return moved

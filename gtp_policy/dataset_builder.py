@@ -76,8 +76,8 @@ class OfflineDatasetBuilder:
         gamma: float = 0.99,
         out_of_bounds: Literal["error", "clip"] = "error",
     ) -> None:
-        if not 0.0 <= gamma <= 1.0:
-            raise DataError(f"`gamma` is out of range: got {gamma}, expected 0 to 1.")
+        if not isinstance(gamma, int | float) or not 0.0 <= gamma <= 1.0:
+            raise DataError(f"`gamma` is out of range: got {gamma!r}, expected 0 to 1.")
         if out_of_bounds not in ("error", "clip"):
             raise DataError(
                 f"`out_of_bounds` is unknown: got {out_of_bounds!r}, expected 'error' or 'clip'."
@@ -271,13 +271,19 @@ def as_array(name: str, values: npt.ArrayLike) -> npt.NDArray[np.generic]:
         The array.
 
     Raises:
-        DataError: If the values do not form an array.
+        DataError: If the values do not form an array, or some are masked.
 
     Example:
         >>> from gtp_policy.dataset_builder import as_array
         >>> as_array("reward", [0.0, 1.0])
         array([0., 1.])
     """
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        row = int(np.argwhere(np.ma.getmaskarray(values))[0, 0])
+        raise DataError(
+            f"`{name}` has masked values: got the first at row {row}, expected numbers. Fill them, "
+            "or leave the rows out."
+        )
     try:
         return np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors on a device

@@ -88,6 +88,19 @@ class StateMismatchError(GTPError, RuntimeError):
     """
 
 
+class BrokenLearnerError(GTPError, RuntimeError):
+    """A learner whose last update ended half-way, by an error or by Ctrl-C.
+
+    Some of its networks are a step further than others. It neither trains nor saves until a whole
+    state is loaded into it.
+
+    Example:
+        >>> from gtp_policy.errors import BrokenLearnerError
+        >>> issubclass(BrokenLearnerError, RuntimeError)
+        True
+    """
+
+
 class CheckpointError(GTPError, OSError):
     """A checkpoint that is missing, damaged, foreign or malicious, or that could not be written.
 

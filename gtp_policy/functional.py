@@ -94,12 +94,15 @@ def check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
 
     Raises:
         ShapeError: If the shapes differ.
+        DataError: If it is no tensor.
 
     Example:
         >>> import torch
         >>> from gtp_policy.functional import check_shape
         >>> check_shape("reward", torch.zeros(3), (3,))
     """
+    if not isinstance(tensor, Tensor):
+        raise _no_tensor(name, tensor)
     if tuple(tensor.shape) != tuple(expected):
         raise ShapeError(
             f"`{name}` has the wrong shape: got {tuple(tensor.shape)}, expected {tuple(expected)}."
@@ -116,6 +119,7 @@ def check_rows(name: str, tensor: Tensor, width: int) -> None:
 
     Raises:
         ShapeError: If the shape is not (B, width).
+        DataError: If it is no tensor.
 
     Example:
         >>> import torch
@@ -126,10 +130,52 @@ def check_rows(name: str, tensor: Tensor, width: int) -> None:
         gtp_policy.errors.ShapeError: `obs` has the wrong shape: got (3,), expected (B, 3). Use \
 obs[None] for a single row.
     """
+    if not isinstance(tensor, Tensor):
+        raise _no_tensor(name, tensor)
     if tensor.ndim != 2 or tensor.shape[1] != width:
         hint = f" Use {name}[None] for a single row." if tensor.ndim == 1 else ""
         raise ShapeError(
             f"`{name}` has the wrong shape: got {tuple(tensor.shape)}, expected (B, {width}).{hint}"
+        )
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raises unless every number in rows on the CPU is finite; elsewhere the host would wait.
+
+    What traces or transforms a computation has no numbers to look at, and is let through.
+
+    Args:
+        name: What the message calls the tensor.
+        tensor: The tensor to look at, rows first.
+
+    Raises:
+        DataError: If a number is NaN or infinite; names its row.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.functional import check_finite
+        >>> check_finite("obs", torch.tensor([[0.0], [torch.nan]]))
+        Traceback (most recent call last):
+        ...
+        gtp_policy.errors.DataError: `obs` is not finite: got nan at row 1 of 2, expected finite \
+numbers. Look at where it comes from.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or not tensor.is_cpu
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+    ):
+        return
+    # One number shows both; it may also be infinite where every term of it is finite.
+    if math.isfinite(tensor.sum().item()):
+        return
+    bad = ~tensor.isfinite()
+    if bad.any():
+        place = tuple(int(i) for i in bad.nonzero()[0])
+        raise DataError(
+            f"`{name}` is not finite: got {float(tensor[place])} at row {place[0]} of "
+            f"{len(tensor)}, expected finite numbers. Look at where it comes from."
         )
 
 
@@ -164,7 +210,7 @@ def check_like(name: str, value: object, like: Placed) -> None:
         like: What has the right dtype and device.
 
     Raises:
-        DataError: If it is no tensor, or one of another dtype or device.
+        DataError: If it is no tensor, a sparse one, or one of another dtype or device.
 
     Example:
         >>> import torch
@@ -175,13 +221,15 @@ def check_like(name: str, value: object, like: Placed) -> None:
         gtp_policy.errors.DataError: `reward` has the wrong dtype: got torch.float64, expected \
 torch.float32. Convert it with reward.to(torch.float32).
     """
-    if isinstance(value, Tensor) and value.dtype == like.dtype and value.device == like.device:
-        return
     if not isinstance(value, Tensor):
+        raise _no_tensor(name, value)
+    if value.layout != torch.strided:
         raise DataError(
-            f"`{name}` is no tensor: got {type(value).__name__}, expected a torch tensor. Convert "
-            "it with torch.as_tensor."
+            f"`{name}` is sparse: got the layout {value.layout}, expected a dense tensor. Convert "
+            f"it with {name}.to_dense()."
         )
+    if value.dtype == like.dtype and value.device == like.device:
+        return
     for kind in ("dtype", "device"):
         got, expected = getattr(value, kind), getattr(like, kind)
         if got != expected:
@@ -191,6 +239,58 @@ torch.float32. Convert it with reward.to(torch.float32).
                 f"`{name}` has the wrong {kind}: got {got}, expected {expected}. Convert it with "
                 f"{name}.to({target})."
             )
+
+
+def check_dims(obs_dim: object, action_dim: object) -> None:
+    """Raises unless dimensions are integers of at least 1.
+
+    Args:
+        obs_dim: O.
+        action_dim: A.
+
+    Raises:
+        ValueError: If one of them is not.
+
+    Example:
+        >>> from gtp_policy.functional import check_dims
+        >>> check_dims(3, 2)
+    """
+    for n in (obs_dim, action_dim):
+        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+            raise ValueError(
+                f"Dimensions are out of range: got obs_dim={obs_dim!r}, action_dim={action_dim!r}, "
+                "expected integers of at least 1."
+            )
+
+
+def check_device(device: torch.device | str) -> None:
+    """Raises unless tensors can be made on a device.
+
+    Args:
+        device: The device.
+
+    Raises:
+        DataError: If there is no such device on this machine.
+
+    Example:
+        >>> from gtp_policy.functional import check_device
+        >>> check_device("cpu")
+    """
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(
+            f"`device` cannot be used: got {device!r} ({reason:.100}), expected a device of this "
+            "machine, such as 'cpu'."
+        ) from error
+
+
+def _no_tensor(name: str, value: object) -> DataError:
+    return DataError(
+        f"`{name}` is no tensor: got {type(value).__name__}, expected a torch tensor. Convert it "
+        "with torch.as_tensor."
+    )
 
 
 def signal(t: Tensor, path: Path) -> Tensor:
@@ -395,6 +495,12 @@ def advantage_weights(
         >>> advantage_weights(torch.tensor([-1.0, 0.0, 1.0]), 1.0, 1e-6, 100.0, signed=True)
         tensor([0.2938, 1.0000, 3.4034])
     """
+    if not isinstance(advantage, Tensor):
+        raise _no_tensor("advantage", advantage)
+    if not advantage.is_floating_point():
+        raise DataError(
+            f"`advantage` has the wrong dtype: got {advantage.dtype}, expected a floating one."
+        )
     check_shape("advantage", advantage, (max(advantage.numel(), 1),))
     advantage = advantage.detach()
     # w depends on A only through A / (std + eps). Scaling by max|A| first keeps the squares of

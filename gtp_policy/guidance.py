@@ -235,7 +235,7 @@ class AdvantageWeighter(nn.Module):
             >>> AdvantageWeighter(AdvantageWeighterConfig(eta=0.0))(torch.tensor([3.0, -2.0]))
             tensor([1., 1.])
         """
-        if advantage.device.type == "cpu":
+        if isinstance(advantage, Tensor) and advantage.device.type == "cpu":
             finite = advantage.isfinite()
             if not finite.all():
                 index = int((~finite).flatten().nonzero()[0])

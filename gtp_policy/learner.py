@@ -8,10 +8,11 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
-from gtp_policy._engine.adam import Adam
+from gtp_policy._engine.adam import Adam, check_moments
 from gtp_policy._engine.by_autograd import ByAutograd
 from gtp_policy._engine.choice import Dispatcher, explain
 from gtp_policy._engine.launches import update_from
+from gtp_policy._engine.whole import changing, check_whole
 from gtp_policy._random import new_stream
 from gtp_policy.acting import act
 from gtp_policy.actor import FlowMapActor
@@ -25,13 +26,15 @@ from gtp_policy.critic import (
 )
 from gtp_policy.dataset import OfflineDataset
 from gtp_policy.errors import StateMismatchError
-from gtp_policy.functional import check_rows, check_shape
+from gtp_policy.functional import check_device, check_rows, check_shape
 from gtp_policy.guidance import AdvantageWeighter, Guidance, LinearQGuidance, NoGuidance
 from gtp_policy.loss import GTPLoss
 from gtp_policy.metrics import UpdateMetrics, per_learner
-from gtp_policy.transitions import Transitions
+from gtp_policy.transitions import Transitions, check_kind
 
 _NO_GUIDANCE = NoGuidance()
+# What torch and its optimisers raise on a state that is not one of theirs.
+_OF_FOREIGN_STATES = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 OptimizerFactory = Callable[[str, nn.Module], torch.optim.Optimizer]
 
 
@@ -55,6 +58,8 @@ class GTPLearner(nn.Module):
     Attributes:
         updates: Number of updates done.
         optimizers: The optimiser of each part, by name.
+        broken: What ended an update half-way; None of a learner that is whole. One that is not
+            neither trains nor saves, until a state is loaded into it.
 
     Raises:
         ValueError: If actor and critic disagree on a dimension, or the guidance needs a critic and
@@ -115,6 +120,7 @@ class GTPLearner(nn.Module):
         if critic is not None:
             self.target_critic = copy.deepcopy(critic).requires_grad_(False).eval()
         self.updates = 0
+        self.broken: str | None = None
         self._dispatcher = Dispatcher()
         self._own_rates = optimizer is not None
         parts = {"actor": self.actor, "critic": self.critic, "value": self.value}
@@ -160,6 +166,7 @@ class GTPLearner(nn.Module):
             >>> GTPLearner.build(3, 2, GTPConfig(critic=None)).critic is None
             True
         """
+        check_device(device)
         config = (config or GTPConfig()).cap_curriculum(stacklevel=3)
         seed = config.learner.seed
         actor = FlowMapActor(
@@ -223,6 +230,7 @@ class GTPLearner(nn.Module):
             >>> [round(std, 4) for std in statistics.std]
             [0.8]
         """
+        check_kind("dataset", dataset, OfflineDataset)
         config = (config or GTPConfig()).cap_curriculum(stacklevel=3)
         config = config.fit_to_actions(dataset)
         learner = cls.build(
@@ -282,8 +290,10 @@ class GTPLearner(nn.Module):
             >>> learner.full_config.loss.curriculum.end
             160
         """
-        self.config = self.config.replace(total_updates=total_updates)
-        self.loss.config = self.full_config.cap_curriculum(stacklevel=3).loss
+        config = self.config.replace(total_updates=total_updates)
+        full = self.full_config.replace(learner=config)
+        # Both at once, after everything that may raise (a warning may, too).
+        self.loss.config, self.config = full.cap_curriculum(stacklevel=3).loss, config
 
     def set_observation_statistics_(self, mean: Tensor, std: Tensor) -> None:
         """Gives every network the same observation normaliser, in place.
@@ -304,9 +314,14 @@ class GTPLearner(nn.Module):
             >>> learner.target_actor.normalizer.mean
             tensor([1.])
         """
-        for module in (self.actor, self.target_actor, self.critic, self.target_critic, self.value):
-            if module is not None:
-                module.normalizer.set_statistics_(mean, std)
+        self.actor.normalizer.check_statistics(mean, std)
+        modules = self.actor, self.target_actor, self.critic, self.target_critic, self.value
+        was = self.broken
+        with changing([self]):
+            for module in modules:
+                if module is not None:
+                    module.normalizer.set_statistics_(mean, std)
+        self.broken = was
 
     def stream(self, name: str, device: torch.device | str | None = None) -> torch.Generator:
         """Returns a generator that depends on the seed, the name and the number of updates alone.
@@ -332,7 +347,11 @@ class GTPLearner(nn.Module):
         return new_stream(self.config.seed, name, self.updates, device)
 
     def update(self, batch: Transitions) -> UpdateMetrics:
-        """Does one update of everything: Algorithm 1, lines 4 to 9. Nothing is copied to the host.
+        """Does one update of everything: Algorithm 1, lines 4 to 9. Nothing leaves the device.
+
+        It trains whatever the caller's mode is, within ``torch.no_grad()`` too. An error that is
+        raised before the first network is stepped changes nothing; one that is raised later leaves
+        a learner that is ``broken``.
 
         Args:
             batch: A minibatch on the learner's device, actions in [-1, 1].
@@ -342,9 +361,11 @@ class GTPLearner(nn.Module):
 
         Raises:
             ShapeError: If a field of the batch has the wrong shape.
-            DataError: If a field of the batch is not of the networks' dtype and device, or the
-                data's next actions are missing that ``critic_penalty`` needs.
-            NonFiniteError: On the CPU, if the advantages are NaN or infinite.
+            DataError: If a field of the batch is not of the networks' dtype and device, the data's
+                next actions are missing that ``critic_penalty`` needs, or on the CPU a number is
+                NaN, infinite or outside its range; names field and row.
+            NonFiniteError: On the CPU, if the advantages are NaN or infinite: training diverges.
+            BrokenLearnerError: If an earlier update ended half-way.
 
         Example:
             >>> import torch
@@ -355,11 +376,16 @@ class GTPLearner(nn.Module):
             >>> sorted(learner.update(batch).to_floats())
             ['actor_grad_norm', 'actor_loss', 'consistency', 'flow']
         """
+        check_whole([self])
+        check_kind("batch", batch, Transitions)
         batch.check(self.actor.obs_dim, self.actor.action_dim, like=self.actor.fixed_noise)
+        batch.check_values()
         one = batch.map(lambda field: field.unsqueeze(0))
-        metrics = self._dispatcher.update([self], one, draw([self], one.action))
-        self.updates += 1
-        return per_learner(metrics, 1)[0]
+        draws = draw([self], one.action)
+        with changing([self]):
+            (metrics,) = per_learner(self._dispatcher.update([self], one, draws), 1)
+            self.updates += 1
+        return metrics
 
     def update_from(
         self, dataset: OfflineDataset, updates: int = 1, *, batch_size: int = 256
@@ -384,6 +410,7 @@ class GTPLearner(nn.Module):
                 device.
             ShapeError: If the dataset has other dimensions.
             NonFiniteError: On the CPU, if the advantages are NaN or infinite.
+            BrokenLearnerError: If an earlier update ended half-way.
 
         References:
             | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al.,
@@ -521,7 +548,8 @@ class GTPLearner(nn.Module):
 
         Raises:
             ShapeError: If ``obs`` has the wrong shape.
-            DataError: If ``obs`` is no tensor of the learner's dtype and device.
+            DataError: If ``obs`` is no tensor of the dtype and device, or on the CPU holds
+                NaN or infinity.
             ValueError: If ``candidates`` or ``steps`` is smaller than 1, or several candidates are
                 asked for without a critic.
 
@@ -571,10 +599,26 @@ class GTPLearner(nn.Module):
                 optimizer.load_state_dict(optimizer.state_dict())
         return self
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # noqa: ANN401 - as torch has it
+        """Returns everything that training changes: networks, targets, optimisers, counter.
+
+        Args:
+            *args: As for any torch module.
+            **kwargs: As for any torch module.
+
+        Returns:
+            Tensors, and numbers and strings in plain containers.
+
+        Raises:
+            BrokenLearnerError: If an update ended half-way.
+        """
+        check_whole([self])
+        return cast(dict[str, Any], super().state_dict(*args, **kwargs))
+
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:  # noqa: ANN401 - torch's own return type has no public name
-        """Takes over a saved state, after checking that it is one of such a learner.
+        """Takes over a saved state, all of it or nothing.
 
         Args:
             state_dict: What ``state_dict`` returned.
@@ -585,9 +629,28 @@ class GTPLearner(nn.Module):
             The missing and unexpected keys.
 
         Raises:
-            StateMismatchError: If the state belongs to a learner with another critic, baseline or
-                flow map; nothing has been changed then.
+            StateMismatchError: If the state belongs to a learner with other networks, optimisers
+                or another flow map; nothing has been changed then.
         """
+        was, before = self.broken, copy.deepcopy(super().state_dict())
+        try:
+            with changing([self]):
+                return self._take_over(state_dict, strict, assign)
+        except BaseException as error:
+            self._take_over(before, True, False)
+            self.broken = was
+            # Torch and its optimisers raise these on a state that is not one of theirs.
+            if isinstance(error, StateMismatchError) or not isinstance(
+                error,
+                AttributeError | IndexError | KeyError | RuntimeError | TypeError | ValueError,
+            ):
+                raise
+            raise StateMismatchError(
+                f"The state does not fit the learner: got {type(error).__name__} ({error}), "
+                "expected what state_dict of a learner of the same config returned."
+            ) from error
+
+    def _take_over(self, state_dict: Mapping[str, Any], strict: bool, assign: bool) -> Any:  # noqa: ANN401
         extra = state_dict.get("_extra_state", {})
         got, own = sorted(extra.get("optimizers", {})), sorted(self.optimizers)
         if got != own:
@@ -610,7 +673,17 @@ class GTPLearner(nn.Module):
 
         Args:
             state: The dictionary; not changed.
+
+        Raises:
+            StateMismatchError: If the counter is no number of updates, or a moment has another
+                shape than its parameter.
         """
-        self.updates = int(state["updates"])
+        updates = state["updates"]
+        if type(updates) is not int or updates < 0:
+            raise StateMismatchError(
+                f"The state has no number of updates: got {updates!r}, expected an integer >= 0."
+            )
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))
+            check_moments(name, optimizer)
+        self.updates = updates

@@ -8,12 +8,13 @@ import torch
 from gtp_policy._engine.choice import Dispatcher
 from gtp_policy._engine.launches import update_from
 from gtp_policy._engine.seeds import share_
+from gtp_policy._engine.whole import changing, check_whole
 from gtp_policy.algorithm import draw
 from gtp_policy.config import GTPConfig
 from gtp_policy.dataset import OfflineDataset
 from gtp_policy.learner import GTPLearner
 from gtp_policy.metrics import UpdateMetrics, per_learner
-from gtp_policy.transitions import Transitions
+from gtp_policy.transitions import Transitions, check_kind
 
 
 class MultiSeedLearner:
@@ -134,8 +135,10 @@ class MultiSeedLearner:
             ValueError: If there are not as many minibatches as learners, or sizes differ, or a
                 learner has been updated apart from the others.
             ShapeError: If a field of a minibatch has the wrong shape.
-            DataError: If a field is not of the networks' dtype and device.
+            DataError: If a field is not of the networks' dtype and device, or on the CPU a number
+                is NaN, infinite or outside its range.
             NonFiniteError: On the CPU, if advantages are NaN or infinite.
+            BrokenLearnerError: If an earlier update ended half-way.
 
         Example:
             >>> from gtp_policy import GTPConfig, GTPLearner, MultiSeedLearner
@@ -145,6 +148,8 @@ class MultiSeedLearner:
             ValueError: Minibatches do not fit the learners: got 0 of sizes [], expected 1 of one \
 size.
         """
+        for batch in batches:
+            check_kind("batch", batch, Transitions)
         sizes = [len(batch.obs) for batch in batches]
         if len(sizes) != len(self.learners) or len(set(sizes)) != 1:
             raise ValueError(
@@ -154,14 +159,17 @@ size.
         self._check_together()
         for learner, batch in zip(self.learners, batches, strict=True):
             batch.check(learner.actor.obs_dim, learner.actor.action_dim, like=learner)
+            batch.check_values()
         self._share()
         fields = zip(*(batch.present() for batch in batches), strict=True)
         together = Transitions(*(torch.stack(same) for same in fields))
         draws = draw(self.learners, together.action)
-        metrics = self._dispatcher.update(self.learners, together, draws)
-        for learner in self.learners:
-            learner.updates += 1
-        return per_learner(metrics, len(self.learners))
+        with changing(self.learners):
+            found = self._dispatcher.update(self.learners, together, draws)
+            metrics = per_learner(found, len(self.learners))
+            for learner in self.learners:
+                learner.updates += 1
+        return metrics
 
     def update_from(
         self, dataset: OfflineDataset, updates: int = 1, *, batch_size: int = 256
@@ -206,6 +214,7 @@ size.
         )
 
     def _check_together(self) -> None:
+        check_whole(self.learners)
         if len({learner.updates for learner in self.learners}) > 1:
             raise ValueError(
                 "Learners have gone apart: got numbers of updates "

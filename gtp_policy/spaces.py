@@ -4,6 +4,7 @@ No gymnasium here: a Box is two arrays, ``low`` and ``high``.
 """
 
 import math
+import operator
 from collections.abc import Mapping
 from typing import Self, TypeVar, cast
 
@@ -17,6 +18,15 @@ from gtp_policy.errors import NonFiniteError, ShapeError, UnsupportedSpaceError
 _Array = TypeVar("_Array", npt.NDArray[np.floating], Tensor)
 
 _WIDEST = float(np.finfo(np.float32).max)
+
+
+def _check_array(name: str, value: object, *kinds: type) -> None:
+    """Raises a ShapeError unless a value has a shape: lists have none of their own."""
+    if not isinstance(value, kinds or (np.ndarray, Tensor)):
+        raise ShapeError(
+            f"`{name}` is no {'tensor' if kinds else 'array'}: got "
+            f"{type(value).__name__}, expected numpy's or torch's. Convert it first."
+        )
 
 
 class ActionScaler:
@@ -43,8 +53,14 @@ class ActionScaler:
     """
 
     def __init__(self, low: npt.ArrayLike, high: npt.ArrayLike) -> None:
-        self.low = np.asarray(low, dtype=np.float64).copy()  # writable, as torch requires
-        self.high = np.asarray(high, dtype=np.float64).copy()
+        try:
+            self.low = np.asarray(low, dtype=np.float64).copy()  # writable, as torch requires
+            self.high = np.asarray(high, dtype=np.float64).copy()
+        except (TypeError, ValueError) as error:
+            raise UnsupportedSpaceError(
+                f"Action bounds are no numbers: got low={low!r} and high={high!r}, expected two "
+                "vectors of numbers."
+            ) from error
         if self.low.ndim != 1 or self.low.shape != self.high.shape or self.low.size == 0:
             raise UnsupportedSpaceError(
                 f"Action bounds have the wrong shape: got low {self.low.shape} and high "
@@ -57,7 +73,7 @@ class ActionScaler:
                     f"Action dimension {i} is unbounded: got low={lo}, high={hi}, expected finite "
                     "bounds. Give the range of the data instead."
                 )
-            if not lo < hi:
+            if not np.float32(lo) < np.float32(hi):  # as hosts keep them
                 raise UnsupportedSpaceError(
                     f"Action dimension {i} has no range: got low={lo}, high={hi}, expected low < "
                     "high. Remove the dimension or correct its bounds."
@@ -134,6 +150,7 @@ class ActionScaler:
         )
 
     def _bounds_like(self, action: _Array) -> tuple[_Array, _Array, _Array]:
+        _check_array("action", action)
         if not action.ndim or action.shape[-1] != self.action_dim:
             raise ShapeError(
                 f"`action` has the wrong last dimension: got shape {tuple(action.shape)}, expected "
@@ -196,9 +213,15 @@ class ObservationLayout:
         named = isinstance(shapes, Mapping)
         parts = dict(shapes) if isinstance(shapes, Mapping) else {"": shapes}
         self.keys = tuple(parts) if named else ()
-        self.shapes: tuple[tuple[int, ...], ...] = tuple(
-            tuple(int(n) for n in shape) for shape in parts.values()
-        )
+        try:
+            self.shapes: tuple[tuple[int, ...], ...] = tuple(
+                tuple(operator.index(n) for n in shape) for shape in parts.values()
+            )
+        except TypeError as error:
+            raise UnsupportedSpaceError(
+                f"The observation has no shape: got {shapes!r}, expected a tuple of integers, or "
+                "such tuples by key."
+            ) from error
         self._widths = [math.prod(shape) for shape in self.shapes]
         self.obs_dim = sum(self._widths)
         if not self._widths or min(self._widths) < 1:
@@ -262,6 +285,7 @@ class ObservationLayout:
                     f"`{name}` is missing: got {sorted(parts)}, expected {list(self.keys)}."
                 )
             part = parts[key]
+            _check_array(name, part)
             if not part.ndim or tuple(part.shape[1:]) != shape:
                 raise ShapeError(
                     f"`{name}` has the wrong shape: got {tuple(part.shape)}, expected one row of "
@@ -298,6 +322,7 @@ class ObservationLayout:
             >>> ObservationLayout((2, 2)).unflatten(np.array([[1.0, 0.0, 0.0, 1.0]])).shape
             (1, 2, 2)
         """
+        _check_array("flat", flat)
         if flat.ndim != 2 or flat.shape[1] != self.obs_dim:
             raise ShapeError(
                 f"`flat` has the wrong shape: got {tuple(flat.shape)}, expected (B, "
@@ -358,6 +383,38 @@ class ObservationNormalizer(nn.Module):
         self.register_buffer("mean", torch.zeros(obs_dim))
         self.register_buffer("scale", torch.ones(obs_dim))
 
+    def check_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Raises unless `set_statistics_` can take them; changes nothing.
+
+        Args:
+            mean: Shape (O,), finite in the module's dtype.
+            std: Shape (O,), finite likewise, >= 0.
+
+        Raises:
+            ShapeError: If a shape is not (O,).
+            NonFiniteError: If a value is not finite in the module's dtype or a std is negative.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy.spaces import ObservationNormalizer
+            >>> ObservationNormalizer(2).check_statistics(torch.zeros(2), torch.ones(2))
+        """
+        for name, value in (("mean", mean), ("std", std)):
+            _check_array(name, value, Tensor)
+            if value.shape != self.mean.shape:
+                raise ShapeError(
+                    f"`{name}` has the wrong shape: got {tuple(value.shape)}, expected "
+                    f"{tuple(self.mean.shape)}."
+                )
+        # In the dtype that is kept: 1e39 is infinite in float32.
+        mean, std = mean.to(self.mean), std.to(self.mean)
+        if not (mean.isfinite().all() and std.isfinite().all() and (std >= 0).all()):
+            raise NonFiniteError(
+                "Observation statistics are unusable: got a value that is not finite or a negative "
+                f"std, expected finite numbers in {self.mean.dtype}. Check the observations of the "
+                "dataset."
+            )
+
     def set_statistics_(self, mean: Tensor, std: Tensor) -> Self:
         """Takes over the mean and standard deviation of the data, in place.
 
@@ -378,17 +435,7 @@ class ObservationNormalizer(nn.Module):
             >>> ObservationNormalizer(1).set_statistics_(torch.ones(1), torch.zeros(1)).scale
             tensor([1.])
         """
-        for name, value in (("mean", mean), ("std", std)):
-            if value.shape != self.mean.shape:
-                raise ShapeError(
-                    f"`{name}` has the wrong shape: got {tuple(value.shape)}, expected "
-                    f"{tuple(self.mean.shape)}."
-                )
-        if not (mean.isfinite().all() and std.isfinite().all() and (std >= 0).all()):
-            raise NonFiniteError(
-                "Observation statistics are unusable: got a value that is not finite or a negative "
-                "std, expected finite numbers. Check the observations of the dataset."
-            )
+        self.check_statistics(mean, std)
         self.mean.copy_(mean)
         self.scale.copy_(torch.where(std < 1e-6, torch.ones_like(std), std))
         return self

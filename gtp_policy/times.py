@@ -16,6 +16,7 @@ along ``schedule.grid(K)``. The last node is exactly 0, so the sampler's last ju
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
@@ -238,7 +239,14 @@ def _grid(schedule: AnyTimes, n: int, device: str, dtype: torch.dtype) -> Tensor
     with torch.inference_mode(False):
         nodes = schedule._node(torch.arange(n + 1, dtype=torch.float64, device="cpu") / n)
         nodes[0], nodes[-1] = schedule.t_max, 0.0
-        return nodes.to(device=device, dtype=dtype)
+        nodes = nodes.to(dtype)
+        if any(t <= s for t, s in itertools.pairwise(nodes.tolist())):
+            # A jump between equal times divides by their distance.
+            raise ValueError(
+                f"A time grid has equal neighbours: got {n} intervals of {schedule!r} in {dtype}, "
+                "expected times that fall. Take fewer intervals or a wider range of times."
+            )
+        return nodes.to(device)
 
 
 class UniformIndex(Config):

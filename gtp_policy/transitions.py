@@ -1,13 +1,18 @@
 """The record that crosses the wall into the learner: one minibatch of transitions."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gtp_policy.errors import ShapeError
+from gtp_policy.errors import DataError, ShapeError
 from gtp_policy.functional import Placed, check_like, check_shape
+
+# Actions come from Boxes of other types: at the edge, a rounding error is not a bad action.
+_ROUNDING = 1e-5
+_RANGES = {"action": (-1.0, 1.0), "next_action": (-1.0, 1.0), "discount": (0.0, 1.0)}
 
 
 class Transitions(NamedTuple):
@@ -132,6 +137,74 @@ class Transitions(NamedTuple):
         if self.next_action is not None:
             check_shape("next_action", self.next_action, (batch, action_dim))
         return self
+
+    def check_values(self) -> "Transitions":
+        """Raises unless every number is finite, and actions and discounts are within their ranges.
+
+        On the CPU: elsewhere the host would have to wait for the device.
+
+        Returns:
+            The record itself.
+
+        Raises:
+            DataError: If a value is NaN or infinite, an action lies outside [-1, 1] by more than
+                rounding, or a discount outside [0, 1]. The message names field and row.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import Transitions
+            >>> batch = Transitions(torch.zeros(4, 3), torch.zeros(4, 2), torch.zeros(4),
+            ...                     torch.zeros(4, 3), torch.full((4,), 1.5))
+            >>> batch.check_values()
+            Traceback (most recent call last):
+            ...
+            gtp_policy.errors.DataError: `discount` is out of range: got 1.5 at row 0, expected \
+0.0 to 1.0.
+        """
+        if not self.obs.is_cpu:
+            return self
+        # One look at everything: a sum shows NaN and infinity, and so do both ends of a range.
+        sums = [x.sum() for x in (self.obs, self.reward, self.next_obs)]
+        next_action = self.action if self.next_action is None else self.next_action
+        ends = [end for x in (self.action, next_action, self.discount) for end in x.aminmax()]
+        *total, low, high, next_low, next_high, least, most = torch.stack(sums + ends).tolist()
+        low, high = min(low, next_low), max(high, next_high)
+        edge = 1 + _ROUNDING
+        ranges = -edge <= low <= high <= edge and 0 <= least <= most <= edge
+        if not (ranges and all(map(math.isfinite, total))):
+            self._raise_bad_value()
+        return self
+
+    def _raise_bad_value(self) -> None:
+        """Raises on the first bad value; a sum may be infinite though every term is finite."""
+        for name, field in self._asdict().items():
+            if field is None:
+                continue
+            low, high = _RANGES.get(name, (-math.inf, math.inf))
+            bad = ~field.isfinite() | (field < low - _ROUNDING) | (field > high + _ROUNDING)
+            if name == "discount":  # 0 is exact: below it, a backup would change its sign
+                bad |= field < 0
+            if bad.any():
+                place = tuple(int(i) for i in bad.nonzero()[0])
+                value, where = float(field[place]), f"row {place[0]}"
+                if len(place) > 1:
+                    where += f", dimension {place[1]}"
+                if not math.isfinite(value):
+                    raise DataError(
+                        f"`{name}` is not finite: got {value} at {where}, expected finite numbers. "
+                        "Look at where the minibatch comes from."
+                    )
+                raise DataError(
+                    f"`{name}` is out of range: got {value:g} at {where}, expected {low} to {high}."
+                )
+
+
+def check_kind(name: str, value: object, kind: type) -> None:
+    """Raises a DataError unless a value is of the class that it has to be."""
+    if not isinstance(value, kind):
+        raise DataError(
+            f"`{name}` is of the wrong kind: got {type(value).__name__}, expected {kind.__name__}."
+        )
 
 
 def unpack(rows: Tensor, obs_dim: int, action_dim: int) -> Transitions:

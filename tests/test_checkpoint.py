@@ -1,17 +1,22 @@
 """Checkpoints: exact round trips and resumption, atomic writes, one error for all that is bad."""
 
+import copy
 import json
 import os
 import pickle
 import shutil
 import signal
+import struct
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -35,7 +40,14 @@ from gtp_policy import (
     restore_,
     save_checkpoint,
 )
-from gtp_policy.errors import CheckpointError, StateMismatchError
+from gtp_policy.checkpoint import bundle
+from gtp_policy.errors import (
+    CheckpointError,
+    NonFiniteError,
+    StateMismatchError,
+    UnsupportedSpaceError,
+)
+from tests.reliability import small
 
 SMALL = GTPConfig(
     actor=FlowMapActorConfig(hidden=(16,), time_dim=4, steps=2),
@@ -366,8 +378,6 @@ def test_what_is_not_there(tmp_path: Path) -> None:
 
 def reseal(path: Path, name: str, change: Callable[[Any], None]) -> None:
     """Changes a JSON file and makes the manifest agree, as an attacker would."""
-    from gtp_policy.checkpoint import bundle
-
     document = json.loads((path / "config.json").read_text())
     change(document)
     files = {
@@ -517,3 +527,232 @@ def test_golden_files_still_answer_alike(golden: Path) -> None:
     assert learner.updates == expected["updates"] == 5
     assert scaler == ActionScaler([-2.0, 0.0], [2.0, 1.0])
     assert layout == ObservationLayout({"position": (2,), "speed": (1,)})
+
+
+# --- saving knows what loading refuses
+
+
+def nested(depth: int) -> Any:
+    value: Any = 0
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"note": "x" * 2**20},
+        {"note": nested(500)},
+        {"note": "\ud800"},
+        {"spaces": {str(i): list(range(100)) for i in range(2000)}},
+    ],
+    ids=["long", "deep", "surrogate", "many numbers"],
+)
+def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path, metadata: Any) -> None:
+    learner, folder = GTPLearner.build(3, 2, SMALL), CheckpointFolder(tmp_path / "run", keep=1)
+    good = folder.save(learner)
+    zipped = save_checkpoint(tmp_path / "policy.zip", learner)
+    before = zipped.read_bytes()
+    learner.updates = 1
+    for save in (
+        lambda: folder.save(learner, metadata=metadata),
+        lambda: save_checkpoint(zipped, learner, metadata=metadata),
+    ):
+        with pytest.raises(CheckpointError, match=r"cannot be saved: got .*, expected"):
+            save()
+    assert folder.latest() == good
+    assert zipped.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["policy.zip", "run"]
+
+
+def test_bounds_that_are_one_number_in_float32_are_refused() -> None:
+    with pytest.raises(UnsupportedSpaceError, match="no range"):
+        ActionScaler([1.0], [1.0 + 1e-12])
+
+
+def test_retention_counts_only_what_loads(tmp_path: Path) -> None:
+    folder, learner = CheckpointFolder(tmp_path, keep=2), GTPLearner.build(3, 2, SMALL)
+    for updates in (1, 2, 3):
+        learner.updates = updates
+        path = folder.save(learner)
+        if updates == 2:
+            flip(path)
+    assert sorted(p.name[-1] for p in tmp_path.iterdir()) == ["1", "2", "3"]
+    learner.updates = 4
+    folder.save(learner)  # now two others load, and what is older goes
+    assert sorted(p.name[-1] for p in tmp_path.iterdir()) == ["3", "4"]
+
+
+# --- the folder beside a writer
+
+
+def test_a_reader_beside_a_writer_always_finds_one(tmp_path: Path) -> None:
+    """The writer comes between the reader's list and its look at what it lists."""
+    folder, learner = CheckpointFolder(tmp_path, keep=1), GTPLearner.build(3, 2, SMALL)
+    folder.save(learner)
+    genuine, comes = os.listdir, iter(range(1, 4))
+
+    def listdir(path: Any) -> list[str]:
+        names = genuine(path)
+        if (updates := next(comes, None)) is not None:
+            learner.updates = updates
+            folder.save(learner)
+        return names
+
+    with mock.patch.object(os, "listdir", listdir), warnings.catch_warnings():
+        warnings.simplefilter("error")  # what is gone is nothing to warn of
+        assert CheckpointFolder(tmp_path).latest() == tmp_path / "step_000000000003"
+
+
+def test_an_entry_that_cannot_be_read_is_skipped(tmp_path: Path) -> None:
+    path = CheckpointFolder(tmp_path).save(GTPLearner.build(3, 2, SMALL))
+    (tmp_path / "locked").mkdir()
+    genuine = os.lstat
+
+    def lstat(place: Any, *args: Any, **kwargs: Any) -> os.stat_result:
+        if "locked" in str(place) and str(place).endswith("manifest.json"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return genuine(place, *args, **kwargs)
+
+    with mock.patch.object(os, "lstat", lstat):
+        with pytest.warns(UserWarning, match=r"locked cannot be read: got permission denied"):
+            assert latest_valid(tmp_path) == path
+        assert CheckpointFolder(tmp_path).latest() == path  # which is not even looked at
+    with mock.patch.object(os, "listdir", side_effect=PermissionError(13, "Permission denied")):
+        with pytest.raises(CheckpointError, match="cannot be listed"):
+            latest_valid(tmp_path)
+
+
+def test_a_folder_knows_its_own(tmp_path: Path) -> None:
+    folder, learner = CheckpointFolder(tmp_path), GTPLearner.build(3, 2, SMALL)
+    own = folder.save(learner)
+    learner.updates = 10**6
+    stray = save_checkpoint(tmp_path / "stray.zip", learner)
+    save_checkpoint(tmp_path / "step_000000000007", learner)  # says another number than its name
+    assert folder.latest() == own
+    assert latest_valid(tmp_path) in (stray, tmp_path / "step_000000000007")
+
+
+def test_a_zip_that_an_aborted_write_left_is_removed_later(tmp_path: Path) -> None:
+    old, new = (tmp_path / f".policy.zip.tmp-{x * 16}" for x in "ab")
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    save_checkpoint(tmp_path / "policy.zip", GTPLearner.build(3, 2, SMALL))
+    assert not old.exists()
+    assert new.exists()  # another process may be at work on it
+
+
+def test_a_signal_reaches_every_loop_that_has_asked() -> None:
+    with StopSignal() as outer:
+        with StopSignal() as inner:
+            signal.raise_signal(signal.SIGTERM)
+            assert inner
+        assert outer
+
+
+# --- files that contradict themselves
+
+
+def tamper(path: Path, change: Callable[[dict[str, Tensor], dict[str, Tensor], Any], None]) -> None:
+    files = {f: (path / f).read_bytes() for f in ("weights.safetensors", "train_state.safetensors")}
+    weights, moments = map(safetensors.torch.load, files.values())
+    document = json.loads((path / "config.json").read_text())
+    change(weights, moments, document)
+    shutil.rmtree(path)
+    contents = (
+        json.dumps(document).encode(),
+        safetensors.torch.save(weights),
+        safetensors.torch.save(moments),
+    )
+    names = ("config.json", *files)
+    bundle.write_bundle(path, dict(zip(names, contents, strict=True)), written_by="someone else")
+
+
+def without_parameter(weights: Any, moments: dict[str, Tensor], document: Any) -> None:
+    for name in [name for name in moments if name.startswith("actor/0/")]:
+        del moments[name]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda w, m, d: d.update(updates=123456), "5 steps where 123456 were taken"),
+        (lambda w, m, d: m["actor/0/step"].fill_(9), "9 steps where 5 were taken"),
+        (lambda w, m, d: m["actor/0/step"].fill_(1.5), "no counts"),
+        (lambda w, m, d: [m.pop(n) for n in list(m)], "0 steps where 5 were taken"),
+        (without_parameter, "state of 3 parameters instead of 4"),
+        (lambda w, m, d: m["critic/0/exp_avg_sq"].neg_(), "negative mean of squares"),
+        (lambda w, m, d: m["critic/0/exp_avg"].fill_(torch.nan), "exp_avg with NaN"),
+        (lambda w, m, d: w["actor.network.mlp.0.weight"].fill_(torch.nan), "weight with NaN"),
+        (lambda w, m, d: w["target_critic.weights.0"].fill_(torch.inf), "NaN or infinity"),
+        (lambda w, m, d: w["actor.normalizer.scale"].zero_(), "scale that is not positive"),
+        (lambda w, m, d: w["critic.normalizer.mean"].fill_(torch.nan), "mean with NaN"),
+        (lambda w, m, d: d["optimizers"]["actor"]["groups"][0].update(lr=-1.0), "out of range"),
+        (lambda w, m, d: d["optimizers"]["actor"]["groups"][0].update(betas=[5.0, 7.0]), "betas"),
+        (lambda w, m, d: w.update({k: v.byte() for k, v in w.items()}), "other networks"),
+    ],
+)
+def test_a_file_that_contradicts_itself(
+    dataset: OfflineDataset, tmp_path: Path, change: Any, reason: str
+) -> None:
+    path = tmp_path / "a"
+    learner = train(GTPLearner.from_dataset(dataset, SMALL), dataset, 5)
+    before = copy.deepcopy(small.flat_state(learner))
+    save_checkpoint(path, learner)
+    tamper(path, change)
+    for load in (load_checkpoint, lambda path: restore_(learner, path)):
+        with pytest.raises((CheckpointError, StateMismatchError), match=reason):
+            load(path)
+    assert not small.differences(before, small.flat_state(learner))
+
+
+def test_optimisers_that_began_later_are_no_contradiction(
+    dataset: OfflineDataset, path: Path
+) -> None:
+    learner = train(GTPLearner.from_dataset(dataset, SMALL), dataset, 5)
+    save_checkpoint(path, learner)
+    later = load_checkpoint(path, train_state=False).learner
+    for updates in (5, 7):
+        again = path.with_name(f"again{updates}")
+        loaded = load_checkpoint(save_checkpoint(again, later)).learner
+        assert same(loaded, later)
+        later = train(loaded, dataset, 2)
+
+
+def test_a_network_that_diverged_is_not_saved(tmp_path: Path) -> None:
+    learner, folder = GTPLearner.build(3, 2, SMALL), CheckpointFolder(tmp_path, keep=1)
+    good = folder.save(learner)
+    learner.updates = 1
+    learner.actor.network.mlp[0].weight.data[0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match="diverged"):
+        folder.save(learner)
+    assert folder.latest() == good
+
+
+# --- bombs
+
+
+def test_a_second_table_of_contents_is_not_read(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path / "a.zip", GTPLearner.build(3, 2, SMALL))
+    data = path.read_bytes()
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 1)
+    path.write_bytes(data[:-22] + locator + data[-22:])
+    with pytest.raises(CheckpointError, match="second table of contents"):
+        load_checkpoint(path)
+    path.write_bytes(data[:-2] + b"\x01\x00")  # a comment of one byte
+    with pytest.raises(CheckpointError, match="second table of contents"):
+        load_checkpoint(path)
+
+
+def test_holes_are_not_read(tmp_path: Path) -> None:
+    size = 100 * 2**20
+    path = tmp_path / "a"
+    path.mkdir()
+    with open(path / "weights.safetensors", "wb") as file:
+        file.truncate(size)
+    if bundle.stored_bytes(os.open(path / "weights.safetensors", os.O_RDONLY)) > size // 2:
+        pytest.skip("this file system stores holes")
+    with pytest.raises(ValueError, match="hole"):
+        bundle._read_file(path / "weights.safetensors", size)

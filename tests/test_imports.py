@@ -62,9 +62,9 @@ PUBLIC_MODULES = (
 # public names. An adapter has exactly one host; gtp_datasets has one per file format.
 OUTER: dict[str, set[str]] = {
     "gtp_policy/testing": CORE_LIBRARIES | {"hypothesis", "pytest"},
-    "adapters/gtp_datasets": CORE_LIBRARIES | {"gymnasium", "h5py", "minari"},
+    "adapters/gtp_datasets": CORE_LIBRARIES | {"PIL", "gymnasium", "h5py", "minari"},
     "adapters/gtp_experiments": CORE_LIBRARIES
-    | {"gtp_datasets", "gymnasium", "minari", "scipy", "tqdm"},
+    | {"filelock", "gtp_datasets", "gymnasium", "minari", "scipy", "tqdm"},
     "adapters/gtp_sb3": CORE_LIBRARIES
     | {"gtp_datasets", "gymnasium", "minari", "stable_baselines3", "tqdm"},
     "adapters/gtp_tianshou": CORE_LIBRARIES | {"gtp_datasets", "gymnasium", "minari", "tianshou"},

@@ -4,6 +4,7 @@ import copy
 import io
 import math
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,15 @@ from gtp_policy import (
     UpdateMetrics,
     kernels,
     presets,
+    save_checkpoint,
 )
-from gtp_policy.errors import NonFiniteError, ShapeError, StateMismatchError
+from gtp_policy.errors import (
+    BrokenLearnerError,
+    DataError,
+    NonFiniteError,
+    ShapeError,
+    StateMismatchError,
+)
 from gtp_policy.functional import precondition
 from gtp_policy.networks import linear
 
@@ -570,12 +578,102 @@ def test_a_wrong_batch_changes_nothing(
     assert learner.updates == 0
 
 
-def test_nan_is_reported_before_it_reaches_the_actor(batch: Transitions) -> None:
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+@pytest.mark.parametrize("critic", [True, False])
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        *(
+            (f, v, f"`{f}` is not finite")
+            for f in Transitions._fields
+            for v in (torch.nan, torch.inf)
+        ),
+        ("discount", 1.5, "`discount` is out of range: got 1.5 at row 3"),
+        ("discount", -1e-6, "`discount` is out of range"),
+        ("action", -10.0, "`action` is out of range: got -10 at row 3"),
+    ],
+)
+def test_a_bad_number_changes_nothing(
+    batch: Transitions, engine: Any, critic: bool, field: str, value: float, message: str
+) -> None:
+    config = make_config() if critic else make_config().replace(critic=None)
+    learner = GTPLearner.build(OBS, ACT, config)
+    learner.update(batch)
+    before = copy.deepcopy(learner.state_dict())
+    bad = getattr(batch, field).clone()
+    bad[3] = value
+    with kernels.using(engine), pytest.raises(DataError, match=message):
+        learner.update(batch._replace(**{field: bad}))
+    assert same(learner.state_dict(), before)
+    learner.update(batch)
+
+
+def test_large_numbers_whose_sum_overflows_are_finite(batch: Transitions) -> None:
+    batch._replace(reward=torch.full((BATCH,), 3e38)).check_values()
+
+
+def test_what_diverges_says_so_and_is_not_saved(batch: Transitions, tmp_path: Path) -> None:
+    """The critic is stepped before advantages show that it has diverged."""
     learner = make_learner()
-    before = copy.deepcopy(learner.actor.state_dict())
+    saved = copy.deepcopy(learner.state_dict())
+    for parameter in learner.critic.parameters():
+        parameter.data.fill_(1e30)
     with pytest.raises(NonFiniteError, match="`advantage` is not finite"):
-        learner.update(batch._replace(reward=torch.full((BATCH,), torch.nan)))
-    assert same(learner.actor.state_dict(), before)
+        learner.update(batch)
+    assert "NonFiniteError" in learner.broken
+    for use in (
+        lambda: learner.update(batch),
+        learner.state_dict,
+        lambda: save_checkpoint(tmp_path / "a.zip", learner),
+    ):
+        with pytest.raises(BrokenLearnerError, match="restore_"):
+            use()
+    assert not list(tmp_path.iterdir())
+    learner.load_state_dict(saved)
+    learner.update(batch)
+    assert learner.broken is None
+
+
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("baseline", BASELINES, ids=lambda b: b.kind)
+def test_an_update_trains_in_every_mode_of_the_caller(
+    dataset: OfflineDataset, baseline: Any, mode: Any, engine: Any
+) -> None:
+    plain, other = (GTPLearner.from_dataset(dataset, make_config(baseline=baseline)) for _ in "ab")
+    with kernels.using(engine):
+        for _ in range(2):
+            plain.update(dataset.sample(8, generator=plain.stream("batch")))
+            with mode():
+                other.update(dataset.sample(8, generator=other.stream("batch")))
+    assert same(plain.state_dict(), other.state_dict())
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda s: s.pop("target_actor.fixed_noise"),
+        lambda s: s.update({"critic.weights.0": torch.zeros(1)}),
+        lambda s: s["_extra_state"].pop("updates"),
+        lambda s: s["_extra_state"].update(updates="7"),
+        lambda s: s["_extra_state"].update(updates=-1),
+        lambda s: s["_extra_state"]["optimizers"].update(critic={}),
+        lambda s: s["_extra_state"]["optimizers"]["critic"]["state"][0].update(
+            exp_avg=torch.zeros(1)
+        ),
+    ],
+)
+def test_a_state_that_does_not_fit_changes_nothing(batch: Transitions, spoil: Any) -> None:
+    learner, other = make_learner(), make_learner()
+    learner.update(batch)
+    for _ in range(2):
+        other.update(batch)
+    state, before = copy.deepcopy(other.state_dict()), copy.deepcopy(learner.state_dict())
+    spoil(state)
+    with pytest.raises(StateMismatchError):
+        learner.load_state_dict(state)
+    assert same(learner.state_dict(), before)
+    learner.update(batch)
 
 
 def test_metrics_are_finite_numbers_or_an_error_with_their_name(batch: Transitions) -> None:
@@ -639,10 +737,11 @@ def test_an_update_copies_nothing_to_the_host(
         with kernels.using(engine), Transfers() as transfers:
             cloning.update(batch)
         assert transfers.seen == []
-        # The one look at the advantages that `AdvantageWeighter` takes on the CPU, and only there.
+        # On the CPU, and only there, `AdvantageWeighter` looks at the advantages, and the actor
+        # that the reference samples from at its observations.
         with kernels.using(engine), Transfers() as transfers:
             learner.update(batch)
-        assert len(transfers.seen) == 1
+        assert len(transfers.seen) == (1 if engine == "auto" else 2)
 
 
 # --- building

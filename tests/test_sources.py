@@ -216,3 +216,20 @@ def test_no_file_mentions_a_path_of_one_machine() -> None:
         if machine.search(line)
     ]
     assert hits == []
+
+
+def test_what_builds_a_release_is_what_builds_in_development() -> None:
+    """Each tool at the version of constraints.txt, and by the hash of its one file."""
+    pinned = dict(
+        line.split("==")
+        for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        if "==" in line
+    )
+    named = {name.lower().replace("_", "-"): version for name, version in pinned.items()}
+    lines = (ROOT / "constraints-build.txt").read_text(encoding="utf-8").splitlines()
+    tools = [line for line in lines if line and not line.startswith("#")]
+    assert {"build", "hatchling"} <= {line.partition("==")[0] for line in tools}
+    for line in tools:
+        found = re.fullmatch(r"([a-z-]+)==(\S+) --hash=sha256:[0-9a-f]{64}", line)
+        assert found is not None, line
+        assert named[found[1]] == found[2]

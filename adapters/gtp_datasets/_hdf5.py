@@ -1,9 +1,16 @@
-"""HDF5 files from untrusted sources: no link is followed, and declared sizes are checked."""
+"""HDF5 files from untrusted sources: no link is followed, and every size is checked before reading.
 
+The budget of a file is `MAX_EXPANSION` bytes for each byte of data in it, and `SLACK_BYTES`: for
+all that is read of it and all that is made from it. One compressing filter can pack no more.
+"""
+
+import contextlib
+import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from gtp_policy.errors import DataError, GTPError, MissingDependencyError
 
@@ -14,9 +21,11 @@ if TYPE_CHECKING:
 # what declares more holds no data, and would fill the memory with zeros.
 MAX_EXPANSION = 1032
 SLACK_BYTES = 64 * 2**20
+# Filters by number: shuffle and checksum change no length; of the others, one at most.
+_HARMLESS, _COMPRESSING = {2, 3}, {1: "deflate", 4: "szip", 32000: "lzf"}
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_hdf5(path: str | os.PathLike[str]) -> Iterator["h5py.File"]:
     """Opens a file for reading and turns what h5py raises meanwhile into `DataError`.
 
@@ -36,6 +45,13 @@ def open_hdf5(path: str | os.PathLike[str]) -> Iterator["h5py.File"]:
         raise MissingDependencyError(
             f"HDF5 files need h5py: got `{error}`. Run `pip install 'gtp-policy[datasets]'`."
         ) from error
+    if not isinstance(path, str | os.PathLike):
+        raise DataError(
+            f"`path` is no path: got {type(path).__name__}, expected the name of a file. Arrays go "
+            "through OfflineDataset.from_arrays."
+        )
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would wait for its writer
+        raise DataError(f"`{os.fspath(path)}` is no file: got something else, expected HDF5.")
     try:
         with h5py.File(path, "r") as file:
             yield file
@@ -48,40 +64,22 @@ def open_hdf5(path: str | os.PathLike[str]) -> Iterator["h5py.File"]:
         ) from error
 
 
-def check_file(path: str | os.PathLike[str]) -> None:
-    """Raises if any object of a file leads outside it, or if it declares more than it can hold.
-
-    Args:
-        path: The file.
-    """
-    declared = 0
-    with open_hdf5(path) as file:
-
-        def visit(name: bytes) -> Exception | None:
-            nonlocal declared
-            try:
-                declared += check_object(file, name)
-            except Exception as error:  # h5py cannot carry it through HDF5, but a value it can
-                return error
-            return None
-
-        error = file.id.links.visit(visit)
-        if error is not None:
-            raise error
-    check_expansion(declared, os.path.getsize(path), os.fspath(path))
-
-
-def check_object(file: "h5py.File", name: bytes) -> int:
-    """Raises if an object is a reference, or a dataset whose values lie in other files.
+def check_object(file: "h5py.File", name: bytes, *, images: bool = False) -> int:
+    """Raises if an object is a reference, or a dataset whose values no one can bound.
 
     Through h5py's low-level interface: a Minari file has five objects and more per episode.
 
     Args:
         file: The open file.
         name: Path of an object in it; everything above it has been checked.
+        images: Whether its elements may differ in length, as encoded images do.
 
     Returns:
-        Bytes that the object declares; 0 for a group.
+        Bytes that reading it takes; 0 for a group.
+
+    Raises:
+        DataError: If it is not stored in the file, has elements of any length, or filters that
+            expand more than once.
     """
     import h5py
 
@@ -92,10 +90,57 @@ def check_object(file: "h5py.File", name: bytes) -> int:
     found = h5py.h5o.open(file.id, name)
     if not isinstance(found, h5py.h5d.DatasetID):
         return 0
-    layout = found.get_create_plist()
-    if layout.get_layout() == h5py.h5d.VIRTUAL or layout.get_external_count():
+    plist = found.get_create_plist()
+    if plist.get_layout() == h5py.h5d.VIRTUAL or plist.get_external_count():
         raise DataError(f"`{shown}` is not stored here: got a virtual or external dataset, {hint}")
-    return int(found.get_space().get_simple_extent_npoints() * found.get_type().get_size())
+    kind = found.get_type()
+    text = isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str()
+    if text or any(map(kind.detect_class, (h5py.h5t.VLEN, h5py.h5t.REFERENCE))):
+        # Many elements may share one piece of the file, each of them as long as all of it.
+        if not (images and isinstance(kind, h5py.h5t.TypeVlenID)):
+            raise DataError(
+                f"`{shown}` has the wrong dtype: got elements of any length, expected numbers or "
+                "flags. Objects are never decoded."
+            )
+    filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
+    compressing = [number for number in filters if number not in _HARMLESS]
+    if len(compressing) > 1 or not set(compressing) <= set(_COMPRESSING):
+        raise DataError(
+            f"`{shown}` is packed in an unusual way: got the filters {filters}, expected at most "
+            f"one of {', '.join(_COMPRESSING.values())}. Write it again without."
+        )
+    size = int(found.get_space().get_simple_extent_npoints() * kind.get_size())
+    if plist.get_layout() == h5py.h5d.CHUNKED:
+        # Whole chunks are unpacked, however few of their elements belong to the dataset.
+        size = max(size, math.prod(plist.get_chunk()) * kind.get_size())
+    return size
+
+
+def stored_bytes(path: str | os.PathLike[str]) -> int:
+    """Returns how many bytes of a file are data; a hole in it takes no place on the disk.
+
+    Args:
+        path: The file.
+    """
+    size = os.path.getsize(path)
+    if not hasattr(os, "SEEK_DATA"):  # a system that does not tell
+        return size
+    stored = end = 0
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # after the last data there is none to seek
+            while end < size:
+                start = os.lseek(descriptor, end, os.SEEK_DATA)
+                end = os.lseek(descriptor, start, os.SEEK_HOLE)
+                stored += end - start
+    finally:
+        os.close(descriptor)
+    return stored
+
+
+def table_bytes(rows: int, obs_dim: int, action_dim: int) -> int:
+    """Returns how much memory a dataset of so many transitions takes."""
+    return rows * (4 * (2 * obs_dim + action_dim + 2) + 2 * np.dtype(np.bool_).itemsize)
 
 
 def check_expansion(declared: int, on_disk: int, name: str) -> None:
@@ -103,7 +148,7 @@ def check_expansion(declared: int, on_disk: int, name: str) -> None:
 
     Args:
         declared: Bytes that loading would need.
-        on_disk: Bytes of the file.
+        on_disk: Bytes of data in the file.
         name: What the message calls it.
     """
     limit = MAX_EXPANSION * on_disk + SLACK_BYTES

@@ -1,13 +1,47 @@
-"""Access to Minari: opens local datasets only, and raises one type of error for its failures."""
+"""Access to Minari: opens local datasets only, and raises one type of error for its failures.
 
+What a dataset says of itself is measured before Minari believes it. Episodes in HDF5, the format
+that Minari writes, are read here: of each only what is asked for, and images in two formats alone.
+"""
+
+import io
+import json
+import math
+import re
 import warnings
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gtp_policy.errors import DataError, MissingDependencyError
+import numpy as np
+import numpy.typing as npt
+
+from gtp_datasets._hdf5 import check_expansion, check_object, open_hdf5, stored_bytes
+from gtp_policy.errors import DataError, GTPError, MissingDependencyError
 
 if TYPE_CHECKING:
-    from minari import EpisodeData, MinariDataset
+    import h5py
+    from gymnasium import Space
+    from minari import MinariDataset
+
+# Of a metadata.json; that of large images, with the bounds of every pixel, has some megabytes.
+_MOST_METADATA = 2**24
+# Minari writes JPEG. Pillow alone would take any format that it knows, and start programs for some.
+_IMAGE_FORMATS = ("JPEG", "PNG")
+_NUMBERS = re.compile("(u?int|float)(8|16|32|64)|bool")
+_COLUMNS = ("actions", "rewards", "terminations", "truncations")
+
+
+class Episode(NamedTuple):
+    """What is read of an episode, by Minari's names."""
+
+    id: int
+    observations: Any
+    actions: npt.NDArray[Any]
+    rewards: npt.NDArray[Any]
+    terminations: npt.NDArray[Any]
+    truncations: npt.NDArray[Any]
 
 
 def open_minari(dataset_or_id: "MinariDataset | str") -> "MinariDataset":
@@ -26,6 +60,7 @@ def open_minari(dataset_or_id: "MinariDataset | str") -> "MinariDataset":
             "MinariDataset or an id."
         )
     unreadable = f"Minari dataset {dataset_or_id!r} cannot be opened"
+    _check_metadata(dataset_or_id)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")  # says why a folder does not count as a dataset
@@ -45,6 +80,8 @@ def open_minari(dataset_or_id: "MinariDataset | str") -> "MinariDataset":
             raise DataError(
                 f"{unreadable}: got no `{space}` in its metadata, expected both spaces."
             )
+        _check_space(space, metadata[space])
+    _check_total_episodes(dataset_or_id, metadata)
     try:
         return minari.load_dataset(dataset_or_id, download=False)
     except ImportError as error:
@@ -58,7 +95,197 @@ def open_minari(dataset_or_id: "MinariDataset | str") -> "MinariDataset":
         ) from error
 
 
-def total_steps(dataset: "MinariDataset") -> int:
+def _data_path(dataset_id: str) -> Path:
+    from minari.storage.datasets_root_dir import get_dataset_path
+
+    return Path(get_dataset_path(dataset_id), "data")
+
+
+def _check_metadata(dataset_id: str) -> None:
+    """Raises if a file of metadata is too long to be one; Minari reads it whole."""
+    path = _data_path(dataset_id) / "metadata.json"
+    if path.exists() and (not path.is_file() or path.stat().st_size > _MOST_METADATA):
+        raise DataError(
+            f"{path} is no metadata of Minari: got something else, or more than {_MOST_METADATA} "
+            "bytes, expected a small JSON file. Download the dataset again."
+        )
+
+
+def _check_total_episodes(dataset_id: str, metadata: dict[str, Any]) -> None:
+    """Raises if there are more episodes than bytes; Minari makes a number for each."""
+    total = metadata.get("total_episodes")
+    if type(total) is not int or not 0 <= total <= sum(map(stored_bytes, _files(dataset_id))):
+        raise DataError(
+            f"`total_episodes` of {dataset_id} is wrong: got {total!r}, expected a number >= 0, of "
+            "episodes that its files have room for."
+        )
+
+
+def _files(dataset_id: str) -> list[Path]:
+    found = _data_path(dataset_id).rglob("*")
+    return [path for path in found if path.is_file() and not path.is_symlink()]
+
+
+def _check_space(name: str, text: str) -> None:
+    """Raises if a space would have more numbers than its text has letters, or none of numbers."""
+
+    def walk(space: Any) -> int:  # noqa: ANN401 - JSON
+        parts = space.get("subspaces", [])
+        if parts:
+            return sum(map(walk, parts.values() if isinstance(parts, dict) else parts))
+        if "dtype" in space and not _NUMBERS.fullmatch(str(space["dtype"])):
+            raise ValueError(f"the dtype {space['dtype']}")
+        shape = space.get("shape", space.get("n") if space.get("type") == "MultiBinary" else [])
+        return math.prod([shape] if isinstance(shape, int) else shape)
+
+    try:
+        numbers = walk(json.loads(text))
+        if not 0 <= numbers <= len(text):
+            raise ValueError(f"{numbers} numbers from {len(text)} letters")
+    except Exception as error:  # whatever foreign JSON leads to
+        raise DataError(
+            f"Minari dataset cannot be opened: got {type(error).__name__} ({error}) in its "
+            f"`{name}`, expected a space as Minari writes it."
+        ) from error
+
+
+class Episodes:
+    """The episodes of a dataset, measured before any of them is read.
+
+    Args:
+        dataset: The dataset, possibly filtered or split.
+        keys: Parts of a Dict observation that are wanted; none for a plain array.
+
+    Attributes:
+        steps: How many transitions there are.
+        declared: Bytes that reading all of them takes.
+        on_disk: Bytes of data in the files.
+
+    Raises:
+        DataError: If something in the files is wrong.
+    """
+
+    def __init__(self, dataset: "MinariDataset", keys: Sequence[str] = ()) -> None:
+        self._dataset, self._keys = dataset, tuple(keys)
+        storage, space = dataset.storage, dataset.observation_space
+        self._parts = {k: space.spaces[k] for k in self._keys} if self._keys else {"": space}
+        self._encoded = bool(getattr(storage, "jpeg_encoding", True))
+        self._bad: dict[int, DataError] = {}
+        self.declared = 0
+        if storage.FORMAT == "hdf5":
+            self._path = Path(storage.data_path) / "main_data.hdf5"
+            with open_hdf5(self._path) as file:
+                self.on_disk = stored_bytes(self._path)
+                self.steps = sum(self._measure(file, index) for index in dataset.episode_indices)
+            return
+        if any(self._is_image(part) for part in self._parts.values()):
+            raise DataError(
+                f"Images of {dataset.id} are not read: got the format {storage.FORMAT!r}, expected "
+                "'hdf5', of which each image is looked at before it is decoded."
+            )
+        files = [p for p in Path(storage.data_path).rglob("*") if p.is_file()]
+        self.on_disk = sum(map(stored_bytes, files))
+        self.steps = _total_steps(dataset)
+
+    def __iter__(self) -> Iterator[tuple[int, Callable[[], Any]]]:
+        """Yields of each episode its number, and what reads it: a bad one is no end to the rest."""
+        if self._dataset.storage.FORMAT == "hdf5":
+            with open_hdf5(self._path) as file:
+                for index in map(int, self._dataset.episode_indices):
+                    yield index, partial(self._read, file, index)
+            return
+        try:
+            for episode in self._dataset.iterate_episodes():
+                yield episode.id, partial(lambda same: same, episode)
+        except (MemoryError, GTPError):
+            raise
+        except Exception as error:
+            raise _unreadable(self._dataset, error) from error
+
+    def _names(self, index: int) -> Iterator[tuple[str, "Space[Any] | None"]]:
+        """Yields every object that is read of an episode, and the space of its elements."""
+        yield f"episode_{index}", None
+        for name in _COLUMNS:
+            yield f"episode_{index}/{name}", None
+        if self._keys:
+            yield f"episode_{index}/observations", None
+        for key, part in self._parts.items():
+            yield f"episode_{index}/observations{f'/{key}' if key else ''}", part
+
+    def _measure(self, file: "h5py.File", index: int) -> int:
+        """Adds what an episode takes, unless it is bad; returns its number of steps."""
+        declared = 0
+        try:
+            for name, space in self._names(index):
+                declared += self._measure_part(file, name, space)
+        except DataError as error:  # to be raised where it is read, or passed over
+            self._bad[index] = error
+            return 0
+        self.declared += declared
+        check_expansion(self.declared, self.on_disk, str(self._path))
+        shape = file[f"episode_{index}/rewards"].shape
+        return int(shape[0]) if shape else 0
+
+    def _measure_part(self, file: "h5py.File", name: str, space: "Space[Any] | None") -> int:
+        parent, _, last = name.rpartition("/")
+        there = file[parent] if parent else file  # which was checked before
+        if last not in there:
+            raise DataError(f"`{name}` is missing: got {sorted(there)[:9]}, expected {last!r}.")
+        image = space is not None and self._is_image(space)
+        declared = check_object(file, name.encode(), images=image)
+        if image and space is not None:
+            declared += len(file[name]) * math.prod(space.shape or ())
+        return declared
+
+    def _read(self, file: "h5py.File", index: int) -> Episode:
+        if index in self._bad:
+            raise self._bad[index]
+        try:
+            group = file[f"episode_{index}"]
+            columns = {name: group[name][()] for name in _COLUMNS}
+            parts = {
+                key: self._part(group[f"observations/{key}" if key else "observations"], space)
+                for key, space in self._parts.items()
+            }
+        except (MemoryError, GTPError):
+            raise
+        except Exception as error:
+            raise _unreadable(self._dataset, error) from error
+        return Episode(index, parts if self._keys else parts[""], **columns)
+
+    def _is_image(self, space: "Space[Any]") -> bool:
+        from minari.dataset.minari_storage import is_image_space
+
+        return self._encoded and bool(is_image_space(space))
+
+    def _part(self, stored: "h5py.Dataset", space: "Space[Any]") -> npt.NDArray[Any]:
+        if not self._is_image(space):
+            values: npt.NDArray[Any] = stored[()]
+            return values
+        images = np.empty((len(stored), *(space.shape or ())), np.uint8)
+        for i, image in enumerate(images):  # one at a time: they may share memory in the file
+            image[...] = _decoded(bytes(stored[i]), image.shape, f"{stored.name} at row {i}")
+        return images
+
+
+def _decoded(data: bytes, shape: tuple[int, ...], name: str) -> npt.NDArray[np.uint8]:
+    """Returns an image of a shape that is known, after a look at its header."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=_IMAGE_FORMATS) as image:
+            bands = len(image.getbands())
+            if (image.height, image.width, *([bands] if bands > 1 else [])) != shape[:3]:
+                raise ValueError(f"{image.mode} of {image.height} x {image.width}")
+            return np.asarray(image, np.uint8)
+    except Exception as error:  # whatever a foreign file makes Pillow raise
+        raise DataError(
+            f"`{name}` is no image: got {type(error).__name__} ({error}), expected "
+            f"{' or '.join(_IMAGE_FORMATS)} of shape {shape}."
+        ) from error
+
+
+def _total_steps(dataset: "MinariDataset") -> int:
     """Returns how many transitions the metadata announce."""
     try:
         steps = int(dataset.total_steps)
@@ -67,16 +294,6 @@ def total_steps(dataset: "MinariDataset") -> int:
     if steps < 0:
         raise DataError(f"`total_steps` of {dataset.id} is negative: got {steps}, expected >= 0.")
     return steps
-
-
-def episodes(dataset: "MinariDataset") -> Iterator["EpisodeData"]:
-    """Yields the episodes in order."""
-    try:
-        yield from dataset.iterate_episodes()
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise _unreadable(dataset, error) from error
 
 
 def _unreadable(dataset: "MinariDataset", error: Exception) -> DataError:

@@ -1,6 +1,7 @@
 """D4RL's HDF5 files, read with h5py alone."""
 
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -9,7 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gtp_datasets._hdf5 import check_expansion, check_object, open_hdf5
+from gtp_datasets._hdf5 import (
+    check_expansion,
+    check_object,
+    open_hdf5,
+    stored_bytes,
+    table_bytes,
+)
 from gtp_datasets.spaces import action_scaler
 from gtp_policy import OfflineDataset
 from gtp_policy.dataset_builder import Column, OfflineDatasetBuilder, as_flags
@@ -37,7 +44,8 @@ def load_d4rl_hdf5(
     Two conventions are understood. The *raw* layout has ``observations, actions, rewards,
     terminals, timeouts``, often ``next_observations``, and ``infos``, which is not read. The fields
     of ``qlearning_dataset`` are ``observations, actions, next_observations, rewards, terminals``;
-    an episode is then taken as cut where a next observation is not the next row's observation.
+    an episode is then taken as cut where a next observation is not the next row's observation, up
+    to rounding.
     ``terminals`` stop bootstrapping, ``timeouts`` only end the episode.
 
     Without stored next observations the last transition of a timed-out episode has none, and is
@@ -86,7 +94,7 @@ def load_d4rl_hdf5(
             f"`next_obs` is unknown: got {next_obs!r}, expected 'auto', 'stored' or 'shifted'."
         )
     with open_hdf5(path) as file:
-        fields = _fields(file, os.path.getsize(path))
+        fields, declared = _fields(file)
         stored = next_obs == "stored" or (next_obs == "auto" and "next_observations" in fields)
         needed = "next_observations" if stored else "timeouts"
         if needed not in fields:
@@ -102,6 +110,9 @@ def load_d4rl_hdf5(
                     f"`{name}` has the wrong shape: got {fields[name].shape}, expected rows of "
                     "vectors."
                 )
+        rows, width = obs.shape
+        declared += table_bytes(rows, width, action.shape[1])
+        check_expansion(declared, stored_bytes(path), os.fspath(path))
         terminated = as_flags("terminals", fields["terminals"][:], obs.shape[0])
         if "timeouts" in fields:
             truncated = as_flags("timeouts", fields["timeouts"][:], obs.shape[0])
@@ -122,11 +133,19 @@ def load_d4rl_hdf5(
             truncated=truncated,
             next_obs=fields["next_observations"] if stored else None,
         )
+    if "timeouts" not in fields and 2 * np.count_nonzero(truncated[:-1]) > rows:
+        warnings.warn(
+            f"Most rows of {path} end an episode: {np.count_nonzero(truncated[:-1])} of {rows} "
+            "have another observation in `next_observations` than the next row has. Where that is "
+            "not meant, add `timeouts` to the file.",
+            stacklevel=2,
+        )
     source = f"D4RL HDF5 {Path(path).name}"
     return OfflineDataset.from_builder(builder, device=device, source=source)
 
 
-def _fields(file: "h5py.File", size: int) -> Mapping[str, "h5py.Dataset"]:
+def _fields(file: "h5py.File") -> tuple[Mapping[str, "h5py.Dataset"], int]:
+    """Returns the fields, none of them read yet, and the bytes that reading them takes."""
     import h5py
 
     names = set(file)  # `name in file` would follow a link
@@ -151,12 +170,14 @@ def _fields(file: "h5py.File", size: int) -> Mapping[str, "h5py.Dataset"]:
                 "Objects are never decoded."
             )
         fields[name] = field
-    check_expansion(declared, size, file.filename)
-    return fields
+    return fields, declared
 
 
 def _jumps(obs: Column, next_obs: Column) -> npt.NDArray[np.bool_]:
-    """Returns, row by row, whether the next observation is not the next row's observation."""
+    """Returns, row by row, whether the next observation is not the next row's observation.
+
+    Up to rounding: the two may be stored in different types, or be measured twice.
+    """
     if obs.shape != next_obs.shape:
         raise DataError(
             f"`next_observations` has the wrong shape: got {next_obs.shape}, expected {obs.shape} "
@@ -167,5 +188,6 @@ def _jumps(obs: Column, next_obs: Column) -> npt.NDArray[np.bool_]:
     step = max(1, 2**20 // max(1, width))
     for i in range(0, size - 1, step):
         stop = min(i + step, size - 1)
-        jumps[i:stop] = (next_obs[i:stop] != obs[i + 1 : stop + 1]).any(axis=1)
+        same = np.isclose(next_obs[i:stop], obs[i + 1 : stop + 1], rtol=1e-5, atol=1e-5)
+        jumps[i:stop] = ~same.all(axis=1)
     return jumps

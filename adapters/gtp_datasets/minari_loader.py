@@ -2,15 +2,14 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from gtp_datasets._hdf5 import check_expansion, check_file
-from gtp_datasets._minari import episodes, open_minari, total_steps
+from gtp_datasets._hdf5 import check_expansion, table_bytes
+from gtp_datasets._minari import Episode, Episodes, open_minari
 from gtp_datasets.scores import ReferenceScores
 from gtp_datasets.spaces import action_scaler_of, layout_of
 from gtp_policy import ObservationLayout, OfflineDataset
@@ -19,7 +18,7 @@ from gtp_policy.errors import DataError, UnsupportedSpaceError
 
 if TYPE_CHECKING:
     from gymnasium import Space
-    from minari import EpisodeData, MinariDataset
+    from minari import MinariDataset
 
 
 def load_minari(
@@ -100,26 +99,22 @@ def load_minari(
             f"The action space does not fit: got {actions}, expected a Box of rank 1."
         )
     scaler = action_scaler_of(actions, low, high, advice="Pass low= and high= to load_minari.")
-    files = [p for p in Path(dataset.storage.data_path).rglob("*") if p.is_file()]
-    for path in files:
-        if path.suffix == ".hdf5":
-            check_file(path)
-    row_bytes = 4 * (2 * layout.obs_dim + scaler.action_dim + 2)
-    steps = total_steps(dataset)
-    check_expansion(steps * row_bytes, sum(p.stat().st_size for p in files), dataset.id)
+    episodes = Episodes(dataset, layout.keys)
+    table = table_bytes(episodes.steps, layout.obs_dim, scaler.action_dim)
+    check_expansion(episodes.declared + table, episodes.on_disk, dataset.id)
     builder = OfflineDatasetBuilder(
-        steps,
+        episodes.steps,
         obs_dim=layout.obs_dim,
         action_scaler=scaler,
         gamma=gamma,
         out_of_bounds=out_of_bounds,
     )
     skipped: list[str] = []
-    for episode in episodes(dataset):
+    for number, read in episodes:
         try:
-            _append(builder, episode, layout, unflagged_end)
+            _append(builder, read(), layout, unflagged_end)
         except DataError as error:
-            message = f"Episode {episode.id} of {dataset.id}: {error}"
+            message = f"Episode {number} of {dataset.id}: {error}"
             if on_bad_episode == "error":
                 raise DataError(f"{message} Or pass on_bad_episode='skip'.") from error
             skipped.append(message)
@@ -168,7 +163,7 @@ def minari_reference(dataset_or_id: "MinariDataset | str") -> ReferenceScores:
 
 def _append(
     builder: OfflineDatasetBuilder,
-    episode: "EpisodeData",
+    episode: Episode,
     layout: ObservationLayout,
     unflagged_end: Literal["error", "truncate"],
 ) -> None:

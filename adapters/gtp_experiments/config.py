@@ -198,7 +198,7 @@ class ExperimentConfig(Config):
     @property
     def is_file(self) -> bool:
         """Whether ``dataset`` is the path of a file, not the id of a Minari dataset."""
-        return self.dataset.endswith((".hdf5", ".h5", ".npz"))
+        return self.dataset.lower().endswith((".hdf5", ".h5", ".npz"))
 
     @property
     def group(self) -> str:

@@ -5,9 +5,11 @@ import os
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from gtp_datasets import load_d4rl_hdf5, load_minari, load_ogbench
 from gtp_experiments.config import ExperimentConfig, RunConfig
+from gtp_experiments.errors import ExperimentError
 from gtp_policy import OfflineDataset
 
 
@@ -40,6 +42,7 @@ def load_data(config: ExperimentConfig) -> Data:
     Raises:
         DataError: If there is no such dataset or it cannot be read, or its rewards do not admit
             the transform.
+        ExperimentError: If the device is none of this machine.
         MissingDependencyError: If Minari or h5py is not installed.
 
     Example:
@@ -49,6 +52,13 @@ def load_data(config: ExperimentConfig) -> Data:
         ...
         gtp_policy.errors.DataError: `missing.hdf5` cannot be read as HDF5: ...
     """
+    try:
+        torch.empty(0, device=config.device)
+    except (AssertionError, RuntimeError) as error:  # what torch raises, by the kind of device
+        raise ExperimentError(
+            f"The device {config.device!r} cannot be used: got {error}, expected one of this "
+            "machine. Set device (on the command line: --device)."
+        ) from error
     name = os.path.expanduser(config.dataset)
     if name.endswith(".npz"):
         dataset = load_ogbench(name, gamma=config.gamma, device=config.device)

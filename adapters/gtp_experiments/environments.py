@@ -10,13 +10,15 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
 
+from gtp_datasets._minari import open_minari
 from gtp_datasets.spaces import action_scaler_of, has_parts
 from gtp_experiments.config import ExperimentConfig
 from gtp_experiments.errors import ExperimentError
 from gtp_policy import OfflineDataset
-from gtp_policy.errors import UnsupportedSpaceError
+from gtp_policy.errors import DataError, UnsupportedSpaceError
 
 Env = gymnasium.Env[Any, Any]
+ADVICE = "Name one with evaluation.environment (on the command line: --environment)."
 
 
 def make_env(name: str) -> Env:
@@ -45,7 +47,7 @@ def make_env(name: str) -> Env:
             # The data decide which version is right, and old data want an old one.
             warnings.filterwarnings("ignore", ".*out of date", DeprecationWarning)
             return build() if callable(build) else gymnasium.make(attribute)
-    except (ImportError, gymnasium.error.Error) as error:
+    except Exception as error:  # whatever somebody else's constructor raises
         raise ExperimentError(
             f"The environment {name!r} cannot be built: got {type(error).__name__} ({error}), "
             "expected an id of gymnasium or module:function. Install what it needs, or set "
@@ -76,20 +78,13 @@ def environment_of(config: ExperimentConfig) -> str:
     """
     if config.evaluation.environment is not None:
         return config.evaluation.environment
-    advice = "Name one with evaluation.environment (on the command line: --environment)."
     spec = None if config.is_file else _spec_of(config.dataset)
     if spec is None:
         raise ExperimentError(
             f"{config.dataset} does not say where to evaluate: got no environment, expected one. "
-            f"{advice}"
+            f"{ADVICE}"
         )
-    known = gymnasium.registry.get(spec["id"])
-    if known is None:
-        raise ExperimentError(
-            f"The environment of {config.dataset} is not registered: got {spec['id']!r}, expected "
-            f"an id that gymnasium knows without importing anything. {advice} module:id imports "
-            "the module that registers it."
-        )
+    known = gymnasium.registry[registered(spec.get("id"), config.dataset)]
     if spec.get("kwargs", {}) != known.kwargs:
         warnings.warn(
             f"{config.dataset} was made in {known.id} with {spec.get('kwargs')}, and evaluation "
@@ -97,6 +92,33 @@ def environment_of(config: ExperimentConfig) -> str:
             stacklevel=2,
         )
     return str(known.id)
+
+
+def registered(name: object, where: str) -> str:
+    """Returns the name of an environment that stands in a file, if it names nothing to import.
+
+    Args:
+        name: What stands there.
+        where: What messages call the file.
+
+    Returns:
+        The id.
+
+    Raises:
+        ExperimentError: If it is no id that gymnasium knows already.
+
+    Example:
+        >>> from gtp_experiments.environments import registered
+        >>> registered("Pendulum-v1", "a file")
+        'Pendulum-v1'
+    """
+    if isinstance(name, str) and name in gymnasium.registry:
+        return name
+    raise ExperimentError(
+        f"The environment of {where} is not registered: got {name!r}, expected an id that "
+        f"gymnasium knows without importing anything. {ADVICE} module:id imports the module that "
+        "registers it."
+    )
 
 
 def check_env(env: Env, dataset: OfflineDataset, name: str) -> None:
@@ -165,7 +187,15 @@ def flat_observations(
 
 
 def _spec_of(dataset_id: str) -> dict[str, Any] | None:
-    import minari
-
-    spec = minari.load_dataset(dataset_id, download=False).storage.metadata.get("env_spec")
-    return json.loads(spec) if isinstance(spec, str) else None
+    # Through the loader's door: Minari alone would build an environment to read its spaces.
+    spec = open_minari(dataset_id).storage.metadata.get("env_spec")
+    if not isinstance(spec, str):
+        return None
+    try:
+        found = json.loads(spec)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{dataset_id} has a damaged `env_spec`: got {type(error).__name__}, expected JSON. "
+            f"{ADVICE}"
+        ) from error
+    return found if isinstance(found, dict) else None

@@ -93,7 +93,8 @@ class Evaluator:
 
         Raises:
             NonFiniteError: If an action is NaN or infinite.
-            ExperimentError: If the task is scored by success, and the environment reports none.
+            ExperimentError: If the environment returns an observation, a reward or a success that
+                is no finite number, or none where the task is scored by success.
         """
         config = self._config.evaluation
         entropy = np.random.SeedSequence([config.seed, self._config.seed, update])
@@ -127,7 +128,14 @@ def _run_episodes(
     running = dict(enumerate(next(waiting) for _ in range(min(len(envs), len(seeds)))))
     obs = {i: envs[i].reset(seed=seeds[episode])[0] for i, episode in running.items()}
     while running:
-        actions = act(flat_observations([obs[i] for i in running], dataset))
+        flat = flat_observations([obs[i] for i in running], dataset)
+        if not np.isfinite(flat).all():
+            raise ExperimentError(
+                f"The environment returns an observation that is not finite: got "
+                f"{flat[~np.isfinite(flat)][0]}, expected finite numbers. The policy is not to "
+                "blame: look at the environment."
+            )
+        actions = act(flat)
         if not np.isfinite(actions).all():
             raise NonFiniteError(
                 f"The policy acts with numbers that are not finite after {update} updates: got "
@@ -135,11 +143,11 @@ def _run_episodes(
             )
         for (i, episode), action in zip(list(running.items()), actions, strict=True):
             obs[i], reward, terminated, truncated, info = envs[i].step(action)
-            returns[episode] += float(reward)
+            returns[episode] += _number("reward", reward)
             lengths[episode] += 1
             reached = info.get("success", info.get("is_success"))
             if reached is not None:
-                success[episode] = bool(reached) or bool(success[episode])
+                success[episode] = _number("success", reached) != 0 or bool(success[episode])
             if terminated or truncated or lengths[episode] == max_steps:
                 following = next(waiting, None)
                 if following is None:
@@ -154,6 +162,22 @@ def _run_episodes(
         lengths=tuple(lengths),
         success=tuple(reported) if len(reported) == len(seeds) else None,
     )
+
+
+def _number(name: str, value: object) -> float:
+    """Returns what an environment says as a number: Python's, numpy's, or an array of one."""
+    try:
+        number = float(np.asarray(value, np.float64).reshape(()))
+    except (TypeError, ValueError) as error:
+        raise ExperimentError(
+            f"The environment returns a `{name}` that is no number: got {value!r}, expected one."
+        ) from error
+    if not np.isfinite(number):
+        raise ExperimentError(
+            f"The environment returns a `{name}` that is not finite: got {number}, expected a "
+            "finite number."
+        )
+    return number
 
 
 def policy_of(learner: GTPLearner, dataset: OfflineDataset, config: EvaluationConfig) -> Act:

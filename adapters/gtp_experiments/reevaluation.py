@@ -5,9 +5,11 @@ import time
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 
 from gtp_experiments.config import EvaluationConfig, RunConfig
 from gtp_experiments.data import load_data
+from gtp_experiments.environments import registered
 from gtp_experiments.errors import ExperimentError
 from gtp_experiments.evaluation import Act, Evaluator, policy_of
 from gtp_experiments.records import write_json
@@ -22,7 +24,9 @@ def reevaluate(
 ) -> RunResult:
     """Evaluates the last checkpoint of a run that has come to its end, and times its actions.
 
-    The result is kept next to that of the run; the same request reads it from there.
+    The result is kept next to that of the run; the same request reads it from there. An environment
+    that the run's record names is taken if it is an id that gymnasium knows; one that has to be
+    imported is only ever named by the caller.
 
     Args:
         folder: The run's folder.
@@ -33,7 +37,8 @@ def reevaluate(
         The result, with one evaluation and ``ms_per_action``.
 
     Raises:
-        ExperimentError: If the run has not come to its end, or its data has changed.
+        ExperimentError: If the run has not come to its end, its data has changed, or its record
+            names an environment that is not registered.
 
     Example:
         >>> from gtp_experiments import EvaluationConfig, reevaluate
@@ -51,10 +56,18 @@ expected one. Run it to its end first.
             f"{folder} has no finished run: got no {'checkpoint' if trained else 'result.json'}, "
             "expected one. Run it to its end first."
         )
-    before = RunConfig.from_record(trained.config)
+    try:
+        before = RunConfig.from_record(trained.config)
+    except ValidationError as error:
+        raise ExperimentError(
+            f"{folder}/result.json holds no config of a run: got {error.error_count()} wrong "
+            f"fields, the first {error.errors()[0]['loc']}, expected what a run writes."
+        ) from error
     steps = evaluation.steps or before.policy.actor.steps
-    if evaluation.environment is None:
-        evaluation = evaluation.replace(environment=before.evaluation.environment)
+    named = before.evaluation.environment
+    if evaluation.environment is None and named is not None:
+        # A file names no module to import, not even one that a run was started with.
+        evaluation = evaluation.replace(environment=registered(named, f"{folder}/result.json"))
     many = f", {evaluation.candidates} candidates" if evaluation.candidates > 1 else ""
     config = before.replace(
         evaluation=evaluation, method=method or f"{before.method}, K = {steps}{many}"

@@ -1,10 +1,14 @@
 """The folder of one run, and the one document that it leaves behind."""
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from filelock import FileLock, Timeout
 from pydantic import Field, JsonValue, ValidationError
 
 from gtp_datasets import ReferenceScores, normalized_score
@@ -15,6 +19,8 @@ from gtp_experiments.provenance import provenance
 from gtp_experiments.records import Lines, read_json, write_json
 from gtp_experiments.tasks import Figure
 from gtp_policy import Config
+
+_LOCK = ".lock"
 
 
 class Reference(Config):
@@ -133,7 +139,8 @@ class RunFolder:
         checkpoints: Folder of the checkpoints.
 
     Raises:
-        ExperimentError: If the folder holds a run of another experiment, or of other data.
+        ExperimentError: If the folder holds a run of another experiment or of other data, or a
+            link.
 
     Example:
         >>> import tempfile
@@ -161,6 +168,7 @@ class RunFolder:
             "config": config.model_dump(mode="json"),
             "data_sha256": data_sha256,
         }
+        self._check_links()
         there = read_json(self.path / "run.json")
         if there is None:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -168,6 +176,11 @@ class RunFolder:
                 self.path / "run.json", {**document, "provenance": provenance(*self._packages)}
             )
             return
+        if not isinstance(there, dict):
+            raise ExperimentError(
+                f"{self.path}/run.json is no record of a run: got {type(there).__name__}, expected "
+                "an object. Choose another folder for the results, or delete that one."
+            )
         there["config"] = self._with_new_fields(there.get("config"))
         for key, wanted in document.items():
             if there.get(key) != wanted:
@@ -175,6 +188,37 @@ class RunFolder:
                     f"{self.path} belongs to another run: got another `{key}` there, expected this "
                     "experiment's. Choose another folder for the results, or delete that one."
                 )
+
+    def _check_links(self) -> None:
+        """Raises if a run would write, or delete, where a link of the folder leads."""
+        names = ("run.json", "metrics.jsonl", "evaluations.jsonl", "checkpoints", _LOCK)
+        for path in (self.path, *(self.path / name for name in names)):
+            if path.is_symlink():
+                raise ExperimentError(
+                    f"{path} is a link: got one to {os.readlink(path)}, expected a run's own files "
+                    "and folders. Choose another folder for the results, or remove the link."
+                )
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes out of the folder while the block lasts.
+
+        The lock belongs to the process: it is gone with it, however that ends.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            ExperimentError: If another process works in the folder.
+        """
+        try:
+            with FileLock(self.path / _LOCK, timeout=0):
+                yield
+        except Timeout as error:
+            raise ExperimentError(
+                f"{self.path} is in use: got a run of another process in it, expected none. Wait "
+                "for that one; this command then goes on where it stopped, or reads its result."
+            ) from error
 
     def _with_new_fields(self, record: Any) -> Any:  # noqa: ANN401 - JSON
         """Fills what a config recorded by an older version of the package does not have yet.
@@ -208,7 +252,17 @@ class RunFolder:
         """
         for lines in (self.metrics, self.evaluations):
             lines.cut_back_(update)
-        return [Evaluation.model_validate(line) for line in self.evaluations.read()]
+        return self._evaluations()
+
+    def _evaluations(self) -> list[Evaluation]:
+        try:
+            return [Evaluation.model_validate(line) for line in self.evaluations.read()]
+        except ValidationError as error:
+            raise ExperimentError(
+                f"{self.evaluations.path} holds no evaluations: got {error.error_count()} wrong "
+                f"fields, the first {error.errors()[0]['loc']}, expected what a run writes. Delete "
+                "the folder and run again."
+            ) from error
 
     def record(self, evaluation: Evaluation) -> None:
         """Adds an evaluation to the records.
@@ -239,7 +293,7 @@ class RunFolder:
             updates=config.updates,
             status="diverged" if diverged else "finished",
             message=diverged,
-            evaluations=tuple(Evaluation.model_validate(line) for line in self.evaluations.read()),
+            evaluations=tuple(self._evaluations()),
             reference=reference
             and Reference(
                 min=reference.min,

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 
@@ -45,7 +45,8 @@ def run(
 
     Raises:
         DataError: If the dataset cannot be read.
-        ExperimentError: If there is no fitting environment, or the folder belongs to another run.
+        ExperimentError: If there is no fitting environment, or the folder belongs to another run,
+            holds a link or is in use by another process.
 
     Example:
         >>> from gtp_experiments import RunConfig, run
@@ -58,12 +59,15 @@ def run(
     folder = RunFolder(out, config, data.sha256)
     if (done := folder.result()) is not None:
         return done
-    evaluator = Evaluator(config, data.dataset)
-    try:
-        with _torch_threads(config.threads), StopSignal() as signal:
-            return _train(config, data, folder, evaluator, lambda: bool(signal) or stop(), line)
-    finally:
-        evaluator.close()
+    with folder.locked():
+        if (done := folder.result()) is not None:  # while this one waited to begin
+            return done
+        evaluator = Evaluator(config, data.dataset)
+        try:
+            with _torch_threads(config.threads), StopSignal() as signal:
+                return _train(config, data, folder, evaluator, lambda: bool(signal) or stop(), line)
+        finally:
+            evaluator.close()
 
 
 def _train(
@@ -79,7 +83,7 @@ def _train(
     checkpoints = CheckpointFolder(folder.checkpoints, keep=config.keep_checkpoints)
     seconds = 0.0
     if (newest := checkpoints.latest()) is not None:
-        seconds = float(str(restore_(learner, newest).metadata["seconds"]))
+        seconds = _seconds_of(restore_(learner, newest).metadata, newest)
     folder.resume_at_(learner.updates)
     bar = tqdm(
         total=config.updates,
@@ -120,6 +124,16 @@ def _train(
     finally:
         bar.close()
     return folder.finish(1000 * seconds / config.updates)
+
+
+def _seconds_of(metadata: Mapping[str, object], path: Path) -> float:
+    seconds = metadata.get("seconds")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
+        raise ExperimentError(
+            f"{path} is no checkpoint of a run: got {seconds!r} for its seconds of training, "
+            "expected a number >= 0. Choose another folder for the results, or delete that one."
+        )
+    return float(seconds)
 
 
 @contextlib.contextmanager

@@ -20,9 +20,6 @@ from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from torch import nn
 
-# A space in a file may claim any shape; one of more elements than a large image is not made.
-_MOST_ELEMENTS = 2**22
-
 
 class NotInAFile(ValueError):
     """A value that a file cannot hold, or that it does not hold."""
@@ -133,6 +130,39 @@ def decode(value: JsonValue) -> Any:  # noqa: ANN401 - whatever `encode` was giv
         raise NotInAFile(f"{tag}: {type(error).__name__} ({error})") from error
 
 
+def elements(value: JsonValue) -> int:
+    """Returns how many numbers the spaces in a value would have, which a shape alone may claim.
+
+    Raises:
+        NotInAFile: If a space is none that `encode` writes.
+    """
+    if isinstance(value, list):
+        return sum(map(elements, value))
+    if not isinstance(value, dict):
+        return 0
+    if ":space" not in value:
+        return sum(map(elements, value.values()))
+    try:
+        return _elements_of(value[":space"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise NotInAFile(f":space: {type(error).__name__} ({error})") from error
+
+
+def _elements_of(space: Any) -> int:  # noqa: ANN401 - JSON
+    if space["kind"] == "Dict":
+        return sum(map(_elements_of, space["parts"].values()))
+    shape = space.get("shape", space.get("n"))
+    if isinstance(shape, dict):  # a tuple, encoded
+        shape = shape[":tuple"]
+    # Of a Discrete or MultiDiscrete space it is the number of values, which takes no memory here.
+    sizes = shape if isinstance(shape, list) and space["kind"] != "MultiDiscrete" else [1]
+    if space["kind"] == "MultiBinary" and isinstance(shape, int):
+        sizes = [shape]
+    if not all(type(n) is int and n >= 0 for n in sizes):
+        raise ValueError(f"the shape {shape}")
+    return math.prod(sizes)
+
+
 def _decode_part(name: str, value: JsonValue) -> object:
     try:
         return decode(value)
@@ -193,8 +223,6 @@ def _decode_space(value: dict[str, Any]) -> spaces.Space[Any]:
         return spaces.Dict({k: _decode_space(v) for k, v in value["parts"].items()})
     if kind == "Box":
         shape, dtype = tuple(int(n) for n in value["shape"]), _dtype(value["dtype"])
-        if min(shape, default=1) < 0 or math.prod(shape) > _MOST_ELEMENTS:
-            raise ValueError(f"a Box of shape {shape}")
         low, high = (
             np.broadcast_to(np.asarray(decode(value[k]), dtype), shape) for k in ("low", "high")
         )
@@ -204,10 +232,7 @@ def _decode_space(value: dict[str, Any]) -> spaces.Space[Any]:
     if kind == "MultiDiscrete":
         return spaces.MultiDiscrete(value["n"], start=value["start"])
     if kind == "MultiBinary":
-        n = decode(value["n"])
-        if np.prod(n) > _MOST_ELEMENTS:
-            raise ValueError(f"a MultiBinary of {n}")
-        return spaces.MultiBinary(n)
+        return spaces.MultiBinary(decode(value["n"]))
     raise KeyError(kind)
 
 

@@ -1,11 +1,13 @@
 """Models and policies as the core's checkpoints: SB3's naming of files, and no pickle."""
 
 import contextlib
+import glob
 import io
 import os
 import pathlib
 import secrets
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -21,11 +23,14 @@ from gtp_policy import (
     read_metadata,
     save_checkpoint,
 )
-from gtp_policy.errors import CheckpointError
+from gtp_policy.errors import CheckpointError, GTPError
 from gtp_sb3 import _codec
 
 Place = str | pathlib.Path | io.BufferedIOBase
 _LOCAL_HEADER = b"PK\x03\x04"
+# A space in a file may claim any shape. More numbers than a large image has are made only for
+# networks that take so many, and the file holds those.
+_MOST_ELEMENTS = 2**20
 
 
 def write(
@@ -57,8 +62,13 @@ def write(
     if path.suffix == ".zip":
         save_checkpoint(path, learner, **extras)
         return
-    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}.zip")
+    prefix = f".{path.name}.tmp-"
+    temporary = path.with_name(f"{prefix}{secrets.token_hex(8)}.zip")
     try:
+        # What saves that were killed left behind; one that is going on takes no hour.
+        for leftover in path.parent.glob(f"{glob.escape(prefix)}*"):
+            if leftover.lstat().st_mtime < time.time() - 3600:
+                leftover.unlink()
         save_checkpoint(temporary, learner, **extras)
         os.replace(temporary, path)
     except OSError as error:
@@ -111,8 +121,28 @@ def read(path: pathlib.Path) -> tuple[CheckpointInfo, dict[str, JsonValue]]:
     return info, attributes
 
 
+@contextlib.contextmanager
+def built_from(path: pathlib.Path) -> Iterator[None]:
+    """Turns what SB3, gymnasium and torch raise while they build what a file says.
+
+    Raises:
+        CheckpointError: Instead of anything that is no error of ours.
+    """
+    try:
+        yield
+    except (GTPError, MemoryError):
+        raise
+    except Exception as error:  # whatever a foreign file makes a constructor raise
+        raise CheckpointError(
+            f"Checkpoint {path} cannot be used: got {type(error).__name__} ({error}), expected "
+            "attributes that fit each other, as GTP.save writes them."
+        ) from error
+
+
 def _of_sb3(path: pathlib.Path) -> bool:
     """Returns whether a file begins like SB3's zip files: with the member `data`, or tensors."""
+    if not path.is_file():  # a pipe would wait for its writer
+        return False
     with contextlib.suppress(OSError), open(path, "rb") as file:
         head = file.read(512)
         name = head[30 : 30 + int.from_bytes(head[26:28], "little")]
@@ -127,7 +157,10 @@ def encode_attributes(attributes: Mapping[str, object]) -> dict[str, JsonValue]:
 
 def _encode_or_note(value: object) -> JsonValue:
     try:
-        return _codec.encode(value)
+        encoded = _codec.encode(value)
+        if _codec.elements(encoded):
+            _codec.decode(encoded)  # what could not be read again is not in the file either
+        return encoded
     except _codec.NotInAFile as error:
         if isinstance(value, dict) and all(isinstance(k, str) for k in value):
             return {k: _encode_or_note(v) for k, v in value.items()}
@@ -135,22 +168,31 @@ def _encode_or_note(value: object) -> JsonValue:
 
 
 def decode_attributes(
-    path: pathlib.Path, attributes: Mapping[str, JsonValue], replaced: Iterable[str]
+    path: pathlib.Path,
+    info: CheckpointInfo,
+    attributes: Mapping[str, JsonValue],
+    replaced: Iterable[str],
 ) -> dict[str, Any]:
     """Returns attributes from JSON, without those that are replaced.
 
     Raises:
         CheckpointError: If one is not in the file and not replaced, or not what was written.
     """
-    found = {}
-    for name, value in attributes.items():
-        if name in replaced:
-            continue
-        try:
+    found: dict[str, Any] = {}
+    kept = {name: value for name, value in attributes.items() if name not in replaced}
+    name = ""
+    try:
+        # All of them together, before any is made.
+        made, most = 0, max(_MOST_ELEMENTS, 2 * info.obs_dim)
+        for name, value in kept.items():  # noqa: B007 - for the message
+            made += _codec.elements(value)
+            if made > most:
+                raise _codec.NotInAFile(f"spaces of {made} numbers, where at most {most} are read")
+        for name, value in kept.items():
             found[name] = _codec.decode(value)
-        except (_codec.NotInAFile, RecursionError) as error:
-            raise CheckpointError(
-                f"Checkpoint {path} does not hold `{name}`: got {error}, which no file without "
-                f"pickle can hold. Pass it: load(..., custom_objects={{{name!r}: ...}})."
-            ) from error
+    except (_codec.NotInAFile, RecursionError) as error:
+        raise CheckpointError(
+            f"Checkpoint {path} does not hold `{name}`: got {error}, which no file without "
+            f"pickle can hold. Pass it: load(..., custom_objects={{{name!r}: ...}})."
+        ) from error
     return found

@@ -1,19 +1,22 @@
 """What the file of a model holds in addition to the core's checkpoint, and what it must fit."""
 
 import pathlib
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, Literal
 
-from pydantic import JsonValue
-from stable_baselines3.common.type_aliases import Schedule
+from gymnasium.spaces import Box, Space
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.type_aliases import Schedule, TrainFreq
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv
 
 from gtp_datasets.spaces import action_scaler_of, box_of
 from gtp_policy import CheckpointInfo, load_checkpoint
-from gtp_policy.errors import CheckpointError
+from gtp_policy.errors import CheckpointError, UnsupportedSpaceError
 from gtp_sb3 import _files
-from gtp_sb3._spaces import check_env, layout_of, space_of
+from gtp_sb3._spaces import check_env, has_parts, layout_of, space_of
 from gtp_sb3.policies import GTPPolicy
 
 # Not saved, in addition to what SB3 leaves out: parts of the learner, which the checkpoint itself
@@ -28,6 +31,7 @@ EXCLUDED = (
     "gtp_config",
     "lr_schedule",
     "start_time",
+    "tensorboard_log",  # where a run writes is not for a file to say
     "value",
     "_clock",
     "_last_episode_starts",
@@ -39,14 +43,75 @@ EXCLUDED = (
     "_replay_buffer",
     "_stand_in",
 )
+# What SB3 leaves out itself. In a file, either would replace a part of the model that is built.
+_NEVER = frozenset(EXCLUDED) - {"tensorboard_log"} | {
+    "device",
+    "env",
+    "policy",
+    "replay_buffer",
+    "rollout_buffer",
+    "_custom_logger",
+    "_logger",
+    "_vec_normalize_env",
+}
 
 
-def encode(attributes: Mapping[str, object], included: Collection[str]) -> dict[str, JsonValue]:
-    """Returns attributes as JSON.
+class _Attributes(BaseModel):
+    """What SB3 expects of its attributes; those of a subclass are as they are."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="allow", strict=True)
+
+    observation_space: Space[Any] | None = None
+    action_space: Box | None = None
+    policy_class: type[GTPPolicy] | None = None
+    policy_kwargs: dict[str, Any] | None = None
+    action_noise: ActionNoise | None = None
+    batch_size: int = Field(1, ge=1)
+    buffer_size: int = Field(1, ge=1)
+    gamma: float = Field(0.99, ge=0, le=1)
+    gradient_steps: int = Field(1, ge=-1)
+    learning_rate: float | Callable[..., Any] | None = None
+    learning_starts: int = Field(0, ge=0)
+    n_envs: int = Field(1, ge=1)
+    n_steps: int = Field(1, ge=1)
+    num_timesteps: int = Field(0, ge=0)
+    optimize_memory_usage: bool = False
+    replay_buffer_class: type[ReplayBuffer] | None = None
+    replay_buffer_kwargs: dict[str, Any] | None = None
+    seed: int | None = Field(None, ge=0)
+    tau: float = Field(1, gt=0, le=1)
+    train_freq: TrainFreq | int | tuple[int, str] = 1
+    use_sde: Literal[False] = False
+    verbose: int = 0
+    # Names that begin with an underscore, which pydantic keeps for itself.
+    horizon: Literal["config", "first run"] | None = Field(None, alias="_horizon")
+    n_updates: int = Field(0, ge=0, alias="_n_updates")
+    offline_updates: int = Field(0, ge=0, alias="_offline_updates")
+    scales_are_fixed: bool = Field(False, alias="_scales_are_fixed")
+    seeds_globally: bool = Field(False, alias="_seeds_globally")
+    sigma_is_open: bool = Field(False, alias="_sigma_is_open")
+    spaces_are_derived: bool = Field(False, alias="_spaces_are_derived")
+    stats_window_size: int = Field(1, ge=1, alias="_stats_window_size")
+    episode_num: int = Field(0, ge=0, alias="_episode_num")
+    num_timesteps_at_start: int = Field(0, ge=0, alias="_num_timesteps_at_start")
+    total_timesteps: int = Field(0, ge=0, alias="_total_timesteps")
+    current_progress_remaining: float = Field(0, alias="_current_progress_remaining")
+
+
+def encode(
+    cls: type, attributes: Mapping[str, object], included: Collection[str]
+) -> dict[str, JsonValue]:
+    """Returns attributes of a model of a class as JSON.
 
     Raises:
-        ValueError: If no file can hold one that the user wants included.
+        ValueError: If no file can hold one that the user wants included, or one has the name of
+            something that belongs to the class.
     """
+    if foreign := sorted(_foreign(cls, attributes) - set(included)):
+        raise ValueError(
+            f"Attributes cannot be saved: got {foreign}, which the class has too, expected other "
+            "names. Rename them, or leave them out with exclude=."
+        )
     encoded = _files.encode_attributes(attributes)
     for name in included:
         value = encoded.get(name)
@@ -75,16 +140,24 @@ def read(
         ValueError: If it was written with other ``policy_kwargs`` than those given.
     """
     info, encoded = _files.read(path)
+    encoded.pop("tensorboard_log", None)  # of earlier versions
     # Not replaced are `policy_kwargs` to compare with. A dataset is in no file.
     replaced = {*custom, *changes, "dataset"} - ({"policy_kwargs"} - set(custom))
-    attributes = _files.decode_attributes(path, encoded, replaced)
-    attributes |= {k: v for k, v in custom.items() if k in encoded}
-    foreign = [k for k in attributes if hasattr(cls, k)]
-    if foreign:
+    attributes = _files.decode_attributes(path, info, encoded, replaced)
+    if foreign := sorted(_foreign(cls, attributes)):
         raise CheckpointError(
             f"Checkpoint {path} names what is no attribute: got {foreign}, expected names that "
             "GTP.save wrote."
         )
+    try:
+        _Attributes.model_validate(attributes)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        raise CheckpointError(
+            f"Checkpoint {path} has a wrong `{'.'.join(map(str, first['loc']))}`: got "
+            f"{first['msg']}, expected what GTP.save wrote."
+        ) from error
+    attributes |= {k: v for k, v in custom.items() if k in encoded}
     kwargs = attributes.get("policy_kwargs", {})
     if changes.get("policy_kwargs", kwargs) != kwargs:
         raise ValueError(
@@ -92,6 +165,11 @@ def read(
             "file cannot hold, pass custom_objects={'policy_kwargs': ...}."
         )
     return info, attributes
+
+
+def _foreign(cls: type, names: Iterable[str]) -> set[str]:
+    """Returns names that would replace something of the class, or of a model that was set up."""
+    return {name for name in names if hasattr(cls, name) or name in _NEVER}
 
 
 def complete(
@@ -125,6 +203,8 @@ def complete(
             "both, or an environment. Pass env=."
         )
     found = defaults | dict(attributes)
+    if known:
+        _check_spaces(path, info, found["observation_space"], found["action_space"])
     if env is None:
         return found
     ours = found.get("observation_space"), found.get("action_space")
@@ -138,6 +218,30 @@ def complete(
         "n_envs": env.num_envs,
         "_spaces_are_derived": False,
     }
+
+
+def _check_spaces(
+    path: pathlib.Path,
+    info: CheckpointInfo,
+    observation_space: Space[Any],
+    action_space: Space[Any],
+) -> None:
+    """Raises unless SB3's spaces and the core's layout and bounds in a file say the same."""
+    try:
+        layout, scaler = info.layout or layout_of(observation_space), info.action_scaler
+        fits = has_parts(observation_space, layout) and layout.obs_dim == info.obs_dim
+        ours = action_scaler_of(action_space)
+        fits &= ours.action_dim == info.action_dim and (scaler is None or ours.is_close(scaler))
+    except (UnsupportedSpaceError, NotImplementedError, TypeError) as error:
+        raise CheckpointError(
+            f"Checkpoint {path} cannot be used: got spaces that do not fit ({error}), expected "
+            "those of its networks."
+        ) from error
+    if not fits:
+        raise CheckpointError(
+            f"Checkpoint {path} contradicts itself: got the spaces {observation_space} and "
+            f"{action_space}, expected what fits its {layout} and {scaler}."
+        )
 
 
 def read_parameters(

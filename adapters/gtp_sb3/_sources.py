@@ -11,6 +11,7 @@ from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from gtp_datasets import load_d4rl_hdf5, load_minari
+from gtp_datasets._minari import Episodes
 from gtp_datasets.spaces import action_scaler_of, box_of, check_dataset
 from gtp_policy import ObservationLayout, OfflineDataset
 from gtp_policy.dataset_builder import as_array, as_flags
@@ -27,6 +28,8 @@ _LONG = {
     "truncated": "timeouts",
     "next_obs": "next_observations",
 }
+# Files of data that are no D4RL files, and no ids of Minari either.
+_FOREIGN = (".npy", ".npz", ".pkl", ".pickle", ".pt", ".pth", ".csv", ".json", ".zip")
 _SHORT = {name: name for name in _LONG}
 
 
@@ -48,7 +51,14 @@ def open_named(
             f"A dataset of images cannot be given by its name: got {str(dataset)!r}, expected the "
             "dataset itself. Pass minari.load_dataset(...), so that images stay uint8."
         )
-    if not isinstance(dataset, str) or Path(dataset).suffix in (".hdf5", ".h5"):
+    suffix = Path(dataset).suffix.lower()
+    if suffix in _FOREIGN:
+        raise DataError(
+            f"`dataset` names a file of another kind: got {str(dataset)!r}, expected a D4RL file "
+            "(.hdf5) or the id of a Minari dataset. Load arrays yourself and pass them as a dict; "
+            "pickles are never read."
+        )
+    if not isinstance(dataset, str) or suffix in (".hdf5", ".h5"):
         if frame is None:
             return load_d4rl_hdf5(dataset, gamma=gamma)
         low, high = frame.scaler.low, frame.scaler.high
@@ -212,7 +222,8 @@ def _read_minari(dataset: Any, frame: Frame) -> Dataset:  # noqa: ANN401 - Minar
         k: [] for k in ("action", "reward", "terminated", "truncated", "rows")
     }
     start = 0
-    for episode in dataset.iterate_episodes():
+    for _, read in Episodes(dataset, layout.keys):
+        episode = read()
         reward = as_array("rewards", episode.rewards)
         obs = arrays_of("observations", episode.observations, layout)
         steps = len(next(iter(obs.values())) if isinstance(obs, Mapping) else obs) - 1

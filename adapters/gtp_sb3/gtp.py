@@ -1,5 +1,6 @@
 """GTP as an off-policy algorithm of Stable-Baselines3, online and offline."""
 
+import copy
 import pathlib
 import time
 from collections.abc import Iterable, Mapping
@@ -34,6 +35,7 @@ from gtp_policy import (
     UpdateMetrics,
     restore_,
 )
+from gtp_policy.errors import GTPError, StateMismatchError
 from gtp_sb3 import _files, _replay, _saving, _sources
 from gtp_sb3._choices import (
     check_learning_rate,
@@ -567,7 +569,7 @@ class GTP(OfflineLoop):
         own = self.__dict__ | self._offline.attributes()
         attributes = {name: value for name, value in own.items() if name not in left_out}
         attributes |= {name: getattr(self, name) for name in included}
-        encoded = _saving.encode(attributes, included)
+        encoded = _saving.encode(type(self), attributes, included)
         _files.write(path, self.learner, self.policy.scaler, self.policy.layout, encoded)
 
     @classmethod
@@ -585,7 +587,7 @@ class GTP(OfflineLoop):
 
         Nothing in the file is executed. The dataset is not in it: call `set_dataset` to go on
         learning offline; the run then continues exactly where it was, on the same machine bit for
-        bit.
+        bit. Nor is the folder of TensorBoard's logs: a file does not say where the next run writes.
 
         Args:
             path: Name of the file, with or without ``.zip``, or a binary stream.
@@ -602,7 +604,7 @@ class GTP(OfflineLoop):
 
         Raises:
             CheckpointError: If the file is missing, damaged or foreign (a file of SB3's own
-                included), or lacks something that no file can hold.
+                included), contradicts itself, or lacks something that no file can hold.
             ValueError: If the environment has other spaces, or ``policy_kwargs`` differ.
         """
         if "gtp_config" in kwargs:
@@ -623,9 +625,13 @@ class GTP(OfflineLoop):
             attributes = _saving.complete(file, info, attributes, env)
             of_dict = isinstance(attributes["observation_space"], spaces.Dict)
             policy = attributes.get("policy_class", MultiInputPolicy if of_dict else MlpPolicy)
-            model = cls(policy, env, device=device, _init_setup_model=False)
             dataset, tau, seed = (kwargs.pop(name, None) for name in ("dataset", "tau", "seed"))
-            model._take_over(file, info, attributes | kwargs)
+            with _files.built_from(file):
+                policy.check_size(
+                    file, attributes["observation_space"], attributes.get("policy_kwargs") or {}
+                )
+                model = cls(policy, env, device=device, _init_setup_model=False)
+                model._take_over(file, info, attributes | kwargs)
         if tau is not None:
             model.tau = float(tau)
             model.learner.config = model.learner.config.replace(ema_rate=float(tau))
@@ -664,7 +670,7 @@ class GTP(OfflineLoop):
         Raises:
             CheckpointError: If the file is missing, damaged or foreign.
             ValueError: If a name is unknown, or one is missing with ``exact_match``.
-            StateMismatchError: If the parameters belong to another flow map.
+            StateMismatchError: If the parameters do not fit; nothing has been changed then.
         """
         given = load_path_or_dict
         if not isinstance(given, Mapping):
@@ -677,13 +683,29 @@ class GTP(OfflineLoop):
                 f"The names do not match: got {sorted(given)}, expected {sorted(needed)}; unknown "
                 f"{unknown}, missing {missing}. Pass exact_match=False to leave some out."
             )
-        for name, state in given.items():
+        before = copy.deepcopy({name: recursive_getattr(self, name).state_dict() for name in given})
+        try:
+            self._load_states(given, exact_match)
+        except BaseException as error:
+            self._load_states(before, exact_match=True)
+            # Torch and its optimisers raise these on a state that is not one of theirs.
+            if isinstance(error, GTPError) or not isinstance(
+                error, AttributeError | KeyError | RuntimeError | TypeError | ValueError
+            ):
+                raise
+            raise StateMismatchError(
+                f"The parameters do not fit the model: got {type(error).__name__} ({error}), "
+                "expected what get_parameters() of such a model returned."
+            ) from error
+        self._offline.scales_are_fixed = True
+
+    def _load_states(self, states: Mapping[str, Any], exact_match: bool) -> None:
+        for name, state in states.items():
             target = recursive_getattr(self, name)
             if isinstance(target, torch.optim.Optimizer):
                 target.load_state_dict(state)
             else:  # of a compiled policy, the policy itself
                 getattr(target, "_orig_mod", target).load_state_dict(state, strict=exact_match)
-        self._offline.scales_are_fixed = True
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), *_saving.EXCLUDED]

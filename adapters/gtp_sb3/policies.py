@@ -21,7 +21,15 @@ from stable_baselines3.common.utils import get_device
 from torch import Tensor, nn
 
 from gtp_datasets.spaces import action_scaler_of
-from gtp_policy import FlowMapActor, GTPConfig, GTPLearner, ObservationLayout, QEnsemble, restore_
+from gtp_policy import (
+    FlowMapActor,
+    GTPConfig,
+    GTPLearner,
+    ObservationLayout,
+    QEnsemble,
+    read_metadata,
+    restore_,
+)
 from gtp_policy.critic import ValueNetwork
 from gtp_policy.errors import CheckpointError, DataError, UnsupportedSpaceError
 from gtp_sb3 import _codec, _files
@@ -418,20 +426,46 @@ class GTPPolicy(BasePolicy):
             info, encoded = _files.read(file)
             known = ("observation_space", "action_space", "policy_kwargs")
             own = {k: v for k, v in encoded.items() if k in known}
-            attributes = _files.decode_attributes(file, own, replaced) | replaced
+            attributes = _files.decode_attributes(file, info, own, replaced) | replaced
             missing = [k for k in known if k not in attributes]
             if missing:
                 raise CheckpointError(
                     f"Checkpoint {file} is no policy of SB3: got no {missing}, expected a file of "
                     "GTP.save. Load a file of the core with GTP.load(path, env=...)."
                 )
-            policy = cls(
-                attributes["observation_space"],
-                attributes["action_space"],
-                **attributes["policy_kwargs"] | {"config": info.config, "layout": info.layout},
-            ).to(get_device(device))
-            restore_(policy.learner, file)
+            space, kwargs = attributes["observation_space"], attributes["policy_kwargs"]
+            with _files.built_from(file):
+                cls.check_size(file, space, kwargs)
+                policy = cls(
+                    space,
+                    attributes["action_space"],
+                    **kwargs | {"config": info.config, "layout": info.layout},
+                ).to(get_device(device))
+                restore_(policy.learner, file)
         return policy
+
+    @classmethod
+    def check_size(
+        cls, path: pathlib.Path, observation_space: spaces.Space[Any], kwargs: dict[str, Any]
+    ) -> None:
+        """Raises unless a file holds what its extractor and its networks would need.
+
+        Args:
+            path: The file.
+            observation_space: Observation space.
+            kwargs: Arguments of the policy.
+
+        Raises:
+            CheckpointError: If it does not.
+        """
+        extractor_class = kwargs.get("features_extractor_class") or cls.default_extractor
+        if is_vector(observation_space, extractor_class, kwargs.get("normalize_images", True)):
+            return  # nothing but the core's networks, which were counted when the file was read
+        with torch.device("meta"):  # where nothing takes memory
+            extractor = extractor_class(
+                observation_space, **kwargs.get("features_extractor_kwargs") or {}
+            )
+        read_metadata(path, encoder=extractor)
 
 
 class MlpPolicy(GTPPolicy):

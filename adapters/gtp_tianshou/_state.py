@@ -34,18 +34,37 @@ class Saved(Config):
     @classmethod
     def read(cls, path: str | Path, metadata: Mapping[str, JsonValue], learner: GTPLearner) -> Self:
         """Checks the part of a checkpoint's metadata that is ours."""
+        problem = f"Checkpoint {path} cannot be read", "what GTP.save wrote"
+        return cls._checked(metadata.get(METADATA, {}), learner, *problem)
+
+    @classmethod
+    def write(cls, values: dict[str, Any], learner: GTPLearner) -> dict[str, JsonValue]:
+        """Returns our part of a checkpoint's metadata, by the rules that `read` has."""
+        problem = "The algorithm cannot be saved", "what GTP.load would take"
+        cls._checked(values, learner, *problem)
+        return values
+
+    @classmethod
+    def _checked(cls, values: Any, learner: GTPLearner, problem: str, expected: str) -> Self:  # noqa: ANN401
         try:
-            saved = cls.model_validate(metadata.get(METADATA, {}))
+            saved = cls.model_validate(values)
             if learner.critic is None and (saved.candidates or 1) > 1:
                 raise ValueError("several candidates without a critic")
+            # The limits that the learner's own choices have.
+            config = learner.full_config
+            config.replace(
+                actor=config.actor.replace(steps=saved.steps or config.actor.steps),
+                learner=config.learner.replace(
+                    eval_candidates=saved.candidates or config.learner.eval_candidates
+                ),
+            )
         except ValueError as error:  # pydantic's ValidationError is one
             reason = error
             if isinstance(error, ValidationError):
                 first = error.errors(include_url=False, include_context=False)[0]
                 reason = ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
             raise CheckpointError(
-                f"Checkpoint {path} cannot be read: got metadata of {METADATA!r} with {reason}, "
-                "expected what GTP.save wrote."
+                f"{problem}: got metadata of {METADATA!r} with {reason}, expected {expected}."
             ) from error
         return saved
 

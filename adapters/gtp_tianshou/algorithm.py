@@ -88,7 +88,8 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
 
     Raises:
         ValueError: If ``critic_optim`` comes without ``policy_optim`` or without a critic, or
-            ``log_every`` is smaller than 1, or the policy belongs to another algorithm.
+            ``log_every`` is smaller than 1, ``gamma`` is outside [0, 1], or the policy belongs to
+            another algorithm.
 
     References:
         | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al., 2025),
@@ -133,6 +134,8 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
                 f"`critic_optim` stands alone: got policy_optim={policy_optim} and critic="
                 f"{type(critic).__name__}, expected both, since one factory is of no use."
             )
+        if not 0 <= gamma <= 1:
+            raise ValueError(f"`gamma` is out of range: got {gamma}, expected 0 to 1.")
         if log_every < 1:
             raise ValueError(f"`log_every` is out of range: got {log_every}, expected >= 1.")
         if not any(p.requires_grad for p in policy.actor.parameters()):
@@ -362,7 +365,7 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
             Box(-2.0, 2.0, (1,), float32)
         """
         policy = self.policy
-        own: dict[str, JsonValue] = {
+        own: dict[str, Any] = {
             "gamma": self.gamma,
             "deterministic_eval": policy.deterministic_eval,
             "steps": policy.steps,
@@ -375,7 +378,7 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
             self.learner,
             action_scaler=policy.action_scaler,
             layout=policy.layout,
-            metadata={**(metadata or {}), METADATA: own},
+            metadata={**(metadata or {}), METADATA: Saved.write(own, self.learner)},
         )
 
     @classmethod
@@ -503,10 +506,20 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
             StateMismatchError: If the state belongs to an algorithm with other networks, optimisers
                 or schedulers; nothing has been changed then.
         """
+        before = copy.deepcopy(self.state_dict()) if self.learner.broken is None else None
+        try:
+            return self._take_over(state_dict, strict, assign)
+        except BaseException:
+            if before is not None:
+                self._take_over(before, True, False)
+            raise
+
+    def _take_over(self, state_dict: Mapping[str, Any], strict: bool, assign: bool) -> Any:  # noqa: ANN401
         state = dict(state_dict)
         schedulers = state.pop(SCHEDULERS, None)
         if strict:
-            check_state(state, schedulers, self.state_dict())
+            if self.learner.broken is None:  # otherwise it has no state to compare with
+                check_state(state, schedulers, self.state_dict())
             check_schedulers(schedulers or [], self.lr_schedulers)
         state.setdefault(self._STATE_DICT_KEY_OPTIMIZERS, [])
         own = {k.removeprefix("learner."): v for k, v in state.items() if k.startswith("learner.")}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gtp_policy._engine.seeds import Parameters, share_, together
+from gtp_policy.errors import StateMismatchError
 
 _OPTIONS = ("fused", "betas", "eps", "weight_decay", "amsgrad", "maximize", "differentiable")
 
@@ -67,6 +68,22 @@ def adam_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dic
         state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
     return state
+
+
+def check_moments(name: str, optimizer: torch.optim.Optimizer) -> None:
+    """Raises unless every moment of Adam has the shape of its parameter, which torch leaves open.
+
+    Args:
+        name: What the message calls the part.
+        optimizer: Any optimiser; those of other kinds keep what they like.
+    """
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if key.startswith("exp_avg") and value.shape != parameter.shape:
+                raise StateMismatchError(
+                    f"The optimiser of the {name} belongs to other parameters: got `{key}` of "
+                    f"shape {tuple(value.shape)}, expected {tuple(parameter.shape)}."
+                )
 
 
 class Optimizer:

@@ -51,9 +51,10 @@ class Dispatcher:
             Metrics by name, (S,) each.
         """
         fast = self._find(learners, batch.obs.shape[1])
-        if fast is None:
-            return update(ByAutograd(learners), batch, draws)
         # Also for a caller in inference mode: what is made here outlives it.
+        if fast is None:
+            with torch.inference_mode(False), torch.enable_grad():
+                return update(ByAutograd(learners), _plain(batch), draws)
         with few_threads(), torch.inference_mode(False):
             return fast(batch, draws, learners[0].learning_rates)
 
@@ -82,6 +83,11 @@ class Dispatcher:
             modules = [learner for learner in learners if isinstance(learner, nn.Module)]
             self._fingerprint = Fingerprint(*modules, gradients=True)
         return self._fast
+
+
+def _plain(batch: Transitions) -> Transitions:
+    """Returns a minibatch that autograd may keep, which those made in inference mode are not."""
+    return batch.map(lambda field: field.clone() if field.is_inference() else field)
 
 
 def _build(learners: Sequence[Learner], rows: int) -> ByHand | GraphedUpdate | None:

@@ -6,9 +6,11 @@ import torch
 
 from gtp_policy._engine.choice import Dispatcher
 from gtp_policy._engine.cuda_graph import Step
+from gtp_policy._engine.whole import changing, check_whole
 from gtp_policy.algorithm import Learner, draw
 from gtp_policy.dataset import OfflineDataset, check_batch_size
 from gtp_policy.metrics import UpdateMetrics, per_learner
+from gtp_policy.transitions import check_kind
 
 
 def update_from(
@@ -31,6 +33,8 @@ def update_from(
     """
     if not isinstance(updates, int) or isinstance(updates, bool) or updates < 1:
         raise ValueError(f"`updates` is out of range: got {updates!r}, expected an integer >= 1.")
+    check_whole(learners)
+    check_kind("dataset", dataset, OfflineDataset)
     first = learners[0]
     actor = first.actor
     dataset.transitions.check(actor.obs_dim, actor.action_dim, like=actor)
@@ -55,7 +59,11 @@ def _launch(
     batch_size: int,
     n: int,
 ) -> list[UpdateMetrics]:
-    """Does n updates on minibatches of a size in one launch; counts none of them if it fails."""
+    """Does n updates on minibatches of a size in one launch, which is all or nothing.
+
+    Streams and learning rates are those of the updates to come, so that the counters go ahead
+    while what is random is drawn. They come back before anything is computed.
+    """
     done, streams, drawn = learners[0].updates, [], []
     shape = len(learners), batch_size, learners[0].actor.action_dim
     like = torch.empty(shape, device=learners[0].actor.device, dtype=learners[0].actor.dtype)
@@ -65,12 +73,14 @@ def _launch(
             drawn.append((draw(learners, like), learners[0].learning_rates))
             for learner in learners:
                 learner.updates += 1
-        # One operation gathers all minibatches.
-        rows = dataset.sample_rows(batch_size, streams).view(n, len(learners), batch_size, -1)
-        steps = [Step(own, *rest) for own, rest in zip(rows, drawn, strict=True)]
-        metrics = dispatcher.run(steps)
-    except BaseException:
+    finally:
         for learner in learners:
             learner.updates = done
-        raise
-    return per_learner(metrics, len(learners))
+    # One operation gathers all minibatches.
+    rows = dataset.sample_rows(batch_size, streams).view(n, len(learners), batch_size, -1)
+    steps = [Step(own, *rest) for own, rest in zip(rows, drawn, strict=True)]
+    with changing(learners):
+        metrics = per_learner(dispatcher.run(steps), len(learners))
+        for learner in learners:
+            learner.updates = done + n
+    return metrics

@@ -14,6 +14,7 @@ import secrets
 import shutil
 import stat
 import struct
+import time
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -28,6 +29,12 @@ MANIFEST = "manifest.json"
 MANIFEST_LIMIT = 2**16
 
 _END_OF_ZIP = struct.Struct("<4s4H2LH")
+# What stands before the end of a zip file whose table of contents is somewhere else.
+_LOCATOR, _LOCATOR_SIZE = b"PK\x06\x07", 20
+# A write takes no longer; what is left of an older one will never be finished.
+_ABANDONED_AFTER = 3600.0
+# A file with holes may say that it is longer than its disk; more than this is not read of them.
+_MOST_HOLES = 64 * 2**20
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -47,6 +54,7 @@ def write_bundle(path: Path, files: Mapping[str, bytes], *, written_by: str) -> 
     then = "What was there before is unchanged."
     try:
         os.makedirs(path.parent, exist_ok=True)
+        _sweep(path)
         if path.suffix == ".zip":
             _write_file(temporary, _zipped({**files, MANIFEST: manifest}))
             os.replace(temporary, path)
@@ -63,7 +71,7 @@ def write_bundle(path: Path, files: Mapping[str, bytes], *, written_by: str) -> 
             os.rename(temporary, path)
         then = "It is in its place, but a power failure now may undo that."
         _flush_directory(path.parent)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a name with a zero byte
         raise CheckpointError(
             f"Checkpoint {path} cannot be written: got {_reason(error)}, expected a writable "
             f"place. {then}"
@@ -72,13 +80,18 @@ def write_bundle(path: Path, files: Mapping[str, bytes], *, written_by: str) -> 
         remove(temporary)
 
 
-def read_bundle(path: Path, names: Iterable[str], *, limit: Mapping[str, int]) -> dict[str, bytes]:
+def read_bundle(
+    path: Path, names: Iterable[str], *, limit: Mapping[str, int]
+) -> tuple[dict[str, bytes], dict[str, int]]:
     """Reads some files of a bundle and checks them against its manifest.
 
     Args:
         path: A directory, or a zip file.
         names: Which files.
         limit: Most bytes of a file by name; without an entry, what is there.
+
+    Returns:
+        The files, and the lengths that the manifest gives of all.
 
     Raises:
         CheckpointError: If anything is not as `write_bundle` left it.
@@ -96,7 +109,7 @@ def read_bundle(path: Path, names: Iterable[str], *, limit: Mapping[str, int]) -
                 if _sha256(data) != entries[name]["sha256"]:
                     raise ValueError(f"{name} is damaged: its SHA-256 is not the manifest's")
                 found[name] = data
-            return found
+            return found, {name: entry["bytes"] for name, entry in entries.items()}
     except Exception as error:  # whatever a foreign file makes a parser raise
         raise unreadable(path, error) from error
 
@@ -136,7 +149,8 @@ def discard(path: Path) -> None:
 
 def remove(path: Path) -> None:
     """Removes a file or a directory if it is there; what cannot be removed stays."""
-    with contextlib.suppress(OSError):  # ignore_errors does not ignore a failing close
+    # ignore_errors does not ignore a failing close; a name with a zero byte is no name.
+    with contextlib.suppress(OSError, ValueError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -146,6 +160,14 @@ def remove(path: Path) -> None:
 def is_temporary(name: str) -> bool:
     """Returns whether a name is that of a bundle that was never finished."""
     return name.startswith(".") and ".tmp-" in name
+
+
+def _sweep(path: Path) -> None:
+    """Removes what writes to a place left behind that were killed long ago."""
+    prefix, old = f".{path.name}.tmp-", time.time() - _ABANDONED_AFTER
+    for leftover in path.parent.iterdir():
+        if leftover.name.startswith(prefix) and leftover.lstat().st_mtime < old:
+            remove(leftover)
 
 
 def _temporary(path: Path) -> Path:
@@ -197,8 +219,10 @@ def _opened(path: Path) -> Iterator[Any]:
         return
     # Without waiting for the writer of a pipe.
     with os.fdopen(os.open(path, _READ), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise ValueError("something that is neither a file nor a directory")
+        _check_holes(file, status.st_size)
         _check_end_of_zip(file)
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
@@ -214,7 +238,11 @@ def _check_end_of_zip(file: io.BufferedReader) -> None:
     tail = file.read()
     if len(tail) < _END_OF_ZIP.size or tail[:4] != b"PK\x05\x06":
         raise ValueError("no zip file, or one with something behind its end")
-    _, _, _, _, count, length, _, _ = _END_OF_ZIP.unpack(tail)
+    _, _, _, _, count, length, _, comment = _END_OF_ZIP.unpack(tail)
+    file.seek(max(0, size - _END_OF_ZIP.size - _LOCATOR_SIZE))
+    # Either would send zipfile to another table of contents than the one that was looked at.
+    if comment or file.read(4) == _LOCATOR:
+        raise ValueError("a zip file with a second table of contents")
     if count > 64 or length > MANIFEST_LIMIT:
         raise ValueError(f"a zip file of {count} members")
 
@@ -240,7 +268,32 @@ def _read_file(path: Path, most: int) -> bytes:
             raise ValueError(f"{path.name} is no regular file")
         if status.st_size > most:
             raise ValueError(f"{path.name} is longer than it may be")
+        _check_holes(file, status.st_size)
         return file.read(most + 1)
+
+
+def stored_bytes(descriptor: int) -> int:
+    """Returns how many bytes of a file are data; a hole in it takes no place on the disk.
+
+    Args:
+        descriptor: Of a regular file; its position changes.
+    """
+    size = os.fstat(descriptor).st_size
+    if not hasattr(os, "SEEK_DATA"):  # a system that does not tell
+        return size
+    stored = end = 0
+    with contextlib.suppress(OSError):  # after the last data there is none to seek
+        while end < size:
+            start = os.lseek(descriptor, end, os.SEEK_DATA)
+            end = os.lseek(descriptor, start, os.SEEK_HOLE)
+            stored += end - start
+    return stored
+
+
+def _check_holes(file: io.BufferedReader, size: int) -> None:
+    if size > _MOST_HOLES and size - stored_bytes(file.fileno()) > _MOST_HOLES:
+        raise ValueError(f"{size} bytes of which most are a hole")
+    file.seek(0)
 
 
 def _write_file(path: Path, data: bytes) -> None:

@@ -6,21 +6,22 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import safetensors.torch
 import torch
 from pydantic import Field, JsonValue, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from gtp_policy._config import RECORDED, Bool, Config, Float, Int, Width
+from gtp_policy._engine.whole import check_whole
 from gtp_policy.checkpoint import bundle
 from gtp_policy.config import GTPConfig
 from gtp_policy.critic import NetworkBaseline
-from gtp_policy.errors import CheckpointError, StateMismatchError
+from gtp_policy.errors import CheckpointError, NonFiniteError, StateMismatchError
 from gtp_policy.learner import GTPLearner
-from gtp_policy.networks import FlowMapMLP
-from gtp_policy.spaces import ActionScaler, ObservationLayout
+from gtp_policy.networks import FlowMapMLP, features_dim
+from gtp_policy.spaces import ActionScaler, ObservationLayout, ObservationNormalizer
 
 CONFIG, WEIGHTS, TRAIN_STATE = "config.json", "weights.safetensors", "train_state.safetensors"
 _LIMITS = {CONFIG: 2**20}
@@ -57,6 +58,8 @@ class Document(Config):
     action_box: _Box | None
     layout: _Layout | None
     optimizers: dict[str, _OptimizerState]
+    # Of an optimiser that has not taken a step per update, as after a load without its state.
+    optimizer_steps: dict[str, Annotated[Int, Field(ge=0)]] = Field(default_factory=dict)
     metadata: dict[str, JsonValue]
 
 
@@ -66,11 +69,22 @@ def files_of(
     layout: ObservationLayout | None,
     metadata: Mapping[str, JsonValue] | None,
 ) -> dict[str, bytes]:
-    """Returns the content of every file but the manifest."""
+    """Returns the content of every file but the manifest, once it is sure that it loads again.
+
+    Raises:
+        BrokenLearnerError: If an update of the learner ended half-way.
+        CheckpointError: If something in it is no tensor and no JSON, or could not be read again.
+        NonFiniteError: If a weight or a moment is not finite: training has diverged.
+    """
+    check_whole([learner])
     moments: dict[str, Tensor] = {}
     optimizers: dict[str, _OptimizerState] = {}
+    steps: dict[str, int] = {}
     for name, optimizer in learner.optimizers.items():
         tensors, optimizers[name] = _split_optimizer(name, optimizer)
+        taken = _steps_in(tensors)
+        if taken != learner.updates and _keeps_steps(optimizer):
+            steps[name] = taken
         moments |= tensors
     dtype = str(learner.dtype).removeprefix("torch.")
     box = action_scaler
@@ -86,24 +100,73 @@ def files_of(
             action_box=box and _Box(low=tuple(box.low.tolist()), high=tuple(box.high.tolist())),
             layout=layout and _Layout(keys=layout.keys, shapes=layout.shapes),
             optimizers=optimizers,
+            optimizer_steps=steps,
             metadata=dict(metadata or {}),
         )
         # Through json and not pydantic: NaN in the metadata is an error, not null.
         text = json.dumps(document.model_dump(mode="json"), indent=1, allow_nan=False)
-    except (ValidationError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:  # of anything that was passed in
+        reason = _first_wrong(error) if isinstance(error, ValidationError) else error
         raise CheckpointError(
-            f"The learner cannot be saved: got {error}, expected tensors and JSON values."
+            f"The learner cannot be saved: got {reason}, expected tensors and JSON values."
         ) from error
-    return {
+    weights = _weights(learner)
+    bad = next(_bad_values(learner, weights, moments), None)
+    if bad is not None:
+        raise NonFiniteError(
+            f"The learner cannot be saved: got {bad}, expected finite numbers. Training has "
+            "diverged: go on from an earlier checkpoint, with a lower learning rate."
+        )
+    files = {
         CONFIG: text.encode(),
-        WEIGHTS: _serialize(_weights(learner)),
+        WEIGHTS: _serialize(weights),
         TRAIN_STATE: _serialize(moments),
     }
+    try:
+        state_of(files, {name: len(data) for name, data in files.items()})
+    except Exception as error:  # whatever keeps it from being read again
+        raise CheckpointError(
+            f"The learner cannot be saved: got {error}, expected what can be loaded again. Nothing "
+            "was written."
+        ) from error
+    return files
+
+
+def _bad_values(
+    learner: GTPLearner, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]
+) -> Iterator[str]:
+    """Yields what no training leaves behind; buffers of custom networks hold what they like."""
+    normalizers = [n for n, m in learner.named_modules() if isinstance(m, ObservationNormalizer)]
+    of_normalizers = [f"{n}.{part}" for n in normalizers for part in ("mean", "scale")]
+    for name in [*dict(learner.named_parameters()), *of_normalizers]:
+        if not weights[name].isfinite().all():
+            yield f"{name} with NaN or infinity"
+        elif name.endswith("normalizer.scale") and not (weights[name] > 0).all():
+            yield f"{name} with a scale that is not positive"
+    for name, moment in moments.items():
+        if not moment.isfinite().all():
+            yield f"{name} with NaN or infinity"
+        elif name.endswith("exp_avg_sq") and (moment < 0).any():
+            yield f"{name} with a negative mean of squares"
+
+
+def _steps_in(moments: Mapping[str, Tensor]) -> int:
+    """Returns how many steps an optimiser has taken, by its own count; 0 without one."""
+    counts = [float(value) for name, value in moments.items() if name.endswith("/step")]
+    if any(count != int(count) or count < 0 for count in counts):
+        raise ValueError(f"steps {counts[:3]}, which are no counts")
+    return int(max(counts, default=0))
+
+
+def _keeps_steps(optimizer: torch.optim.Optimizer) -> bool:
+    """Returns whether an optimiser counts its steps as Adam does."""
+    return isinstance(optimizer, torch.optim.Adam)
 
 
 def _weights(learner: GTPLearner) -> dict[str, Tensor]:
     weights = {}
-    for name, value in learner.state_dict().items():
+    # Of a learner that is not whole too: a state can be loaded into it.
+    for name, value in nn.Module.state_dict(learner).items():
         if isinstance(value, Tensor):
             weights[name] = value
         elif name.rpartition(".")[0] not in ("", "actor", "target_actor"):
@@ -148,56 +211,85 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - an option of an optimiser may b
     return value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
 
 
-def read_document(path: Path) -> Document:
-    """Reads the choices alone; the tensors are neither read nor checked."""
-    return _parse(path, bundle.read_bundle(path, [CONFIG], limit=_LIMITS)[CONFIG])
-
-
-def read_state(path: Path) -> tuple[Document, dict[str, Tensor], dict[str, Tensor]]:
-    """Returns the document, the weights and the training state of a checkpoint."""
-    files = bundle.read_bundle(path, [CONFIG, WEIGHTS, TRAIN_STATE], limit=_LIMITS)
-    document = _parse(path, files[CONFIG])
+def read_document(path: Path, encoder: nn.Module | None = None) -> Document:
+    """Reads the choices alone; of the tensors, only their length is looked at."""
+    files, lengths = bundle.read_bundle(path, [CONFIG], limit=_LIMITS)
     try:
-        weights, moments = (safetensors.torch.load(files[n]) for n in (WEIGHTS, TRAIN_STATE))
+        return _parse(files[CONFIG], lengths, encoder)
     except Exception as error:  # as in read_bundle: hashes can be right and the content malicious
         raise bundle.unreadable(path, error) from error
+
+
+def read_state(
+    path: Path, encoder: nn.Module | None = None
+) -> tuple[Document, dict[str, Tensor], dict[str, Tensor]]:
+    """Returns the document, the weights and the training state of a checkpoint."""
+    files, lengths = bundle.read_bundle(path, [CONFIG, WEIGHTS, TRAIN_STATE], limit=_LIMITS)
+    try:
+        return state_of(files, lengths, encoder)
+    except Exception as error:  # as above
+        raise bundle.unreadable(path, error) from error
+
+
+def state_of(
+    files: Mapping[str, bytes], lengths: Mapping[str, int], encoder: nn.Module | None = None
+) -> tuple[Document, dict[str, Tensor], dict[str, Tensor]]:
+    """Returns what files hold: the one rule for what is read and for what is written.
+
+    Raises:
+        Exception: Of any kind, if they are not those of a checkpoint.
+    """
+    if len(files[CONFIG]) > _LIMITS[CONFIG]:
+        raise ValueError(
+            f"{CONFIG} of {len(files[CONFIG])} bytes, of which {_LIMITS[CONFIG]} are read"
+        )
+    document = _parse(files[CONFIG], lengths, encoder)
+    weights, moments = (safetensors.torch.load(files[n]) for n in (WEIGHTS, TRAIN_STATE))
     return document, weights, moments
 
 
-def _parse(path: Path, data: bytes) -> Document:
+def _parse(data: bytes, lengths: Mapping[str, int], encoder: nn.Module | None) -> Document:
+    """Returns the choices, once it is sure that the weights can fill what is built from them."""
     try:
         document = Document.model_validate_json(data, context=RECORDED)
-        saved_with(path, document)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        reason = ValueError(f"{CONFIG} with a wrong `{where}` ({first['msg']})")
-        raise bundle.unreadable(path, reason) from error
+        raise ValueError(f"{CONFIG} with {_first_wrong(error)}") from error
+    saved_with(document)
+    _check_size(document, lengths[WEIGHTS], encoder)
     return document
 
 
+def _first_wrong(error: ValidationError) -> str:
+    """Returns which field pydantic has found wrong first, and why."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"][:9]))
+    return f"a wrong `{where}` ({first['msg']})"
+
+
 def saved_with(
-    path: Path, document: Document
+    document: Document,
 ) -> tuple[ActionScaler | None, ObservationLayout | None, dict[str, JsonValue]]:
-    """Returns what a document holds with the learner: scaler, layout and metadata."""
+    """Returns what a document holds with the learner: scaler, layout and metadata.
+
+    Raises:
+        TypeError: If the bounds are no Box, or the layout has a part without elements.
+        ValueError: If they do not fit the learner's dimensions.
+    """
     box, parts = document.action_box, document.layout
     scaler = layout = None
-    try:
-        if box is not None:
-            scaler = ActionScaler(box.low, box.high)
-        if parts is not None and parts.keys:
-            layout = ObservationLayout(dict(zip(parts.keys, parts.shapes, strict=True)))
-        elif parts is not None:
-            (shape,) = parts.shapes
-            layout = ObservationLayout(shape)
-        dims = (scaler and scaler.action_dim, layout and layout.obs_dim)
-        if any(
-            n is not None and n != m
-            for n, m in zip(dims, (document.action_dim, document.obs_dim), strict=True)
-        ):
-            raise ValueError(f"{CONFIG} whose bounds or layout do not fit its dimensions")
-    except (TypeError, ValueError) as error:
-        raise bundle.unreadable(path, error) from error
+    if box is not None:
+        scaler = ActionScaler(box.low, box.high)
+    if parts is not None and parts.keys:
+        layout = ObservationLayout(dict(zip(parts.keys, parts.shapes, strict=True)))
+    elif parts is not None:
+        (shape,) = parts.shapes
+        layout = ObservationLayout(shape)
+    dims = (scaler and scaler.action_dim, layout and layout.obs_dim)
+    if any(
+        n is not None and n != m
+        for n, m in zip(dims, (document.action_dim, document.obs_dim), strict=True)
+    ):
+        raise ValueError(f"{CONFIG} whose bounds or layout do not fit its dimensions")
     return scaler, layout, document.metadata
 
 
@@ -210,27 +302,30 @@ def differences(a: object, b: object, name: str = "") -> Iterator[tuple[str, obj
         yield name, a, b
 
 
-def check_size(path: Path, document: Document, weights: dict[str, Tensor]) -> None:
+def _check_size(document: Document, length: int, encoder: nn.Module | None) -> None:
     """Raises if the config needs more parameters than the file holds, before they are made."""
 
     def mlp(inputs: int, hidden: tuple[int, ...], outputs: int) -> int:
         return sum(i * o + o for i, o in itertools.pairwise([inputs, *hidden, outputs]))
 
     config, a = document.config, document.action_dim
-    features = 0 if document.own_encoder else document.obs_dim
-    needed = a + 2 * document.obs_dim
+    # Without the custom encoder, the number of its features is not known.
+    features, inside = 0 if document.own_encoder else document.obs_dim, 0
+    if encoder is not None:
+        features = features_dim(encoder, document.obs_dim)
+        inside = sum(p.numel() for p in encoder.parameters())
+    needed = a + 2 * document.obs_dim + inside
     if not document.own_network:
         needed += mlp(features + a + 2 * config.actor.time_dim, config.actor.hidden, a)
     if config.critic is not None:
-        needed += config.critic.members * mlp(features + a, config.critic.hidden, 1)
+        needed += inside + config.critic.members * mlp(features + a, config.critic.hidden, 1)
         if isinstance(config.learner.baseline, NetworkBaseline):
-            needed += mlp(features, config.learner.baseline.hidden, 1)
-    held = sum(math.prod(tensor.shape) for tensor in weights.values())
+            needed += inside + mlp(features, config.learner.baseline.hidden, 1)
+    held = length // DTYPES[document.dtype].itemsize
     if needed > held:
-        reason = ValueError(
-            f"{CONFIG} for networks of at least {needed} numbers, and {held} in {WEIGHTS}"
+        raise ValueError(
+            f"{CONFIG} for networks of at least {needed} numbers, and at most {held} in {WEIGHTS}"
         )
-        raise bundle.unreadable(path, reason)
 
 
 def fill_(
@@ -261,20 +356,26 @@ def fill_(
             f"Checkpoint {path} has the optimisers of another learner: got "
             f"{sorted(document.optimizers)}, expected {sorted(learner.optimizers)}."
         )
+    bad = next(_bad_values(learner, weights, moments or {}), None)
+    if bad is not None:
+        raise CheckpointError(
+            f"Checkpoint {path} cannot be used: got {bad}, expected what training leaves behind."
+        )
     optimizers = {}
     for name, optimizer in learner.optimizers.items():
         if moments is None:
             optimizers[name] = optimizer.state_dict()
             continue
         try:
-            optimizers[name] = _join_optimizer(name, optimizer, document.optimizers[name], moments)
+            optimizers[name] = _join_optimizer(name, optimizer, document, moments)
         except (KeyError, TypeError, ValueError) as error:
             raise StateMismatchError(
                 f"Checkpoint {path} does not fit the optimiser of the {name}: got {error}, "
                 f"expected the state of {type(optimizer).__name__}. To act, or to train on with "
                 "this optimiser, pass train_state=False."
             ) from error
-    extras = {n: v for n, v in learner.state_dict().items() if not isinstance(v, Tensor)}
+    own_state = nn.Module.state_dict(learner)
+    extras = {n: v for n, v in own_state.items() if not isinstance(v, Tensor)}
     extras["_extra_state"] = {"updates": document.updates, "optimizers": optimizers}
     learner.load_state_dict({**weights, **extras})
 
@@ -282,10 +383,11 @@ def fill_(
 def _join_optimizer(
     part: str,
     optimizer: torch.optim.Optimizer,
-    saved: _OptimizerState,
+    document: Document,
     moments: Mapping[str, Tensor],
 ) -> dict[str, Any]:
     """Returns a state dict for an optimiser, every entry compared with what it has itself."""
+    saved = document.optimizers[part]
     live = optimizer.state_dict()["param_groups"]
     if len(live) != len(saved.groups):
         raise ValueError(f"{len(saved.groups)} parameter groups instead of {len(live)}")
@@ -302,6 +404,14 @@ def _join_optimizer(
         got, own = ({k: _kind(v) for k, v in s.items()} for s in (entries, expected[index]))
         if got != own:
             raise ValueError(f"state {got} of parameter {index} instead of {own}")
+    if _keeps_steps(optimizer):
+        taken = _steps_in({n: t for n, t in moments.items() if n.startswith(f"{part}/")})
+        steps = document.optimizer_steps.get(part, document.updates)
+        if taken != steps:
+            raise ValueError(f"{taken} steps where {steps} were taken")
+        whole = not (document.own_network or document.own_encoder)  # all of it is always trained
+        if whole and steps and state.keys() != expected.keys():
+            raise ValueError(f"state of {len(state)} parameters instead of {len(expected)}")
     return {"state": state, "param_groups": groups}
 
 
@@ -339,7 +449,10 @@ def _like(own: Any, saved: Any, name: str) -> Any:  # noqa: ANN401 - as in _plai
     if isinstance(own, Tensor) and isinstance(saved, float):
         return torch.full_like(own, saved)
     if isinstance(own, float) and isinstance(saved, int | float) and not isinstance(saved, bool):
-        return float(saved)
+        # Every option that is a number is a rate, a decay or a small constant.
+        if math.isfinite(saved) and saved >= 0 and (name != "betas" or saved < 1):
+            return float(saved)
+        raise ValueError(f"option {name}={saved!r}, which is out of range")
     if name in ("foreach", "fused") or own == saved:  # how fast a step is taken is not what it does
         return own
     raise ValueError(f"option {name}={saved!r} instead of {own!r}")

@@ -6,11 +6,14 @@ choice, ``weights.safetensors`` the networks and their target networks,
 only: reading one executes nothing, imports nothing and builds no environment.
 """
 
+import contextlib
+import os
+import re
 import signal
 import threading
 import types
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -22,7 +25,6 @@ from gtp_policy._version import __version__
 from gtp_policy.checkpoint import bundle
 from gtp_policy.checkpoint.document import (
     DTYPES,
-    check_size,
     differences,
     files_of,
     fill_,
@@ -32,8 +34,13 @@ from gtp_policy.checkpoint.document import (
 )
 from gtp_policy.config import GTPConfig
 from gtp_policy.errors import CheckpointError, StateMismatchError
+from gtp_policy.functional import check_device
 from gtp_policy.learner import GTPLearner, OptimizerFactory
 from gtp_policy.spaces import ActionScaler, ObservationLayout
+
+_OWN_NAME = re.compile("step_[0-9]{12}")
+# How often a folder is listed again because something in it was removed meanwhile.
+_MOST_LOOKS = 100
 
 
 class CheckpointInfo(NamedTuple):
@@ -117,8 +124,11 @@ def save_checkpoint(
         The path.
 
     Raises:
-        CheckpointError: If it cannot be written (the disk is full, the directory exists), or holds
-            something that is neither tensor nor JSON. What was there before is unchanged.
+        CheckpointError: If it cannot be written (the disk is full, the directory exists), holds
+            something that is neither tensor nor JSON, or could not be loaded again. What was there
+            before is unchanged.
+        NonFiniteError: If a weight is NaN or infinite.
+        BrokenLearnerError: If an update of the learner ended half-way.
 
     Example:
         >>> import tempfile, torch
@@ -175,7 +185,8 @@ def load_checkpoint(
         True
     """
     path = Path(path)
-    document, weights, moments = read_state(path)
+    check_device(device)
+    document, weights, moments = read_state(path, encoder)
     for name, own, given in (
         ("network", document.own_network, network),
         ("encoder", document.own_encoder, encoder),
@@ -185,7 +196,6 @@ def load_checkpoint(
                 f"Checkpoint {path} was made {'with' if own else 'without'} a custom "
                 f"`{name}`: got {type(given).__name__}, expected {'a module' if own else 'None'}."
             )
-    check_size(path, document, weights)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a curriculum that was not capped there is not capped here
         learner = GTPLearner.build(
@@ -205,7 +215,7 @@ def load_checkpoint(
             raise
         # Nothing came from the caller: the file contradicts itself.
         raise CheckpointError(str(error)) from error
-    return Checkpoint(learner, *saved_with(path, document))
+    return Checkpoint(learner, *saved_with(document))
 
 
 def restore_(learner: GTPLearner, path: str | Path, *, train_state: bool = True) -> Checkpoint:
@@ -255,14 +265,18 @@ def restore_(learner: GTPLearner, path: str | Path, *, train_state: bool = True)
             "read_metadata(path).config."
         )
     fill_(learner, path, document, weights, moments if train_state else None)
-    return Checkpoint(learner, *saved_with(path, document))
+    return Checkpoint(learner, *saved_with(document))
 
 
-def read_metadata(path: str | Path) -> CheckpointInfo:
-    """Reads what a checkpoint says of itself; its tensors are neither read nor checked.
+def read_metadata(path: str | Path, *, encoder: nn.Module | None = None) -> CheckpointInfo:
+    """Reads what a checkpoint says of itself; its tensors are not read.
+
+    Their length is looked at: networks that are built from ``config`` are no larger than the file.
 
     Args:
         path: Directory or zip file.
+        encoder: The encoder, if it was a custom one, on any device, "meta" included: it and the
+            number of its features then count as parts of the networks.
 
     Returns:
         Choices, dimensions, counter, and what was saved with the learner.
@@ -278,8 +292,8 @@ def read_metadata(path: str | Path) -> CheckpointInfo:
         2
     """
     path = Path(path)
-    document = read_document(path)
-    scaler, layout, metadata = saved_with(path, document)
+    document = read_document(path, encoder)
+    scaler, layout, metadata = saved_with(document)
     return CheckpointInfo(
         config=document.config,
         obs_dim=document.obs_dim,
@@ -294,13 +308,18 @@ def read_metadata(path: str | Path) -> CheckpointInfo:
 def latest_valid(directory: str | Path) -> Path | None:
     """Finds the checkpoint with the most updates whose every byte is right.
 
-    Damaged ones are skipped with a warning; other files and unfinished writes are not looked at.
+    Damaged and unreadable ones are skipped with a warning; other files and unfinished writes are
+    not looked at. Whatever number of updates a file claims, it is believed: for the folder of a run
+    take `CheckpointFolder.latest`, which knows its own.
 
     Args:
         directory: A folder with checkpoints, directories or zip files of any name.
 
     Returns:
         Its path; None if there is none, or no such folder.
+
+    Raises:
+        CheckpointError: If the folder cannot be listed.
 
     Example:
         >>> import tempfile
@@ -310,23 +329,50 @@ def latest_valid(directory: str | Path) -> Path | None:
         ...     latest_valid(folder).name
         'first'
     """
-    directory = Path(directory)
-    found: list[tuple[int, float, Path]] = []
-    for path in directory.iterdir() if directory.is_dir() else ():
-        if bundle.is_temporary(path.name) or not _looks_like_one(path):
-            continue
-        try:
-            found.append((read_metadata(path).updates, path.stat().st_mtime, path))
-        except (CheckpointError, OSError) as error:
-            warnings.warn(f"{error} It is skipped.", stacklevel=2)
-    for _, _, path in sorted(found, reverse=True):
-        try:
-            read_state(path)
-        except CheckpointError as error:
-            warnings.warn(f"{error} It is skipped.", stacklevel=2)
-        else:
-            return path
+    return _newest(Path(directory), _looks_like_one)
+
+
+def _newest(directory: Path, is_candidate: Callable[[Path], bool]) -> Path | None:
+    """Returns the candidate with the most updates whose every byte is right."""
+    for _ in range(_MOST_LOOKS):
+        paths = [directory / n for n in _names_in(directory) if not bundle.is_temporary(n)]
+        found: list[tuple[int, float, Path]] = []
+        for path in paths:
+            try:
+                if is_candidate(path):
+                    found.append((read_document(path).updates, path.stat().st_mtime, path))
+            except OSError as error:  # a CheckpointError is one
+                _skip(path, error)
+        for _, _, path in sorted(found, reverse=True):
+            try:
+                read_state(path)
+            except CheckpointError as error:
+                _skip(path, error)
+            else:
+                return path
+        # A writer publishes the new one before it removes the old one: what is gone since it was
+        # listed has a successor that was not there yet.
+        if all(map(os.path.lexists, paths)):
+            return None
     return None
+
+
+def _names_in(directory: Path) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise CheckpointError(
+            f"The checkpoints in {directory} cannot be listed: got {error.strerror}, expected a "
+            "folder that this process may read."
+        ) from error
+
+
+def _skip(path: Path, error: Exception) -> None:
+    """Warns of a candidate that is passed over, unless it is gone."""
+    if os.path.lexists(path):
+        warnings.warn(f"{bundle.unreadable(path, error)} It is skipped.", stacklevel=4)
 
 
 class CheckpointFolder:
@@ -352,7 +398,7 @@ class CheckpointFolder:
     """
 
     def __init__(self, directory: str | Path, *, keep: int | None = None) -> None:
-        if keep is not None and keep < 1:
+        if keep is not None and (not isinstance(keep, int) or keep < 1):
             raise ValueError(f"`keep` is out of range: got {keep}, expected None or at least 1.")
         self.directory, self.keep = Path(directory), keep
 
@@ -399,22 +445,47 @@ class CheckpointFolder:
                 )
         bundle.write_bundle(path, files, written_by=f"gtp-policy {__version__}")
         if self.keep is not None:
-            # Higher numbers are not of this run, and no reason to remove what it has just written.
-            own = [p for p in self.directory.glob("step_" + "[0-9]" * 12) if p.name <= path.name]
-            for old in sorted(own)[: -self.keep]:
-                bundle.discard(old)
+            self._remove_but(self.keep, path)
         return path
 
     def latest(self) -> Path | None:
-        """Returns the newest valid checkpoint, or None; see `latest_valid`."""
-        return latest_valid(self.directory)
+        """Returns the newest valid one of the checkpoints that `save` wrote, or None.
+
+        Files of other names are not looked at, whatever number of updates they claim.
+
+        Raises:
+            CheckpointError: If the folder cannot be listed.
+        """
+        return _newest(self.directory, self._is_own)
+
+    def _is_own(self, path: Path) -> bool:
+        return (
+            _OWN_NAME.fullmatch(path.name) is not None
+            and _looks_like_one(path)
+            and read_document(path).updates == int(path.name.removeprefix("step_"))
+        )
+
+    def _remove_but(self, keep: int, newest: Path) -> None:
+        """Removes older checkpoints, once as many as are to be kept can be loaded."""
+        kept = 1  # what was written last was read again before
+        # Higher numbers are not of this run, and no reason to remove what it has just written.
+        for path in sorted(self.directory.glob("step_" + "[0-9]" * 12), reverse=True):
+            if path.name >= newest.name:
+                continue
+            if kept >= keep:
+                bundle.discard(path)
+                continue
+            with contextlib.suppress(CheckpointError):  # a damaged one is not one that is kept
+                read_state(path)
+                kept += 1
 
 
 class StopSignal:
     """Turns Ctrl-C and SIGTERM into a flag, so that a loop can save and leave.
 
     The first signal raises the flag, a second one interrupts as usual. The handlers that were there
-    before come back at the end. Outside the main thread nothing is installed.
+    before come back at the end. Of several that are nested, a signal raises the flags of all.
+    Outside the main thread nothing is installed.
 
     Example:
         >>> import signal
@@ -455,7 +526,17 @@ class StopSignal:
             self.__exit__()
             signal.raise_signal(number)
         self._stopped = True
+        # Whoever has asked outside would not hear of it: here the signal ends.
+        outer = getattr(self._previous.get(number), "__self__", None)
+        if isinstance(outer, StopSignal) and not outer:
+            outer._stop(number, frame)
 
 
 def _looks_like_one(path: Path) -> bool:
-    return (path / bundle.MANIFEST).exists() or (path.suffix == ".zip" and path.is_file())
+    if path.suffix == ".zip" and path.is_file():
+        return True
+    try:
+        os.lstat(path / bundle.MANIFEST)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True

@@ -17,6 +17,7 @@ standard deviation of :math:`p_l`:
 """
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -33,21 +34,48 @@ from gtp_policy.kernels.mish import compiled_mish, mish_, mish_with_slope_
 _BLOCK = 2**16
 
 
+class _Precision:
+    """Torch's switch for products of float32 matrices, which is one for all threads.
+
+    Counted: the first that needs coarse products sets it, the last brings back what was there. A
+    choice that somebody else makes meanwhile stays.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._users, self._before = threading.Lock(), 0, ""
+
+    def enter(self) -> None:
+        with self._lock:
+            if not self._users:
+                self._before = torch.get_float32_matmul_precision()
+                torch.set_float32_matmul_precision(_COARSE)
+            self._users += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users and torch.get_float32_matmul_precision() == _COARSE:
+                torch.set_float32_matmul_precision(self._before)
+
+
+_COARSE = "medium"
+_PRECISION = _Precision()
+
+
 @contextmanager
 def coarse_products(precision: str) -> Iterator[None]:
     """Lets products of float32 matrices round their factors to bfloat16, if that is requested.
 
-    The switch is torch's, and one for all threads.
+    While the block lasts, those of other threads may do so too: torch has one switch for all.
     """
     if precision == "float32":
         yield
         return
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
+    _PRECISION.enter()
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        _PRECISION.leave()
 
 
 class Stack(NamedTuple):

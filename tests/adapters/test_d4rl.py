@@ -1,5 +1,6 @@
 """D4RL's HDF5 to OfflineDataset: the two conventions, what is refused, hostile files."""
 
+import os
 import pickle
 import sys
 import tracemalloc
@@ -22,6 +23,7 @@ from gtp_policy.errors import (
     MissingDependencyError,
     UnsupportedSpaceError,
 )
+from tests.reliability.mutations import SLACK, peak_memory
 
 N = 7
 # Rows 0-2 end by themselves, rows 3-5 are timed out, row 6 is left unfinished.
@@ -342,8 +344,60 @@ def test_a_file_cannot_declare_more_memory_than_it_fills(path: Path) -> None:
         for name in ("rewards", "terminals", "timeouts"):
             file.create_dataset(name, (10**11,), "u1", chunks=(10**6,))
     assert path.stat().st_size < 10**5
-    with pytest.raises(DataError, match="declares more than it can hold: got 2300000000000 bytes"):
+    with pytest.raises(DataError, match="declares more than it can hold: got 6500000000000 bytes"):
         load_d4rl_hdf5(path)
+
+
+@pytest.mark.parametrize("field", ["rewards", "terminals"])
+def test_a_chunk_cannot_be_larger_than_what_it_holds(path: Path, field: str) -> None:
+    write(path, raw(**{field: None}))
+    with h5py.File(path, "a") as file:
+        kind = {"rewards": "f8", "terminals": "?"}[field]
+        file.create_dataset(field, (N,), kind, maxshape=(None,), chunks=(2**28,), compression=9)
+    with peak_memory() as peak, pytest.raises(DataError, match="declares more than it can hold"):
+        load_d4rl_hdf5(path)
+    assert peak[0] < SLACK
+
+
+def test_bytes_count_as_the_numbers_that_they_become(path: Path) -> None:
+    """A table has four bytes for each, twice."""
+    rows = 2**21
+    with h5py.File(path, "w") as file:
+        for name, shape in {"observations": (rows, 8), "actions": (rows, 2)}.items():
+            file.create_dataset(name, shape, "u1", chunks=(2**12, 1))
+        for name in ("rewards", "terminals", "timeouts"):
+            file.create_dataset(name, (rows,), "u1", chunks=(2**12,))
+    with peak_memory() as peak, pytest.raises(DataError, match="declares more than it can hold"):
+        load_d4rl_hdf5(path)
+    assert peak[0] < SLACK
+
+
+def test_a_pipe_is_not_waited_for(path: Path) -> None:
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="is no file"):
+        load_d4rl_hdf5(path)
+
+
+@pytest.mark.parametrize("given", [raw(), 3, None])
+def test_what_is_no_path_is_named(given: Any) -> None:
+    with pytest.raises(DataError, match="is no path: got"):
+        load_d4rl_hdf5(given)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-7])
+def test_rounding_cuts_no_episode(path: Path, noise: float) -> None:
+    obs = np.random.default_rng(0).normal(size=(101, 3))
+    fields = {
+        "observations": obs[:-1].astype(np.float32),
+        "next_observations": obs[1:] + noise,
+        "actions": np.zeros((100, 1)),
+        "rewards": np.ones(100),
+        "terminals": np.arange(100) % 25 == 24,
+    }
+    dataset = load_d4rl_hdf5(write(path, fields))
+    assert (dataset.terminated | dataset.truncated).sum() == 4
+    with pytest.warns(UserWarning, match="end an episode"):
+        load_d4rl_hdf5(write(path, fields | {"next_observations": obs[1:] + 1}))
 
 
 def test_loading_needs_less_than_twice_the_memory_of_the_result(path: Path) -> None:

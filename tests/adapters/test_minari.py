@@ -1,13 +1,16 @@
 """Minari to OfflineDataset: layout, flags, bad episodes, hostile files."""
 
+import io
 import json
 import pickle
 import sys
+import time
 import tracemalloc
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import gymnasium
 import h5py
@@ -19,8 +22,10 @@ from gymnasium.spaces import Box, Dict, Discrete
 from hypothesis import given
 from hypothesis import strategies as st
 from minari.data_collector import EpisodeBuffer
+from minari.serialization import serialize_space
+from PIL import Image
 
-from gtp_datasets import load_minari, minari_reference, normalized_score
+from gtp_datasets import _hdf5, load_minari, minari_reference, normalized_score
 from gtp_policy import ObservationLayout
 from gtp_policy.errors import (
     DataError,
@@ -28,6 +33,7 @@ from gtp_policy.errors import (
     MissingDependencyError,
     UnsupportedSpaceError,
 )
+from tests.reliability.mutations import SLACK, peak_memory
 
 Make = Callable[..., minari.MinariDataset]
 GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
@@ -130,7 +136,7 @@ def test_a_missing_part_of_an_observation_is_named(make_minari: Make, minari_roo
     make_minari(goal_episode(), observation_space=goal_space())
     with h5py.File(hdf5(minari_root), "a") as file:
         del file["episode_0/observations/desired_goal"]
-    with pytest.raises(DataError, match=r"Episode 0 .*\['desired_goal'\]` is missing: got \['ach"):
+    with pytest.raises(DataError, match=r"Episode 0 .*/desired_goal` is missing: got \['ach"):
         load_minari(ID)
 
 
@@ -227,7 +233,7 @@ BAD = {
     "early end": ({"terminations": [0, 1, 0, 1]}, r"`terminations`.*before the end.*at row 1 of 4"),
     "early cut": ({"truncations": [1, 0, 0, 0]}, r"`truncations`.*before the end.*at row 0 of 4"),
     "no flags at all": ({"terminations": [0, 3, 0, 1]}, r"`terminations` is not a flag: got 3"),
-    "text": ({"rewards": list("abcd")}, r"`reward` has the wrong dtype: got object"),
+    "text": ({"rewards": list("abcd")}, r"`episode_1/rewards` has the wrong dtype"),
 }
 
 
@@ -490,16 +496,27 @@ def test_a_file_cannot_declare_more_memory_than_it_fills(
         load_minari(ID)
 
 
+def box(**changes: object) -> str:
+    return json.dumps(
+        json.loads(serialize_space(Box(-1, 1, (2,)))) | {"low": -1, "high": 1} | changes
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"total_steps": 10**12}, r"toy/set-v0` declares more than it can hold"),
-        ({"total_steps": 5}, r"Episode 1 .* More transitions than announced: got 6"),
-        ({"total_steps": -1}, r"`total_steps` .* is negative"),
-        ({"total_steps": "many"}, r"cannot be read: got ValueError"),
-        ({"total_episodes": 7}, r"cannot be read: got KeyError"),
+        ({"total_episodes": 7}, r"Episode 2 .*`episode_2` is missing"),
+        ({"total_episodes": 10**9}, r"`total_episodes` .* is wrong: got 1000000000, expected"),
+        ({"total_episodes": -1}, r"`total_episodes` .* is wrong: got -1"),
+        ({"total_episodes": "many"}, r"`total_episodes` .* is wrong: got 'many'"),
+        ({"observation_space": box(shape=[10**9])}, "1000000000 numbers from"),
+        ({"action_space": box(shape=[10**5] * 2)}, "10000000000 numbers from"),
+        ({"action_space": box(dtype="U100000000")}, "the dtype U100000000"),
+        ({"observation_space": "[" * 10**5}, "cannot be opened"),
+        ({"observation_space": "x" * 2**25}, "more than 16777216 bytes"),
         ({"minari_version": "9.9.9"}, r"cannot be opened: got ValueError .*9\.9\.9"),
         ({"observation_space": "{}"}, r"cannot be opened: got KeyError"),
+        ({"observation_space": "[]"}, r"cannot be opened: got AttributeError"),
         ({"data_format": "zip"}, r"cannot be opened"),
         ({"dataset_id": "other/set-v0"}, r"not on this machine: got Misconfigured.*other/set-v0"),
     ],
@@ -511,6 +528,155 @@ def test_metadata_that_lie_are_refused(
     edit_metadata(minari_root, **changes)
     with pytest.raises(DataError, match=message):
         load_minari(ID)
+
+
+@pytest.mark.parametrize("said", [5, 10**12, -1, "many"])
+def test_no_count_of_steps_is_believed(make_minari: Make, minari_root: Path, said: object) -> None:
+    make_minari(episode(4), episode(2))
+    edit_metadata(minari_root, total_steps=said)
+    assert len(load_minari(ID)) == 6
+
+
+def oversized_chunk(group: h5py.Group) -> None:
+    """40 rewards in a chunk of a gigabyte, deflated twice: some kilobytes."""
+    group.create_dataset("rewards", (4,), "f8", maxshape=(None,), chunks=(2**27,))
+
+
+def deflated_twice(group: h5py.Group) -> None:
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_chunk((2**20,))
+    for _ in range(2):
+        plist.set_deflate(9)
+    space = h5py.h5s.create_simple((4,), (h5py.h5s.UNLIMITED,))
+    h5py.h5d.create(group.id, b"rewards", h5py.h5t.IEEE_F64LE, space, plist)
+
+
+def shared_elements(group: h5py.Group) -> None:
+    """Elements of any length, which may all be the same piece of the file."""
+    group.create_dataset("rewards", (4,), h5py.vlen_dtype(np.float64))
+
+
+def texts(group: h5py.Group) -> None:
+    group.create_dataset("rewards", (4,), h5py.string_dtype())
+
+
+def references(group: h5py.Group) -> None:
+    group.create_dataset("rewards", (4,), h5py.ref_dtype)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (oversized_chunk, "declares more than it can hold"),
+        (deflated_twice, "packed in an unusual way"),
+        (shared_elements, "elements of any length"),
+        (texts, "elements of any length"),
+        (references, "elements of any length"),
+    ],
+)
+def test_rewards_that_would_fill_the_memory(
+    make_minari: Make, minari_root: Path, make: Callable[[h5py.Group], None], message: str
+) -> None:
+    make_minari(episode())
+    with h5py.File(hdf5(minari_root), "a") as file:
+        del file["episode_0/rewards"]
+        make(file["episode_0"])
+    with peak_memory() as peak, pytest.raises(DataError, match=message):
+        load_minari(ID)
+    assert peak[0] < SLACK
+
+
+def test_what_is_not_asked_for_is_not_read(make_minari: Make, minari_root: Path) -> None:
+    """Groups in groups, and infos of any size and kind."""
+    make_minari(episode())
+    with h5py.File(hdf5(minari_root), "a") as file:
+        group = file["episode_0"].require_group("infos")
+        group.create_dataset("bomb", (10**10,), "f8", chunks=(10**6,))
+        group["out"] = h5py.ExternalLink("secret.hdf5", "x")
+        for _ in range(2_000):
+            group = group.create_group("g")
+    start = time.monotonic()
+    assert len(load_minari(ID)) == 4
+    assert time.monotonic() - start < 1
+
+
+def test_holes_in_a_file_count_for_nothing(make_minari: Make, minari_root: Path) -> None:
+    make_minari(episode())
+    path = hdf5(minari_root)
+    with h5py.File(path, "a") as file:
+        del file["episode_0/rewards"]
+        file.create_dataset("episode_0/rewards", (10**9,), "f8", chunks=(10**6,))
+        file["hole"] = np.zeros(4)
+    size = path.stat().st_size
+    with open(path, "ab") as raw:
+        raw.truncate(2**33)
+    if _hdf5.stored_bytes(path) > size + 2**20:
+        pytest.skip("this file system stores holes")
+    with pytest.raises(DataError, match="declares more than it can hold"):
+        load_minari(ID)
+
+
+# --- images
+
+
+PICTURES = Box(0, 255, (32, 48, 3), np.uint8)
+
+
+def encoded(form: str, size: tuple[int, int] = (48, 32), mode: str = "RGB") -> np.ndarray:
+    buffer = io.BytesIO()
+    Image.new(mode, size).save(buffer, form)
+    return np.frombuffer(buffer.getvalue(), np.uint8)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 48 32\n%%EndComments\nshowpage\n"
+
+
+def test_images_are_those_that_minari_decodes(make_minari: Make) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (5, 32, 48, 3), np.uint8)
+    dataset = make_minari(episode(observations=frames), observation_space=PICTURES)
+    (theirs,) = dataset.iterate_episodes()
+    ours = load_minari(ID).transitions
+    np.testing.assert_array_equal(ours.obs.reshape(4, 32, 48, 3), theirs.observations[:-1])
+    np.testing.assert_array_equal(ours.next_obs.reshape(4, 32, 48, 3), theirs.observations[1:])
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.frombuffer(EPS, np.uint8), "UnidentifiedImageError"),
+        (encoded("WEBP"), "UnidentifiedImageError"),
+        (encoded("BMP"), "UnidentifiedImageError"),
+        (encoded("PNG", (4000, 4000)), "RGB of 4000 x 4000"),
+        (encoded("PNG", mode="L"), "L of 32 x 48"),
+        (encoded("JPEG", (32, 48)), "RGB of 48 x 32"),
+        (encoded("JPEG")[:200], "Error"),
+        (np.zeros(0, np.uint8), "UnidentifiedImageError"),
+        (encoded("PNG"), None),
+    ],
+)
+def test_images_of_two_formats_and_one_size(
+    make_minari: Make, minari_root: Path, image: np.ndarray, message: str | None
+) -> None:
+    frames = np.zeros((5, 32, 48, 3), np.uint8)
+    make_minari(episode(observations=frames), observation_space=PICTURES)
+    with h5py.File(hdf5(minari_root), "a") as file:
+        good = file["episode_0/observations"][0]
+        del file["episode_0/observations"]
+        kind = h5py.vlen_dtype(np.uint8)
+        rows = file["episode_0"].create_dataset("observations", (5,), kind)
+        for i in range(5):
+            rows[i] = image if i == 3 else good
+    if message is None:
+        assert len(load_minari(ID)) == 4
+        return
+    with (
+        mock.patch("subprocess.Popen", side_effect=AssertionError("a program was started")),
+        mock.patch("subprocess.call", side_effect=AssertionError("a program was started")),
+        peak_memory() as peak,
+        pytest.raises(DataError, match=f"observations at row 3` is no image: got .*{message}"),
+    ):
+        load_minari(ID)
+    assert peak[0] < SLACK
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.9])

@@ -43,6 +43,7 @@ from gtp_policy.algorithm import draw
 from gtp_policy.errors import DataError, ShapeError
 from gtp_policy.guidance import Guidance
 from gtp_policy.kernels import explain, mlp, using
+from gtp_policy.kernels.mlp import coarse_products
 from gtp_policy.loss import AlphaSchedule
 from gtp_policy.networks import LogRatioEmbedding, Mish, linear
 from gtp_policy.samplers import JumpSampler, Sampler
@@ -384,6 +385,25 @@ def test_coarse_products_where_no_gradient_is_taken(samples: int) -> None:
     assert reported["q_mean"] == pytest.approx(expected["q_mean"], rel=1e-5)  # has a gradient
     assert torch.get_float32_matmul_precision() == "highest"
     assert explain(rounded).splitlines()[0].endswith("bfloat16 products where no gradient is taken")
+
+
+def test_overlapping_users_of_a_switch_leave_it_as_it_was() -> None:
+    """Torch has one switch for all threads: the last to need it brings back what was there."""
+    first, second = coarse_products("bfloat16"), coarse_products("bfloat16")
+    precision = torch.get_float32_matmul_precision
+    assert precision() == "highest"
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert precision() == "medium"
+    second.__exit__(None, None, None)
+    assert precision() == "highest"
+    try:
+        with coarse_products("bfloat16"):
+            torch.set_float32_matmul_precision("high")
+        assert precision() == "high"  # somebody else's choice, made meanwhile
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_an_update_takes_one_thread_unless_more_are_requested(

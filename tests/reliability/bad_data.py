@@ -1,5 +1,6 @@
 """C1 to C3: what is wrong with data is said, and what is merely odd does no harm."""
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from gtp_policy import ActionScaler, GTPLearner, OfflineDataset
 from gtp_policy.errors import DataError, GTPError
 from tests.reliability.outcome import Outcome, unsaid
-from tests.reliability.small import ACT, OBS, flat_state, make_config, make_dataset
+from tests.reliability.small import ACT, OBS, digests, flat_state, make_config, make_dataset
 
 FIELDS = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
 FLOATS = FIELDS[:4]
@@ -39,8 +40,8 @@ def arrays(rows: int, *, obs_dim: int = OBS, action_dim: int = ACT, seed: int = 
 # --- C1 -------------------------------------------------------------------------------------------
 
 
-def not_finite(count: int) -> Outcome:
-    """C1: NaN or infinity in one row or in all of a field is an error with field and row."""
+def not_finite(count: int | None = None) -> Outcome:
+    """C1: NaN or infinity in data, a minibatch or an observation is an error with field and row."""
     outcome = Outcome()
     rows = 40_000  # more than one chunk of the builder, so that rows are counted across chunks
     rng = np.random.default_rng(1)
@@ -49,14 +50,33 @@ def not_finite(count: int) -> Outcome:
         given = arrays(rows)
         row = int(rng.integers(rows)) if extent == "one" else 0
         given[field][row if extent == "one" else slice(None)] = value
-        outcome.add(f"{field} {value} {extent}", _not_finite_problem(given, field, row))
+        load = functools.partial(OfflineDataset.from_arrays, **given)
+        outcome.add(f"{field} {value} {extent}", _not_finite_problem(load, field, row))
+    learner = GTPLearner.build(OBS, ACT, make_config(200))
+    good = OfflineDataset.from_arrays(**arrays(64)).transitions
+    steps = itertools.product((*good._fields[:5], "observation"), NOT_FINITE)
+    for field, value in itertools.islice(steps, None if count is None else 0):
+        row = int(rng.integers(64))
+        if field == "observation":
+            obs = good.obs.clone()
+            obs[row] = value
+            use: Callable[[], Any] = functools.partial(learner.act, obs)
+        else:
+            column = getattr(good, field).clone()
+            column[row] = value
+            use = functools.partial(learner.update, good._replace(**{field: column}))
+        before = digests(learner)
+        problem = _not_finite_problem(use, "obs" if field == "observation" else field, row)
+        if digests(learner) != before:
+            problem = "changed the learner"
+        outcome.add(f"{field} {value} at work", problem)
     outcome.worst = f"{len(outcome.failures)} not named"
     return outcome
 
 
-def _not_finite_problem(given: Arrays, field: str, row: int) -> str | None:
+def _not_finite_problem(use: Callable[[], Any], field: str, row: int) -> str | None:
     try:
-        OfflineDataset.from_arrays(**given)
+        use()
     except DataError as error:
         # The row is a whole word: row 12 is not in "row 123".
         named = f"row {row}" in [" ".join(pair) for pair in itertools.pairwise(_words(error))]

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import pickle
+import shutil
 import signal
 import struct
 import sys
@@ -32,23 +33,30 @@ import safetensors.torch
 import torch
 from gymnasium.spaces import Box
 from minari.data_collector import EpisodeBuffer
+from PIL import Image
 
+import gtp_sb3
+import gtp_tianshou
 from gtp_datasets import load_d4rl_hdf5, load_minari, load_ogbench
+from gtp_experiments import EvaluationConfig, ExperimentError, RunResult, reevaluate
 from gtp_policy import (
+    ActionScaler,
     GTPLearner,
+    ObservationLayout,
     latest_valid,
     load_checkpoint,
     read_metadata,
     restore_,
     save_checkpoint,
 )
+from gtp_policy.checkpoint import bundle
 from gtp_policy.checkpoint.bundle import write_bundle
 from gtp_policy.errors import CheckpointError, DataError, StateMismatchError
 from tests.reliability import jobs
 from tests.reliability.faults import Disk
 from tests.reliability.mutations import SECONDS, SLACK, peak_memory
 from tests.reliability.outcome import Outcome
-from tests.reliability.small import configs, make_dataset, train
+from tests.reliability.small import ACT, OBS, configs, make_dataset, train
 
 CONFIG, WEIGHTS, TRAIN_STATE = "config.json", "weights.safetensors", "train_state.safetensors"
 MANIFEST = "manifest.json"
@@ -345,10 +353,154 @@ def _pipe_inside(scene: Scene) -> Path:
     return path
 
 
+def _pipe_as(name: str) -> Callable[[Scene], Path]:
+    def make(scene: Scene) -> Path:
+        os.mkfifo(scene.folder / name)
+        return scene.folder / name
+
+    return make
+
+
+def _second_table(scene: Scene) -> Path:
+    """A zip64 locator before the end: the table that is read is not the one that was looked at."""
+    path = scene.folder / "two.zip"
+    write_bundle(path, scene.files, written_by="another program")
+    data = path.read_bytes()
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 1)
+    path.write_bytes(data[:-22] + locator + data[-22:])
+    return path
+
+
+def _hole(scene: Scene) -> Path:
+    """Weights of 4 GB that take no place on the disk, and a manifest that knows their length."""
+    path = _bundle(scene, {})
+    length = 2**32
+    with open(path / WEIGHTS, "wb") as file:
+        file.truncate(length)
+    manifest = json.loads((path / MANIFEST).read_text())
+    manifest.pop("sha256")
+    manifest["files"][WEIGHTS]["bytes"] = length
+    sealed = {**manifest, "sha256": bundle._sha256(bundle._canonical(manifest))}
+    (path / MANIFEST).write_bytes(bundle._canonical(sealed))
+    return path
+
+
+def _d4rl(scene: Scene) -> Path:
+    path = scene.folder / "data.hdf5"
+    with h5py.File(path, "w") as file:
+        file["observations"], file["actions"] = np.zeros((40, 2)), np.zeros((40, 1))
+        file["terminals"], file["timeouts"] = np.zeros(40, bool), np.zeros(40, bool)
+    return path
+
+
+def _oversized_chunk(scene: Scene) -> Path:
+    path = _d4rl(scene)
+    with h5py.File(path, "a") as file:
+        rewards = {"maxshape": (None,), "chunks": (2**27,), "compression": 9}
+        file.create_dataset("rewards", (40,), "f8", **rewards)
+    return path
+
+
+def _deflated_twice(scene: Scene) -> Path:
+    path = _d4rl(scene)
+    with h5py.File(path, "a") as file:
+        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plist.set_chunk((2**20,))
+        for _ in range(2):
+            plist.set_deflate(9)
+        space = h5py.h5s.create_simple((40,), (h5py.h5s.UNLIMITED,))
+        h5py.h5d.create(file.id, b"rewards", h5py.h5t.IEEE_F64LE, space, plist)
+    return path
+
+
+def _hole_in_hdf5(scene: Scene) -> Path:
+    path = _d4rl(scene)
+    with h5py.File(path, "a") as file:
+        file.create_dataset("rewards", (2**28,), "f8")
+        file["rewards"][-1] = 0.0  # the rest was never written
+    return path
+
+
+def _edited_metadata(scene: Scene, **changes: Any) -> Path:
+    path = _minari(scene.folder)
+    metadata = json.loads((path / "metadata.json").read_text())
+    (path / "metadata.json").write_text(json.dumps(metadata | changes))
+    return path
+
+
+def _many_episodes(scene: Scene) -> Path:
+    return _edited_metadata(scene, total_episodes=10**9)
+
+
+def _huge_space(scene: Scene) -> Path:
+    space = {"type": "Box", "dtype": "float32", "shape": [10**9], "low": 0, "high": 1}
+    return _edited_metadata(scene, observation_space=json.dumps(space))
+
+
+def _shared_rewards(scene: Scene) -> Path:
+    path = _minari(scene.folder)
+    with h5py.File(path / "main_data.hdf5", "a") as file:
+        del file["episode_0/rewards"]
+        kind = h5py.vlen_dtype(np.float64)
+        file["episode_0"].create_dataset("rewards", (3,), kind)[0] = np.zeros(10**5)
+    return path
+
+
+def _image(data: bytes | None) -> Callable[[Scene], Path]:
+    """Returns what makes a data set with one image: these bytes, or a large one."""
+
+    def make(scene: Scene) -> Path:
+        content = data
+        if content is None:
+            buffer = io.BytesIO()
+            Image.new("1", (16_383, 16_383)).save(buffer, "PNG")
+            content = buffer.getvalue()
+        space = Box(0, 255, (32, 32, 3), np.uint8)
+        path = _minari(scene.folder, np.zeros((4, 32, 32, 3), np.uint8), space)
+        with h5py.File(path / "main_data.hdf5", "a") as file:
+            del file["episode_0/observations"]
+            kind = h5py.vlen_dtype(np.uint8)
+            rows = file["episode_0"].create_dataset("observations", (4,), kind)
+            for row in range(4):
+                rows[row] = np.frombuffer(content, np.uint8)
+        return path
+
+    return make
+
+
+def _run_of(environment: object) -> Callable[[Scene], Path]:
+    """Returns what makes the folder of a finished run whose record names an environment."""
+
+    def make(scene: Scene) -> Path:
+        path = scene.folder / "run"
+        (scene.folder / "gtp_canary.py").write_text(f"open({str(scene.mark)!r}, 'w')")
+        evaluation = {"environment": environment}
+        config = {"dataset": "nowhere.hdf5", "updates": 1, "evaluation": evaluation}
+        result = RunResult(
+            **{"method": "gtp", "dataset": "nowhere.hdf5", "group": "0", "seed": 0, "updates": 1},
+            status="finished",
+            evaluations=(),
+            ms_per_update=1.0,
+            data_sha256="",
+            config=config,
+            provenance={},
+        )
+        (path / "checkpoints").mkdir(parents=True)
+        (path / "result.json").write_text(result.model_dump_json())
+        good = {CONFIG: scene.files[CONFIG], WEIGHTS: scene.files[WEIGHTS]}
+        document = json.loads(good[CONFIG])
+        name = f"step_{document['updates']:012d}"
+        write_bundle(path / "checkpoints" / name, scene.files, written_by="another program")
+        return path
+
+    return make
+
+
+HOSTS = ("GTP.load of SB3", "GTP.load of Tianshou")
 DATA_DOORS = ("load_d4rl_hdf5", "load_minari", "load_ogbench")
-CHECKPOINT = ("load_checkpoint", "read_metadata", "restore_", "latest_valid")
+CHECKPOINT = ("load_checkpoint", "read_metadata", "restore_", "latest_valid", *HOSTS)
 # A manifest that is right says nothing of tensors that are wrong: reading metadata may pass.
-TENSORS = ("load_checkpoint", "restore_", "latest_valid")
+TENSORS = ("load_checkpoint", "restore_", "latest_valid", *HOSTS)
 CANARIES: list[Canary] = [
     ("pickle .pt", _pickle, CHECKPOINT),
     ("SB3 zip with pickles", _sb3_zip, CHECKPOINT),
@@ -377,8 +529,23 @@ MORE_CANARIES: list[Canary] = [
     ("npz with objects", _object_npz, ("load_ogbench",)),
     ("npz with a header of 12 TB", _npz_header, ("load_ogbench",)),
     ("npz with a field of 100 MB", _npz_bomb, ("load_ogbench",)),
-    ("named pipe", _pipe, ("load_checkpoint", "read_metadata", "latest_valid")),
+    ("named pipe", _pipe, ("load_checkpoint", "read_metadata", "latest_valid", *HOSTS)),
     ("named pipe inside", _pipe_inside, TENSORS),
+    ("named pipe as HDF5", _pipe_as("buffer.hdf5"), ("load_d4rl_hdf5",)),
+    ("zip with a second table of contents", _second_table, CHECKPOINT),
+    ("weights that are a hole", _hole, TENSORS),
+    ("HDF5 chunk of a gigabyte", _oversized_chunk, ("load_d4rl_hdf5",)),
+    ("HDF5 deflated twice", _deflated_twice, ("load_d4rl_hdf5",)),
+    ("HDF5 that is a hole", _hole_in_hdf5, ("load_d4rl_hdf5",)),
+    ("Minari of 10^9 episodes", _many_episodes, ("load_minari",)),
+    ("Minari space of 10^9 numbers", _huge_space, ("load_minari",)),
+    ("Minari rewards that share memory", _shared_rewards, ("load_minari",)),
+    ("Minari image in PostScript", _image(b"%!PS-Adobe-3.0 EPSF-3.0\n"), ("load_minari",)),
+    ("Minari image of 16,383 x 16,383", _image(None), ("load_minari",)),
+    ("run that names a module", _run_of("gtp_canary:Env"), ("evaluate",)),
+    ("run that names a module of an id", _run_of("gtp_canary:Canary-v0"), ("evaluate",)),
+    ("run that names os:abort", _run_of("os:abort"), ("evaluate",)),
+    ("run of a config that is none", _run_of(7), ("evaluate",)),
 ]
 
 
@@ -393,10 +560,14 @@ def _rebuilt(scene: Scene, files: dict[str, bytes]) -> Path:
     return path
 
 
-def _minari(folder: Path) -> Path:
+def _minari(
+    folder: Path,
+    observations: Any = np.zeros((4, 3)),  # noqa: B008 - never changed
+    space: Box = Box(-9, 9, (3,), np.float64),  # noqa: B008
+) -> Path:
     """Writes a small Minari dataset; returns the folder of its data."""
     episode = EpisodeBuffer(
-        observations=np.zeros((4, 3)),
+        observations=observations,
         actions=np.zeros((3, 2)),
         rewards=np.zeros(3),
         terminations=np.array([False, False, True]),
@@ -407,7 +578,7 @@ def _minari(folder: Path) -> Path:
         minari.create_dataset_from_buffers(
             "toy/set-v0",
             [episode],
-            observation_space=Box(-9, 9, (3,), np.float64),
+            observation_space=space,
             action_space=Box(-1, 1, (2,)),
         )
     return folder / "toy" / "set-v0" / "data"
@@ -598,8 +769,8 @@ def _open(door: Door, path: Path, scene: Scene, name: str, *, forged: bool) -> V
                 found = door(path.parent if name == "latest_valid" else path)
         except (CheckpointError, StateMismatchError) as error:
             problem = None if str(path) in str(error) else f"the file is not named: {error}"
-        except DataError as error:
-            problem = None if name in DATA_DOORS else repr(error)
+        except (DataError, ExperimentError) as error:
+            problem = None if name in (*DATA_DOORS, "evaluate") else repr(error)
         except BaseException as error:
             problem = f"raised {error!r:.300}"
         else:
@@ -638,6 +809,9 @@ def _doors(learner: GTPLearner) -> dict[str, Door]:
         "load_d4rl_hdf5": load_d4rl_hdf5,
         "load_minari": minari_at,
         "load_ogbench": load_ogbench,
+        "GTP.load of SB3": gtp_sb3.GTP.load,
+        "GTP.load of Tianshou": gtp_tianshou.GTP.load,
+        "evaluate": lambda path: reevaluate(path, EvaluationConfig(steps=1, episodes=1)),
     }
 
 
@@ -664,7 +838,9 @@ def _scene(directory: Path, learner: GTPLearner) -> Iterator[Scene]:
     folder = directory / "checkpoints"
     folder.mkdir()
     with Disk().in_place():
-        good = save_checkpoint(folder / "good", learner)
+        # With all that a host needs to know of what it acts on.
+        scaler, layout = ActionScaler([-1.0] * ACT, [1.0] * ACT), ObservationLayout((OBS,))
+        good = save_checkpoint(folder / "good", learner, action_scaler=scaler, layout=layout)
     mark = directory / "executed"
     sys.path.insert(0, str(folder))  # where a module that a file names would be found
     try:
@@ -689,6 +865,11 @@ def _warm_up(learner: GTPLearner, doors: dict[str, Door]) -> None:
         doors["load_d4rl_hdf5"](path)
         np.savez(scene.folder / "good.npz", **OGBENCH)
         doors["load_ogbench"](scene.folder / "good.npz")
+        with contextlib.suppress(ExperimentError):
+            doors["evaluate"](_run_of("Canary-v0")(scene))
+        with contextlib.suppress(DataError):
+            shutil.rmtree(scene.folder / "toy")
+            doors["load_minari"](_image(b"x")(scene))
         b"x".decode("cp437")  # the names in foreign zip files
         # A canary that cannot sing proves nothing.
         pickle.loads(scene.payload)  # noqa: S301

@@ -7,6 +7,7 @@ from tests.reliability.bad_data import degenerate, not_finite, odd_inputs
 from tests.reliability.bootstrapping import truncation_bootstraps
 from tests.reliability.canaries import hostile_files
 from tests.reliability.faults import failing_disk
+from tests.reliability.forgeries import forged_files
 from tests.reliability.interruptions import (
     killed_while_saving,
     killed_while_training,
@@ -21,6 +22,8 @@ from tests.reliability.repeatability import (
     concurrent_acts,
     same_seed_twice,
 )
+from tests.reliability.saves import reader_beside_writer, saves_load_again
+from tests.reliability.wholeness import interrupted_changes, two_trainers
 from tests.test_sources import LIBRARY, ROOT, forbidden_calls
 
 
@@ -79,6 +82,26 @@ TRIALS: dict[str, Trial] = {
     "A5": Trial(
         "SIGTERM and Ctrl-C: a checkpoint and a clean exit within 5 s", stopped_by_signal, 2, 20
     ),
+    "A6": Trial(
+        "an exception at every operator of an update, of loading a state, of setting statistics: "
+        "equal bit for bit, or a learner that refuses to train and to save",
+        interrupted_changes,
+        100,
+        None,
+    ),
+    "A7": Trial(
+        "odd content saved by every host: a typed error that leaves what was there, or it loads "
+        "again bit for bit",
+        saves_load_again,
+        60,
+        3_000,
+    ),
+    "A8": Trial(
+        "a reader beside a writer that keeps one checkpoint: it always finds one",
+        reader_beside_writer,
+        300,
+        2_560,
+    ),
     "B1": Trial(
         "eight kinds of damage to every file: an error or the same content, at most 1 s and "
         "twice the file + 64 MB",
@@ -93,7 +116,20 @@ TRIALS: dict[str, Trial] = {
         None,
     ),
     "B5": Trial("sources without a call that executes data", nothing_executes, None, None),
-    "C1": Trial("NaN and infinity in each field: an error with field and row", not_finite, 36, 36),
+    "B6": Trial(
+        "random forgeries of JSON with right hashes, at eight doors: a typed error or no harm, at "
+        "most 1 s and twice the file + 64 MB",
+        forged_files,
+        320,
+        10_000,
+    ),
+    "C1": Trial(
+        "NaN and infinity in data, a minibatch, an observation: an error with field and row, "
+        "before anything changes",
+        not_finite,
+        None,
+        None,
+    ),
     "C2": Trial("degenerate datasets: a typed error, or 200 finite updates", degenerate, 30, 30),
     "C3": Trial(
         "odd types, layouts, ranks, devices, values: as plain input, or an error that says what "
@@ -125,6 +161,13 @@ TRIALS: dict[str, Trial] = {
         "acting changes no parameter, mode, global generator or input", acting_is_pure, 100, 1_000
     ),
     "E4": Trial("an action alone and in a batch: within 1e-6", batch_equals_single, 100, 1_000),
+    "E5": Trial(
+        "two learners in two threads, with products in bfloat16: no switch of the process differs "
+        "afterwards",
+        two_trainers,
+        2,
+        50,
+    ),
 }
 
 

@@ -1,6 +1,7 @@
 """The page on reliability is what the record says, and the record is one of success."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def test_a_release_tries_at_least_as_much_as_a_pull_request() -> None:
 def test_what_was_not_run_is_said_to_be_so() -> None:
     page = scorecard.render({"versions": {}, "trials": {}})
     assert page.count("| not run |") == len(registry.TRIALS)
-    assert "pip-audit" in page
+    assert "make audit" in page
 
 
 def test_an_interrupted_run_goes_on_and_a_failure_is_run_again(
@@ -114,3 +115,14 @@ def test_words_about_code_are_not_code(tmp_path: Path, monkeypatch: pytest.Monke
 def test_figures_become_text(value: object, text: str) -> None:
     assert scorecard.shown(value) == text
     assert json.loads(json.dumps(value)) == value
+
+
+def test_every_promise_of_the_security_page_names_its_trial() -> None:
+    text = (scorecard.ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    promised = text.partition("## What is promised")[2].partition("## What is not promised")[0]
+    promises = promised.split("\n- ")[1:]
+    assert len(promises) > 10
+    for promise in promises:
+        trials = re.search(r"\(([A-Z][0-9]+(?:, [A-Z][0-9]+)*)\)\s*$", promise.strip())
+        assert trials is not None, promise
+        assert set(trials[1].split(", ")) <= registry.TRIALS.keys(), promise

@@ -1,5 +1,6 @@
 """What the trials are worth: each finds the defect it looks for where there is one."""
 
+import contextlib
 import io
 import json
 import os
@@ -15,9 +16,21 @@ import torch
 from torch import Tensor
 
 from gtp_policy import GTPLearner, OfflineDataset
-from gtp_policy.checkpoint import bundle, document
+from gtp_policy import learner as learner_module
+from gtp_policy._engine import by_hand
+from gtp_policy.checkpoint import bundle, document, files
 from gtp_policy.errors import CheckpointError
-from tests.reliability import bad_data, canaries, faults, interruptions, mutations, repeatability
+from tests.reliability import (
+    bad_data,
+    canaries,
+    faults,
+    forgeries,
+    interruptions,
+    mutations,
+    repeatability,
+    saves,
+    wholeness,
+)
 from tests.reliability.bootstrapping import TOLERANCE, exact
 from tests.reliability.outcome import Outcome, unsaid
 from tests.reliability.small import differences, flat_state, make_config, same_bits
@@ -148,6 +161,56 @@ def test_both_ends_of_the_three_states_differ() -> None:
     assert np.abs(exact(0.5, terminated=False) - [22 / 7, 30 / 7, 32 / 7]).max() < 1e-12
     apart = exact(0.5, terminated=False) - exact(0.5, terminated=True)
     assert apart.min() > 1000 * TOLERANCE
+
+
+def test_an_update_that_changes_without_a_word_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextlib.contextmanager
+    def unmarked(learners: Any) -> Any:
+        yield
+
+    monkeypatch.setattr(learner_module, "changing", unmarked)
+    changes = {"update": wholeness.CHANGES["update"]}
+    outcome = wholeness.interrupted_changes(60, changes=changes)
+    assert any("changed without a word" in failure for failure in outcome.failures)
+
+
+def test_a_trainer_that_leaves_a_switch_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextlib.contextmanager
+    def sloppy(precision: str) -> Any:
+        torch.set_float32_matmul_precision("medium")
+        yield
+
+    monkeypatch.setattr(by_hand, "coarse_products", sloppy)
+    try:
+        assert wholeness.two_trainers(1, updates=2).failures
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_a_save_that_does_not_load_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    genuine = document.state_of
+
+    def unchecked(*given: Any) -> Any:  # what is written is given without an encoder
+        return genuine(*given) if len(given) == 3 else None
+
+    monkeypatch.setattr(document, "state_of", unchecked)
+    outcome = saves.saves_load_again(30)
+    assert any("does not load" in failure for failure in outcome.failures)
+
+
+def test_a_reader_that_looks_once_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_MOST_LOOKS", 0)
+    assert saves.reader_beside_writer(5).failures
+
+
+def test_a_door_that_passes_raw_errors_is_found() -> None:
+    def door(path: Path) -> Any:
+        return json.loads(bundle.read_bundle(path, ["config.json"], limit={})[0]["config.json"])[
+            "x"
+        ]
+
+    outcome = forgeries.forged_files(5, doors={"core: raw": door})
+    assert any("KeyError" in failure for failure in outcome.failures)
 
 
 def test_draws_from_one_shared_generator_are_found() -> None:

@@ -1,6 +1,5 @@
 """Datasets of every kind become the same transitions; what would be wrong is refused."""
 
-import dataclasses
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -165,20 +164,26 @@ def test_minari_images_stay_bytes_with_their_channels_first(
 
 @has_extractor
 @pytest.mark.parametrize("fault", ["short", "open"])
-def test_broken_episodes_of_images_are_named(
-    make_model: Make, minari_set: Any, fault: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_broken_episodes_of_images_are_named(make_model: Make, minari_set: Any, fault: str) -> None:
     images = np.zeros((3, 5, 36, 36, 3), np.uint8)
     data = minari_set(lambda i: images[i], spaces.Box(0, 255, (36, 36, 3), np.uint8))
-    episodes = list(data.iterate_episodes())
-    changes = {"rewards": np.zeros(3)} if fault == "short" else {"truncations": np.zeros(4, bool)}
-    episodes[1] = dataclasses.replace(episodes[1], **changes)
-    monkeypatch.setattr(data, "iterate_episodes", lambda: iter(episodes))
-    with pytest.raises(DataError, match=f"Episode {episodes[1].id} of toy/set-v0 is incomplete"):
+    with h5py.File(data.storage.data_path / "main_data.hdf5", "a") as file:
+        if fault == "short":
+            file["episode_1/rewards"].resize((3,))
+        else:
+            file["episode_1/truncations"][:] = False
+            file["episode_1/terminations"][:] = False
+    with pytest.raises(DataError, match="Episode 1 of toy/set-v0 is incomplete"):
         make_model(None, "CnnPolicy", dataset=data)
-    monkeypatch.setattr(data, "iterate_episodes", lambda: iter([]))
+    none = minari.MinariDataset(data.storage, episode_indices=np.zeros(0, int))
     with pytest.raises(DataError, match="is empty"):
-        make_model(None, "CnnPolicy", dataset=data)
+        make_model(None, "CnnPolicy", dataset=none)
+
+
+@pytest.mark.parametrize("name", ["logs.npz", "logs.pkl", "logs.csv"])
+def test_files_of_another_kind_are_named(make_model: Make, untouchable: Any, name: str) -> None:
+    with pytest.raises(DataError, match="names a file of another kind"):
+        make_model(untouchable, dataset=name)
 
 
 def test_without_time_limits_next_observations_are_enough(

@@ -1,7 +1,9 @@
 """Files: one line to save, one to load, nothing that runs, and everything that was there."""
 
+import copy
 import io
 import json
+import os
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -35,8 +37,10 @@ from gtp_policy import (
     read_metadata,
     save_checkpoint,
 )
+from gtp_policy.checkpoint import bundle
 from gtp_policy.errors import CheckpointError, StateMismatchError
 from gtp_sb3 import GTP, MlpPolicy, MultiInputPolicy, _codec
+from tests.reliability.mutations import SLACK, peak_memory
 
 Make = Callable[..., GTP]
 Equal = Callable[[GTP, GTP], bool]
@@ -520,6 +524,166 @@ def test_attributes_that_no_save_wrote_are_refused(
     )
     with pytest.raises(CheckpointError):
         GTP.load(path)
+
+
+# --- files that are larger inside, or contradict themselves
+
+
+def forged(model: GTP, tmp_path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    """Returns a file of a model with other content and right hashes."""
+    model.save(tmp_path / "model")
+    path = tmp_path / "model.zip"
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    del files["manifest.json"]
+    document = json.loads(files["config.json"])
+    change(document)
+    files["config.json"] = json.dumps(document).encode()
+    bundle.write_bundle(path, files, written_by="someone else")
+    return path
+
+
+def box(shape: list[int], low: Any = -1.0, high: Any = 1.0) -> dict[str, Any]:
+    return {"kind": "Box", "low": low, "high": high, "shape": shape, "dtype": "float32"}
+
+
+def many_boxes(document: dict[str, Any]) -> None:
+    parts = {str(i): box([2**20]) for i in range(8_000)}
+    document["metadata"]["sb3"]["observation_space"] = {":space": {"kind": "Dict", "parts": parts}}
+
+
+def huge_extractor(document: dict[str, Any]) -> None:
+    document["own_encoder"] = True
+    document["metadata"]["sb3"] |= {
+        "observation_space": {":space": box([3, 64, 64], 0, 255) | {"dtype": "uint8"}},
+        "policy_class": {":class": "gtp_sb3.CnnPolicy"},
+        "policy_kwargs": {"features_extractor_kwargs": {"features_dim": 10**6}},
+    }
+    document["layout"] = None
+    document["obs_dim"] = 3 * 64 * 64
+
+
+def huge_discrete(document: dict[str, Any]) -> None:
+    document["own_encoder"], document["layout"] = True, None
+    document["metadata"]["sb3"]["observation_space"] = {
+        ":space": {"kind": "Discrete", "n": 10**9, "start": 0}
+    }
+    document["obs_dim"] = 1
+
+
+def set_attribute(**attributes: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda document: document["metadata"]["sb3"].update(attributes)
+
+
+@pytest.mark.parametrize("load", [GTP.load, MlpPolicy.load], ids=["model", "policy"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d["config"]["actor"].update(hidden=[16_000, 16_000]),
+        lambda d: d["config"]["actor"].update(hidden=[10**9]),
+        lambda d: d["config"]["critic"].update(hidden=[16_000, 16_000]),
+        lambda d: d["config"]["critic"].update(members=10_000),
+        many_boxes,
+        huge_extractor,
+        huge_discrete,
+    ],
+    ids=["actor", "wide actor", "critic", "members", "boxes", "extractor", "discrete"],
+)
+def test_a_file_builds_nothing_that_it_does_not_fill(
+    make_model: Make, tmp_path: Path, change: Any, load: Any
+) -> None:
+    path = forged(make_model(), tmp_path, change)
+    with peak_memory() as peak, pytest.raises(CheckpointError):
+        load(path)
+    assert peak[0] <= 2 * path.stat().st_size + SLACK
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        set_attribute(action_space={":space": box([1], -1000.0, 1000.0)}),
+        set_attribute(action_space={":space": box([2])}),
+        set_attribute(action_space={":space": {"kind": "Discrete", "n": 3, "start": 0}}),
+        set_attribute(observation_space={":space": box([7])}),
+        set_attribute(observation_space={":space": {"kind": "Dict", "parts": {}}}),
+        set_attribute(policy_class={":class": "gtp_sb3.CnnPolicy"}),
+        set_attribute(policy_class={":class": "torch.Adam"}),
+        set_attribute(policy_class={":class": "stable_baselines3.ReplayBuffer"}),
+        set_attribute(policy_kwargs={"net_arch": [99]}),
+        set_attribute(policy_kwargs={"no_such_argument": 1}),
+        set_attribute(policy_kwargs={"optimizer_class": {":class": "torch.SGD"}}),
+        set_attribute(policy_kwargs=[1]),
+        set_attribute(verbose="1"),
+        set_attribute(gamma=1.5),
+        set_attribute(tau=-1.0),
+        set_attribute(batch_size="many"),
+        set_attribute(train_freq="often"),
+        set_attribute(learning_rate={":array": [1.0], "dtype": "float32"}),
+        set_attribute(_offline_updates=-1),
+        set_attribute(_horizon="never"),
+        set_attribute(device="meta"),
+        set_attribute(_custom_logger=True),
+        lambda d: d.update(updates=123_456),
+        lambda d: d["action_box"].update(low=[-1000.0], high=[1000.0]),
+    ],
+)
+def test_a_file_that_contradicts_itself_is_refused(
+    make_model: Make, tmp_path: Path, change: Any
+) -> None:
+    path = forged(make_model().learn(2), tmp_path, change)
+    with pytest.raises((CheckpointError, StateMismatchError)):
+        GTP.load(path)
+
+
+def test_a_file_does_not_say_where_a_run_writes(make_model: Make, tmp_path: Path) -> None:
+    model = make_model(tensorboard_log=str(tmp_path / "mine")).learn(1)
+    model.save(tmp_path / "own")
+    assert "tensorboard_log" not in read_metadata(tmp_path / "own.zip").metadata["sb3"]
+    path = forged(make_model(), tmp_path, set_attribute(tensorboard_log=str(tmp_path / "theirs")))
+    assert GTP.load(path).tensorboard_log is None
+    assert GTP.load(path, tensorboard_log="here").tensorboard_log == "here"
+
+
+def test_what_loading_refuses_is_not_saved(make_model: Make, tmp_path: Path) -> None:
+    model = make_model()
+    model.save(tmp_path / "a")
+    before = (tmp_path / "a.zip").read_bytes()
+    model.learn(1)
+    model.dump_logs = 5
+    with pytest.raises(ValueError, match="dump_logs"):
+        model.save(tmp_path / "a")
+    del model.dump_logs
+    model.note = "\ud800"
+    with pytest.raises(CheckpointError, match="cannot be saved"):
+        model.save(tmp_path / "a")
+    assert (tmp_path / "a.zip").read_bytes() == before
+
+
+def test_what_a_killed_save_left_is_removed_later(make_model: Make, tmp_path: Path) -> None:
+    old, new = (tmp_path / f".m.v1.tmp-{x * 16}.zip" for x in "ab")
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    make_model().save(tmp_path / "m.v1")
+    assert not old.exists()
+    assert new.exists()
+
+
+def test_parameters_that_do_not_fit_change_nothing(make_model: Make) -> None:
+    model = make_model().learn(2)
+    before = copy.deepcopy(model.get_parameters())
+    given = copy.deepcopy(make_model().get_parameters())
+    given["critic.optimizer"]["param_groups"].append({})
+    with pytest.raises(StateMismatchError, match="do not fit"):
+        model.set_parameters(given)
+    found = model.get_parameters()
+    assert all(
+        torch.equal(found["policy"][k], v)
+        for k, v in before["policy"].items()
+        if isinstance(v, torch.Tensor)
+    )
+    first = before["actor.optimizer"]["state"][0]
+    assert torch.equal(found["actor.optimizer"]["state"][0]["exp_avg"], first["exp_avg"])
 
 
 def test_a_failed_save_leaves_the_old_file(

@@ -341,3 +341,54 @@ def test_states_of_another_kind_of_scheduler(make_algorithm: Make, tmp_path: Pat
     state = one.state_dict() | {"_lr_schedulers": other.state_dict()["_lr_schedulers"]}
     with pytest.raises(StateMismatchError, match=r"T_max.*LambdaLR"):
         one.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda a: setattr(a, "gamma", 1.5),
+        lambda a: setattr(a.policy, "steps", 20_000),
+        lambda a: setattr(a.policy, "candidates", 20_000),
+        lambda a: setattr(a.policy, "seed", 2**70),
+        lambda a: setattr(a.policy, "steps", "2"),
+    ],
+)
+def test_what_loading_refuses_is_not_saved(
+    make_algorithm: Make, tmp_path: Path, spoil: Any
+) -> None:
+    algorithm = make_algorithm()
+    path = algorithm.save(tmp_path / "policy.zip")
+    before = path.read_bytes()
+    spoil(algorithm)
+    with pytest.raises(CheckpointError, match=r"cannot be saved: got .*, expected"):
+        algorithm.save(path)
+    assert path.read_bytes() == before
+
+
+def test_a_state_that_fails_late_changes_nothing(
+    dataset: OfflineDataset, make_algorithm: Make, params: Params
+) -> None:
+    options = {"policy_optim": linear(), "critic_optim": linear()}
+    algorithm, other = (make_algorithm(**options) for _ in range(2))
+    other.run_training(params(dataset))
+    state, before = other.state_dict(), copy.deepcopy(algorithm.state_dict())
+    state["_lr_schedulers"][-1] = dict.fromkeys(algorithm.lr_schedulers[-1].state_dict(), None)
+    algorithm.lr_schedulers[-1].load_state_dict = fail  # type: ignore[method-assign]
+    with pytest.raises(StateMismatchError, match="on purpose"):
+        algorithm.load_state_dict(state)
+    del algorithm.lr_schedulers[-1].load_state_dict
+    assert_same(algorithm.state_dict(), before)
+
+
+failures = iter([True])
+
+
+def fail(state: Any) -> None:
+    if next(failures, False):
+        raise StateMismatchError("on purpose")
+
+
+def test_gamma_is_a_discount(make_algorithm: Make) -> None:
+    for gamma in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="gamma"):
+            make_algorithm(gamma=gamma)

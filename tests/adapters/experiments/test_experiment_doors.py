@@ -1,0 +1,211 @@
+"""Folders of runs from others: nothing in them is imported, followed or believed unread."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.spaces import Box
+
+from gtp_experiments import EvaluationConfig, ExperimentError, RunConfig, reevaluate, run
+from gtp_experiments.cli import main
+from gtp_policy.errors import GTPError
+
+Make = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def finished(make_config: Make, tmp_path: Path) -> Path:
+    """A run that has come to its end."""
+    config = make_config(updates=5)
+    run(config, tmp_path / "runs")
+    return tmp_path / "runs" / config.name
+
+
+def edit(path: Path, change: Callable[[Any], Any]) -> None:
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(change(document) or document))
+
+
+@pytest.mark.parametrize("name", ["canary:make", "canary:Canary-v0", "os:abort", "Canary-v0", ""])
+def test_no_file_names_what_is_imported(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    mark = finished / "mark"
+    (finished / "canary.py").write_text(f"open({str(mark)!r}, 'w')")
+    monkeypatch.syspath_prepend(finished)
+    edit(finished / "result.json", lambda d: d["config"]["evaluation"].update(environment=name))
+    with pytest.raises(ExperimentError, match="not registered"):
+        reevaluate(finished, EvaluationConfig(steps=1, episodes=1))
+    assert main(["evaluate", str(finished), "--steps", "1"]) == 2
+    assert "--environment" in capsys.readouterr().err
+    assert not mark.exists()
+    assert "canary" not in sys.modules
+
+
+def test_the_caller_names_what_is_imported(finished: Path) -> None:
+    evaluation = EvaluationConfig(environment="line_world:make", steps=1, episodes=1)
+    assert reevaluate(finished, evaluation).evaluations
+    # What gymnasium knows already may stand in a file; here it only does not fit the data.
+    edit(
+        finished / "result.json",
+        lambda d: d["config"]["evaluation"].update(environment="Pendulum-v1"),
+    )
+    with pytest.raises(ExperimentError, match=r"Pendulum-v1 do not fit"):
+        reevaluate(finished, EvaluationConfig(steps=2, episodes=1))
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "evaluations.jsonl", "checkpoints", "run.json"])
+def test_no_link_in_a_folder_is_followed(make_config: Make, tmp_path: Path, name: str) -> None:
+    config, target = make_config(updates=5), tmp_path / "target"
+    folder = tmp_path / "runs" / config.name
+    folder.mkdir(parents=True)
+    (folder / name).symlink_to(target)
+    with pytest.raises(ExperimentError, match="is a link"):
+        run(config, tmp_path / "runs")
+    assert not target.exists()
+    (folder / name).unlink()
+    target.mkdir()
+    folder.rmdir()
+    folder.symlink_to(target)
+    with pytest.raises(ExperimentError, match="is a link"):
+        run(config, tmp_path / "runs")
+    assert not list(target.iterdir())
+
+
+def test_one_process_at_a_time(make_config: Make, tmp_path: Path) -> None:
+    config, refused = make_config(updates=5), []
+
+    def stop() -> bool:
+        if not refused:
+            try:
+                run(config, tmp_path)
+            except ExperimentError as error:
+                refused.append(str(error))
+        return False
+
+    run(config, tmp_path, stop=stop)
+    assert "in use" in refused[0]
+    lines = (tmp_path / config.name / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["update"] for line in lines] == [5]
+
+
+def test_a_lock_ends_with_its_process(make_config: Make, tmp_path: Path) -> None:
+    config = make_config(updates=5)
+    (tmp_path / config.name).mkdir()
+    lock = tmp_path / config.name / ".lock"
+    code = f"import filelock, os; filelock.FileLock({str(lock)!r}).acquire(); os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
+    assert run(config, tmp_path) is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("result.json", lambda d: [1]),
+        ("result.json", lambda d: d.update(config={})),
+        ("result.json", lambda d: d["config"].update(device="cuda:99")),
+        ("result.json", lambda d: d["config"].update(dataset="nowhere.hdf5")),
+        ("result.json", lambda d: d["config"].update(best_episodes=0.0)),
+        ("result.json", lambda d: d["config"]["policy"]["actor"].update(hidden=[])),
+        ("result.json", lambda d: d.update(evaluations=[{}])),
+        ("result.json", lambda d: d.update(reference={"min": 1})),
+        ("run.json", lambda d: [1]),
+        ("run.json", lambda d: "text"),
+        ("run.json", lambda d: d.update(config=3)),
+    ],
+)
+def test_a_record_that_was_tampered_with_is_a_typed_error(
+    finished: Path, make_config: Make, name: str, change: Any
+) -> None:
+    edit(finished / name, change)
+    evaluation = EvaluationConfig(environment="line_world:make", episodes=1)
+    use = {
+        "run.json": lambda: run(make_config(updates=5), finished.parent),
+        "result.json": lambda: reevaluate(finished, evaluation),
+    }
+    with pytest.raises(GTPError):
+        use[name]()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe",
+        b"[" * 10**6,
+        b"{}",
+        b"[1]",
+        b'{"update": "1"}\n{}',
+        b'{"update": 1}\n{"update": 2}',
+    ],
+)
+def test_records_that_were_tampered_with_are_a_typed_error(
+    make_config: Make, tmp_path: Path, content: bytes
+) -> None:
+    config = make_config(updates=20)
+    assert run(config, tmp_path, stop=lambda: True) is None
+    folder = tmp_path / config.name
+    (folder / "evaluations.jsonl").write_bytes(content + b"\n" + content)
+    with pytest.raises(GTPError):
+        run(config, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "long"])
+def test_what_is_no_record_is_not_read(finished: Path, kind: str) -> None:
+    path = finished / "result.json"
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        with open(path, "w") as file:
+            file.truncate(2**30)
+    with pytest.raises(GTPError):
+        reevaluate(finished, EvaluationConfig())
+
+
+class Odd(gymnasium.Env[np.ndarray, np.ndarray]):
+    """An environment that says something odd."""
+
+    observation_space, action_space = Box(-np.inf, np.inf, (2,)), Box(-1.0, 1.0, (1,))
+
+    def __init__(self, obs: float = 0.0, reward: Any = 1.0, success: Any = True) -> None:
+        self._said = np.full(2, obs), reward, False, True, {"is_success": success}
+
+    def reset(self, **_: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        return self._said[0], {}
+
+    def step(self, action: np.ndarray) -> Any:
+        return self._said
+
+
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        ({"obs": np.nan}, "an observation that is not finite"),
+        ({"reward": np.nan}, "a `reward` that is not finite"),
+        ({"reward": "much"}, "a `reward` that is no number"),
+        ({"success": np.nan}, "a `success` that is not finite"),
+        ({"reward": np.array([1.0])}, None),
+    ],
+)
+def test_what_an_environment_says_is_looked_at(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, odd: Any, message: Any
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "odd", lambda: Odd(**odd), raising=False)
+    monkeypatch.setitem(sys.modules, "odd_worlds", sys.modules[__name__])
+    config = make_config(updates=1, evaluation={"environment": "odd_worlds:odd"})
+    if message is None:
+        result = run(config, tmp_path)
+        assert result is not None
+        assert result.evaluations[0].returns[0] == 1.0
+    else:
+        with pytest.raises(ExperimentError, match=message):
+            run(config, tmp_path)
