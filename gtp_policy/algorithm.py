@@ -18,7 +18,6 @@ from torch import Tensor
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.config import GTPLearnerConfig
 from gtp_policy.critic import PolicyBaseline, QEnsemble, ValueNetwork
-from gtp_policy.errors import DataError
 from gtp_policy.functional import effective_sample_size, td_target
 from gtp_policy.guidance import AdvantageWeighter, Guidance, LinearQGuidance, weighs
 from gtp_policy.loss import GTPLoss
@@ -237,21 +236,13 @@ def _next_value(networks: Networks, batch: Transitions, next_action: Tensor | No
     config, reduce = networks.learners[0].config, _reduction(networks)
     next_q = networks.target_q(batch.next_obs, next_action)
     if config.critic_penalty:
-        distance = (next_action - _data_next_action(batch).unsqueeze(1)).square().sum(-1)
+        assert batch.next_action is not None  # `Transitions.check` has looked
+        distance = (next_action - batch.next_action.unsqueeze(1)).square().sum(-1)
         next_q = next_q - config.critic_penalty * distance.unsqueeze(1)
     if config.backup == "best_of_n":
         return reduce(next_q, 1).amax(1)
     # Max-Q backup: each member's best action first, the pessimism over members last.
     return reduce(next_q.amax(2), 1)
-
-
-def _data_next_action(batch: Transitions) -> Tensor:
-    if batch.next_action is None:
-        raise DataError(
-            "`next_action` is missing: got a minibatch without it, expected the data's next "
-            "actions for critic_penalty. Take minibatches of dataset.with_next_actions()."
-        )
-    return batch.next_action
 
 
 def _reduction(networks: Networks) -> Callable[[Tensor, int], Tensor]:

@@ -378,7 +378,8 @@ class GTPLearner(nn.Module):
         """
         check_whole([self])
         check_kind("batch", batch, Transitions)
-        batch.check(self.actor.obs_dim, self.actor.action_dim, like=self.actor.fixed_noise)
+        actor, penalty = self.actor, self.config.critic_penalty > 0
+        batch.check(actor.obs_dim, actor.action_dim, like=actor.fixed_noise, next_action=penalty)
         batch.check_values()
         one = batch.map(lambda field: field.unsqueeze(0))
         draws = draw([self], one.action)

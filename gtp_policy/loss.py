@@ -27,7 +27,7 @@ from gtp_policy.times import (
     draw_times,
 )
 
-InnerPoint = Annotated[float, Field(strict=True, ge=0.001, le=0.999)]
+_InnerPoint = Annotated[float, Field(strict=True, ge=0.001, le=0.999)]
 
 
 class AlphaSchedule(Config):
@@ -129,7 +129,7 @@ class GTPLossConfig(Config):
         description="Where the two arrivals are compared: at time s, or after one more jump of the "
         "teacher's flow map from s to 0.",
     )
-    inner: InnerPoint | AlphaSchedule = Field(
+    inner: _InnerPoint | AlphaSchedule = Field(
         default=0.3,
         description='Where u lies between s (0) and t (1) with u_rule="between"; constant, from '
         "0.001 to 0.999, or as training proceeds.",

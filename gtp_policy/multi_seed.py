@@ -158,7 +158,8 @@ size.
             )
         self._check_together()
         for learner, batch in zip(self.learners, batches, strict=True):
-            batch.check(learner.actor.obs_dim, learner.actor.action_dim, like=learner)
+            actor, penalty = learner.actor, learner.config.critic_penalty > 0
+            batch.check(actor.obs_dim, actor.action_dim, like=learner, next_action=penalty)
             batch.check_values()
         self._share()
         fields = zip(*(batch.present() for batch in batches), strict=True)

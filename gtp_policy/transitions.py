@@ -94,7 +94,14 @@ class Transitions(NamedTuple):
         """
         return self.map(lambda field: field.to(device=device, dtype=dtype))
 
-    def check(self, obs_dim: int, action_dim: int, like: Placed | None = None) -> "Transitions":
+    def check(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        like: Placed | None = None,
+        *,
+        next_action: bool = False,
+    ) -> "Transitions":
         """Raises unless every field has the shape that the dimensions imply.
 
         Args:
@@ -102,13 +109,15 @@ class Transitions(NamedTuple):
             action_dim: A.
             like: What has the dtype and device that every field must have, such as a learner;
                 default: not looked at.
+            next_action: Whether the data's next actions must be there, for a ``critic_penalty``.
 
         Returns:
             The record itself.
 
         Raises:
             ShapeError: If a field has another shape.
-            DataError: If a field is no tensor, or one of another dtype or device than ``like``.
+            DataError: If a field is no tensor, or one of another dtype or device than ``like``, or
+                next actions are missing.
 
         Example:
             >>> import torch
@@ -124,6 +133,11 @@ class Transitions(NamedTuple):
             for name, value in self._asdict().items():
                 if name != "next_action" or value is not None:
                     check_like(name, value, like)
+        if next_action and self.next_action is None:
+            raise DataError(
+                "`next_action` is missing: got a minibatch without it, expected the data's next "
+                "actions for critic_penalty. Take minibatches of dataset.with_next_actions()."
+            )
         if not self.obs.ndim:
             raise ShapeError(f"`obs` has the wrong shape: got (), expected (B, {obs_dim}).")
         batch = self.obs.shape[0]

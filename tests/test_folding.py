@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gtp_policy import FlowMapActor, FlowMapActorConfig, _folding
 from gtp_policy.actor import ActionStatistics
+from gtp_policy.errors import DataError
 from gtp_policy.kernels import folded, using
 from gtp_policy.kernels.switch import EngineName
 from gtp_policy.networks import FlowMapMLP, Mish, linear
@@ -386,7 +387,9 @@ def test_a_row_that_is_not_a_number_spoils_no_other(row: int, engine: EngineName
     with using(engine):
         expected = actor.sample(**given)
         given["obs"][row] = torch.nan
-        got = actor.sample(**given)
+        with pytest.raises(DataError, match=f"`obs` is not finite: got nan at row {row}"):
+            actor.sample(**given)
+        got = _folding.FoldedActor(_folding.fold(actor, actor.config.steps)).sample(**given)
         assert got[row].isnan().all()
         keep = [i for i in range(5) if i != row]
         assert torch.equal(got[keep], expected[keep])

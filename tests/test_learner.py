@@ -600,7 +600,7 @@ def test_a_bad_number_changes_nothing(
     learner = GTPLearner.build(OBS, ACT, config)
     learner.update(batch)
     before = copy.deepcopy(learner.state_dict())
-    bad = getattr(batch, field).clone()
+    bad = (batch.action if field == "next_action" else getattr(batch, field)).clone()
     bad[3] = value
     with kernels.using(engine), pytest.raises(DataError, match=message):
         learner.update(batch._replace(**{field: bad}))

@@ -37,7 +37,8 @@ def update_from(
     check_kind("dataset", dataset, OfflineDataset)
     first = learners[0]
     actor = first.actor
-    dataset.transitions.check(actor.obs_dim, actor.action_dim, like=actor)
+    penalty = first.config.critic_penalty > 0
+    dataset.transitions.check(actor.obs_dim, actor.action_dim, like=actor, next_action=penalty)
     check_batch_size(batch_size)
     # A custom way to draw minibatches is respected.
     plain = type(dataset).sample is OfflineDataset.sample
