@@ -118,7 +118,7 @@ class GTPLearnerConfig(Config):
         default=True, description="Whether from_dataset normalises observations by the dataset."
     )
     normalize_actions: Bool = Field(
-        default=True,
+        default=False,
         description="Whether from_dataset standardises each action dimension by the dataset, "
         "inside the flow.",
     )

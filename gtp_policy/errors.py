@@ -133,8 +133,8 @@ class UnknownPresetError(GTPError, KeyError):
         Traceback (most recent call last):
         ...
         gtp_policy.errors.UnknownPresetError: Unknown preset: got 'gpt', expected one of gtp, \
-gtp_bc, paper_loss, gtp_solver, gtp_linear_q, paper, diffusion, flow_matching, consistency, ctm, \
-shortcut, mean_flow.
+gtp_bc, paper_loss, one_step, gtp_solver, gtp_linear_q, paper, diffusion, flow_matching, \
+consistency, ctm, shortcut, mean_flow.
     """
 
     def __str__(self) -> str:

@@ -226,9 +226,8 @@ class GTPLearner(nn.Module):
             ...     next_obs=[[2.0], [0.0]], terminated=[0, 1], truncated=[0, 0],
             ...     low=[-1.0], high=[1.0])
             >>> learner = GTPLearner.from_dataset(dataset, GTPConfig(critic=None))
-            >>> statistics = learner.full_config.actor.action_statistics
-            >>> [round(std, 4) for std in statistics.std]
-            [0.8]
+            >>> round(learner.full_config.actor.sigma_data, 4)
+            0.8
         """
         check_kind("dataset", dataset, OfflineDataset)
         config = (config or GTPConfig()).cap_curriculum(stacklevel=3)

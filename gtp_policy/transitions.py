@@ -182,9 +182,9 @@ class Transitions(NamedTuple):
         next_action = self.action if self.next_action is None else self.next_action
         ends = [end for x in (self.action, next_action, self.discount) for end in x.aminmax()]
         *total, low, high, next_low, next_high, least, most = torch.stack(sums + ends).tolist()
-        low, high = min(low, next_low), max(high, next_high)
         edge = 1 + _ROUNDING
         ranges = -edge <= low <= high <= edge and 0 <= least <= most <= edge
+        ranges = ranges and -edge <= next_low <= next_high <= edge
         if not (ranges and all(map(math.isfinite, total))):
             self._raise_bad_value()
         return self

@@ -748,18 +748,17 @@ def test_an_update_copies_nothing_to_the_host(
 
 
 def test_everything_is_taken_from_the_dataset(dataset: OfflineDataset) -> None:
-    learner = GTPLearner.from_dataset(dataset, make_config(baseline=BASELINES[1]))
+    standard = make_config(normalize_actions=True).replace(critic=None)
+    learner = GTPLearner.from_dataset(dataset, standard)
     action = dataset.transitions.action.double()
     for actor in (learner.actor, learner.target_actor):
         x = actor.to_standard(action)
         torch.testing.assert_close(x.mean(0), torch.zeros(ACT).double(), atol=1e-5, rtol=0)
         torch.testing.assert_close(x.std(0, correction=0), torch.ones(ACT).double())
     sigma = float((action - action.mean(0)).square().mean().sqrt())
-    plain = make_config(normalize_actions=False)
-    learner = GTPLearner.from_dataset(dataset, plain.replace(critic=None))
+    learner = GTPLearner.from_dataset(dataset, make_config(baseline=BASELINES[1]))
     assert learner.actor.sigma_data == pytest.approx(sigma, rel=1e-5)
     assert learner.target_actor.sigma_data == learner.actor.sigma_data
-    learner = GTPLearner.from_dataset(dataset, make_config(baseline=BASELINES[1]))
     obs = dataset.transitions.obs
     for module in (
         learner.actor,
@@ -789,10 +788,10 @@ def test_equal_actions_still_give_a_usable_scale() -> None:
         obs=[[0.0], [1.0]], action=[[0.5], [0.5]], reward=[0.0, 0.0], next_obs=[[1.0], [0.0]],
         terminated=[0, 1], truncated=[0, 0], low=[-1.0], high=[1.0],
     )  # fmt: skip
-    learner = GTPLearner.from_dataset(dataset, make_config())
+    learner = GTPLearner.from_dataset(dataset, make_config(normalize_actions=True))
     learner.update(dataset.transitions).to_floats()
     assert float((learner.act(torch.zeros(64, 1)) - 0.5).abs().max()) < 1e-3
-    learner = GTPLearner.from_dataset(dataset, make_config(normalize_actions=False))
+    learner = GTPLearner.from_dataset(dataset, make_config())
     assert learner.actor.sigma_data == 0.01
     learner.update(dataset.transitions).to_floats()
 

@@ -30,11 +30,12 @@ def small(config: GTPConfig) -> GTPConfig:
 def test_names_are_complete() -> None:
     assert set(presets.NAMES) == {
         *("diffusion", "flow_matching", "consistency", "ctm", "shortcut", "mean_flow"),
-        *("gtp", "gtp_bc", "gtp_solver", "gtp_linear_q", "paper_loss", "paper"),
+        *("gtp", "gtp_bc", "gtp_solver", "gtp_linear_q", "paper_loss", "one_step", "paper"),
     }
     assert presets.get("gtp") == GTPConfig()
-    # gtp spells out its defaults nowhere; any two others differ.
-    assert len({presets.get(name) for name in presets.NAMES}) == len(presets.NAMES)
+    # The paper's objective is the default one, spelled out; any two others differ.
+    assert presets.get("paper_loss") == presets.get("gtp")
+    assert len({presets.get(name) for name in presets.NAMES}) == len(presets.NAMES) - 1
 
 
 @every_name

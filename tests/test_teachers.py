@@ -27,7 +27,6 @@ from gtp_policy import (
     FlowMapActor,
     FlowMapActorConfig,
     GTPLoss,
-    GTPLossConfig,
     presets,
 )
 from gtp_policy.functional import flow_map, frozen, perturb, signal
@@ -528,7 +527,7 @@ def test_the_exact_flow_map_is_a_zero_of_two_jumps(
 ) -> None:
     """Off the grid the residual of the true map is zero for every pair, to rounding."""
     oracle = GaussianFlowMap([0.1, -0.2], 0.4, times=times)
-    config = GTPLossConfig(units=units)
+    config = presets.one_step().loss.replace(units=units)
     assert isinstance(config.teacher, SelfTeacher)
     loss = GTPLoss(config)
     action = torch.randn(256, 2, generator=generator, dtype=torch.float64)
