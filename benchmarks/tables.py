@@ -7,6 +7,7 @@ whether the README is what the JSON says.
 """
 
 import json
+from collections.abc import Callable
 from statistics import mean, stdev
 from typing import Any
 
@@ -20,6 +21,10 @@ def cell(figure: dict[str, Any], digits: int, scale: float = 1.0) -> str:
     """Returns a mean with its interval."""
     low, high = (scale * x for x in figure["interval_95"])
     return f"{scale * figure['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _over_noise(measured: dict[str, Any]) -> float:
+    return float(measured["distance"] / measured["noise_floor"])
 
 
 def bandit(record: dict[str, Any]) -> str:
@@ -56,6 +61,52 @@ def bandit(record: dict[str, Any]) -> str:
             f"With advantage weights (η = {tilted[0]['eta']}) and reward at the last mode, a time "
             "range that is cut short pulls the modes' frequencies together a little:",
             table(["policy", "frequency of each mode, %"], rows_tilted),
+        ]
+    )
+
+
+# What a row says of one run at one K: the figure, and what is taken of several seeds.
+CLONES: tuple[tuple[str, str, Callable[[dict[str, Any]], float], Callable[..., float]], ...] = (
+    ("modes", "four modes: samples at a mode, %", lambda m: 100 * m["share"], mean),
+    ("modes", "- rarest mode over its true share, worst seed", lambda m: min(m["ratios"]), min),
+    ("modes", "- width of the modes over the truth's", lambda m: m["rms"] / m["true_rms"], mean),
+    (
+        "unequal",
+        "eight unequal modes: largest error of a share, %, worst seed",
+        lambda m: 100 * max(abs(ratio - 1) for ratio in m["ratios"]),
+        max,
+    ),
+    ("moons", "two moons: distance over its noise", _over_noise, mean),
+    ("spiral", "a spiral: distance over its noise", _over_noise, mean),
+    ("slope", "a conditional mean: slope learned, %", lambda m: 100 * m["slope"], mean),
+    (
+        "joints",
+        "six joints of ranges 1 to 0.02: largest error over a joint's spread, worst seed",
+        lambda m: max(m["errors"]),
+        max,
+    ),
+)
+
+
+def cloning(record: dict[str, Any]) -> str:
+    """Returns the section on clones by the number of network calls."""
+    steps, rows = ("1", "2", "5"), []
+    for task, title, figure, over in CLONES:
+        for method in ("one_step", "gtp"):
+            runs = [r for r in record["rows"] if (r["task"], r["method"]) == (task, method)]
+            if not runs:
+                continue
+            last = [run["measured"][str(run["updates"])] for run in runs]
+            cells = [f"{over(figure(m[k]) for m in last):.3g}" for k in steps]
+            cells.append(f"{mean(run['ms_per_update'] for run in runs):.1f}")
+            rows.append([title, f"`{method}`", str(len(runs)), *cells])
+    return "\n\n".join(
+        [
+            f"**One network call per action** (cloning of what is known; `{record['command']}`). "
+            "The preset `one_step` beside the default, `gtp`, by K, the number of network calls; "
+            "15000 updates, 3000 for the last two. Distances are sliced Wasserstein-1, and 1 is "
+            "that of two samples of the truth:",
+            table(["", "preset", "seeds", *(f"K = {k}" for k in steps), "ms/update"], rows),
         ]
     )
 
@@ -144,7 +195,7 @@ def render(text: str) -> str:
     """Returns the README with its results filled in."""
     sections = [
         section(json.loads((RESULTS / f"{section.__name__}.json").read_text(encoding="utf-8")))
-        for section in (pointmaze, hosts, bandit, datasets)
+        for section in (pointmaze, hosts, bandit, cloning, datasets)
     ]
     speed = performance.summary(performance.read())
     return fill(text, "results", "\n\n".join([*sections, speed]))
