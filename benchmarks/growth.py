@@ -55,7 +55,7 @@ def update_at(case: Case, rounds: int, calls: int) -> Comparison:
     """Times one update of the naive transcription and of the library."""
     theirs, ours, data = naive_of(case), library(case), batch(case)
     contenders: Contenders = {
-        "naive": lambda: theirs.update(*data),
+        "naive": lambda: theirs.update(*data.present()),
         "library": lambda: ours.update(data),
     }
     return compare(measure(contenders, rounds, calls, device=case.device, together=True))

@@ -75,7 +75,7 @@ def updaters(case: Case) -> Contenders:
     """Returns one update on a given minibatch: naive, by the modules, by the engines."""
     theirs, modules, ours, data = naive(case), library(case), library(case), batch(case)
     contenders: Contenders = {
-        "naive": lambda: theirs.update(*data),
+        "naive": lambda: theirs.update(*data.present()),
         "library, reference": under("reference", functools.partial(modules.update, data)),
     }
     if not on_gpu(case.device) and numba_is_used():

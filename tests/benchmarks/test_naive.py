@@ -62,7 +62,7 @@ def test_the_naive_transcription_is_the_same_algorithm(samples: int) -> None:
     naive = SameDraws(learner, samples)
     for i in range(2):
         minibatch = batch(CASE, seed=i)
-        reported = naive.update(*minibatch)
+        reported = naive.update(*minibatch.present())
         metrics = learner.update(minibatch).to_floats()
         assert reported == pytest.approx({k: metrics[k] for k in reported}, rel=1e-4)
     start = library(CASE.but(samples=samples))
