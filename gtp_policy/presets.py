@@ -29,13 +29,12 @@ from gtp_policy.guidance import LinearQGuidance
 from gtp_policy.loss import GTPLossConfig
 from gtp_policy.rewards import LinearReward, RewardTransform, StandardizedReward
 from gtp_policy.samplers import JumpSampler, OdeSampler
-from gtp_policy.teachers import JvpTeacher, NoTeacher, OdeTeacher, SelfTeacher, SurrogateTeacher
+from gtp_policy.teachers import JvpTeacher, NoTeacher, OdeTeacher, SelfTeacher
 from gtp_policy.times import (
     Curriculum,
     KarrasTimes,
     LinearTimes,
     LogNormalIndex,
-    UniformIndex,
     UniformPairs,
 )
 
@@ -124,26 +123,12 @@ def _on_grid(
     loss: dict[str, Any] | None = None,
     learner: dict[str, Any] | None = None,
 ) -> GTPConfig:
-    """Returns the paper's objective with some choices changed."""
+    """Returns the paper's objective, which is what there was before others, with some changes."""
     return GTPConfig(
-        actor=FlowMapActorConfig(**_PAPER_ACTOR | (actor or {})),
-        loss=GTPLossConfig(**_PAPER_LOSS | (loss or {})),
-        learner=GTPLearnerConfig(**{"normalize_actions": False} | (learner or {})),
+        actor=FlowMapActorConfig(**{**FlowMapActorConfig.before, **(actor or {})}),
+        loss=GTPLossConfig(**{**GTPLossConfig.before, **(loss or {})}),
+        learner=GTPLearnerConfig(**{**GTPLearnerConfig.before, **(learner or {})}),
     )
-
-
-_PAPER_ACTOR: dict[str, Any] = {"steps": 5, "times": KarrasTimes(), "embedding": "log"}
-_PAPER_LOSS: dict[str, Any] = {
-    "flow_weight": 1.0,
-    "t_law": UniformIndex(),
-    "u_rule": "adjacent",
-    "teacher": SurrogateTeacher(),
-    "inner": 0.5,
-    "map_share": 1.0,
-    "flow_times": "shared",
-    "units": "position",
-    "adaptive_power": 0.0,
-}
 
 
 def one_step() -> GTPConfig:
