@@ -131,6 +131,7 @@ STUDIES = (
         (
             Row("gtp", f"{HOPPER} --preset gtp {GUIDED}", steps=(1, 2, 5, 10)),
             Row("gtp_bc", f"{HOPPER} --preset gtp_bc {CLONING}", steps=(1, 2, 5, 10)),
+            Row("one_step_bc", f"{HOPPER} --preset one_step --set critic=null", steps=(1, 2, 5)),
             *peers(HOPPER, iql="--reward return_range", td3_bc=""),
         ),
     ),
