@@ -334,7 +334,7 @@ class ExpectileBaseline(Config):
             Slopes, of the same shape.
         """
         difference = q - value
-        return difference * torch.where(difference < 0, 1 - self.expectile, self.expectile) * -2
+        return difference * _by_side(difference, 1 - self.expectile, self.expectile) * -2
 
 
 class QuantileBaseline(Config):
@@ -390,7 +390,7 @@ class QuantileBaseline(Config):
             Slopes, of the same shape.
         """
         difference = q - value
-        return difference.sign() * torch.where(difference < 0, self.quantile - 1, -self.quantile)
+        return difference.sign() * _by_side(difference, self.quantile - 1, -self.quantile)
 
 
 Baseline = Annotated[
@@ -428,7 +428,7 @@ def expectile_loss(q: Tensor, value: Tensor, expectile: float) -> Tensor:
     """
     check_shape("value", value, tuple(q.shape))
     difference = q - value
-    return torch.where(difference < 0, 1 - expectile, expectile) * difference.square()
+    return _by_side(difference, 1 - expectile, expectile) * difference.square()
 
 
 def quantile_loss(q: Tensor, value: Tensor, quantile: float) -> Tensor:
@@ -459,4 +459,12 @@ def quantile_loss(q: Tensor, value: Tensor, quantile: float) -> Tensor:
     """
     check_shape("value", value, tuple(q.shape))
     difference = q - value
-    return torch.where(difference < 0, 1 - quantile, quantile) * difference.abs()
+    return _by_side(difference, 1 - quantile, quantile) * difference.abs()
+
+
+def _by_side(difference: Tensor, below: float, above: float) -> Tensor:
+    """Returns one factor where a difference is negative and another elsewhere, in its dtype."""
+    # Of two plain numbers torch would make float32, whatever they are multiplied with.
+    return torch.where(
+        difference < 0, difference.new_full((), below), difference.new_full((), above)
+    )
