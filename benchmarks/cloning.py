@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from benchmarks.clock import versions
 from benchmarks.pages import RESULTS, read, write
 from examples import bandit
-from gtp_policy import GTPConfig, GTPLearner, OfflineDataset, presets
+from gtp_policy import GTPConfig, GTPLearner, OfflineDataset
 
 SAMPLES, STEPS = 50_000, (1, 2, 5)
 METHODS = ("one_step", "gtp")
@@ -156,12 +156,8 @@ _CHECKS = {"slope": (1000, 2000, 3000), "joints": (3000,)}
 
 def config_of(method: str, updates: int, seed: int) -> GTPConfig:
     """Returns a method's config for a short run of cloning, each with its own learning rate."""
-    base = bandit.make_config(updates, seed=seed)
-    if method == "gtp":
-        return base
-    one = presets.one_step()
-    learner = one.learner.replace(total_updates=updates, actor_lr=4e-3, seed=seed)
-    return one.replace(critic=None, learner=learner)
+    make = bandit.make_config if method == "gtp" else bandit.one_step_config
+    return make(updates, seed=seed)
 
 
 def measure(task: str, learner: GTPLearner, steps: int) -> dict[str, Any]:

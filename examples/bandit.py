@@ -24,6 +24,7 @@ from gtp_policy import (
     GTPLossConfig,
     OfflineDataset,
     QEnsembleConfig,
+    presets,
 )
 from gtp_policy.functional import ema_
 from gtp_policy.times import KarrasTimes
@@ -70,6 +71,13 @@ def make_config(
             total_updates=updates, actor_lr=2e-3, lr_schedule="cosine", ema_rate=ema_rate, seed=seed
         ),
     )
+
+
+def one_step_config(updates: int, *, seed: int = 0) -> GTPConfig:
+    """Returns a config for cloning in some thousand updates, trained for one network call."""
+    one = presets.one_step()
+    learner = one.learner.replace(total_updates=updates, actor_lr=4e-3, seed=seed)
+    return one.replace(critic=None, learner=learner)
 
 
 def train_clone(dataset: OfflineDataset, config: GTPConfig) -> GTPLearner:

@@ -134,7 +134,7 @@ def run_maze(dataset_id: str, eta: float, seed: int, updates: int, episodes: int
 def run_bandit(updates: int, line: int) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     """Clones the four-mode bandit; returns samples by panel, the flow from noise, its times."""
     dataset, n = bandit.make_dataset(), 3000
-    config = bandit.make_config(updates)
+    config = bandit.one_step_config(updates)
     learner, _ = train(dataset, config, name="four-mode bandit", line=line)
     panels = {
         "data": dataset.transitions.action[:n],
@@ -146,10 +146,11 @@ def run_bandit(updates: int, line: int) -> tuple[dict[str, np.ndarray], np.ndarr
             torch.zeros(n, 1), steps=steps, generator=generator
         )
     actor, start = learner.target_actor, 400
-    grid = actor.times.grid(actor.config.steps)
+    grid = actor.times.grid(5)
     z = torch.randn((start, 2), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        paths = sample_flow(actor, torch.zeros(start, 1), grid[0] * z, grid)
+        flow = sample_flow(actor, torch.zeros(start, 1), grid[0] * z, grid)
+        paths = actor.action_mean + actor.action_scale * flow  # what moves is standardised
     return {k: v.numpy() for k, v in panels.items()}, paths.numpy(), grid.numpy()
 
 
