@@ -492,6 +492,7 @@ class _GuidedJump:
     def __init__(self, learners: Sequence[Learner], net: Net, critic: _Critics, rows: int) -> None:
         actor = learners[0].actor
         self._net, self._critic = net, critic
+        self._mean, self._scale = actor.action_mean, actor.action_scale
         self._reduction = cast(QEnsemble, learners[0].critic).config
         self._gradients, into = _gradients(net)
         self._pass = GradientPass(stack_of(net.parameters), rows, into, transposed=True)
@@ -511,8 +512,9 @@ class _GuidedJump:
             slice(None), self._net.normalise(obs), factors.inner * x, embed(t), embed(s)
         )
         endpoint = torch.addcmul(factors.skip * x, factors.out, self._pass.run())
-        arrival = flow_map(x, endpoint, t, s)
-        by_member = self._critic.values_with_gradient(obs, arrival.clamp(-1.0, 1.0))
+        # As `FlowMapActor.to_action` does, but that what it clips is known.
+        action = torch.addcmul(self._mean, self._scale, flow_map(x, endpoint, t, s))
+        by_member = self._critic.values_with_gradient(obs, action.clamp(-1.0, 1.0))
         q = self._reduction.reduce(by_member, 1)
         factor = torch.full_like(q[:, 0], -guidance.scale)
         if guidance.normalize:
@@ -522,8 +524,8 @@ class _GuidedJump:
         per_row = (factor / q.shape[1]).view(-1, 1, 1)
         by_action = self._critic.action_gradients(slope * per_row)
         # The gradient of a clipped coordinate is 0.
-        share = (1 - s / t).unsqueeze(-1) * factors.out
-        self._pass.gradients(torch.where(arrival.abs() <= 1, by_action, 0) * share)
+        share = (1 - s / t).unsqueeze(-1) * factors.out * self._scale
+        self._pass.gradients(torch.where(action.abs() <= 1, by_action, 0) * share)
         return factor * mean, mean, self._gradients
 
 

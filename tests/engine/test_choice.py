@@ -145,6 +145,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "action_statistics": STATISTICS,
         "guidance": LinearQGuidance(scale=0.5),
     },
+    "standardised actions, guided through one jump": {
+        "action_statistics": STATISTICS,
+        "guidance": LinearQGuidance(scale=0.5, steps=1, weighted=True),
+    },
     "standardised actions, a derivative": {
         "loss": {"teacher": JvpTeacher(), "target": "stopgrad", "time_weight": "edm"},
         "action_statistics": STATISTICS,
