@@ -691,6 +691,12 @@ def without_parameter(weights: Any, moments: dict[str, Tensor], document: Any) -
         (lambda w, m, d: w["critic.normalizer.mean"].fill_(torch.nan), "mean with NaN"),
         (lambda w, m, d: d["optimizers"]["actor"]["groups"][0].update(lr=-1.0), "out of range"),
         (lambda w, m, d: d["optimizers"]["actor"]["groups"][0].update(betas=[5.0, 7.0]), "betas"),
+        (
+            lambda w, m, d: d["config"]["actor"].update(
+                action_statistics={"mean": [0.0] * 9, "std": [1.0] * 9}
+            ),
+            "action statistics do not fit",
+        ),
         (lambda w, m, d: w.update({k: v.byte() for k, v in w.items()}), "other networks"),
     ],
 )

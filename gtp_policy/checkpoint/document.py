@@ -273,7 +273,7 @@ def saved_with(
 
     Raises:
         TypeError: If the bounds are no Box, or the layout has a part without elements.
-        ValueError: If they do not fit the learner's dimensions.
+        ValueError: If they, or the actions' statistics, do not fit the learner's dimensions.
     """
     box, parts = document.action_box, document.layout
     scaler = layout = None
@@ -284,12 +284,14 @@ def saved_with(
     elif parts is not None:
         (shape,) = parts.shapes
         layout = ObservationLayout(shape)
-    dims = (scaler and scaler.action_dim, layout and layout.obs_dim)
-    if any(
-        n is not None and n != m
-        for n, m in zip(dims, (document.action_dim, document.obs_dim), strict=True)
+    statistics = document.config.actor.action_statistics
+    action_dims = (scaler and scaler.action_dim, statistics and len(statistics.mean))
+    if (layout and layout.obs_dim) not in (None, document.obs_dim) or any(
+        n not in (None, document.action_dim) for n in action_dims
     ):
-        raise ValueError(f"{CONFIG} whose bounds or layout do not fit its dimensions")
+        raise ValueError(
+            f"{CONFIG} whose bounds, layout or action statistics do not fit its dimensions"
+        )
     return scaler, layout, document.metadata
 
 
