@@ -1,5 +1,6 @@
 """Every choice of a policy and its training, as one document."""
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Protocol, Self
@@ -23,18 +24,35 @@ class GTPLearnerConfig(Config):
 
     Example:
         >>> from gtp_policy import ExpectileBaseline, GTPLearnerConfig
-        >>> GTPLearnerConfig(total_updates=20_000, baseline=ExpectileBaseline()).actor_lr
+        >>> GTPLearnerConfig(total_updates=20_000, baseline=ExpectileBaseline()).critic_lr
         0.0003
     """
 
-    before: ClassVar[Mapping[str, Any]] = {"normalize_actions": False}
+    before: ClassVar[Mapping[str, Any]] = {
+        "actor_lr": 3e-4,
+        "ema_rate": 0.005,
+        "guidance_start": 0,
+        "normalize_actions": False,
+    }
 
     total_updates: Int = Field(
         default=1_000_000,
         ge=1,
         description="Length of the run: the curriculum and the learning rate unfold over it.",
     )
-    actor_lr: Float = Field(default=3e-4, gt=0, description="Adam's learning rate of the actor.")
+    gamma: Float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Discount factor that choices left open go by; the data's own discounts are "
+        "what values are made of. None: the dataset's by from_dataset, 0.99 without one.",
+    )
+    actor_lr: Float | None = Field(
+        default=None,
+        gt=0,
+        description="Adam's learning rate of the actor. None: by the length of the run, 2e-3 up to "
+        "50,000 updates, then falling with the root of the length, to 3e-4.",
+    )
     critic_lr: Float = Field(
         default=3e-4, gt=0, description="Adam's learning rate of critic and value."
     )
@@ -46,19 +64,20 @@ class GTPLearnerConfig(Config):
         gt=0,
         description="Clips the gradient norm of actor and critic; None: no clipping.",
     )
-    ema_rate: Float = Field(
-        default=0.005,
+    ema_rate: Float | None = Field(
+        default=None,
         gt=0,
         le=1,
-        description="Rate at which the slow copies of actor and critic follow, every update.",
+        description="Rate at which the slow copy of the actor follows, every update. None: by the "
+        "length of the run, 1500 / total_updates between 0.005 and 0.05.",
     )
     critic_ema_rate: Float | None = Field(
         default=None,
         gt=0,
         le=1,
-        description="Rate of the critic's target; None: ema_rate. Values reach 95 % of the level "
-        "of the returns after 3 / (rate * (1 - gamma)) updates: 60,000 with the defaults, where "
-        "0.05 takes 6,000. Raise it for runs of few updates.",
+        description="Rate of the critic's slow copy. Values reach 95 % of the level of the returns "
+        "after 3 / (rate * (1 - gamma)) updates. None: ema_rate where that is set, otherwise the "
+        "rate at which this takes a fifth of the run, between 0.005 and 0.1.",
     )
     baseline: Baseline = Field(
         default_factory=PolicyBaseline, description="What V(obs) in the advantage is."
@@ -67,12 +86,13 @@ class GTPLearnerConfig(Config):
         default_factory=AdvantageGuidance,
         description="How the critic guides the actor, where there is one.",
     )
-    guidance_start: Int = Field(
-        default=0,
+    guidance_start: Int | None = Field(
+        default=None,
         ge=0,
         description="Updates during which the actor clones the data unguided, while the critic "
         "learns what to judge by; from total_updates on never. A critic of the first updates knows "
-        "nothing, and what it leads the actor to takes long to unlearn.",
+        "nothing, and what it leads the actor to takes long to unlearn. None: a sixth of the run, "
+        "at most 5,000 updates.",
     )
     backup_actions: Int = Field(
         default=1,
@@ -146,9 +166,56 @@ class GTPLearnerConfig(Config):
         return self
 
     @property
+    def actor_rate(self) -> float:
+        """The rate at which the actor's slow copy follows."""
+        if self.ema_rate is not None:
+            return self.ema_rate
+        return min(max(1500 / self.total_updates, 0.005), 0.05)
+
+    @property
     def critic_rate(self) -> float:
         """The rate at which the critic's slow copy follows."""
-        return self.ema_rate if self.critic_ema_rate is None else self.critic_ema_rate
+        if self.critic_ema_rate is not None:
+            return self.critic_ema_rate
+        if self.ema_rate is not None:
+            return self.ema_rate
+        gamma = 0.99 if self.gamma is None else self.gamma
+        # 3 / (rate * (1 - gamma)) updates are a fifth of the run.
+        wanted = 15 / max((1 - gamma) * self.total_updates, 15.0)
+        return min(max(wanted, 0.005), 0.1)
+
+    @property
+    def initial_actor_lr(self) -> float:
+        """Adam's learning rate of the actor, before its schedule."""
+        if self.actor_lr is not None:
+            return self.actor_lr
+        return min(max(2e-3 * math.sqrt(50_000 / self.total_updates), 3e-4), 2e-3)
+
+    @property
+    def guided_from(self) -> int:
+        """The update from which on the critic guides the actor."""
+        if self.guidance_start is not None:
+            return self.guidance_start
+        return min(self.total_updates // 6, 5_000)
+
+    def resolved(self) -> Self:
+        """Returns the same choices with those that were left open as the length of the run has it.
+
+        Returns:
+            A config that does the same at this ``total_updates``.
+
+        Example:
+            >>> from gtp_policy import GTPLearnerConfig
+            >>> config = GTPLearnerConfig(total_updates=30_000).resolved()
+            >>> config.ema_rate, config.guidance_start
+            (0.05, 5000)
+        """
+        return self.replace(
+            actor_lr=self.initial_actor_lr,
+            ema_rate=self.actor_rate,
+            critic_ema_rate=self.critic_rate,
+            guidance_start=self.guided_from,
+        )
 
 
 class ActionData(Protocol):
@@ -235,6 +302,24 @@ class GTPConfig(Config):
             return self.replace(actor=actor.replace(sigma_data=max(data.action_std(), 0.01)))
         return self
 
+    def with_gamma(self, gamma: float) -> Self:
+        """Returns the config with the discount factor that its open choices go by, if it has none.
+
+        Args:
+            gamma: Discount factor of the data.
+
+        Returns:
+            The config itself if it names one.
+
+        Example:
+            >>> from gtp_policy import GTPConfig
+            >>> GTPConfig().with_gamma(0.9).learner.gamma
+            0.9
+        """
+        if self.learner.gamma is not None:
+            return self
+        return self.replace(learner=self.learner.replace(gamma=float(gamma)))
+
     def cap_curriculum(self, *, stacklevel: int = 2) -> Self:
         """Returns the config with a curriculum that the length of the run allows.
 
@@ -250,16 +335,16 @@ class GTPConfig(Config):
             >>> from gtp_policy import GTPConfig, GTPLearnerConfig
             >>> short = GTPConfig(learner=GTPLearnerConfig(total_updates=20_000))
             >>> short.cap_curriculum().loss.curriculum.end
-            160
+            640
         """
         curriculum, run = self.loss.curriculum, self.learner
-        capped = curriculum.capped(run.total_updates, run.ema_rate)
+        capped = curriculum.capped(run.total_updates, run.actor_rate)
         if capped == curriculum:
             return self
         if "end" in curriculum.model_fields_set:
             warnings.warn(
                 f"The curriculum is too fine for the run: end={curriculum.end} is capped to "
-                f"{capped.end} for total_updates={run.total_updates} and ema_rate={run.ema_rate}. "
+                f"{capped.end} for total_updates={run.total_updates} and ema_rate={run.actor_rate}. "
                 "Train longer, or raise ema_rate.",
                 stacklevel=stacklevel,
             )

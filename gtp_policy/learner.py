@@ -231,7 +231,7 @@ class GTPLearner(nn.Module):
         """
         check_kind("dataset", dataset, OfflineDataset)
         config = (config or GTPConfig()).cap_curriculum(stacklevel=3)
-        config = config.fit_to_actions(dataset)
+        config = config.fit_to_actions(dataset).with_gamma(dataset.gamma)
         learner = cls.build(
             dataset.obs_dim,
             dataset.action_dim,
@@ -247,7 +247,13 @@ class GTPLearner(nn.Module):
 
     @property
     def full_config(self) -> GTPConfig:
-        """Every choice that this learner was built with, with ``sigma_data`` resolved."""
+        """Every choice of this learner, with those resolved that its config left open."""
+        config = self.open_config
+        return config.replace(learner=config.learner.resolved())
+
+    @property
+    def open_config(self) -> GTPConfig:
+        """As `full_config`, but what goes by the length of the run is left open: what is saved."""
         return GTPConfig(
             actor=self.actor.config,
             critic=self.critic.config if self.critic is not None else None,
@@ -287,10 +293,10 @@ class GTPLearner(nn.Module):
             >>> learner = GTPLearner.build(1, 1, GTPConfig(critic=None))
             >>> learner.set_total_updates_(20_000)
             >>> learner.full_config.loss.curriculum.end
-            160
+            640
         """
         config = self.config.replace(total_updates=total_updates)
-        full = self.full_config.replace(learner=config)
+        full = self.open_config.replace(learner=config)
         # Both at once, after everything that may raise (a warning may, too).
         self.loss.config, self.config = full.cap_curriculum(stacklevel=3).loss, config
 
@@ -454,7 +460,7 @@ class GTPLearner(nn.Module):
     @property
     def guidance(self) -> Guidance:
         """The guidance in force: none before ``config.guidance_start`` updates."""
-        late = self.critic is not None and self.updates < self.config.guidance_start
+        late = self.critic is not None and self.updates < self.config.guided_from
         return _NO_GUIDANCE if late else self.config.guidance
 
     @property
@@ -466,7 +472,7 @@ class GTPLearner(nn.Module):
         if config.lr_schedule == "cosine":
             factor = 0.5 * (1 + math.cos(math.pi * self.progress))
         return {
-            name: factor * (config.actor_lr if name == "actor" else config.critic_lr)
+            name: factor * (config.initial_actor_lr if name == "actor" else config.critic_lr)
             for name in self.optimizers
         }
 

@@ -52,7 +52,9 @@ from tests.reliability import small
 SMALL = GTPConfig(
     actor=FlowMapActorConfig(hidden=(16,), time_dim=4, steps=2),
     critic=QEnsembleConfig(hidden=(16,)),
-    learner=GTPLearnerConfig(total_updates=40, ema_rate=0.1, seed=7),
+    learner=GTPLearnerConfig(
+        total_updates=40, actor_lr=3e-4, ema_rate=0.1, guidance_start=0, seed=7
+    ),
 )
 VARIANTS = {
     "policy baseline": SMALL,
@@ -120,7 +122,7 @@ def test_everything_comes_back(dataset: OfflineDataset, path: Path, name: str) -
     assert loaded.layout == layout
     assert loaded.metadata == metadata
     info = read_metadata(path)
-    assert info.config == learner.full_config
+    assert info.config == learner.open_config
     assert (info.obs_dim, info.action_dim, info.updates) == (3, 2, 3)
 
 

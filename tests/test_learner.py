@@ -48,7 +48,8 @@ BASELINES = [PolicyBaseline(samples=2), ExpectileBaseline(hidden=(8,))]
 
 
 def make_config(*, eta: float = 1.0, max_weight: float = 100.0, **learner: Any) -> GTPConfig:
-    choices = {"total_updates": 6, "ema_rate": 0.5, "actor_lr": 1e-2, "critic_lr": 1e-2}
+    rates = {"ema_rate": 0.5, "actor_lr": 1e-2, "critic_lr": 1e-2}
+    choices = {"total_updates": 6, "guidance_start": 0, **rates}
     return GTPConfig(
         actor=FlowMapActorConfig(hidden=(16,), time_dim=4, steps=2),
         critic=QEnsembleConfig(hidden=(16,)),
@@ -834,7 +835,8 @@ def test_a_learner_can_be_put_together_by_hand(batch: Transitions) -> None:
     learner = GTPLearner(actor, critic)
     assert learner.actor is actor
     assert learner.critic is critic
-    assert learner.full_config == GTPConfig(actor=FlowMapActorConfig(sigma_data=0.5))
+    assert learner.open_config == GTPConfig(actor=FlowMapActorConfig(sigma_data=0.5))
+    assert learner.full_config.learner == GTPLearnerConfig().resolved()
     learner.update(batch).to_floats()
 
 

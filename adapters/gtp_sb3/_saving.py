@@ -193,7 +193,7 @@ def complete(
         "_spaces_are_derived": not known,
         "n_envs": 1,
         "seed": info.config.learner.seed,
-        "tau": info.config.learner.ema_rate,
+        "tau": info.config.learner.actor_rate,
     }
     if not known and info.layout is not None and info.action_scaler is not None:
         defaults["observation_space"] = space_of(info.layout)

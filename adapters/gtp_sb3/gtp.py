@@ -83,7 +83,7 @@ class GTP(OfflineLoop):
             trained on a dataset acts itself from the start.
         batch_size: Transitions per update.
         tau: Rate at which the target networks follow, ``ema_rate`` of the config; the critic's has
-            a separate rate if ``critic_ema_rate`` is given. Default: 0.005.
+            a separate rate if ``critic_ema_rate`` is given. Default: by the length of the run.
         gamma: Discount factor. Default: the one of an ``OfflineDataset``, or 0.99.
         train_freq: How often to learn, online.
         gradient_steps: Updates per round online, per timestep offline; -1 means as many as steps
@@ -182,6 +182,7 @@ class GTP(OfflineLoop):
             )
         if gamma is None:
             gamma = dataset.gamma if isinstance(dataset, OfflineDataset) else 0.99
+        merged = merged.with_gamma(gamma)
         # Before super(), which sets `replay_buffer`.
         self._replay_buffer: ReplayBuffer | None = None
         self._offline = OfflineTraining(config)
@@ -192,7 +193,7 @@ class GTP(OfflineLoop):
             buffer_size,
             learning_starts,
             batch_size,
-            merged.learner.ema_rate,
+            merged.learner.actor_rate,
             gamma,
             train_freq,
             gradient_steps,

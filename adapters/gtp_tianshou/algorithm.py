@@ -145,6 +145,8 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
             )
         super().__init__(policy=policy)
         config = config or GTPLearnerConfig()
+        if config.gamma is None:
+            config = config.replace(gamma=float(gamma))
         make = None
         if policy_optim is not None:
             make = optimizer_maker(policy_optim, critic_optim or policy_optim, self.lr_schedulers)

@@ -104,7 +104,7 @@ class ByAutograd:
     def follow(self) -> None:
         """Moves every target network towards its network."""
         for learner in self.learners:
-            _follow_(learner.target_actor, learner.actor, learner.config.ema_rate)
+            _follow_(learner.target_actor, learner.actor, learner.config.actor_rate)
             if learner.critic is not None and learner.target_critic is not None:
                 _follow_(learner.target_critic, learner.critic, learner.config.critic_rate)
 

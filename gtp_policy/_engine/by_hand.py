@@ -74,7 +74,7 @@ class ByHand:
             first.target_actor.config.steps, device=actor.mean.device, dtype=actor.mean.dtype
         )
         # What follows what, and at which rate.
-        self._followers = [(target, actor, first.config.ema_rate)]
+        self._followers = [(target, actor, first.config.actor_rate)]
         names = ("actor", "target_actor", "critic", "target_critic", "value")
         owners = [getattr(learner, name) for learner in learners for name in names]
         # Every parameter that an update changes.

@@ -45,7 +45,7 @@ def update_from(
     metrics: list[UpdateMetrics] = []
     while updates:
         n = dispatcher.updates_per_launch(learners, batch_size) if plain else 1
-        until_guided = first.config.guidance_start - first.updates
+        until_guided = first.config.guided_from - first.updates
         if n > updates or (first.critic is not None and 0 < until_guided < n):
             n = 1
         metrics = one() if n == 1 else _launch(learners, dispatcher, dataset, batch_size, n)

@@ -96,7 +96,7 @@ def files_of(
             dtype=dtype,
             own_network=not isinstance(learner.actor.network, FlowMapMLP),
             own_encoder=learner.actor.encoder is not None,
-            config=learner.full_config,
+            config=learner.open_config,
             action_box=box and _Box(low=tuple(box.low.tolist()), high=tuple(box.high.tolist())),
             layout=layout and _Layout(keys=layout.keys, shapes=layout.shapes),
             optimizers=optimizers,

@@ -250,7 +250,7 @@ def restore_(learner: GTPLearner, path: str | Path, *, train_state: bool = True)
     own = {
         "obs_dim": learner.actor.obs_dim,
         "action_dim": learner.actor.action_dim,
-        "config": learner.full_config.model_dump(mode="json"),
+        "config": learner.open_config.model_dump(mode="json"),
     }
     saved = {
         "obs_dim": document.obs_dim,
