@@ -53,13 +53,13 @@ SHORT = (
 GUIDED = f"{SHORT} --set weighter.eta=3"
 # A constant rate and fast targets of both networks: a higher mean than the cosine's, and wider.
 MEDIUM_GTP = (
-    f"{MEDIUM} --preset gtp --reward antmaze --set loss.time_weight=edm "
+    f"{MEDIUM} --preset paper_loss --reward antmaze --set loss.time_weight=edm "
     "--set learner.baseline.samples=1 --set learner.ema_rate=0.05 --set weighter.eta=3"
 )
 # What fails in the easy maze cannot be seen from the action, so the weights stay close to 1.
-EASY_BC = "--preset gtp_bc --set loss.time_weight=edm"
+EASY_BC = "--preset paper_loss --set critic=null --set loss.time_weight=edm"
 EASY_GTP = (
-    "--preset gtp --reward antmaze --set loss.time_weight=edm --set learner.critic_ema_rate=0.05 "
+    "--preset paper_loss --reward antmaze --set loss.time_weight=edm --set learner.critic_ema_rate=0.05 "
     """--set learner.guidance_start=5000 --set 'learner.baseline={"kind": "expectile"}' """
     "--set weighter.eta=0.3"
 )
@@ -129,8 +129,8 @@ STUDIES = (
         "Locomotion: hopper-medium",
         "Does GTP improve on its data (behaviour: 49.8), on cloning and on the peers?",
         (
-            Row("gtp", f"{HOPPER} --preset gtp {GUIDED}", steps=(1, 2, 5, 10)),
-            Row("gtp_bc", f"{HOPPER} --preset gtp_bc {CLONING}", steps=(1, 2, 5, 10)),
+            Row("gtp", f"{HOPPER} --preset paper_loss {GUIDED}", steps=(1, 2, 5, 10)),
+            Row("gtp_bc", f"{HOPPER} --preset paper_loss --set critic=null {CLONING}", steps=(1, 2, 5, 10)),
             Row("one_step_bc", f"{HOPPER} --preset one_step --set critic=null", steps=(1, 2, 5)),
             *peers(HOPPER, iql="--reward return_range", td3_bc=""),
         ),
@@ -162,10 +162,10 @@ STUDIES = (
             Row("gtp", MEDIUM_GTP, updates=MAZE_UPDATES),
             Row(
                 "gtp, cosine",  # the settings of hopper
-                f"{MEDIUM} --preset gtp --reward antmaze {GUIDED}",
+                f"{MEDIUM} --preset paper_loss --reward antmaze {GUIDED}",
                 updates=MAZE_UPDATES,
             ),
-            Row("gtp_bc", f"{MEDIUM} --preset gtp_bc {CLONING}", updates=MAZE_UPDATES),
+            Row("gtp_bc", f"{MEDIUM} --preset paper_loss --set critic=null {CLONING}", updates=MAZE_UPDATES),
             *peers(MEDIUM, iql=MAZE_IQL, td3_bc="--reward minus_one", updates=MAZE_UPDATES),
         ),
     ),
@@ -174,7 +174,7 @@ STUDIES = (
         "The ablation's rows",
         "Which pieces matter? The paper's own rows are on hopper-medium-expert of D4RL.",
         (
-            Row("gtp", f"{HOPPER} --preset gtp {GUIDED}"),
+            Row("gtp", f"{HOPPER} --preset paper_loss {GUIDED}"),
             Row("gtp_solver", f"{HOPPER} --preset gtp_solver {GUIDED}"),
             *(
                 Row(name, f"{HOPPER} --preset {name} {GUIDED}", seeds=(0,))

@@ -2,15 +2,16 @@
 
 import copy
 import functools
+import math
 import threading
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, Protocol, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from gtp_policy._config import Config, Float
+from gtp_policy._config import Config, Float, Int
 from gtp_policy._fingerprint import Fingerprint
 from gtp_policy._random import generator_or_private, new_stream
 from gtp_policy.actor import FlowMapActor
@@ -32,17 +33,19 @@ class ArgmaxChoice(Config):
 
     kind: Literal["argmax"] = Field(default="argmax", description="Discriminator of the union.")
 
-    def pick(self, q: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Returns the chosen candidate of each row.
+    def take(self, action: Tensor, q: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        """Returns the chosen action of each row.
 
         Args:
-            q: Values, shape (B, n).
+            action: Candidates, shape (B, n, A).
+            q: Their values, shape (B, n).
             generator: Not used.
 
         Returns:
-            Indices, shape (B,).
+            Actions, shape (B, A).
         """
-        return q.argmax(1)
+        assert q is not None
+        return _at(action, q.argmax(1))
 
 
 class SoftmaxChoice(Config):
@@ -65,22 +68,134 @@ class SoftmaxChoice(Config):
     kind: Literal["softmax"] = Field(default="softmax", description="Discriminator of the union.")
     temperature: Float = Field(default=1.0, gt=0, description="In units of Q; small is greedy.")
 
-    def pick(self, q: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Returns the chosen candidate of each row.
+    def take(self, action: Tensor, q: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        """Returns the chosen action of each row.
 
         Args:
-            q: Values, shape (B, n).
+            action: Candidates, shape (B, n, A).
+            q: Their values, shape (B, n).
             generator: Source of randomness; default a stream of the package's own.
 
         Returns:
-            Indices, shape (B,).
+            Actions, shape (B, A).
         """
-        probability = torch.softmax(q / self.temperature, 1)
-        generator = generator_or_private(generator, q.device)
-        return torch.multinomial(probability, 1, generator=generator).squeeze(1)
+        assert q is not None
+        # A choice that draws, draws where its generator is.
+        values = q.to(q.device if generator is None else generator.device)
+        probability = torch.softmax(values / self.temperature, 1)
+        generator = generator_or_private(generator, values.device)
+        drawn = torch.multinomial(probability, 1, generator=generator).squeeze(1)
+        return _at(action, drawn.to(action.device))
 
 
-Choice = Annotated[ArgmaxChoice | SoftmaxChoice, Field(discriminator="kind")]
+class ModeChoice(Config):
+    r"""Takes where the candidates lie densest: the policy's mode, without asking a critic.
+
+    The place where the kernel density of the n candidates, each dimension over its own standard
+    deviation, is largest, by mean shift from the medoid:
+
+    .. math:: c \leftarrow \frac{\sum_i k_i(c)\, a_i}{\sum_i k_i(c)}, \quad
+        k_i(c) = \exp\left(-\frac{\lVert a_i - c \rVert^2}{2 h^2}\right)
+
+    with h such that ``neighbours`` of all pairs of candidates are closer. Where the policy has one
+    mode this is close to its mean, without a sample's noise; where it has several, it is a place
+    in one of them, and not between them.
+
+    References:
+        | Mean Shift: A Robust Approach Toward Feature Space Analysis (Comaniciu and Meer, 2002),
+        | section 2, https://doi.org/10.1109/34.1000236
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.acting import ModeChoice
+        >>> candidates = torch.tensor([[[-0.51], [-0.5], [-0.49], [-0.5], [0.7]]])
+        >>> ModeChoice().take(candidates, None, None)
+        tensor([[-0.5000]])
+    """
+
+    kind: Literal["mode"] = Field(default="mode", description="Discriminator of the union.")
+    neighbours: Float = Field(
+        default=0.3,
+        gt=0,
+        le=1,
+        description="Share of the pairs of candidates that are closer than the kernel's width: "
+        "more averages more, less tells closer modes apart.",
+    )
+    iterations: Int = Field(default=5, ge=0, le=1_000, description="Steps of the mean shift.")
+
+    def take(self, action: Tensor, q: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        """Returns the chosen action of each row.
+
+        Args:
+            action: Candidates, shape (B, n, A).
+            q: Not used.
+            generator: Not used.
+
+        Returns:
+            Actions, shape (B, A); within the smallest box around the candidates.
+        """
+        n = action.shape[1]
+        if n == 1 or not len(action):
+            return action[:, 0]
+        scale = action.std(1, keepdim=True, correction=0).clamp_min(1e-6)
+        point = action / scale
+        apart = (point.unsqueeze(1) - point.unsqueeze(2)).square().sum(3)
+        medoid = apart.sqrt().sum(2).argmin(1)
+        centre = point[torch.arange(len(point), device=point.device), medoid]
+        pairs = apart.flatten(1).sort(1).values[:, n:]  # without those of one and the same
+        width = pairs[:, math.ceil(self.neighbours * pairs.shape[1]) - 1].clamp_min(1e-12)
+        for _ in range(self.iterations):
+            away = (point - centre.unsqueeze(1)).square().sum(2)
+            near = torch.softmax(-away / (2 * width.unsqueeze(1)), 1)
+            centre = (near.unsqueeze(2) * point).sum(1)
+        return centre * scale.squeeze(1)
+
+
+Choice = Annotated[ArgmaxChoice | SoftmaxChoice | ModeChoice, Field(discriminator="kind")]
+
+
+class Choices(Protocol):
+    """What an acting learner is configured with."""
+
+    @property
+    def eval_candidates(self) -> int:
+        """Number of fixed noises of a deterministic action."""
+
+    @property
+    def choice(self) -> Choice:
+        """How one of several candidates is chosen."""
+
+    @property
+    def deterministic_choice(self) -> Choice:
+        """What a deterministic action is of its candidates."""
+
+
+def chosen_by(
+    config: Choices, critic: QEnsemble | None, candidates: int | None, deterministic: bool
+) -> tuple[int, Choice]:
+    """Returns among how many candidates an action is chosen, and how.
+
+    Args:
+        config: The learner's choices.
+        critic: Its critic; None for behaviour cloning.
+        candidates: As the caller asked for; None leaves it to the config.
+        deterministic: Whether the action is to be the same every time.
+
+    Returns:
+        n and the choice. A number that was asked for is one for the critic to choose from.
+
+    Example:
+        >>> from gtp_policy import GTPLearnerConfig
+        >>> from gtp_policy.acting import chosen_by
+        >>> chosen_by(GTPLearnerConfig(), None, None, True)
+        (16, ModeChoice(kind='mode', neighbours=0.3, iterations=5))
+    """
+    if candidates is not None or not deterministic:
+        return 1 if candidates is None else candidates, config.choice
+    choice = config.deterministic_choice
+    if critic is None and not isinstance(choice, ModeChoice):
+        return 1, choice
+    return config.eval_candidates, choice
 
 
 def act(
@@ -110,7 +225,7 @@ def act(
         steps: K; default the actor's.
         candidates: n, actions to draw per observation.
         choice: How one of several candidates is chosen; default `ArgmaxChoice`, which a
-            deterministic action always takes.
+            deterministic action takes in place of a choice that draws.
         deterministic: Start from noises that are fixed with the actor. Equal calls then give equal
             bits; an observation in another row, or in a batch of another size, gets the same action
             up to rounding (`GTPLearner.act`). Never from zero noise, which can end between two
@@ -135,7 +250,7 @@ def act(
         >>> torch.equal(*calls)
         True
     """
-    _check(critic, candidates)
+    _check(critic, candidates, choice)
     if (
         isinstance(obs, Tensor)
         and obs.is_cpu
@@ -155,8 +270,10 @@ def act(
     if candidates == 1 and not deterministic:
         return actor.sample(obs, steps=steps, generator=generator)
     actor.check_observations(obs)
-    fixed = _fixed_noise(actor, candidates, steps).repeat(len(obs), 1) if deterministic else None
     picker = _picker(choice, deterministic)
+    fixed = None
+    if deterministic:
+        fixed = _fixed_noise(actor, candidates, steps, picker).repeat(len(obs), 1)
     return _choose(actor, critic, obs, fixed, steps, candidates, picker, generator)
 
 
@@ -223,7 +340,7 @@ class CPUSnapshot:
             DataError: If ``obs`` is no tensor of the actor's dtype.
             ValueError: As for `act`.
         """
-        _check(critic, candidates)
+        _check(critic, candidates, choice)
         rows = candidates * len(obs)
         if rows <= _FEW_ROWS:
             own = self._copy("actor", actor, stamp)
@@ -241,13 +358,13 @@ class CPUSnapshot:
         like = actor.fixed_noise
         moved = obs.to(like.device)
         actor.check_observations(moved)
-        source = generator_or_private(generator, obs.device)
+        source, picker = generator_or_private(generator, obs.device), _picker(choice, deterministic)
         if deterministic:
-            noise = _fixed_noise(actor, candidates, steps).repeat(len(obs), 1)
+            noise = _fixed_noise(actor, candidates, steps, picker).repeat(len(obs), 1)
         else:
             shape = rows, actor.noise_dim(steps)
             noise = torch.randn(shape, generator=source, dtype=like.dtype)
-        noise, picker = noise.to(like.device), _picker(choice, deterministic)
+        noise = noise.to(like.device)
         return _choose(actor, critic, moved, noise, steps, candidates, picker, source).cpu()
 
     def _copy(self, name: str, module: Any, stamp: object) -> Any:  # noqa: ANN401 - as it came
@@ -299,12 +416,17 @@ def _copy_all_(target: list[Tensor], source: list[Tensor]) -> None:
             a.copy_(part.view(a.shape))
 
 
-def _check(critic: QEnsemble | None, candidates: int) -> None:
+def _at(action: Tensor, index: Tensor) -> Tensor:
+    """Returns of each row's candidates (B, n, A) the one at its index (B,)."""
+    return action[torch.arange(len(action), device=action.device), index]
+
+
+def _check(critic: QEnsemble | None, candidates: int, choice: Choice | None) -> None:
     if not isinstance(candidates, int) or isinstance(candidates, bool) or candidates < 1:
         raise ValueError(
             f"`candidates` is out of range: got {candidates}, expected an integer >= 1."
         )
-    if candidates > 1 and critic is None:
+    if candidates > 1 and critic is None and not isinstance(choice, ModeChoice):
         raise ValueError(
             f"A choice among candidates needs a critic: got candidates={candidates} and no critic "
             "(behaviour cloning), expected a QEnsemble. Train one, or take candidates=1."
@@ -312,7 +434,8 @@ def _check(critic: QEnsemble | None, candidates: int) -> None:
 
 
 def _picker(choice: Choice | None, deterministic: bool) -> Choice:
-    return ArgmaxChoice() if deterministic or choice is None else choice
+    drawn = deterministic and isinstance(choice, SoftmaxChoice)
+    return ArgmaxChoice() if choice is None or drawn else choice
 
 
 def _choose(
@@ -326,24 +449,26 @@ def _choose(
     generator: torch.Generator | None,
 ) -> Tensor:
     """Returns actions for noise that is given or, where there is none, drawn."""
-    if candidates == 1 or critic is None:
+    if candidates == 1:
         return actor.sample(obs, steps=steps, noise=noise, generator=generator)
     batch = obs.shape[0]
     tiled = obs.repeat_interleave(candidates, 0)
     action = actor.sample(tiled, steps=steps, noise=noise, generator=generator)
+    q = None
     with torch.no_grad():
-        q = critic.config.reduce(critic(tiled, action)).view(batch, candidates)
-        # A choice that draws, draws where its generator is.
-        where = q.device if generator is None else generator.device
-        best = picker.pick(q.to(where), generator).to(q.device)
-    return action.view(batch, candidates, actor.action_dim)[
-        torch.arange(batch, device=best.device), best
-    ]
+        if not isinstance(picker, ModeChoice):
+            assert critic is not None  # `_check` has looked
+            q = critic.config.reduce(critic(tiled, action)).view(batch, candidates)
+        return picker.take(action.view(batch, candidates, actor.action_dim), q, generator)
 
 
-def _fixed_noise(actor: FlowMapActor, candidates: int, steps: int | None) -> Tensor:
+def _fixed_noise(actor: FlowMapActor, candidates: int, steps: int | None, choice: Choice) -> Tensor:
     noise = actor.fixed_noise.unsqueeze(0)
-    if candidates > 1:
+    if candidates > 1 and isinstance(choice, ModeChoice):
+        # In pairs of opposite noises, whose mean is that of the noise: 0.
+        more = _more_noise((candidates + 1) // 2, actor.action_dim, "fixed candidates").to(noise)
+        noise = torch.cat([more, -more])[:candidates]
+    elif candidates > 1:
         more = _more_noise(candidates - 1, actor.action_dim, "fixed candidates")
         noise = torch.cat([noise, more.to(noise)])
     later = actor.noise_dim(steps) - actor.action_dim

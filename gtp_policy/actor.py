@@ -121,12 +121,12 @@ class FlowMapActorConfig(Config):
         description="Features of each of the two time embeddings.",
     )
     embedding: Literal["log", "log_ratio"] = Field(
-        default="log",
+        default="log_ratio",
         description="What the time embeddings are made of: ln(t) at high and low frequencies, or "
         "the softened logarithm of noise over signal at low ones, see `LogRatioEmbedding`.",
     )
     steps: Int = Field(
-        default=5, ge=1, le=10_000, description="K, jumps per sampled action; can be set per call."
+        default=1, ge=1, le=10_000, description="K, jumps per sampled action; can be set per call."
     )
     sigma_data: Float | None = Field(
         default=None,
@@ -141,7 +141,7 @@ class FlowMapActorConfig(Config):
         "Taken from the dataset by GTPLearner.from_dataset with normalize_actions.",
     )
     times: TimeSchedule = Field(
-        default_factory=KarrasTimes,
+        default_factory=lambda: LinearTimes(rho=1.75),
         description="Path, time range and spacing of the grids.",
     )
     sampler: Sampler = Field(

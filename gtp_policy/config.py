@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from gtp_policy._config import Bool, Config, Float, Int
-from gtp_policy.acting import ArgmaxChoice, Choice
+from gtp_policy.acting import ArgmaxChoice, Choice, ModeChoice
 from gtp_policy.actor import ActionStatistics, FlowMapActorConfig
 from gtp_policy.critic import Baseline, NetworkBaseline, PolicyBaseline, QEnsembleConfig
 from gtp_policy.guidance import AdvantageGuidance, AdvantageWeighterConfig, Guidance
@@ -30,8 +30,11 @@ class GTPLearnerConfig(Config):
 
     before: ClassVar[Mapping[str, Any]] = {
         "actor_lr": 3e-4,
+        "baseline": PolicyBaseline(samples=4),
+        "deterministic_choice": ArgmaxChoice(),
         "ema_rate": 0.005,
         "guidance_start": 0,
+        "lr_schedule": "constant",
         "normalize_actions": False,
     }
 
@@ -57,7 +60,7 @@ class GTPLearnerConfig(Config):
         default=3e-4, gt=0, description="Adam's learning rate of critic and value."
     )
     lr_schedule: Literal["constant", "cosine"] = Field(
-        default="constant", description="Whether learning rates fall to 0 along a half cosine."
+        default="cosine", description="Whether learning rates fall to 0 along a half cosine."
     )
     max_grad_norm: Float | None = Field(
         default=None,
@@ -80,7 +83,8 @@ class GTPLearnerConfig(Config):
         "rate at which this takes a fifth of the run, between 0.005 and 0.1.",
     )
     baseline: Baseline = Field(
-        default_factory=PolicyBaseline, description="What V(obs) in the advantage is."
+        default_factory=lambda: PolicyBaseline(samples=1),
+        description="What V(obs) in the advantage is.",
     )
     guidance: Guidance = Field(
         default_factory=AdvantageGuidance,
@@ -120,9 +124,9 @@ class GTPLearnerConfig(Config):
         default=16,
         ge=1,
         le=10_000,
-        description="Fixed noises from which a deterministic action starts; the target critic "
-        "chooses. Without a critic, or with 1, it is one noise: the same quantile of the policy "
-        "everywhere.",
+        description="Fixed noises from which a deterministic action starts, see "
+        "deterministic_choice. With 1 it is one noise: the same quantile of the policy everywhere, "
+        "which a robot's balance may not survive.",
     )
     no_grad_precision: Literal["float32", "bfloat16"] = Field(
         default="float32",
@@ -132,13 +136,18 @@ class GTPLearnerConfig(Config):
     )
     choice: Choice = Field(
         default_factory=ArgmaxChoice,
-        description="How the target critic chooses among several candidates.",
+        description="How one of several candidates is chosen that were asked for by number.",
+    )
+    deterministic_choice: Choice = Field(
+        default_factory=ModeChoice,
+        description="What a deterministic action is of its candidates: where they lie densest, or "
+        "the one that the target critic values most (without a critic then the first).",
     )
     normalize_obs: Bool = Field(
         default=True, description="Whether from_dataset normalises observations by the dataset."
     )
     normalize_actions: Bool = Field(
-        default=False,
+        default=True,
         description="Whether from_dataset standardises each action dimension by the dataset, "
         "inside the flow.",
     )
@@ -261,7 +270,9 @@ class GTPConfig(Config):
 
     @model_validator(mode="after")
     def _actions_take_no_minutes(self) -> Self:
-        candidates = 1 if self.critic is None else self.learner.eval_candidates
+        candidates = self.learner.eval_candidates
+        if self.critic is None and not isinstance(self.learner.deterministic_choice, ModeChoice):
+            candidates = 1
         if self.actor.steps * candidates > MOST_JUMPS:
             raise ValueError(
                 f"actor.steps * learner.eval_candidates must not exceed {MOST_JUMPS}, and is "
@@ -344,8 +355,8 @@ class GTPConfig(Config):
         if "end" in curriculum.model_fields_set:
             warnings.warn(
                 f"The curriculum is too fine for the run: end={curriculum.end} is capped to "
-                f"{capped.end} for total_updates={run.total_updates} and ema_rate={run.actor_rate}. "
-                "Train longer, or raise ema_rate.",
+                f"{capped.end} for total_updates={run.total_updates} and ema_rate="
+                f"{run.actor_rate}. Train longer, or raise ema_rate.",
                 stacklevel=stacklevel,
             )
         return self.replace(loss=self.loss.replace(curriculum=capped))

@@ -2,8 +2,8 @@ r"""The critic: an ensemble of Q networks, and what the advantage is measured ag
 
 import functools
 import itertools
-from collections.abc import Callable
-from typing import Annotated, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -35,6 +35,8 @@ class QEnsembleConfig(Config):
         4
     """
 
+    before: ClassVar[Mapping[str, Any]] = {"layer_norm": False}
+
     hidden: tuple[Width, ...] = Field(
         default=(256, 256, 256), min_length=1, description="Widths of the hidden layers."
     )
@@ -42,7 +44,7 @@ class QEnsembleConfig(Config):
         default=2, ge=1, le=10_000, description="N, number of independent Q networks."
     )
     layer_norm: Bool = Field(
-        default=False,
+        default=True,
         description="Layer normalisation before each activation: values far from the data stay "
         "bounded.",
     )

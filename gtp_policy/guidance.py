@@ -1,6 +1,7 @@
 r"""Guidance: how the critic turns imitation of the data into improvement on it."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -129,8 +130,10 @@ class AdvantageWeighterConfig(Config):
         0.0
     """
 
+    before: ClassVar[Mapping[str, Any]] = {"eta": 1.0, "signed": False}
+
     eta: Float = Field(
-        default=1.0, ge=0, description="Temperature; 0 is behaviour cloning, larger is greedier."
+        default=3.0, ge=0, description="Temperature; 0 is behaviour cloning, larger is greedier."
     )
     eps: Float = Field(
         default=1e-6, gt=0, description="Added to the standard deviation of the advantages."
@@ -142,7 +145,7 @@ class AdvantageWeighterConfig(Config):
         description="Cap, applied to the exponent; at most 1e30 for float32.",
     )
     signed: Bool = Field(
-        default=False,
+        default=True,
         description="Whether the exponent is that of the advantage itself, so that bad transitions "
         "weigh down to 1 / max_weight, and not of max(0, A), which gives all of them weight 1.",
     )
@@ -170,7 +173,7 @@ class AdvantageWeighterConfig(Config):
         Example:
             >>> import torch
             >>> from gtp_policy import AdvantageWeighterConfig
-            >>> AdvantageWeighterConfig(signed=True).weigh(torch.tensor([-1.0, 0.0, 1.0]))
+            >>> AdvantageWeighterConfig(eta=1.0).weigh(torch.tensor([-1.0, 0.0, 1.0]))
             tensor([0.2938, 1.0000, 3.4034])
         """
         return advantage_weights(
@@ -202,8 +205,9 @@ class AdvantageWeighter(nn.Module):
 
     Example:
         >>> import torch
-        >>> from gtp_policy import AdvantageWeighter
-        >>> AdvantageWeighter()(torch.tensor([-1.0, 0.0, 1.0]))
+        >>> from gtp_policy import AdvantageWeighter, AdvantageWeighterConfig
+        >>> paper = AdvantageWeighterConfig(eta=1.0, signed=False)
+        >>> AdvantageWeighter(paper)(torch.tensor([-1.0, 0.0, 1.0]))
         tensor([1.0000, 1.0000, 3.4034])
     """
 

@@ -14,7 +14,7 @@ from gtp_policy._engine.choice import Dispatcher, explain
 from gtp_policy._engine.launches import update_from
 from gtp_policy._engine.whole import changing, check_whole
 from gtp_policy._random import new_stream
-from gtp_policy.acting import act
+from gtp_policy.acting import act, chosen_by
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.algorithm import advantage_of, draw
 from gtp_policy.config import GTPConfig, GTPLearnerConfig
@@ -226,7 +226,7 @@ class GTPLearner(nn.Module):
             ...     next_obs=[[2.0], [0.0]], terminated=[0, 1], truncated=[0, 0],
             ...     low=[-1.0], high=[1.0])
             >>> learner = GTPLearner.from_dataset(dataset, GTPConfig(critic=None))
-            >>> round(learner.full_config.actor.sigma_data, 4)
+            >>> round(learner.full_config.actor.action_statistics.std[0], 4)
             0.8
         """
         check_kind("dataset", dataset, OfflineDataset)
@@ -543,8 +543,9 @@ class GTPLearner(nn.Module):
                 which is sooner than waiting for a GPU, more from the device.
             steps: K; default the actor's.
             candidates: Actions to draw per observation; above 1 the target critic chooses among
-                them, as ``config.choice`` says. Default: ``config.eval_candidates`` for a
-                deterministic action of a learner with a critic, else 1.
+                them, as ``config.choice`` says. Default: 1; ``config.eval_candidates`` for a
+                deterministic action, of which ``config.deterministic_choice`` makes one: by
+                default the mode of the policy.
             deterministic: Start from noises that are fixed with the policy, as above. Never from
                 zero noise, which can end between two modes.
             generator: Source of the noise; default a stream of the package's own.
@@ -569,16 +570,14 @@ class GTPLearner(nn.Module):
         # Not as attributes: `nn.Module` takes as long to find one as an operator to run.
         actor = cast(FlowMapActor, self._modules["target_actor"])
         critic = cast(QEnsemble | None, self._modules.get("target_critic"))
-        if candidates is None:
-            chooses = deterministic and critic is not None
-            candidates = self.config.eval_candidates if chooses else 1
+        candidates, choice = chosen_by(self.config, critic, candidates, deterministic)
         return act(
             actor,
             critic,
             obs,
             steps=steps,
             candidates=candidates,
-            choice=self.config.choice,
+            choice=choice,
             deterministic=deterministic,
             generator=generator,
         )

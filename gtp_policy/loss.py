@@ -12,7 +12,7 @@ from gtp_policy._config import Bool, Config, Float, Int
 from gtp_policy._random import generator_or_private
 from gtp_policy.errors import ShapeError
 from gtp_policy.functional import FlowMap, check_shape, frozen, perturb, precondition
-from gtp_policy.teachers import NoTeacher, SurrogateTeacher, Teacher
+from gtp_policy.teachers import NoTeacher, SelfTeacher, SurrogateTeacher, Teacher
 from gtp_policy.times import (
     Curriculum,
     LogitNormalPairs,
@@ -90,14 +90,14 @@ class GTPLossConfig(Config):
     }
 
     flow_weight: Float = Field(
-        default=1.0, ge=0, description="Factor of the flow loss beside the consistency loss."
+        default=0.5, ge=0, description="Factor of the flow loss beside the consistency loss."
     )
     curriculum: Curriculum = Field(
         default_factory=Curriculum,
         description="Grid intervals N as training proceeds; of no effect off the grid.",
     )
     t_law: TimeLaw = Field(
-        default_factory=UniformIndex,
+        default_factory=UniformPairs,
         description="How times are drawn: t from a grid, or pairs of t and s off it.",
     )
     max_gap: Int = Field(
@@ -112,12 +112,12 @@ class GTPLossConfig(Config):
         "intervals below t.",
     )
     u_rule: URule = Field(
-        default="adjacent",
+        default="between",
         description="How u is drawn: between s and t, at inner, off the grid; on it adjacent to t, "
         "within max_gap, or the midpoint.",
     )
     teacher: Teacher = Field(
-        default_factory=SurrogateTeacher, description="What the consistency loss compares with."
+        default_factory=SelfTeacher, description="What the consistency loss compares with."
     )
     target: Literal["ema", "stopgrad"] = Field(
         default="ema",
@@ -130,29 +130,29 @@ class GTPLossConfig(Config):
         "teacher's flow map from s to 0.",
     )
     inner: _InnerPoint | AlphaSchedule = Field(
-        default=0.5,
+        default=0.3,
         description='Where u lies between s (0) and t (1) with u_rule="between"; constant, from '
         "0.001 to 0.999, or as training proceeds.",
     )
     map_share: Float = Field(
-        default=1.0,
+        default=0.5,
         gt=0,
         le=1,
         description="Share of the minibatch, its first rows, that the consistency loss is taken "
         "of; the flow loss takes all.",
     )
     flow_times: Literal["shared", "uniform"] = Field(
-        default="shared",
+        default="uniform",
         description="Times of the flow loss: those of the pairs, or uniform draws of the share of "
         "noise. A map_share below 1 needs uniform.",
     )
     units: Literal["position", "velocity"] = Field(
-        default="position",
+        default="velocity",
         description="What residuals measure: positions, at time s and of the endpoint; or the "
         "average velocity, which divides them by t - s and by t.",
     )
     adaptive_power: Float = Field(
-        default=0.0,
+        default=0.5,
         ge=0,
         le=1,
         description="p: each consistency residual is weighted by (mean e^2 + c)^-p, without "
@@ -530,7 +530,7 @@ class GTPLoss(nn.Module):
             >>> draws = GTPLoss().draw(KarrasTimes(), torch.zeros(4, 2), progress=0.0,
             ...                        generator=torch.Generator())
             >>> draws.times.t.shape, draws.z.shape
-            (torch.Size([4]), torch.Size([4, 2]))
+            (torch.Size([2]), torch.Size([4, 2]))
         """
         c, batch, flow_t = self.config, action.shape[0], None
         times = draw_times(

@@ -11,7 +11,7 @@ r"""Presets: the method, its ablations, its relatives and its tasks, as configs 
     mean_flow      all s         a derivative                    flow (the case s = t)
     paper_loss     all s         the data at u, adjacent         flow
     gtp_solver     all s         a solver step to u              flow
-    one_step       all s         two jumps of the slow copy      flow, linear path
+    one_step, gtp  all s         two jumps of the slow copy      flow, linear path
 
 Every preset is a `GTPConfig`: change a field with ``replace``. Values that the source names are
 marked with it; the others are the defaults of the fields.
@@ -24,8 +24,9 @@ from pydantic import Field
 from gtp_policy._config import Config
 from gtp_policy.actor import FlowMapActorConfig
 from gtp_policy.config import GTPConfig, GTPLearnerConfig
+from gtp_policy.critic import QEnsembleConfig
 from gtp_policy.errors import UnknownPresetError
-from gtp_policy.guidance import LinearQGuidance
+from gtp_policy.guidance import AdvantageWeighterConfig, LinearQGuidance
 from gtp_policy.loss import GTPLossConfig
 from gtp_policy.rewards import LinearReward, RewardTransform, StandardizedReward
 from gtp_policy.samplers import JumpSampler, OdeSampler
@@ -63,7 +64,11 @@ class TaskPreset(Config):
 
 
 def gtp() -> GTPConfig:
-    """Returns the method: every default of this package, with the objective of `paper_loss`.
+    """Returns the method as it comes: every default of this package.
+
+    The objective of `one_step`, a critic with layer normalisation, weights of all advantages and
+    not of the good ones alone, and rates that go by the length of the run. What the paper does is
+    `paper_loss`; what differs, and why, stands in ``docs/explanation/deviations.md``.
 
     References:
         | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al., 2025)
@@ -95,9 +100,10 @@ def gtp_bc() -> GTPConfig:
 
 
 def paper_loss() -> GTPConfig:
-    """Returns the paper's objective: score approximation from neighbours on a grid, five steps.
+    """Returns the paper's method: score approximation from neighbours on a grid, five steps.
 
-    Spelled out, whatever the defaults are.
+    With its weights and critic, its rates and constant learning rates: spelled out, whatever the
+    defaults are.
 
     The data itself puts the point at the grid time below t, from which the slow copy jumps to s;
     distances are squared. One step loses what five have: see ``docs/explanation/deviations.md``.
@@ -123,25 +129,27 @@ def _on_grid(
     loss: dict[str, Any] | None = None,
     learner: dict[str, Any] | None = None,
 ) -> GTPConfig:
-    """Returns the paper's objective, which is what there was before others, with some changes."""
+    """Returns the paper's method, which is what there was before others, with some changes."""
     return GTPConfig(
         actor=FlowMapActorConfig(**{**FlowMapActorConfig.before, **(actor or {})}),
+        critic=QEnsembleConfig(**QEnsembleConfig.before),
         loss=GTPLossConfig(**{**GTPLossConfig.before, **(loss or {})}),
+        weighter=AdvantageWeighterConfig(**AdvantageWeighterConfig.before),
         learner=GTPLearnerConfig(**{**GTPLearnerConfig.before, **(learner or {})}),
     )
 
 
 def one_step() -> GTPConfig:
-    """Returns the method trained for one network call an action: two jumps teach one, off the grid.
+    """Returns the paper's method with the default's objective, which one network call is for.
 
     On the linear path, pairs of times are uniform draws off any grid, a tenth of them the one-step
     sampler's own. The slow copy's two jumps through a point nearer to s teach the jump from t to s,
     on the first half of the minibatch; the flow loss takes all rows at times of its own. Residuals
     are velocities, those of jumps under a pseudo-Huber weight, times enter by the softened
     logarithm of noise over signal, and actions are standardised by the dataset. An update takes
-    fewer passes of the network than `gtp`'s, five times fewer where a critic asks for actions.
+    fewer passes of the network than `paper_loss`, five times fewer where a critic asks for actions.
 
-    For runs of some ten thousand updates. A longer one wants a lower ``actor_lr``.
+    For runs of some ten thousand updates; in `gtp` the rates go by the length of the run.
 
     References:
         | One Step Diffusion via Shortcut Models (Frans et al., 2024), for two jumps that teach one
@@ -155,22 +163,25 @@ def one_step() -> GTPConfig:
         >>> presets.one_step().actor.steps
         1
     """
-    return GTPConfig(
-        actor=FlowMapActorConfig(steps=1, times=LinearTimes(rho=1.75), embedding="log_ratio"),
-        loss=GTPLossConfig(
-            teacher=SelfTeacher(),
-            t_law=UniformPairs(),
-            u_rule="between",
-            inner=0.3,
-            map_share=0.5,
-            flow_times="uniform",
-            units="velocity",
-            adaptive_power=0.5,
-            flow_weight=0.5,
-        ),
-        learner=GTPLearnerConfig(
-            actor_lr=2e-3, ema_rate=0.05, lr_schedule="cosine", normalize_actions=True
-        ),
+    return _on_grid(
+        actor={"steps": 1, "times": LinearTimes(rho=1.75), "embedding": "log_ratio"},
+        loss={
+            "teacher": SelfTeacher(),
+            "t_law": UniformPairs(),
+            "u_rule": "between",
+            "inner": 0.3,
+            "map_share": 0.5,
+            "flow_times": "uniform",
+            "units": "velocity",
+            "adaptive_power": 0.5,
+            "flow_weight": 0.5,
+        },
+        learner={
+            "actor_lr": 2e-3,
+            "ema_rate": 0.05,
+            "lr_schedule": "cosine",
+            "normalize_actions": True,
+        },
     )
 
 
@@ -489,5 +500,7 @@ def task(name: str, policy: GTPConfig | None = None) -> TaskPreset:
         )
     group, max_grad_norm, own = _TASKS[name]
     policy = policy or gtp()
-    learner = policy.learner.replace(max_grad_norm=max_grad_norm, **{**_RUN[group], **own})
+    learner = policy.learner.replace(
+        max_grad_norm=max_grad_norm, **{"actor_lr": 3e-4, **_RUN[group], **own}
+    )
     return TaskPreset(policy=policy.replace(learner=learner), reward=_REWARDS[group])

@@ -22,7 +22,8 @@ ordinary = st.lists(st.floats(-10.0, 10.0, width=32), min_size=1, max_size=8)
 
 
 def weights(advantage: Tensor, eta: float = 1.0, max_weight: float = 100.0) -> Tensor:
-    return AdvantageWeighter(AdvantageWeighterConfig(eta=eta, max_weight=max_weight))(advantage)
+    config = AdvantageWeighterConfig(eta=eta, max_weight=max_weight, signed=False)
+    return AdvantageWeighter(config)(advantage)
 
 
 def printed(advantage: list[float], eta: float, eps: float = 1e-6) -> np.ndarray:
@@ -157,8 +158,8 @@ def test_exponential_weights_tilt_a_normal_distribution(generator: torch.Generat
     assert beta * s**2 > 20 * allowed
 
 
-def test_defaults_are_the_methods() -> None:
-    c = AdvantageWeighterConfig()
+def test_the_papers_choices_are_those_before() -> None:
+    c = AdvantageWeighterConfig(**AdvantageWeighterConfig.before)
     assert (c.eta, c.eps, c.max_weight) == (1.0, 1e-6, 100.0)
     assert (c.signed, c.effective_share) == (False, None)
 

@@ -13,16 +13,19 @@ def test_softmax_draws_in_proportion_to_exp_q() -> None:
     q = torch.tensor([0.0, 1.0, 3.0])
     choice = SoftmaxChoice(temperature=2.0)
     generator = torch.Generator().manual_seed(0)
-    picked = choice.pick(q.expand(20_000, 3), generator)
-    counts = torch.bincount(picked, minlength=3)
+    numbered = torch.arange(3.0).view(1, 3, 1)
+    picked = choice.take(numbered.expand(20_000, 3, 1), q.expand(20_000, 3), generator)
+    counts = torch.bincount(picked.flatten().long(), minlength=3)
     assert_frequencies_close(counts, torch.softmax(q.double() / 2, 0))
-    assert ArgmaxChoice().pick(q.expand(2, 3), None).tolist() == [2, 2]
+    best = ArgmaxChoice().take(numbered.expand(2, 3, 1), q.expand(2, 3), None)
+    assert best.flatten().tolist() == [2, 2]
 
 
 def test_a_cold_softmax_is_the_argmax() -> None:
     q = torch.randn(100, 8, generator=torch.Generator().manual_seed(0))
-    cold = SoftmaxChoice(temperature=1e-6).pick(q, torch.Generator().manual_seed(1))
-    assert torch.equal(cold, q.argmax(1))
+    numbered = torch.arange(8.0).view(1, 8, 1).expand(100, 8, 1)
+    cold = SoftmaxChoice(temperature=1e-6).take(numbered, q, torch.Generator().manual_seed(1))
+    assert torch.equal(cold.flatten().long(), q.argmax(1))
 
 
 @pytest.fixture

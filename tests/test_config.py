@@ -30,7 +30,7 @@ from gtp_policy import (
     QEnsembleConfig,
     QuantileBaseline,
 )
-from gtp_policy.acting import ArgmaxChoice, SoftmaxChoice
+from gtp_policy.acting import ArgmaxChoice, ModeChoice, SoftmaxChoice
 from gtp_policy.actor import ActionStatistics
 from gtp_policy.rewards import LinearReward, ReturnRangeReward
 from gtp_policy.samplers import JumpSampler, OdeSampler
@@ -88,6 +88,7 @@ def test_the_list_of_configs_is_complete() -> None:
         "AdvantageWeighterConfig",
         "AlphaSchedule",
         "ArgmaxChoice",
+        "ModeChoice",
         "Curriculum",
         "DifferenceTeacher",
         "ExpectileBaseline",
@@ -342,6 +343,7 @@ learners = st.builds(
     guidance_start=st.integers(0, 2**62),
     backup_actions=st.integers(1, 10_000),
     choice=st.just(ArgmaxChoice()) | st.builds(SoftmaxChoice, temperature=positive),
+    deterministic_choice=st.just(ArgmaxChoice()) | st.just(ModeChoice()),
     normalize_obs=st.booleans(),
     seed=st.integers(0, 2**62),
 )

@@ -30,7 +30,7 @@ def learner_with(guidance: Guidance, *, critic: bool = True, **choices: Any) -> 
     config = GTPConfig(
         actor=FlowMapActorConfig(hidden=(16,), time_dim=4, steps=3),
         critic=QEnsembleConfig(hidden=(16,)) if critic else None,
-        learner=GTPLearnerConfig(guidance=guidance, **choices),
+        learner=GTPLearnerConfig(guidance=guidance, **{"guidance_start": 0, **choices}),
     )
     return GTPLearner.build(OBS, ACT, config)
 
@@ -145,7 +145,7 @@ def test_a_share_of_effective_samples_is_kept_while_advantages_change(engine: An
     """Update by update, and alike after a restart: the temperature has no memory."""
     config = learner_with(NoGuidance()).full_config.replace(
         weighter=AdvantageWeighterConfig(effective_share=0.5, signed=True, max_weight=1e6),
-        learner=GTPLearnerConfig(guidance=AdvantageGuidance(), critic_lr=1e-2),
+        learner=GTPLearnerConfig(guidance=AdvantageGuidance(), critic_lr=1e-2, guidance_start=0),
     )
     learner, resumed = (GTPLearner.build(OBS, ACT, config) for _ in range(2))
     spreads = []

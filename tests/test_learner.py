@@ -33,6 +33,7 @@ from gtp_policy import (
     presets,
     save_checkpoint,
 )
+from gtp_policy.acting import ArgmaxChoice
 from gtp_policy.errors import (
     BrokenLearnerError,
     DataError,
@@ -42,6 +43,7 @@ from gtp_policy.errors import (
 )
 from gtp_policy.functional import precondition
 from gtp_policy.networks import linear
+from gtp_policy.times import KarrasTimes
 
 OBS, ACT, BATCH = 3, 2, 16
 BASELINES = [PolicyBaseline(samples=2), ExpectileBaseline(hidden=(8,))]
@@ -54,7 +56,7 @@ def make_config(*, eta: float = 1.0, max_weight: float = 100.0, **learner: Any) 
         actor=FlowMapActorConfig(hidden=(16,), time_dim=4, steps=2),
         critic=QEnsembleConfig(hidden=(16,)),
         loss=GTPLossConfig(curriculum=Curriculum(start=4, end=8)),
-        weighter=AdvantageWeighterConfig(eta=eta, max_weight=max_weight),
+        weighter=AdvantageWeighterConfig(eta=eta, max_weight=max_weight, signed=False),
         learner=GTPLearnerConfig(**(choices | learner)),
     )
 
@@ -200,11 +202,12 @@ def test_termination_stops_bootstrapping_and_truncation_does_not(ending: str) ->
         follow[2] = 0.0
     exact = np.linalg.solve(np.eye(3) - gamma * follow, reward)
     config = GTPConfig(
-        actor=FlowMapActorConfig(steps=1, sigma_data=0.5),
-        critic=QEnsembleConfig(hidden=(32,)),
+        actor=FlowMapActorConfig(steps=1, sigma_data=0.5, times=KarrasTimes()),
+        critic=QEnsembleConfig(hidden=(32,), layer_norm=False),
         loss=GTPLossConfig(curriculum=Curriculum(start=4, end=4)),
         learner=GTPLearnerConfig(
             total_updates=1500,
+            normalize_actions=False,
             critic_lr=1e-2,
             lr_schedule="cosine",
             ema_rate=0.1,
@@ -490,7 +493,8 @@ def test_moments_follow_the_parameters_to_another_dtype(dataset: OfflineDataset)
 
 
 def test_the_critic_chooses_deterministic_actions(dataset: OfflineDataset) -> None:
-    learner, obs = make_learner(eval_candidates=5), dataset.transitions.obs[:6]
+    choices = {"eval_candidates": 5, "deterministic_choice": ArgmaxChoice()}
+    learner, obs = make_learner(**choices), dataset.transitions.obs[:6]
     train(learner, dataset, 3)
     got = learner.act(obs, deterministic=True)
     assert torch.equal(got, learner.act(obs, deterministic=True, candidates=5))
@@ -757,7 +761,7 @@ def test_everything_is_taken_from_the_dataset(dataset: OfflineDataset) -> None:
         torch.testing.assert_close(x.mean(0), torch.zeros(ACT).double(), atol=1e-5, rtol=0)
         torch.testing.assert_close(x.std(0, correction=0), torch.ones(ACT).double())
     sigma = float((action - action.mean(0)).square().mean().sqrt())
-    learner = GTPLearner.from_dataset(dataset, make_config(baseline=BASELINES[1]))
+    learner = GTPLearner.from_dataset(dataset, make_config(baseline=BASELINES[1], normalize_actions=False))
     assert learner.actor.sigma_data == pytest.approx(sigma, rel=1e-5)
     assert learner.target_actor.sigma_data == learner.actor.sigma_data
     obs = dataset.transitions.obs
@@ -792,7 +796,7 @@ def test_equal_actions_still_give_a_usable_scale() -> None:
     learner = GTPLearner.from_dataset(dataset, make_config(normalize_actions=True))
     learner.update(dataset.transitions).to_floats()
     assert float((learner.act(torch.zeros(64, 1)) - 0.5).abs().max()) < 1e-3
-    learner = GTPLearner.from_dataset(dataset, make_config())
+    learner = GTPLearner.from_dataset(dataset, make_config(normalize_actions=False))
     assert learner.actor.sigma_data == 0.01
     learner.update(dataset.transitions).to_floats()
 

@@ -12,6 +12,7 @@ from gtp_policy import (
     FlowMapActorConfig,
     GTPConfig,
     GTPLearner,
+    GTPLearnerConfig,
     GTPLossConfig,
     QEnsembleConfig,
     Transitions,
@@ -27,6 +28,7 @@ def metrics_of(eta: float, max_weight: float) -> UpdateMetrics:
         critic=QEnsembleConfig(hidden=(8,)),
         loss=GTPLossConfig(curriculum=Curriculum(start=4, end=4)),
         weighter=AdvantageWeighterConfig(eta=eta, max_weight=max_weight),
+        learner=GTPLearnerConfig(guidance_start=0),
     )
     generator = torch.Generator().manual_seed(0)
     obs, following = torch.randn(2, 256, 3, generator=generator)

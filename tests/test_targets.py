@@ -87,7 +87,7 @@ def test_targets_from_sampled_actions_by_brute_force(
     """Every sampled action by itself, through the modules, in python's loops."""
     learner = disturbed(
         make_learner(
-            {"reduction": reduction, "rho": rho},
+            {"reduction": reduction, "rho": rho, "layer_norm": False},
             backup=backup,
             backup_actions=4,
             critic_penalty=penalty,

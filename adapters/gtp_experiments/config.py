@@ -76,7 +76,13 @@ _ADDED_LATER: dict[type[Config], tuple[str, ...]] = {
     FlowMapActorConfig: ("embedding", "action_statistics"),
     LinearTimes: ("rho",),
     QEnsembleConfig: ("activation", "reduction", "rho"),
-    GTPLearnerConfig: ("normalize_actions", "backup", "critic_penalty"),
+    GTPLearnerConfig: (
+        "normalize_actions",
+        "backup",
+        "critic_penalty",
+        "gamma",
+        "deterministic_choice",
+    ),
     AdvantageWeighterConfig: ("signed", "effective_share"),
     LinearQGuidance: ("weighted",),
     GTPLossConfig: (

@@ -22,6 +22,7 @@ from gtp_policy import (
     QEnsemble,
     act,
 )
+from gtp_policy.acting import chosen_by
 from gtp_policy.errors import NonFiniteError, ShapeError, UnsupportedSpaceError
 from gtp_tianshou._spaces import action_scaler_of, check_layout, flatten, plain
 
@@ -119,8 +120,7 @@ class GTPPolicy(Policy):
         self.deterministic_eval = deterministic_eval
         self.steps, self.candidates = steps, candidates
         # `act_with` sets those of an algorithm's config.
-        self._eval_candidates = GTPLearnerConfig().eval_candidates
-        self._choice = GTPLearnerConfig().choice
+        self._choices = GTPLearnerConfig()
         self.seed = seed
         self._generators: dict[str, torch.Generator] = {}
         for module in (actor, critic):
@@ -158,9 +158,7 @@ class GTPPolicy(Policy):
         # An observation on the CPU stays there: few rows are faster there than on a device.
         obs = (flat if isinstance(flat, Tensor) else torch.tensor(flat)).to(like.dtype)
         deterministic = self.deterministic_eval and not self.is_within_training_step
-        candidates = self.candidates
-        if candidates is None:
-            candidates = self._eval_candidates if deterministic and self.critic is not None else 1
+        candidates, choice = chosen_by(self._choices, self.critic, self.candidates, deterministic)
         if generator is None and not deterministic:
             generator = self._generator(obs.device)
         action = act(
@@ -169,7 +167,7 @@ class GTPPolicy(Policy):
             obs,
             steps=self.steps,
             candidates=candidates,
-            choice=self._choice,
+            choice=choice,
             deterministic=deterministic,
             generator=generator,
         )
@@ -262,8 +260,7 @@ class GTPPolicy(Policy):
             learner: The learner; called by `GTP` with its own.
         """
         self.actor, self.critic = learner.target_actor, learner.target_critic
-        self._eval_candidates = learner.config.eval_candidates
-        self._choice = learner.config.choice
+        self._choices = learner.config
 
     def _rows(
         self,

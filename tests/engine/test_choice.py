@@ -88,8 +88,8 @@ def make_config(
         loss=presets.paper_loss().loss.replace(
             **{"curriculum": Curriculum(start=10, end=20)} | (loss or {})
         ),
-        weighter=AdvantageWeighterConfig(**(weighter or {})),
-        learner=GTPLearnerConfig(**{"total_updates": 20_000} | learner),
+        weighter=AdvantageWeighterConfig(**AdvantageWeighterConfig.before | (weighter or {})),
+        learner=GTPLearnerConfig(**{"total_updates": 20_000, "guidance_start": 0} | learner),
     )
 
 
