@@ -27,15 +27,13 @@ import torch
 from benchmarks.naive import NaiveGTP
 from gtp_policy import (
     Curriculum,
-    FlowMapActorConfig,
     GTPConfig,
     GTPLearner,
-    GTPLearnerConfig,
-    GTPLossConfig,
     OfflineDataset,
     PolicyBaseline,
     QEnsembleConfig,
     Transitions,
+    presets,
 )
 
 MAX_GRAD_NORM = 5.0
@@ -76,12 +74,13 @@ def naive(case: Case) -> NaiveGTP:
 
 def config(case: Case) -> GTPConfig:
     """Returns this package's choices that are the naive transcription's."""
-    hidden = (case.width,) * 3
+    hidden, paper = (case.width,) * 3, presets.paper_loss()
     return GTPConfig(
-        actor=FlowMapActorConfig(hidden=hidden, steps=case.steps, sigma_data=0.5),
-        critic=QEnsembleConfig(hidden=hidden),
-        loss=GTPLossConfig(curriculum=Curriculum(start=40, end=40)),
-        learner=GTPLearnerConfig(
+        actor=paper.actor.replace(hidden=hidden, steps=case.steps, sigma_data=0.5),
+        critic=QEnsembleConfig(hidden=hidden, layer_norm=False),
+        loss=paper.loss.replace(curriculum=Curriculum(start=40, end=40)),
+        weighter=paper.weighter,
+        learner=paper.learner.replace(
             baseline=PolicyBaseline(samples=case.samples), max_grad_norm=MAX_GRAD_NORM
         ),
     )

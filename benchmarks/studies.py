@@ -45,6 +45,7 @@ MEDIUM = (
     "--environment antmaze_d4rl:AntMazeD4RL-medium-v2"
 )
 # What a run of some ten thousand updates needs, see `docs/how-to/tune.md`. Cloning has no critic.
+PAPER_BC = "--preset paper_loss --set critic=null"
 CLONING = "--set loss.time_weight=edm --set learner.lr_schedule=cosine"
 SHORT = (
     f"{CLONING} --set learner.baseline.samples=1 --set learner.critic_ema_rate=0.05 "
@@ -57,9 +58,10 @@ MEDIUM_GTP = (
     "--set learner.baseline.samples=1 --set learner.ema_rate=0.05 --set weighter.eta=3"
 )
 # What fails in the easy maze cannot be seen from the action, so the weights stay close to 1.
-EASY_BC = "--preset paper_loss --set critic=null --set loss.time_weight=edm"
+EASY_BC = f"{PAPER_BC} --set loss.time_weight=edm"
 EASY_GTP = (
-    "--preset paper_loss --reward antmaze --set loss.time_weight=edm --set learner.critic_ema_rate=0.05 "
+    "--preset paper_loss --reward antmaze --set loss.time_weight=edm "
+    "--set learner.critic_ema_rate=0.05 "
     """--set learner.guidance_start=5000 --set 'learner.baseline={"kind": "expectile"}' """
     "--set weighter.eta=0.3"
 )
@@ -130,7 +132,11 @@ STUDIES = (
         "Does GTP improve on its data (behaviour: 49.8), on cloning and on the peers?",
         (
             Row("gtp", f"{HOPPER} --preset paper_loss {GUIDED}", steps=(1, 2, 5, 10)),
-            Row("gtp_bc", f"{HOPPER} --preset paper_loss --set critic=null {CLONING}", steps=(1, 2, 5, 10)),
+            Row(
+                "gtp_bc",
+                f"{HOPPER} {PAPER_BC} {CLONING}",
+                steps=(1, 2, 5, 10),
+            ),
             Row("one_step_bc", f"{HOPPER} --preset one_step --set critic=null", steps=(1, 2, 5)),
             *peers(HOPPER, iql="--reward return_range", td3_bc=""),
         ),
@@ -165,7 +171,11 @@ STUDIES = (
                 f"{MEDIUM} --preset paper_loss --reward antmaze {GUIDED}",
                 updates=MAZE_UPDATES,
             ),
-            Row("gtp_bc", f"{MEDIUM} --preset paper_loss --set critic=null {CLONING}", updates=MAZE_UPDATES),
+            Row(
+                "gtp_bc",
+                f"{MEDIUM} {PAPER_BC} {CLONING}",
+                updates=MAZE_UPDATES,
+            ),
             *peers(MEDIUM, iql=MAZE_IQL, td3_bc="--reward minus_one", updates=MAZE_UPDATES),
         ),
     ),

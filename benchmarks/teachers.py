@@ -27,6 +27,7 @@ from gtp_policy.loss import gtp_residuals
 OUTPUT = RESULTS / "teachers.json"
 STEPS = (1, 2, 4, 8)
 SAMPLES = 20_000
+# "gtp" is the name in the records of what is paper_loss.
 PRESETS = ("gtp", "gtp_solver", "shortcut", "mean_flow")
 LOSSES: dict[str, dict[str, Any]] = {
     "squared": {"time_weight": "none"},
@@ -61,7 +62,7 @@ def clone(
     """Clones the four modes with a teacher and a loss."""
     torch.set_num_threads(1)
     dataset, config = make_dataset(seed=seed), make_config(updates, seed=seed)
-    loss = presets.get(preset).loss.replace(**changes)
+    loss = presets.get("paper_loss" if preset == "gtp" else preset).loss.replace(**changes)
     if preset in ("gtp", "gtp_solver"):  # the others have their own grids
         loss = loss.replace(curriculum=config.loss.curriculum)
     learner = GTPLearner.from_dataset(dataset, config.replace(loss=loss))

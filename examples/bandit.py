@@ -13,15 +13,11 @@ import torch
 
 from gtp_policy import (
     AdvantageWeighter,
-    AdvantageWeighterConfig,
     Curriculum,
     FlowMapActor,
-    FlowMapActorConfig,
     GTPConfig,
     GTPLearner,
-    GTPLearnerConfig,
     GTPLoss,
-    GTPLossConfig,
     OfflineDataset,
     QEnsembleConfig,
     presets,
@@ -59,15 +55,16 @@ def make_config(
     hidden: tuple[int, ...] = (256, 256, 256),
     t_max: float = KarrasTimes().t_max,
 ) -> GTPConfig:
-    """Returns a config for a run of some thousand updates; without `eta`, behaviour cloning."""
-    ema_rate = 0.05
+    """Returns the paper's method for some thousand updates; without `eta`, behaviour cloning."""
+    paper, ema_rate = presets.paper_loss(), 0.05
+    curriculum = Curriculum(start=10, end=320).capped(updates, ema_rate)
     return GTPConfig(
-        actor=FlowMapActorConfig(hidden=hidden, times=KarrasTimes(t_max=t_max)),
-        critic=None if eta is None else QEnsembleConfig(hidden=(64, 64)),
-        loss=GTPLossConfig(curriculum=Curriculum(start=10, end=320).capped(updates, ema_rate)),
-        weighter=AdvantageWeighterConfig(eta=eta or 0.0),
+        actor=paper.actor.replace(hidden=hidden, times=KarrasTimes(t_max=t_max)),
+        critic=None if eta is None else QEnsembleConfig(hidden=(64, 64), layer_norm=False),
+        loss=paper.loss.replace(curriculum=curriculum),
+        weighter=paper.weighter.replace(eta=eta or 0.0),
         # A short run: targets that follow fast, and a learning rate that is high and then falls.
-        learner=GTPLearnerConfig(
+        learner=paper.learner.replace(
             total_updates=updates, actor_lr=2e-3, lr_schedule="cosine", ema_rate=ema_rate, seed=seed
         ),
     )

@@ -761,7 +761,9 @@ def test_everything_is_taken_from_the_dataset(dataset: OfflineDataset) -> None:
         torch.testing.assert_close(x.mean(0), torch.zeros(ACT).double(), atol=1e-5, rtol=0)
         torch.testing.assert_close(x.std(0, correction=0), torch.ones(ACT).double())
     sigma = float((action - action.mean(0)).square().mean().sqrt())
-    learner = GTPLearner.from_dataset(dataset, make_config(baseline=BASELINES[1], normalize_actions=False))
+    learner = GTPLearner.from_dataset(
+        dataset, make_config(baseline=BASELINES[1], normalize_actions=False)
+    )
     assert learner.actor.sigma_data == pytest.approx(sigma, rel=1e-5)
     assert learner.target_actor.sigma_data == learner.actor.sigma_data
     obs = dataset.transitions.obs

@@ -205,7 +205,8 @@ class GTPPolicy(BasePolicy):
         if lr_schedule is None and cls is torch.optim.Adam and not kwargs:
             return None
         rates = config.learner
-        if lr_schedule is None and rates.lr_schedule != "constant":
+        asked_for = "lr_schedule" in rates.model_fields_set
+        if lr_schedule is None and asked_for and rates.lr_schedule != "constant":
             raise ValueError(
                 f"`learner.lr_schedule` of the config goes with its own optimiser: got "
                 f"{rates.lr_schedule!r} and an `optimizer_class` or `optimizer_kwargs`, expected "

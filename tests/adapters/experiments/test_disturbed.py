@@ -32,7 +32,8 @@ def test_a_bias_moves_every_advantage_by_its_share_of_the_spread(
     learner = GTPLearner.build(2, 1, make_config().policy)
     weighter = DisturbedWeighter(learner, noise=0.0, bias=0.5)
     shifted = advantage + 0.5 * advantage.std(correction=0)
-    torch.testing.assert_close(weighter(advantage), advantage_weights(shifted, 1.0, 1e-6, 100.0))
+    expected = advantage_weights(shifted, 3.0, 1e-6, 100.0, signed=True)
+    torch.testing.assert_close(weighter(advantage), expected)
 
 
 def test_noise_on_advantages_has_the_requested_size(make_config: Make) -> None:

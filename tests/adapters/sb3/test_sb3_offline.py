@@ -113,7 +113,12 @@ def test_sb3s_arguments_are_the_configs_fields(dataset: OfflineDataset, config: 
     expected = config.replace(
         critic=critic.replace(hidden=(8, 8), members=3),
         learner=config.learner.replace(
-            actor_lr=1e-3, critic_lr=1e-3, ema_rate=0.1, seed=5, total_updates=6
+            actor_lr=1e-3,
+            critic_lr=1e-3,
+            lr_schedule="constant",  # SB3's rate is what it says
+            ema_rate=0.1,
+            seed=5,
+            total_updates=6,
         ),
     )
     learner = core_learner(dataset, expected, 6, batch=8)
@@ -345,7 +350,7 @@ def test_progress_bar_counts_timesteps_not_environments(
 
 
 def test_logs_hold_the_losses_the_weights_and_the_time(make_model: Make, tmp_path: Path) -> None:
-    model = make_model()
+    model = make_model(learning_rate=3e-4)
     model.set_logger(configure(str(tmp_path), ["csv"]))
     model.learn(6, log_interval=3)
     model.logger.close()

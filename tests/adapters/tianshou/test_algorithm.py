@@ -105,7 +105,7 @@ def test_optimiser_factories_are_what_the_core_steps(
     core = GTPLearner(
         FlowMapActor(3, 2, small.actor),
         QEnsemble(3, 2, small.critic),
-        loss=GTPLoss(GTPLossConfig(curriculum=Curriculum().capped(50, config.ema_rate))),
+        loss=GTPLoss(GTPLossConfig(curriculum=Curriculum().capped(50, config.actor_rate))),
         config=config,
         optimizer=lambda name, module: (factory if name == "actor" else ADAM).create_instances(
             module
@@ -129,7 +129,7 @@ def test_next_actions_and_returns_of_several_steps_equal_the_core(
     core = GTPLearner(
         FlowMapActor(3, 2, small.actor),
         QEnsemble(3, 2, small.critic),
-        loss=GTPLoss(GTPLossConfig(curriculum=Curriculum().capped(50, config.ema_rate))),
+        loss=GTPLoss(GTPLossConfig(curriculum=Curriculum().capped(50, config.actor_rate))),
         config=config,
         optimizer=lambda name, module: ADAM.create_instances(module)[0],
     )
@@ -599,7 +599,11 @@ def test_scales_come_from_the_buffer(
     for module in (algorithm.policy.actor, algorithm.policy.critic, algorithm.learner.actor):
         assert torch.equal(module.normalizer.mean, mean)
         assert torch.equal(module.normalizer.scale, std)
-    assert algorithm.policy.actor.sigma_data == pytest.approx(dataset.action_std())
+    mean, std = dataset.action_statistics()
+    statistics = algorithm.policy.actor.config.action_statistics
+    assert statistics is not None
+    assert statistics.mean == pytest.approx(mean.tolist())
+    assert statistics.std == pytest.approx(std.tolist())
     assert algorithm.gamma == 0.9
     batch, _ = algorithm.process_buffer(buffer_from_dataset(dataset)).sample(None)
     assert sorted(set(batch.discount.tolist())) == pytest.approx([0.0, 0.9])

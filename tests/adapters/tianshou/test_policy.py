@@ -23,6 +23,7 @@ from gtp_policy import (
     QEnsemble,
     act,
 )
+from gtp_policy.acting import ModeChoice
 from gtp_policy.errors import DataError, NonFiniteError, ShapeError, UnsupportedSpaceError
 from gtp_tianshou import GTPPolicy
 
@@ -77,13 +78,13 @@ def test_evaluation_is_repeatable_and_training_is_not(make_policy: Make) -> None
     assert not torch.equal(policy(batch).act, policy(batch).act)
 
 
-def test_default_candidates_need_determinism_and_a_critic(make_policy: Make) -> None:
+def test_default_candidates_need_determinism_and_no_critic(make_policy: Make) -> None:
     batch, obs = Batch(obs=OBS), torch.from_numpy(OBS)
     policy = make_policy()
-    best = act(policy.actor, policy.critic, obs, candidates=16, deterministic=True)
-    assert torch.equal(policy(batch).act, best)
+    mode = act(policy.actor, None, obs, candidates=16, choice=ModeChoice(), deterministic=True)
+    assert torch.equal(policy(batch).act, mode)
     policy.critic = None
-    assert torch.equal(policy(batch).act, act(policy.actor, None, obs, deterministic=True))
+    assert torch.equal(policy(batch).act, mode)
     sampling, same = make_policy(deterministic_eval=False, seed=5), torch.Generator()
     expected = act(sampling.actor, None, obs, generator=same.manual_seed(5))
     assert torch.equal(sampling(batch).act, expected)
@@ -150,11 +151,12 @@ def test_dict_observations_are_read_by_key(goal_env: Any) -> None:
         actor=actor,
         action_space=goal_env.action_space,
         observation_space=goal_env.observation_space,
+        candidates=1,
     )
     assert policy.layout.keys == ("observation", "achieved_goal", "desired_goal")
     obs, _ = goal_env().reset(seed=0)
     flat = np.concatenate([obs["observation"], obs["achieved_goal"], obs["desired_goal"]])
-    expected = actor.sample(torch.from_numpy(flat[None]), noise=actor.fixed_noise[None])
+    expected = act(actor, None, torch.from_numpy(flat[None]), deterministic=True)
     action = policy.compute_action(obs)
     assert np.array_equal(action, policy.map_action(expected[0]))
     batch = Batch(obs={key: np.stack([v, v]) for key, v in obs.items()})
@@ -327,7 +329,6 @@ def test_copies_and_states_act_alike(make_policy: Make, small: GTPConfig) -> Non
     assert np.array_equal(policy.compute_action(OBS[0]), other.compute_action(OBS[0]))
     alone = make_policy(actor=FlowMapActor(3, 2, small.actor, seed=2), critic=None)
     alone.load_state_dict(state)  # takes the actor, and lets the critic be
-    policy.candidates = 1
     assert np.array_equal(policy.compute_action(OBS[0]), alone.compute_action(OBS[0]))
     with pytest.raises(RuntimeError, match="Unexpected key"):
         alone.load_state_dict({**state, "other.weight": torch.zeros(1)})
