@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
-from gtp_policy import FlowMapActor, QEnsemble, act
-from gtp_policy.acting import ArgmaxChoice, SoftmaxChoice
+from gtp_policy import FlowMapActor, GTPConfig, GTPLearner, QEnsemble, act
+from gtp_policy.acting import ArgmaxChoice, ModeChoice, SoftmaxChoice
 from gtp_policy.testing import assert_frequencies_close
 
 
@@ -50,3 +52,63 @@ def test_act_passes_the_choice_on(parts: tuple[FlowMapActor, QEnsemble, Tensor])
     assert value[0] > value[1]
     fixed = chosen(SoftmaxChoice(temperature=1e9), deterministic=True)
     assert torch.equal(fixed, chosen(None, deterministic=True))
+
+
+def candidates(centres: list[float], counts: list[int], width: float, dim: int = 2) -> Tensor:
+    """Draws around centres on the diagonal, (1, n, dim)."""
+    g = torch.Generator().manual_seed(3)
+    parts = [
+        c + width * torch.randn(n, dim, generator=g) for c, n in zip(centres, counts, strict=True)
+    ]
+    return torch.cat(parts).unsqueeze(0)
+
+
+def test_the_mode_of_one_mode_is_near_its_mean_and_nearer_than_a_sample() -> None:
+    x = candidates([0.3], [64], 0.1)
+    got = ModeChoice().take(x, None, None)
+    assert float((got - 0.3).norm()) < 0.03
+    assert float((got - 0.3).norm()) < float((x[0] - 0.3).norm(dim=1).mean()) / 4
+
+
+@pytest.mark.parametrize("counts", [(8, 8), (5, 11), (4, 12), (6, 5, 5)])
+def test_the_mode_of_several_lies_in_one_of_them(counts: tuple[int, ...]) -> None:
+    centres = [-0.8, 0.6, 0.0][: len(counts)]
+    got = ModeChoice().take(candidates(centres, list(counts), 0.02), None, None)
+    apart = (got[0, 0] - torch.tensor(centres)).abs()
+    assert float(apart.min()) < 0.05
+    # Where one is much fuller than the others, it is that one.
+    if max(counts) > 2 * min(counts):
+        assert int(apart.argmin()) == counts.index(max(counts))
+
+
+@given(
+    st.integers(1, 3),
+    st.integers(1, 9),
+    st.integers(1, 4),
+    st.sampled_from([1.0, 1e-3, 1e-9, 0.0]),
+    st.integers(0, 99),
+)
+def test_a_mode_lies_among_its_candidates_whatever_they_are(
+    rows: int, n: int, dim: int, width: float, seed: int
+) -> None:
+    """Also where all are equal, or clamped to the same bound."""
+    g = torch.Generator().manual_seed(seed)
+    x = (0.9 + width * torch.randn(rows, n, dim, generator=g)).clamp(-1, 1)
+    got = ModeChoice().take(x, None, None)
+    assert got.shape == (rows, dim)
+    assert bool((got >= x.amin(1) - 1e-5).all())
+    assert bool((got <= x.amax(1) + 1e-5).all())
+    alone = torch.cat([ModeChoice().take(row.unsqueeze(0), None, None) for row in x])
+    torch.testing.assert_close(got, alone, atol=1e-4, rtol=0)
+
+
+def test_a_deterministic_action_is_the_mode_and_needs_no_critic() -> None:
+    learner = GTPLearner.build(2, 3, GTPConfig(critic=None))
+    obs = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    got = learner.act(obs, deterministic=True)
+    assert torch.equal(got, learner.act(obs, deterministic=True))
+    assert torch.equal(
+        got, act(learner.actor, None, obs, candidates=16, choice=ModeChoice(), deterministic=True)
+    )
+    single = learner.act(obs, deterministic=True, candidates=1)
+    assert not torch.equal(got, single)  # a number asked for is one of noises
