@@ -59,7 +59,8 @@ the network: `make audit` does, each night.
 
 **C, data.** A value that is not finite is named with its field and row. Odd types, layouts, ranks
 and devices either act as plain input or are an error that says what was got and expected. A time
-limit bootstraps, a termination does not. *Not promised:* that data which passes makes sense.
+limit bootstraps, a termination does not. A wrong argument works, or is an error that says what was
+got and expected, and not one of torch or NumPy. *Not promised:* that data which passes makes sense.
 
 **E, repeatability.** On one machine, with one number of threads, seed, data and versions decide
 every bit of a run, whatever Python's hash seed is. Equal calls give equal actions to the last bit.
@@ -68,6 +69,10 @@ Acting changes nothing, and may be done from many threads, each call with its ow
 equal up to rounding, which is about 1e-6; of two candidates whose values differ by no more than
 that, the same one; training one learner from several threads. `make test-cpus` runs the numerical
 tests as other processors would compute.
+
+**L, formulas.** Gradients by hand and by autograd are those of the method's formulas, which the
+trial writes out a second time, for losses, teachers, times, weights, critics, backups and guidance
+at random. *Not promised:* the same digits in float32.
 """
 
 

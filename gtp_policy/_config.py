@@ -3,12 +3,25 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+
+# Of a number that is computed with, the square and its inverse have to be float32's, too.
+_SMALLEST, _LARGEST = 1e-12, 1e12
+
+
+def _computable(value: float) -> float:
+    if value and not _SMALLEST <= abs(value) <= _LARGEST:
+        raise ValueError(
+            f"{value:g} is out of the range that is computed with: a number is 0, or from "
+            f"{_SMALLEST:g} to {_LARGEST:g} in size"
+        )
+    return value
+
 
 # Lax pydantic turns `True` into 1.0 and "1e-3" into 0.001; a configuration should not guess.
-Float = Annotated[float, Field(strict=True)]
+AnyFloat = Annotated[float, Field(strict=True)]
+Float = Annotated[float, Field(strict=True), AfterValidator(_computable)]
 Int = Annotated[int, Field(strict=True)]
-PositiveFloat = Annotated[float, Field(strict=True, gt=0)]
 Width = Annotated[int, Field(strict=True, ge=1)]
 Bool = Annotated[bool, Field(strict=True)]
 
@@ -19,6 +32,9 @@ RECORDED = {"recorded": True}
 
 class Config(BaseModel):
     """Holds choices: immutable, hashable, without unknown fields and without NaN or infinity.
+
+    A number that is computed with is 0, or between 1e-12 and 1e12 in size: beyond, squares and
+    their inverses leave float32.
 
     Configs compare by value and survive JSON exactly:
     ``type(c).model_validate_json(c.model_dump_json()) == c``.

@@ -40,4 +40,11 @@ def generator_or_private(
     The private one starts at the same place in every process: a script that passes no generator
     still repeats itself, and global generators stay where the user left them.
     """
-    return generator if generator is not None else _private(str(device))
+    if generator is None:
+        return _private(str(device))
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"`generator` has the wrong type: got {type(generator).__name__}, expected a "
+            "torch.Generator, e.g. learner.stream('noise')."
+        )
+    return generator

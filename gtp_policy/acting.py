@@ -16,9 +16,11 @@ from gtp_policy._fingerprint import Fingerprint
 from gtp_policy._random import generator_or_private, new_stream
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.critic import QEnsemble
+from gtp_policy.functional import check_kind
 
 # So many take a CPU about as long as a device takes to start the sampler's operators one by one.
 _FEW_ROWS = 32
+_MOST_CANDIDATES = 1_000_000
 
 
 class ArgmaxChoice(Config):
@@ -250,6 +252,7 @@ def act(
         >>> torch.equal(*calls)
         True
     """
+    check_kind("actor", actor, FlowMapActor)
     _check(critic, candidates, choice)
     if (
         isinstance(obs, Tensor)
@@ -422,9 +425,12 @@ def _at(action: Tensor, index: Tensor) -> Tensor:
 
 
 def _check(critic: QEnsemble | None, candidates: int, choice: Choice | None) -> None:
-    if not isinstance(candidates, int) or isinstance(candidates, bool) or candidates < 1:
+    if critic is not None:
+        check_kind("critic", critic, QEnsemble)
+    if type(candidates) is not int or not 1 <= candidates <= _MOST_CANDIDATES:
         raise ValueError(
-            f"`candidates` is out of range: got {candidates}, expected an integer >= 1."
+            f"`candidates` is out of range: got {candidates}, expected an integer >= 1, and at "
+            f"most {_MOST_CANDIDATES}."
         )
     if candidates > 1 and critic is None and not isinstance(choice, ModeChoice):
         raise ValueError(

@@ -2,19 +2,20 @@ r"""The policy: a network made into a flow map, and the sampler that walks along
 
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from gtp_policy._config import Config, Float, Int, PositiveFloat, Width
+from gtp_policy._config import Config, Float, Int, Width
 from gtp_policy._folding import DEVICES, FoldedActor, Foldings
 from gtp_policy._random import generator_or_private, new_stream
 from gtp_policy.errors import StateMismatchError
 from gtp_policy.functional import (
     check_dims,
     check_finite,
+    check_kind,
     check_like,
     check_rows,
     check_shape,
@@ -28,6 +29,10 @@ from gtp_policy.spaces import ObservationNormalizer
 from gtp_policy.times import KarrasTimes, LinearTimes, TimeSchedule
 
 _SMALLEST_STD = 1e-4
+_MOST_STEPS = 1_000_000
+_Mean = Annotated[Float, Field(ge=-1, le=1)]
+# Of less, float32 does not resolve what the flow would move; of actions in [-1, 1] it is at most 1.
+_Std = Annotated[Float, Field(ge=1e-6, le=1)]
 
 
 class ActionStatistics(Config):
@@ -46,9 +51,11 @@ class ActionStatistics(Config):
         (0.5, 0.01)
     """
 
-    mean: tuple[Float, ...] = Field(min_length=1, description="Mean of each dimension, (A,).")
-    std: tuple[PositiveFloat, ...] = Field(
-        min_length=1, description="Standard deviation of each dimension, (A,), > 0."
+    mean: tuple[_Mean, ...] = Field(
+        min_length=1, description="Mean of each dimension, (A,), in [-1, 1]."
+    )
+    std: tuple[_Std, ...] = Field(
+        min_length=1, description="Standard deviation of each dimension, (A,), from 1e-6 to 1."
     )
 
     @classmethod
@@ -80,7 +87,11 @@ class ActionStatistics(Config):
                     "Give low and high nearer to the data, or remove the dimension.",
                     stacklevel=3,
                 )
-        return cls(mean=tuple(mean.tolist()), std=tuple(max(s, _SMALLEST_STD) for s in spread))
+        # At the edge of the range, data is off by rounding errors.
+        return cls(
+            mean=tuple(mean.clamp(-1.0, 1.0).tolist()),
+            std=tuple(min(max(s, _SMALLEST_STD), 1.0) for s in spread),
+        )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -148,6 +159,11 @@ class FlowMapActorConfig(Config):
         default_factory=JumpSampler, description="How the K steps go from noise to an action."
     )
 
+    @model_validator(mode="after")
+    def _grid_falls(self) -> Self:
+        self.times.grid(self.steps, dtype=torch.float32)  # says what is wrong with it
+        return self
+
 
 class FlowMapActor(nn.Module):
     r"""A generative policy: the map from noise to action along a learned ODE, for any two times.
@@ -203,12 +219,15 @@ class FlowMapActor(nn.Module):
     ) -> None:
         super().__init__()
         check_dims(obs_dim, action_dim)
-        config = config or FlowMapActorConfig()
+        config = FlowMapActorConfig() if config is None else config
+        check_kind("config", config, FlowMapActorConfig)
         self.config = _with_scale(config)
         self.obs_dim, self.action_dim = obs_dim, action_dim
         self.normalizer = ObservationNormalizer(obs_dim)
         self.encoder = encoder
-        if network is None:
+        if network is not None:
+            check_kind("network", network, nn.Module)
+        else:
             network = FlowMapMLP(
                 features_dim(encoder, obs_dim),
                 action_dim,
@@ -350,6 +369,8 @@ class FlowMapActor(nn.Module):
             torch.Size([1, 2])
         """
         check_rows("obs", obs, self.obs_dim)
+        for name, value in (("obs", obs), ("x", x), ("t", t), ("s", s)):
+            check_like(name, value, self.fixed_noise)
         return self._endpoint(self._features(obs), x, t, s)
 
     def _features(self, obs: Tensor) -> Tensor:
@@ -438,7 +459,7 @@ class FlowMapActor(nn.Module):
         """
         self.check_observations(obs)
         steps = self.config.steps if steps is None else steps
-        if type(steps) is not int or steps < 1:
+        if type(steps) is not int or not 1 <= steps <= _MOST_STEPS:
             self.noise_dim(steps)  # says what is wrong
         folded = self._folded(obs, steps)
         # What is folded takes one noise per action.
@@ -508,8 +529,11 @@ class FlowMapActor(nn.Module):
             6
         """
         steps = self.config.steps if steps is None else steps
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-            raise ValueError(f"`steps` is out of range: got {steps}, expected an integer >= 1.")
+        if type(steps) is not int or not 1 <= steps <= _MOST_STEPS:
+            raise ValueError(
+                f"`steps` is out of range: got {steps}, expected an integer >= 1, and at most "
+                f"{_MOST_STEPS}."
+            )
         return self.config.sampler.noises(steps) * self.action_dim
 
     def _grid(self, steps: int | None, obs: Tensor) -> Tensor:
@@ -629,6 +653,7 @@ torch.float32. Convert it with obs.to(torch.float32).
             isinstance(obs, Tensor)
             and obs.dtype == like.dtype
             and obs.device == like.device
+            and obs.layout == torch.strided
             and obs.ndim == 2
             and obs.shape[1] == self.obs_dim
         ):

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from gtp_policy._config import Bool, Config, Float, Int, Width
 from gtp_policy._random import new_stream
-from gtp_policy.functional import check_dims, check_rows, check_shape
+from gtp_policy.functional import check_dims, check_kind, check_like, check_rows, check_shape
 from gtp_policy.kernels.activations import Activation
 from gtp_policy.kernels.mish import mish
 from gtp_policy.networks import features_dim, mlp, uniform_
@@ -158,7 +158,8 @@ class QEnsemble(nn.Module):
     ) -> None:
         super().__init__()
         check_dims(obs_dim, action_dim)
-        self.config = config = config or QEnsembleConfig()
+        self.config = config = QEnsembleConfig() if config is None else config
+        check_kind("config", config, QEnsembleConfig)
         self.obs_dim, self.action_dim = obs_dim, action_dim
         self.normalizer = ObservationNormalizer(obs_dim)
         self.encoder = encoder
@@ -198,6 +199,8 @@ class QEnsemble(nn.Module):
         """
         check_rows("obs", obs, self.obs_dim)
         check_shape("action", action, (obs.shape[0], self.action_dim))
+        for name, value in (("obs", obs), ("action", action)):
+            check_like(name, value, self.weights[0])
         features = self.normalizer(obs)
         if self.encoder is not None:
             features = self.encoder(features)

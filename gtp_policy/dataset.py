@@ -7,7 +7,7 @@ A row is ``obs (O) | action (A) | reward (1) | discount (1) | next_obs (O)``, wi
 import copy
 import math
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_array
 from gtp_policy.errors import DataError, EmptyDatasetError, ShapeError
-from gtp_policy.functional import check_device
+from gtp_policy.functional import check_device, check_kind
 from gtp_policy.rewards import RewardTransform, episode_numbers, episode_returns
 from gtp_policy.spaces import ActionScaler, ObservationLayout
 from gtp_policy.transitions import Transitions, unpack
@@ -277,6 +277,11 @@ class OfflineDataset:
             torch.Size([8, 5])
         """
         check_batch_size(batch_size)
+        if not isinstance(generators, list | tuple) or not generators:
+            raise TypeError(
+                f"`generators` are none: got {generators!r:.60}, expected a list with a "
+                "torch.Generator per minibatch."
+            )
         for generator in generators:
             if not isinstance(generator, torch.Generator):  # None would mean torch's global one
                 raise TypeError(
@@ -360,6 +365,7 @@ class OfflineDataset:
             >>> dataset.with_rewards(LinearReward(subtract=1.0)).transitions.reward
             tensor([-1.,  0.])
         """
+        check_kind("transform", transform, *get_args(get_args(RewardTransform)[0]))
         self.check_one_step("with_rewards")
         changed = copy.copy(self)
         changed._table = self._table.clone()
@@ -548,10 +554,11 @@ class OfflineDataset:
 
 
 def check_batch_size(batch_size: object) -> None:
-    """Raises a DataError unless a batch size is an integer of at least 1."""
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+    """Raises a DataError unless a batch size is an integer of at least 1, and below 2^31."""
+    if type(batch_size) is not int or not 1 <= batch_size < 2**31:
         raise DataError(
-            f"`batch_size` is out of range: got {batch_size!r}, expected an integer >= 1."
+            f"`batch_size` is out of range: got {batch_size!r}, expected an integer >= 1 and below "
+            "2^31."
         )
 
 

@@ -78,7 +78,7 @@ class OfflineDatasetBuilder:
     ) -> None:
         if not isinstance(gamma, int | float) or not 0.0 <= gamma <= 1.0:
             raise DataError(f"`gamma` is out of range: got {gamma!r}, expected 0 to 1.")
-        if out_of_bounds not in ("error", "clip"):
+        if not isinstance(out_of_bounds, str) or out_of_bounds not in ("error", "clip"):
             raise DataError(
                 f"`out_of_bounds` is unknown: got {out_of_bounds!r}, expected 'error' or 'clip'."
             )

@@ -241,6 +241,28 @@ torch.float32. Convert it with reward.to(torch.float32).
             )
 
 
+def check_kind(name: str, value: object, *kinds: type) -> None:
+    """Raises a DataError unless a value is of a class that it has to be of.
+
+    Args:
+        name: What the message calls the value.
+        value: Anything.
+        *kinds: The classes.
+
+    Raises:
+        DataError: If it is of another one.
+
+    Example:
+        >>> from gtp_policy.functional import check_kind
+        >>> check_kind("seed", 0, int)
+    """
+    if not isinstance(value, kinds):
+        raise DataError(
+            f"`{name}` is of the wrong kind: got {type(value).__name__}, expected "
+            f"{' or '.join(kind.__name__ for kind in kinds)}."
+        )
+
+
 def check_dims(obs_dim: object, action_dim: object) -> None:
     """Raises unless dimensions are integers of at least 1.
 
@@ -278,7 +300,7 @@ def check_device(device: torch.device | str) -> None:
     """
     try:
         torch.empty(0, device=device)
-    except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise DataError(
             f"`device` cannot be used: got {device!r} ({reason:.100}), expected a device of this "

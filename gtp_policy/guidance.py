@@ -6,11 +6,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from gtp_policy._config import Bool, Config, Float, Int
+from gtp_policy._config import AnyFloat, Bool, Config, Float, Int
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.critic import QEnsemble
 from gtp_policy.errors import NonFiniteError
-from gtp_policy.functional import advantage_weights, frozen
+from gtp_policy.functional import advantage_weights, check_kind, check_like, frozen
 
 
 class AdvantageGuidance(Config):
@@ -132,13 +132,16 @@ class AdvantageWeighterConfig(Config):
 
     before: ClassVar[Mapping[str, Any]] = {"eta": 1.0, "signed": False}
 
-    eta: Float = Field(
-        default=3.0, ge=0, description="Temperature; 0 is behaviour cloning, larger is greedier."
+    eta: AnyFloat = Field(
+        default=3.0,
+        ge=0,
+        le=1e30,
+        description="Temperature; 0 is behaviour cloning, larger is greedier. At most 1e30.",
     )
     eps: Float = Field(
         default=1e-6, gt=0, description="Added to the standard deviation of the advantages."
     )
-    max_weight: Float = Field(
+    max_weight: AnyFloat = Field(
         default=100.0,
         ge=1,
         le=1e30,
@@ -213,7 +216,8 @@ class AdvantageWeighter(nn.Module):
 
     def __init__(self, config: AdvantageWeighterConfig | None = None) -> None:
         super().__init__()
-        self.config = config or AdvantageWeighterConfig()
+        self.config = AdvantageWeighterConfig() if config is None else config
+        check_kind("config", self.config, AdvantageWeighterConfig)
 
     def forward(self, advantage: Tensor) -> Tensor:
         """Returns one weight per advantage.
@@ -239,7 +243,8 @@ class AdvantageWeighter(nn.Module):
             >>> AdvantageWeighter(AdvantageWeighterConfig(eta=0.0))(torch.tensor([3.0, -2.0]))
             tensor([1., 1.])
         """
-        if isinstance(advantage, Tensor) and advantage.device.type == "cpu":
+        check_like("advantage", advantage, advantage)
+        if advantage.device.type == "cpu":
             finite = advantage.isfinite()
             if not finite.all():
                 index = int((~finite).flatten().nonzero()[0])

@@ -25,12 +25,12 @@ from gtp_policy.critic import (
     ValueNetwork,
 )
 from gtp_policy.dataset import OfflineDataset
-from gtp_policy.errors import StateMismatchError
-from gtp_policy.functional import check_device, check_rows, check_shape
+from gtp_policy.errors import DataError, StateMismatchError
+from gtp_policy.functional import check_device, check_kind, check_like, check_rows, check_shape
 from gtp_policy.guidance import AdvantageWeighter, Guidance, LinearQGuidance, NoGuidance
 from gtp_policy.loss import GTPLoss
 from gtp_policy.metrics import UpdateMetrics, per_learner
-from gtp_policy.transitions import Transitions, check_kind
+from gtp_policy.transitions import Transitions
 
 _NO_GUIDANCE = NoGuidance()
 # What torch and its optimisers raise on a state that is not one of theirs.
@@ -167,7 +167,14 @@ class GTPLearner(nn.Module):
             True
         """
         check_device(device)
-        config = (config or GTPConfig()).cap_curriculum(stacklevel=3)
+        config = GTPConfig() if config is None else config
+        check_kind("config", config, GTPConfig)
+        if optimizer is not None and not callable(optimizer):
+            raise DataError(
+                f"`optimizer` is no factory: got {type(optimizer).__name__}, expected a function "
+                "from a name and a module to an optimiser."
+            )
+        config = config.cap_curriculum(stacklevel=3)
         seed = config.learner.seed
         actor = FlowMapActor(
             obs_dim,
@@ -230,7 +237,9 @@ class GTPLearner(nn.Module):
             0.8
         """
         check_kind("dataset", dataset, OfflineDataset)
-        config = (config or GTPConfig()).cap_curriculum(stacklevel=3)
+        config = GTPConfig() if config is None else config
+        check_kind("config", config, GTPConfig)
+        config = config.cap_curriculum(stacklevel=3)
         config = config.fit_to_actions(dataset).with_gamma(dataset.gamma)
         learner = cls.build(
             dataset.obs_dim,
@@ -348,6 +357,8 @@ class GTPLearner(nn.Module):
             >>> a.initial_seed() == b.initial_seed()
             True
         """
+        if device is not None:
+            check_device(device)
         device = device or self.device
         return new_stream(self.config.seed, name, self.updates, device)
 
@@ -510,6 +521,8 @@ class GTPLearner(nn.Module):
             )
         check_rows("obs", obs, self.actor.obs_dim)
         check_shape("action", action, (len(obs), self.actor.action_dim))
+        for name, value in (("obs", obs), ("action", action)):
+            check_like(name, value, self)
         sampled, baseline = None, self.config.baseline
         if isinstance(baseline, PolicyBaseline):
             tiled = obs.repeat(baseline.samples, 1)

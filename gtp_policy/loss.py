@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from gtp_policy._config import Bool, Config, Float, Int
 from gtp_policy._random import generator_or_private
 from gtp_policy.errors import ShapeError
-from gtp_policy.functional import FlowMap, check_shape, frozen, perturb, precondition
+from gtp_policy.functional import (
+    FlowMap,
+    check_kind,
+    check_like,
+    check_shape,
+    frozen,
+    perturb,
+    precondition,
+)
 from gtp_policy.teachers import NoTeacher, SelfTeacher, SurrogateTeacher, Teacher
 from gtp_policy.times import (
     Curriculum,
@@ -62,7 +70,8 @@ class AlphaSchedule(Config):
         Returns:
             From 0 to 1 - floor.
         """
-        inner = 1 / (1 + math.exp(-self.sharpness * (progress - 0.5)))
+        exponent = -self.sharpness * (progress - 0.5)
+        inner = 1 / (1 + math.exp(min(exponent, 700.0)))  # beyond, a float overflows
         return 0.0 if inner < self.floor else min(inner, 1 - self.floor)
 
 
@@ -155,8 +164,9 @@ class GTPLossConfig(Config):
         default=0.5,
         ge=0,
         le=1,
-        description="p: each consistency residual is weighted by (mean e^2 + c)^-p, without "
-        "gradient; 0 is the squared distance, 0.5 has the gradient of a pseudo-Huber metric.",
+        description="p: each consistency residual is weighted by (e^2 + c)^-p, without gradient, "
+        "e^2 reduced as the distance is; 0 is the squared distance, 0.5 has the gradient of a "
+        "pseudo-Huber metric.",
     )
     adaptive_constant: Float = Field(
         default=0.01, gt=0, description="c of the adaptive weight, in squared units of residuals."
@@ -449,7 +459,8 @@ class GTPLoss(nn.Module):
 
     def __init__(self, config: GTPLossConfig | None = None) -> None:
         super().__init__()
-        self.config = config or GTPLossConfig()
+        self.config = GTPLossConfig() if config is None else config
+        check_kind("config", self.config, GTPLossConfig)
 
     def forward(
         self,
@@ -492,14 +503,17 @@ class GTPLoss(nn.Module):
             gtp_policy.errors.ShapeError: `weight` has the wrong shape: got (8, 1), expected (8,).
         """
         for name, tensor in (("obs", obs), ("action", action)):
+            check_kind(name, tensor, Tensor)
             if tensor.ndim != 2:
                 raise ShapeError(
                     f"`{name}` has the wrong shape: got {tuple(tensor.shape)}, expected 2 "
                     "dimensions, (B, ...)."
                 )
         check_shape("obs", obs, (action.shape[0], obs.shape[1]))
+        check_like("obs", obs, action)
         if weight is not None:
             check_shape("weight", weight, (action.shape[0],))
+            check_like("weight", weight, action)
         generator = generator_or_private(generator, action.device)
         draws = self.draw(actor.times, action, progress=progress, generator=generator)
         return self.terms(actor, target, obs, action, weight, *draws)

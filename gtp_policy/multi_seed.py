@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 
 from gtp_policy._engine.choice import Dispatcher
 from gtp_policy._engine.launches import update_from
@@ -12,9 +13,10 @@ from gtp_policy._engine.whole import changing, check_whole
 from gtp_policy.algorithm import draw
 from gtp_policy.config import GTPConfig
 from gtp_policy.dataset import OfflineDataset
+from gtp_policy.functional import check_kind
 from gtp_policy.learner import GTPLearner
 from gtp_policy.metrics import UpdateMetrics, per_learner
-from gtp_policy.transitions import Transitions, check_kind
+from gtp_policy.transitions import Transitions
 
 
 class MultiSeedLearner:
@@ -47,12 +49,18 @@ class MultiSeedLearner:
     """
 
     def __init__(self, learners: Sequence[GTPLearner]) -> None:
+        if not isinstance(learners, list | tuple):
+            raise ValueError(
+                f"Learners are unusable: got {type(learners).__name__}, expected a list of them."
+            )
+        for learner in learners:
+            check_kind("learner", learner, GTPLearner)
         if not learners or len({id(learner) for learner in learners}) < len(learners):
             raise ValueError(
                 f"Learners are unusable: got {len(learners)} of which some are the same, expected "
                 "one learner per seed, and at least one."
             )
-        self.learners = tuple(learners)
+        self.learners: list[GTPLearner] = tuple(learners)
         first = _kind(learners[0])
         for learner in learners:
             if _kind(learner) != first:
@@ -89,9 +97,12 @@ class MultiSeedLearner:
             >>> [learner.config.seed for learner in both.learners]
             [0, 1]
         """
+        if not isinstance(seeds, list | tuple | range) or any(type(s) is not int for s in seeds):
+            raise ValueError(f"Seeds are unusable: got {seeds!r:.60}, expected a list of integers.")
         if len(set(seeds)) < len(seeds):
-            raise ValueError(f"Seeds are not all different: got {list(seeds)}.")
-        config = config or GTPConfig()
+            raise ValueError(f"Seeds are not all different: got {list(seeds)}, expected each once.")
+        config = GTPConfig() if config is None else config
+        check_kind("config", config, GTPConfig)
         configs = [config.replace(learner=config.learner.replace(seed=s)) for s in seeds]
         return cls([GTPLearner.from_dataset(dataset, c) for c in configs])
 
@@ -148,8 +159,13 @@ class MultiSeedLearner:
             ValueError: Minibatches do not fit the learners: got 0 of sizes [], expected 1 of one \
 size.
         """
+        if not isinstance(batches, list | tuple):
+            raise ValueError(
+                f"Minibatches are unusable: got {type(batches).__name__}, expected a list of them."
+            )
         for batch in batches:
             check_kind("batch", batch, Transitions)
+            check_kind("obs", batch.obs, Tensor)
         sizes = [len(batch.obs) for batch in batches]
         if len(sizes) != len(self.learners) or len(set(sizes)) != 1:
             raise ValueError(

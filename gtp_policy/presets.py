@@ -417,8 +417,9 @@ def get(name: str) -> GTPConfig:
         >>> len(presets.NAMES)
         13
     """
-    if name not in NAMES:
-        hint = " For a task, call presets.task." if name in TASKS else ""
+    if not isinstance(name, str) or name not in NAMES:
+        of_task = isinstance(name, str) and name in TASKS
+        hint = " For a task, call presets.task." if of_task else ""
         raise UnknownPresetError(
             f"Unknown preset: got {name!r}, expected one of {', '.join(NAMES)}.{hint}"
         )
@@ -493,8 +494,9 @@ def task(name: str, policy: GTPConfig | None = None) -> TaskPreset:
         >>> preset.policy.learner.max_grad_norm, preset.policy.loss.s_rule
         (1.0, 'dyadic')
     """
-    if name not in _TASKS:
-        hint = " For a method, call presets.get." if name in NAMES else ""
+    if not isinstance(name, str) or name not in _TASKS:
+        of_method = isinstance(name, str) and name in NAMES
+        hint = " For a method, call presets.get." if of_method else ""
         raise UnknownPresetError(
             f"Unknown task: got {name!r}, expected one of {', '.join(TASKS)}.{hint}"
         )

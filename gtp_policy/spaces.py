@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from gtp_policy.errors import NonFiniteError, ShapeError, UnsupportedSpaceError
+from gtp_policy.errors import DataError, NonFiniteError, ShapeError, UnsupportedSpaceError
 
 _Array = TypeVar("_Array", npt.NDArray[np.floating], Tensor)
 
@@ -21,11 +21,15 @@ _WIDEST = float(np.finfo(np.float32).max)
 
 
 def _check_array(name: str, value: object, *kinds: type) -> None:
-    """Raises a ShapeError unless a value has a shape: lists have none of their own."""
+    """Raises unless a value is an array of numbers: lists have no shape of their own."""
     if not isinstance(value, kinds or (np.ndarray, Tensor)):
         raise ShapeError(
             f"`{name}` is no {'tensor' if kinds else 'array'}: got "
             f"{type(value).__name__}, expected numpy's or torch's. Convert it first."
+        )
+    if isinstance(value, np.ndarray) and value.dtype.kind not in "fiub":
+        raise DataError(
+            f"`{name}` has the wrong dtype: got {value.dtype}, expected numbers. Convert it first."
         )
 
 
@@ -56,7 +60,7 @@ class ActionScaler:
         try:
             self.low = np.asarray(low, dtype=np.float64).copy()  # writable, as torch requires
             self.high = np.asarray(high, dtype=np.float64).copy()
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # torch's, too
             raise UnsupportedSpaceError(
                 f"Action bounds are no numbers: got low={low!r} and high={high!r}, expected two "
                 "vectors of numbers."
@@ -145,6 +149,10 @@ class ActionScaler:
             >>> ActionScaler([0.0], [0.1]).is_close(ActionScaler([0.0], [np.float32(0.1)]))
             True
         """
+        if not isinstance(other, ActionScaler):
+            raise UnsupportedSpaceError(
+                f"`other` is no scaler: got {type(other).__name__}, expected an ActionScaler."
+            )
         return self.action_dim == other.action_dim and bool(
             np.allclose(self.low, other.low) and np.allclose(self.high, other.high)
         )

@@ -521,7 +521,7 @@ class Curriculum(Config):
             >>> Curriculum(start=10, end=1280).intervals(0.0)
             10
         """
-        if not 0.0 <= progress <= 1.0:
+        if not isinstance(progress, int | float) or not 0.0 <= progress <= 1.0:
             raise ValueError(f"`progress` is out of range: got {progress}, expected 0 to 1.")
         return min(self.start << math.floor(progress * self.stages), self.end)
 

@@ -409,7 +409,7 @@ def test_statistics_of_another_action_are_refused() -> None:
         FlowMapActor(OBS, 3, FlowMapActorConfig(action_statistics=STATISTICS))
     with pytest.raises(ValidationError, match="got 2 and 1"):
         ActionStatistics(mean=(0.0, 0.0), std=(1.0,))
-    with pytest.raises(ValidationError, match="greater than 0"):
+    with pytest.raises(ValidationError, match=r"greater than or equal to 0\.000001"):
         ActionStatistics(mean=(0.0,), std=(0.0,))
 
 

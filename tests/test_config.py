@@ -32,9 +32,18 @@ from gtp_policy import (
 )
 from gtp_policy.acting import ArgmaxChoice, ModeChoice, SoftmaxChoice
 from gtp_policy.actor import ActionStatistics
+from gtp_policy.loss import AlphaSchedule
 from gtp_policy.rewards import LinearReward, ReturnRangeReward
 from gtp_policy.samplers import JumpSampler, OdeSampler
-from gtp_policy.teachers import JvpTeacher, NoTeacher, OdeTeacher, SelfTeacher, SurrogateTeacher
+from gtp_policy.teachers import (
+    DifferenceTeacher,
+    JvpTeacher,
+    NoTeacher,
+    OdeTeacher,
+    SelfTeacher,
+    SurrogateTeacher,
+    TerminalTeacher,
+)
 from gtp_policy.testing import configs, schedules
 from gtp_policy.times import KarrasTimes, LinearTimes, LogNormalIndex, UniformIndex, UniformTimes
 
@@ -199,6 +208,7 @@ def test_numbers_are_finite_and_neither_flags_nor_words(
         (ExpectileBaseline, {"expectile": 1.0}),
         (ExpectileBaseline, {"hidden": (0,)}),
         (AdvantageWeighterConfig, {"eta": -0.1}),
+        (AdvantageWeighterConfig, {"eta": 1e31}),
         (AdvantageWeighterConfig, {"eps": 0.0}),
         (AdvantageWeighterConfig, {"max_weight": 0.5}),
         (AdvantageWeighterConfig, {"max_weight": 1e31}),
@@ -284,7 +294,8 @@ def test_equal_values_are_equal_configs_whatever_their_type() -> None:
     assert len({QEnsembleConfig(), QEnsembleConfig(members=2), QEnsembleConfig(members=3)}) == 2
 
 
-positive = st.floats(1e-300, 1e300)
+positive = st.floats(1e-12, 1e12)
+numbers = st.just(0.0) | positive
 hidden = st.lists(st.integers(1, 2**40), min_size=1, max_size=4).map(tuple)
 curricula = st.tuples(st.integers(1, 2**20), st.integers(1, 2**20)).map(
     lambda pair: Curriculum(start=min(pair), end=max(pair))
@@ -295,10 +306,10 @@ losses = st.builds(
     flow_times=st.just("shared"),
     map_share=st.just(1.0),
     units=st.just("position"),
-    flow_weight=st.floats(0, 1e300),
+    flow_weight=numbers,
     curriculum=curricula,
     t_law=st.just(UniformIndex())
-    | st.builds(LogNormalIndex, mean=st.floats(-1e300, 1e300), std=positive),
+    | st.builds(LogNormalIndex, mean=st.floats(-1e12, -1e-12) | numbers, std=positive),
     max_gap=st.integers(1, 2**62),
     s_rule=st.sampled_from(["uniform", "zero", "equal_u", "dyadic"]),
     u_rule=st.sampled_from(["adjacent", "midpoint"]),
@@ -317,25 +328,25 @@ learners = st.builds(
     critic_lr=positive,
     lr_schedule=st.sampled_from(["constant", "cosine"]),
     max_grad_norm=st.none() | positive,
-    ema_rate=st.floats(0, 1, exclude_min=True),
-    critic_ema_rate=st.none() | st.floats(0, 1, exclude_min=True),
+    ema_rate=st.floats(1e-12, 1),
+    critic_ema_rate=st.none() | st.floats(1e-12, 1),
     baseline=st.builds(PolicyBaseline, samples=st.integers(1, 10_000))
     | st.builds(
         ExpectileBaseline,
-        expectile=st.floats(0, 1, exclude_min=True, exclude_max=True),
+        expectile=st.floats(1e-12, 1, exclude_max=True),
         hidden=hidden,
     )
     | st.builds(
         QuantileBaseline,
-        quantile=st.floats(0, 1, exclude_min=True, exclude_max=True),
+        quantile=st.floats(1e-12, 1, exclude_max=True),
         hidden=hidden,
     ),
     backup=st.sampled_from(["max_q", "best_of_n"]),
-    critic_penalty=st.floats(0, 1e300),
+    critic_penalty=numbers,
     guidance=st.sampled_from([AdvantageGuidance(), NoGuidance()])
     | st.builds(
         LinearQGuidance,
-        scale=st.floats(0, 1e300),
+        scale=numbers,
         normalize=st.booleans(),
         weighted=st.booleans(),
         steps=st.none() | st.integers(1, 10_000),
@@ -355,7 +366,7 @@ everything = st.builds(
         hidden=hidden,
         sigma_data=st.none(),
         times=schedules() | st.just(LinearTimes()),
-        sampler=st.builds(JumpSampler, gamma=st.floats(0, 1))
+        sampler=st.builds(JumpSampler, gamma=st.just(0.0) | st.floats(1e-12, 1))
         | st.builds(OdeSampler, method=st.sampled_from(["euler", "heun"])),
     ),
     critic=st.none()
@@ -366,16 +377,16 @@ everything = st.builds(
         layer_norm=st.booleans(),
         activation=st.sampled_from(["mish", "gelu", "relu"]),
         reduction=st.sampled_from(["min", "mean"]),
-        rho=st.floats(0, 1e300),
+        rho=numbers,
     ),
     loss=losses,
     weighter=st.builds(
         AdvantageWeighterConfig,
-        eta=st.floats(0, 1e300),
+        eta=st.floats(0, 1e30),
         eps=positive,
         max_weight=st.floats(1.0, 1e30),
         signed=st.booleans(),
-        effective_share=st.none() | st.floats(0, 1, exclude_min=True, exclude_max=True),
+        effective_share=st.none() | st.floats(1e-12, 1, exclude_max=True),
     ),
     learner=learners,
 )
@@ -407,3 +418,40 @@ def test_nodes_that_float32_cannot_hold_are_refused(rho: float) -> None:
 @pytest.mark.parametrize("inner", [0.0, 0.9999999, 1.0])
 def test_inner_points_that_float32_puts_at_an_end_are_refused(inner: float) -> None:
     refused(GTPLossConfig, inner=inner)
+
+
+@pytest.mark.parametrize("value", [1e300, 1e39, 1e20, -1e20, 1e-20, 1e-300, 5e-324])
+def test_numbers_whose_squares_leave_float32_are_refused(value: float) -> None:
+    for config, field in (
+        (FlowMapActorConfig, "sigma_data"),
+        (KarrasTimes, "t_min"),
+        (KarrasTimes, "t_max"),
+        (UniformTimes, "t_max"),
+        (AlphaSchedule, "sharpness"),
+        (DifferenceTeacher, "step"),
+        (TerminalTeacher, "step"),
+        (GTPLossConfig, "huber"),
+        (LinearQGuidance, "scale"),
+        (SoftmaxChoice, "temperature"),
+        (LogNormalIndex, "mean"),
+        (QEnsembleConfig, "rho"),
+    ):
+        refused(config, **{field: value})
+
+
+@pytest.mark.parametrize(
+    "statistics", [{"mean": (1.5,)}, {"mean": (-1e300,)}, {"std": (1.5,)}, {"std": (1e-7,)}]
+)
+def test_statistics_that_no_actions_have_are_refused(statistics: dict[str, Any]) -> None:
+    refused(ActionStatistics, **{"mean": (0.0,), "std": (0.5,)} | statistics)
+
+
+def test_a_grid_that_does_not_fall_is_refused_before_anything_acts() -> None:
+    with pytest.raises(pydantic.ValidationError, match="equal neighbours"):
+        FlowMapActorConfig(times=LinearTimes(rho=1e-10), steps=2)
+    FlowMapActorConfig(times=LinearTimes(rho=1e-10), steps=1)
+
+
+def test_a_schedule_of_alpha_is_finite_however_sharp() -> None:
+    places = [AlphaSchedule(sharpness=1e12).at(progress) for progress in (0.0, 0.5, 1.0)]
+    assert places == [0.0, 0.5, 0.995]

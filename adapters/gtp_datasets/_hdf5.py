@@ -45,13 +45,7 @@ def open_hdf5(path: str | os.PathLike[str]) -> Iterator["h5py.File"]:
         raise MissingDependencyError(
             f"HDF5 files need h5py: got `{error}`. Run `pip install 'gtp-policy[datasets]'`."
         ) from error
-    if not isinstance(path, str | os.PathLike):
-        raise DataError(
-            f"`path` is no path: got {type(path).__name__}, expected the name of a file. Arrays go "
-            "through OfflineDataset.from_arrays."
-        )
-    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would wait for its writer
-        raise DataError(f"`{os.fspath(path)}` is no file: got something else, expected HDF5.")
+    check_place(path, "HDF5")
     try:
         with h5py.File(path, "r") as file:
             yield file
@@ -62,6 +56,25 @@ def open_hdf5(path: str | os.PathLike[str]) -> Iterator["h5py.File"]:
             f"`{os.fspath(path)}` cannot be read as HDF5: got {type(error).__name__} ({error}), "
             "expected a complete HDF5 file. Download it again."
         ) from error
+
+
+def check_place(path: object, kind: str) -> None:
+    """Raises if something is no name of a file: a pipe, for one, would wait for its writer.
+
+    Args:
+        path: Anything.
+        kind: What the file should be, for the message.
+
+    Raises:
+        DataError: If it is no path, or one of something that is there and no file.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise DataError(
+            f"`path` is no path: got {type(path).__name__}, expected the name of a file. Arrays go "
+            "through OfflineDataset.from_arrays."
+        )
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise DataError(f"`{os.fspath(path)}` is no file: got something else, expected {kind}.")
 
 
 def check_object(file: "h5py.File", name: bytes, *, images: bool = False) -> int:
@@ -139,8 +152,10 @@ def stored_bytes(path: str | os.PathLike[str]) -> int:
 
 
 def table_bytes(rows: int, obs_dim: int, action_dim: int) -> int:
-    """Returns how much memory a dataset of so many transitions takes."""
-    return rows * (4 * (2 * obs_dim + action_dim + 2) + 2 * np.dtype(np.bool_).itemsize)
+    """Returns how much memory a dataset of so many transitions takes, and making it meanwhile."""
+    width = 2 * obs_dim + action_dim + 2
+    # It is filled in chunks of one row at least, of which there are several copies in float64.
+    return rows * (4 * width + 2 * np.dtype(np.bool_).itemsize) + 32 * width
 
 
 def check_expansion(declared: int, on_disk: int, name: str) -> None:

@@ -3,23 +3,26 @@
 import math
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from gtp_datasets._hdf5 import check_expansion
+from gtp_datasets._hdf5 import check_expansion, check_place, stored_bytes
 from gtp_policy.errors import DataError
 
 
 def read_npz(
-    path: str | os.PathLike[str], names: Sequence[str]
+    path: str | os.PathLike[str],
+    names: Sequence[str],
+    made_of: Callable[[Mapping[str, tuple[int, ...]]], int],
 ) -> dict[str, npt.NDArray[np.generic]]:
     """Reads those fields of a file that are there, if they have equally many rows.
 
     Args:
         path: The file.
         names: Fields to read; others are not looked at.
+        made_of: How many bytes will be made of fields of these shapes.
 
     Returns:
         The fields by name.
@@ -28,15 +31,18 @@ def read_npz(
         DataError: If the file cannot be read, declares more than it holds, has objects in it, or
             fields of different lengths.
     """
+    check_place(path, "npz")
     shown = os.fspath(path)
     try:
         with zipfile.ZipFile(path) as archive:
             members = {i.filename.removesuffix(".npy"): i for i in archive.infolist()}
             found = [members[name] for name in names if name in members]
-            check_expansion(sum(i.file_size for i in found), os.path.getsize(path), shown)
+            declared, on_disk = sum(i.file_size for i in found), stored_bytes(path)
+            check_expansion(declared, on_disk, shown)
             # Before anything is read: zeros of a wrong length would fill the memory first.
             shapes = {i.filename.removesuffix(".npy"): _checked_shape(archive, i) for i in found}
             _check_rows(shapes)
+            check_expansion(declared + made_of(shapes), on_disk, shown)
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in names if name in file}
     except DataError:

@@ -89,7 +89,7 @@ def load_d4rl_hdf5(
         >>> dataset.transitions.discount
         tensor([0.9900, 0.0000, 0.9900])
     """
-    if next_obs not in ("auto", "stored", "shifted"):
+    if not isinstance(next_obs, str) or next_obs not in ("auto", "stored", "shifted"):
         raise DataError(
             f"`next_obs` is unknown: got {next_obs!r}, expected 'auto', 'stored' or 'shifted'."
         )

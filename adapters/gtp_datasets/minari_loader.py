@@ -87,7 +87,7 @@ def load_minari(
         ("on_bad_episode", on_bad_episode, ("error", "skip")),
         ("unflagged_end", unflagged_end, ("error", "truncate")),
     ):
-        if value not in known:
+        if not isinstance(value, str) or value not in known:
             raise DataError(
                 f"`{name}` is unknown: got {value!r}, expected {known[0]!r} or {known[1]!r}."
             )

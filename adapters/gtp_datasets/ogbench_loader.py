@@ -1,5 +1,6 @@
 """OGBench's files and what its own function returns, read with NumPy alone."""
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from gtp_datasets._hdf5 import check_place, table_bytes
 from gtp_datasets._npz import read_npz
 from gtp_datasets.spaces import action_scaler
 from gtp_policy import ObservationLayout, OfflineDataset
@@ -81,7 +83,7 @@ def load_ogbench(
         >>> dataset.truncated
         array([False, False,  True])
     """
-    if split not in ("train", "validation"):
+    if not isinstance(split, str) or split not in ("train", "validation"):
         raise DataError(f"`split` is unknown: got {split!r}, expected 'train' or 'validation'.")
     if isinstance(dataset_or_path, Mapping):
         if split != "train":
@@ -97,10 +99,11 @@ def load_ogbench(
         }
         source = "OGBench"
     else:
+        check_place(dataset_or_path, "npz")
         path = Path(dataset_or_path)
         if split == "validation":
             path = path.with_name(f"{path.stem}-val{path.suffix}")
-        fields = read_npz(path, REQUIRED + LABELS + OPTIONAL)
+        fields = read_npz(path, REQUIRED + LABELS + OPTIONAL, _made_of)
         source = f"OGBench {path.name}"
     obs, next_obs, kept, truncated = _transitions(fields)
     size = len(fields["observations"])
@@ -122,6 +125,14 @@ def load_ogbench(
         next_obs=next_obs.reshape(len(next_obs), -1),
     )
     return OfflineDataset.from_builder(builder, device=device, layout=layout, source=source)
+
+
+def _made_of(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Returns how many bytes a dataset takes that is made of fields of these shapes."""
+    (rows, *obs), action = shapes.get("observations") or (0,), shapes.get("actions", ())
+    obs_dim = math.prod(obs)
+    # Both ends of each transition are copied, in a dtype of 16 bytes at most.
+    return table_bytes(rows, obs_dim, math.prod(action[1:])) + 2 * rows * obs_dim * 16
 
 
 def _transitions(

@@ -11,6 +11,7 @@ from gtp_datasets import load_d4rl_hdf5, load_minari, load_ogbench
 from gtp_experiments.config import ExperimentConfig, RunConfig
 from gtp_experiments.errors import ExperimentError
 from gtp_policy import OfflineDataset
+from gtp_policy.functional import check_kind
 
 
 class Data(NamedTuple):
@@ -52,6 +53,7 @@ def load_data(config: ExperimentConfig) -> Data:
         ...
         gtp_policy.errors.DataError: `missing.hdf5` cannot be read as HDF5: ...
     """
+    check_kind("config", config, ExperimentConfig)
     try:
         torch.empty(0, device=config.device)
     except (AssertionError, RuntimeError) as error:  # what torch raises, by the kind of device

@@ -19,6 +19,7 @@ from gtp_experiments.provenance import provenance
 from gtp_experiments.records import Lines, read_json, write_json
 from gtp_experiments.tasks import Figure
 from gtp_policy import Config
+from gtp_policy.functional import check_kind
 
 _LOCK = ".lock"
 
@@ -327,6 +328,7 @@ def read_result(path: str | Path) -> RunResult | None:
         >>> read_result("nowhere/result.json") is None
         True
     """
+    check_kind("path", path, str, os.PathLike)
     content = read_json(Path(path))
     if content is None:
         return None
@@ -357,5 +359,6 @@ def read_results(out: str | Path) -> list[RunResult]:
         >>> read_results("nowhere")
         []
     """
+    check_kind("out", out, str, os.PathLike)
     found = (read_result(path) for path in sorted(Path(out).rglob("*result.json")))
     return [result for result in found if result is not None]

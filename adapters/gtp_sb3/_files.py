@@ -24,6 +24,7 @@ from gtp_policy import (
     save_checkpoint,
 )
 from gtp_policy.errors import CheckpointError, GTPError
+from gtp_policy.functional import check_kind
 from gtp_sb3 import _codec
 
 Place = str | pathlib.Path | io.BufferedIOBase
@@ -86,6 +87,7 @@ def write(
 def located(place: Place) -> Iterator[pathlib.Path]:
     """Yields the path of what to read, by SB3's rule that ``.zip`` may be left out."""
     if not isinstance(place, str | pathlib.Path):
+        check_kind("path", place, str, pathlib.Path, io.IOBase)
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder, "model.zip")
             path.write_bytes(place.read())

@@ -36,6 +36,7 @@ from gtp_policy import (
     restore_,
 )
 from gtp_policy.errors import GTPError, StateMismatchError
+from gtp_policy.functional import check_kind
 from gtp_sb3 import _files, _replay, _saving, _sources
 from gtp_sb3._choices import (
     check_learning_rate,
@@ -173,7 +174,8 @@ class GTP(OfflineLoop):
         if env is not None:
             env = maybe_make_env(env, verbose)
             action_scaler_of(env.action_space)
-        config = gtp_config or GTPConfig()
+        config = GTPConfig() if gtp_config is None else gtp_config
+        check_kind("gtp_config", config, GTPConfig)
         check_learning_rate(config, learning_rate)
         merged = merge_learner(config, tau, seed)
         if _sources.named(dataset) and env is None:

@@ -33,6 +33,7 @@ from gtp_policy import (
     load_checkpoint,
     save_checkpoint,
 )
+from gtp_policy.functional import check_kind
 from gtp_tianshou._batches import td_error, to_transitions
 from gtp_tianshou._state import (
     METADATA,
@@ -228,6 +229,7 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
             dataset = buffer if device is None else buffer.to(device)
             layout = layout or dataset.layout
         else:
+            check_kind("buffer", buffer, ReplayBuffer, OfflineDataset)
             dataset = dataset_from_buffer(
                 buffer,
                 action_space=action_space,

@@ -9,8 +9,8 @@ from gtp_policy._engine.cuda_graph import Step
 from gtp_policy._engine.whole import changing, check_whole
 from gtp_policy.algorithm import Learner, draw
 from gtp_policy.dataset import OfflineDataset, check_batch_size
+from gtp_policy.functional import check_kind
 from gtp_policy.metrics import UpdateMetrics, per_learner
-from gtp_policy.transitions import check_kind
 
 
 def update_from(

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, JsonValue, ValidationError
 from torch import Tensor, nn
 
-from gtp_policy._config import RECORDED, Bool, Config, Float, Int, Width
+from gtp_policy._config import RECORDED, AnyFloat, Bool, Config, Int, Width
 from gtp_policy._engine.whole import check_whole
 from gtp_policy.checkpoint import bundle
 from gtp_policy.config import GTPConfig
@@ -29,8 +29,8 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 
 
 class _Box(Config):
-    low: tuple[Float, ...]
-    high: tuple[Float, ...]
+    low: tuple[AnyFloat, ...]
+    high: tuple[AnyFloat, ...]
 
 
 class _Layout(Config):
@@ -105,7 +105,7 @@ def files_of(
         )
         # Through json and not pydantic: NaN in the metadata is an error, not null.
         text = json.dumps(document.model_dump(mode="json"), indent=1, allow_nan=False)
-    except (AttributeError, TypeError, ValueError) as error:  # of anything that was passed in
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:  # of what was passed in
         reason = _first_wrong(error) if isinstance(error, ValidationError) else error
         raise CheckpointError(
             f"The learner cannot be saved: got {reason}, expected tensors and JSON values."

@@ -15,7 +15,7 @@ import types
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from pydantic import JsonValue
@@ -34,7 +34,7 @@ from gtp_policy.checkpoint.document import (
 )
 from gtp_policy.config import GTPConfig
 from gtp_policy.errors import CheckpointError, StateMismatchError
-from gtp_policy.functional import check_device
+from gtp_policy.functional import check_device, check_kind
 from gtp_policy.learner import GTPLearner, OptimizerFactory
 from gtp_policy.spaces import ActionScaler, ObservationLayout
 
@@ -140,7 +140,8 @@ def save_checkpoint(
         >>> torch.equal(loaded.act(obs, deterministic=True), learner.act(obs, deterministic=True))
         True
     """
-    path = Path(path)
+    path = _place(path)
+    check_kind("learner", learner, GTPLearner)
     files = files_of(learner, action_scaler, layout, metadata)
     bundle.write_bundle(path, files, written_by=f"gtp-policy {__version__}")
     return path
@@ -184,7 +185,7 @@ def load_checkpoint(
         ...     load_checkpoint(path).learner.full_config == learner.full_config
         True
     """
-    path = Path(path)
+    path = _place(path)
     check_device(device)
     document, weights, moments = read_state(path, encoder)
     for name, own, given in (
@@ -245,7 +246,8 @@ def restore_(learner: GTPLearner, path: str | Path, *, train_state: bool = True)
         ...     restore_(learner, path).learner is learner
         True
     """
-    path = Path(path)
+    path = _place(path)
+    check_kind("learner", learner, GTPLearner)
     document, weights, moments = read_state(path)
     own = {
         "obs_dim": learner.actor.obs_dim,
@@ -291,7 +293,7 @@ def read_metadata(path: str | Path, *, encoder: nn.Module | None = None) -> Chec
         ...     read_metadata(save_checkpoint(f"{folder}/a", GTPLearner.build(3, 2))).action_dim
         2
     """
-    path = Path(path)
+    path = _place(path)
     document = read_document(path, encoder)
     scaler, layout, metadata = saved_with(document)
     return CheckpointInfo(
@@ -329,7 +331,7 @@ def latest_valid(directory: str | Path) -> Path | None:
         ...     latest_valid(folder).name
         'first'
     """
-    return _newest(Path(directory), _looks_like_one)
+    return _newest(_place(directory, "directory"), _looks_like_one)
 
 
 def _newest(directory: Path, is_candidate: Callable[[Path], bool]) -> Path | None:
@@ -400,7 +402,7 @@ class CheckpointFolder:
     def __init__(self, directory: str | Path, *, keep: int | None = None) -> None:
         if keep is not None and (not isinstance(keep, int) or keep < 1):
             raise ValueError(f"`keep` is out of range: got {keep}, expected None or at least 1.")
-        self.directory, self.keep = Path(directory), keep
+        self.directory, self.keep = _place(directory, "directory"), keep
 
     def save(
         self,
@@ -427,6 +429,7 @@ class CheckpointFolder:
             CheckpointError: If it cannot be written, or a valid checkpoint with the same number of
                 updates and other content is there: the folder belongs to another run.
         """
+        check_kind("learner", learner, GTPLearner)
         path = self.directory / f"step_{learner.updates:012d}"
         files = files_of(learner, action_scaler, layout, metadata)
         for leftover in self.directory.glob(".step_*.tmp-*"):
@@ -530,6 +533,11 @@ class StopSignal:
         outer = getattr(self._previous.get(number), "__self__", None)
         if isinstance(outer, StopSignal) and not outer:
             outer._stop(number, frame)
+
+
+def _place(path: object, name: str = "path") -> Path:
+    check_kind(name, path, str, os.PathLike)
+    return Path(cast(str, path))
 
 
 def _looks_like_one(path: Path) -> bool:

@@ -218,6 +218,35 @@ def _npz_bomb(scene: Scene) -> Path:
     return path
 
 
+def _npz_of_bytes(scene: Scene) -> Path:
+    """Bytes that a thousandth of the memory holds, and that become numbers of float32, twice."""
+    path = scene.folder / "bytes.npz"
+    np.savez_compressed(path, **OGBENCH | {"observations": np.zeros((4, 13 * 2**20), np.uint8)})
+    return path
+
+
+def _npz_hole(scene: Scene) -> Path:
+    """A gigabyte of observations that were never written, so that the file has a hole."""
+    path, rows = scene.folder / "hole.npz", 2**27 // 8
+    header = io.BytesIO()
+    fields = {"descr": "<f8", "fortran_order": False, "shape": (4, rows)}
+    np.lib.format.write_array_header_1_0(header, fields)
+    np.savez(path, **{name: array for name, array in OGBENCH.items() if name != "observations"})
+    info = zipfile.ZipInfo("observations.npy")
+    start = len(header.getvalue())
+    with zipfile.ZipFile(path, "a") as archive, archive.open(info, "w", force_zip64=True) as member:
+        member.write(header.getvalue())
+        for _ in range(rows * 32 // 2**20):
+            member.write(bytes(2**20))
+    data = path.read_bytes()
+    begin = data.index(header.getvalue()) + start
+    with open(path, "wb") as file:
+        file.write(data[:begin])
+        file.seek(begin + rows * 32)
+        file.write(data[begin + rows * 32 :])
+    return path
+
+
 def _pickled_weights(scene: Scene) -> Path:
     return _bundle(scene, {WEIGHTS: scene.payload, TRAIN_STATE: scene.payload})
 
@@ -240,7 +269,7 @@ def _minari_spec(scene: Scene) -> Path:
     """A data set without an observation space, whose environment would have to be built."""
     (scene.folder / "gtp_canary.py").write_text(f"open({str(scene.mark)!r}, 'w')")
     spec = {"id": "Canary-v0", "entry_point": "gtp_canary:Env", "kwargs": {}}
-    path = _minari(scene.folder)
+    path = make_minari(scene.folder)
     metadata = json.loads((path / "metadata.json").read_text())
     del metadata["observation_space"]
     metadata |= {"env_spec": json.dumps(spec), "eval_env_spec": json.dumps(spec)}
@@ -330,7 +359,7 @@ def _external_link(scene: Scene) -> Path:
 
 
 def _minari_link(scene: Scene) -> Path:
-    path = _minari(scene.folder)
+    path = make_minari(scene.folder)
     with h5py.File(scene.folder / "secret.hdf5", "w") as secret:
         secret["x"] = np.zeros(3)
     with h5py.File(path / "main_data.hdf5", "a") as file:
@@ -422,7 +451,7 @@ def _hole_in_hdf5(scene: Scene) -> Path:
 
 
 def _edited_metadata(scene: Scene, **changes: Any) -> Path:
-    path = _minari(scene.folder)
+    path = make_minari(scene.folder)
     metadata = json.loads((path / "metadata.json").read_text())
     (path / "metadata.json").write_text(json.dumps(metadata | changes))
     return path
@@ -438,7 +467,7 @@ def _huge_space(scene: Scene) -> Path:
 
 
 def _shared_rewards(scene: Scene) -> Path:
-    path = _minari(scene.folder)
+    path = make_minari(scene.folder)
     with h5py.File(path / "main_data.hdf5", "a") as file:
         del file["episode_0/rewards"]
         kind = h5py.vlen_dtype(np.float64)
@@ -456,7 +485,7 @@ def _image(data: bytes | None) -> Callable[[Scene], Path]:
             Image.new("1", (16_383, 16_383)).save(buffer, "PNG")
             content = buffer.getvalue()
         space = Box(0, 255, (32, 32, 3), np.uint8)
-        path = _minari(scene.folder, np.zeros((4, 32, 32, 3), np.uint8), space)
+        path = make_minari(scene.folder, np.zeros((4, 32, 32, 3), np.uint8), space)
         with h5py.File(path / "main_data.hdf5", "a") as file:
             del file["episode_0/observations"]
             kind = h5py.vlen_dtype(np.uint8)
@@ -529,6 +558,9 @@ MORE_CANARIES: list[Canary] = [
     ("npz with objects", _object_npz, ("load_ogbench",)),
     ("npz with a header of 12 TB", _npz_header, ("load_ogbench",)),
     ("npz with a field of 100 MB", _npz_bomb, ("load_ogbench",)),
+    ("npz of bytes that become numbers", _npz_of_bytes, ("load_ogbench",)),
+    ("npz that is a hole", _npz_hole, ("load_ogbench",)),
+    ("named pipe as npz", _pipe_as("buffer.npz"), ("load_ogbench",)),
     ("named pipe", _pipe, ("load_checkpoint", "read_metadata", "latest_valid", *HOSTS)),
     ("named pipe inside", _pipe_inside, TENSORS),
     ("named pipe as HDF5", _pipe_as("buffer.hdf5"), ("load_d4rl_hdf5",)),
@@ -560,7 +592,7 @@ def _rebuilt(scene: Scene, files: dict[str, bytes]) -> Path:
     return path
 
 
-def _minari(
+def make_minari(
     folder: Path,
     observations: Any = np.zeros((4, 3)),  # noqa: B008 - never changed
     space: Box = Box(-9, 9, (3,), np.float64),  # noqa: B008
@@ -649,6 +681,19 @@ FORGERIES: dict[str, Callable[[Parts], None]] = {
     "counter of text": _set("updates", "7"),
     "counter of NaN": _set("updates", float("nan")),
     "infinite rate": _set("config.learner.actor_lr", float("inf")),
+    "huge standard deviation": _set("config.actor.sigma_data", 1e300),
+    "tiny standard deviation": _set("config.actor.sigma_data", 1e-300),
+    "huge time": _set("config.actor.times.t_max", 1e39),
+    "no time": _set("config.actor.times.t_min", 1e-300),
+    "times that do not fall": _set("config.actor.times.rho", 1e12),
+    "statistics of no action": _set(
+        "config.actor.action_statistics", {"mean": [0.0] * ACT, "std": [1e300] * ACT}
+    ),
+    "statistics of one dimension": _set(
+        "config.actor.action_statistics", {"mean": [0.0], "std": [0.5]}
+    ),
+    "tiny pseudo-Huber": _set("config.loss.huber", 1e-300),
+    "cold choice": _set("config.learner.choice", {"kind": "softmax", "temperature": 1e-300}),
     "unknown field": _set("config.learner.hook", "os.system"),
     "unknown dtype": _set("dtype", "float16"),
     "another dtype": _set("dtype", "float64"),
@@ -856,7 +901,7 @@ def _warm_up(learner: GTPLearner, doors: dict[str, Door]) -> None:
     with TemporaryDirectory() as directory, _scene(Path(directory), learner) as scene:
         for name in CHECKPOINT:
             doors[name](scene.folder if name == "latest_valid" else scene.folder / "good")
-        doors["load_minari"](_minari(scene.folder))
+        doors["load_minari"](make_minari(scene.folder))
         path = scene.folder / "good.hdf5"
         with h5py.File(path, "w") as file:
             file["observations"], file["actions"] = np.zeros((4, 2)), np.zeros((4, 1))

@@ -7,6 +7,7 @@ from tests.reliability.bad_data import degenerate, not_finite, odd_inputs
 from tests.reliability.bootstrapping import truncation_bootstraps
 from tests.reliability.canaries import hostile_files
 from tests.reliability.faults import failing_disk
+from tests.reliability.forged_data import forged_datasets
 from tests.reliability.forgeries import forged_files
 from tests.reliability.interruptions import (
     killed_while_saving,
@@ -14,7 +15,9 @@ from tests.reliability.interruptions import (
     resumed_at,
     stopped_by_signal,
 )
+from tests.reliability.misuse import misused
 from tests.reliability.mutations import mutated
+from tests.reliability.oracle import engines_and_formulas
 from tests.reliability.outcome import Outcome
 from tests.reliability.repeatability import (
     acting_is_pure,
@@ -123,6 +126,13 @@ TRIALS: dict[str, Trial] = {
         320,
         10_000,
     ),
+    "B7": Trial(
+        "datasets changed at random in type, shape, storage and values, at four doors: a typed "
+        "error or a dataset, at most 1 s and the stated budget",
+        forged_datasets,
+        160,
+        4_000,
+    ),
     "C1": Trial(
         "NaN and infinity in data, a minibatch, an observation: an error with field and row, "
         "before anything changes",
@@ -143,6 +153,13 @@ TRIALS: dict[str, Trial] = {
         truncation_bootstraps,
         4,
         4,
+    ),
+    "C5": Trial(
+        "each argument of the public entry points in turn replaced by what does not belong there: "
+        "it works, or a typed error says what was got and expected",
+        misused,
+        400,
+        None,
     ),
     "E1": Trial(
         "same seed in fresh processes with other hash seeds: all tensors and the log equal",
@@ -167,6 +184,13 @@ TRIALS: dict[str, Trial] = {
         two_trainers,
         2,
         50,
+    ),
+    "L1": Trial(
+        "an update by METHOD.md's formulas and `torch.func`: metrics, steps and targets of both "
+        "engines in float64 within 1e-10",
+        engines_and_formulas,
+        16,
+        360,
     ),
 }
 

@@ -9,7 +9,7 @@ from tests.reliability import registry
 
 # Trials that kill processes share the server that forks them, and with it one test process.
 KILLING = {"A1", "A2", "A5", "B2"}
-SLOW = {"A1", "A2", "A3", "A6", "A7", "B1", "B2", "B6", "C2", "C4", "E1"}
+SLOW = {"A1", "A2", "A3", "A6", "A7", "B1", "B2", "B6", "B7", "C2", "C4", "C5", "E1", "L1"}
 
 
 def trial(name: str) -> Any:

@@ -24,9 +24,12 @@ from tests.reliability import (
     bad_data,
     canaries,
     faults,
+    forged_data,
     forgeries,
     interruptions,
+    misuse,
     mutations,
+    oracle,
     repeatability,
     saves,
     wholeness,
@@ -241,3 +244,36 @@ def test_a_process_that_depends_on_its_hash_seed_is_found(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(repeatability, "_in_a_fresh_process", in_a_fresh_process)
     assert repeatability.same_seed_twice(1).failures
+
+
+def test_a_gradient_that_is_a_little_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = by_hand._Actors._distance
+
+    def wrong(self: Any, residual: Tensor, power: float) -> tuple[Tensor, Tensor]:
+        distance, gradient = right(self, residual, power)
+        return distance, gradient * (1 + 1e-7)
+
+    monkeypatch.setattr(by_hand._Actors, "_distance", wrong)
+    outcome = oracle.engines_and_formulas(4)
+    assert outcome.failures
+    assert all("auto" in failure for failure in outcome.failures)
+
+
+def test_an_entry_point_that_passes_raw_errors_is_found() -> None:
+    plain = {"raw": misuse.Entry(lambda x: torch.zeros(3) @ x, {"x": torch.zeros(3)})}
+    outcome = misuse.misused(entry_points=plain)
+    assert any("RuntimeError" in failure for failure in outcome.failures)
+    assert outcome.passed  # what works is no failure
+
+
+def test_a_loader_of_datasets_that_passes_raw_errors_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def trusting(path: Path) -> Any:
+        with forged_data.h5py.File(path) as file:
+            return [file[name][()] + 1 for name in forged_data.FIELDS if name in file]
+
+    monkeypatch.setattr(forged_data, "load_d4rl_hdf5", trusting)
+    outcome = forged_data.forged_datasets(40)
+    assert outcome.failures
+    assert all("D4RL" in failure for failure in outcome.failures)
