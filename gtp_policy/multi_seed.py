@@ -60,7 +60,7 @@ class MultiSeedLearner:
                 f"Learners are unusable: got {len(learners)} of which some are the same, expected "
                 "one learner per seed, and at least one."
             )
-        self.learners: list[GTPLearner] = tuple(learners)
+        self.learners: tuple[GTPLearner, ...] = tuple(learners)
         first = _kind(learners[0])
         for learner in learners:
             if _kind(learner) != first:
