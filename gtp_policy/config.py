@@ -24,12 +24,13 @@ class GTPLearnerConfig(Config):
 
     Example:
         >>> from gtp_policy import ExpectileBaseline, GTPLearnerConfig
-        >>> GTPLearnerConfig(total_updates=20_000, baseline=ExpectileBaseline()).critic_lr
-        0.0003
+        >>> GTPLearnerConfig(total_updates=20_000, baseline=ExpectileBaseline()).lr_schedule
+        'cosine'
     """
 
     before: ClassVar[Mapping[str, Any]] = {
         "actor_lr": 3e-4,
+        "critic_lr": 3e-4,
         "baseline": PolicyBaseline(samples=4),
         "deterministic_choice": ArgmaxChoice(),
         "ema_rate": 0.005,
@@ -56,8 +57,11 @@ class GTPLearnerConfig(Config):
         description="Adam's learning rate of the actor. None: by the length of the run, 2e-3 up to "
         "50,000 updates, then falling with the root of the length, to 3e-4.",
     )
-    critic_lr: Float = Field(
-        default=3e-4, gt=0, description="Adam's learning rate of critic and value."
+    critic_lr: Float | None = Field(
+        default=None,
+        gt=0,
+        description="Adam's learning rate of critic and value. None: 3e-4 from 30,000 updates on; "
+        "shorter runs have a higher one, with the root of the length, up to 1e-3.",
     )
     lr_schedule: Literal["constant", "cosine"] = Field(
         default="cosine", description="Whether learning rates fall to 0 along a half cosine."
@@ -201,6 +205,13 @@ class GTPLearnerConfig(Config):
         return min(max(2e-3 * math.sqrt(50_000 / self.total_updates), 3e-4), 2e-3)
 
     @property
+    def initial_critic_lr(self) -> float:
+        """Adam's learning rate of critic and value network, before its schedule."""
+        if self.critic_lr is not None:
+            return self.critic_lr
+        return min(max(3e-4 * math.sqrt(30_000 / self.total_updates), 3e-4), 1e-3)
+
+    @property
     def guided_from(self) -> int:
         """The update from which on the critic guides the actor."""
         if self.guidance_start is not None:
@@ -221,6 +232,7 @@ class GTPLearnerConfig(Config):
         """
         return self.replace(
             actor_lr=self.initial_actor_lr,
+            critic_lr=self.initial_critic_lr,
             ema_rate=self.actor_rate,
             critic_ema_rate=self.critic_rate,
             guidance_start=self.guided_from,

@@ -130,7 +130,7 @@ class AdvantageWeighterConfig(Config):
         0.0
     """
 
-    before: ClassVar[Mapping[str, Any]] = {"eta": 1.0, "signed": False}
+    before: ClassVar[Mapping[str, Any]] = {"eta": 1.0}
 
     eta: AnyFloat = Field(
         default=3.0,
@@ -148,7 +148,7 @@ class AdvantageWeighterConfig(Config):
         description="Cap, applied to the exponent; at most 1e30 for float32.",
     )
     signed: Bool = Field(
-        default=True,
+        default=False,
         description="Whether the exponent is that of the advantage itself, so that bad transitions "
         "weigh down to 1 / max_weight, and not of max(0, A), which gives all of them weight 1.",
     )

@@ -483,7 +483,8 @@ class GTPLearner(nn.Module):
         if config.lr_schedule == "cosine":
             factor = 0.5 * (1 + math.cos(math.pi * self.progress))
         return {
-            name: factor * (config.initial_actor_lr if name == "actor" else config.critic_lr)
+            name: factor
+            * (config.initial_actor_lr if name == "actor" else config.initial_critic_lr)
             for name in self.optimizers
         }
 

@@ -503,6 +503,6 @@ def task(name: str, policy: GTPConfig | None = None) -> TaskPreset:
     group, max_grad_norm, own = _TASKS[name]
     policy = policy or gtp()
     learner = policy.learner.replace(
-        max_grad_norm=max_grad_norm, **{"actor_lr": 3e-4, **_RUN[group], **own}
+        max_grad_norm=max_grad_norm, **{"actor_lr": 3e-4, "critic_lr": 3e-4, **_RUN[group], **own}
     )
     return TaskPreset(policy=policy.replace(learner=learner), reward=_REWARDS[group])

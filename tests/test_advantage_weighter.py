@@ -223,12 +223,12 @@ def test_the_temperature_is_where_the_share_is_met(
     assert found == pytest.approx(eta, rel=1e-5)
     if eta * np.abs(counted).max() < 60:  # below the cap, above what is the same as 0
         w = advantage_weights(
-            torch.tensor(a), 1.0, 1e-30, 1e30, signed=signed, effective_share=target
+            torch.tensor(a), 1.0, 1e-12, 1e30, signed=signed, effective_share=target
         ).numpy()
         np.testing.assert_allclose(w, np.exp(eta * counted), rtol=1e-3)
     # The cap makes the share larger, never smaller.
     capped = AdvantageWeighterConfig(
-        max_weight=3.0, eps=1e-30, signed=signed, effective_share=target
+        max_weight=3.0, eps=1e-12, signed=signed, effective_share=target
     ).weigh(torch.tensor(a))
     assert effective_sample_size(capped).item() / len(a) >= target * (1 - 1e-4)
 

@@ -217,7 +217,7 @@ class GTPPolicy(BasePolicy):
                 kwargs.setdefault("fused", True)  # as the core's
 
         def make(name: str, module: nn.Module) -> torch.optim.Optimizer:
-            rate = rates.initial_actor_lr if name == "actor" else rates.critic_lr
+            rate = rates.initial_actor_lr if name == "actor" else rates.initial_critic_lr
             if lr_schedule is not None:
                 rate = lr_schedule(1)
             make_optimizer = cast(Any, cls)  # the base class requires no learning rate

@@ -32,7 +32,7 @@ def test_a_bias_moves_every_advantage_by_its_share_of_the_spread(
     learner = GTPLearner.build(2, 1, make_config().policy)
     weighter = DisturbedWeighter(learner, noise=0.0, bias=0.5)
     shifted = advantage + 0.5 * advantage.std(correction=0)
-    expected = advantage_weights(shifted, 3.0, 1e-6, 100.0, signed=True)
+    expected = advantage_weights(shifted, 3.0, 1e-6, 100.0)
     torch.testing.assert_close(weighter(advantage), expected)
 
 
