@@ -92,8 +92,8 @@ class Networks(Protocol):
         """Does a step of every value network towards q (S, B), by the baseline's loss."""
         ...
 
-    def weigh(self, advantage: Tensor) -> Tensor:
-        """Returns the weighters' weights (S, B)."""
+    def weigh(self, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the weighters' weights (S, B), and `weight_metrics` of them."""
         ...
 
     def fit_actor(
@@ -201,8 +201,8 @@ def update(networks: Networks, batch: Transitions, draws: Draws) -> dict[str, Te
             networks.fit_value(batch.obs, first.critic.config.reduce(q, 1))
         if weighs(first.guidance):
             advantage = advantage_of(networks, batch.obs, batch.action, sampled)
-            weight = networks.weigh(advantage)
-            metrics |= _weight_metrics(advantage, weight, first.weighter.config.max_weight)
+            weight, of_weights = networks.weigh(advantage)
+            metrics |= of_weights
     metrics |= networks.fit_actor(batch, weight, draws)
     networks.follow()
     return metrics
@@ -271,13 +271,30 @@ def advantage_of(networks: Networks, obs: Tensor, action: Tensor, sampled: Tenso
     return q[:, 0] - q[:, 1:].mean(1)
 
 
-def _weight_metrics(advantage: Tensor, weight: Tensor, max_weight: float) -> dict[str, Tensor]:
-    """Returns metrics of advantages and weights, (S, B) each."""
-    return {
-        "advantage_mean": advantage.mean(1),
-        "advantage_std": advantage.std(1, correction=0),
-        "weight_mean": weight.mean(1),
-        "weight_max": weight.amax(1),
-        "weight_clipped": (weight >= max_weight).float().mean(1),
-        "weight_ess": effective_sample_size(weight) / weight.shape[1],
-    }
+WEIGHT_METRICS = (
+    *("advantage_mean", "advantage_std", "weight_mean"),
+    *("weight_max", "weight_clipped", "weight_ess"),
+)
+"""What is measured of weights, in the order of `weight_metrics`."""
+
+
+def weight_metrics(advantage: Tensor, weight: Tensor, max_weight: float) -> dict[str, Tensor]:
+    """Returns metrics of advantages and weights, (S, B) each.
+
+    Args:
+        advantage: What the weights are of.
+        weight: The weights.
+        max_weight: Their cap.
+
+    Returns:
+        By name, (S,) each.
+    """
+    found = (
+        advantage.mean(1),
+        advantage.std(1, correction=0),
+        weight.mean(1),
+        weight.amax(1),
+        (weight >= max_weight).float().mean(1),
+        effective_sample_size(weight) / weight.shape[1],
+    )
+    return dict(zip(WEIGHT_METRICS, found, strict=True))

@@ -26,7 +26,7 @@ from gtp_policy.errors import DataError, ShapeError
 from gtp_policy.times import Path, TimeSchedule
 
 # Of an interval of 20 octaves: what is left of it is less than float32 resolves.
-_HALVINGS = 24
+HALVINGS = 24
 
 
 class FlowMap(Protocol):
@@ -554,7 +554,7 @@ def temperature_of(advantage: Tensor, effective_share: float) -> Tensor:
         0.5000
     """
     low, high = advantage.new_full((), -10.0), advantage.new_full((), 10.0)
-    for _ in range(_HALVINGS):
+    for _ in range(HALVINGS):
         middle = (low + high) / 2
         weight = (middle.exp2() * advantage).exp()
         share = weight.mean().square() / weight.square().mean()

@@ -29,6 +29,7 @@ from torch import Tensor
 from gtp_policy.kernels.activations import ACTIVATIONS, Activation
 from gtp_policy.kernels.layer_norm import LAYER_NORM_EPS, compiled_layer_norm
 from gtp_policy.kernels.mish import compiled_mish, mish_, mish_with_slope_
+from gtp_policy.kernels.switch import engine
 
 # Elements of a hidden layer at a time: what one block of rows needs stays in a core's own cache.
 _BLOCK = 2**16
@@ -130,9 +131,10 @@ class Pass:
         self.inputs = self.new(self.groups // share, rows, first.shape[1])
         self.outputs = self.new(self.groups, rows, last.shape[2])
         self.widths = [w.shape[2] for w in stack.weights[:-1]]
-        self.cpu = _in_blocks(first)
+        self.cpu = in_blocks(first)
         # Batched products where launching is what costs; elsewhere one network after the other.
         self.batched = not self.cpu and self.groups > 1
+        self.triton = None if self.cpu else _triton(stack)
         n = self._block_rows()
         self.scratch: dict[int, tuple[Tensor, Tensor]] = {}
         if self.cpu:
@@ -186,6 +188,8 @@ class Pass:
 
     def run(self) -> Tensor:
         """Computes and returns ``outputs``."""
+        if self.triton is not None:
+            return self._run_by_triton()
         for block in self.blocks:
             h = block.inputs.flatten(0, 1) if block.inputs.ndim == 4 else block.inputs
             for bias, weight, output, norm, kept, finish in block.layers:
@@ -197,6 +201,29 @@ class Pass:
                     finish()
             _linear(block.bias, h, block.weight, block.outputs)
         return self.outputs
+
+    def _run_by_triton(self) -> Tensor:
+        """Computes with two launches a hidden layer: its product, and all that follows it."""
+        (block,) = self.blocks
+        h = block.inputs.flatten(0, 1) if block.inputs.ndim == 4 else block.inputs
+        for i, layer in enumerate(block.layers):
+            h = _product(h, layer.weight, layer.output)
+            is_last = i + 1 == len(block.layers)
+            of_triton, last = self._of_triton(i), self._last() if is_last else None
+            self.triton.forward(of_triton, self.activation, last, self.outputs)
+        return self.outputs
+
+    def _of_triton(self, i: int) -> Any:  # noqa: ANN401 - of a module that is not always imported
+        """Returns a hidden layer as Triton's kernels take it."""
+        layer, stack = self.blocks[0].layers[i], self.stack
+        if layer.norm is None:
+            return self.triton.Layer(layer.output, stack.biases[i], slope=layer.kept)
+        norm = stack.gains[i], stack.shifts[i]
+        kept = layer.kept, layer.norm.unit, layer.norm.rstd
+        return self.triton.Layer(layer.output, stack.biases[i], *norm, *kept)
+
+    def _last(self) -> Any:  # noqa: ANN401 - as above
+        return self.triton.Last(self.stack.weights[-1], self.stack.biases[-1])
 
     def _finish(
         self, output: Tensor, bias: Tensor, norm: _Norm | None, kept: Tensor | None
@@ -294,6 +321,9 @@ class GradientPass(Pass):
     def gradients(self, output_gradient: Tensor) -> None:
         """Goes back from the gradient of a loss by ``outputs``, of their shape."""
         into = self._into
+        if self.triton is not None:
+            self._back_by_triton(output_gradient, into)
+            return
         for g, block in enumerate(self.blocks):
             group: int | slice = slice(None) if self.batched else g
             gradient = output_gradient[group]
@@ -319,6 +349,10 @@ class GradientPass(Pass):
         stay as they are.
         """
         found = []
+        if self.triton is not None:
+            gradient = self._back_by_triton(output_gradient, None)
+            below = gradient @ self.blocks[0].layers[0].weight.mT
+            return below if self.batched else below.unsqueeze(0)
         for g, block in enumerate(self.blocks):
             gradient = output_gradient[slice(None) if self.batched else g]
             for i in reversed(range(1, len(block.layers) + 1)):
@@ -329,6 +363,36 @@ class GradientPass(Pass):
                 gradient = self._below(block, i, gradient, of_norm)
             found.append(gradient @ block.layers[0].weight.mT)
         return found[0] if self.batched else torch.stack(found)
+
+    def _back_by_triton(self, output_gradient: Tensor, into: Stack | None) -> Tensor:
+        """Goes back with one launch a layer in addition to its products, two with a normalisation.
+
+        Returns:
+            The gradient by the first layer's product.
+        """
+        (block,) = self.blocks
+        gradient, n = output_gradient, len(block.layers)
+        inputs = block.inputs.flatten(0, 1) if block.inputs.ndim == 4 else block.inputs
+        for i in reversed(range(n)):
+            layer, is_last = block.layers[i], i + 1 == n
+            back, found = self._back[layer.output.shape[-1]], None
+            if not is_last:
+                _product(gradient, block.layers[i + 1].weight.mT, back)
+            if into is not None:
+                norm = (into.gains[i], into.shifts[i]) if into.gains else (None, None)
+                found = self.triton.Gradients(into.biases[i], *norm)
+                if is_last:
+                    weight = into.weights[-1].mT if self._transposed else into.weights[-1]
+                    found = found._replace(weight=weight, out_bias=into.biases[-1])
+            upstream = output_gradient.contiguous() if is_last else None
+            last = self._last() if is_last else None
+            gradient = self.triton.backward(self._of_triton(i), back, found, last, upstream)
+            if into is not None:
+                group = slice(None) if self.batched else 0
+                below = inputs if i == 0 else block.layers[i - 1].output
+                pair = (gradient.mT, below) if self._transposed else (below.mT, gradient)
+                _product(*pair, into.weights[i][group])
+        return gradient
 
     def _below(
         self, block: _Block, i: int, gradient: Tensor, of_norm: tuple[Tensor, Tensor] | None
@@ -370,7 +434,16 @@ class GradientPass(Pass):
         return torch.addcmul(centred, norm.unit, along, value=-1).mul_(norm.rstd)
 
 
-def _in_blocks(x: Tensor) -> bool:
+def _triton(stack: Stack) -> Any:  # noqa: ANN401 - a module, which is not always imported
+    """Returns the module of Triton's kernels where they take a stack, else None."""
+    if engine() != "auto":
+        return None
+    from gtp_policy.kernels import mlp_triton  # importing Triton takes time
+
+    return None if mlp_triton.unsupported(stack.weights) else mlp_triton
+
+
+def in_blocks(x: Tensor) -> bool:
     """Returns whether rows are worked on in pieces that fit a cache, not all in one launch."""
     return x.device.type == "cpu"
 

@@ -697,7 +697,7 @@ def test_batched_products_compute_the_same(
     numbers = tuple(range(seeds))
     several = MultiSeedLearner(make_seeds(config, numbers, torch.float64))
     reference = MultiSeedLearner(make_seeds(config, numbers, torch.float64))
-    monkeypatch.setattr(mlp, "_in_blocks", lambda x: False)
+    monkeypatch.setattr(mlp, "in_blocks", lambda x: False)
     for step in range(2):
         batches = [make_batch(7 * seed + step, dtype=torch.float64) for seed in numbers]
         reported = several.update(batches)
