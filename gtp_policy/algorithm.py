@@ -9,6 +9,7 @@ Every tensor has a leading axis of seeds, S, which is 1 for one learner: one bod
 and several that are updated side by side.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -18,10 +19,12 @@ from torch import Tensor
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.config import GTPLearnerConfig
 from gtp_policy.critic import PolicyBaseline, QEnsemble, ValueNetwork
+from gtp_policy.dataset import OfflineDataset
 from gtp_policy.functional import effective_sample_size, td_target
 from gtp_policy.guidance import AdvantageWeighter, Guidance, LinearQGuidance, weighs
+from gtp_policy.kernels import philox
 from gtp_policy.loss import GTPLoss
-from gtp_policy.times import Times
+from gtp_policy.times import LogitNormalPairs, Times
 from gtp_policy.transitions import Transitions
 
 
@@ -121,6 +124,9 @@ class Draws(NamedTuple):
 def draw(learners: Sequence[Learner], action: Tensor) -> Draws:
     """Draws from one stream per learner and purpose: none depends on how much another one drew.
 
+    On a GPU every number is drawn by counter, see `gtp_policy.kernels.philox`: a recorded update
+    can draw the same.
+
     Args:
         learners: Whose streams and choices.
         action: Of the minibatches, or a tensor like them, shape (S, B, A).
@@ -149,26 +155,55 @@ def _together(tensors: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def _draw(learner: Learner, action: Tensor) -> Draws:
-    actor, config, batch_size = learner.actor, learner.config, len(action)
+    actor, config, batch_size, loss = learner.actor, learner.config, len(action), learner.loss
+    by_counter = philox.serves(action.device)
 
-    def noise(name: str, rows: int, steps: int | None = None) -> Tensor:
-        shape, generator = (rows, actor.noise_dim(steps)), learner.stream(name)
-        return torch.randn(shape, generator=generator, device=action.device, dtype=action.dtype)
+    def noise(name: str, rows: int, columns: int) -> Tensor:
+        """Returns normal numbers, (rows, columns), from a stream or by counter."""
+        if by_counter:
+            return philox.normal(words(name, rows, columns)).to(action)
+        generator, like = learner.stream(name), {"device": action.device, "dtype": action.dtype}
+        return torch.randn((rows, columns), generator=generator, **like)
+
+    def words(name: str, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+        key = philox.key_of(config.seed)
+        return philox.words(key, name, learner.updates, rows, columns, action.device)
 
     backup = baseline = guide = None
     if learner.critic is not None:
         if config.backup != "value":
-            copies = config.backup_actions
-            drawn = noise("backup", batch_size * copies)
-            backup = drawn.view(1, batch_size, copies, -1).transpose(1, 2)
+            copies, width = config.backup_actions, actor.noise_dim()
+            if by_counter:
+                drawn = noise("backup", batch_size, copies * width)
+            else:
+                drawn = noise("backup", batch_size * copies, width)
+            backup = drawn.view(1, batch_size, copies, width).transpose(1, 2)
         if isinstance(learner.guidance, LinearQGuidance):
-            guide = noise("guidance", batch_size, learner.guidance.steps).unsqueeze(0)
+            width = actor.noise_dim(learner.guidance.steps)
+            guide = noise("guidance", batch_size, width).unsqueeze(0)
         if weighs(learner.guidance) and isinstance(config.baseline, PolicyBaseline):
-            copies = config.baseline.samples
-            baseline = noise("baseline", copies * batch_size).view(1, copies, batch_size, -1)
-    times, z, flow_t = learner.loss.draw(
-        actor.times, action, progress=learner.progress, generator=learner.stream("loss")
-    )
+            copies, width = config.baseline.samples, actor.noise_dim()
+            if by_counter:
+                drawn = noise("baseline", batch_size, copies * width)
+                baseline = drawn.view(1, batch_size, copies, width).transpose(1, 2)
+            else:
+                drawn = noise("baseline", copies * batch_size, width)
+                baseline = drawn.view(1, copies, batch_size, width)
+    if by_counter and type(loss).draw is GTPLoss.draw:
+        choices, share = loss.config, None
+        of_times = words("times", math.ceil(choices.map_share * batch_size), 3)
+        raw = philox.uniform(of_times).T.contiguous()
+        if isinstance(choices.t_law, LogitNormalPairs):
+            raw = torch.cat([philox.normal(of_times).T[:2], raw[2:]])
+        if choices.flow_times == "uniform":
+            share = philox.uniform(words("flow", batch_size, 1)).squeeze(1)
+        z = noise("z", *action.shape)
+        drawn_loss = loss.draws_of(actor.times, raw, z, share, progress=learner.progress)
+    else:
+        drawn_loss = loss.draw(
+            actor.times, action, progress=learner.progress, generator=learner.stream("loss")
+        )
+    times, z, flow_t = drawn_loss
     return Draws(
         backup,
         baseline,
@@ -177,6 +212,24 @@ def _draw(learner: Learner, action: Tensor) -> Draws:
         guide,
         None if flow_t is None else flow_t.unsqueeze(0),
     )
+
+
+def minibatch(learner: Learner, dataset: OfflineDataset, batch_size: int) -> Transitions:
+    """Draws the minibatch of a learner's next update: from its stream, or on a GPU by counter.
+
+    Args:
+        learner: Whose seed and number of updates count.
+        dataset: The data.
+        batch_size: B.
+
+    Returns:
+        B transitions.
+    """
+    if not philox.serves(dataset.device) or type(dataset).sample is not OfflineDataset.sample:
+        return dataset.sample(batch_size, generator=learner.stream("batch"))
+    key, device = philox.key_of(learner.config.seed), dataset.device
+    words = philox.words(key, "batch", learner.updates, batch_size, 1, device)
+    return dataset.take(philox.below(words, len(dataset)).squeeze(1))
 
 
 def update(networks: Networks, batch: Transitions, draws: Draws) -> dict[str, Tensor]:

@@ -252,6 +252,34 @@ class OfflineDataset:
         """
         return self._split(self.sample_rows(batch_size, [generator]))
 
+    def take(self, index: Tensor) -> Transitions:
+        """Returns transitions by their numbers.
+
+        Args:
+            index: Integers from 0 to ``len(dataset) - 1``, shape (B,), on the dataset's device.
+
+        Returns:
+            B transitions, copied.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import OfflineDataset
+            >>> dataset = OfflineDataset.from_arrays(
+            ...     obs=[[0.0], [2.0]], action=[[0.0], [0.0]], reward=[0.0, 1.0],
+            ...     terminated=[1, 1], truncated=[0, 0], low=[-1.0], high=[1.0])
+            >>> dataset.take(torch.tensor([1, 1])).reward
+            tensor([1., 1.])
+        """
+        return self._split(self._table.index_select(0, index))
+
+    @property
+    def table(self) -> Tensor:
+        """All rows: obs, action, reward, discount, next_obs and perhaps next_action, shape (n, W).
+
+        Not a copy: do not write to it.
+        """
+        return self._table
+
     def sample_rows(self, batch_size: int, generators: Sequence[torch.Generator]) -> Tensor:
         """Draws several minibatches like `sample`, one below the other, by one gather for all.
 

@@ -16,7 +16,7 @@ from gtp_policy._engine.whole import changing, check_whole
 from gtp_policy._random import new_stream
 from gtp_policy.acting import act
 from gtp_policy.actor import FlowMapActor
-from gtp_policy.algorithm import advantage_of, draw
+from gtp_policy.algorithm import advantage_of, minibatch
 from gtp_policy.config import GTPConfig, GTPLearnerConfig
 from gtp_policy.critic import (
     NetworkBaseline,
@@ -381,9 +381,9 @@ class GTPLearner(nn.Module):
         batch.check(actor.obs_dim, actor.action_dim, like=actor.fixed_noise, next_action=penalty)
         batch.check_values()
         one = batch.map(lambda field: field.unsqueeze(0))
-        draws = draw([self], one.action)
+        compute = self._dispatcher.plan([self], one)
         with changing([self]):
-            (metrics,) = per_learner(self._dispatcher.update([self], one, draws), 1)
+            (metrics,) = per_learner(compute(), 1)
             self.updates += 1
         return metrics
 
@@ -392,9 +392,11 @@ class GTPLearner(nn.Module):
     ) -> UpdateMetrics:
         """Does several updates on minibatches of a dataset, on a GPU some of them in one launch.
 
-        The same as a loop of ``update`` on ``dataset.sample(batch_size,
-        generator=learner.stream("batch"))``. Where updates are recorded as CUDA graphs, one
-        operation gathers sixteen minibatches and one graph does sixteen updates.
+        On the CPU the same as a loop of ``update`` on ``dataset.sample(batch_size,
+        generator=learner.stream("batch"))``. On a GPU minibatches are drawn by counter, as all that
+        is random: a function of seed and number of updates too, but other transitions. Where
+        updates are recorded, one graph gathers sixteen minibatches and does sixteen updates. What
+        is learned does not depend on how updates are divided among calls.
 
         Args:
             dataset: The data, on the learner's device.
@@ -428,7 +430,7 @@ class GTPLearner(nn.Module):
         """
 
         def one() -> list[UpdateMetrics]:
-            return [self.update(dataset.sample(batch_size, generator=self.stream("batch")))]
+            return [self.update(minibatch(self, dataset, batch_size))]
 
         return update_from([self], self._dispatcher, dataset, updates, batch_size, one)[0]
 

@@ -144,10 +144,14 @@ class Optimizer:
         self._compiled = self._triton.Adam(self._own, self._views, *moments, *options)
         self._at = places
 
-    def places(self) -> list[int]:
-        """Returns where Adam's moments and counts are."""
+    def tensors(self) -> list[Tensor]:
+        """Returns Adam's moments and counts."""
         states = (state for i in range(len(self._own)) for state in self._states(i))
-        return [tensor.data_ptr() for state in states for tensor in state.values()]
+        return [tensor for state in states for tensor in state.values()]
+
+    def places(self) -> list[int]:
+        """Returns where they are."""
+        return [tensor.data_ptr() for tensor in self.tensors()]
 
     @property
     def rate(self) -> float:

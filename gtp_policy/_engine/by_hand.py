@@ -55,17 +55,18 @@ class ByHand:
     Args:
         learners: For which `gtp_policy._engine.support` knows no reason against it.
         rows: B.
+        triton: Whether Triton's kernels may be used where they can.
     """
 
-    def __init__(self, learners: Sequence[Learner], rows: int) -> None:
-        self.learners, self._rows = learners, rows
+    def __init__(self, learners: Sequence[Learner], rows: int, *, triton: bool = True) -> None:
+        self.learners, self.rows, self._rows = learners, rows, rows
         first = self._first = learners[0]
         self._config, self._rates = first.config, dict[str, Any]()
         actor = net_of([learner.actor for learner in learners])
         target = net_of([learner.target_actor for learner in learners])
         gradients, into = _gradients(actor)
         # Triton's kernels for what is between the products, where all networks can have them.
-        self._triton = _triton(learners)
+        self._triton = _triton(learners) if triton else None
         self._actor = _Actors(learners, actor, target, into, rows, self._triton)
         self._actor_gradients = gradients
         self._jump: _GuidedJump | None = None
@@ -140,13 +141,24 @@ class ByHand:
     ) -> dict[str, Tensor]:
         """Does the update at some learning rates and returns metrics, (S,) each."""
         self.prepare(rates)
+        names, values = self.run(batch, draws, rates)
+        # Views of the first seed count for it alone, and what Triton writes to for none.
+        if len(self.learners) > 1 or self._triton is not None:
+            torch.autograd.graph.increment_version(self.written)
+        return dict(zip(names, values, strict=True))
+
+    def run(
+        self, batch: Transitions, draws: Draws, rates: dict[str, Any]
+    ) -> tuple[list[str], Tensor]:
+        """Does the update after `prepare`, and returns names of metrics and their values, (n, S).
+
+        Nothing in it depends on the host: this is what a graph records.
+        """
         self._rates = rates
         # In inference mode operators cost less; what is made outside it is a plain tensor.
         with torch.inference_mode():
             metrics = update(self, batch, draws)
-        if len(self.learners) > 1:  # views of the first seed count for it alone
-            torch.autograd.graph.increment_version(self.written)
-        return dict(zip(metrics, torch.stack(list(metrics.values())), strict=True))
+        return list(metrics), torch.stack(list(metrics.values()))
 
     def prepare(self, rates: dict[str, Any]) -> None:
         """Does what has to be done before an update outside of inference mode."""
@@ -175,6 +187,18 @@ class ByHand:
     def unpack(self, rows: Tensor) -> Transitions:
         """Returns rows of a dataset, shape (S, B, W), as a minibatch."""
         return unpack(rows, self._first.actor.obs_dim, self._first.actor.action_dim)
+
+    def state(self) -> list[Tensor]:
+        """Returns everything that an update changes: after `prepare`, which makes some of it."""
+        parameters = [p.detach() for p in self.written]
+        statistics = [x for target, _, _ in self._followers for x in (target.mean, target.scale)]
+        moments = [x for optimizer in self._optimizers.values() for x in optimizer.tensors()]
+        return [*parameters, *statistics, *moments]
+
+    @property
+    def by_triton(self) -> bool:
+        """Whether what is between the products is computed by Triton's kernels."""
+        return self._triton is not None
 
     def places(self) -> list[int]:
         """Returns where the optimisers keep what a recorded step writes to."""

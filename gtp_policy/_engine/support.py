@@ -13,7 +13,7 @@ from gtp_policy.actor import FlowMapActor
 from gtp_policy.algorithm import Learner
 from gtp_policy.critic import QEnsemble, QEnsembleConfig, ValueNetwork
 from gtp_policy.guidance import AdvantageWeighter, LinearQGuidance
-from gtp_policy.kernels import mlp
+from gtp_policy.kernels import mlp, philox
 from gtp_policy.kernels.switch import engine
 from gtp_policy.loss import GTPLoss
 from gtp_policy.samplers import JumpSampler
@@ -46,7 +46,11 @@ def against_recording(learners: Sequence[Learner]) -> str | None:
         for name, optimizer in learner.optimizers.items():
             if not is_plain_adam(optimizer, list(getattr(learner, name).parameters())):
                 return f"the optimiser of {name} is not a plain torch.optim.Adam"
-    return None if first.actor.device.type == "cuda" else "CUDA graphs need a CUDA device"
+    if type(first.loss).draw is not GTPLoss.draw:
+        return "the loss draws in a custom way"
+    if not philox.serves(first.actor.device):
+        return "CUDA graphs need a CUDA device"
+    return against_triton(learners)
 
 
 def against_triton(learners: Sequence[Learner]) -> str | None:

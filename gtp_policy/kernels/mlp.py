@@ -35,6 +35,32 @@ from gtp_policy.kernels.switch import engine
 _BLOCK = 2**16
 
 
+Switch = str | tuple[str, str]
+
+
+def precision() -> Switch:
+    """Returns the state of torch's switch for products of float32 matrices.
+
+    Torch names one precision for all; of somebody who set those of CUDA and of the CPU apart, it
+    names none, and both are returned.
+    """
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return torch.backends.cuda.matmul.fp32_precision, _on_cpu().fp32_precision
+
+
+def _set(switch: Switch) -> None:
+    if isinstance(switch, str):
+        torch.set_float32_matmul_precision(switch)
+    else:
+        torch.backends.cuda.matmul.fp32_precision, _on_cpu().fp32_precision = switch
+
+
+def _on_cpu() -> Any:  # noqa: ANN401 - torch gives it no type
+    return torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+
+
 class _Precision:
     """Torch's switch for products of float32 matrices, which is one for all threads.
 
@@ -43,23 +69,25 @@ class _Precision:
     """
 
     def __init__(self) -> None:
-        self._lock, self._users, self._before = threading.Lock(), 0, ""
+        self._lock, self._users = threading.Lock(), 0
+        self._before: Switch = ""
+        self._coarse: Switch = ""
 
     def enter(self) -> None:
         with self._lock:
             if not self._users:
-                self._before = torch.get_float32_matmul_precision()
-                torch.set_float32_matmul_precision(_COARSE)
+                self._before = precision()
+                self._coarse = "medium" if isinstance(self._before, str) else ("tf32", "bf16")
+                _set(self._coarse)
             self._users += 1
 
     def leave(self) -> None:
         with self._lock:
             self._users -= 1
-            if not self._users and torch.get_float32_matmul_precision() == _COARSE:
-                torch.set_float32_matmul_precision(self._before)
+            if not self._users and precision() == self._coarse:
+                _set(self._before)
 
 
-_COARSE = "medium"
 _PRECISION = _Precision()
 
 
