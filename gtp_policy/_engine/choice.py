@@ -78,8 +78,7 @@ class Dispatcher:
 
     def records(self, learners: Sequence[Learner], rows: int) -> bool:
         """Returns whether updates of learners as they stand are recorded, several a launch."""
-        self._find(learners, rows)
-        return self._recordable and not self._refused
+        return self._find(learners, rows) is not None and self._recordable and not self._refused
 
     def plan_launch(
         self, learners: Sequence[Learner], data: Tensor, updates: int
@@ -137,7 +136,6 @@ class Dispatcher:
     def _find(self, learners: Sequence[Learner], rows: int) -> ByHand | None:
         """Returns the fast way for learners as they stand, or None."""
         if only_reference(learners[0].actor.device) is not None:
-            self._recordable = False
             return None
         facts = (rows, engine(), *_facts(learners))
         if facts != self._facts or not self._fingerprint.holds():
@@ -147,7 +145,7 @@ class Dispatcher:
             self._facts = facts
             modules = [learner for learner in learners if isinstance(learner, nn.Module)]
             self._fingerprint = Fingerprint(*modules, gradients=True)
-        self._recordable = self._fast is not None and _recordable(self._fast)
+            self._recordable = self._fast is not None and _recordable(self._fast)
         return self._fast
 
 

@@ -152,7 +152,8 @@ class GraphedUpdate:
             columns = [x if x.ndim == 3 else x.unsqueeze(-1) for x in fields]
             torch.cat(columns, -1, out=self._rows)
 
-    def _run(self) -> None:
+    def compute(self) -> None:
+        """Does the updates that the record describes: what is recorded."""
         floats, at = self._record.view(torch.float32), self._triton.RATES
         names = list(self._by_hand.rates())
         stacked = None
@@ -184,11 +185,11 @@ class GraphedUpdate:
             kept = [tensor.clone() for tensor in state]
             try:
                 for _ in range(_TRIALS):
-                    self._run()
+                    self.compute()
                     torch._foreach_copy_(state, kept)
                 torch.cuda.synchronize(self._like.device)  # errors come late
                 computed = True
-                return self._record_graph()
+                return self.record_graph()
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # whatever torch, CUDA, Triton and its compiler raise
@@ -197,12 +198,13 @@ class GraphedUpdate:
                 if not computed:
                     torch._foreach_copy_(state, kept)
 
-    def _record_graph(self) -> Any:  # noqa: ANN401 - a graph
+    def record_graph(self) -> Any:  # noqa: ANN401 - a graph
+        """Returns a graph that does what `compute` does."""
         graph = torch.cuda.CUDAGraph()
         stream = _stream(self._like.device)
         # Other threads may go on using the device meanwhile.
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            self._run()
+            self.compute()
         return graph
 
 

@@ -535,6 +535,7 @@ def adam(
         divisor = (norm + 1e-6) / MOST
         # Not by a maximum: that would pass over what is no number.
         g /= tl.where(divisor < 1.0, 1.0, divisor)
+        tl.store(gradient + i, g, mask=here)  # where the reference leaves them, too
     m = tl.load(mean + i, mask=here, other=0.0)
     v = tl.load(square + i, mask=here, other=0.0)
     m += (1.0 - BETA1) * (g - m)
