@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_array
 from gtp_policy.errors import DataError, EmptyDatasetError, ShapeError
-from gtp_policy.functional import check_device
+from gtp_policy.functional import check_device, named_device_errors
 from gtp_policy.rewards import RewardTransform, episode_numbers, episode_returns
 from gtp_policy.spaces import ActionScaler, ObservationLayout
 from gtp_policy.transitions import Transitions, unpack
@@ -565,10 +565,15 @@ class OfflineDataset:
 
         Returns:
             A dataset that shares flags and description, and the table if it is there already.
+
+        Raises:
+            DataError: If there is no such device.
+            DeviceError: If it has no memory left for the table, or another process has taken it.
         """
         check_device(device)
-        moved = copy.copy(self)
-        moved._table = self._table.to(device)
+        moved, size = copy.copy(self), self._table.numel() * self._table.element_size()
+        with named_device_errors(f"a table of {len(self)} transitions", device, size):
+            moved._table = self._table.to(device)
         return moved
 
     def _split(self, rows: Tensor) -> Transitions:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gtp_policy._engine.adam import Adam, check_moments
 from gtp_policy._engine.by_autograd import ByAutograd
-from gtp_policy._engine.choice import Dispatcher, explain
+from gtp_policy._engine.choice import LAUNCH, Dispatcher, explain
 from gtp_policy._engine.launches import update_from
 from gtp_policy._engine.whole import changing, check_whole
 from gtp_policy._random import new_stream
@@ -365,6 +365,7 @@ class GTPLearner(nn.Module):
                 NaN, infinite or outside its range; names field and row.
             NonFiniteError: On the CPU, if the advantages are NaN or infinite: training diverges.
             BrokenLearnerError: If an earlier update ended half-way.
+            DeviceError: If the device has no memory left, or another process has taken it.
 
         Example:
             >>> import torch
@@ -434,6 +435,24 @@ class GTPLearner(nn.Module):
 
         return update_from([self], self._dispatcher, dataset, updates, batch_size, one)[0]
 
+    def updates_per_launch(self, batch_size: int = 256) -> int:
+        """Returns how many updates `update_from` does at once, for the learner as it stands.
+
+        A loop that has something to do between updates loses nothing by doing it so often.
+
+        Args:
+            batch_size: B, transitions per update.
+
+        Returns:
+            1, or 16 where updates are recorded.
+
+        Example:
+            >>> from gtp_policy import GTPConfig, GTPLearner
+            >>> GTPLearner.build(1, 1, GTPConfig(critic=None)).updates_per_launch()
+            1
+        """
+        return LAUNCH if self._dispatcher.records([self], batch_size) else 1
+
     def explain(self, rows: int | None = None) -> list[str]:
         """Tells how updates and actions will be computed; see `gtp_policy.kernels.explain`.
 
@@ -451,7 +470,7 @@ class GTPLearner(nn.Module):
             sample: torch (its operators, in place), because its matrix products are the faster ones
             beyond 24 rows
         """
-        return [explain(self), *self.target_actor.explain(rows)]
+        return [explain(self, self._dispatcher.refused), *self.target_actor.explain(rows)]
 
     @property
     def guidance(self) -> Guidance:

@@ -6,6 +6,7 @@ has changed: a parameter that moved, a module or a hook that came, a config, the
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ from gtp_policy._engine.by_hand import ByHand
 from gtp_policy._engine.cuda_graph import GraphedUpdate, NotRecordedError
 from gtp_policy._engine.support import against_by_hand, against_recording
 from gtp_policy._fingerprint import Fingerprint
+from gtp_policy._folding import DEVICES
 from gtp_policy.algorithm import Learner, draw, update
+from gtp_policy.functional import named_device_errors
 from gtp_policy.kernels import mlp
 from gtp_policy.kernels.switch import engine, few_threads, only_reference
 from gtp_policy.transitions import Transitions
@@ -64,9 +67,14 @@ class Dispatcher:
 
     def _planned(self, learners: Sequence[Learner], batch: Transitions) -> Call:
         """Returns a function that computes an update operator by operator."""
-        fast, draws = self._find(learners, batch.obs.shape[1]), draw(learners, batch.action)
+        with _named(learners):
+            fast, draws = self._find(learners, batch.obs.shape[1]), draw(learners, batch.action)
 
         def call() -> Metrics:
+            with _named(learners):
+                return compute()
+
+        def compute() -> Metrics:
             # Also for a caller in inference mode: what is made here outlives it.
             if fast is None:
                 with torch.inference_mode(False), torch.enable_grad():
@@ -104,14 +112,19 @@ class Dispatcher:
         data: Tensor | None,
         batch: Transitions | None,
     ) -> Call | None:
-        graph = self._graph(updates, data)
         try:
-            with torch.inference_mode(False):
+            with torch.inference_mode(False), _named(learners):
+                graph = self._graph(updates, data)
                 graph.prepare(batch)
         except NotRecordedError as error:
             self._refuse(error)
             return None
-        return graph.replay
+
+        def call() -> Metrics:
+            with _named(learners):
+                return graph.replay()
+
+        return call
 
     def _graph(self, updates: int, data: Tensor | None) -> GraphedUpdate:
         key = updates, data is None
@@ -120,6 +133,11 @@ class Dispatcher:
             assert self._fast is not None
             found = self._graphs[key] = GraphedUpdate(self._fast, updates, data)
         return found
+
+    @property
+    def refused(self) -> str:
+        """Why updates are not recorded though they might be; empty unless recording failed."""
+        return self._refused
 
     def _refuse(self, error: NotRecordedError) -> None:
         """Goes on without recording; without Triton's kernels too, if it is they that failed."""
@@ -149,6 +167,22 @@ class Dispatcher:
         return self._fast
 
 
+def _on_cpu(learner: Learner) -> bool:
+    return learner.actor.fixed_noise.is_cpu
+
+
+def _named(learners: Sequence[Learner]) -> AbstractContextManager[None]:
+    """Within it, errors of the device name what an update needs there, about."""
+    first = learners[0].actor
+    if _on_cpu(learners[0]):
+        return nullcontext()
+    # With target networks; parameters, gradients and two moments.
+    modules = [x for x in (first, learners[0].critic, learners[0].value) if x is not None]
+    count = sum(p.numel() for module in modules for p in module.parameters())
+    size = 5 * count * first.fixed_noise.element_size() * len(learners)
+    return named_device_errors("updates", first.device, size)
+
+
 def _plain(batch: Transitions) -> Transitions:
     """Returns a minibatch that autograd may keep, which those made in inference mode are not."""
     return batch.map(lambda field: field.clone() if field.is_inference() else field)
@@ -166,7 +200,7 @@ def _recordable(by_hand: ByHand) -> bool:
 
 def _facts(learners: Sequence[Learner]) -> Iterator[Any]:
     """Yields what the choice depends on and no `Fingerprint` of modules sees."""
-    if learners[0].actor.device.type == "cuda":  # a recorded product keeps its precision
+    if not _on_cpu(learners[0]):  # a recorded product keeps its precision
         yield mlp.precision()
     for name in learners[0].optimizers:  # not the rates themselves, which a schedule changes
         yield len({x.optimizers[name].param_groups[0]["lr"] for x in learners}) == 1
@@ -180,13 +214,21 @@ def _facts(learners: Sequence[Learner]) -> Iterator[Any]:
             yield from standing(optimizer)
 
 
-def explain(learner: Learner) -> str:
-    """Returns which way a learner's next update will take, and why."""
+def explain(learner: Learner, refused: str = "") -> str:
+    """Returns which way a learner's next update will take, and why.
+
+    Args:
+        learner: The learner.
+        refused: Why its updates were not recorded, where that failed.
+    """
     device, dtype = learner.actor.device, learner.actor.dtype
-    reason = only_reference(device) or against_by_hand([learner])
+    if device.type not in DEVICES:
+        reason = f"there are no faster ways on {device.type}, only on {' and '.join(DEVICES)}"
+    else:
+        reason = only_reference(device) or against_by_hand([learner])
     if reason is not None:
         return f"update: reference (modules and autograd), because {reason}"
-    why_not = against_recording([learner])
+    why_not = refused or against_recording([learner])
     how = "recorded as a CUDA graph" if why_not is None else "into buffers"
     if why_not is not None and device.type == "cuda":
         how += f", not recorded because {why_not}"

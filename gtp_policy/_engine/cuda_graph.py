@@ -8,6 +8,7 @@ a record of a few words, which the host writes before each replay.
 A graph may hold several updates, one after the other.
 """
 
+import ctypes
 import functools
 import math
 import threading
@@ -58,7 +59,7 @@ class GraphedUpdate:
     def __init__(self, by_hand: ByHand, updates: int, data: Tensor | None) -> None:
         from gtp_policy.kernels import draws_triton  # importing Triton takes time
 
-        self._by_hand, self._updates, self._triton = by_hand, updates, draws_triton
+        self._by_hand, self.updates, self._triton = by_hand, updates, draws_triton
         self.data = data
         learners, batch = by_hand.learners, by_hand.rows
         first = self._first = learners[0]
@@ -127,7 +128,7 @@ class GraphedUpdate:
         words, rates = [], list[dict[str, float]]()
         held = self._by_hand.rates()
         try:
-            for update in range(done, done + self._updates):
+            for update in range(done, done + self.updates):
                 first.updates = update  # rates are those of the updates to come
                 rates.append({name: first.learning_rates.get(name, held[name]) for name in held})
                 progress = min(update / total, 1.0)
@@ -145,7 +146,8 @@ class GraphedUpdate:
         host = torch.empty(
             self._record.shape, dtype=torch.int32, pin_memory=self._record.device.type == "cuda"
         )
-        memoryview(host.numpy()).cast("B")[:] = b"".join(words)
+        record = b"".join(words)
+        ctypes.memmove(host.data_ptr(), record, len(record))
         self._record.copy_(host, non_blocking=True)
         if batch is not None:
             fields = batch.in_rows()[: 6 if first.config.critic_penalty else 5]
@@ -157,7 +159,7 @@ class GraphedUpdate:
         floats, at = self._record.view(torch.float32), self._triton.RATES
         names = list(self._by_hand.rates())
         stacked = None
-        for j in range(self._updates):
+        for j in range(self.updates):
             self._draws.fill(self._record[j])
             rates = {name: floats[j, at + i] for i, name in enumerate(names)}
             batch = self._by_hand.unpack(self._rows)
