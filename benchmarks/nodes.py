@@ -43,7 +43,16 @@ from gtp_policy.kernels import (
 )
 
 # Operators that make a tensor without a kernel, or only ask for something.
-_FREE = ("empty", "new_empty", "detach", "alias", "device", "promote_types", "resolve", "unsafe_view")
+_FREE = (
+    "empty",
+    "new_empty",
+    "detach",
+    "alias",
+    "device",
+    "promote_types",
+    "resolve",
+    "unsafe_view",
+)
 
 
 class Counted(TorchDispatchMode):
@@ -55,17 +64,18 @@ class Counted(TorchDispatchMode):
         self._views = views
 
     def __torch_dispatch__(
-        self, function: Any, kinds: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """Notes an operator and does it."""
+        self,
+        function: Any,  # noqa: ANN401
+        kinds: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
         name = function._schema.name.split("::")[1].strip("_")
         if self._views or not (function.is_view or name.startswith(_FREE)):
             self.names.append(name)
         return function(*args, **(kwargs or {}))
 
-    def launch(
-        self, kernel: Any, grid: Any, like: torch.Tensor, *args: Any, **constants: Any
-    ) -> None:
+    def launch(self, kernel: Any, *_: object, **__: object) -> None:  # noqa: ANN401
         """Notes a kernel in the place of launching it."""
         self.names.append(f"triton {getattr(kernel, '__name__', None) or kernel.fn.__name__}")
 
@@ -108,10 +118,10 @@ def pretended_gpu() -> Iterator[None]:
             stack.enter_context(mock.patch.object(torch.cuda, name, stub))
         for module in kernels:  # which would be interpreted, if they were not counted
             stack.enter_context(mock.patch.object(module, "INTERPRETED", True))
-        stack.enter_context(mock.patch.object(triton_launch, "launch", lambda *_, **__: None))
-        stack.enter_context(mock.patch.object(philox, "serves", lambda _: True))
+        stack.enter_context(mock.patch.object(triton_launch, "launch", return_value=None))
+        stack.enter_context(mock.patch.object(philox, "serves", return_value=True))
         # Torch knows no autocast of the meta device.
-        stack.enter_context(mock.patch.object(choice, "only_reference", lambda _: None))
+        stack.enter_context(mock.patch.object(choice, "only_reference", return_value=None))
         for module in (_folding, support):
             stack.enter_context(mock.patch.object(module, "DEVICES", ("cpu", "meta")))
         yield
@@ -142,7 +152,6 @@ def count(policy: GTPConfig, case: Case | None = None, *, seeds: int = 1) -> dic
         n = case.action_dim
         statistics = ActionStatistics(mean=(0.0,) * n, std=(0.5,) * n)
         policy = policy.replace(actor=policy.actor.replace(action_statistics=statistics))
-    bound = torch.ones(case.action_dim)
     several = [
         GTPLearner.build(
             case.obs_dim,

@@ -331,7 +331,12 @@ or take less of it: a smaller batch_size, fewer seeds, data on the CPU.
 
 
 # What CUDA says of a device in exclusive mode that another process uses.
-_TAKEN = ("busy or unavailable", "device is busy", "devices unavailable", "cudaerrordevicesunavailable")
+_TAKEN = (
+    "busy or unavailable",
+    "device is busy",
+    "devices unavailable",
+    "cudaerrordevicesunavailable",
+)
 
 
 def _first_line(error: BaseException) -> str:

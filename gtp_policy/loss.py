@@ -597,7 +597,9 @@ class GTPLoss(nn.Module):
             inner=c.inner_at(progress),
             dtype=z.dtype,
         )
-        return LossDraws(times, z, None if share is None else times_at_shares(schedule, share, z.dtype))
+        return LossDraws(
+            times, z, None if share is None else times_at_shares(schedule, share, z.dtype)
+        )
 
     def terms(
         self,

@@ -778,9 +778,7 @@ def _check(law: TimeLaw, max_gap: int, u_rule: URule) -> None:
 
 
 def _three_uniforms(batch: int, generator: torch.Generator) -> Tensor:
-    return torch.rand(
-        (3, batch), generator=generator, device=generator.device, dtype=torch.float32
-    )
+    return torch.rand((3, batch), generator=generator, device=generator.device, dtype=torch.float32)
 
 
 def _two_normals_and_a_uniform(batch: int, generator: torch.Generator) -> Tensor:

@@ -492,7 +492,9 @@ class _Actors:
         self._teaching = None
         if self._jumps:
             self._teaching = _FixedFlowMap(self._first, taught_by, self._map_rows)
-        self._flow = None if triton is None else self._choices(_TEACHERS.get(type(config.teacher), 0))
+        self._flow = (
+            None if triton is None else self._choices(_TEACHERS.get(type(config.teacher), 0))
+        )
 
     def _choices(self, teacher: int) -> Any:  # noqa: ANN401 - of a module as above
         """Returns the choices of flow map and losses as Triton's kernels take them."""

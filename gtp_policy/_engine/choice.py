@@ -88,9 +88,7 @@ class Dispatcher:
         """Returns whether updates of learners as they stand are recorded, several a launch."""
         return self._find(learners, rows) is not None and self._recordable and not self._refused
 
-    def plan_launch(
-        self, learners: Sequence[Learner], data: Tensor, updates: int
-    ) -> Call | None:
+    def plan_launch(self, learners: Sequence[Learner], data: Tensor, updates: int) -> Call | None:
         """Returns a function that does updates on minibatches of a dataset at once.
 
         To be called after `records` said yes.

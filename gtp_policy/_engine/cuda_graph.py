@@ -72,11 +72,17 @@ class GraphedUpdate:
             self._record = torch.zeros(
                 (updates, self._length), dtype=torch.int32, device=like.device
             )
-            self._draws = draws_triton.Draws(sizes, _laws(draws_triton, first), self._grids, like, data)
+            self._draws = draws_triton.Draws(
+                sizes, _laws(draws_triton, first), self._grids, like, data
+            )
             # A minibatch that is given lies as a dataset's rows do.
             width = 2 * first.actor.obs_dim + first.actor.action_dim + 2
             width += first.actor.action_dim * (first.config.critic_penalty > 0)
-            self._rows = self._draws.rows if data is not None else like.new_empty(len(learners), batch, width)
+            self._rows = (
+                self._draws.rows
+                if data is not None
+                else like.new_empty(len(learners), batch, width)
+            )
         self._names: list[str] = []
         self._outputs: Tensor | None = None
         self._graph: Any = None
@@ -195,7 +201,9 @@ class GraphedUpdate:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # whatever torch, CUDA, Triton and its compiler raise
-                raise NotRecordedError(f"{type(error).__name__}: {error}", computed=computed) from error
+                raise NotRecordedError(
+                    f"{type(error).__name__}: {error}", computed=computed
+                ) from error
             finally:
                 if not computed:
                     torch._foreach_copy_(state, kept)

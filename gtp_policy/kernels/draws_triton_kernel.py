@@ -115,6 +115,7 @@ def draws(
     S_STD: tl.constexpr,
     FLOW: tl.constexpr,  # whether the flow loss has times of its own
 ) -> None:
+    """Everything random of some rows of a seed's minibatch, and these rows."""
     seed = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     low, high = tl.load(record), tl.load(record + 1)

@@ -5,7 +5,6 @@ Tested through Triton's interpreter on the CPU against autograd, and compiled wi
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from gtp_policy.kernels import mlp_triton_kernel as kernel

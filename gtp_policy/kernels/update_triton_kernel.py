@@ -280,13 +280,13 @@ def flow_inputs(
     if STANDARD:
         a -= tl.load(center + act, mask=real, other=0.0)[None, :]
         a /= tl.load(spread + act, mask=real, other=1.0)[None, :]
-    noise = tl.load(
-        z + (seed * batch + place)[:, None] * ACT + act[None, :], mask=here, other=0.0
-    )
+    noise = tl.load(z + (seed * batch + place)[:, None] * ACT + act[None, :], mask=here, other=0.0)
     x = _signal(point, LINEAR)[:, None] * a + point[:, None] * noise
     if SECOND:
         x_t = _signal(t_row, LINEAR)[:, None] * a + t_row[:, None] * noise
-        raw = tl.load(first + (seed * M + place)[:, None] * ACT + act[None, :], mask=here, other=0.0)
+        raw = tl.load(
+            first + (seed * M + place)[:, None] * ACT + act[None, :], mask=here, other=0.0
+        )
         endpoint = _skip(t_row, SIGMA, LINEAR)[:, None] * x_t
         endpoint += _out(t_row, SIGMA, LINEAR)[:, None] * raw
         x += ((t_row - u_row) / t_row)[:, None] * (endpoint - a)

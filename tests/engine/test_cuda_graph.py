@@ -14,10 +14,8 @@ from torch import nn
 from gtp_policy import (
     Curriculum,
     ExpectileBaseline,
-    FlowMapActorConfig,
     GTPConfig,
     GTPLearner,
-    GTPLearnerConfig,
     LinearQGuidance,
     MultiSeedLearner,
     OfflineDataset,
@@ -46,9 +44,7 @@ def make_config(preset: str = "paper_loss", critic: bool = True, **learner: Any)
         critic=QEnsembleConfig(hidden=(6,)) if critic else None,
         # The grid is refined within the first ten updates.
         loss=config.loss.replace(curriculum=Curriculum(start=4, end=16)),
-        learner=config.learner.replace(
-            **{"baseline": PolicyBaseline(samples=1)} | run | learner
-        ),
+        learner=config.learner.replace(**{"baseline": PolicyBaseline(samples=1)} | run | learner),
     )
 
 
