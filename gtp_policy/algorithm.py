@@ -23,7 +23,7 @@ from gtp_policy.dataset import OfflineDataset
 from gtp_policy.functional import effective_sample_size, td_target
 from gtp_policy.guidance import AdvantageWeighter, Guidance, LinearQGuidance, weighs
 from gtp_policy.kernels import philox
-from gtp_policy.loss import GTPLoss
+from gtp_policy.loss import GTPLoss, LossDraws
 from gtp_policy.times import LogitNormalPairs, Times
 from gtp_policy.transitions import Transitions
 
@@ -155,55 +155,77 @@ def _together(tensors: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def _draw(learner: Learner, action: Tensor) -> Draws:
-    actor, config, batch_size, loss = learner.actor, learner.config, len(action), learner.loss
-    by_counter = philox.serves(action.device)
+    if philox.serves(action.device):
+        return _draw_by_counter(learner, action)
+    actor, config, batch_size = learner.actor, learner.config, len(action)
 
-    def noise(name: str, rows: int, columns: int) -> Tensor:
-        """Returns normal numbers, (rows, columns), from a stream or by counter."""
-        if by_counter:
-            return philox.normal(words(name, rows, columns)).to(action)
-        generator, like = learner.stream(name), {"device": action.device, "dtype": action.dtype}
-        return torch.randn((rows, columns), generator=generator, **like)
-
-    def words(name: str, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-        key = philox.key_of(config.seed)
-        return philox.words(key, name, learner.updates, rows, columns, action.device)
+    def noise(name: str, rows: int, steps: int | None = None) -> Tensor:
+        shape, generator = (rows, actor.noise_dim(steps)), learner.stream(name)
+        return torch.randn(shape, generator=generator, device=action.device, dtype=action.dtype)
 
     backup = baseline = guide = None
     if learner.critic is not None:
         if config.backup != "value":
-            copies, width = config.backup_actions, actor.noise_dim()
-            if by_counter:
-                drawn = noise("backup", batch_size, copies * width)
-            else:
-                drawn = noise("backup", batch_size * copies, width)
-            backup = drawn.view(1, batch_size, copies, width).transpose(1, 2)
+            copies = config.backup_actions
+            drawn = noise("backup", batch_size * copies)
+            backup = drawn.view(1, batch_size, copies, -1).transpose(1, 2)
         if isinstance(learner.guidance, LinearQGuidance):
-            width = actor.noise_dim(learner.guidance.steps)
-            guide = noise("guidance", batch_size, width).unsqueeze(0)
+            guide = noise("guidance", batch_size, learner.guidance.steps).unsqueeze(0)
         if weighs(learner.guidance) and isinstance(config.baseline, PolicyBaseline):
-            copies, width = config.baseline.samples, actor.noise_dim()
-            if by_counter:
-                drawn = noise("baseline", batch_size, copies * width)
-                baseline = drawn.view(1, batch_size, copies, width).transpose(1, 2)
-            else:
-                drawn = noise("baseline", copies * batch_size, width)
-                baseline = drawn.view(1, copies, batch_size, width)
-    if by_counter and type(loss).draw is GTPLoss.draw:
-        choices, share = loss.config, None
-        of_times = words("times", math.ceil(choices.map_share * batch_size), 3)
-        raw = philox.uniform(of_times).T.contiguous()
-        if isinstance(choices.t_law, LogitNormalPairs):
-            raw = torch.cat([philox.normal(of_times).T[:2], raw[2:]])
-        if choices.flow_times == "uniform":
-            share = philox.uniform(words("flow", batch_size, 1)).squeeze(1)
-        z = noise("z", *action.shape)
-        drawn_loss = loss.draws_of(actor.times, raw, z, share, progress=learner.progress)
-    else:
-        drawn_loss = loss.draw(
-            actor.times, action, progress=learner.progress, generator=learner.stream("loss")
-        )
-    times, z, flow_t = drawn_loss
+            copies = config.baseline.samples
+            baseline = noise("baseline", copies * batch_size).view(1, copies, batch_size, -1)
+    of_loss = learner.loss.draw(
+        actor.times, action, progress=learner.progress, generator=learner.stream("loss")
+    )
+    return _with_seeds(backup, baseline, guide, of_loss)
+
+
+def _draw_by_counter(learner: Learner, action: Tensor) -> Draws:
+    """Draws what `_draw` draws, by counter: every number is one of a row and a column."""
+    actor, config, loss = learner.actor, learner.config, learner.loss
+    choices, rows, width = loss.config, len(action), learner.actor.noise_dim()
+    columns = {"z": action.shape[1], "times": 3}
+    if choices.flow_times == "uniform":
+        columns["flow"] = 1
+    if learner.critic is not None:
+        if config.backup != "value":
+            columns["backup"] = config.backup_actions * width
+        if isinstance(learner.guidance, LinearQGuidance):
+            columns["guidance"] = actor.noise_dim(learner.guidance.steps)
+        if weighs(learner.guidance) and isinstance(config.baseline, PolicyBaseline):
+            columns["baseline"] = config.baseline.samples * width
+    words = philox.several(
+        columns, philox.key_of(config.seed), learner.updates, rows, action.device
+    )
+
+    def noise(name: str, width: int) -> Tensor | None:
+        """Returns normal numbers, (1, n, B, width)."""
+        if name not in words:
+            return None
+        return philox.normal(words[name]).to(action).view(1, rows, -1, width).transpose(1, 2)
+
+    guide = noise("guidance", columns.get("guidance", 1))
+    backup, baseline = noise("backup", width), noise("baseline", width)
+    guide = None if guide is None else guide.squeeze(1)
+    if type(loss).draw is not GTPLoss.draw:  # a custom one
+        generator = learner.stream("loss")
+        of_loss = loss.draw(actor.times, action, progress=learner.progress, generator=generator)
+        return _with_seeds(backup, baseline, guide, of_loss)
+    raw = philox.uniform(words["times"]).T
+    if isinstance(choices.t_law, LogitNormalPairs):
+        raw = torch.cat([philox.normal(words["times"]).T[:2], raw[2:]])
+    raw = raw[:, : math.ceil(choices.map_share * rows)].contiguous()
+    z = philox.normal(words["z"]).to(action)
+    share = philox.uniform(words["flow"]).squeeze(1) if "flow" in words else None
+    of_loss = loss.draws_of(actor.times, raw, z, share, progress=learner.progress)
+    return _with_seeds(backup, baseline, guide, of_loss)
+
+
+def _with_seeds(
+    backup: Tensor | None, baseline: Tensor | None, guide: Tensor | None, of_loss: LossDraws
+) -> Draws:
+    """Returns draws of one learner; those of its loss get their leading axis here."""
+    times, z, flow_t = of_loss
     return Draws(
         backup,
         baseline,

@@ -571,7 +571,10 @@ class Curriculum(Config):
         return min(self.start << math.floor(progress * self.stages), self.end)
 
     def every_interval(self) -> list[int]:
-        """Returns every number of grid intervals that a run passes through, ascending.
+        """Returns every number of grid intervals that a run passes through.
+
+        Returns:
+            Integers from ``start`` to ``end``, ascending.
 
         Example:
             >>> from gtp_policy import Curriculum

@@ -26,9 +26,9 @@ def serves(device: torch.device) -> bool:
     """Returns whether updates on a device draw by counter and not from torch's generators.
 
     Args:
-        device: Of a learner.
+        device: Of a learner; where Triton has no kernels for it, it is slower than they are.
     """
-    return device.type == "cuda"
+    return device.type == "cuda" and torch.version.hip is None
 
 
 def key_of(seed: int) -> int:
@@ -57,11 +57,30 @@ def words(
     Returns:
         int64 tensors of shape (rows, columns), values in [0, 2^32).
     """
-    row = torch.arange(rows, device=device).unsqueeze(1).expand(-1, columns)
-    column = torch.arange(columns, device=device).expand(rows, -1) + (STREAMS[stream] << 24)
+    return several({stream: columns}, key, update, rows, device)[stream]
+
+
+def several(
+    columns: dict[str, int], key: int, update: int, rows: int, device: torch.device
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Returns `words` of several streams, computed together: there are many operators to it.
+
+    Args:
+        columns: Number of columns by stream.
+        key: As for `words`, like all that follow.
+        update: Number of updates done.
+        rows: Rows.
+        device: Where to draw.
+    """
+    numbers = [
+        torch.arange(n, device=device) + (STREAMS[stream] << 24) for stream, n in columns.items()
+    ]
+    row = torch.arange(rows, device=device).unsqueeze(1).expand(-1, sum(columns.values()))
+    column = torch.cat(numbers).expand(rows, -1)
     low, high = torch.full_like(row, update & _LOW), torch.full_like(row, update >> 32)
-    first, second, _, _ = philox(key, row, column, low, high)
-    return first, second
+    found = philox(key, row, column, low, high)[:2]
+    parts = (torch.split(word, list(columns.values()), 1) for word in found)
+    return dict(zip(columns, zip(*parts, strict=True), strict=True))
 
 
 def philox(
