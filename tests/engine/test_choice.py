@@ -1,6 +1,8 @@
 """The fused update against the reference: autograd on modules, on equal draws."""
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -958,3 +960,29 @@ def test_the_engines_are_distinguished() -> None:
     assert engine_of(make_learner()) == (
         "update: fused (gradients by hand, into buffers) on cpu, torch.float32"
     )
+
+
+def test_a_device_without_faster_ways_takes_the_reference_and_says_so() -> None:
+    """Such as MPS: the meta device stands for it, which has none either."""
+    learner = make_learner().to("meta")
+    update, sample = learner.explain()
+    assert update.startswith("update: reference (modules and autograd)")
+    assert "no faster ways on meta, only on cpu and cuda" in update
+    assert "reference" in sample
+
+
+def test_a_switch_that_was_set_for_each_device_is_left_as_it_was() -> None:
+    """In a process of its own: torch never forgets that the two ways to set it were mixed."""
+    code = (
+        "import warnings; warnings.simplefilter('ignore')\n"
+        "import torch\n"
+        "from gtp_policy.kernels.mlp import coarse_products, precision\n"
+        "if not hasattr(torch.backends.cuda.matmul, 'fp32_precision'): raise SystemExit\n"
+        "torch.set_float32_matmul_precision('highest')\n"
+        "torch.backends.cuda.matmul.fp32_precision = 'tf32'\n"
+        "before = precision()\n"
+        "with coarse_products('bfloat16'):\n"
+        "    assert precision() == ('tf32', 'bf16'), precision()\n"
+        "assert precision() == before, precision()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
