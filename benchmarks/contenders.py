@@ -139,7 +139,10 @@ def make_library(case: Case) -> MakePeer:
             # On the CPU, where environments are: the library decides whether to use the device.
             return learner.act(torch.from_numpy(obs), generator=g).numpy()
 
-        return {"update": lambda: learner.update(sample()), "act": act, "sample": sample}
+        def update() -> None:
+            learner.update_from(table, batch_size=batch_size)
+
+        return {"update": update, "act": act, "sample": sample}
 
     return make
 

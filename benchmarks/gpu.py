@@ -1,6 +1,7 @@
 """Measures everything on a GPU, step by step, within a number of seconds.
 
     python -m benchmarks.gpu --output DIR [--device cuda] [--seconds 540] [--quick] [--only STEP ..]
+    python -m benchmarks.gpu --nodes
 
 ``DIR/gpu.json`` is written after every step: what fails, hangs or crashes costs that step alone.
 Steps share a process while they succeed; after an error the next ones get a fresh one. Called again
@@ -128,12 +129,22 @@ def main() -> None:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    options.add_argument("--output", type=Path, required=True, metavar="DIR")
+    options.add_argument("--output", type=Path, metavar="DIR")
+    options.add_argument(
+        "--nodes", action="store_true", help="count what an update records, without a GPU, as JSON"
+    )
     options.add_argument("--device", default="cuda", help="cuda, or cpu to see whether it runs")
     options.add_argument("--seconds", type=float, default=540, help="for all steps together")
     options.add_argument("--quick", action="store_true", help="tiny: does it run?")
     options.add_argument("--only", nargs="+", choices=LIMITS, metavar="STEP", default=[])
     args = options.parse_args()
+    if args.nodes:
+        from benchmarks import nodes  # imports torch
+
+        nodes.main()
+        return
+    if args.output is None:
+        options.error("--output is needed: where should the record go?")
     # A signal has to reach the processes of the steps.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("gpu: ended by SIGTERM"))
     folder = args.output.resolve()

@@ -2,7 +2,7 @@
 
     python -m benchmarks.host_speed [--rounds 15] [--device cuda]
 
-The core's loop is `learner.update(dataset.sample(...))` and nothing else. Each host trains by its
+The core's loop is `learner.update_from(dataset, n)` and nothing else. Each host trains by its
 own public call on the same dataset, moved to the device once. The clock is read whenever the host
 calls `learner.update`: what lies between two readings is one update and all that the host does
 around it, logging included; what a host does once per call of its trainer is left out.
@@ -45,8 +45,7 @@ def core(table: OfflineDataset, case: Case) -> Loop:
     learner = GTPLearner.from_dataset(table, choices(case))
 
     def train(n: int) -> None:
-        for _ in range(n):
-            learner.update(table.sample(case.batch, generator=learner.stream("batch")))
+        learner.update_from(table, n, batch_size=case.batch)
 
     return learner, train
 

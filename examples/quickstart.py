@@ -99,13 +99,16 @@ def train(
     """
     torch.set_num_threads(1)  # small matrices: a second thread costs more than it brings
     learner = GTPLearner.from_dataset(dataset, config)
-    bar = tqdm(range(config.learner.total_updates), name, position=line, disable=None)
+    total = config.learner.total_updates
+    bar = tqdm(total=total, desc=name, position=line, disable=None)
     start = time.perf_counter()
-    for update in bar:
-        metrics = learner.update(dataset.sample(256, generator=learner.stream("batch")))
-        if update % 200 == 0:
-            bar.set_postfix(flow=f"{metrics.to_floats()['flow']:.3f}", refresh=False)
-    return learner, 1000 * (time.perf_counter() - start) / config.learner.total_updates
+    while learner.updates < total:
+        updates = min(200, total - learner.updates)
+        metrics = learner.update_from(dataset, updates, batch_size=256)
+        bar.set_postfix(flow=f"{metrics.to_floats()['flow']:.3f}", refresh=False)
+        bar.update(updates)
+    bar.close()
+    return learner, 1000 * (time.perf_counter() - start) / total
 
 
 def drive(

@@ -346,18 +346,20 @@ class CPUSnapshot:
         _check(critic, candidates, choice)
         rows = candidates * len(obs)
         if rows <= _FEW_ROWS:
-            own = self._copy("actor", actor, stamp)
-            own.config = actor.config
-            return act(
-                own,
-                self._copy("critic", critic, stamp) if candidates > 1 else None,
-                obs,
-                steps=steps,
-                candidates=candidates,
-                choice=choice,
-                deterministic=deterministic,
-                generator=generator,
-            )
+            # One thread at a time: another one would renew the copies while this one samples.
+            with self._lock:
+                own = self._copy("actor", actor, stamp)
+                own.config = actor.config
+                return act(
+                    own,
+                    self._copy("critic", critic, stamp) if candidates > 1 else None,
+                    obs,
+                    steps=steps,
+                    candidates=candidates,
+                    choice=choice,
+                    deterministic=deterministic,
+                    generator=generator,
+                )
         like = actor.fixed_noise
         moved = obs.to(like.device)
         actor.check_observations(moved)
@@ -371,11 +373,10 @@ class CPUSnapshot:
         return _choose(actor, critic, moved, noise, steps, candidates, picker, source).cpu()
 
     def _copy(self, name: str, module: Any, stamp: object) -> Any:  # noqa: ANN401 - as it came
-        with self._lock:
-            found = self._copies.get(name)
-            if found is None or not found.renew(stamp):
-                found = self._copies[name] = _Copy(module, stamp)
-            return found.module
+        found = self._copies.get(name)
+        if found is None or not found.renew(stamp):
+            found = self._copies[name] = _Copy(module, stamp)
+        return found.module
 
 
 # Those that `act` keeps, for as long as there is the actor.

@@ -9,6 +9,7 @@ Every tensor has a leading axis of seeds, S, which is 1 for one learner: one bod
 and several that are updated side by side.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -18,10 +19,12 @@ from torch import Tensor
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.config import GTPLearnerConfig
 from gtp_policy.critic import PolicyBaseline, QEnsemble, ValueNetwork
+from gtp_policy.dataset import OfflineDataset
 from gtp_policy.functional import effective_sample_size, td_target
 from gtp_policy.guidance import AdvantageWeighter, Guidance, LinearQGuidance, weighs
-from gtp_policy.loss import GTPLoss
-from gtp_policy.times import Times
+from gtp_policy.kernels import philox
+from gtp_policy.loss import GTPLoss, LossDraws
+from gtp_policy.times import LogitNormalPairs, Times
 from gtp_policy.transitions import Transitions
 
 
@@ -92,8 +95,8 @@ class Networks(Protocol):
         """Does a step of every value network towards q (S, B), by the baseline's loss."""
         ...
 
-    def weigh(self, advantage: Tensor) -> Tensor:
-        """Returns the weighters' weights (S, B)."""
+    def weigh(self, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the weighters' weights (S, B), and `weight_metrics` of them."""
         ...
 
     def fit_actor(
@@ -120,6 +123,9 @@ class Draws(NamedTuple):
 
 def draw(learners: Sequence[Learner], action: Tensor) -> Draws:
     """Draws from one stream per learner and purpose: none depends on how much another one drew.
+
+    On a GPU every number is drawn by counter, see `gtp_policy.kernels.philox`: a recorded update
+    can draw the same.
 
     Args:
         learners: Whose streams and choices.
@@ -149,6 +155,8 @@ def _together(tensors: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def _draw(learner: Learner, action: Tensor) -> Draws:
+    if philox.serves(action.device):
+        return _draw_by_counter(learner, action)
     actor, config, batch_size = learner.actor, learner.config, len(action)
 
     def noise(name: str, rows: int, steps: int | None = None) -> Tensor:
@@ -166,9 +174,58 @@ def _draw(learner: Learner, action: Tensor) -> Draws:
         if weighs(learner.guidance) and isinstance(config.baseline, PolicyBaseline):
             copies = config.baseline.samples
             baseline = noise("baseline", copies * batch_size).view(1, copies, batch_size, -1)
-    times, z, flow_t = learner.loss.draw(
+    of_loss = learner.loss.draw(
         actor.times, action, progress=learner.progress, generator=learner.stream("loss")
     )
+    return _with_seeds(backup, baseline, guide, of_loss)
+
+
+def _draw_by_counter(learner: Learner, action: Tensor) -> Draws:
+    """Draws what `_draw` draws, by counter: every number is one of a row and a column."""
+    actor, config, loss = learner.actor, learner.config, learner.loss
+    choices, rows, width = loss.config, len(action), learner.actor.noise_dim()
+    columns = {"z": action.shape[1], "times": 3}
+    if choices.flow_times == "uniform":
+        columns["flow"] = 1
+    if learner.critic is not None:
+        if config.backup != "value":
+            columns["backup"] = config.backup_actions * width
+        if isinstance(learner.guidance, LinearQGuidance):
+            columns["guidance"] = actor.noise_dim(learner.guidance.steps)
+        if weighs(learner.guidance) and isinstance(config.baseline, PolicyBaseline):
+            columns["baseline"] = config.baseline.samples * width
+    words = philox.several(
+        columns, philox.key_of(config.seed), learner.updates, rows, action.device
+    )
+
+    def noise(name: str, width: int) -> Tensor | None:
+        """Returns normal numbers, (1, n, B, width)."""
+        if name not in words:
+            return None
+        return philox.normal(words[name]).to(action).view(1, rows, -1, width).transpose(1, 2)
+
+    guide = noise("guidance", columns.get("guidance", 1))
+    backup, baseline = noise("backup", width), noise("baseline", width)
+    guide = None if guide is None else guide.squeeze(1)
+    if type(loss).draw is not GTPLoss.draw:  # a custom one
+        generator = learner.stream("loss")
+        of_loss = loss.draw(actor.times, action, progress=learner.progress, generator=generator)
+        return _with_seeds(backup, baseline, guide, of_loss)
+    raw = philox.uniform(words["times"]).T
+    if isinstance(choices.t_law, LogitNormalPairs):
+        raw = torch.cat([philox.normal(words["times"]).T[:2], raw[2:]])
+    raw = raw[:, : math.ceil(choices.map_share * rows)].contiguous()
+    z = philox.normal(words["z"]).to(action)
+    share = philox.uniform(words["flow"]).squeeze(1) if "flow" in words else None
+    of_loss = loss.draws_of(actor.times, raw, z, share, progress=learner.progress)
+    return _with_seeds(backup, baseline, guide, of_loss)
+
+
+def _with_seeds(
+    backup: Tensor | None, baseline: Tensor | None, guide: Tensor | None, of_loss: LossDraws
+) -> Draws:
+    """Returns draws of one learner; those of its loss get their leading axis here."""
+    times, z, flow_t = of_loss
     return Draws(
         backup,
         baseline,
@@ -177,6 +234,24 @@ def _draw(learner: Learner, action: Tensor) -> Draws:
         guide,
         None if flow_t is None else flow_t.unsqueeze(0),
     )
+
+
+def minibatch(learner: Learner, dataset: OfflineDataset, batch_size: int) -> Transitions:
+    """Draws the minibatch of a learner's next update: from its stream, or on a GPU by counter.
+
+    Args:
+        learner: Whose seed and number of updates count.
+        dataset: The data.
+        batch_size: B.
+
+    Returns:
+        B transitions.
+    """
+    if not philox.serves(dataset.device) or type(dataset).sample is not OfflineDataset.sample:
+        return dataset.sample(batch_size, generator=learner.stream("batch"))
+    key, device = philox.key_of(learner.config.seed), dataset.device
+    words = philox.words(key, "batch", learner.updates, batch_size, 1, device)
+    return dataset.take(philox.below(words, len(dataset)).squeeze(1))
 
 
 def update(networks: Networks, batch: Transitions, draws: Draws) -> dict[str, Tensor]:
@@ -201,8 +276,8 @@ def update(networks: Networks, batch: Transitions, draws: Draws) -> dict[str, Te
             networks.fit_value(batch.obs, first.critic.config.reduce(q, 1))
         if weighs(first.guidance):
             advantage = advantage_of(networks, batch.obs, batch.action, sampled)
-            weight = networks.weigh(advantage)
-            metrics |= _weight_metrics(advantage, weight, first.weighter.config.max_weight)
+            weight, of_weights = networks.weigh(advantage)
+            metrics |= of_weights
     metrics |= networks.fit_actor(batch, weight, draws)
     networks.follow()
     return metrics
@@ -271,13 +346,30 @@ def advantage_of(networks: Networks, obs: Tensor, action: Tensor, sampled: Tenso
     return q[:, 0] - q[:, 1:].mean(1)
 
 
-def _weight_metrics(advantage: Tensor, weight: Tensor, max_weight: float) -> dict[str, Tensor]:
-    """Returns metrics of advantages and weights, (S, B) each."""
-    return {
-        "advantage_mean": advantage.mean(1),
-        "advantage_std": advantage.std(1, correction=0),
-        "weight_mean": weight.mean(1),
-        "weight_max": weight.amax(1),
-        "weight_clipped": (weight >= max_weight).float().mean(1),
-        "weight_ess": effective_sample_size(weight) / weight.shape[1],
-    }
+WEIGHT_METRICS = (
+    *("advantage_mean", "advantage_std", "weight_mean"),
+    *("weight_max", "weight_clipped", "weight_ess"),
+)
+"""What is measured of weights, in the order of `weight_metrics`."""
+
+
+def weight_metrics(advantage: Tensor, weight: Tensor, max_weight: float) -> dict[str, Tensor]:
+    """Returns metrics of advantages and weights, (S, B) each.
+
+    Args:
+        advantage: What the weights are of.
+        weight: The weights.
+        max_weight: Their cap.
+
+    Returns:
+        By name, (S,) each.
+    """
+    found = (
+        advantage.mean(1),
+        advantage.std(1, correction=0),
+        weight.mean(1),
+        weight.amax(1),
+        (weight >= max_weight).float().mean(1),
+        effective_sample_size(weight) / weight.shape[1],
+    )
+    return dict(zip(WEIGHT_METRICS, found, strict=True))

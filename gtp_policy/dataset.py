@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_array
 from gtp_policy.errors import DataError, EmptyDatasetError, ShapeError
-from gtp_policy.functional import check_device, check_kind
+from gtp_policy.functional import check_device, check_kind, named_device_errors
 from gtp_policy.rewards import RewardTransform, episode_numbers, episode_returns
 from gtp_policy.spaces import ActionScaler, ObservationLayout
 from gtp_policy.transitions import Transitions, unpack
@@ -251,6 +251,34 @@ class OfflineDataset:
             | 2025), Algorithm 1, first line of the loop, https://arxiv.org/abs/2510.11499
         """
         return self._split(self.sample_rows(batch_size, [generator]))
+
+    def take(self, index: Tensor) -> Transitions:
+        """Returns transitions by their numbers.
+
+        Args:
+            index: Integers from 0 to ``len(dataset) - 1``, shape (B,), on the dataset's device.
+
+        Returns:
+            B transitions, copied.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import OfflineDataset
+            >>> dataset = OfflineDataset.from_arrays(
+            ...     obs=[[0.0], [2.0]], action=[[0.0], [0.0]], reward=[0.0, 1.0],
+            ...     terminated=[1, 1], truncated=[0, 0], low=[-1.0], high=[1.0])
+            >>> dataset.take(torch.tensor([1, 1])).reward
+            tensor([1., 1.])
+        """
+        return self._split(self._table.index_select(0, index))
+
+    @property
+    def table(self) -> Tensor:
+        """All rows: obs, action, reward, discount, next_obs and perhaps next_action, shape (n, W).
+
+        Not a copy: do not write to it.
+        """
+        return self._table
 
     def sample_rows(self, batch_size: int, generators: Sequence[torch.Generator]) -> Tensor:
         """Draws several minibatches like `sample`, one below the other, by one gather for all.
@@ -543,10 +571,15 @@ class OfflineDataset:
 
         Returns:
             A dataset that shares flags and description, and the table if it is there already.
+
+        Raises:
+            DataError: If there is no such device.
+            DeviceError: If it has no memory left for the table, or another process has taken it.
         """
         check_device(device)
-        moved = copy.copy(self)
-        moved._table = self._table.to(device)
+        moved, size = copy.copy(self), self._table.numel() * self._table.element_size()
+        with named_device_errors(f"a table of {len(self)} transitions", device, size):
+            moved._table = self._table.to(device)
         return moved
 
     def _split(self, rows: Tensor) -> Transitions:

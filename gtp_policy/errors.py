@@ -101,6 +101,16 @@ class BrokenLearnerError(GTPError, RuntimeError):
     """
 
 
+class DeviceError(GTPError, RuntimeError):
+    """A device that has no memory left, or that another process has taken.
+
+    Example:
+        >>> from gtp_policy.errors import DeviceError
+        >>> issubclass(DeviceError, RuntimeError)
+        True
+    """
+
+
 class CheckpointError(GTPError, OSError):
     """A checkpoint that is missing, damaged, foreign or malicious, or that could not be written.
 

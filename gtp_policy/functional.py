@@ -16,17 +16,18 @@ Shapes: B batch, O obs_dim, A action_dim.
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from gtp_policy.errors import DataError, ShapeError
+from gtp_policy.errors import DataError, DeviceError, ShapeError
 from gtp_policy.times import Path, TimeSchedule
 
 # Of an interval of 20 octaves: what is left of it is less than float32 resolves.
-_HALVINGS = 24
+HALVINGS = 24
 
 
 class FlowMap(Protocol):
@@ -308,6 +309,62 @@ def check_device(device: torch.device | str) -> None:
         ) from error
 
 
+@contextmanager
+def named_device_errors(what: str, device: torch.device | str, size: int) -> Iterator[None]:
+    """Raises a typed error where torch's would name neither what was to be done nor its size.
+
+    Args:
+        what: What the block does, for the message.
+        device: Where.
+        size: About how many bytes it needs.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        DeviceError: If the device has no memory left for it, or another process has taken it.
+
+    Example:
+        >>> from gtp_policy.functional import named_device_errors
+        >>> with named_device_errors("a table", "cuda", 2**20):
+        ...     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 MiB.")
+        Traceback (most recent call last):
+        ...
+        gtp_policy.errors.DeviceError: There is no memory left on cuda for a table: got CUDA out \
+of memory. Tried to allocate 1.00 MiB., expected about 1 MiB. End other processes on the device, \
+or take less of it: a smaller batch_size, fewer seeds, data on the CPU.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            f"There is no memory left on {device} for {what}: got {_first_line(error)}, expected "
+            f"about {max(size / 2**20, 1):.0f} MiB. End other processes on the device, or take "
+            "less of it: a smaller batch_size, fewer seeds, data on the CPU."
+        ) from error
+    except RuntimeError as error:  # torch's errors of accelerators are some
+        if not any(sign in str(error).lower() for sign in _TAKEN):
+            raise
+        raise DeviceError(
+            f"{device} cannot be used for {what} (about {max(size / 2**20, 1):.0f} MiB): got "
+            f"{_first_line(error)}, expected a device that this process may use. Another process "
+            "may have taken it for itself: look at nvidia-smi, wait, or choose another device."
+        ) from error
+
+
+# What CUDA says of a device in exclusive mode that another process uses.
+_TAKEN = (
+    "busy or unavailable",
+    "device is busy",
+    "devices unavailable",
+    "cudaerrordevicesunavailable",
+)
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{str(error).partition(chr(10))[0]:.200}"
+
+
 def _no_tensor(name: str, value: object) -> DataError:
     return DataError(
         f"`{name}` is no tensor: got {type(value).__name__}, expected a torch tensor. Convert it "
@@ -576,7 +633,7 @@ def temperature_of(advantage: Tensor, effective_share: float) -> Tensor:
         0.5000
     """
     low, high = advantage.new_full((), -10.0), advantage.new_full((), 10.0)
-    for _ in range(_HALVINGS):
+    for _ in range(HALVINGS):
         middle = (low + high) / 2
         weight = (middle.exp2() * advantage).exp()
         share = weight.mean().square() / weight.square().mean()

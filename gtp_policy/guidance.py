@@ -176,8 +176,8 @@ class AdvantageWeighterConfig(Config):
         Example:
             >>> import torch
             >>> from gtp_policy import AdvantageWeighterConfig
-            >>> AdvantageWeighterConfig(eta=1.0, signed=True).weigh(
-            ...     torch.tensor([-1.0, 0.0, 1.0]))
+            >>> signed = AdvantageWeighterConfig(eta=1.0, signed=True)
+            >>> signed.weigh(torch.tensor([-1.0, 0.0, 1.0]))
             tensor([0.2938, 1.0000, 3.4034])
         """
         return advantage_weights(

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from gtp_policy._engine.adam import Adam, check_moments
 from gtp_policy._engine.by_autograd import ByAutograd
-from gtp_policy._engine.choice import Dispatcher, explain
+from gtp_policy._engine.choice import LAUNCH, Dispatcher, explain
 from gtp_policy._engine.launches import update_from
 from gtp_policy._engine.whole import changing, check_whole
 from gtp_policy._random import new_stream
 from gtp_policy.acting import act, chosen_by
 from gtp_policy.actor import FlowMapActor
-from gtp_policy.algorithm import advantage_of, draw
+from gtp_policy.algorithm import advantage_of, minibatch
 from gtp_policy.config import GTPConfig, GTPLearnerConfig
 from gtp_policy.critic import (
     NetworkBaseline,
@@ -382,6 +382,7 @@ class GTPLearner(nn.Module):
                 NaN, infinite or outside its range; names field and row.
             NonFiniteError: On the CPU, if the advantages are NaN or infinite: training diverges.
             BrokenLearnerError: If an earlier update ended half-way.
+            DeviceError: If the device has no memory left, or another process has taken it.
 
         Example:
             >>> import torch
@@ -398,9 +399,9 @@ class GTPLearner(nn.Module):
         batch.check(actor.obs_dim, actor.action_dim, like=actor.fixed_noise, next_action=penalty)
         batch.check_values()
         one = batch.map(lambda field: field.unsqueeze(0))
-        draws = draw([self], one.action)
+        compute = self._dispatcher.plan([self], one)
         with changing([self]):
-            (metrics,) = per_learner(self._dispatcher.update([self], one, draws), 1)
+            (metrics,) = per_learner(compute(), 1)
             self.updates += 1
         return metrics
 
@@ -409,9 +410,11 @@ class GTPLearner(nn.Module):
     ) -> UpdateMetrics:
         """Does several updates on minibatches of a dataset, on a GPU some of them in one launch.
 
-        The same as a loop of ``update`` on ``dataset.sample(batch_size,
-        generator=learner.stream("batch"))``. Where updates are recorded as CUDA graphs, one
-        operation gathers sixteen minibatches and one graph does sixteen updates.
+        On the CPU the same as a loop of ``update`` on ``dataset.sample(batch_size,
+        generator=learner.stream("batch"))``. On a GPU minibatches are drawn by counter, as all that
+        is random: a function of seed and number of updates too, but other transitions. Where
+        updates are recorded, one graph gathers sixteen minibatches and does sixteen updates. What
+        is learned does not depend on how updates are divided among calls.
 
         Args:
             dataset: The data, on the learner's device.
@@ -445,9 +448,27 @@ class GTPLearner(nn.Module):
         """
 
         def one() -> list[UpdateMetrics]:
-            return [self.update(dataset.sample(batch_size, generator=self.stream("batch")))]
+            return [self.update(minibatch(self, dataset, batch_size))]
 
         return update_from([self], self._dispatcher, dataset, updates, batch_size, one)[0]
+
+    def updates_per_launch(self, batch_size: int = 256) -> int:
+        """Returns how many updates `update_from` does at once, for the learner as it stands.
+
+        A loop that has something to do between updates loses nothing by doing it so often.
+
+        Args:
+            batch_size: B, transitions per update.
+
+        Returns:
+            1, or 16 where updates are recorded.
+
+        Example:
+            >>> from gtp_policy import GTPConfig, GTPLearner
+            >>> GTPLearner.build(1, 1, GTPConfig(critic=None)).updates_per_launch()
+            1
+        """
+        return LAUNCH if self._dispatcher.records([self], batch_size) else 1
 
     def explain(self, rows: int | None = None) -> list[str]:
         """Tells how updates and actions will be computed; see `gtp_policy.kernels.explain`.
@@ -466,7 +487,7 @@ class GTPLearner(nn.Module):
             sample: torch (its operators, in place), because its matrix products are the faster ones
             beyond 24 rows
         """
-        return [explain(self), *self.target_actor.explain(rows)]
+        return [explain(self, self._dispatcher.refused), *self.target_actor.explain(rows)]
 
     @property
     def guidance(self) -> Guidance:

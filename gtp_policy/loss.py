@@ -31,8 +31,9 @@ from gtp_policy.times import (
     UniformIndex,
     UniformPairs,
     URule,
-    draw_shares,
-    draw_times,
+    raw_draws,
+    times_at_shares,
+    times_of,
 )
 
 _InnerPoint = Annotated[float, Field(strict=True, ge=0.001, le=0.999)]
@@ -189,6 +190,22 @@ class GTPLossConfig(Config):
     reduction: Literal["mean", "sum"] = Field(
         default="mean", description="Reduction of the squared error over the action's dimensions."
     )
+
+    def inner_at(self, progress: float) -> float:
+        """Returns where u lies between s (0) and t (1) at a point of training.
+
+        Args:
+            progress: Fraction of training done, in [0, 1].
+
+        Returns:
+            A number in [0, 1).
+
+        Example:
+            >>> from gtp_policy import GTPLossConfig
+            >>> GTPLossConfig(inner=0.3).inner_at(0.5)
+            0.3
+        """
+        return self.inner.at(progress) if isinstance(self.inner, AlphaSchedule) else self.inner
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -546,23 +563,57 @@ class GTPLoss(nn.Module):
             >>> draws.times.t.shape, draws.z.shape
             (torch.Size([2]), torch.Size([4, 2]))
         """
-        c, batch, flow_t = self.config, action.shape[0], None
-        times = draw_times(
+        c, batch, share = self.config, action.shape[0], None
+        raw = raw_draws(c.t_law, math.ceil(c.map_share * batch), generator)
+        z = torch.randn(action.shape, generator=generator, device=action.device, dtype=action.dtype)
+        if c.flow_times == "uniform":
+            share = torch.rand(batch, generator=generator, device=z.device, dtype=torch.float32)
+        return self.draws_of(schedule, raw, z, share, progress=progress)
+
+    def draws_of(
+        self,
+        schedule: TimeSchedule,
+        raw: Tensor,
+        z: Tensor,
+        share: Tensor | None,
+        *,
+        progress: float,
+    ) -> LossDraws:
+        """Returns what is random in the loss, made of numbers that were drawn elsewhere.
+
+        Args:
+            schedule: The actor's time range.
+            raw: As `gtp_policy.times.raw_draws` has it, shape (3, M).
+            z: Standard normal noise, shape (B, A); its dtype is that of the times.
+            share: From [0, 1), for times of the flow loss, shape (B,); None: they have none.
+            progress: Fraction of training done, in [0, 1].
+
+        Returns:
+            Times of the first ``map_share`` of the rows, noise, and times of the flow loss.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import GTPLoss
+            >>> from gtp_policy.times import KarrasTimes
+            >>> raw, z = torch.full((3, 4), 0.5), torch.zeros(4, 2)
+            >>> GTPLoss().draws_of(KarrasTimes(), raw, z, None, progress=0.0).times.t.shape
+            torch.Size([4])
+        """
+        c = self.config
+        times = times_of(
+            raw,
             schedule,
             c.curriculum.intervals(progress),
-            math.ceil(c.map_share * batch),
-            generator=generator,
             law=c.t_law,
             max_gap=c.max_gap,
             s_rule=c.s_rule,
             u_rule=c.u_rule,
-            inner=c.inner.at(progress) if isinstance(c.inner, AlphaSchedule) else c.inner,
-            dtype=action.dtype,
+            inner=c.inner_at(progress),
+            dtype=z.dtype,
         )
-        z = torch.randn(action.shape, generator=generator, device=action.device, dtype=action.dtype)
-        if c.flow_times == "uniform":
-            flow_t = draw_shares(schedule, batch, generator=generator, dtype=action.dtype)
-        return LossDraws(times, z, flow_t)
+        return LossDraws(
+            times, z, None if share is None else times_at_shares(schedule, share, z.dtype)
+        )
 
     def terms(
         self,

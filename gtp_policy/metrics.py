@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -98,11 +99,13 @@ expected finite metrics. Lower the learning rate, set max_grad_norm, or look at 
         return floats
 
 
-def per_learner(metrics: dict[str, Tensor], count: int) -> list[UpdateMetrics]:
+def per_learner(
+    metrics: Mapping[str, Tensor | Sequence[Tensor]], count: int
+) -> list[UpdateMetrics]:
     """Returns metrics by name, (S,) each, as one record per learner.
 
     Args:
-        metrics: Of S learners.
+        metrics: Of S learners, tensors of shape (S,) or S tensors each.
         count: S.
 
     Returns:

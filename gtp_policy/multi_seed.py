@@ -10,7 +10,7 @@ from gtp_policy._engine.choice import Dispatcher
 from gtp_policy._engine.launches import update_from
 from gtp_policy._engine.seeds import share_
 from gtp_policy._engine.whole import changing, check_whole
-from gtp_policy.algorithm import draw
+from gtp_policy.algorithm import minibatch
 from gtp_policy.config import GTPConfig
 from gtp_policy.dataset import OfflineDataset
 from gtp_policy.functional import check_kind
@@ -112,7 +112,7 @@ class MultiSeedLearner:
         return self.learners[0].updates
 
     def sample(self, dataset: OfflineDataset, batch_size: int) -> list[Transitions]:
-        """Draws the minibatch that each learner would draw from its stream ``"batch"``.
+        """Draws the minibatch that each learner would draw for its next update in `update_from`.
 
         Args:
             dataset: The data.
@@ -131,7 +131,7 @@ class MultiSeedLearner:
             >>> len(both.sample(dataset, 4))
             2
         """
-        return [dataset.sample(batch_size, generator=x.stream("batch")) for x in self.learners]
+        return [minibatch(x, dataset, batch_size) for x in self.learners]
 
     def update(self, batches: Sequence[Transitions]) -> list[UpdateMetrics]:
         """Does one update of every learner, each on its own minibatch.
@@ -180,10 +180,9 @@ size.
         self._share()
         fields = zip(*(batch.present() for batch in batches), strict=True)
         together = Transitions(*(torch.stack(same) for same in fields))
-        draws = draw(self.learners, together.action)
+        compute = self._dispatcher.plan(self.learners, together)
         with changing(self.learners):
-            found = self._dispatcher.update(self.learners, together, draws)
-            metrics = per_learner(found, len(self.learners))
+            metrics = per_learner(compute(), len(self.learners))
             for learner in self.learners:
                 learner.updates += 1
         return metrics

@@ -329,9 +329,22 @@ class UniformPairs(Config):
         Returns:
             t and s, shape (B,) each, t > s >= 0.
         """
-        first, second, edge = torch.rand(
-            (3, batch), generator=generator, device=generator.device, dtype=torch.float32
-        )
+        return self.pairs(schedule, _three_uniforms(batch, generator), dtype)
+
+    def pairs(
+        self, schedule: "AnyTimes", draws: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the pairs that uniform draws stand for.
+
+        Args:
+            schedule: The time range.
+            draws: From [0, 1), shape (3, B).
+            dtype: Floating type of the result.
+
+        Returns:
+            t and s, shape (B,) each, t > s >= 0.
+        """
+        first, second, edge = draws
         return _pairs(schedule, first, second, edge < self.edge, dtype)
 
 
@@ -383,12 +396,24 @@ class LogitNormalPairs(Config):
         Returns:
             t and s, shape (B,) each, t > s >= 0.
         """
-        device = generator.device
-        normal = torch.randn((2, batch), generator=generator, device=device, dtype=torch.float32)
-        edge = torch.rand(batch, generator=generator, device=device, dtype=torch.float32)
-        first = torch.sigmoid(self.mean + self.std * normal[0])
-        second = torch.sigmoid(self.s_mean + self.s_std * normal[1])
-        return _pairs(schedule, first, second, edge < self.edge, dtype)
+        return self.pairs(schedule, _two_normals_and_a_uniform(batch, generator), dtype)
+
+    def pairs(
+        self, schedule: "AnyTimes", draws: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the pairs that draws stand for.
+
+        Args:
+            schedule: The time range.
+            draws: Two standard normal ones and one from [0, 1), shape (3, B).
+            dtype: Floating type of the result.
+
+        Returns:
+            t and s, shape (B,) each, t > s >= 0.
+        """
+        first = torch.sigmoid(self.mean + self.std * draws[0])
+        second = torch.sigmoid(self.s_mean + self.s_std * draws[1])
+        return _pairs(schedule, first, second, draws[2] < self.edge, dtype)
 
 
 TimeLaw = Annotated[
@@ -424,6 +449,26 @@ def draw_shares(
         True
     """
     share = torch.rand(batch, generator=generator, device=generator.device, dtype=torch.float32)
+    return times_at_shares(schedule, share, dtype)
+
+
+def times_at_shares(schedule: "AnyTimes", share: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns the times of `draw_shares` for given draws.
+
+    Args:
+        schedule: The time range.
+        share: Draws from [0, 1), as a fraction of the largest share of noise there is.
+        dtype: Floating type of the result.
+
+    Returns:
+        Times in [T / 5000, T], of the draws' shape.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.times import KarrasTimes, times_at_shares
+        >>> times_at_shares(KarrasTimes(t_max=5.0), torch.tensor([0.6]), torch.float32)
+        tensor([1.0000])
+    """
     return _positive(_at_share(share, schedule), schedule).to(dtype)
 
 
@@ -525,6 +570,22 @@ class Curriculum(Config):
             raise ValueError(f"`progress` is out of range: got {progress}, expected 0 to 1.")
         return min(self.start << math.floor(progress * self.stages), self.end)
 
+    def every_interval(self) -> list[int]:
+        """Returns every number of grid intervals that a run passes through.
+
+        Returns:
+            Integers from ``start`` to ``end``, ascending.
+
+        Example:
+            >>> from gtp_policy import Curriculum
+            >>> Curriculum(start=10, end=60).every_interval()
+            [10, 20, 40, 60]
+        """
+        found = [self.start]
+        while found[-1] < self.end:
+            found.append(min(2 * found[-1], self.end))
+        return found
+
     def capped(self, total_updates: int, ema_rate: float) -> "Curriculum":
         r"""Returns the curriculum with ``end`` halved until its stages are long enough to learn.
 
@@ -617,22 +678,88 @@ def draw_times(
         >>> bool((times.t - times.u == 1).all() and (times.s <= times.u).all())
         True
     """
-    if max_gap < 1:
-        raise ValueError(f"`max_gap` is out of range: got {max_gap}, expected at least 1.")
-    device, law = generator.device, law or UniformIndex()
-    if isinstance(law, UniformPairs | LogitNormalPairs) != (u_rule == "between"):
-        raise ValueError(
-            f"Law of times and rule for u do not belong together: got {law.kind!r} and {u_rule!r}, "
-            "expected 'between' with a law of pairs, and with no other."
-        )
+    _check(law or UniformIndex(), max_gap, u_rule)
+    draws = raw_draws(law or UniformIndex(), batch, generator)
+    return times_of(
+        draws,
+        schedule,
+        intervals,
+        law=law,
+        max_gap=max_gap,
+        s_rule=s_rule,
+        u_rule=u_rule,
+        inner=inner,
+        dtype=dtype,
+    )
+
+
+def raw_draws(law: TimeLaw, batch: int, generator: torch.Generator) -> Tensor:
+    """Draws what `times_of` makes times of: numbers from [0, 1), or normal ones where a law says.
+
+    Args:
+        law: How t is drawn.
+        batch: B.
+        generator: Source of randomness; the result lives on its device.
+
+    Returns:
+        Shape (3, B); with `LogitNormalPairs` the first two rows are standard normal.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.times import UniformIndex, raw_draws
+        >>> raw_draws(UniformIndex(), 4, torch.Generator()).shape
+        torch.Size([3, 4])
+    """
+    if isinstance(law, LogitNormalPairs):
+        return _two_normals_and_a_uniform(batch, generator)
+    return _three_uniforms(batch, generator)
+
+
+def times_of(
+    draws: Tensor,
+    schedule: TimeSchedule,
+    intervals: int,
+    *,
+    law: TimeLaw | None = None,
+    max_gap: int = 1,
+    s_rule: SRule = "uniform",
+    u_rule: URule = "adjacent",
+    inner: float = 0.5,
+    dtype: torch.dtype | None = None,
+) -> Times:
+    """Returns the times of `draw_times` for given draws.
+
+    Args:
+        draws: Of `raw_draws`, shape (3, B).
+        schedule: As for `draw_times`, like all that follow.
+        intervals: N.
+        law: How t is drawn.
+        max_gap: Largest distance from t down to u.
+        s_rule: How s is drawn.
+        u_rule: How u is drawn.
+        inner: Where u lies between s and t.
+        dtype: Floating type of the result.
+
+    Returns:
+        Times, each of shape (B,).
+
+    Raises:
+        ValueError: As `draw_times`.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.times import UniformTimes, times_of
+        >>> times_of(torch.tensor([[0.6], [0.9], [0.0]]), UniformTimes(t_max=4.0), 4)
+        Times(t=tensor([3.]), u=tensor([2.]), s=tensor([2.]))
+    """
+    device, law = draws.device, law or UniformIndex()
+    _check(law, max_gap, u_rule)
     if isinstance(law, UniformPairs | LogitNormalPairs):
-        t, s = law.draw(schedule, batch, generator, dtype or torch.get_default_dtype())
+        t, s = law.pairs(schedule, draws, dtype or torch.get_default_dtype())
         return Times(t, s + inner * (t - s), s)
     nodes = schedule.grid(intervals, device=device, dtype=dtype)
-    cdf = _cdf(schedule, intervals, law, str(device))
-    t_draw, s_draw, gap_draw = torch.rand(
-        (3, batch), generator=generator, device=device, dtype=torch.float32
-    )
+    cdf = masses(schedule, intervals, law, str(device))
+    t_draw, s_draw, gap_draw = draws
     # right=True: a draw equal to an edge belongs to the node above it, never to one without mass.
     k = torch.searchsorted(cdf, t_draw, right=True).clamp_(max=intervals - 1) + 1
     k, m = _PAIRS[s_rule](k, s_draw, intervals)
@@ -641,6 +768,27 @@ def draw_times(
         m = k - gap
     # The grid descends, so node number k stands at position N - k.
     return Times(nodes[intervals - k], nodes[intervals - k + gap], nodes[intervals - m])
+
+
+def _check(law: TimeLaw, max_gap: int, u_rule: URule) -> None:
+    if max_gap < 1:
+        raise ValueError(f"`max_gap` is out of range: got {max_gap}, expected at least 1.")
+    if isinstance(law, UniformPairs | LogitNormalPairs) != (u_rule == "between"):
+        raise ValueError(
+            f"Law of times and rule for u do not belong together: got {law.kind!r} and {u_rule!r}, "
+            "expected 'between' with a law of pairs, and with no other."
+        )
+
+
+def _three_uniforms(batch: int, generator: torch.Generator) -> Tensor:
+    return torch.rand((3, batch), generator=generator, device=generator.device, dtype=torch.float32)
+
+
+def _two_normals_and_a_uniform(batch: int, generator: torch.Generator) -> Tensor:
+    device = generator.device
+    normal = torch.randn((2, batch), generator=generator, device=device, dtype=torch.float32)
+    uniform = torch.rand((1, batch), generator=generator, device=device, dtype=torch.float32)
+    return torch.cat([normal, uniform])
 
 
 def _uniform_pair(k: Tensor, draw: Tensor, intervals: int) -> tuple[Tensor, Tensor]:
@@ -686,8 +834,25 @@ def _uniform_below(draw: Tensor, bound: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=256)
-def _cdf(schedule: AnyTimes, n: int, law: UniformIndex | LogNormalIndex, device: str) -> Tensor:
-    """Returns the cumulative mass of nodes 1..n of t."""
+def masses(
+    schedule: AnyTimes, n: int, law: UniformIndex | LogNormalIndex, device: str = "cpu"
+) -> Tensor:
+    """Returns the cumulative mass that a law puts on the nodes of t.
+
+    Args:
+        schedule: Where the nodes lie.
+        n: Number of grid intervals.
+        law: How t is drawn.
+        device: Where the result lives; it is shared by all callers.
+
+    Returns:
+        Of nodes 1..n, shape (n,); the last is 1.
+
+    Example:
+        >>> from gtp_policy.times import UniformIndex, UniformTimes, masses
+        >>> masses(UniformTimes(), 4, UniformIndex())
+        tensor([0.2500, 0.5000, 0.7500, 1.0000])
+    """
     if isinstance(law, UniformIndex):
         mass = torch.ones(n, dtype=torch.float64)
     else:

@@ -72,6 +72,15 @@ class Transitions(NamedTuple):
         """
         return [field for field in self if field is not None]
 
+    def in_rows(self) -> list[Tensor]:
+        """Returns the fields that are there in the order of a dataset's rows, which `unpack` reads.
+
+        Returns:
+            ``obs``, ``action``, ``reward``, ``discount``, ``next_obs``, and ``next_action``.
+        """
+        obs, action, reward, next_obs, discount, *rest = self.present()
+        return [obs, action, reward, discount, next_obs, *rest]
+
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> "Transitions":

@@ -222,3 +222,34 @@ def test_a_copy_keeps_no_actor_alive() -> None:
     del actor
     gc.collect()
     assert len(acting._SNAPSHOTS) == before - 1
+
+
+def test_a_copy_is_not_renewed_while_another_thread_samples_from_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    actor, _ = networks()
+    snapshot, obs = CPUSnapshot(), observations(1)
+    snapshot.act(actor, None, obs, deterministic=True)
+    sampling, go_on, renewed = threading.Event(), threading.Event(), []
+    sample, renew = FlowMapActor.sample, acting._Copy.renew
+
+    def slow(self: FlowMapActor, *args: Any, **kwargs: Any) -> Any:
+        sampling.set()
+        assert go_on.wait(60)
+        return sample(self, *args, **kwargs)
+
+    monkeypatch.setattr(FlowMapActor, "sample", slow)
+    first = threading.Thread(target=snapshot.act, args=(actor, None, obs))
+    first.start()
+    assert sampling.wait(60)
+    monkeypatch.setattr(
+        acting._Copy, "renew", lambda self, stamp: renewed.append(1) or renew(self, stamp)
+    )
+    second = threading.Thread(target=snapshot.act, args=(actor, None, obs))
+    second.start()
+    second.join(0.2)
+    assert renewed == []  # it waits for its turn
+    go_on.set()
+    for thread in (first, second):
+        thread.join(60)
+    assert renewed == [1]

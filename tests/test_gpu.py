@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
 ]
 OBS, ACT, ROWS = 11, 3, 256
-# A graph is recorded in the fourth update; the rest replay it.
+# A graph is recorded in the first update, after trials that are taken back.
 UPDATES = 8
 
 

@@ -92,12 +92,17 @@ def _train(
         position=line,
         disable=None,
     )
+    every = config.log_every, config.evaluation.every, config.checkpoint_every
     try:
         while learner.updates < config.updates:
             began = time.perf_counter()
-            metrics = learner.update(
-                dataset.sample(config.batch_size, generator=learner.stream("batch"))
+            # On a GPU several updates are one launch; never beyond what comes between updates.
+            at_once = min(
+                learner.updates_per_launch(config.batch_size),
+                config.updates - learner.updates,
+                *(n - learner.updates % n for n in every),
             )
+            metrics = learner.update_from(dataset, at_once, batch_size=config.batch_size)
             done = learner.updates
             last = done == config.updates
             if last or not done % config.log_every:
@@ -115,7 +120,7 @@ def _train(
                     layout=dataset.layout,
                     metadata={"seconds": seconds, "run": config.name},
                 )
-            bar.update()
+            bar.update(at_once)
             if leave and not last:
                 return None
     except NonFiniteError as error:

@@ -446,7 +446,10 @@ class GTP(OfflineLoop):
         if self.learning_rate is not None:
             self._update_learning_rate(list(learner.optimizers.values()))
         start = time.perf_counter()
-        for _ in range(gradient_steps):
+        shown = self._offline.shown
+        if shown is not None and gradient_steps:
+            self._metrics = learner.update_from(shown, gradient_steps, batch_size=batch_size)
+        for _ in range(gradient_steps if shown is None else 0):
             self._metrics = learner.update(self._minibatch(batch_size))
         self._clock[0] += time.perf_counter() - start
         self._clock[1] += gradient_steps
@@ -455,8 +458,6 @@ class GTP(OfflineLoop):
             self._offline.updates += gradient_steps
 
     def _minibatch(self, batch_size: int) -> Transitions:
-        if self._offline.shown is not None:
-            return self._offline.shown.sample(batch_size, generator=self.learner.stream("batch"))
         buffer = cast(ReplayBuffer, self.replay_buffer)
         return _replay.sample(buffer, batch_size, self._vec_normalize_env, self.gamma, self._layout)
 

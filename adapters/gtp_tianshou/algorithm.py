@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, cast
 import gymnasium as gym
 import torch
 from pydantic import JsonValue
-from tianshou.algorithm.algorithm_base import OfflineAlgorithm
+from tianshou.algorithm.algorithm_base import OfflineAlgorithm, TrainingStats
 from tianshou.algorithm.optim import OptimizerFactory
 from tianshou.data import ReplayBuffer, ReplayBufferManager, VectorReplayBuffer
 from tianshou.data.buffer.buffer_base import TBuffer
@@ -45,7 +45,7 @@ from gtp_tianshou._state import (
     plain_numbers,
     space_of,
 )
-from gtp_tianshou.buffers import TransitionTable, dataset_from_buffer
+from gtp_tianshou.buffers import TransitionTable, Undrawn, dataset_from_buffer
 from gtp_tianshou.policy import GTPPolicy
 from gtp_tianshou.stats import GTPTrainingStats
 
@@ -317,6 +317,33 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
         if self.learner.config.critic_penalty:
             dataset = dataset.with_next_actions()
         return cast("TBuffer", TransitionTable(dataset, self.learner.stream))
+
+    def update(self, buffer: Any, sample_size: int | None) -> TrainingStats:  # noqa: ANN401 - as Tianshou has it
+        """Does one update on a minibatch of a buffer; called by the trainer.
+
+        Where updates are recorded, on a GPU, minibatches of a table are drawn and gathered there.
+
+        Args:
+            buffer: What `process_buffer` returned.
+            sample_size: Transitions per update; 0 and None mean everything.
+
+        Returns:
+            Figures of the update.
+        """
+        if (
+            isinstance(buffer, TransitionTable)
+            and sample_size
+            and self.learner.updates_per_launch(sample_size) > 1
+        ):
+            table = buffer.on(self.learner.device)
+
+            def launch(_: object) -> GTPTrainingStats:
+                start = time.perf_counter()
+                metrics = self.learner.update_from(table, batch_size=sample_size)
+                return self._stats(metrics, start)
+
+            return self._update(sample_size, cast("Any", Undrawn(table)), launch)
+        return super().update(buffer, sample_size)
 
     def _update_with_batch(self, batch: RolloutBatchProtocol | Transitions) -> GTPTrainingStats:
         start = time.perf_counter()

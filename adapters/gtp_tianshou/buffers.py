@@ -40,12 +40,28 @@ class TransitionTable:
     def sample(self, batch_size: int | None) -> tuple[Transitions, npt.NDArray[np.intp]]:
         """Draws a minibatch; 0 and None mean everything, as in Tianshou. Indices are not kept."""
         generator = self._stream("batch")
-        if generator.device != self.dataset.device:  # the algorithm has moved
-            self.dataset = self.dataset.to(generator.device)
+        dataset = self.on(generator.device)
         if not batch_size:
-            return self.dataset.transitions, np.arange(len(self.dataset))
-        batch = self.dataset.sample(batch_size, generator=generator)
-        return batch, np.empty(0, np.intp)
+            return dataset.transitions, np.arange(len(dataset))
+        return dataset.sample(batch_size, generator=generator), np.empty(0, np.intp)
+
+    def on(self, device: torch.device) -> OfflineDataset:
+        """Returns the dataset on a device, where it stays: the algorithm may have moved."""
+        if self.dataset.device != device:
+            self.dataset = self.dataset.to(device)
+        return self.dataset
+
+
+class Undrawn:
+    """A dataset for an update that draws its minibatch itself: what is sampled is not looked at."""
+
+    def __init__(self, dataset: OfflineDataset) -> None:
+        self.dataset = dataset
+
+    def sample(self, batch_size: int | None) -> tuple[Transitions, npt.NDArray[np.intp]]:
+        """Returns the whole table, which costs nothing."""
+        del batch_size
+        return self.dataset.transitions, np.empty(0, np.intp)
 
 
 def dataset_from_buffer(

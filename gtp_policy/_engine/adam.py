@@ -100,12 +100,17 @@ class Optimizer:
         parameters: Parameters,
         gradients: Parameters,
         max_norm: float | None,
+        triton: Any = None,  # noqa: ANN401 - a module, which is not always imported
     ) -> None:
         self._optimizers, self._max_norm = optimizers, max_norm
         self._own = [list(module.parameters()) for module in modules]
         self._parameters, self._gradients = parameters, gradients
         self._views = [[g[i] for g in gradients] for i in range(len(self._own))]
         self.adam = all(map(is_plain_adam, optimizers, self._own)) and _alike(optimizers)
+        self._triton: Any = triton if self.adam else None
+        self._compiled: Any = None  # Triton's step, for moments where they were last
+        self._at: list[int] = []
+        self._rate = torch.zeros((), device=parameters[0].device) if self._triton else None
 
     def prepare(self, rate: float | None) -> None:
         """Sets the learning rate, and makes what Adam's first step would make.
@@ -120,15 +125,33 @@ class Optimizer:
                 if self.adam:
                     adam_state(optimizer, parameter)
             optimizer._opt_called = True  # type: ignore[attr-defined]  # torch's schedulers need it
-        if self.adam:
+        if self._triton is not None:
+            self._find_places()
+        elif self.adam:
             for name in ("exp_avg", "exp_avg_sq") if len(self._own) > 1 else ():
                 for same in zip(*(self._states(i) for i in range(len(self._own))), strict=True):
                     share_([state[name] for state in same])
 
-    def places(self) -> list[int]:
-        """Returns where Adam's moments and counts are."""
+    def _find_places(self) -> None:
+        """Makes Triton's step, unless moments and counts are where they were."""
+        if (places := self.places()) == self._at:
+            return
+        states = [self._states(i) for i in range(len(self._own))]
+        names = ("exp_avg", "exp_avg_sq", "step")
+        moments = ([[state[name] for state in of_seed] for of_seed in states] for name in names)
+        group = self._optimizers[0].param_groups[0]
+        options = self._max_norm, group["betas"], group["eps"]
+        self._compiled = self._triton.Adam(self._own, self._views, *moments, *options)
+        self._at = places
+
+    def tensors(self) -> list[Tensor]:
+        """Returns Adam's moments and counts."""
         states = (state for i in range(len(self._own)) for state in self._states(i))
-        return [tensor.data_ptr() for state in states for tensor in state.values()]
+        return [tensor for state in states for tensor in state.values()]
+
+    def places(self) -> list[int]:
+        """Returns where they are."""
+        return [tensor.data_ptr() for tensor in self.tensors()]
 
     @property
     def rate(self) -> float:
@@ -137,6 +160,11 @@ class Optimizer:
 
     def step(self, rate: float | Tensor | None) -> Tensor:
         """Does one step and returns the gradients' norms before clipping, (S,)."""
+        if self._compiled is not None:
+            if not isinstance(rate, Tensor):
+                assert self._rate is not None
+                rate = self._rate.fill_(self.rate if rate is None else rate)
+            return cast(Tensor, self._compiled.step(rate))
         norms = torch.stack([n for views in self._views for n in torch._foreach_norm(views)])
         norm: Tensor = torch.linalg.vector_norm(norms.view(len(self._own), -1), dim=1)
         scale = None

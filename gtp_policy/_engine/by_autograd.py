@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from gtp_policy.algorithm import Draws, Learner
+from gtp_policy.algorithm import Draws, Learner, weight_metrics
 from gtp_policy.critic import NetworkBaseline, QEnsemble
 from gtp_policy.functional import ema_
 from gtp_policy.guidance import LinearQGuidance
@@ -69,9 +69,11 @@ class ByAutograd:
             assert isinstance(baseline, NetworkBaseline)
             _step(learner, "value", baseline.loss(target, _given(learner.value)(o)).mean())
 
-    def weigh(self, advantage: Tensor) -> Tensor:
-        """Returns the weighters' weights (S, B)."""
-        return _stack(x.weighter(a) for x, a in zip(self.learners, advantage, strict=True))
+    def weigh(self, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the weighters' weights (S, B), and metrics of them."""
+        weight = _stack(x.weighter(a) for x, a in zip(self.learners, advantage, strict=True))
+        most = self.learners[0].weighter.config.max_weight
+        return weight, weight_metrics(advantage, weight, most)
 
     def fit_actor(
         self, batch: Transitions, weight: Tensor | None, draws: Draws

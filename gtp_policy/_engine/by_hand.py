@@ -31,19 +31,22 @@ from gtp_policy._engine.seeds import (
     stack_of,
     together,
 )
-from gtp_policy._engine.support import jumps_once
+from gtp_policy._engine.support import against_triton, jumps_once
 from gtp_policy._folding import FoldedActor, fold
 from gtp_policy.actor import FlowMapActor
-from gtp_policy.algorithm import Draws, Learner, update
+from gtp_policy.algorithm import WEIGHT_METRICS, Draws, Learner, update, weight_metrics
 from gtp_policy.critic import NetworkBaseline, QEnsemble, QEnsembleConfig, ValueNetwork
-from gtp_policy.functional import flow_map, perturb, precondition
+from gtp_policy.functional import HALVINGS, flow_map, perturb, precondition
 from gtp_policy.guidance import AdvantageWeighter, LinearQGuidance
 from gtp_policy.kernels.mlp import GradientPass, Pass, Stack, coarse_products
-from gtp_policy.networks import FlowMapMLP
+from gtp_policy.networks import FlowMapMLP, LogRatioEmbedding
 from gtp_policy.samplers import JumpSampler
-from gtp_policy.teachers import JvpTeacher, NoTeacher
+from gtp_policy.teachers import JvpTeacher, NoTeacher, SelfTeacher, SurrogateTeacher
 from gtp_policy.times import Times
 from gtp_policy.transitions import Transitions, unpack
+
+# Teachers whose jumps Triton's kernels know.
+_TEACHERS = {SurrogateTeacher: 1, SelfTeacher: 2}
 
 
 class ByHand:
@@ -52,16 +55,19 @@ class ByHand:
     Args:
         learners: For which `gtp_policy._engine.support` knows no reason against it.
         rows: B.
+        triton: Whether Triton's kernels may be used where they can.
     """
 
-    def __init__(self, learners: Sequence[Learner], rows: int) -> None:
-        self.learners, self._rows = learners, rows
+    def __init__(self, learners: Sequence[Learner], rows: int, *, triton: bool = True) -> None:
+        self.learners, self.rows, self._rows = learners, rows, rows
         first = self._first = learners[0]
         self._config, self._rates = first.config, dict[str, Any]()
         actor = net_of([learner.actor for learner in learners])
         target = net_of([learner.target_actor for learner in learners])
         gradients, into = _gradients(actor)
-        self._actor = _Actors(learners, actor, target, into, rows)
+        # Triton's kernels for what is between the products, where all networks can have them.
+        self._triton: Any = _triton(learners) if triton else None
+        self._actor = _Actors(learners, actor, target, into, rows, self._triton)
         self._actor_gradients = gradients
         self._jump: _GuidedJump | None = None
         modules: list[nn.Module] = [learner.actor for learner in learners]
@@ -75,6 +81,7 @@ class ByHand:
         )
         # What follows what, and at which rate.
         self._followers = [(target, actor, first.config.actor_rate)]
+        self._mover: Any = None
         names = ("actor", "target_actor", "critic", "target_critic", "value")
         owners = [getattr(learner, name) for learner in learners for name in names]
         # Every parameter that an update changes.
@@ -106,8 +113,8 @@ class ByHand:
         net, target = net_of(critics), net_of(targets)
         config = critics[0].config
         gradients, into = _gradients(net, config)
-        self._critic = _Critics(net, config, rows, into)
-        self._target_critic = _Critics(target, config, rows)
+        self._critic = _Critics(net, config, rows, self._triton, into)
+        self._target_critic = _Critics(target, config, rows, self._triton)
         self._optimizers["critic"] = self._optimizer("critic", critics, net, gradients)
         self._followers.append((target, net, self._config.critic_rate))
 
@@ -124,7 +131,8 @@ class ByHand:
     ) -> Optimizer:
         optimizers = [learner.optimizers[name] for learner in self.learners]
         limit = self._config.max_grad_norm
-        return Optimizer(optimizers, modules, net.parameters, gradients, limit)
+        triton = self._triton
+        return Optimizer(optimizers, modules, net.parameters, gradients, limit, triton)
 
     # --- an update, and what its being recorded needs
 
@@ -133,19 +141,43 @@ class ByHand:
     ) -> dict[str, Tensor]:
         """Does the update at some learning rates and returns metrics, (S,) each."""
         self.prepare(rates)
+        names, values = self.run(batch, draws, rates)
+        # Views of the first seed count for it alone, and what Triton writes to for none.
+        if len(self.learners) > 1 or self._triton is not None:
+            torch.autograd.graph.increment_version(self.written)
+        return dict(zip(names, values, strict=True))
+
+    def run(
+        self, batch: Transitions, draws: Draws, rates: dict[str, Any]
+    ) -> tuple[list[str], Tensor]:
+        """Does the update after `prepare`, and returns names of metrics and their values, (n, S).
+
+        Nothing in it depends on the host: this is what a graph records.
+        """
         self._rates = rates
         # In inference mode operators cost less; what is made outside it is a plain tensor.
         with torch.inference_mode():
             metrics = update(self, batch, draws)
-        if len(self.learners) > 1:  # views of the first seed count for it alone
-            torch.autograd.graph.increment_version(self.written)
-        return dict(zip(metrics, torch.stack(list(metrics.values())), strict=True))
+        return list(metrics), torch.stack(list(metrics.values()))
 
     def prepare(self, rates: dict[str, Any]) -> None:
         """Does what has to be done before an update outside of inference mode."""
         for name, optimizer in self._optimizers.items():
             rate = rates.get(name)
             optimizer.prepare(None if isinstance(rate, Tensor) else rate)
+        if self._triton is not None and self._mover is None:
+            # Where targets and sources are: they stay there for as long as this object is right.
+            nets = [
+                zip([*t.parameters, t.mean, t.scale], [*s.parameters, s.mean, s.scale], strict=True)
+                for t, s, _ in self._followers
+            ]
+            self._mover = self._triton.Followers(
+                [
+                    (to, of, 1.0 if to is target.mean or to is target.scale else rate)
+                    for pairs, (target, _, rate) in zip(nets, self._followers, strict=True)
+                    for to, of in pairs
+                ]
+            )
 
     @property
     def recordable(self) -> bool:
@@ -155,6 +187,18 @@ class ByHand:
     def unpack(self, rows: Tensor) -> Transitions:
         """Returns rows of a dataset, shape (S, B, W), as a minibatch."""
         return unpack(rows, self._first.actor.obs_dim, self._first.actor.action_dim)
+
+    def state(self) -> list[Tensor]:
+        """Returns everything that an update changes: after `prepare`, which makes some of it."""
+        parameters = [p.detach() for p in self.written]
+        statistics = [x for target, _, _ in self._followers for x in (target.mean, target.scale)]
+        moments = [x for optimizer in self._optimizers.values() for x in optimizer.tensors()]
+        return [*parameters, *statistics, *moments]
+
+    @property
+    def by_triton(self) -> bool:
+        """Whether what is between the products is computed by Triton's kernels."""
+        return self._triton is not None
 
     def places(self) -> list[int]:
         """Returns where the optimisers keep what a recorded step writes to."""
@@ -196,10 +240,15 @@ class ByHand:
     def fit_critic(self, obs: Tensor, action: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Does a step of every critic on the mean of (Q - y)^2."""
         q = self._critic.values_with_gradient(obs, action)
-        error = q - y.unsqueeze(1)
-        self._critic.gradients(error * (2 / error[0].numel()))
-        # Before the step: q is a view of what the next pass overwrites.
-        metrics = {"critic_loss": error.square().mean((1, 2)), "q_mean": q.mean((1, 2))}
+        if self._triton is not None:
+            upstream, found = self._triton.critic_error(q, y.contiguous())
+            self._critic.gradients(upstream)
+            metrics = dict(zip(("critic_loss", "q_mean"), found, strict=True))
+        else:
+            error = q - y.unsqueeze(1)
+            self._critic.gradients(error * (2 / error[0].numel()))
+            # Before the step: q is a view of what the next pass overwrites.
+            metrics = {"critic_loss": error.square().mean((1, 2)), "q_mean": q.mean((1, 2))}
         metrics["critic_grad_norm"] = self._step("critic")
         return metrics
 
@@ -210,8 +259,19 @@ class ByHand:
         self._value.gradients(slope.unsqueeze(-1))
         self._step("value")
 
-    def weigh(self, advantage: Tensor) -> Tensor:
-        """Returns the weighters' weights (S, B)."""
+    def weigh(self, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the weighters' weights (S, B), and metrics of them."""
+        choices = self._first.weighter.config
+        few = advantage.shape[1] <= self._triton.MOST_WEIGHTS if self._triton else False
+        if few and type(self._first.weighter) is AdvantageWeighter:
+            weight, metrics = self._triton.weights(
+                advantage.contiguous(), halvings=HALVINGS, **choices.model_dump()
+            )
+            return weight, dict(zip(WEIGHT_METRICS, metrics, strict=True))
+        weight = self._weights(advantage)
+        return weight, weight_metrics(advantage, weight, choices.max_weight)
+
+    def _weights(self, advantage: Tensor) -> Tensor:
         weighters = [learner.weighter for learner in self.learners]
         if type(weighters[0]) is not AdvantageWeighter:
             # A custom one may keep or differentiate what it gets.
@@ -234,6 +294,9 @@ class ByHand:
 
     def follow(self) -> None:
         """Moves every target network towards its network."""
+        if self._mover is not None:
+            self._mover.move()
+            return
         for target, source, rate in self._followers:
             torch._foreach_lerp_(target.parameters, source.parameters, rate)
             torch._foreach_copy_([target.mean, target.scale], [source.mean, source.scale])
@@ -264,6 +327,15 @@ class ByHand:
         return coarse_products(self._config.no_grad_precision)
 
 
+def _triton(learners: Sequence[Learner]) -> Any:  # noqa: ANN401 - a module, not always imported
+    """Returns the module of Triton's kernels where they take all of an update, else None."""
+    if against_triton(learners) is not None:
+        return None
+    from gtp_policy.kernels import update_triton  # importing Triton takes time
+
+    return update_triton
+
+
 def _gradients(net: Net, ensemble: QEnsembleConfig | None = None) -> tuple[Parameters, Stack]:
     """Returns where gradients go, as parameters and as matrices, in one piece of memory."""
     flat = net.mean.new_empty(sum(p.numel() for p in net.parameters))
@@ -282,13 +354,19 @@ class _Critics:
         net: Their parameters.
         config: Their choices.
         rows: B.
+        triton: Module of Triton's kernels, or None.
         gradients: Where to leave gradients; None for target networks.
     """
 
     def __init__(
-        self, net: Net, config: QEnsembleConfig, rows: int, gradients: Stack | None = None
+        self,
+        net: Net,
+        config: QEnsembleConfig,
+        rows: int,
+        triton: Any = None,  # noqa: ANN401 - a module, which is not always imported
+        gradients: Stack | None = None,
     ) -> None:
-        self._net, self._rows = net, rows
+        self._net, self._rows, self._triton = net, rows, triton
         self._members, self._activation = config.members, config.activation
         self._stack = ensemble_of(net.parameters, layer_norm=config.layer_norm)
         self._passes: dict[int, Pass] = {}
@@ -325,6 +403,10 @@ class _Critics:
         return by_action.view(-1, self._members, *by_action.shape[1:]).sum(1)
 
     def _run(self, through: Pass, obs: Tensor, action: Tensor) -> Tensor:
+        if self._triton is not None:
+            net = self._net
+            self._triton.join(obs, net.mean, net.scale, action, through.inputs)
+            return through.run().view(len(obs), self._members, *action.shape[1:3])
         inputs = through.inputs.view(*action.shape[:3], -1)
         inputs[..., : obs.shape[-1]].copy_(self._net.normalise(obs).unsqueeze(1))
         inputs[..., obs.shape[-1] :].copy_(action)
@@ -359,8 +441,8 @@ class _FixedFlowMap:
     def __init__(self, of: Learner, net: Net, rows: int) -> None:
         actor = of.actor
         self.times, self._sigma_data, self._net = actor.times, actor.sigma_data, net
-        self._pass = Pass(stack_of(net.parameters), rows)
-        self._inputs = _Inputs(actor, self._pass)
+        self.passes = Pass(stack_of(net.parameters), rows)
+        self._inputs = _Inputs(actor, self.passes)
 
     def endpoint(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """Returns where trajectories end, as `FlowMapActor.endpoint` does."""
@@ -368,7 +450,7 @@ class _FixedFlowMap:
         start = self._inputs.embed(t)
         end = start if s is t else self._inputs.embed(s)
         self._inputs.write(slice(None), self._net.normalise(obs), factors.inner * x, start, end)
-        return torch.addcmul(factors.skip * x, factors.out, self._pass.run())
+        return torch.addcmul(factors.skip * x, factors.out, self.passes.run())
 
     def __call__(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """Returns where trajectories are at time s."""
@@ -384,12 +466,20 @@ class _Actors:
         target: Those of their target networks.
         gradients: Where to leave the gradients, as matrices.
         rows: B.
+        triton: Module of Triton's kernels, or None.
     """
 
     def __init__(
-        self, learners: Sequence[Learner], net: Net, target: Net, gradients: Stack, rows: int
+        self,
+        learners: Sequence[Learner],
+        net: Net,
+        target: Net,
+        gradients: Stack,
+        rows: int,
+        triton: Any = None,  # noqa: ANN401 - a module, which is not always imported
     ) -> None:
         self._learners, self._first, self._net, self._rows = learners, learners[0], net, rows
+        self._triton = triton
         config, actor = self._first.loss.config, self._first.actor
         # Without a teacher of jumps there is the flow loss alone.
         self._jumps = not isinstance(config.teacher, NoTeacher)
@@ -402,11 +492,69 @@ class _Actors:
         self._teaching = None
         if self._jumps:
             self._teaching = _FixedFlowMap(self._first, taught_by, self._map_rows)
+        self._flow: Any = (
+            None if triton is None else self._choices(_TEACHERS.get(type(config.teacher), 0))
+        )
+
+    def _choices(self, teacher: int) -> Any:  # noqa: ANN401 - of a module as above
+        """Returns the choices of flow map and losses as Triton's kernels take them."""
+        config, actor = self._first.loss.config, self._first.actor
+        embedding = self._inputs.embed
+        ratio = isinstance(embedding, LogRatioEmbedding)
+        return self._triton.Flow(
+            sigma=float(self._sigma_data),
+            floor=float(cast(Tensor, embedding.delta if ratio else embedding.floor)),
+            ratio=ratio,
+            linear=self._times.path == "linear",
+            standard=actor.config.action_statistics is not None,
+            teacher=teacher,
+            flow_weight=float(config.flow_weight),
+            velocity=config.units == "velocity",
+            time_weight=("none", "gap", "endpoint", "edm").index(config.time_weight),
+            power=float(config.adaptive_power),
+            flow_power=float(config.adaptive_power * config.adaptive_flow),
+            constant=float(config.adaptive_constant),
+            huber=float(config.huber or 0),
+            share=1 / actor.action_dim if config.reduction == "mean" else 1.0,
+        )
+
+    def _gradients_by_triton(
+        self, batch: Transitions, weight: Tensor | None, draws: Draws
+    ) -> dict[str, Tensor]:
+        """Does what `gradients` does with a launch before the networks' passes and one after."""
+        triton, flow, actor, n = self._triton, self._flow, self._first.actor, self._map_rows
+        t, u, s = (time[:, :n] for time in draws.times)  # without a teacher, none of them
+        tau = draws.times.t if draws.flow_t is None else draws.flow_t
+        rows = triton.FlowRows(
+            *(batch.obs, self._net.mean, self._net.scale, batch.action),
+            *(actor.action_mean, actor.action_scale, draws.z, t, u, s, tau),
+        )
+        frequencies = cast(Tensor, self._inputs.embed.frequencies)
+        own, teaching = self._pass.inputs, self._teaching if flow.teacher else None
+        into = None if teaching is None else teaching.passes.inputs
+        triton.flow_inputs(flow, rows, frequencies, own, into)
+        first = taught = None
+        if teaching is not None:
+            with coarse_products(self._first.config.no_grad_precision):
+                taught = teaching.passes.run()
+                if flow.teacher == _TEACHERS[SelfTeacher]:
+                    first = taught.clone()
+                    triton.flow_inputs(flow, rows, frequencies, None, into, first)
+                    taught = teaching.passes.run()
+        elif n:
+            action = actor.to_standard(batch.action)
+            taught = self._taught(batch.obs, action, draws).contiguous()
+        raw = self._pass.run()
+        upstream, metrics = triton.flow_loss(flow, rows, weight, raw, taught, first)
+        self._pass.gradients(upstream)
+        return dict(zip(("actor_loss", "consistency", "flow"), metrics, strict=True))
 
     def gradients(
         self, batch: Transitions, weight: Tensor | None, draws: Draws
     ) -> dict[str, Tensor]:
         """Computes the gradients and returns the losses, (S,) each."""
+        if self._triton is not None:
+            return self._gradients_by_triton(batch, weight, draws)
         loss_of, config, path = self._first.loss, self._first.loss.config, self._times.path
         action, times, z = self._first.actor.to_standard(batch.action), draws.times, draws.z
         (t, _, s), n = times, self._map_rows

@@ -1,165 +1,276 @@
-"""The fused update recorded as one CUDA graph: what is left to the host is one launch per update.
+"""Updates recorded as one CUDA graph: what is left to the host is one copy and one launch.
 
 At 256 rows a device waits for its host: every operator costs more to launch than to compute. A
-graph is launched at once. It reads minibatch, draws and learning rates from fixed places, which
-are written before each replay, so that schedules, the curriculum and every law of time go on.
+graph is launched at once. It draws everything random itself, by counter, and may gather its
+minibatches too; what differs from update to update besides, such as learning rates, it reads from
+a record of a few words, which the host writes before each replay.
 
-A graph may hold several updates, one after the other; their minibatches are gathered together.
+A graph may hold several updates, one after the other.
 """
 
-import warnings
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import ctypes
+import functools
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gtp_policy._engine.by_hand import ByHand
-from gtp_policy.algorithm import Draws
-from gtp_policy.times import Times
+from gtp_policy.algorithm import Draws, Learner
+from gtp_policy.critic import PolicyBaseline
+from gtp_policy.guidance import LinearQGuidance, weighs
+from gtp_policy.times import LogitNormalPairs, Times, UniformPairs, masses
 from gtp_policy.transitions import Transitions
 
-# Updates done before recording: libraries choose algorithms and workspaces in their first calls.
-_WARM_UP = 3
+# Trials before recording: libraries choose algorithms and workspaces, and kernels are compiled.
+_TRIALS = 2
+# One thread at a time: others would record into the same graph, or disturb it.
+_RECORDING = threading.Lock()
 
 
-class Step(NamedTuple):
-    """What one update is made from: a minibatch or rows of a dataset, draws and learning rates."""
+class NotRecordedError(Exception):
+    """An update was not recorded; nothing has changed.
 
-    minibatch: Transitions | Tensor
-    draws: Draws
-    rates: dict[str, Any]
+    Attributes:
+        computed: Whether it could be computed, and only not be recorded.
+    """
+
+    def __init__(self, reason: str, *, computed: bool) -> None:
+        super().__init__(reason)
+        self.computed = computed
 
 
 class GraphedUpdate:
-    """Fused updates that record themselves after their first calls.
+    """Some updates in one graph, recorded on the first call.
 
-    The first calls are updates like any other, on a separate stream, as recording requires.
+    Everything runs on one stream per device, as all graphs that were recorded on a stream share
+    what its libraries keep for it.
+
+    Args:
+        by_hand: The update.
+        updates: How many.
+        data: A dataset's rows of which to gather minibatches; None: they are given.
     """
 
-    def __init__(self, fused: ByHand) -> None:
-        self._fused = fused
-        self._calls = 0
-        self._inputs: list[Tensor] = []
-        self._rates: list[dict[str, Tensor]] = []
-        self._known: list[dict[str, float]] = []
-        self._outputs: dict[str, Tensor] = {}
-        self._graph: torch.cuda.CUDAGraph | None = None
+    def __init__(self, by_hand: ByHand, updates: int, data: Tensor | None) -> None:
+        from gtp_policy.kernels import draws_triton  # importing Triton takes time
+
+        self._by_hand, self.updates, self._triton = by_hand, updates, draws_triton
+        self.data = data
+        learners, batch = by_hand.learners, by_hand.rows
+        first = self._first = learners[0]
+        like = self._like = first.actor.fixed_noise
+        self._length = draws_triton.record_length(len(learners))
+        self._keys = draws_triton.keys_of([learner.config.seed for learner in learners])
+        self._grids = _grids(draws_triton, first, like)
+        sizes = _sizes(draws_triton, learners, batch)
+        with torch.inference_mode(False):
+            self._record = torch.zeros(
+                (updates, self._length), dtype=torch.int32, device=like.device
+            )
+            self._draws = draws_triton.Draws(
+                sizes, _laws(draws_triton, first), self._grids, like, data
+            )
+            # A minibatch that is given lies as a dataset's rows do.
+            width = 2 * first.actor.obs_dim + first.actor.action_dim + 2
+            width += first.actor.action_dim * (first.config.critic_penalty > 0)
+            self._rows = (
+                self._draws.rows
+                if data is not None
+                else like.new_empty(len(learners), batch, width)
+            )
+        self._names: list[str] = []
+        self._outputs: Tensor | None = None
+        self._graph: Any = None
         self._places: list[int] = []
-        self._refused = False  # the device or its libraries would not record
-        self._side: torch.cuda.Stream | None = None
 
-    def __call__(
-        self, batch: Transitions, draws: Draws, rates: dict[str, Any]
-    ) -> dict[str, Tensor]:
-        """Does the update and returns metrics, (S,) each."""
-        return self.run([Step(batch, draws, rates)])
+    def prepare(self, batch: Transitions | None = None) -> None:
+        """Writes what the next `replay` reads, and records unless that is done.
 
-    def another(self) -> "GraphedUpdate":
-        """Returns a new one for the same update and another number of steps."""
-        return type(self)(self._fused)
+        Args:
+            batch: The minibatch, fields (S, B, ...), unless it is gathered here.
 
-    def run(self, steps: Sequence[Step]) -> dict[str, Tensor]:
-        """Does updates, as many on every call, and returns metrics of the last one, (S,) each."""
-        # Learning rates as tensors, a custom schedule's included: a number would be recorded.
-        self._fused.prepare(steps[-1].rates)
-        held = self._fused.rates()
-        rates = [{name: step.rates.get(name, held[name]) for name in held} for step in steps]
-        given = [x for step in steps for x in _tensors(step)]
-        if not self._inputs:
-            self._inputs = [torch.empty_like(x) for x in given]
-            # The fused operator takes rates of single precision whatever the parameters have.
-            device = steps[0].draws.z.device
-            self._rates = [{name: torch.zeros((), device=device) for name in held} for _ in steps]
-            self._known = [{} for _ in rates]
-        torch._foreach_copy_(self._inputs, given)
-        for fixed, known, now in zip(self._rates, self._known, rates, strict=True):
-            for name, rate in now.items():
-                if known.get(name) != rate:
-                    fixed[name].fill_(rate)
-                    known[name] = rate
-        places = self._fused.places()
-        if places != self._places:  # a state was loaded: the old memory may hold something else now
-            self._graph, self._places = None, places
-        if self._graph is not None:
-            self._graph.replay()
-        elif self._calls < _WARM_UP or self._refused:
-            self._on_side_stream(steps)
-        else:
-            self._record_or_run(steps)
-        self._calls += 1
-        # A replay writes to parameters without counting it, which code that keeps copies needs.
-        torch.autograd.graph.increment_version(self._fused.written)
-        # The next replay overwrites what this one left.
-        stacked = torch.stack(list(self._outputs.values()))
-        return dict(zip(self._outputs, stacked, strict=True))
-
-    def _record_or_run(self, steps: Sequence[Step]) -> None:
-        """Records and replays; where that fails, says so once and goes on as in the first calls.
-
-        Nothing was computed while recording, so that the updates are still to be done.
+        Raises:
+            NotRecordedError: If recording fails; nothing has changed.
         """
+        with self._beside():
+            self._write(batch)
+            if self._graph is None or self._by_hand.places() != self._places:
+                self._graph = None  # a state was loaded: the old memory may hold other things
+                self._graph = self._recorded()
+                self._places = self._by_hand.places()
+
+    def replay(self) -> dict[str, Sequence[Tensor]]:
+        """Does the updates and returns metrics of the last one, S each."""
+        with self._beside():
+            self._graph.replay()
+        # A replay writes to parameters without counting it, which code that keeps copies needs.
+        torch.autograd.graph.increment_version(self._by_hand.written)
+        assert self._outputs is not None
+        with torch.inference_mode(False):
+            # The next replay overwrites what this one left.
+            values, seeds = self._outputs.clone().unbind(), len(self._by_hand.learners)
+        return {name: values[i * seeds : (i + 1) * seeds] for i, name in enumerate(self._names)}
+
+    @contextmanager
+    def _beside(self) -> Iterator[None]:
+        """Lets the block's work run on the device's stream for updates, in order with all else."""
+        device = self._like.device
+        with torch.cuda.device(device):
+            current, side = torch.cuda.current_stream(device), _stream(device)
+            side.wait_stream(current)
+            with torch.cuda.stream(side):
+                yield
+            current.wait_stream(side)
+
+    def _write(self, batch: Transitions | None) -> None:
+        """Writes the record of the updates to come, and a minibatch."""
+        first, done = self._first, self._first.updates
+        config, total = first.loss.config, first.config.total_updates
+        words, rates = [], list[dict[str, float]]()
+        held = self._by_hand.rates()
         try:
-            graph = self._record(steps)
-        except RuntimeError as error:  # what CUDA and torch raise
-            self._refused = True
-            warnings.warn(
-                f"Updates are not recorded as a CUDA graph: {error}. They go on without one, more "
-                "slowly.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            self._on_side_stream(steps)
-        else:
-            graph.replay()
+            for update in range(done, done + self.updates):
+                first.updates = update  # rates are those of the updates to come
+                rates.append({name: first.learning_rates.get(name, held[name]) for name in held})
+                progress = min(update / total, 1.0)
+                n = config.curriculum.intervals(progress)
+                offset = self._grids.offsets.get(n, 0)
+                inner = config.inner_at(progress)
+                row = self._triton.words(
+                    update, n, offset, inner, [*rates[-1].values()], self._keys
+                )
+                words.append(row)
+        finally:
+            first.updates = done
+        self._by_hand.prepare(rates[-1] if first.learning_rates else {})
+        # Pinned memory is not used again before its copy is done, and comes from a pool.
+        host = torch.empty(
+            self._record.shape, dtype=torch.int32, pin_memory=self._record.device.type == "cuda"
+        )
+        record = b"".join(words)
+        ctypes.memmove(host.data_ptr(), record, len(record))
+        self._record.copy_(host, non_blocking=True)
+        if batch is not None:
+            fields = batch.in_rows()[: 6 if first.config.critic_penalty else 5]
+            columns = [x if x.ndim == 3 else x.unsqueeze(-1) for x in fields]
+            torch.cat(columns, -1, out=self._rows)
 
-    def _run(self, steps: Sequence[Step]) -> None:
-        fields = iter(self._inputs)
-        for (minibatch, draws, _), rates in zip(steps, self._rates, strict=True):
-            if isinstance(minibatch, Tensor):
-                fixed = self._fused.unpack(next(fields))
-            else:
-                fixed = Transitions(*(next(fields) for _ in minibatch.present()))
-            fixed_draws = Draws(
-                backup=None if draws.backup is None else next(fields),
-                baseline=None if draws.baseline is None else next(fields),
-                times=Times(*(next(fields) for _ in draws.times)),
-                z=next(fields),
-                guide=None if draws.guide is None else next(fields),
-                flow_t=None if draws.flow_t is None else next(fields),
-            )
-            self._outputs = self._fused(fixed, fixed_draws, rates)
+    def compute(self) -> None:
+        """Does the updates that the record describes: what is recorded."""
+        floats, at = self._record.view(torch.float32), self._triton.RATES
+        names = list(self._by_hand.rates())
+        stacked = None
+        for j in range(self.updates):
+            self._draws.fill(self._record[j])
+            rates = {name: floats[j, at + i] for i, name in enumerate(names)}
+            batch = self._by_hand.unpack(self._rows)
+            self._names, stacked = self._by_hand.run(batch, self._drawn(), rates)
+        assert stacked is not None
+        self._outputs = stacked.view(-1)
 
-    def _on_side_stream(self, steps: Sequence[Step]) -> None:
-        device = steps[0].draws.z.device
-        current, side = torch.cuda.current_stream(device), self._stream(device)
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
-            self._run(steps)
-        current.wait_stream(side)
+    def _drawn(self) -> Draws:
+        d, first = self._draws, self._first
+        of_actions = first.critic is not None and first.config.backup != "value"
+        return Draws(
+            backup=d.backup if of_actions else None,
+            baseline=d.baseline if d.baseline.numel() else None,
+            times=Times(d.t, d.u, d.s),
+            z=d.z,
+            guide=d.guide if d.guide.numel() else None,
+            flow_t=d.tau if d.tau.numel() else None,
+        )
 
-    def _stream(self, device: torch.device) -> torch.cuda.Stream:
-        """Returns one stream for all, on the batch's device, which need not be the current one."""
-        if self._side is None:
-            self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        return self._side
+    def _recorded(self) -> Any:  # noqa: ANN401 - a graph
+        """Returns the recorded updates, after trials whose results are taken back."""
+        computed = False
+        with _RECORDING:
+            state = self._by_hand.state()
+            kept = [tensor.clone() for tensor in state]
+            try:
+                for _ in range(_TRIALS):
+                    self.compute()
+                    torch._foreach_copy_(state, kept)
+                torch.cuda.synchronize(self._like.device)  # errors come late
+                computed = True
+                return self.record_graph()
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # whatever torch, CUDA, Triton and its compiler raise
+                raise NotRecordedError(
+                    f"{type(error).__name__}: {error}", computed=computed
+                ) from error
+            finally:
+                if not computed:
+                    torch._foreach_copy_(state, kept)
 
-    def _record(self, steps: Sequence[Step]) -> torch.cuda.CUDAGraph:
-        graph, device = torch.cuda.CUDAGraph(), steps[0].draws.z.device
+    def record_graph(self) -> Any:  # noqa: ANN401 - a graph
+        """Returns a graph that does what `compute` does."""
+        graph = torch.cuda.CUDAGraph()
+        stream = _stream(self._like.device)
         # Other threads may go on using the device meanwhile.
-        with (
-            torch.cuda.device(device),
-            torch.cuda.graph(graph, stream=self._stream(device), capture_error_mode="thread_local"),
-        ):
-            self._run(steps)
-        self._graph = graph  # not before it is whole
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            self.compute()
         return graph
 
 
-def _tensors(step: Step) -> list[Tensor]:
-    """Returns everything that changes from update to update, always in the same order."""
-    draws = step.draws
-    whole = step.minibatch
-    batch = [whole] if isinstance(whole, Tensor) else whole.present()
-    drawn = [draws.backup, draws.baseline, *draws.times, draws.z, draws.guide, draws.flow_t]
-    return [*batch, *(x for x in drawn if x is not None)]
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Returns the stream of a device that updates run on, one for all learners."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def _grids(triton: Any, learner: Learner, like: Tensor) -> Any:  # noqa: ANN401 - of a module
+    """Returns every grid of the curriculum."""
+    config, schedule = learner.loss.config, learner.actor.times
+    if isinstance(config.t_law, UniformPairs | LogitNormalPairs):
+        return triton.Grids({}, {}, like.device)
+    stages = config.curriculum.every_interval()
+    nodes = {n: schedule.grid(n, dtype=like.dtype) for n in stages}
+    return triton.Grids(nodes, {n: masses(schedule, n, config.t_law) for n in stages}, like.device)
+
+
+def _laws(triton: Any, learner: Learner) -> Any:  # noqa: ANN401 - of a module
+    config, times = learner.loss.config, learner.actor.times
+    law, of_pairs = config.t_law, {}
+    if isinstance(law, UniformPairs):
+        of_pairs = {"edge": law.edge}
+    elif isinstance(law, LogitNormalPairs):
+        of_pairs = law.model_dump(exclude={"kind"})
+    return triton.Laws(
+        law={UniformPairs: 1, LogitNormalPairs: 2}.get(type(law), 0),
+        s_rule=("uniform", "zero", "equal_u", "dyadic").index(config.s_rule),
+        midpoint=config.u_rule == "midpoint",
+        max_gap=config.max_gap,
+        linear=times.path == "linear",
+        most=float(times.t_max),
+        **of_pairs,
+    )
+
+
+def _sizes(triton: Any, learners: Sequence[Learner], batch: int) -> Any:  # noqa: ANN401
+    """Returns what an update of the learners draws, as `gtp_policy.algorithm.draw` does."""
+    first = learners[0]
+    config, actor, loss = first.config, first.actor, first.loss.config
+    critic, guidance = first.critic is not None, first.guidance
+    of_actions = critic and config.backup != "value"
+    baseline, samples, guide = config.baseline, 0, 0
+    if critic and weighs(guidance) and isinstance(baseline, PolicyBaseline):
+        samples = baseline.samples
+    if critic and isinstance(guidance, LinearQGuidance):
+        guide = actor.noise_dim(guidance.steps)
+    return triton.Sizes(
+        seeds=len(learners),
+        batch=batch,
+        jumps=math.ceil(loss.map_share * batch),
+        actions=actor.action_dim,
+        noise=actor.noise_dim(),
+        backup=config.backup_actions if of_actions else 0,
+        baseline=samples,
+        guide=guide,
+        flow=loss.flow_times == "uniform",
+    )

@@ -2,12 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
-import torch
-
-from gtp_policy._engine.choice import Dispatcher
-from gtp_policy._engine.cuda_graph import Step
+from gtp_policy._engine.choice import LAUNCH, Dispatcher
 from gtp_policy._engine.whole import changing, check_whole
-from gtp_policy.algorithm import Learner, draw
+from gtp_policy.algorithm import Learner
 from gtp_policy.dataset import OfflineDataset, check_batch_size
 from gtp_policy.functional import check_kind
 from gtp_policy.metrics import UpdateMetrics, per_learner
@@ -43,45 +40,34 @@ def update_from(
     # A custom way to draw minibatches is respected.
     plain = type(dataset).sample is OfflineDataset.sample
     metrics: list[UpdateMetrics] = []
+    records, guided = None, None
     while updates:
-        n = dispatcher.updates_per_launch(learners, batch_size) if plain else 1
+        # Nothing but guidance that begins changes meanwhile: to look at everything takes a while.
+        if records is None or guided != first.guidance:
+            records, guided = plain and dispatcher.records(learners, batch_size), first.guidance
         until_guided = first.config.guided_from - first.updates
-        if n > updates or (first.critic is not None and 0 < until_guided < n):
-            n = 1
-        metrics = one() if n == 1 else _launch(learners, dispatcher, dataset, batch_size, n)
-        updates -= n
+        n = 1 if updates < LAUNCH or 0 < until_guided < LAUNCH else LAUNCH
+        if records and (found := _launch(learners, dispatcher, dataset, n)) is not None:
+            metrics, updates = found, updates - n
+            continue
+        records = False
+        metrics, updates = one(), updates - 1
     return metrics
 
 
 def _launch(
-    learners: Sequence[Learner],
-    dispatcher: Dispatcher,
-    dataset: OfflineDataset,
-    batch_size: int,
-    n: int,
-) -> list[UpdateMetrics]:
-    """Does n updates on minibatches of a size in one launch, which is all or nothing.
+    learners: Sequence[Learner], dispatcher: Dispatcher, dataset: OfflineDataset, n: int
+) -> list[UpdateMetrics] | None:
+    """Does n updates on minibatches of a dataset in one launch, all or nothing.
 
-    Streams and learning rates are those of the updates to come, so that the counters go ahead
-    while what is random is drawn. They come back before anything is computed.
+    Returns:
+        Metrics of the last one per learner; None if there are no launches after all.
     """
-    done, streams, drawn = learners[0].updates, [], []
-    shape = len(learners), batch_size, learners[0].actor.action_dim
-    like = torch.empty(shape, device=learners[0].actor.device, dtype=learners[0].actor.dtype)
-    try:
-        for _ in range(n):
-            streams += [learner.stream("batch") for learner in learners]
-            drawn.append((draw(learners, like), learners[0].learning_rates))
-            for learner in learners:
-                learner.updates += 1
-    finally:
-        for learner in learners:
-            learner.updates = done
-    # One operation gathers all minibatches.
-    rows = dataset.sample_rows(batch_size, streams).view(n, len(learners), batch_size, -1)
-    steps = [Step(own, *rest) for own, rest in zip(rows, drawn, strict=True)]
+    launch = dispatcher.plan_launch(learners, dataset.table, n)
+    if launch is None:
+        return None
     with changing(learners):
-        metrics = per_learner(dispatcher.run(steps), len(learners))
+        found = launch()
         for learner in learners:
-            learner.updates = done + n
-    return metrics
+            learner.updates += n
+    return per_learner(found, len(learners))

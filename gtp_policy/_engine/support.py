@@ -13,6 +13,8 @@ from gtp_policy.actor import FlowMapActor
 from gtp_policy.algorithm import Learner
 from gtp_policy.critic import QEnsemble, QEnsembleConfig, ValueNetwork
 from gtp_policy.guidance import AdvantageWeighter, LinearQGuidance
+from gtp_policy.kernels import mlp, philox
+from gtp_policy.kernels.switch import engine
 from gtp_policy.loss import GTPLoss
 from gtp_policy.samplers import JumpSampler
 from gtp_policy.teachers import JvpTeacher
@@ -44,7 +46,34 @@ def against_recording(learners: Sequence[Learner]) -> str | None:
         for name, optimizer in learner.optimizers.items():
             if not is_plain_adam(optimizer, list(getattr(learner, name).parameters())):
                 return f"the optimiser of {name} is not a plain torch.optim.Adam"
-    return None if first.actor.device.type == "cuda" else "CUDA graphs need a CUDA device"
+    if type(first.loss).draw is not GTPLoss.draw:
+        return "the loss draws in a custom way"
+    if not philox.serves(first.actor.device):
+        return "CUDA graphs need a CUDA device"
+    return against_triton(learners)
+
+
+def against_triton(learners: Sequence[Learner]) -> str | None:
+    """Returns why what is between the products of an update is not Triton's, or None."""
+    first = learners[0]
+    if mlp.in_blocks(first.actor.fixed_noise):
+        return "the device is the CPU"
+    if engine() != "auto":
+        return f'kernels.using("{engine()}") selects it'
+    from gtp_policy.kernels import mlp_triton, update_triton  # importing Triton takes time
+
+    for learner in learners:
+        for _, module in _networks(learner):
+            parameters = [p.detach() for p in _known(module)]
+            ensemble = isinstance(module, QEnsemble)
+            matrices = parameters[: len(module.weights)] if ensemble else parameters[::2]
+            stacked = [m if ensemble else m.mT.unsqueeze(0) for m in matrices]
+            normalizer = [module.normalizer.mean, module.normalizer.scale]
+            reason = mlp_triton.unsupported(stacked)
+            reason = reason or update_triton.unsupported([*parameters, *normalizer])
+            if reason is not None:
+                return reason
+    return None
 
 
 def jumps_once(learner: Learner) -> bool:

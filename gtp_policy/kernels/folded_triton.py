@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from gtp_policy.kernels import folded_triton_kernel as kernel
+from gtp_policy.kernels import triton_launch
 from gtp_policy.kernels.folded import Folded, FoldedSampler, Precision
+from gtp_policy.kernels.triton_launch import power_of_two
 
-_OLDEST = (8, 0)  # compute capability, of Triton itself and of tf32 and bfloat16
 # Layers are written out one after the other, and actions stay in registers.
 _MOST_LAYERS, _MOST_ACTIONS = 8, 32
 # Bytes of shared memory a program may have with which three slices of a layer can be on their way,
@@ -60,8 +61,11 @@ class TritonSampler(FoldedSampler):
             properties = torch.cuda.get_device_properties(self._device)
             self._processors = properties.multi_processor_count
             much = getattr(properties, "shared_memory_per_block_optin", 0) >= _MUCH_SHARED
-        # Float32 products run outside of the tensor cores and need more registers per row.
-        self._tiles = (16, 32, 64) if much and precision != "fp32" else (16, 32)
+        # Of float32, three products of parts of tf32 are computed: more rows would not fit into
+        # registers.
+        self._tiles: tuple[int, ...] = (16, 32, 64) if much else (16, 32)
+        if precision == "fp32":
+            self._tiles = (16,)
         self._settings = settings(folded, precision, stages=4 if much else 3)
         numbers = list(zip(folded.inner, folded.alpha, folded.beta, strict=True))
         self._numbers = folded.biases[0].new_tensor(numbers)
@@ -76,9 +80,9 @@ class TritonSampler(FoldedSampler):
         # As many rows as keep every processor busy: a program reads all weights, K times.
         fits = (t for t in self._tiles if -(-rows // t) * networks <= self._processors)
         tile = self._tile or next(fits, self._tiles[-1])
-        # Two programs a processor at most: the scratch of more would fall out of the cache. Turns
-        # in powers of two, as the kernel is compiled for each.
-        tiles, most = -(-rows // tile), -(-2 * self._processors // networks)
+        # One program a processor: its threads hold all registers there are. Turns in powers of two,
+        # as the kernel is compiled for each.
+        tiles, most = -(-rows // tile), -(-self._processors // networks)
         turns = power_of_two(-(-tiles // most))
         programs = -(-tiles // turns)
         scratch = networks * programs * tile * padded
@@ -102,28 +106,29 @@ class TritonSampler(FoldedSampler):
         self._product(*self._of_times, out=b.constants)
         if self._cast:
             torch._foreach_copy_(b.weights[1:], folded.weights[1:])
-        # Triton launches on the current device.
-        with torch.cuda.device_of(out):  # type: ignore[no-untyped-call]
-            kernel.jumps[b.grid](
-                obs.contiguous(),
-                noise.contiguous(),
-                out,
-                folded.mean,
-                folded.scale,
-                folded.center,
-                folded.spread,
-                b.weights,
-                folded.biases,
-                b.constants,
-                self._numbers,
-                b.projected,
-                b.hidden,
-                obs.shape[-2],
-                folded.start,
-                0,
-                **self._settings,
-                **b.layout,
-            )
+        triton_launch.launch(
+            kernel.jumps,
+            b.grid,
+            out,
+            obs.contiguous(),
+            noise.contiguous(),
+            out,
+            folded.mean,
+            folded.scale,
+            folded.center,
+            folded.spread,
+            b.weights,
+            folded.biases,
+            b.constants,
+            self._numbers,
+            b.projected,
+            b.hidden,
+            obs.shape[-2],
+            folded.start,
+            0,
+            **self._settings,
+            **b.layout,
+        )
 
 
 def settings(folded: Folded, precision: Precision, stages: int) -> dict[str, Any]:
@@ -144,7 +149,9 @@ def settings(folded: Folded, precision: Precision, stages: int) -> dict[str, Any
         "LAST_SLICE": min(64, columns),
         "PADDED": -(-widest // columns) * columns,
         "PADDED_ACT": max(power_of_two(folded.action_dim), 16),
-        "PRECISION": "ieee" if precision == "fp32" else "tf32",
+        # Float32 on the tensor cores, to about its own precision: outside of them, weights are
+        # read from shared memory by all threads of a warp at once from one bank.
+        "PRECISION": "tf32x3" if precision == "fp32" else "tf32",
         "STAGES": stages,
         "INTERPRETED": kernel.INTERPRETED,
         "num_warps": _WARPS,
@@ -161,11 +168,6 @@ def strides(tensors: Sequence[Tensor], dims: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def power_of_two(n: int) -> int:
-    """Returns the smallest power of two that is not below n."""
-    return 1 << (n - 1).bit_length()
-
-
 def unsupported(folded: Folded, precision: Precision = "fp32") -> str | None:
     """Returns why the kernel cannot take a network.
 
@@ -178,22 +180,11 @@ def unsupported(folded: Folded, precision: Precision = "fp32") -> str | None:
     """
     tensors = [*folded.weights, *folded.biases, folded.mean, folded.scale, folded.embedded]
     tensors += [folded.center, folded.spread]
-    device = tensors[0].device
-    if not kernel.INSTALLED:
-        return "Triton is not installed"
-    if device.type != "cuda" and not kernel.INTERPRETED:
-        return f"the network is on {device.type}, and compiled kernels are for CUDA"
-    if torch.version.hip is not None:
-        return "the kernel was not made for ROCm"
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < _OLDEST:
-        found, needed = torch.cuda.get_device_capability(device), _OLDEST
-        return f"compute capability {found[0]}.{found[1]} is below {needed[0]}.{needed[1]}"
+    why_not = triton_launch.why_not(kernel, tensors)
+    if why_not is not None:
+        return why_not
     if precision == "bf16" and kernel.INTERPRETED:
         return "Triton's interpreter multiplies no bfloat16"
-    if any(t.dtype != torch.float32 for t in tensors):
-        return "the network is not in float32"
-    if any(t.device != device for t in tensors):
-        return "the network is on several devices"
     if len(folded.widths) > _MOST_LAYERS:
         return f"{len(folded.widths)} hidden layers are more than {_MOST_LAYERS}"
     if folded.action_dim > _MOST_ACTIONS:

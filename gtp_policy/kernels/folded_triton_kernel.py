@@ -15,31 +15,25 @@ Triton decides whether to compile or to interpret when this module is imported.
 
 from __future__ import annotations  # without Triton there is no `tl` for the kernel's annotations
 
-from collections.abc import Callable
-from typing import Any
-
 try:
-    import triton
     import triton.language as tl
 except ImportError:  # it comes with torch's builds for CUDA, on Linux
-    triton = None
+    tl = None
 
-INSTALLED: bool = triton is not None
-INTERPRETED: bool = triton is not None and triton.knobs.runtime.interpret
+from gtp_policy.kernels.triton_jit import INSTALLED as INSTALLED
+from gtp_policy.kernels.triton_jit import interpreted, jit
 
-
-def _jit(function: Callable[..., Any]) -> Any:  # noqa: ANN401 - Triton has no types
-    return function if triton is None else triton.jit(function)
+INTERPRETED: bool = interpreted()
 
 
-@_jit
+@jit
 def mish(x: tl.tensor) -> tl.tensor:  # noqa: D103 - Triton compiles what stands here
     e = tl.exp(tl.minimum(x, 20.0))
     n = e * (e + 2.0)
     return x * (n / (n + 2.0))
 
 
-@_jit
+@jit
 def product(
     rows: tl.tensor,  # where each row of activations begins, (TILE, 1), zeros after its end
     weight: tl.tensor,
@@ -72,7 +66,7 @@ def product(
     return total
 
 
-@_jit
+@jit
 def jumps(  # noqa: D103 - the header of this file says what it computes
     obs: tl.tensor,  # (S, rows, OBS)
     noise: tl.tensor,  # (S, rows, ACT)

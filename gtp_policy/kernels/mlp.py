@@ -29,9 +29,36 @@ from torch import Tensor
 from gtp_policy.kernels.activations import ACTIVATIONS, Activation
 from gtp_policy.kernels.layer_norm import LAYER_NORM_EPS, compiled_layer_norm
 from gtp_policy.kernels.mish import compiled_mish, mish_, mish_with_slope_
+from gtp_policy.kernels.switch import engine
 
 # Elements of a hidden layer at a time: what one block of rows needs stays in a core's own cache.
 _BLOCK = 2**16
+
+
+Switch = str | tuple[str, str]
+
+
+def precision() -> Switch:
+    """Returns the state of torch's switch for products of float32 matrices.
+
+    Torch names one precision for all; of somebody who set those of CUDA and of the CPU apart, it
+    names none, and both are returned.
+    """
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return torch.backends.cuda.matmul.fp32_precision, _on_cpu().fp32_precision
+
+
+def _set(switch: Switch) -> None:
+    if isinstance(switch, str):
+        torch.set_float32_matmul_precision(switch)
+    else:
+        torch.backends.cuda.matmul.fp32_precision, _on_cpu().fp32_precision = switch
+
+
+def _on_cpu() -> Any:  # noqa: ANN401 - torch gives it no type
+    return torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
 
 
 class _Precision:
@@ -43,23 +70,25 @@ class _Precision:
     """
 
     def __init__(self) -> None:
-        self._lock, self._users, self._before = threading.Lock(), 0, ""
+        self._lock, self._users = threading.Lock(), 0
+        self._before: Switch = ""
+        self._coarse: Switch = ""
 
     def enter(self) -> None:
         with self._lock:
             if not self._users:
-                self._before = torch.get_float32_matmul_precision()
-                torch.set_float32_matmul_precision(_COARSE)
+                self._before = precision()
+                self._coarse = "medium" if isinstance(self._before, str) else ("tf32", "bf16")
+                _set(self._coarse)
             self._users += 1
 
     def leave(self) -> None:
         with self._lock:
             self._users -= 1
-            if not self._users and torch.get_float32_matmul_precision() == _COARSE:
-                torch.set_float32_matmul_precision(self._before)
+            if not self._users and precision() == self._coarse:
+                _set(self._before)
 
 
-_COARSE = "medium"
 _PRECISION = _Precision()
 
 
@@ -131,9 +160,10 @@ class Pass:
         self.inputs = self.new(self.groups // share, rows, first.shape[1])
         self.outputs = self.new(self.groups, rows, last.shape[2])
         self.widths = [w.shape[2] for w in stack.weights[:-1]]
-        self.cpu = _in_blocks(first)
+        self.cpu = in_blocks(first)
         # Batched products where launching is what costs; elsewhere one network after the other.
         self.batched = not self.cpu and self.groups > 1
+        self.triton: Any = None if self.cpu else _triton(stack)
         n = self._block_rows()
         self.scratch: dict[int, tuple[Tensor, Tensor]] = {}
         if self.cpu:
@@ -187,6 +217,8 @@ class Pass:
 
     def run(self) -> Tensor:
         """Computes and returns ``outputs``."""
+        if self.triton is not None:
+            return self._run_by_triton()
         for block in self.blocks:
             h = block.inputs.flatten(0, 1) if block.inputs.ndim == 4 else block.inputs
             for bias, weight, output, norm, kept, finish in block.layers:
@@ -198,6 +230,29 @@ class Pass:
                     finish()
             _linear(block.bias, h, block.weight, block.outputs)
         return self.outputs
+
+    def _run_by_triton(self) -> Tensor:
+        """Computes with two launches a hidden layer: its product, and all that follows it."""
+        (block,) = self.blocks
+        h = block.inputs.flatten(0, 1) if block.inputs.ndim == 4 else block.inputs
+        for i, layer in enumerate(block.layers):
+            h = _product(h, layer.weight, layer.output)
+            is_last = i + 1 == len(block.layers)
+            of_triton, last = self._of_triton(i), self._last() if is_last else None
+            self.triton.forward(of_triton, self.activation, last, self.outputs)
+        return self.outputs
+
+    def _of_triton(self, i: int) -> Any:  # noqa: ANN401 - of a module that is not always imported
+        """Returns a hidden layer as Triton's kernels take it."""
+        layer, stack = self.blocks[0].layers[i], self.stack
+        if layer.norm is None:
+            return self.triton.Layer(layer.output, stack.biases[i], slope=layer.kept)
+        norm = stack.gains[i], stack.shifts[i]
+        kept = layer.kept, layer.norm.unit, layer.norm.rstd
+        return self.triton.Layer(layer.output, stack.biases[i], *norm, *kept)
+
+    def _last(self) -> Any:  # noqa: ANN401 - as above
+        return self.triton.Last(self.stack.weights[-1], self.stack.biases[-1])
 
     def _finish(
         self, output: Tensor, bias: Tensor, norm: _Norm | None, kept: Tensor | None
@@ -295,6 +350,9 @@ class GradientPass(Pass):
     def gradients(self, output_gradient: Tensor) -> None:
         """Goes back from the gradient of a loss by ``outputs``, of their shape."""
         into = self._into
+        if self.triton is not None:
+            self._back_by_triton(output_gradient, into)
+            return
         for g, block in enumerate(self.blocks):
             group: int | slice = slice(None) if self.batched else g
             gradient = output_gradient[group]
@@ -320,6 +378,10 @@ class GradientPass(Pass):
         stay as they are.
         """
         found = []
+        if self.triton is not None:
+            gradient = self._back_by_triton(output_gradient, None)
+            below = gradient @ self.blocks[0].layers[0].weight.mT
+            return below if self.batched else below.unsqueeze(0)
         for g, block in enumerate(self.blocks):
             gradient = output_gradient[slice(None) if self.batched else g]
             for i in reversed(range(1, len(block.layers) + 1)):
@@ -330,6 +392,36 @@ class GradientPass(Pass):
                 gradient = self._below(block, i, gradient, of_norm)
             found.append(gradient @ block.layers[0].weight.mT)
         return found[0] if self.batched else torch.stack(found)
+
+    def _back_by_triton(self, output_gradient: Tensor, into: Stack | None) -> Tensor:
+        """Goes back with one launch a layer in addition to its products, two with a normalisation.
+
+        Returns:
+            The gradient by the first layer's product.
+        """
+        (block,) = self.blocks
+        gradient, n = output_gradient, len(block.layers)
+        inputs = block.inputs.flatten(0, 1) if block.inputs.ndim == 4 else block.inputs
+        for i in reversed(range(n)):
+            layer, is_last = block.layers[i], i + 1 == n
+            back, found = self._back[layer.output.shape[-1]], None
+            if not is_last:
+                _product(gradient, block.layers[i + 1].weight.mT, back)
+            if into is not None:
+                norm = (into.gains[i], into.shifts[i]) if into.gains else (None, None)
+                found = self.triton.Gradients(into.biases[i], *norm)
+                if is_last:
+                    weight = into.weights[-1].mT if self._transposed else into.weights[-1]
+                    found = found._replace(weight=weight, out_bias=into.biases[-1])
+            upstream = output_gradient.contiguous() if is_last else None
+            last = self._last() if is_last else None
+            gradient = self.triton.backward(self._of_triton(i), back, found, last, upstream)
+            if into is not None:
+                group = slice(None) if self.batched else 0
+                below = inputs if i == 0 else block.layers[i - 1].output
+                left, right = (gradient.mT, below) if self._transposed else (below.mT, gradient)
+                _product(left, right, into.weights[i][group])
+        return gradient
 
     def _below(
         self, block: _Block, i: int, gradient: Tensor, of_norm: tuple[Tensor, Tensor] | None
@@ -371,7 +463,16 @@ class GradientPass(Pass):
         return torch.addcmul(centred, norm.unit, along, value=-1).mul_(norm.rstd)
 
 
-def _in_blocks(x: Tensor) -> bool:
+def _triton(stack: Stack) -> Any:  # noqa: ANN401 - a module, which is not always imported
+    """Returns the module of Triton's kernels where they take a stack, else None."""
+    if engine() != "auto":
+        return None
+    from gtp_policy.kernels import mlp_triton  # importing Triton takes time
+
+    return None if mlp_triton.unsupported(stack.weights) else mlp_triton
+
+
+def in_blocks(x: Tensor) -> bool:
     """Returns whether rows are worked on in pieces that fit a cache, not all in one launch."""
     return x.device.type == "cpu"
 

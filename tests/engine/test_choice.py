@@ -1,7 +1,9 @@
 """The fused update against the reference: autograd on modules, on equal draws."""
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+import subprocess
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -32,10 +34,8 @@ from gtp_policy import (
     presets,
     save_checkpoint,
 )
-from gtp_policy._engine import choice
 from gtp_policy._engine.by_hand import ByHand
 from gtp_policy._engine.choice import explain as engine_of
-from gtp_policy._engine.cuda_graph import GraphedUpdate, Step
 from gtp_policy._engine.seeds import share_, together
 from gtp_policy._engine.support import against_recording
 from gtp_policy.actor import ActionStatistics
@@ -697,7 +697,7 @@ def test_batched_products_compute_the_same(
     numbers = tuple(range(seeds))
     several = MultiSeedLearner(make_seeds(config, numbers, torch.float64))
     reference = MultiSeedLearner(make_seeds(config, numbers, torch.float64))
-    monkeypatch.setattr(mlp, "_in_blocks", lambda x: False)
+    monkeypatch.setattr(mlp, "in_blocks", lambda x: False)
     for step in range(2):
         batches = [make_batch(7 * seed + step, dtype=torch.float64) for seed in numbers]
         reported = several.update(batches)
@@ -762,120 +762,7 @@ def with_seeds(batch: Transitions) -> Transitions:
     return batch.map(lambda field: field.unsqueeze(0))
 
 
-# --- recorded updates: what is around the graph, which needs a GPU itself
-
-
-class Replayed(GraphedUpdate):
-    """Replays by computing again from the fixed inputs: what a graph does, on any device."""
-
-    def _on_side_stream(self, steps: Sequence[Step]) -> None:
-        self._run(steps)
-
-    def _record(self, steps: Sequence[Step]) -> Any:
-        def empty(step: Step) -> Step:  # of the right kinds and shapes, and nothing else
-            batch, draws = step.minibatch, step.draws
-            noises = [None if x is None else torch.zeros_like(x) for x in draws[:2]]
-            fixed = torch.zeros_like(batch) if isinstance(batch, Tensor) else batch
-            own = draws._replace(backup=noises[0], baseline=noises[1])
-            return Step(fixed, own, {})
-
-        outer, recorded = self, [empty(step) for step in steps]
-
-        class Graph:
-            def replay(self) -> None:
-                outer._run(recorded)
-
-        self._graph = Graph()  # type: ignore[assignment]
-        return self._graph
-
-
-@pytest.mark.parametrize("variant", [*ON_DEVICES, "cosine", "linear path"])
-def test_a_recorded_update_reads_everything_from_fixed_places(variant: str) -> None:
-    config = make_config(**VARIANTS[variant] | {"total_updates": 20_000})
-    plain, recorded = make_learner(config), make_learner(config)
-    graphed = Replayed(ByHand([recorded], ROWS))
-    for step in range(7):
-        batch = make_batch(step)
-        own = with_seeds(batch)
-        reported = graphed(own, draw([recorded], own.action), recorded.learning_rates)
-        recorded.updates += 1
-        expected = plain.update(batch).to_floats()
-        got = {k: float(v[0]) for k, v in reported.items()}
-        assert got == pytest.approx(expected, rel=1e-5, abs=1e-7)  # a mean may be near 0
-    assert distance(recorded, plain) <= 1e-6
-
-
-def test_a_recorded_update_follows_a_schedule_of_a_users_own() -> None:
-    def factory(name: str, module: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.Adam(module.parameters(), lr=1e-3, fused=True)
-
-    plain, recorded = (make_learner(optimizer=factory) for _ in range(2))
-    graphed = Replayed(ByHand([recorded], ROWS))
-    for step in range(6):
-        for learner in (plain, recorded):
-            learner.optimizers["actor"].param_groups[0]["lr"] = 1e-3 / (step + 1)
-        batch = make_batch(step)
-        own = with_seeds(batch)
-        graphed(own, draw([recorded], own.action), recorded.learning_rates)
-        recorded.updates += 1
-        plain.update(batch)
-    assert distance(recorded, plain) <= 1e-6
-
-
-def test_what_was_recorded_is_forgotten_when_a_state_is_loaded() -> None:
-    """Its moments may lie where other memory is now."""
-    plain, recorded = make_learner(), make_learner()
-    graphed = Replayed(ByHand([recorded], ROWS))
-    for step in range(8):
-        if step == 6:
-            for learner in (plain, recorded):
-                learner.load_state_dict(copy.deepcopy(learner.state_dict()))
-        batch, graph = make_batch(step), graphed._graph
-        own = with_seeds(batch)
-        graphed(own, draw([recorded], own.action), recorded.learning_rates)
-        recorded.updates += 1
-        plain.update(batch)
-        assert (graphed._graph is graph) == (step not in (3, 6))
-    assert distance(recorded, plain) <= 1e-6
-
-
-def test_a_recording_that_fails_is_said_once_and_changes_nothing() -> None:
-    class Refusing(Replayed):
-        def _record(self, steps: Sequence[Step]) -> Any:
-            raise RuntimeError("operation not permitted when stream is capturing")
-
-    plain, recorded = make_learner(), make_learner()
-    graphed = Refusing(ByHand([recorded], ROWS))
-
-    def both(steps: Iterable[int]) -> None:
-        for step in steps:
-            own = with_seeds(make_batch(step))
-            graphed(own, draw([recorded], own.action), recorded.learning_rates)
-            recorded.updates += 1
-            plain.update(make_batch(step))
-
-    both(range(3))
-    with pytest.warns(RuntimeWarning, match="not recorded as a CUDA graph: operation"):
-        both([3])
-    both([4, 5])  # where a second warning would be an error
-    assert distance(recorded, plain) <= 1e-6
-
-
-@pytest.fixture
-def recording(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Lets updates on the CPU be recorded; returns how many each launch had."""
-    launches, run = [], Replayed.run
-
-    def build(learners: Any, rows: int) -> Any:
-        return Replayed(ByHand(learners, rows))
-
-    def count(self: Replayed, steps: Any) -> Any:
-        launches.append(len(steps))
-        return run(self, steps)
-
-    monkeypatch.setattr(choice, "_build", build)
-    monkeypatch.setattr(Replayed, "run", count)
-    return launches
+# --- minibatches of a dataset
 
 
 def make_dataset() -> OfflineDataset:
@@ -892,105 +779,12 @@ def make_dataset() -> OfflineDataset:
     )
 
 
-# Rates and the curriculum change within the run; a fast average allows the finer grid.
-SCHEDULED = {"total_updates": 100, "ema_rate": 0.5, "lr_schedule": "cosine"}
-BLOCKS: dict[str, tuple[dict[str, Any], list[int]]] = {
-    "default": ({}, [16, 16, 16, 16, 16, 1, 1, 1]),
-    "cloning": ({"critic": None, "guidance_start": 18}, [16, 16, 16, 16, 16, 1, 1, 1]),
-    "next actions": ({"critic_penalty": 0.5}, [16, 16, 16, 16, 16, 1, 1, 1]),
-    "late guidance": ({"guidance_start": 18}, [16, 1, 1, 16, 16, 16, 16, 1]),
-}
-
-
-@pytest.mark.parametrize("case", BLOCKS)
-def test_several_updates_from_a_dataset_in_one_launch(case: str, recording: list[int]) -> None:
-    choices, expected = BLOCKS[case]
-    config, dataset = make_config(**SCHEDULED | choices), make_dataset()
-    if config.learner.critic_penalty:
-        dataset = dataset.with_next_actions()
-    several, single = (GTPLearner.from_dataset(dataset, config) for _ in range(2))
-    assert several.loss.config.curriculum.intervals(0.9) == 20
-    reported = several.update_from(dataset, 83, batch_size=ROWS)
-    assert recording == expected
-    assert several.updates == 83
-    for _ in range(83):
-        batch = dataset.sample(ROWS, generator=single.stream("batch"))
-        with using("reference"):
-            last = single.update(batch)
-    assert reported.to_floats() == pytest.approx(last.to_floats(), rel=2e-2, abs=1e-4)
-    assert distance(several, single) <= 2e-4  # rounding, over 83 steps of Adam
-
-
-def test_several_seeds_from_a_dataset_in_one_launch(recording: list[int]) -> None:
-    dataset, config = make_dataset(), make_config(**SCHEDULED)
-    several, single = (
-        MultiSeedLearner.from_dataset(dataset, config, seeds=(0, 4)) for _ in range(2)
-    )
-    reported = several.update_from(dataset, 65, batch_size=ROWS)
-    assert recording == [16, 16, 16, 16, 1]
-    recording.clear()
-    for _ in range(65):
-        last = single.update(single.sample(dataset, ROWS))
-    for one, own, a, b in zip(several.learners, single.learners, reported, last, strict=True):
-        assert distance(one, own) <= 1e-5
-        assert a.to_floats() == pytest.approx(b.to_floats(), rel=1e-3, abs=1e-5)
-
-
-@pytest.mark.parametrize("seeds", [1, 2])
-def test_a_schedule_builds_nothing_anew(
-    recording: list[int], monkeypatch: pytest.MonkeyPatch, seeds: int
-) -> None:
-    built, build = [], choice._build
-    monkeypatch.setattr(choice, "_build", lambda *args: built.append(1) or build(*args))
-    dataset, config = make_dataset(), make_config(**SCHEDULED)
-    several = MultiSeedLearner.from_dataset(dataset, config, seeds=range(seeds))
-    several.update_from(dataset, 80, batch_size=ROWS)
-    assert built == [1]
-
-
-class OwnSampling(OfflineDataset):
-    """A dataset that draws minibatches in its own way."""
-
-    def sample(self, batch_size: int, *, generator: torch.Generator) -> Transitions:
-        del generator
-        return self.transitions.map(lambda field: field[:batch_size])
-
-
-def test_a_dataset_with_custom_sampling_draws_every_minibatch(
-    recording: list[int],
-) -> None:
-    dataset = make_dataset()
-    dataset.__class__ = OwnSampling
-    learner, single = (GTPLearner.from_dataset(dataset, make_config()) for _ in range(2))
-    learner.update_from(dataset, 20, batch_size=ROWS)
-    assert set(recording) == {1}
-    for _ in range(20):
-        single.update(dataset.sample(ROWS, generator=single.stream("batch")))
-    assert distance(learner, single) <= 1e-6
-
-
 def test_seeds_that_are_first_updated_in_inference_mode_can_learn_on() -> None:
     several = MultiSeedLearner(make_seeds(make_config(), (0, 1), torch.float32))
     with torch.inference_mode():
         several.update([make_batch(0), make_batch(1)])
     with using("reference"):
         several.update([make_batch(0), make_batch(1)])
-
-
-def test_updates_that_fail_in_one_launch_are_not_counted(
-    recording: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    dataset = make_dataset()
-    learner = GTPLearner.from_dataset(dataset, make_config())
-    learner.update_from(dataset, 16, batch_size=ROWS)
-
-    def fail(self: Any, steps: Any) -> None:
-        raise RuntimeError("out of memory")
-
-    monkeypatch.setattr(Replayed, "run", fail)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        learner.update_from(dataset, 16, batch_size=ROWS)
-    assert learner.updates == 16
 
 
 def test_updates_from_a_dataset_are_those_of_a_loop() -> None:
@@ -1166,3 +960,29 @@ def test_the_engines_are_distinguished() -> None:
     assert engine_of(make_learner()) == (
         "update: fused (gradients by hand, into buffers) on cpu, torch.float32"
     )
+
+
+def test_a_device_without_faster_ways_takes_the_reference_and_says_so() -> None:
+    """Such as MPS: the meta device stands for it, which has none either."""
+    learner = make_learner().to("meta")
+    update, sample = learner.explain()
+    assert update.startswith("update: reference (modules and autograd)")
+    assert "no faster ways on meta, only on cpu and cuda" in update
+    assert "reference" in sample
+
+
+def test_a_switch_that_was_set_for_each_device_is_left_as_it_was() -> None:
+    """In a process of its own: torch never forgets that the two ways to set it were mixed."""
+    code = (
+        "import warnings; warnings.simplefilter('ignore')\n"
+        "import torch\n"
+        "from gtp_policy.kernels.mlp import coarse_products, precision\n"
+        "if not hasattr(torch.backends.cuda.matmul, 'fp32_precision'): raise SystemExit\n"
+        "torch.set_float32_matmul_precision('highest')\n"
+        "torch.backends.cuda.matmul.fp32_precision = 'tf32'\n"
+        "before = precision()\n"
+        "with coarse_products('bfloat16'):\n"
+        "    assert precision() == ('tf32', 'bf16'), precision()\n"
+        "assert precision() == before, precision()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
