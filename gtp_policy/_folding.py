@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gtp_policy._config import Config
+from gtp_policy._contexts import outside
 from gtp_policy._fingerprint import Fingerprint, hooks_of
 from gtp_policy.functional import precondition
 from gtp_policy.kernels.folded import Folded, FoldedSampler, Precision, TorchSampler, compiled
@@ -168,7 +169,8 @@ class Foldings:
             or not found.fingerprint.holds()
         ):
             why_not = next(_reasons(actor, steps, changes()), "")
-            sampler = None if why_not else FoldedActor(fold(actor, steps))
+            with outside():  # it is kept
+                sampler = None if why_not else FoldedActor(fold(actor, steps))
             found = _Made(type(actor), config, Fingerprint(actor), sampler, why_not)
             self._made[steps] = found
         return found.sampler, found.why_not
