@@ -155,7 +155,7 @@ def act(
     if candidates == 1 and not deterministic:
         return actor.sample(obs, steps=steps, generator=generator)
     actor.check_observations(obs)
-    fixed = _fixed_noise(actor, candidates, steps).repeat(len(obs), 1) if deterministic else None
+    fixed = fixed_noise(actor, candidates, steps).repeat(len(obs), 1) if deterministic else None
     picker = _picker(choice, deterministic)
     return _choose(actor, critic, obs, fixed, steps, candidates, picker, generator)
 
@@ -243,7 +243,7 @@ class CPUSnapshot:
         actor.check_observations(moved)
         source = generator_or_private(generator, obs.device)
         if deterministic:
-            noise = _fixed_noise(actor, candidates, steps).repeat(len(obs), 1)
+            noise = fixed_noise(actor, candidates, steps).repeat(len(obs), 1)
         else:
             shape = rows, actor.noise_dim(steps)
             noise = torch.randn(shape, generator=source, dtype=like.dtype, device="cpu")
@@ -342,7 +342,26 @@ def _choose(
     ]
 
 
-def _fixed_noise(actor: FlowMapActor, candidates: int, steps: int | None) -> Tensor:
+def fixed_noise(actor: FlowMapActor, candidates: int = 1, steps: int | None = None) -> Tensor:
+    """Returns the noises that a deterministic action starts from.
+
+    Args:
+        actor: The policy.
+        candidates: n, actions per observation.
+        steps: K; default the actor's.
+
+    Returns:
+        Shape (n, D) with D = `FlowMapActor.noise_dim`; the first row starts with the actor's own.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy import FlowMapActor, act
+        >>> from gtp_policy.acting import fixed_noise
+        >>> actor, obs = FlowMapActor(3, 2), torch.zeros(1, 3)
+        >>> action = actor.sample(obs, noise=fixed_noise(actor))
+        >>> torch.equal(action, act(actor, None, obs, deterministic=True))
+        True
+    """
     noise = actor.fixed_noise.unsqueeze(0)
     if candidates > 1:
         more = _more_noise(candidates - 1, actor.action_dim, "fixed candidates")

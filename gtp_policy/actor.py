@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from gtp_policy._config import Config, Float, Int, PositiveFloat, Width
-from gtp_policy._folding import DEVICES, FoldedActor, Foldings
+from gtp_policy._folding import DEVICES, FoldedActor, Foldings, fold, reasons
 from gtp_policy._random import generator_or_private, new_stream
 from gtp_policy.errors import StateMismatchError
 from gtp_policy.functional import (
@@ -22,6 +22,7 @@ from gtp_policy.functional import (
     flow_map,
     precondition,
 )
+from gtp_policy.kernels.folded import Folded
 from gtp_policy.kernels.switch import engine, plain
 from gtp_policy.networks import FlowMapMLP, LogRatioEmbedding, features_dim
 from gtp_policy.samplers import JumpSampler, Sampler
@@ -527,6 +528,30 @@ class FlowMapActor(nn.Module):
         if not obs.shape[0] or not plain(obs, DEVICES) or _autocast():
             return None
         return self._foldings.find(self, steps, self._changes)[0]
+
+    def fold(self, steps: int | None = None) -> Folded | None:
+        """Returns the network without what is constant along the grid, or None if it is not ours.
+
+        Args:
+            steps: K; default ``config.steps``.
+
+        Returns:
+            The default network along the default sampler's K jumps, which shares the parameters'
+            memory; None of an actor with another network, an encoder, another sampler or hooks.
+
+        Raises:
+            ValueError: If ``steps`` is no integer of at least 1.
+
+        Example:
+            >>> from gtp_policy import FlowMapActor
+            >>> FlowMapActor(3, 2).fold(2).steps
+            2
+        """
+        steps = self.config.steps if steps is None else steps
+        self.noise_dim(steps)  # says what is wrong
+        if next(reasons(self, steps, self._changes()), None) is not None:
+            return None
+        return fold(self, steps)
 
     def _changes(self) -> Iterator[str]:
         """Yields what of the flow map and its sampling is not the library's own."""

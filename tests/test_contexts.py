@@ -37,6 +37,7 @@ from gtp_policy.kernels import using
 from gtp_policy.times import KarrasTimes, LinearTimes, LogNormalIndex, draw_times
 
 OBS, ACT, ROWS = 3, 2, 40
+OF_TRACING = "ignore::torch.jit.TracerWarning", "ignore:`torch.jit:DeprecationWarning"
 CONFIG = GTPConfig(
     actor=FlowMapActorConfig(hidden=(16, 16), steps=3),
     critic=QEnsembleConfig(hidden=(16,)),
@@ -350,13 +351,12 @@ def test_outside_is_outside_of_all_at_once_and_comes_back() -> None:
 def test_a_trace_is_the_policy_at_every_number_of_rows(width: int, steps: int) -> None:
     actor = FlowMapActor(OBS, ACT, FlowMapActorConfig(hidden=(width, width)))
     policy = Policy(actor, steps)
-    inputs = torch.randn(2, OBS), torch.randn(2, ACT)
+    inputs = torch.randn(5, OBS), torch.randn(5, ACT)
     rows = torch.export.Dim("rows", min=1)
+    exported_program = torch.export.export(policy, inputs, dynamic_shapes=({0: rows}, {0: rows}))
     policies: dict[str, Any] = {
         "jit": torch.jit.trace(policy, inputs),
-        "export": torch.export.export(
-            policy, inputs, dynamic_shapes=({0: rows}, {0: rows})
-        ).module(),
+        "export": exported_program.module(),
         "make_fx": make_fx(policy, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*inputs),
     }
     for n in (1, 2, 14, 15, 16, 300):
