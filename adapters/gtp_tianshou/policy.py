@@ -157,7 +157,9 @@ class GTPPolicy(Policy):
         like = self.actor
         flat = flatten(self.layout, batch.obs)
         # An observation on the CPU stays there: few rows are faster there than on a device.
-        obs = (flat if isinstance(flat, Tensor) else torch.tensor(flat)).to(like.dtype)
+        obs = (flat if isinstance(flat, Tensor) else torch.tensor(flat, device="cpu")).to(
+            like.dtype
+        )
         deterministic = self.deterministic_eval and not self.is_within_training_step
         candidates = self.candidates
         if candidates is None:
