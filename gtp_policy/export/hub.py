@@ -117,6 +117,13 @@ def from_pretrained(
         CheckpointError: If there is no such repository or file, or it is damaged or malicious.
         StateMismatchError: If ``network``, ``encoder`` or ``optimizer`` are not like those saved.
         MissingDependencyError: If the Hub is asked and huggingface_hub is not installed.
+
+    Example:
+        >>> from gtp_policy.export import from_pretrained
+        >>> from_pretrained("no/such/name")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        gtp_policy.errors.CheckpointError: no/such/name cannot be loaded: got HFValidationError ...
     """
     path = Path(name) / CHECKPOINT
     if not Path(name).is_dir():
@@ -161,6 +168,15 @@ def push_to_hub(
     Raises:
         MissingDependencyError: If huggingface_hub is not installed.
         huggingface_hub.errors.HfHubHTTPError: If the Hub refuses.
+
+    Example:
+        >>> from gtp_policy import GTPConfig, GTPLearner
+        >>> from gtp_policy.export import push_to_hub
+        >>> learner = GTPLearner.build(3, 2, GTPConfig(critic=None))
+        >>> push_to_hub(learner, "no/such/name", onnx=False)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        huggingface_hub.errors.HFValidationError: ...
     """
     api = _hub().HfApi(endpoint=endpoint, token=token)
     with tempfile.TemporaryDirectory() as folder:
@@ -194,6 +210,16 @@ def model_card(
         CheckpointError: If the checkpoint cannot be read.
         DataError: If the record is no result of a run.
         MissingDependencyError: If huggingface_hub is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> from gtp_policy import GTPConfig, GTPLearner, save_checkpoint
+        >>> from gtp_policy.export import model_card
+        >>> learner = GTPLearner.build(3, 2, GTPConfig(critic=None))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     card = model_card(save_checkpoint(f"{folder}/a.zip", learner))
+        >>> "| observation | 3 numbers |" in card
+        True
     """
     hub, info = _hub(), read_metadata(checkpoint)
     data = hub.ModelCardData(
