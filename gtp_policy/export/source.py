@@ -327,6 +327,7 @@ class PolicyModule(nn.Module):
         self.steps, self.candidates = plan.steps, plan.candidates
         self.noise_dim, self.action_shape = plan.noise_dim, plan.action_shape
         self.scaler = plan.scaler
+        self.eval()
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Returns actions.

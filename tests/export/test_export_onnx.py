@@ -86,7 +86,7 @@ def distance(got: Tensor, expected: Tensor) -> float:
 # --- parity
 
 
-@pytest.mark.parametrize("preset", ["gtp", "one_step", "paper", "flow_matching"])
+@pytest.mark.parametrize("preset", ["gtp", "one_step", "paper", "shortcut"])
 @pytest.mark.parametrize("steps", [1, 2, 5, 10])
 def test_actions_are_the_policys_at_every_number_of_rows(
     tmp_path: Path, preset: str, steps: int
