@@ -166,7 +166,9 @@ class ActionScaler:
             )
         low, high, span = self.low, self.high, self.high - self.low
         if isinstance(action, Tensor):
-            low_, high_, span_ = (torch.as_tensor(v).to(action) for v in (low, high, span))
+            low_, high_, span_ = (
+                torch.as_tensor(v, device="cpu").to(action) for v in (low, high, span)
+            )
             return low_, high_, span_
         if not np.issubdtype(action.dtype, np.floating):
             return low, high, span
@@ -299,11 +301,12 @@ class ObservationLayout:
                     f"`{name}` has the wrong shape: got {tuple(part.shape)}, expected one row of "
                     f"shape {shape} per observation."
                 )
-            flat = part.reshape(len(part), math.prod(shape))
+            # Not len(): to a tracer that is one number for ever.
+            flat = part.reshape(part.shape[0], math.prod(shape))
             rows.append(
                 flat.float() if isinstance(flat, Tensor) else flat.astype(np.float32, copy=False)
             )
-        if len({len(row) for row in rows}) > 1:
+        if any(row.shape[0] != rows[0].shape[0] for row in rows):
             raise ShapeError(
                 "The parts of the observation disagree on the batch size: got "
                 f"{dict(zip(self.keys, map(len, rows), strict=True))}, expected one number."
@@ -339,7 +342,7 @@ class ObservationLayout:
         parts: list[_Array] = []
         start = 0
         for shape, width in zip(self.shapes, self._widths, strict=True):
-            parts.append(flat[:, start : start + width].reshape(len(flat), *shape))
+            parts.append(flat[:, start : start + width].reshape(flat.shape[0], *shape))
             start += width
         return dict(zip(self.keys, parts, strict=True)) if self.keys else parts[0]
 
@@ -388,8 +391,8 @@ class ObservationNormalizer(nn.Module):
 
     def __init__(self, obs_dim: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(obs_dim))
-        self.register_buffer("scale", torch.ones(obs_dim))
+        self.register_buffer("mean", torch.zeros(obs_dim, device="cpu"))
+        self.register_buffer("scale", torch.ones(obs_dim, device="cpu"))
 
     def check_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Raises unless `set_statistics_` can take them; changes nothing.
