@@ -30,6 +30,7 @@ from gtp_policy.functional import check_device, check_rows, check_shape
 from gtp_policy.guidance import AdvantageWeighter, Guidance, LinearQGuidance, NoGuidance
 from gtp_policy.loss import GTPLoss
 from gtp_policy.metrics import UpdateMetrics, per_learner
+from gtp_policy.times import Curriculum
 from gtp_policy.transitions import Transitions, check_kind
 
 _NO_GUIDANCE = NoGuidance()
@@ -121,6 +122,7 @@ class GTPLearner(nn.Module):
             self.target_critic = copy.deepcopy(critic).requires_grad_(False).eval()
         self.updates = 0
         self.broken: str | None = None
+        self._taken_at: int | None = None  # number of updates when the actor was taken over
         self._dispatcher = Dispatcher()
         self._own_rates = optimizer is not None
         parts = {"actor": self.actor, "critic": self.critic, "value": self.value}
@@ -231,6 +233,8 @@ class GTPLearner(nn.Module):
         """
         check_kind("dataset", dataset, OfflineDataset)
         config = (config or GTPConfig()).cap_curriculum(stacklevel=3)
+        if config.critic is not None:
+            dataset.check_rewards("A critic")
         config = config.fit_to_actions(dataset)
         learner = cls.build(
             dataset.obs_dim,
@@ -241,9 +245,152 @@ class GTPLearner(nn.Module):
             optimizer=optimizer,
             device=dataset.device,
         )
+        # Whatever torch's default type is: the data's decides.
+        if learner.dtype != dataset.transitions.obs.dtype:
+            learner.to(dtype=dataset.transitions.obs.dtype)
         if config.learner.normalize_obs:
             learner.set_observation_statistics_(*dataset.observation_statistics())
         return learner
+
+    @classmethod
+    def from_actor(
+        cls,
+        source: "GTPLearner",
+        config: GTPConfig | None = None,
+        *,
+        optimizer: OptimizerFactory | None = None,
+    ) -> Self:
+        """Goes on from a trained actor with other choices: from a clone to reinforcement learning.
+
+        The new learner acts as the old one does, bit for bit, until its first update. It has the
+        actor, its target network, its scales and the normalisation of observations; critic, value
+        network, optimisers and the counter of updates are new. Until a critic has learned
+        something, it leads nowhere: ``config.learner.guidance_start`` gives it time.
+
+        Where ``config`` leaves the curriculum open, the grid stays as fine as the old learner's is:
+        a coarser one would undo what is learned.
+
+        Args:
+            source: The learner to go on from, e.g. ``load_checkpoint("clone.zip").learner``.
+            config: Every choice of what follows; default all defaults. Its ``actor`` is the
+                source's: left at its default, or equal to it.
+            optimizer: As for the constructor.
+
+        Returns:
+            The learner, on the source's device; the source stays as it is.
+
+        Raises:
+            StateMismatchError: If ``config.actor`` was chosen, and is another actor.
+            BrokenLearnerError: If an update of the source ended half-way.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import GTPConfig, GTPLearner
+            >>> clone = GTPLearner.build(3, 2, GTPConfig(critic=None))
+            >>> learner = GTPLearner.from_actor(clone, GTPConfig())
+            >>> obs = torch.zeros(1, 3)
+            >>> torch.equal(*(x.act(obs, deterministic=True) for x in (clone, learner)))
+            True
+        """
+        check_kind("source", source, GTPLearner)
+        check_whole([source])
+        config = source.continued(config or GTPConfig()).cap_curriculum(stacklevel=3)
+        actor, seed, critic = copy.deepcopy(source.actor), config.learner.seed, None
+        if config.critic is not None:
+            encoder = copy.deepcopy(actor.encoder)
+            critic = QEnsemble(
+                actor.obs_dim, actor.action_dim, config.critic, encoder=encoder, seed=seed
+            ).to(actor.fixed_noise)
+        learner = cls(
+            actor,
+            critic,
+            loss=GTPLoss(config.loss),
+            weighter=AdvantageWeighter(config.weighter),
+            config=config.learner,
+            optimizer=optimizer,
+        )
+        if learner.value is not None:
+            learner.value.to(actor.fixed_noise)
+        learner.take_actor_(source)
+        return learner
+
+    def continued(self, config: GTPConfig) -> GTPConfig:
+        """Returns the config of a learner that goes on from this one's actor.
+
+        Args:
+            config: Every choice of what follows.
+
+        Returns:
+            The config with this learner's actor, and its grid where the curriculum is left open.
+
+        Raises:
+            StateMismatchError: If ``config.actor`` was chosen, and is another actor.
+
+        Example:
+            >>> from gtp_policy import GTPConfig, GTPLearner
+            >>> clone = GTPLearner.build(3, 2, GTPConfig(critic=None))
+            >>> clone.continued(GTPConfig()).loss.curriculum
+            Curriculum(start=10, end=10)
+        """
+        chosen, own = config.actor, self.actor.config
+        differing = [
+            f"{name}: {getattr(own, name)!s:.60} there, {getattr(chosen, name)!s:.60} here"
+            for name in sorted(chosen.model_fields_set)
+            if getattr(chosen, name) not in (None, getattr(own, name))
+        ]
+        if differing:
+            raise StateMismatchError(
+                f"`config.actor` is another actor: got {'; '.join(differing)}, expected the "
+                "source's. Leave `actor` out of the config."
+            )
+        loss = config.loss
+        if "curriculum" not in loss.model_fields_set:
+            grid = self.loss.config.curriculum.intervals(self.progress)
+            loss = loss.replace(curriculum=Curriculum(start=grid, end=grid))
+        return config.replace(actor=own, loss=loss)
+
+    def take_actor_(self, source: "GTPLearner") -> None:
+        """Takes over the actor of another learner, its target network and its scales, in place.
+
+        For hosts, which build learners by other means than `from_actor`.
+
+        Args:
+            source: The learner to take it from.
+
+        Raises:
+            StateMismatchError: If its actor has other networks or another flow map; nothing has
+                been changed then.
+
+        Example:
+            >>> from gtp_policy import GTPConfig, GTPLearner
+            >>> clone = GTPLearner.build(3, 2, GTPConfig(critic=None))
+            >>> GTPLearner.build(3, 2).take_actor_(clone)
+        """
+        check_whole([source])
+        pairs = [(self.actor, source.actor), (self.target_actor, source.target_actor)]
+        own, theirs = ({k: v.shape for k, v in a.named_parameters()} for a in pairs[0])
+        if own != theirs:
+            wrong = sorted(k for k in own.keys() | theirs if own.get(k) != theirs.get(k))
+            raise StateMismatchError(
+                f"The actor has other networks: got others in {wrong[:3]} ({len(wrong)} in all), "
+                "expected the same. Build the learner for the observations, actions and "
+                "config.actor of the source."
+            )
+        before = copy.deepcopy([actor.state_dict() for actor, _ in pairs])
+        was = self.broken
+        try:
+            with changing([self]):
+                for actor, other in pairs:
+                    actor.load_state_dict(other.state_dict())
+        except BaseException:
+            for (actor, _), state in zip(pairs, before, strict=True):
+                actor.load_state_dict(state)
+            self.broken = was
+            raise
+        self.broken = was
+        self._taken_at = self.updates
+        normalizer = source.actor.normalizer
+        self.set_observation_statistics_(normalizer.mean, normalizer.scale)
 
     @property
     def full_config(self) -> GTPConfig:
@@ -379,7 +526,7 @@ class GTPLearner(nn.Module):
         check_kind("batch", batch, Transitions)
         actor, penalty = self.actor, self.config.critic_penalty > 0
         batch.check(actor.obs_dim, actor.action_dim, like=actor.fixed_noise, next_action=penalty)
-        batch.check_values()
+        batch.check_values(rewards=self.critic is not None)
         one = batch.map(lambda field: field.unsqueeze(0))
         draws = draw([self], one.action)
         with changing([self]):
@@ -537,8 +684,8 @@ class GTPLearner(nn.Module):
                 which is sooner than waiting for a GPU, more from the device.
             steps: K; default the actor's.
             candidates: Actions to draw per observation; above 1 the target critic chooses among
-                them, as ``config.choice`` says. Default: ``config.eval_candidates`` for a
-                deterministic action of a learner with a critic, else 1.
+                them, as ``config.choice`` says. Default: `chosen_from` for a deterministic action,
+                else 1.
             deterministic: Start from noises that are fixed with the policy, as above. Never from
                 zero noise, which can end between two modes.
             generator: Source of the noise; default a stream of the package's own.
@@ -564,8 +711,7 @@ class GTPLearner(nn.Module):
         actor = cast(FlowMapActor, self._modules["target_actor"])
         critic = cast(QEnsemble | None, self._modules.get("target_critic"))
         if candidates is None:
-            chooses = deterministic and critic is not None
-            candidates = self.config.eval_candidates if chooses else 1
+            candidates = self.chosen_from if deterministic else 1
         return act(
             actor,
             critic,
@@ -576,6 +722,15 @@ class GTPLearner(nn.Module):
             deterministic=deterministic,
             generator=generator,
         )
+
+    @property
+    def chosen_from(self) -> int:
+        """Candidates of a deterministic action: 1 without a critic, or with one that is new.
+
+        New is the critic of a learner that goes on from an actor, before its first update.
+        """
+        judges = self._modules.get("critic") is not None and self.updates != self._taken_at
+        return self.config.eval_candidates if judges else 1
 
     def train(self, mode: bool = True) -> Self:
         """Sets training mode; the targets stay in evaluation mode whatever is asked.
