@@ -114,7 +114,7 @@ class GTPLearner(nn.Module):
                 self.config.baseline.hidden,
                 encoder=copy.deepcopy(critic.encoder),
                 seed=self.config.seed,
-            ).to(actor.device)
+            ).to(actor.device, actor.dtype)
             self.value.normalizer = copy.deepcopy(critic.normalizer)
         self.target_actor = copy.deepcopy(actor).requires_grad_(False).eval()
         self.target_critic = None
@@ -300,7 +300,7 @@ class GTPLearner(nn.Module):
             encoder = copy.deepcopy(actor.encoder)
             critic = QEnsemble(
                 actor.obs_dim, actor.action_dim, config.critic, encoder=encoder, seed=seed
-            ).to(actor.fixed_noise)
+            ).to(actor.device, actor.dtype)
         learner = cls(
             actor,
             critic,
@@ -309,8 +309,6 @@ class GTPLearner(nn.Module):
             config=config.learner,
             optimizer=optimizer,
         )
-        if learner.value is not None:
-            learner.value.to(actor.fixed_noise)
         learner.take_actor_(source)
         return learner
 
@@ -321,7 +319,8 @@ class GTPLearner(nn.Module):
             config: Every choice of what follows.
 
         Returns:
-            The config with this learner's actor, and its grid where the curriculum is left open.
+            The config with this learner's actor and scales, and with its grid where the curriculum
+            is left open.
 
         Raises:
             StateMismatchError: If ``config.actor`` was chosen, and is another actor.
@@ -347,7 +346,8 @@ class GTPLearner(nn.Module):
         if "curriculum" not in loss.model_fields_set:
             grid = self.loss.config.curriculum.intervals(self.progress)
             loss = loss.replace(curriculum=Curriculum(start=grid, end=grid))
-        return config.replace(actor=own, loss=loss)
+        choices = config.learner.replace(normalize_actions=own.action_statistics is not None)
+        return config.replace(actor=own, loss=loss, learner=choices)
 
     def take_actor_(self, source: "GTPLearner") -> None:
         """Takes over the actor of another learner, its target network and its scales, in place.

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import json
+import math
 import warnings
 from typing import Any
 
@@ -147,7 +148,7 @@ def check_env(env: Env, dataset: OfflineDataset, name: str) -> None:
             f"{dataset.layout}. Evaluate in the environment that the data comes from."
         )
     actions, scaler = env.action_space, dataset.action_scaler
-    fits = isinstance(actions, Box) and actions.shape == (scaler.action_dim,)
+    fits = isinstance(actions, Box) and math.prod(actions.shape) == scaler.action_dim
     if fits:
         with contextlib.suppress(UnsupportedSpaceError):  # an unbounded Box takes what the data has
             fits = action_scaler_of(actions).is_close(scaler)

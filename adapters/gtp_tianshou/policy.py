@@ -12,7 +12,7 @@ from tianshou.data import Batch
 from tianshou.data.types import ActBatchProtocol, ObsBatchProtocol
 from torch import Tensor
 
-from gtp_datasets.spaces import layout_of
+from gtp_datasets.spaces import layout_of, members_of
 from gtp_policy import (
     ActionScaler,
     FlowMapActor,
@@ -44,7 +44,7 @@ class GTPPolicy(Policy):
 
     Args:
         actor: The flow map.
-        action_space: A Box with finite bounds, of any rank.
+        action_space: A Box with finite bounds, of any rank and type.
         observation_space: A Box of any rank or a Dict of Boxes; default: vectors of the actor's
             length.
         critic: Chooses among several candidates.
@@ -208,6 +208,8 @@ class GTPPolicy(Policy):
     def map_action(self, act: Any) -> npt.NDArray[Any]:  # noqa: ANN401 - array, tensor or list
         """Takes actions from [-1, 1] to the environment's Box, in the Box's own dtype.
 
+        Numbers of a Box of integers are rounded to the nearest one.
+
         Unlike Tianshou's own, the result never leaves the Box by a rounding error.
 
         Args:
@@ -226,7 +228,8 @@ class GTPPolicy(Policy):
                 f"`act` is not finite: got {unit[~np.isfinite(unit)][0]}, expected actions in "
                 "[-1, 1]. Look at the parameters: training has diverged."
             )
-        return self.action_scaler.to_box(unit.clip(-1.0, 1.0)).reshape(shape)
+        inside = self.action_scaler.to_box(unit.clip(-1.0, 1.0))
+        return members_of(self.action_space, inside).reshape(shape)
 
     def map_action_inverse(self, act: Any) -> npt.NDArray[Any]:  # noqa: ANN401 - as above
         """Takes actions from the environment's Box to [-1, 1], where a buffer keeps them.
@@ -262,16 +265,18 @@ class GTPPolicy(Policy):
             learner: The learner; called by `GTP` with its own.
         """
         self.actor, self.critic = learner.target_actor, learner.target_critic
-        self._eval_candidates = learner.config.eval_candidates
+        self._eval_candidates = learner.chosen_from
         self._choice = learner.config.choice
 
     def _rows(
         self,
         action: Any,  # noqa: ANN401 - as above
     ) -> tuple[npt.NDArray[Any], tuple[int, ...]]:
-        """Returns actions as rows of A numbers in the dtype of the Box, and their shape before."""
+        """Returns actions as rows of A numbers, as exact as the Box's, and their shape before."""
         space = cast("gym.spaces.Box", self.action_space)
-        array = np.asarray(self._action_to_numpy(action), dtype=space.dtype)
+        # In [-1, 1], integers say nothing, and float16 little.
+        kind = np.result_type(space.dtype, np.float32)
+        array = np.asarray(self._action_to_numpy(action), dtype=kind)
         if array.shape[array.ndim - len(space.shape) :] != space.shape:
             raise ShapeError(
                 f"`act` has the wrong shape: got {array.shape}, expected (..., "
