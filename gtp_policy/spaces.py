@@ -121,10 +121,8 @@ class ActionScaler:
         if len(shape) != 1 or any(b.shape not in ((), shape) for b in bounds):
             return cls(low, high)  # which says what does not fit
         lows, highs = (np.broadcast_to(b, shape).copy() for b in bounds)
-        with np.errstate(all="ignore"):
-            wide = highs - lows > _WIDEST
-        open_low = ~np.isfinite(lows) | (wide & np.isfinite(highs))
-        open_high = ~np.isfinite(highs) | (wide & np.isfinite(lows))
+        # A bound near float32's largest number is some environments' word for "unbounded".
+        open_low, open_high = (~(np.abs(b) < _WIDEST / 4) for b in (lows, highs))
         finite = np.isfinite(action)
         least = np.where(finite, action, np.inf).min(0)
         most = np.where(finite, action, -np.inf).max(0)
