@@ -229,7 +229,7 @@ class OfflineDataset:
 
         Example:
             >>> from gtp_policy import OfflineDataset
-            >>> pushed = {"obs": [[0.0], [1.0], [2.0]], "action": [[0.5], [0.5]], "terminated": True}
+            >>> pushed = {"obs": [[0.0], [1.0], [2.0]], "action": [[0.5]] * 2, "terminated": True}
             >>> cut = {"obs": [[0.0], [1.0]], "action": [[0.1], [0.2]]}
             >>> dataset = OfflineDataset.from_episodes([pushed, cut], low=[-1.0], high=[1.0])
             >>> dataset.transitions.next_obs.flatten(), dataset.transitions.discount
@@ -485,8 +485,8 @@ class OfflineDataset:
             A dataset with a new table and new flags.
 
         Raises:
-            DataError: If ``share`` is out of range, or there are no rewards, or they are sums of several
-                steps.
+            DataError: If ``share`` is out of range, or there are no rewards, or they are sums of
+                several steps.
 
         References:
             | Decision Transformer: Reinforcement Learning via Sequence Modeling (Chen et al.,

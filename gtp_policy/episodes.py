@@ -397,9 +397,7 @@ def check_any(episodes: Sequence[Episode], source: str) -> None:
 least 1.
     """
     if not episodes:
-        raise EmptyDatasetError(
-            f"There is no episode: got 0 from {source}, expected at least 1."
-        )
+        raise EmptyDatasetError(f"There is no episode: got 0 from {source}, expected at least 1.")
     for episode in episodes:
         got, expected = episode.action.shape[1:], episodes[0].action.shape[1:]
         if got != expected:

@@ -165,8 +165,9 @@ class Transitions(NamedTuple):
             The record itself.
 
         Raises:
-            DataError: If a value is NaN or infinite, rewards are missing, an action lies outside [-1, 1] by more than
-                rounding, or a discount outside [0, 1]. The message names field and row.
+            DataError: If a value is NaN or infinite, rewards are missing, an action lies outside
+                [-1, 1] by more than rounding, or a discount outside [0, 1]. The message names field
+                and row.
 
         Example:
             >>> import torch

@@ -150,8 +150,12 @@ def test_actions_of_any_shape_are_vectors_inside(shape: tuple[int, ...]) -> None
     rows = make_episode()
     flags = {"terminated": np.zeros(4), "truncated": np.arange(4) == 3}
     flat = OfflineDataset.from_arrays(
-        obs=rows["obs"][:-1], next_obs=rows["obs"][1:], action=action, reward=rows["reward"],
-        **flags, **box,
+        obs=rows["obs"][:-1],
+        next_obs=rows["obs"][1:],
+        action=action,
+        reward=rows["reward"],
+        **flags,
+        **box,
     )
     assert_equal(one, flat)
     np.testing.assert_array_equal(

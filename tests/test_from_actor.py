@@ -1,4 +1,4 @@
-"""Cloning without rewards, and going on from the clone: where rewards are missed, and what stays."""
+"""Cloning without rewards, and going on from the clone: where they are missed, and what stays."""
 
 from pathlib import Path
 from typing import Any
@@ -147,9 +147,7 @@ def test_the_first_evaluation_is_that_of_the_clone(
     learner = GTPLearner.from_actor(source, presets.get(preset))
     assert (learner.updates, learner.critic is None) == (0, False)
     obs = scored.transitions.obs[:7]
-    assert torch.equal(
-        learner.act(obs, deterministic=True), clone.act(obs, deterministic=True)
-    )
+    assert torch.equal(learner.act(obs, deterministic=True), clone.act(obs, deterministic=True))
     drawn = [x.act(obs, generator=torch.Generator().manual_seed(1)) for x in (learner, clone)]
     assert torch.equal(*drawn)
     assert torch.equal(learner.critic.normalizer.mean, clone.actor.normalizer.mean)
@@ -202,7 +200,9 @@ def test_restoring_a_clone_into_a_learner_with_a_critic_leads_on(
     logs: OfflineDataset, scored: OfflineDataset, tmp_path: Path
 ) -> None:
     path = save_checkpoint(tmp_path / "clone.zip", cloned(logs))
-    with pytest.raises(StateMismatchError, match=r"GTPLearner\.from_actor\(load_checkpoint\(path\)"):
+    with pytest.raises(
+        StateMismatchError, match=r"GTPLearner\.from_actor\(load_checkpoint\(path\)"
+    ):
         restore_(GTPLearner.from_dataset(scored, make_config()), path)
 
 

@@ -26,11 +26,11 @@ _HARMLESS, _COMPRESSING = {2, 3}, {1: "deflate", 4: "szip", 32000: "lzf"}
 
 
 @contextlib.contextmanager
-def open_hdf5(path: str | os.PathLike[str]) -> Iterator["h5py.File"]:
+def open_hdf5(path: "str | os.PathLike[str] | h5py.File") -> Iterator["h5py.File"]:
     """Opens a file for reading and turns what h5py raises meanwhile into `DataError`.
 
     Args:
-        path: The file.
+        path: The file, or one that is open: that one stays open.
 
     Yields:
         The h5py file.
@@ -45,21 +45,31 @@ def open_hdf5(path: str | os.PathLike[str]) -> Iterator["h5py.File"]:
         raise MissingDependencyError(
             f"HDF5 files need h5py: got `{error}`. Run `pip install 'gtp-policy[datasets]'`."
         ) from error
-    if not isinstance(path, str | os.PathLike):
+    is_open = isinstance(path, h5py.File)
+    if is_open and not path:
+        raise DataError(
+            "The file is closed: got an h5py.File that was closed, expected an open one."
+        )
+    if not is_open and not isinstance(path, str | os.PathLike):
         raise DataError(
             f"`path` is no path: got {type(path).__name__}, expected the name of a file. Arrays go "
             "through OfflineDataset.from_arrays."
         )
-    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would wait for its writer
-        raise DataError(f"`{os.fspath(path)}` is no file: got something else, expected HDF5.")
+    shown = str(path.filename) if is_open else os.fspath(path)
+    if not is_open and os.path.exists(path) and not os.path.isfile(path):
+        # A pipe would wait for its writer.
+        raise DataError(f"`{shown}` is no file: got something else, expected HDF5.")
     try:
+        if is_open:
+            yield path
+            return
         with h5py.File(path, "r") as file:
             yield file
     except (GTPError, MemoryError):
         raise
     except Exception as error:  # h5py has no base class for its errors
         raise DataError(
-            f"`{os.fspath(path)}` cannot be read as HDF5: got {type(error).__name__} ({error}), "
+            f"`{shown}` cannot be read as HDF5: got {type(error).__name__} ({error}), "
             "expected a complete HDF5 file. Download it again."
         ) from error
 
@@ -136,6 +146,16 @@ def stored_bytes(path: str | os.PathLike[str]) -> int:
     finally:
         os.close(descriptor)
     return stored
+
+
+def stored_bytes_of(file: "h5py.File") -> int:
+    """Returns how many bytes of an open file are data, wherever it is kept.
+
+    Args:
+        file: The file.
+    """
+    path = str(file.filename)
+    return stored_bytes(path) if os.path.isfile(path) else int(file.id.get_filesize())
 
 
 def table_bytes(rows: int, obs_dim: int, action_dim: int) -> int:

@@ -184,7 +184,10 @@ def _scaler(
                     yield action
 
     return scaler_of(
-        actions(), space.low if low is None else low, space.high if high is None else high, unbounded
+        actions(),
+        space.low if low is None else low,
+        space.high if high is None else high,
+        unbounded,
     )
 
 

@@ -123,8 +123,6 @@ def members_of(space: "Space[Any]", action: npt.NDArray[Any]) -> npt.NDArray[Any
         <BLANKLINE>
                [[0, 9]]], dtype=int8)
     """
-    from gymnasium.spaces import Box
-
     box = cast("Box", space)
     rows = action.reshape(*action.shape[:-1], *box.shape)
     if rows.dtype == box.dtype:  # its own bounds have clipped it

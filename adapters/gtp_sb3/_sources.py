@@ -11,9 +11,9 @@ from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from gtp_datasets import load_d4rl_hdf5, load_minari
+from gtp_datasets import spaces as any_host
 from gtp_datasets._hdf5 import check_expansion, table_bytes
 from gtp_datasets._minari import Episodes, open_minari
-from gtp_datasets import spaces as any_host
 from gtp_datasets.spaces import action_scaler_of, box_of, check_dataset
 from gtp_policy import ObservationLayout, OfflineDataset
 from gtp_policy.dataset_builder import as_array, as_flags
