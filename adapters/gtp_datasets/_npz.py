@@ -26,6 +26,8 @@ class NpzFile:
     def __init__(self, archive: zipfile.ZipFile, path: str | os.PathLike[str]) -> None:
         self._archive, self._shown = archive, os.fspath(path)
         self._members = {i.filename.removesuffix(".npy"): i for i in archive.infolist()}
+        # Of a field that was looked at: where its numbers begin, and what they are.
+        self._begins: dict[str, tuple[int, Shape, bool, np.dtype[np.generic]]] = {}
         self.names = tuple(self._members)
         self.on_disk = stored_bytes(path)
 
@@ -52,7 +54,8 @@ class NpzFile:
                     f"`{member.filename}` has an unknown format: got version {version}, expected "
                     "1.0 or 2.0. Save it again with numpy.savez."
                 )
-            shape, _, dtype = read(stream)
+            shape, by_columns, dtype = read(stream)
+            begin = stream.tell()
         if dtype.hasobject:
             raise DataError(
                 f"`{member.filename}` has the wrong dtype: got {dtype}, expected numbers or flags. "
@@ -63,13 +66,17 @@ class NpzFile:
                 f"`{member.filename}` declares more than it holds: got shape {shape} of {dtype}, "
                 f"expected at most {member.file_size} bytes. The file is damaged or hostile."
             )
+        self._begins[name] = begin, tuple(shape), by_columns, dtype
         return tuple(shape)
 
     def read(self, name: str) -> npt.NDArray[np.generic]:
         """Returns a field whose shape was looked at."""
+        begin, shape, by_columns, dtype = self._begins[name]
         with self._archive.open(self._members[name]) as stream:
-            array: npt.NDArray[np.generic] = np.lib.format.read_array(stream, allow_pickle=False)
-        return array
+            stream.seek(begin)
+            data = stream.read()
+        array = np.frombuffer(data, dtype, math.prod(shape))
+        return array.reshape(shape, order="F" if by_columns else "C")
 
 
 @contextlib.contextmanager

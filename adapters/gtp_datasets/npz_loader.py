@@ -1,7 +1,8 @@
 """NumPy's npz files: one of transitions, one of episodes, or a folder with a file per episode."""
 
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,6 +99,7 @@ def load_npz(
         "next_obs": next_obs,
         "episode": episode,
     }
+    choose = _Choice(wanted)
     options: dict[str, Any] = {
         "low": low,
         "high": high,
@@ -108,33 +110,58 @@ def load_npz(
         "source": f"npz {Path(path).name}",
     }
     if os.path.isdir(path):
-        return OfflineDataset.from_episodes(_of_folder(Path(path), wanted), **options)
+        return _of_episodes(_of_folder(Path(path), choose), options)
     with open_npz(path) as file:
         if any("/" in name for name in file.names):
-            groups = natural({name.rpartition("/")[0] for name in file.names})
-            found = _read_groups(file, groups, wanted)
-            return OfflineDataset.from_episodes(found, **options)
-        fields, ends = _read_flat(file, wanted)
+            return _of_episodes(_read_groups(file, choose), options)
+        fields, ends = _read_flat(file, choose)
         return flat_dataset(fields.pop("obs"), fields, ends=ends, **options)
 
 
-def _of_folder(folder: Path, wanted: Mapping[str, Wanted]) -> Iterator[Episode]:
+def _of_episodes(episodes: Iterator[Episode], options: Mapping[str, Any]) -> OfflineDataset:
+    """Puts episodes together, parts of the observation in the order in which they were named."""
+    found = list(episodes)
+    keys = [*found[0].obs] if found and isinstance(found[0].obs, Mapping) else None
+    return OfflineDataset.from_episodes(found, obs_keys=keys, **options)
+
+
+def _of_folder(folder: Path, choose: "_Choice") -> Iterator[Episode]:
     declared = on_disk = 0
     for name in natural(entry.name for entry in os.scandir(folder) if entry.name.endswith(".npz")):
         with open_npz(folder / name) as file:
-            read = _Reader(file, "", wanted)
+            read = _Reader(file, "", choose(file.names))
             declared, on_disk = declared + read.declared, on_disk + file.on_disk
             check_expansion(declared, on_disk, str(folder))
             yield read_episode(read.fields(), name)
 
 
-def _read_groups(
-    file: NpzFile, groups: list[str], wanted: Mapping[str, Wanted]
-) -> Iterator[Episode]:
-    readers = [_Reader(file, f"{group}/" if group else "", wanted) for group in groups]
-    check_expansion(sum(reader.declared for reader in readers), file.on_disk, "The file")
-    for reader, group in zip(readers, groups, strict=True):
-        yield read_episode(reader.fields(), f"Episode {group!r}")
+def _read_groups(file: NpzFile, choose: "_Choice") -> Iterator[Episode]:
+    groups: dict[str, list[str]] = {}
+    for name in file.names:
+        group, slash, last = name.rpartition("/")
+        groups.setdefault(group + slash, []).append(last)
+    readers = [(group, _Reader(file, group, choose(groups[group]))) for group in natural(groups)]
+    check_expansion(sum(reader.declared for _, reader in readers), file.on_disk, "The file")
+    for group, reader in readers:
+        yield read_episode(reader.fields(), f"Episode {group.removesuffix('/')!r}")
+
+
+class _Choice:
+    """Which arrays are which field, found out once for files of the same names.
+
+    Args:
+        wanted: What the caller says of each field.
+    """
+
+    def __init__(self, wanted: Mapping[str, Wanted]) -> None:
+        self.wanted = wanted
+        self._known: dict[tuple[str, ...], dict[str, list[str]]] = {}
+
+    def __call__(self, names: Sequence[str]) -> dict[str, list[str]]:
+        key = tuple(names)
+        if key not in self._known:
+            self._known[key] = choose_all(key, self.wanted)
+        return self._known[key]
 
 
 class _Reader:
@@ -143,20 +170,18 @@ class _Reader:
     Args:
         file: The open file.
         prefix: What their names begin with.
-        wanted: What the caller says of each field.
+        chosen: Their names behind that, by field.
     """
 
-    def __init__(self, file: NpzFile, prefix: str, wanted: Mapping[str, Wanted]) -> None:
-        own = [n.removeprefix(prefix) for n in file.names if n.startswith(prefix)]
-        self._file, self._prefix = file, prefix
-        self.chosen = choose_all([n for n in own if "/" not in n], wanted)
-        names = [prefix + name for columns in self.chosen.values() for name in columns]
+    def __init__(self, file: NpzFile, prefix: str, chosen: dict[str, list[str]]) -> None:
+        self._file, self._prefix, self.chosen = file, prefix, chosen
+        names = [prefix + name for columns in chosen.values() for name in columns]
         self.declared = file.declared(list(dict.fromkeys(names)))
         self.shapes: dict[str, Shape] = {name: file.shape(name) for name in names}
         rows = max((shape[0] for shape in self.shapes.values() if shape), default=0)
         width = {
-            field: sum(int(np.prod(self.shapes[prefix + name][1:])) for name in columns)
-            for field, columns in self.chosen.items()
+            field: sum(math.prod(self.shapes[prefix + name][1:]) for name in chosen[field])
+            for field in ("obs", "action")
         }
         self.declared += table_bytes(rows, width["obs"], width["action"])
         check_expansion(self.declared, file.on_disk, "The file")
@@ -190,17 +215,17 @@ def _joined(
 
 
 def _read_flat(
-    file: NpzFile, wanted: Mapping[str, Wanted]
+    file: NpzFile, choose: _Choice
 ) -> tuple[dict[str, Any], npt.NDArray[np.bool_] | None]:
     """Returns the fields of a file of transitions, and where episodes end as far as it says so."""
-    reader = _Reader(file, "", wanted)
+    reader = _Reader(file, "", choose(file.names))
     check_rows(reader.shapes)
     fields = reader.fields()
     size = len(fields["action"]) if fields["action"].ndim else 0
     ids = fields.pop("episode", None)
     if ids is not None:
         return fields, ends_of(ids)
-    if wanted.get("episode") is False:
+    if choose.wanted.get("episode") is False:
         return fields, np.arange(size) == size - 1
     if _ENDS not in file.names:
         return fields, None

@@ -71,9 +71,7 @@ def write_robomimic(path: Path, episodes: Sequence[Episode], next_obs: bool = Tr
                     continue
                 for key, dims in parts.items():
                     kwargs = {"compression": "gzip"} if key == "object" else {}
-                    demo.create_dataset(
-                        f"{group}/{key}", data=episode["obs"][rows, dims], **kwargs
-                    )
+                    demo.create_dataset(f"{group}/{key}", data=episode["obs"][rows, dims], **kwargs)
         names = [f"demo_{i}" for i in range(len(episodes))]
         file.create_dataset("mask/train", data=np.array(names[:-1], dtype="S8"))
         file.create_dataset("mask/valid", data=np.array(names[-1:], dtype="S8"))
