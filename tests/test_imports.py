@@ -63,9 +63,11 @@ PUBLIC_MODULES = (
 # public names. An adapter has exactly one host; gtp_datasets has one per file format.
 OUTER: dict[str, set[str]] = {
     "gtp_policy/testing": CORE_LIBRARIES | {"hypothesis", "pytest"},
-    "adapters/gtp_datasets": CORE_LIBRARIES | {"PIL", "gymnasium", "h5py", "minari"},
+    "adapters/gtp_datasets": CORE_LIBRARIES
+    | {"PIL", "av", "gymnasium", "h5py", "minari", "pyarrow"},
     "adapters/gtp_experiments": CORE_LIBRARIES
-    | {"filelock", "gtp_datasets", "gymnasium", "minari", "scipy", "tqdm"},
+    | {"PIL", "av", "filelock", "gtp_datasets", "gymnasium", "matplotlib", "minari", "scipy"}
+    | {"tqdm"},
     "adapters/gtp_sb3": CORE_LIBRARIES
     | {"gtp_datasets", "gymnasium", "minari", "stable_baselines3", "tqdm"},
     "adapters/gtp_tianshou": CORE_LIBRARIES | {"gtp_datasets", "gymnasium", "minari", "tianshou"},
@@ -75,6 +77,9 @@ OUTER: dict[str, set[str]] = {
 }
 # What `import gtp_policy` must not load: hosts, file formats and test tools.
 FOREIGN = KERNEL_LIBRARIES | {
+    "av",
+    "matplotlib",
+    "pyarrow",
     "gtp_datasets",
     "gtp_experiments",
     "gtp_sb3",
