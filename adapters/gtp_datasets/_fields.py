@@ -185,7 +185,7 @@ def ends_of(ids: Array) -> npt.NDArray[np.bool_]:
     ends = np.append(ids[1:] != ids[:-1], True)
     if np.count_nonzero(ends) != len(np.unique(ids)):
         starts = np.flatnonzero(np.append(True, ends[:-1]))
-        seen, first = np.unique(ids[starts], return_index=True)
+        _, first = np.unique(ids[starts], return_index=True)
         again = np.setdiff1d(starts, starts[first])
         raise DataError(
             f"`episode` is not in order: got {ids[again[0]]} again at row {again[0]}, expected the "

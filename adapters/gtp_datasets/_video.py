@@ -1,4 +1,4 @@
-"""Frames of videos from untrusted sources, decoded by PyAV: of one container, of a size that is known.
+"""Frames of videos from untrusted sources, by PyAV: of one container, of a size that is known.
 
 FFmpeg opens the container that is named here and nothing else: no playlist, no other file, no
 address.

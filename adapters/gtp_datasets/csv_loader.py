@@ -33,7 +33,7 @@ def load_csv(
     unbounded: Literal["error", "data"] = "error",
     device: torch.device | str = "cpu",
 ) -> OfflineDataset:
-    """Reads tables with names in their first line, by pyarrow.
+    r"""Reads tables with names in their first line, by pyarrow.
 
     A *file* holds rows in time order; where episodes end is said by a column with their number, or
     by flags. Of a *folder*, every ``.csv`` or ``.tsv`` file is one episode, in the order of the
@@ -75,8 +75,8 @@ def load_csv(
         >>> import tempfile
         >>> from gtp_datasets import load_csv
         >>> with tempfile.NamedTemporaryFile("w", suffix=".csv") as file:
-        ...     _ = file.write("run,angle,speed,torque\\n0,0.5,1,0.1\\n0,0.6,2,0.2\\n"
-        ...                    "1,0,0,1\\n1,1,1,1\\n")
+        ...     _ = file.write("run,angle,speed,torque\n0,0.5,1,0.1\n0,0.6,2,0.2\n"
+        ...                    "1,0,0,1\n1,1,1,1\n")
         ...     file.flush()
         ...     dataset = load_csv(file.name, obs=["angle", "speed"], action="torque",
         ...                        episode="run", low=-1.0, high=1.0)

@@ -1,4 +1,4 @@
-"""One call for every kind of data: looks at what it gets, says what it took it for, and loads it."""
+"""One call for every kind of data: looks at what it gets, says what it is, and loads it."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -173,7 +173,7 @@ def _of_hdf5(path: Any) -> str:  # noqa: ANN401 - a path, or a file that is open
 def _unknown(seen: str, more: str = "") -> DataError:
     return DataError(
         f"The data is of no known kind: got {seen}, expected one of {', '.join(KINDS)}: an id of "
-        "Minari; HDF5 of D4RL's or robomimic's layout; npz or CSV, or a folder of these; the folder "
-        "of a LeRobotDataset; a dict of D4RL's fields; a list of episodes. Say which with kind=, or "
-        f"pass arrays to OfflineDataset.from_arrays.{more}"
+        "Minari; HDF5 of D4RL's or robomimic's layout; npz or CSV, or a folder of these; the "
+        "folder of a LeRobotDataset; a dict of D4RL's fields; a list of episodes. Say which with "
+        f"kind=, or pass arrays to OfflineDataset.from_arrays.{more}"
     )

@@ -51,8 +51,8 @@ from gtp_sb3.policies import CnnPolicy, GTPPolicy, MlpPolicy, MultiInputPolicy, 
 
 SelfGTP = TypeVar("SelfGTP", bound="GTP")
 _BOUNDS = (
-    "Where the environment says none, wrap it: gymnasium.wrappers.TransformAction(env, lambda a: a, "
-    "Box(low, high)); ActionScaler.of_data takes such limits from data."
+    "Where the environment says none, wrap it: gymnasium.wrappers.TransformAction(env, "
+    "lambda a: a, Box(low, high)); ActionScaler.of_data takes such limits from data."
 )
 
 

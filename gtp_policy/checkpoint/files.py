@@ -264,8 +264,8 @@ def restore_(learner: GTPLearner, path: str | Path, *, train_state: bool = True)
         if document.config.critic is None and learner.critic is not None:
             advice = (
                 "To go on from a cloned actor with a critic, take "
-                "GTPLearner.from_actor(load_checkpoint(path).learner, config), or from_actor of the "
-                "host."
+                "GTPLearner.from_actor(load_checkpoint(path).learner, config), or from_actor of "
+                "the host."
             )
         raise StateMismatchError(
             f"Checkpoint {path} belongs to a learner with other choices: got "

@@ -391,7 +391,11 @@ ROWS = flat(EPISODES, final=False)
 IDS = np.repeat([0, 1, 2], [4, 3, 5])
 WRONG: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     # npz
-    "npz that is cut short": (lambda p: damaged(npz(p, **ROWS)), {}, "a.npz` cannot be read as npz"),
+    "npz that is cut short": (
+        lambda p: damaged(npz(p, **ROWS)),
+        {},
+        "a.npz` cannot be read as npz",
+    ),
     "npz that is no zip": (lambda p: text(p, "PK no", "a.npz"), {}, "got BadZipFile"),
     "npz with objects": (
         lambda p: npz(p, **ROWS | {"obs": np.array([Canary()] * 12, object)}),
@@ -726,8 +730,6 @@ def test_what_is_not_installed_is_named_with_its_extra(
     path = write_csv(tmp_path / "a.csv", table()) if extra == "csv" else info(tmp_path)
     for name in (missing, "pyarrow.csv", "pyarrow.parquet")[: 1 if missing == "av" else 3]:
         monkeypatch.setitem(sys.modules, name, None)
+    options = OF_TABLE if extra == "csv" else {"obs": KEY, **BOX}
     with pytest.raises(MissingDependencyError, match=rf"gtp-policy\[{extra}\]"):
-        if extra == "csv":
-            load_csv(path, **OF_TABLE)
-        else:
-            load_lerobot(path, obs=KEY, **BOX)
+        load_dataset(path, **options)
