@@ -261,7 +261,7 @@ def test_frames_of_videos_are_those_of_their_rows(tmp_path: Path) -> None:
     assert isinstance(after, dict)
     np.testing.assert_array_equal(parts[KEY], np.concatenate([f[:-1] for f in frames]))
     np.testing.assert_array_equal(after[KEY], np.concatenate([f[1:] for f in frames]))
-    with pytest.raises(DataError, match="take too much memory: got .* Pass memory="):
+    with pytest.raises(DataError, match=r"take too much memory: got .* Pass memory="):
         load_lerobot(root, obs=[KEY], memory=100, **BOX)
 
 
@@ -682,15 +682,16 @@ def test_a_parquet_file_that_announces_too_much_is_refused(tmp_path: Path) -> No
         load_lerobot(root, **BOX)
 
 
-def test_a_zip_of_zeros_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
-    for i in range(3):
-        with zipfile.ZipFile(tmp_path / f"{i}.npz", "w", zipfile.ZIP_LZMA) as archive:
-            for name in ("obs.npy", "action.npy"):
-                with archive.open(name, "w") as file:
-                    shape = {"descr": "|u1", "fortran_order": False, "shape": (50_000_000, 1)}
-                    np.lib.format.write_array_header_1_0(file, shape)
-                    for _ in range(50):
-                        file.write(bytes(1_000_000))
+def test_a_zip_that_packs_too_well_is_refused_before_memory_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gtp_datasets._hdf5.SLACK_BYTES", 1000)
+    with zipfile.ZipFile(tmp_path / "0.npz", "w", zipfile.ZIP_LZMA) as archive:
+        for name in ("obs.npy", "action.npy"):
+            with archive.open(name, "w") as file:
+                shape = {"descr": "|u1", "fortran_order": False, "shape": (2_000_000, 1)}
+                np.lib.format.write_array_header_1_0(file, shape)
+                file.write(bytes(2_000_000))
     with pytest.raises(DataError, match="declares more than it can hold"):
         load_npz(tmp_path, **BOX)
 
@@ -699,13 +700,13 @@ def test_a_zip_of_zeros_is_refused_before_memory_is_taken(tmp_path: Path) -> Non
 def test_a_folder_of_many_episodes_takes_seconds(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     obs, action = rng.normal(size=(51, 17)).astype(np.float32), np.zeros((50, 6), np.float32)
-    for i in range(1000):
+    for i in range(200):
         np.savez(tmp_path / f"{i}.npz", obs=obs, action=action, reward=np.zeros(50))
-    start = time.perf_counter()
+    start = time.process_time()  # of this process alone, however busy the machine is
     dataset = load_npz(tmp_path, **BOX)
-    seconds = time.perf_counter() - start
-    assert len(dataset) == 50_000
-    assert seconds < 20, "a tenth of 10,000 episodes"  # see benchmarks for the figure
+    seconds = time.process_time() - start
+    assert len(dataset) == 10_000
+    assert 50 * seconds < 20, f"10,000 episodes would take {50 * seconds:.1f} s"
 
 
 def test_nothing_is_imported_that_a_format_does_not_need(tmp_path: Path) -> None:
