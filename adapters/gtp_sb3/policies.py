@@ -326,7 +326,7 @@ class GTPPolicy(BasePolicy):
         with torch.no_grad():
             unit = self._predict(tensors, deterministic).cpu().numpy()
         action = members_of(self.action_space, self.scaler.to_box(unit))
-        return (action if vectorized else action[0]), state
+        return (action if vectorized else action[0, ...]), state  # an array, of shape () too
 
     def _noise_source(self, device: torch.device) -> torch.Generator:
         if self._noise is None or self._noise.device != device:
