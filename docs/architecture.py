@@ -17,7 +17,7 @@ ORDER = (
     "learner"
 ).split()
 FOLDERS = {
-    "adapters/gtp_datasets": "Minari, D4RL's HDF5 and OGBench as OfflineDataset (extra `datasets`)",
+    "adapters/gtp_datasets": "files of every kind as OfflineDataset (`datasets`, `csv`, `lerobot`)",
     "adapters/gtp_experiments": "runs, evaluation and comparison by command (`experiments`)",
     "adapters/gtp_sb3": "an algorithm for Stable-Baselines3, offline and online (`sb3`)",
     "adapters/gtp_tianshou": "a policy and an offline algorithm for Tianshou 2.x (`tianshou`)",

@@ -6,8 +6,8 @@ A row is ``obs (O) | action (A) | reward (1) | discount (1) | next_obs (O)``, wi
 
 import copy
 import math
-from collections.abc import Sequence
-from typing import Literal, Self, get_args
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -15,18 +15,27 @@ import torch
 from torch import Tensor
 
 from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_array
+from gtp_policy.episodes import (
+    Episode,
+    append_episode,
+    check_any,
+    layout_of,
+    read_episode,
+    scaler_of,
+)
 from gtp_policy.errors import DataError, EmptyDatasetError, ShapeError
 from gtp_policy.functional import check_device, check_kind, named_device_errors
 from gtp_policy.rewards import RewardTransform, episode_numbers, episode_returns
 from gtp_policy.spaces import ActionScaler, ObservationLayout
-from gtp_policy.transitions import Transitions, unpack
+from gtp_policy.transitions import Transitions, missing_rewards, unpack
 
 
 class OfflineDataset:
     """Validated transitions on one device, sampled by an explicit generator.
 
-    Made by `OfflineDataset.from_arrays`, from an `OfflineDatasetBuilder`, or by the loaders of
-    ``gtp_datasets`` (Minari, D4RL's HDF5); the constructor itself checks nothing.
+    Made by `OfflineDataset.from_arrays` or `OfflineDataset.from_episodes`, from an
+    `OfflineDatasetBuilder`, or by the loaders of ``gtp_datasets``; the constructor itself checks
+    nothing.
 
     Args:
         table: Rows as above, float32, shape (N, 2 O + A + 2) or (N, 2 O + 2 A + 2).
@@ -38,6 +47,8 @@ class OfflineDataset:
         gamma: Discount factor of one step, that ``discount`` was made with.
         source: Where the data comes from, for reports and score tables.
         n_step: Steps that a transition spans at most, as `with_n_step` says.
+        has_rewards: Whether the data has rewards. Without them ``reward`` is NaN: enough for
+            cloning, and an error for a critic.
 
     Example:
         >>> import numpy as np, torch
@@ -62,6 +73,7 @@ class OfflineDataset:
         gamma: float,
         source: str,
         n_step: int = 1,
+        has_rewards: bool = True,
     ) -> None:
         self._table = table
         self.layout = layout
@@ -71,6 +83,7 @@ class OfflineDataset:
         self.action_scaler = action_scaler
         self.gamma = gamma
         self.n_step = n_step
+        self.has_rewards = has_rewards
         self.source = source
 
     @classmethod
@@ -79,14 +92,15 @@ class OfflineDataset:
         *,
         obs: npt.ArrayLike,
         action: npt.ArrayLike,
-        reward: npt.ArrayLike,
+        reward: npt.ArrayLike | None = None,
         terminated: npt.ArrayLike,
         truncated: npt.ArrayLike,
         next_obs: npt.ArrayLike | None = None,
-        low: npt.ArrayLike,
-        high: npt.ArrayLike,
+        low: npt.ArrayLike | None = None,
+        high: npt.ArrayLike | None = None,
         gamma: float = 0.99,
         out_of_bounds: Literal["error", "clip"] = "error",
+        unbounded: Literal["error", "data"] = "error",
         device: torch.device | str = "cpu",
         source: str = "arrays",
     ) -> Self:
@@ -96,18 +110,22 @@ class OfflineDataset:
 
         Args:
             obs: Observations, shape (N, O).
-            action: Actions in the units of the Box, shape (N, A).
-            reward: Rewards, shape (N,).
+            action: Actions in the units of the Box, shape (N, A), or (N, ...) where the bounds
+                have another shape; flattened in C order.
+            reward: Rewards, shape (N,); None for data without any, to be cloned.
             terminated: Whether the episode ended by itself, bool or 0/1, shape (N,).
             truncated: Whether the episode was cut (time limit), bool or 0/1, shape (N,). Only
                 termination stops bootstrapping; where both flags are set, it does.
             next_obs: Next observations, shape (N, O). Without it the next row's ``obs`` is taken;
                 the last row of a truncated episode, and an unfinished last row, then have no next
                 observation and are left out.
-            low: Lower bounds of the action Box, shape (A,).
-            high: Upper bounds of the action Box, shape (A,).
+            low: Lower bounds of the action Box, of an action's shape or a scalar for all
+                dimensions; None or infinite where they are not known.
+            high: Upper bounds of the action Box, likewise.
             gamma: Discount factor, in [0, 1].
             out_of_bounds: Whether actions outside the Box raise or are clipped to it.
+            unbounded: Whether a dimension without known bounds raises, or takes the smallest and
+                largest value of the data, with a warning.
             device: Where the table lives.
             source: Where the data comes from.
 
@@ -136,22 +154,108 @@ class OfflineDataset:
                 f"`obs` has the wrong shape: got {column.shape}, expected (N, O). Flatten each "
                 "observation to one vector."
             )
+        actions = as_array("action", action)
+        scaler = scaler_of([actions] if actions.ndim else [], low, high, unbounded)
+        # Bounds are vectors inside; actions of another shape than theirs fail the builder's check.
+        if actions.ndim != 2 and actions.shape[1:] in (
+            np.asarray(low).shape,
+            np.asarray(high).shape,
+        ):
+            actions = actions.reshape(len(actions), -1)
         builder = OfflineDatasetBuilder(
             len(column),
             obs_dim=column.shape[1],
-            action_scaler=ActionScaler(low, high),
+            action_scaler=scaler,
             gamma=gamma,
             out_of_bounds=out_of_bounds,
         )
         builder.extend(
             obs=column,
-            action=as_array("action", action),
-            reward=as_array("reward", reward),
+            action=actions,
+            reward=None if reward is None else as_array("reward", reward),
             terminated=terminated,
             truncated=truncated,
             next_obs=None if next_obs is None else as_array("next_obs", next_obs),
         )
         return cls.from_builder(builder, device=device, source=source)
+
+    @classmethod
+    def from_episodes(
+        cls,
+        episodes: Iterable[Mapping[str, Any] | Episode],
+        *,
+        low: npt.ArrayLike | None = None,
+        high: npt.ArrayLike | None = None,
+        obs_keys: Sequence[str] | None = None,
+        gamma: float = 0.99,
+        out_of_bounds: Literal["error", "clip"] = "error",
+        unbounded: Literal["error", "data"] = "error",
+        device: torch.device | str = "cpu",
+        source: str = "episodes",
+    ) -> Self:
+        """Builds a dataset from episodes, one mapping each.
+
+        An episode of T steps has ``action`` (T rows) and ``obs`` (T rows, or T + 1 where the one
+        after the last action was recorded too), and may have ``reward`` (T), ``next_obs`` (T rows),
+        ``terminated`` and ``truncated``: a flag per row, or one for the whole episode. Rows are
+        arrays, tensors, lists or arrays of objects; an observation is an array or a mapping of
+        arrays. The long names ``observations``, ``actions``, ``rewards``, ``terminations``,
+        ``truncations`` are known as well; what else is there is not looked at.
+
+        **How an episode ends.** Where ``terminated`` is set the episode ended by itself, and
+        nothing is earned after it. An episode that does not say so was cut: it counts as truncated
+        at its last row, whose value goes on. ``terminated`` may also be set before the last row,
+        where a goal was reached and the log went on. The last row of an episode that was cut,
+        without an observation after it, has no next observation and is left out, as in
+        `from_arrays`.
+
+        Args:
+            episodes: The episodes; read once.
+            low: As for `from_arrays`.
+            high: As for `from_arrays`.
+            obs_keys: Parts of a mapping of observations in the order to join them; others are left
+                out. Default: all, in the order of `ObservationLayout.of_dict`.
+            gamma: Discount factor, in [0, 1].
+            out_of_bounds: As for `from_arrays`.
+            unbounded: As for `from_arrays`.
+            device: Where the table lives.
+            source: Where the data comes from.
+
+        Returns:
+            The dataset, actions scaled to [-1, 1].
+
+        Raises:
+            EmptyDatasetError: If there is no episode, or no transition is left.
+            DataError: If a field is missing or has a wrong length, shape, dtype, value or flag. The
+                message names episode, field and row, counted from the start of the episode.
+            UnsupportedSpaceError: If the Box is unbounded or empty.
+
+        Example:
+            >>> from gtp_policy import OfflineDataset
+            >>> pushed = {"obs": [[0.0], [1.0], [2.0]], "action": [[0.5]] * 2, "terminated": True}
+            >>> cut = {"obs": [[0.0], [1.0]], "action": [[0.1], [0.2]]}
+            >>> dataset = OfflineDataset.from_episodes([pushed, cut], low=[-1.0], high=[1.0])
+            >>> dataset.transitions.next_obs.flatten(), dataset.transitions.discount
+            (tensor([1., 2., 1.]), tensor([0.9900, 0.0000, 0.9900]))
+            >>> dataset.has_rewards
+            False
+        """
+        found = [
+            e if isinstance(e, Episode) else read_episode(e, f"Episode {number}")
+            for number, e in enumerate(episodes)
+        ]
+        check_any(found, source)
+        layout = layout_of(found[0], obs_keys)
+        builder = OfflineDatasetBuilder(
+            sum(len(episode.action) for episode in found),
+            obs_dim=layout.obs_dim,
+            action_scaler=scaler_of((e.action for e in found), low, high, unbounded),
+            gamma=gamma,
+            out_of_bounds=out_of_bounds,
+        )
+        for episode in found:
+            append_episode(builder, episode, layout)
+        return cls.from_builder(builder, device=device, layout=layout, source=source)
 
     @classmethod
     def from_builder(
@@ -197,6 +301,7 @@ class OfflineDataset:
             action_scaler=builder.action_scaler,
             gamma=builder.gamma,
             source=source,
+            has_rewards=builder.has_rewards,
         )
 
     def __len__(self) -> int:
@@ -209,6 +314,7 @@ class OfflineDataset:
             f"OfflineDataset({self.source!r}, {len(self)} transitions, obs_dim={self.obs_dim}, "
             f"action_dim={self.action_dim}, gamma={self.gamma}, "
             + (f"n_step={self.n_step}, " if self.n_step > 1 else "")
+            + ("" if self.has_rewards else "no rewards, ")
             + f"device='{self.device}')"
         )
 
@@ -381,8 +487,8 @@ class OfflineDataset:
             A dataset with a new table that shares flags and description.
 
         Raises:
-            DataError: If the transform is to divide by a spread that is 0, or rewards are sums of
-                several steps.
+            DataError: If the transform is to divide by a spread that is 0, or there are no rewards,
+                or they are sums of several steps.
 
         Example:
             >>> from gtp_policy import OfflineDataset
@@ -395,6 +501,7 @@ class OfflineDataset:
         """
         check_kind("transform", transform, *get_args(get_args(RewardTransform)[0]))
         self.check_one_step("with_rewards")
+        self.check_rewards("with_rewards")
         changed = copy.copy(self)
         changed._table = self._table.clone()
         reward = changed.transitions.reward  # a view of the table
@@ -415,7 +522,8 @@ class OfflineDataset:
             A dataset with a new table and new flags.
 
         Raises:
-            DataError: If ``share`` is out of range, or rewards are sums of several steps.
+            DataError: If ``share`` is out of range, or there are no rewards, or they are sums of
+                several steps.
 
         References:
             | Decision Transformer: Reinforcement Learning via Sequence Modeling (Chen et al.,
@@ -432,6 +540,7 @@ class OfflineDataset:
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
             raise DataError(f"`share` is out of range: got {share!r}, expected 0 < share <= 1.")
         self.check_one_step("with_best_episodes")
+        self.check_rewards("with_best_episodes")
         ends = self.terminated | self.truncated
         returns = episode_returns(self.transitions.reward, ends)
         count = math.ceil(len(returns) * share - 1e-9)  # 100 * 0.07 is a little more than 7
@@ -562,6 +671,18 @@ class OfflineDataset:
                 f"{what} needs rewards of single steps: got n_step={self.n_step}, expected 1. Take "
                 "the dataset that with_n_step was called on."
             )
+
+    def check_rewards(self, what: str) -> None:
+        """Raises if the data has no rewards, for something that needs them.
+
+        Args:
+            what: What does, for the message.
+
+        Raises:
+            DataError: If ``has_rewards`` is False.
+        """
+        if not self.has_rewards:
+            raise missing_rewards(what, f"got a dataset without any ({self.source})")
 
     def to(self, device: torch.device | str) -> Self:
         """Returns the dataset with its table on another device.

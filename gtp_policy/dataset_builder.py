@@ -50,6 +50,10 @@ class OfflineDatasetBuilder:
         gamma: Discount factor, in [0, 1].
         out_of_bounds: Whether actions outside the Box raise or are clipped to it.
 
+    Attributes:
+        has_rewards: Whether what was appended has rewards. Where it has none, NaN stands in the
+            table: a critic that would learn from it raises.
+
     Raises:
         DataError: If ``gamma`` lies outside [0, 1] or ``out_of_bounds`` is unknown.
 
@@ -89,6 +93,7 @@ class OfflineDatasetBuilder:
         self.terminated = np.zeros(size, np.bool_)
         self.truncated = np.zeros(size, np.bool_)
         self.filled = 0
+        self.has_rewards = True
         self._clip = out_of_bounds == "clip"
 
     def append(
@@ -96,7 +101,7 @@ class OfflineDatasetBuilder:
         *,
         obs: npt.ArrayLike,
         action: npt.ArrayLike,
-        reward: npt.ArrayLike,
+        reward: npt.ArrayLike | None = None,
         next_obs: npt.ArrayLike,
         terminated: npt.ArrayLike,
         truncated: npt.ArrayLike,
@@ -107,7 +112,7 @@ class OfflineDatasetBuilder:
         Args:
             obs: Shape (n, O).
             action: In the units of the Box, shape (n, A).
-            reward: Shape (n,).
+            reward: Shape (n,); None for data without rewards, of all pieces or none.
             next_obs: Shape (n, O).
             terminated: Whether the episode ended by itself, bool or 0/1, shape (n,). Where both
                 flags are set, this one decides: the discount is 0.
@@ -123,9 +128,10 @@ class OfflineDatasetBuilder:
         values = {
             "obs": as_array("obs", obs),
             "action": as_array("action", action),
-            "reward": as_array("reward", reward),
             "next_obs": as_array("next_obs", next_obs),
         }
+        if reward is not None:
+            values["reward"] = as_array("reward", reward)
         n = len(values["obs"]) if values["obs"].ndim else 0
         self._check_columns(values, n)
         if rows is None:
@@ -139,11 +145,17 @@ class OfflineDatasetBuilder:
                 f"More transitions than announced: got {start + n}, expected at most "
                 f"{len(self.table)}."
             )
+        if start and self.has_rewards != (reward is not None):
+            raise DataError(
+                f"`reward` is missing in a part of the data: got some rows with and others without "
+                f"one, from row {rows[0] if n else start} on, expected it everywhere or nowhere. "
+                "Leave out the episodes without rewards, or the rewards."
+            )
         table = self.table[start : start + n]
         with np.errstate(over="ignore"):  # 1e39 becomes infinite here; the check below finds it
             table[:, :o] = values["obs"]
             table[:, o : o + a] = values["action"]
-            table[:, o + a] = values["reward"]
+            table[:, o + a] = values.get("reward", 0.0)
             table[:, o + a + 1] = self.gamma * ~flags[0]
             table[:, o + a + 2 :] = values["next_obs"]
         if not np.isfinite(table).all():
@@ -153,6 +165,9 @@ class OfflineDatasetBuilder:
         if not self._clip:
             self._check_bounds(values["action"], unit, rows)
         table[:, o : o + a] = unit.clip(-1.0, 1.0)
+        self.has_rewards = reward is not None
+        if not self.has_rewards:
+            table[:, o + a] = np.nan
         self.terminated[start : start + n], self.truncated[start : start + n] = flags
         self.filled += n
 
@@ -161,7 +176,7 @@ class OfflineDatasetBuilder:
         *,
         obs: Column,
         action: Column,
-        reward: Column,
+        reward: Column | None = None,
         terminated: npt.ArrayLike,
         truncated: npt.ArrayLike,
         next_obs: Column | None = None,
@@ -171,7 +186,7 @@ class OfflineDatasetBuilder:
         Args:
             obs: Shape (N, O), an array or an HDF5 dataset, as all columns.
             action: In the units of the Box, shape (N, A).
-            reward: Shape (N,).
+            reward: Shape (N,); None for data without rewards.
             terminated: Bool or 0/1, shape (N,).
             truncated: Bool or 0/1, shape (N,).
             next_obs: Shape (N, O). Without it the next row's ``obs`` is taken; the last row of a
@@ -182,7 +197,8 @@ class OfflineDatasetBuilder:
             DataError: If a field has a wrong length, rank, dtype or value.
             EmptyDatasetError: If every row would be left out.
         """
-        columns = {"obs": obs, "action": action, "reward": reward}
+        columns = {"obs": obs, "action": action}
+        columns |= {"reward": reward} if reward is not None else {}
         columns |= {"next_obs": next_obs} if next_obs is not None else {}
         size = obs.shape[0] if obs.shape else 0
         self._check_columns(columns, size)
@@ -214,7 +230,7 @@ class OfflineDatasetBuilder:
             self.append(
                 obs=pair[0],
                 action=action[window][index],
-                reward=reward[window][index],
+                reward=None if reward is None else reward[window][index],
                 next_obs=pair[1],
                 terminated=ended[chunk],
                 truncated=cut[chunk],

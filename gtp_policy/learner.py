@@ -30,6 +30,7 @@ from gtp_policy.functional import check_device, check_kind, check_like, check_ro
 from gtp_policy.guidance import AdvantageWeighter, Guidance, LinearQGuidance, NoGuidance
 from gtp_policy.loss import GTPLoss
 from gtp_policy.metrics import UpdateMetrics, per_learner
+from gtp_policy.times import Curriculum
 from gtp_policy.transitions import Transitions
 
 _NO_GUIDANCE = NoGuidance()
@@ -113,7 +114,7 @@ class GTPLearner(nn.Module):
                 self.config.baseline.hidden,
                 encoder=copy.deepcopy(critic.encoder),
                 seed=self.config.seed,
-            ).to(actor.device)
+            ).to(actor.device, actor.dtype)
             self.value.normalizer = copy.deepcopy(critic.normalizer)
         self.target_actor = copy.deepcopy(actor).requires_grad_(False).eval()
         self.target_critic = None
@@ -240,6 +241,8 @@ class GTPLearner(nn.Module):
         config = GTPConfig() if config is None else config
         check_kind("config", config, GTPConfig)
         config = config.cap_curriculum(stacklevel=3)
+        if config.critic is not None:
+            dataset.check_rewards("A critic")
         config = config.fit_to_actions(dataset).with_gamma(dataset.gamma)
         learner = cls.build(
             dataset.obs_dim,
@@ -250,9 +253,152 @@ class GTPLearner(nn.Module):
             optimizer=optimizer,
             device=dataset.device,
         )
+        # Whatever torch's default type is: the data's decides.
+        if learner.dtype != dataset.transitions.obs.dtype:
+            learner.to(dtype=dataset.transitions.obs.dtype)
         if config.learner.normalize_obs:
             learner.set_observation_statistics_(*dataset.observation_statistics())
         return learner
+
+    @classmethod
+    def from_actor(
+        cls,
+        source: "GTPLearner",
+        config: GTPConfig | None = None,
+        *,
+        optimizer: OptimizerFactory | None = None,
+    ) -> Self:
+        """Goes on from a trained actor with other choices: from a clone to reinforcement learning.
+
+        The new learner acts as the old one does, bit for bit, until its first update (unless a
+        critic is to choose its deterministic actions). It has the
+        actor, its target network, its scales and the normalisation of observations; critic, value
+        network, optimisers and the counter of updates are new. Until a critic has learned
+        something, it leads nowhere: ``config.learner.guidance_start`` gives it time.
+
+        Where ``config`` leaves the curriculum open, the grid stays as fine as the old learner's is:
+        a coarser one would undo what is learned.
+
+        Args:
+            source: The learner to go on from, e.g. ``load_checkpoint("clone.zip").learner``.
+            config: Every choice of what follows; default all defaults. Its ``actor`` is the
+                source's: left at its default, or equal to it.
+            optimizer: As for the constructor.
+
+        Returns:
+            The learner, on the source's device; the source stays as it is.
+
+        Raises:
+            StateMismatchError: If ``config.actor`` was chosen, and is another actor.
+            BrokenLearnerError: If an update of the source ended half-way.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import GTPConfig, GTPLearner
+            >>> clone = GTPLearner.build(3, 2, GTPConfig(critic=None))
+            >>> learner = GTPLearner.from_actor(clone, GTPConfig())
+            >>> obs = torch.zeros(1, 3)
+            >>> torch.equal(*(x.act(obs, deterministic=True) for x in (clone, learner)))
+            True
+        """
+        check_kind("source", source, GTPLearner)
+        check_whole([source])
+        config = source.continued(config or GTPConfig()).cap_curriculum(stacklevel=3)
+        actor, seed, critic = copy.deepcopy(source.actor), config.learner.seed, None
+        if config.critic is not None:
+            encoder = copy.deepcopy(actor.encoder)
+            critic = QEnsemble(
+                actor.obs_dim, actor.action_dim, config.critic, encoder=encoder, seed=seed
+            ).to(actor.device, actor.dtype)
+        learner = cls(
+            actor,
+            critic,
+            loss=GTPLoss(config.loss),
+            weighter=AdvantageWeighter(config.weighter),
+            config=config.learner,
+            optimizer=optimizer,
+        )
+        learner.take_actor_(source)
+        return learner
+
+    def continued(self, config: GTPConfig) -> GTPConfig:
+        """Returns the config of a learner that goes on from this one's actor.
+
+        Args:
+            config: Every choice of what follows.
+
+        Returns:
+            The config with this learner's actor and scales, and with its grid where the curriculum
+            is left open.
+
+        Raises:
+            StateMismatchError: If ``config.actor`` was chosen, and is another actor.
+
+        Example:
+            >>> from gtp_policy import GTPConfig, GTPLearner
+            >>> clone = GTPLearner.build(3, 2, GTPConfig(critic=None))
+            >>> clone.continued(GTPConfig()).loss.curriculum
+            Curriculum(start=10, end=10)
+        """
+        chosen, own = config.actor, self.actor.config
+        differing = [
+            f"{name}: {getattr(own, name)!s:.60} there, {getattr(chosen, name)!s:.60} here"
+            for name in sorted(chosen.model_fields_set)
+            if getattr(chosen, name) not in (None, getattr(own, name))
+        ]
+        if differing:
+            raise StateMismatchError(
+                f"`config.actor` is another actor: got {'; '.join(differing)}, expected the "
+                "source's. Leave `actor` out of the config."
+            )
+        loss = config.loss
+        if "curriculum" not in loss.model_fields_set:
+            grid = self.loss.config.curriculum.intervals(self.progress)
+            loss = loss.replace(curriculum=Curriculum(start=grid, end=grid))
+        choices = config.learner.replace(normalize_actions=own.action_statistics is not None)
+        return config.replace(actor=own, loss=loss, learner=choices)
+
+    def take_actor_(self, source: "GTPLearner") -> None:
+        """Takes over the actor of another learner, its target network and its scales, in place.
+
+        For hosts, which build learners by other means than `from_actor`.
+
+        Args:
+            source: The learner to take it from.
+
+        Raises:
+            StateMismatchError: If its actor has other networks or another flow map; nothing has
+                been changed then.
+
+        Example:
+            >>> from gtp_policy import GTPConfig, GTPLearner
+            >>> clone = GTPLearner.build(3, 2, GTPConfig(critic=None))
+            >>> GTPLearner.build(3, 2).take_actor_(clone)
+        """
+        check_whole([source])
+        pairs = [(self.actor, source.actor), (self.target_actor, source.target_actor)]
+        own, theirs = ({k: v.shape for k, v in a.named_parameters()} for a in pairs[0])
+        if own != theirs:
+            wrong = sorted(k for k in own.keys() | theirs if own.get(k) != theirs.get(k))
+            raise StateMismatchError(
+                f"The actor has other networks: got others in {wrong[:3]} ({len(wrong)} in all), "
+                "expected the same. Build the learner for the observations, actions and "
+                "config.actor of the source."
+            )
+        before = copy.deepcopy([actor.state_dict() for actor, _ in pairs])
+        was = self.broken
+        try:
+            with changing([self]):
+                for actor, other in pairs:
+                    actor.load_state_dict(other.state_dict())
+        except BaseException:
+            for (actor, _), state in zip(pairs, before, strict=True):
+                actor.load_state_dict(state)
+            self.broken = was
+            raise
+        self.broken = was
+        normalizer = source.actor.normalizer
+        self.set_observation_statistics_(normalizer.mean, normalizer.scale)
 
     @property
     def full_config(self) -> GTPConfig:
@@ -397,7 +543,7 @@ class GTPLearner(nn.Module):
         check_kind("batch", batch, Transitions)
         actor, penalty = self.actor, self.config.critic_penalty > 0
         batch.check(actor.obs_dim, actor.action_dim, like=actor.fixed_noise, next_action=penalty)
-        batch.check_values()
+        batch.check_values(rewards=self.critic is not None)
         one = batch.map(lambda field: field.unsqueeze(0))
         compute = self._dispatcher.plan([self], one)
         with changing([self]):

@@ -176,7 +176,7 @@ size.
         for learner, batch in zip(self.learners, batches, strict=True):
             actor, penalty = learner.actor, learner.config.critic_penalty > 0
             batch.check(actor.obs_dim, actor.action_dim, like=learner, next_action=penalty)
-            batch.check_values()
+            batch.check_values(rewards=learner.critic is not None)
         self._share()
         fields = zip(*(batch.present() for batch in batches), strict=True)
         together = Transitions(*(torch.stack(same) for same in fields))

@@ -5,8 +5,9 @@ No gymnasium here: a Box is two arrays, ``low`` and ``high``.
 
 import math
 import operator
+import warnings
 from collections.abc import Mapping
-from typing import Self, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -82,6 +83,67 @@ class ActionScaler:
                     f"Action dimension {i} has no range: got low={lo}, high={hi}, expected low < "
                     "high. Remove the dimension or correct its bounds."
                 )
+
+    @classmethod
+    def of_data(
+        cls,
+        action: npt.NDArray[Any],
+        low: npt.ArrayLike = -np.inf,
+        high: npt.ArrayLike = np.inf,
+    ) -> Self:
+        """Takes the bounds that are not known from actions, and says so in a warning.
+
+        A policy never leaves its bounds: what the data does not show it cannot do. A dimension that
+        never changes gets a range around its value.
+
+        Args:
+            action: Actions, shape (N, A), N >= 1; numbers that are not finite count for nothing.
+            low: Lower bounds, a scalar or of shape (A,); infinite where they are not known.
+            high: Upper bounds, likewise.
+
+        Returns:
+            A scaler whose bounds are all finite.
+
+        Raises:
+            UnsupportedSpaceError: If a known bound does not fit.
+
+        Example:
+            >>> import warnings
+            >>> import numpy as np
+            >>> from gtp_policy import ActionScaler
+            >>> with warnings.catch_warnings(record=True) as caught:
+            ...     warnings.simplefilter("always")
+            ...     ActionScaler.of_data(np.array([[0.5, -3.0], [0.0, 4.0]]), low=[-1.0, -np.inf],
+            ...                          high=[1.0, np.inf])
+            ActionScaler(low=[-1.0, -3.0], high=[1.0, 4.0])
+            >>> print(caught[0].message)
+            Action dimensions [1] have no bounds: their limits are those of the data, [-3.0] to
+            [4.0]. Pass low= and high= where actions beyond them should be possible.
+        """
+        shape = action.shape[1:]
+        bounds = [np.asarray(given, np.float64) for given in (low, high)]
+        if len(shape) != 1 or any(b.shape not in ((), shape) for b in bounds):
+            return cls(low, high)  # which says what does not fit
+        lows, highs = (np.broadcast_to(b, shape).copy() for b in bounds)
+        # A bound near float32's largest number is some environments' word for "unbounded".
+        open_low, open_high = (~(np.abs(b) < _WIDEST / 4) for b in (lows, highs))
+        finite = np.isfinite(action)
+        least = np.where(finite, action, np.inf).min(0)
+        most = np.where(finite, action, -np.inf).max(0)
+        lows[open_low], highs[open_high] = least[open_low], most[open_high]
+        constant = ~(lows.astype(np.float32) < highs.astype(np.float32))
+        around = np.maximum(1.0, np.abs(lows) * 1e-3)
+        lows[constant & open_low] -= around[constant & open_low]
+        highs[constant & open_high] += around[constant & open_high]
+        unknown = np.flatnonzero(open_low | open_high)
+        if len(unknown):
+            warnings.warn(
+                f"Action dimensions {unknown.tolist()} have no bounds: their limits are those of "
+                f"the data, {lows[unknown].tolist()} to {highs[unknown].tolist()}. Pass low= and "
+                "high= where actions beyond them should be possible.",
+                stacklevel=2,
+            )
+        return cls(lows, highs)
 
     @property
     def action_dim(self) -> int:

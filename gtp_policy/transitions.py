@@ -21,7 +21,8 @@ class Transitions(NamedTuple):
     Attributes:
         obs: Observation, shape (B, O).
         action: Action in [-1, 1], shape (B, A).
-        reward: Reward, shape (B,).
+        reward: Reward, shape (B,). NaN throughout where the data has no rewards: what has no
+            critic learns from it all the same.
         next_obs: Next observation, shape (B, O).
         discount: :math:`\gamma (1 - \mathrm{terminated})`, shape (B,), of n steps
             :math:`\gamma^n` instead. A time limit that cut the episode (truncation) does not zero
@@ -161,17 +162,21 @@ class Transitions(NamedTuple):
             check_shape("next_action", self.next_action, (batch, action_dim))
         return self
 
-    def check_values(self) -> "Transitions":
+    def check_values(self, *, rewards: bool = True) -> "Transitions":
         """Raises unless every number is finite, and actions and discounts are within their ranges.
 
         On the CPU: elsewhere the host would have to wait for the device.
+
+        Args:
+            rewards: Whether there must be rewards, for a critic. Without, they may be missing.
 
         Returns:
             The record itself.
 
         Raises:
-            DataError: If a value is NaN or infinite, an action lies outside [-1, 1] by more than
-                rounding, or a discount outside [0, 1]. The message names field and row.
+            DataError: If a value is NaN or infinite, rewards are missing, an action lies outside
+                [-1, 1] by more than rounding, or a discount outside [0, 1]. The message names field
+                and row.
 
         Example:
             >>> import torch
@@ -187,21 +192,25 @@ class Transitions(NamedTuple):
         if not self.obs.is_cpu:
             return self
         # One look at everything: a sum shows NaN and infinity, and so do both ends of a range.
-        sums = [x.sum() for x in (self.obs, self.reward, self.next_obs)]
+        sums = [x.sum() for x in (self.obs, self.next_obs, self.reward)]
         next_action = self.action if self.next_action is None else self.next_action
         ends = [end for x in (self.action, next_action, self.discount) for end in x.aminmax()]
-        *total, low, high, next_low, next_high, least, most = torch.stack(sums + ends).tolist()
+        looks = torch.stack(sums + ends).tolist()
+        *total, earned, low, high, next_low, next_high, least, most = looks
+        missing = not rewards and math.isnan(earned) and bool(self.reward.isnan().all())
         edge = 1 + _ROUNDING
         ranges = -edge <= low <= high <= edge and 0 <= least <= most <= edge
         ranges = ranges and -edge <= next_low <= next_high <= edge
-        if not (ranges and all(map(math.isfinite, total))):
-            self._raise_bad_value()
+        if not (ranges and all(map(math.isfinite, total + [earned] * (not missing)))):
+            self._raise_bad_value(missing)
         return self
 
-    def _raise_bad_value(self) -> None:
+    def _raise_bad_value(self, missing: bool) -> None:
         """Raises on the first bad value; a sum may be infinite though every term is finite."""
+        if not missing and self.reward.isnan().all():
+            raise missing_rewards("A critic", "got a minibatch in which each of them is NaN")
         for name, field in self._asdict().items():
-            if field is None:
+            if field is None or (name == "reward" and missing):
                 continue
             low, high = _RANGES.get(name, (-math.inf, math.inf))
             bad = ~field.isfinite() | (field < low - _ROUNDING) | (field > high + _ROUNDING)
@@ -220,6 +229,28 @@ class Transitions(NamedTuple):
                 raise DataError(
                     f"`{name}` is out of range: got {value:g} at {where}, expected {low} to {high}."
                 )
+
+
+def missing_rewards(what: str, got: str) -> DataError:
+    """Returns the error of something that needs rewards and finds none.
+
+    Args:
+        what: What needs them, as the beginning of a sentence.
+        got: What there is instead.
+    """
+    return DataError(
+        f"{what} needs rewards: {got}, expected one per transition. Clone without a critic, "
+        "GTPConfig(critic=None); or load data with rewards, and go on from the clone with "
+        "GTPLearner.from_actor."
+    )
+
+
+def check_kind(name: str, value: object, kind: type) -> None:
+    """Raises a DataError unless a value is of the class that it has to be."""
+    if not isinstance(value, kind):
+        raise DataError(
+            f"`{name}` is of the wrong kind: got {type(value).__name__}, expected {kind.__name__}."
+        )
 
 
 def unpack(rows: Tensor, obs_dim: int, action_dim: int) -> Transitions:

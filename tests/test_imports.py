@@ -24,8 +24,8 @@ LAYERS: list[set[str]] = [
     {"times", "spaces", "rewards", "kernels"},
     {"functional"},
     {"networks", "dataset_builder", "teachers", "samplers", "transitions"},
-    {"_folding", "critic", "dataset", "metrics"},
-    {"actor", "loss"},
+    {"_folding", "critic", "episodes", "metrics"},
+    {"actor", "dataset", "loss"},
     {"acting", "guidance"},
     {"config"},
     {"algorithm", "presets"},
@@ -49,6 +49,7 @@ PUBLIC_MODULES = (
     "gtp_policy.acting",
     "gtp_policy.critic",
     "gtp_policy.dataset_builder",
+    "gtp_policy.episodes",
     "gtp_policy.errors",
     "gtp_policy.functional",
     "gtp_policy.guidance",
@@ -67,9 +68,11 @@ PUBLIC_MODULES = (
 # public names. An adapter has exactly one host; gtp_datasets has one per file format.
 OUTER: dict[str, set[str]] = {
     "gtp_policy/testing": CORE_LIBRARIES | {"hypothesis", "pytest"},
-    "adapters/gtp_datasets": CORE_LIBRARIES | {"PIL", "gymnasium", "h5py", "minari"},
+    "adapters/gtp_datasets": CORE_LIBRARIES
+    | {"PIL", "av", "gymnasium", "h5py", "minari", "pyarrow"},
     "adapters/gtp_experiments": CORE_LIBRARIES
-    | {"filelock", "gtp_datasets", "gymnasium", "minari", "scipy", "tqdm"},
+    | {"PIL", "av", "filelock", "gtp_datasets", "gymnasium", "matplotlib", "minari", "scipy"}
+    | {"tqdm"},
     "adapters/gtp_sb3": CORE_LIBRARIES
     | {"gtp_datasets", "gymnasium", "minari", "stable_baselines3", "tqdm"},
     "adapters/gtp_tianshou": CORE_LIBRARIES | {"gtp_datasets", "gymnasium", "minari", "tianshou"},
@@ -82,6 +85,9 @@ FOREIGN = (
     KERNEL_LIBRARIES
     | EXPORT_LIBRARIES
     | {
+        "av",
+        "matplotlib",
+        "pyarrow",
         "gtp_datasets",
         "gtp_experiments",
         "gtp_sb3",

@@ -8,7 +8,7 @@ import contextlib
 import math
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -26,11 +26,11 @@ _HARMLESS, _COMPRESSING = {2, 3}, {1: "deflate", 4: "szip", 32000: "lzf"}
 
 
 @contextlib.contextmanager
-def open_hdf5(path: str | os.PathLike[str]) -> Iterator["h5py.File"]:
+def open_hdf5(path: "str | os.PathLike[str] | h5py.File") -> Iterator["h5py.File"]:
     """Opens a file for reading and turns what h5py raises meanwhile into `DataError`.
 
     Args:
-        path: The file.
+        path: The file, or one that is open: that one stays open.
 
     Yields:
         The h5py file.
@@ -45,15 +45,25 @@ def open_hdf5(path: str | os.PathLike[str]) -> Iterator["h5py.File"]:
         raise MissingDependencyError(
             f"HDF5 files need h5py: got `{error}`. Run `pip install 'gtp-policy[datasets]'`."
         ) from error
-    check_place(path, "HDF5")
+    is_open, given = isinstance(path, h5py.File), cast(Any, path)
+    if is_open and not path:
+        raise DataError(
+            "The file is closed: got an h5py.File that was closed, expected an open one."
+        )
+    if not is_open:
+        check_place(path, "HDF5")
+    shown = str(given.filename) if is_open else os.fspath(given)
     try:
+        if is_open:
+            yield path
+            return
         with h5py.File(path, "r") as file:
             yield file
     except (GTPError, MemoryError):
         raise
     except Exception as error:  # h5py has no base class for its errors
         raise DataError(
-            f"`{os.fspath(path)}` cannot be read as HDF5: got {type(error).__name__} ({error}), "
+            f"`{shown}` cannot be read as HDF5: got {type(error).__name__} ({error}), "
             "expected a complete HDF5 file. Download it again."
         ) from error
 
@@ -149,6 +159,16 @@ def stored_bytes(path: str | os.PathLike[str]) -> int:
     finally:
         os.close(descriptor)
     return stored
+
+
+def stored_bytes_of(file: "h5py.File") -> int:
+    """Returns how many bytes of an open file are data, wherever it is kept.
+
+    Args:
+        file: The file.
+    """
+    path = str(file.filename)
+    return stored_bytes(path) if os.path.isfile(path) else int(file.id.get_filesize())
 
 
 def table_bytes(rows: int, obs_dim: int, action_dim: int) -> int:

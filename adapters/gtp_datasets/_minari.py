@@ -4,7 +4,6 @@ What a dataset says of itself is measured before Minari believes it. Episodes in
 that Minari writes, are read here: of each only what is asked for, and images in two formats alone.
 """
 
-import io
 import json
 import math
 import re
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gtp_datasets._hdf5 import check_expansion, check_object, open_hdf5, stored_bytes
+from gtp_datasets._images import decoded
 from gtp_policy.errors import DataError, GTPError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 # Of a metadata.json; that of large images, with the bounds of every pixel, has some megabytes.
 _MOST_METADATA = 2**24
-# Minari writes JPEG. Pillow alone would take any format that it knows, and start programs for some.
-_IMAGE_FORMATS = ("JPEG", "PNG")
 _NUMBERS = re.compile("(u?int|float)(8|16|32|64)|bool")
 _COLUMNS = ("actions", "rewards", "terminations", "truncations")
 
@@ -264,25 +262,8 @@ class Episodes:
             return values
         images = np.empty((len(stored), *(space.shape or ())), np.uint8)
         for i, image in enumerate(images):  # one at a time: they may share memory in the file
-            image[...] = _decoded(bytes(stored[i]), image.shape, f"{stored.name} at row {i}")
+            image[...] = decoded(bytes(stored[i]), image.shape, f"{stored.name} at row {i}")
         return images
-
-
-def _decoded(data: bytes, shape: tuple[int, ...], name: str) -> npt.NDArray[np.uint8]:
-    """Returns an image of a shape that is known, after a look at its header."""
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(data), formats=_IMAGE_FORMATS) as image:
-            bands = len(image.getbands())
-            if (image.height, image.width, *([bands] if bands > 1 else [])) != shape[:3]:
-                raise ValueError(f"{image.mode} of {image.height} x {image.width}")
-            return np.asarray(image, np.uint8)
-    except Exception as error:  # whatever a foreign file makes Pillow raise
-        raise DataError(
-            f"`{name}` is no image: got {type(error).__name__} ({error}), expected "
-            f"{' or '.join(_IMAGE_FORMATS)} of shape {shape}."
-        ) from error
 
 
 def _total_steps(dataset: "MinariDataset") -> int:

@@ -1,21 +1,120 @@
 """npz files from untrusted sources: no object is decoded, and declared sizes are checked."""
 
+import contextlib
 import math
 import os
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from gtp_datasets._hdf5 import check_expansion, check_place, stored_bytes
-from gtp_policy.errors import DataError
+from gtp_policy.errors import DataError, GTPError
+
+Shape = tuple[int, ...]
+
+
+class NpzFile:
+    """An open file: its fields by name, each looked at before it is read.
+
+    Args:
+        archive: The open zip file.
+        path: The file, for messages and its size on the disk.
+    """
+
+    def __init__(self, archive: zipfile.ZipFile, path: str | os.PathLike[str]) -> None:
+        self._archive, self._shown = archive, os.fspath(path)
+        self._members = {i.filename.removesuffix(".npy"): i for i in archive.infolist()}
+        # Of a field that was looked at: where its numbers begin, and what they are.
+        self._begins: dict[str, tuple[int, Shape, bool, np.dtype[np.generic]]] = {}
+        self.names = tuple(self._members)
+        self.on_disk = stored_bytes(path)
+
+    def declared(self, names: Sequence[str]) -> int:
+        """Returns how many bytes fields take, after comparing that with the size of the file."""
+        total = sum(self._members[name].file_size for name in names)
+        check_expansion(total, self.on_disk, self._shown)
+        return total
+
+    def shape(self, name: str) -> Shape:
+        """Returns the shape of a field, unless it says that it is larger than its part of the file.
+
+        NumPy would believe it.
+        """
+        member = self._members[name]
+        with self._archive.open(member) as stream:
+            version = np.lib.format.read_magic(stream)
+            read = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }.get(version)
+            if read is None:
+                raise DataError(
+                    f"`{member.filename}` has an unknown format: got version {version}, expected "
+                    "1.0 or 2.0. Save it again with numpy.savez."
+                )
+            shape, by_columns, dtype = read(stream)
+            begin = stream.tell()
+        if dtype.hasobject:
+            raise DataError(
+                f"`{member.filename}` has the wrong dtype: got {dtype}, expected numbers or flags. "
+                "Objects are never decoded. Save rows of equal shape, or one file per episode."
+            )
+        if math.prod(shape) * dtype.itemsize > member.file_size:
+            raise DataError(
+                f"`{member.filename}` declares more than it holds: got shape {shape} of {dtype}, "
+                f"expected at most {member.file_size} bytes. The file is damaged or hostile."
+            )
+        self._begins[name] = begin, tuple(shape), by_columns, dtype
+        return tuple(shape)
+
+    def read(self, name: str) -> npt.NDArray[np.generic]:
+        """Returns a field whose shape was looked at."""
+        begin, shape, by_columns, dtype = self._begins[name]
+        with self._archive.open(self._members[name]) as stream:
+            stream.seek(begin)
+            data = stream.read()
+        array = np.frombuffer(data, dtype, math.prod(shape))
+        return array.reshape(shape, order="F" if by_columns else "C")
+
+
+@contextlib.contextmanager
+def open_npz(path: str | os.PathLike[str]) -> Iterator[NpzFile]:
+    """Opens a file and turns what reading it raises into `DataError`.
+
+    Args:
+        path: The file.
+
+    Yields:
+        The file.
+
+    Raises:
+        DataError: If it cannot be opened or read.
+    """
+    check_place(path, "npz")
+    shown = os.fspath(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield NpzFile(archive, path)
+    except (GTPError, MemoryError):
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise DataError(
+            f"`{shown}` cannot be read as npz: got {type(error).__name__} ({error}), expected a "
+            "complete file of NumPy's without objects. Make or download it again."
+        ) from error
+    except Exception as error:  # zlib.error, struct.error, RuntimeError of encrypted members
+        raise DataError(
+            f"`{shown}` is damaged: got {type(error).__name__} ({error}), expected a complete npz "
+            "file. Make or download it again."
+        ) from error
 
 
 def read_npz(
     path: str | os.PathLike[str],
     names: Sequence[str],
-    made_of: Callable[[Mapping[str, tuple[int, ...]]], int],
+    made_of: Callable[[Mapping[str, Shape]], int],
 ) -> dict[str, npt.NDArray[np.generic]]:
     """Reads those fields of a file that are there, if they have equally many rows.
 
@@ -31,71 +130,22 @@ def read_npz(
         DataError: If the file cannot be read, declares more than it holds, has objects in it, or
             fields of different lengths.
     """
-    check_place(path, "npz")
-    shown = os.fspath(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {i.filename.removesuffix(".npy"): i for i in archive.infolist()}
-            found = [members[name] for name in names if name in members]
-            declared, on_disk = sum(i.file_size for i in found), stored_bytes(path)
-            check_expansion(declared, on_disk, shown)
-            # Before anything is read: zeros of a wrong length would fill the memory first.
-            shapes = {i.filename.removesuffix(".npy"): _checked_shape(archive, i) for i in found}
-            _check_rows(shapes)
-            check_expansion(declared + made_of(shapes), on_disk, shown)
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in names if name in file}
-    except DataError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise DataError(
-            f"`{shown}` cannot be read as npz: got {type(error).__name__} ({error}), expected a "
-            "complete file of NumPy's without objects. Make or download it again."
-        ) from error
-    except Exception as error:  # zlib.error, struct.error, RuntimeError of encrypted members
-        raise DataError(
-            f"`{shown}` is damaged: got {type(error).__name__} ({error}), expected a complete npz "
-            "file. Make or download it again."
-        ) from error
+    with open_npz(path) as file:
+        found = [name for name in names if name in file.names]
+        declared = file.declared(found)
+        # Before anything is read: zeros of a wrong length would fill the memory first.
+        shapes = {name: file.shape(name) for name in found}
+        check_rows(shapes)
+        check_expansion(declared + made_of(shapes), file.on_disk, os.fspath(path))
+        return {name: file.read(name) for name in found}
 
 
-def _checked_shape(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[int, ...]:
-    """Raises if an array says that it is larger than its part of the file: NumPy would believe it.
+def check_rows(shapes: dict[str, Shape]) -> None:
+    """Raises unless all fields have as many rows as the first one.
 
     Args:
-        archive: The open file.
-        member: The array in it.
-
-    Returns:
-        Its shape.
+        shapes: Shapes by name.
     """
-    with archive.open(member) as stream:
-        version = np.lib.format.read_magic(stream)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read is None:
-            raise DataError(
-                f"`{member.filename}` has an unknown format: got version {version}, expected 1.0 "
-                "or 2.0. Save it again with numpy.savez."
-            )
-        shape, _, dtype = read(stream)
-    if dtype.hasobject:
-        raise DataError(
-            f"`{member.filename}` has the wrong dtype: got {dtype}, expected numbers or flags. "
-            "Objects are never decoded."
-        )
-    if math.prod(shape) * dtype.itemsize > member.file_size:
-        raise DataError(
-            f"`{member.filename}` declares more than it holds: got shape {shape} of {dtype}, "
-            f"expected at most {member.file_size} bytes. The file is damaged or hostile."
-        )
-    return shape
-
-
-def _check_rows(shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raises unless all fields have as many rows as the first one."""
     first = next(iter(shapes), "")
     for name, shape in shapes.items():
         if shape[:1] != shapes[first][:1]:

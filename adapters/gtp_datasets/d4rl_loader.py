@@ -1,10 +1,11 @@
-"""D4RL's HDF5 files, read with h5py alone."""
+"""D4RL's HDF5 files, read with h5py alone, and its dicts."""
 
+import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +15,13 @@ from gtp_datasets._hdf5 import (
     check_expansion,
     check_object,
     open_hdf5,
-    stored_bytes,
+    stored_bytes_of,
     table_bytes,
 )
 from gtp_datasets.spaces import action_scaler
 from gtp_policy import OfflineDataset
-from gtp_policy.dataset_builder import Column, OfflineDatasetBuilder, as_flags
+from gtp_policy.dataset_builder import Column, OfflineDatasetBuilder, as_array, as_flags
+from gtp_policy.episodes import scaler_of
 from gtp_policy.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,13 +32,14 @@ OPTIONAL = ("timeouts", "next_observations")
 
 
 def load_d4rl_hdf5(
-    path: str | os.PathLike[str],
+    path: "str | os.PathLike[str] | Mapping[str, npt.ArrayLike] | h5py.File",
     *,
     gamma: float = 0.99,
     next_obs: Literal["auto", "stored", "shifted"] = "auto",
     low: npt.ArrayLike = -1.0,
     high: npt.ArrayLike = 1.0,
     out_of_bounds: Literal["error", "clip"] = "error",
+    unbounded: Literal["error", "data"] = "error",
     device: torch.device | str = "cpu",
 ) -> OfflineDataset:
     """Reads a file with D4RL's fields, in chunks; executes nothing and follows no link.
@@ -53,13 +56,16 @@ def load_d4rl_hdf5(
     last of the file or with a timeout at the same row (there D4RL drops it).
 
     Args:
-        path: The file.
+        path: The file, one that h5py has opened, or a dict with its fields, as D4RL's
+            ``env.get_dataset()`` and ``qlearning_dataset`` return them.
         gamma: Discount factor, in [0, 1].
         next_obs: Whether to take the file's ``next_observations`` (``stored``) or the following
             row of ``observations`` (``shifted``); ``auto`` takes the stored ones if there are any.
-        low: Lower bounds of the actions, shape (A,) or a scalar: D4RL's files do not hold them.
-        high: Upper bounds of the actions, shape (A,) or a scalar.
+        low: Lower bounds of the actions, of their shape or a scalar: D4RL's files do not hold them.
+        high: Upper bounds of the actions, likewise.
         out_of_bounds: Whether actions outside the bounds raise or are clipped.
+        unbounded: Whether an infinite bound raises, or takes the limits of the data, with a
+            warning.
         device: Where the table lives.
 
     Returns:
@@ -93,55 +99,107 @@ def load_d4rl_hdf5(
         raise DataError(
             f"`next_obs` is unknown: got {next_obs!r}, expected 'auto', 'stored' or 'shifted'."
         )
+    choices = {"gamma": gamma, "out_of_bounds": out_of_bounds, "unbounded": unbounded}
+    if isinstance(path, Mapping) and not hasattr(path, "filename"):  # which an open file has
+        fields = {n: as_array(n, path[n]) for n in REQUIRED + OPTIONAL if n in path}
+        _check_required(fields, sorted(map(str, path)))
+        return _dataset(fields, next_obs, low, high, device, "D4RL dict", choices)
     with open_hdf5(path) as file:
-        fields, declared = _fields(file)
-        stored = next_obs == "stored" or (next_obs == "auto" and "next_observations" in fields)
-        needed = "next_observations" if stored else "timeouts"
-        if needed not in fields:
-            raise DataError(
-                f"`{needed}` is missing: got the fields {sorted(file)}, expected it next to "
-                f"{', '.join(REQUIRED)}. Without `timeouts` and `next_observations` nothing shows "
-                "where an episode was cut."
-            )
-        obs, action = fields["observations"], fields["actions"]
-        for name in ("observations", "actions"):
-            if len(fields[name].shape) != 2:
-                raise DataError(
-                    f"`{name}` has the wrong shape: got {fields[name].shape}, expected rows of "
-                    "vectors."
-                )
-        rows, width = obs.shape
-        declared += table_bytes(rows, width, action.shape[1])
-        check_expansion(declared, stored_bytes(path), os.fspath(path))
-        terminated = as_flags("terminals", fields["terminals"][:], obs.shape[0])
-        if "timeouts" in fields:
-            truncated = as_flags("timeouts", fields["timeouts"][:], obs.shape[0])
-        else:
-            truncated = _jumps(obs, fields["next_observations"]) & ~terminated
-        builder = OfflineDatasetBuilder(
-            obs.shape[0],
-            obs_dim=obs.shape[1],
-            action_scaler=action_scaler(low, high, action.shape[1:]),
-            gamma=gamma,
-            out_of_bounds=out_of_bounds,
+        stored, declared = _fields(file)
+        shapes = [field.shape for field in stored.values()]
+        rows = max((shape[0] for shape in shapes if shape), default=0)
+        width, height = (math.prod(stored[n].shape[1:]) for n in ("observations", "actions"))
+        declared += table_bytes(rows, width, height)
+        check_expansion(declared, stored_bytes_of(file), str(file.filename))
+        source = f"D4RL HDF5 {Path(str(file.filename)).name}"
+        return _dataset(stored, next_obs, low, high, device, source, choices)
+
+
+class _Rows:
+    """A column whose rows become vectors where they are read.
+
+    Args:
+        column: Rows of any shape.
+    """
+
+    def __init__(self, column: Column) -> None:
+        self._column, self.dtype = column, column.dtype
+        self.shape = (column.shape[0], math.prod(column.shape[1:]))
+
+    def __getitem__(self, rows: slice, /) -> npt.NDArray[np.generic]:
+        return self._column[rows].reshape(-1, self.shape[1])
+
+
+def _dataset(
+    fields: Mapping[str, Column],
+    next_obs: str,
+    low: npt.ArrayLike,
+    high: npt.ArrayLike,
+    device: torch.device | str,
+    source: str,
+    choices: Mapping[str, Any],
+) -> OfflineDataset:
+    """Puts the fields together, reading those of a file piece by piece."""
+    stored = next_obs == "stored" or (next_obs == "auto" and "next_observations" in fields)
+    needed = "next_observations" if stored else "timeouts"
+    if needed not in fields:
+        raise DataError(
+            f"`{needed}` is missing: got the fields {sorted(fields)}, expected it next to "
+            f"{', '.join(REQUIRED)}. Without `timeouts` and `next_observations` nothing shows "
+            "where an episode was cut."
         )
-        builder.extend(
-            obs=obs,
-            action=action,
-            reward=fields["rewards"],
-            terminated=terminated,
-            truncated=truncated,
-            next_obs=fields["next_observations"] if stored else None,
+    obs, action = fields["observations"], fields["actions"]
+    if len(obs.shape) != 2:
+        raise DataError(
+            f"`observations` has the wrong shape: got {obs.shape}, expected rows of vectors."
         )
-    if "timeouts" not in fields and 2 * np.count_nonzero(truncated[:-1]) > rows:
+    if len(action.shape) < 2:
+        raise DataError(
+            f"`actions` has the wrong shape: got {action.shape}, expected rows of vectors."
+        )
+    rows = obs.shape[0]
+    terminated = as_flags("terminals", fields["terminals"][:], rows)
+    if "timeouts" in fields:
+        truncated = as_flags("timeouts", fields["timeouts"][:], rows)
+    else:
+        truncated = _jumps(obs, fields["next_observations"]) & ~terminated
+    whole = choices["unbounded"] == "data" and not (
+        np.isfinite(low).all() and np.isfinite(high).all()
+    )
+    builder = OfflineDatasetBuilder(
+        rows,
+        obs_dim=obs.shape[1],
+        action_scaler=scaler_of([action[:]], low, high, "data")
+        if whole
+        else action_scaler(low, high, action.shape[1:]),
+        gamma=choices["gamma"],
+        out_of_bounds=choices["out_of_bounds"],
+    )
+    builder.extend(
+        obs=obs,
+        action=action if len(action.shape) == 2 else _Rows(action),
+        reward=fields["rewards"],
+        terminated=terminated,
+        truncated=truncated,
+        next_obs=fields["next_observations"] if stored else None,
+    )
+    cuts = np.count_nonzero(truncated[:-1])
+    if "timeouts" not in fields and 2 * cuts > rows:
         warnings.warn(
-            f"Most rows of {path} end an episode: {np.count_nonzero(truncated[:-1])} of {rows} "
-            "have another observation in `next_observations` than the next row has. Where that is "
-            "not meant, add `timeouts` to the file.",
-            stacklevel=2,
+            f"Most rows of {source} end an episode: {cuts} of {rows} have another observation in "
+            "`next_observations` than the next row has. Where that is not meant, add `timeouts`.",
+            stacklevel=3,
         )
-    source = f"D4RL HDF5 {Path(path).name}"
     return OfflineDataset.from_builder(builder, device=device, source=source)
+
+
+def _check_required(fields: Collection[str], names: Sequence[str]) -> None:
+    for name in REQUIRED:
+        if name not in fields:
+            raise DataError(
+                f"`{name}` is missing: got the fields {list(names)}, expected "
+                f"{', '.join(REQUIRED)}. Is this a file of D4RL?"
+            )
 
 
 def _fields(file: "h5py.File") -> tuple[Mapping[str, "h5py.Dataset"], int]:
@@ -149,15 +207,11 @@ def _fields(file: "h5py.File") -> tuple[Mapping[str, "h5py.Dataset"], int]:
     import h5py
 
     names = set(file)  # `name in file` would follow a link
+    _check_required(names, sorted(names))
     fields, declared = {}, 0
     for name in REQUIRED + OPTIONAL:
         if name not in names:
-            if name in OPTIONAL:
-                continue
-            raise DataError(
-                f"`{name}` is missing: got the fields {sorted(names)}, expected "
-                f"{', '.join(REQUIRED)}. Is this a file of D4RL?"
-            )
+            continue
         declared += check_object(file, name.encode())
         field = file[name]
         if not isinstance(field, h5py.Dataset):

@@ -62,9 +62,10 @@ class DatasetReport:
         episodes: Episodes, an unfinished last one included.
         terminated: Episodes that ended by themselves.
         truncated: Episodes that were cut.
-        returns: Undiscounted sums of rewards by episode.
+        returns: Undiscounted sums of rewards by episode; None without rewards.
         lengths: Transitions by episode.
-        reward_histogram: (from, to, transitions) by bin; from = to for single values.
+        reward_histogram: (from, to, transitions) by bin; from = to for single values; empty without
+            rewards.
         action_low: Smallest action by dimension, in the units of the Box, (A,).
         action_high: Largest action by dimension, in the units of the Box, (A,).
         action_at_bounds: Share of actions on a bound by dimension, 0 to 1, (A,).
@@ -89,7 +90,7 @@ class DatasetReport:
     episodes: int
     terminated: int
     truncated: int
-    returns: Summary
+    returns: Summary | None
     lengths: Summary
     reward_histogram: tuple[tuple[float, float, int], ...]
     action_low: tuple[float, ...]
@@ -109,10 +110,13 @@ class DatasetReport:
             " " * 13 + "".join(f"{head:>10}" for head in heads),
         ]
         for name, summary in (("return", self.returns), ("length", self.lengths)):
+            if summary is None:
+                continue
             values = (getattr(summary, field) for field in Summary.__dataclass_fields__)
             lines.append(f"{name:13}" + "".join(f"{value:10.4g}" for value in values))
-        lines.append("reward")
-        most = max(count for _, _, count in self.reward_histogram)
+        none = "" if self.reward_histogram else "       no rewards: clone without a critic"
+        lines.append(f"reward{none}")
+        most = max((count for _, _, count in self.reward_histogram), default=0)
         for low, high, count in self.reward_histogram:
             label = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
             share = 100 * count / self.transitions
@@ -183,9 +187,9 @@ def report(dataset: OfflineDataset) -> DatasetReport:
         episodes=len(last),
         terminated=int(dataset.terminated.sum()),
         truncated=int((dataset.truncated & ~dataset.terminated).sum()),
-        returns=Summary.of(np.add.reduceat(reward, starts)),
+        returns=Summary.of(np.add.reduceat(reward, starts)) if dataset.has_rewards else None,
         lengths=Summary.of(lengths),
-        reward_histogram=_histogram(reward),
+        reward_histogram=_histogram(reward) if dataset.has_rewards else (),
         action_low=tuple(low.tolist()),
         action_high=tuple(high.tolist()),
         action_at_bounds=tuple(at_bounds.tolist()),

@@ -1,7 +1,8 @@
 """Minari datasets: every episode checked, flattened and written to its place in one table."""
 
+import contextlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -12,8 +13,9 @@ from gtp_datasets._hdf5 import check_expansion, table_bytes
 from gtp_datasets._minari import Episode, Episodes, open_minari
 from gtp_datasets.scores import ReferenceScores
 from gtp_datasets.spaces import action_scaler_of, layout_of
-from gtp_policy import ObservationLayout, OfflineDataset
+from gtp_policy import ActionScaler, ObservationLayout, OfflineDataset
 from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_array, as_flags
+from gtp_policy.episodes import scaler_of
 from gtp_policy.errors import DataError, UnsupportedSpaceError
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ def load_minari(
     low: npt.ArrayLike | None = None,
     high: npt.ArrayLike | None = None,
     out_of_bounds: Literal["error", "clip"] = "error",
+    unbounded: Literal["error", "data"] = "error",
     on_bad_episode: Literal["error", "skip"] = "error",
     unflagged_end: Literal["error", "truncate"] = "error",
     device: torch.device | str = "cpu",
@@ -44,9 +47,11 @@ def load_minari(
         gamma: Discount factor, in [0, 1].
         obs_keys: Keys of a Dict observation in the order to flatten them; others are left out.
             Default: `ObservationLayout.GOAL_KEYS`, if these are its keys.
-        low: Lower bounds of the actions, shape (A,) or a scalar, instead of the space's.
-        high: Upper bounds of the actions, shape (A,) or a scalar, instead of the space's.
+        low: Lower bounds of the actions, of their shape or a scalar, instead of the space's.
+        high: Upper bounds of the actions, likewise, instead of the space's.
         out_of_bounds: Whether actions outside the bounds raise or are clipped.
+        unbounded: Whether a dimension without finite bounds raises, or takes the limits of the
+            data, with a warning; the actions are then read twice.
         on_bad_episode: Whether an episode that fails a check raises, or is left out; a warning
             and the dataset's ``source`` then say how many were.
         unflagged_end: Whether an episode that ends with neither flag fails, or counts as truncated.
@@ -61,7 +66,7 @@ def load_minari(
             The message names episode, field and row, counted from the start of the episode.
         EmptyDatasetError: If no transition is left.
         UnsupportedSpaceError: If the observation is neither a Box nor a Dict of Boxes, or the
-            action no bounded Box of rank 1.
+            action no bounded Box. A Box of any shape is flattened in C order.
         MissingDependencyError: If Minari is not installed.
 
     Example:
@@ -93,13 +98,8 @@ def load_minari(
             )
     dataset = open_minari(dataset_or_id)
     layout = _obs_layout(dataset.observation_space, obs_keys)
-    actions = dataset.action_space
-    if len(actions.shape or ()) != 1:
-        raise UnsupportedSpaceError(
-            f"The action space does not fit: got {actions}, expected a Box of rank 1."
-        )
-    scaler = action_scaler_of(actions, low, high, advice="Pass low= and high= to load_minari.")
     episodes = Episodes(dataset, layout.keys)
+    scaler = _scaler(dataset, episodes, low, high, unbounded)
     table = table_bytes(episodes.steps, layout.obs_dim, scaler.action_dim)
     check_expansion(episodes.declared + table, episodes.on_disk, dataset.id)
     builder = OfflineDatasetBuilder(
@@ -109,10 +109,11 @@ def load_minari(
         gamma=gamma,
         out_of_bounds=out_of_bounds,
     )
+    shape = dataset.action_space.shape or ()
     skipped: list[str] = []
     for number, read in episodes:
         try:
-            _append(builder, read(), layout, unflagged_end)
+            _append(builder, read(), layout, shape, unflagged_end)
         except DataError as error:
             message = f"Episode {number} of {dataset.id}: {error}"
             if on_bad_episode == "error":
@@ -161,10 +162,40 @@ def minari_reference(dataset_or_id: "MinariDataset | str") -> ReferenceScores:
     return ReferenceScores(low, high, f"metadata of Minari {dataset.id}")
 
 
+def _scaler(
+    dataset: "MinariDataset",
+    episodes: Episodes,
+    low: npt.ArrayLike | None,
+    high: npt.ArrayLike | None,
+    unbounded: Literal["error", "data"],
+) -> ActionScaler:
+    from gymnasium.spaces import Box
+
+    space = dataset.action_space
+    if unbounded == "error" or not isinstance(space, Box):
+        advice = "Pass low= and high= to load_minari, or unbounded='data'."
+        return action_scaler_of(space, low, high, advice=advice)
+
+    def actions() -> Iterator[npt.NDArray[Any]]:
+        for _, read in episodes:
+            with contextlib.suppress(DataError):  # raised, or left out, when it is appended
+                action = as_array("actions", read().actions)
+                if action.shape[1:] == space.shape and action.dtype.kind in "fiu":
+                    yield action
+
+    return scaler_of(
+        actions(),
+        space.low if low is None else low,
+        space.high if high is None else high,
+        unbounded,
+    )
+
+
 def _append(
     builder: OfflineDatasetBuilder,
     episode: Episode,
     layout: ObservationLayout,
+    shape: tuple[int, ...],
     unflagged_end: Literal["error", "truncate"],
 ) -> None:
     reward = as_array("rewards", episode.rewards)
@@ -191,9 +222,12 @@ def _append(
             )
         flags["truncations"] = np.arange(steps) == steps - 1
     obs = _flatten(episode.observations, layout, steps + 1)
+    action = as_array("actions", episode.actions)
+    if len(shape) != 1 and action.shape[1:] == shape:
+        action = action.reshape(len(action), -1)
     builder.append(
         obs=obs[:-1],
-        action=episode.actions,
+        action=action,
         reward=reward,
         next_obs=obs[1:],
         terminated=flags["terminations"],

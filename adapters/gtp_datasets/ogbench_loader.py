@@ -15,6 +15,7 @@ from gtp_datasets._npz import read_npz
 from gtp_datasets.spaces import action_scaler
 from gtp_policy import ObservationLayout, OfflineDataset
 from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_array, as_flags
+from gtp_policy.episodes import scaler_of
 from gtp_policy.errors import DataError, EmptyDatasetError
 
 REQUIRED = ("observations", "actions", "terminals")
@@ -30,6 +31,7 @@ def load_ogbench(
     low: npt.ArrayLike = -1.0,
     high: npt.ArrayLike = 1.0,
     out_of_bounds: Literal["error", "clip"] = "error",
+    unbounded: Literal["error", "data"] = "error",
     device: torch.device | str = "cpu",
 ) -> OfflineDataset:
     """Reads a single-task dataset of OGBench; builds no environment and downloads nothing.
@@ -53,6 +55,8 @@ def load_ogbench(
         low: Lower bounds of the actions, shape (A,) or a scalar: OGBench's files do not hold them.
         high: Upper bounds of the actions, shape (A,) or a scalar.
         out_of_bounds: Whether actions outside the bounds raise or are clipped.
+        unbounded: Whether an infinite bound raises, or takes the limits of the data, with a
+            warning.
         device: Where the table lives.
 
     Returns:
@@ -109,16 +113,22 @@ def load_ogbench(
     size = len(fields["observations"])
     masks = as_flags("masks", fields["masks"], size)
     layout = ObservationLayout(obs.shape[1:])
+    actions = fields["actions"]
+    scaler = (
+        scaler_of([actions], low, high, unbounded)
+        if unbounded != "error"
+        else action_scaler(low, high, actions.shape[1:])
+    )
     builder = OfflineDatasetBuilder(
         int(kept.sum()),
         obs_dim=layout.obs_dim,
-        action_scaler=action_scaler(low, high, fields["actions"].shape[1:]),
+        action_scaler=scaler,
         gamma=gamma,
         out_of_bounds=out_of_bounds,
     )
     builder.extend(
         obs=obs.reshape(len(obs), -1),
-        action=fields["actions"][kept],
+        action=actions.reshape(len(actions), -1)[kept],
         reward=fields["rewards"][kept],
         terminated=~masks[kept],
         truncated=truncated,

@@ -4,7 +4,7 @@ gymnasium is imported on first use: bounds that come as numbers need none.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -95,11 +95,44 @@ def action_scaler_of(
         raise UnsupportedSpaceError(
             f"The action space does not fit: got {space}, expected a bounded Box. A flow map "
             "generates continuous actions; for discrete ones take an algorithm made for them, or a "
-            "wrapper that offers a Box (one score per action and an argmax, say). "
+            "wrapper that offers a Box (one score per choice and an argmax; of a hybrid action, "
+            "these beside its numbers), as docs/explanation/discrete-actions.md shows. "
             f"{advice}".rstrip()
         )
     low, high = space.low if low is None else low, space.high if high is None else high
     return action_scaler(low, high, space.shape, advice=advice)
+
+
+def members_of(space: "Space[Any]", action: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Returns actions in the units of a Box as members of it: of its shape, type and range.
+
+    Numbers of a Box of integers are rounded to the nearest one.
+
+    Args:
+        space: The Box.
+        action: Vectors in its units, shape (..., A).
+
+    Returns:
+        Actions of shape (..., *space.shape) and the type of the space.
+
+    Example:
+        >>> import numpy as np
+        >>> from gymnasium.spaces import Box
+        >>> from gtp_datasets.spaces import members_of
+        >>> members_of(Box(0, 9, (1, 2), np.int8), np.float32([[0.4, 8.7], [-0.2, 9.3]]))
+        array([[[0, 9]],
+        <BLANKLINE>
+               [[0, 9]]], dtype=int8)
+    """
+    box = cast("Box", space)
+    rows = action.reshape(*action.shape[:-1], *box.shape)
+    if rows.dtype == box.dtype:  # its own bounds have clipped it
+        return rows
+    if box.dtype.kind in "iu":
+        low, high = box.low.astype(np.float64), box.high.astype(np.float64)
+        return np.rint(rows.astype(np.float64)).clip(low, high).astype(box.dtype)
+    with np.errstate(over="ignore"):  # of float16; clipped below
+        return rows.astype(box.dtype).clip(box.low, box.high)
 
 
 def box_of(scaler: ActionScaler) -> "Box":
@@ -170,10 +203,10 @@ def layout_of(
         >>> layout_of(space, ["observation", "achieved_goal"]).keys
         ('observation', 'achieved_goal')
     """
-    from gymnasium.spaces import Dict
+    from gymnasium.spaces import Dict, Tuple
 
     if not isinstance(space, Dict):
-        shape = shape_of(space)
+        shape = None if isinstance(space, Tuple) else shape_of(space)
         if shape is None or keys is not None:
             and_keys = "" if keys is None else f" and the keys {list(keys)}"
             raise UnsupportedSpaceError(
@@ -185,6 +218,12 @@ def layout_of(
     shapes: dict[str, Shape] = {}
     for key in space.spaces if keys is None else keys:
         part = space.spaces.get(key)
+        if isinstance(part, Dict | Tuple):
+            raise UnsupportedSpaceError(
+                f"The observation's part {key!r} has parts of its own: got {part}, expected a Box. "
+                "Leave it out, by loading the dataset with obs_keys= of the other parts, or join "
+                "its parts in a wrapper, e.g. gymnasium.wrappers.FlattenObservation."
+            )
         shape = None if part is None else shape_of(part)
         if shape is None:
             raise UnsupportedSpaceError(

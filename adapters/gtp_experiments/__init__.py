@@ -22,10 +22,12 @@ from gtp_experiments.config import (
     RunConfig,
 )
 from gtp_experiments.data import Data, data_hash, load_data
+from gtp_experiments.drawing import draw
 from gtp_experiments.environments import check_env, environment_of, flat_observations, make_env
 from gtp_experiments.errors import ExperimentError
 from gtp_experiments.evaluation import Evaluation, Evaluator, policy_of
 from gtp_experiments.paper import PAPER
+from gtp_experiments.plots import film, plot_actions, plot_advantages, plot_curves, plot_flow
 from gtp_experiments.provenance import provenance
 from gtp_experiments.reevaluation import reevaluate
 from gtp_experiments.results import Reference, RunFolder, RunResult, read_result, read_results
@@ -62,13 +64,19 @@ __all__ = [
     "check_env",
     "data_hash",
     "difference_interval",
+    "draw",
     "environment_of",
+    "film",
     "flat_observations",
     "interquartile_mean",
     "load_data",
     "make_env",
     "markdown",
     "mean_interval",
+    "plot_actions",
+    "plot_advantages",
+    "plot_curves",
+    "plot_flow",
     "policy_of",
     "probability_of_improvement",
     "provenance",

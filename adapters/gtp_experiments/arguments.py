@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from gtp_experiments.config import EvaluationConfig
+from gtp_experiments.config import Bounds, EvaluationConfig
 from gtp_experiments.errors import ExperimentError
 from gtp_policy import Config, GTPConfig, presets
 from gtp_policy.acting import ArgmaxChoice, Choice, SoftmaxChoice
@@ -46,6 +46,9 @@ def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
     add("--best-episodes", type=float, metavar="SHARE", help="train on those with the best returns")
     add("--n-step", type=int, metavar="N", help="sum the rewards of N steps of the data")
     add("--gamma", type=float)
+    add("--low", type=_bound, metavar="X[,X...]", help="lower bounds of the actions")
+    add("--high", type=_bound, metavar="X[,X...]", help="upper bounds of the actions")
+    add("--out-of-bounds", choices=["error", "clip"], help="actions of the data outside them")
     add("--updates", type=int, required=True)
     add("--batch-size", type=int)
     add("--seeds", type=int, nargs="+", default=[0])
@@ -117,6 +120,9 @@ def experiment_fields(args: argparse.Namespace) -> dict[str, Any]:
             "best_episodes",
             "n_step",
             "gamma",
+            "low",
+            "high",
+            "out_of_bounds",
             "updates",
             "batch_size",
             "device",
@@ -127,6 +133,17 @@ def experiment_fields(args: argparse.Namespace) -> dict[str, Any]:
     given = {name: value for name, value in evaluation.items() if value is not None}
     fields["evaluation"] = EvaluationConfig(**given)
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def _bound(text: str) -> Bounds:
+    try:
+        numbers = tuple(float(word) for word in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected a number, or one per dimension with commas between: "
+            "--low=-1,-2"
+        ) from error
+    return numbers if "," in text else numbers[0]
 
 
 def _reward(text: str) -> RewardTransform:

@@ -1,4 +1,4 @@
-"""The command: ``run``, ``show`` the config, ``evaluate`` once more, ``table`` of the results."""
+"""The command: ``run``, ``show`` the config, ``evaluate`` once more, ``plot``, ``table``."""
 
 import argparse
 import sys
@@ -14,6 +14,7 @@ from gtp_experiments.arguments import (
     run_fields,
 )
 from gtp_experiments.config import EvaluationConfig, RunConfig
+from gtp_experiments.drawing import draw
 from gtp_experiments.reevaluation import reevaluate
 from gtp_experiments.results import read_results
 from gtp_experiments.runner import run_all
@@ -82,7 +83,7 @@ def command_parser() -> argparse.ArgumentParser:
         The parser.
     """
     parser = argparse.ArgumentParser(prog="python -m gtp_experiments", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="run|show|evaluate|table")
+    commands = parser.add_subparsers(required=True, metavar="run|show|evaluate|plot|table")
     for name, do, text in (
         ("run", _run, "train and evaluate; resumes what a kill has left"),
         ("show", _show, "print the config of the first seed as JSON, run nothing"),
@@ -100,6 +101,15 @@ def command_parser() -> argparse.ArgumentParser:
     add("--choice", choices=[*CHOICES], default="argmax")
     add("--episodes", type=int, default=100)
     add("--environment")
+    command = commands.add_parser("plot", help="draw runs: learning, actions, flow, weights")
+    command.set_defaults(do=_plot)
+    add = command.add_argument
+    add("folders", type=Path, nargs="+", metavar="RUN", help="folder of a finished run")
+    add("--out", type=Path, required=True, help="folder of the pictures")
+    add("--episode", type=int, default=0, help="of the data, for advantages and weights")
+    add("--row", type=int, default=0, help="of the data, for the flow at its observation")
+    add("--rollout", choices=["gif", "mp4"], help="film an episode of each run")
+    add("--environment", help="of the film; default the one of the evaluations")
     command = commands.add_parser("table", help="summarise the results below a folder")
     command.set_defaults(do=_table)
     command.add_argument("folder", type=Path)
@@ -131,6 +141,19 @@ def _evaluate(args: argparse.Namespace) -> int:
         for steps in args.steps
     ]
     print(table(results))
+    return 0
+
+
+def _plot(args: argparse.Namespace) -> int:
+    for path in draw(
+        args.folders,
+        args.out,
+        episode=args.episode,
+        row=args.row,
+        rollout=args.rollout,
+        environment=args.environment,
+    ):
+        print(path)
     return 0
 
 

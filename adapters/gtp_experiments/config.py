@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -25,6 +25,15 @@ from gtp_policy.rewards import LinearReward, RewardTransform
 from gtp_policy.times import LinearTimes
 
 Count = Annotated[int, Field(strict=True, ge=1)]
+Bounds = float | tuple[float, ...]
+# Fields of an experiment that came later: at these values they change no name.
+_AT_FIRST = {
+    "best_episodes": None,
+    "n_step": 1,
+    "low": None,
+    "high": None,
+    "out_of_bounds": "error",
+}
 # Fields of earlier versions, with the values at which they have no effect. Records that hold them
 # stay readable, and they stay part of the digest, so that runs keep their names.
 _GONE = {"advantage_noise": 0.0, "advantage_bias": 0.0}
@@ -142,6 +151,17 @@ class ExperimentConfig(Config):
         "scores and the paper's figure, and whether returns or successes are scored. None: returns "
         "stay as they are.",
     )
+    low: Bounds | None = Field(
+        default=None,
+        description="Lower bounds of the actions, one number or one per dimension. None: those "
+        "that the dataset has; of a file, which has none, those of the environment that evaluation "
+        "names, or -1.",
+    )
+    high: Bounds | None = Field(default=None, description="Upper bounds, likewise, or 1.")
+    out_of_bounds: Literal["error", "clip"] = Field(
+        default="error",
+        description="Whether actions of the dataset outside their bounds raise or are clipped.",
+    )
     gamma: float = Field(default=0.99, ge=0, le=1, description="Discount factor.")
     reward: RewardTransform = Field(
         default_factory=LinearReward, description="Done to the rewards before training."
@@ -213,10 +233,7 @@ class ExperimentConfig(Config):
 
     def _digested(self) -> str:
         exclude = _unset(self)
-        if self.best_episodes is None:
-            exclude["best_episodes"] = True
-        if self.n_step == 1:
-            exclude["n_step"] = True
+        exclude |= {name: True for name, at in _AT_FIRST.items() if getattr(self, name) == at}
         return self.replace(seed=0).model_dump_json(exclude=exclude)
 
     @property

@@ -2,16 +2,20 @@
 
 import hashlib
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from gymnasium.spaces import Box
 
 from gtp_datasets import load_d4rl_hdf5, load_minari, load_ogbench
 from gtp_experiments.config import ExperimentConfig, RunConfig
+from gtp_experiments.environments import make_env
 from gtp_experiments.errors import ExperimentError
 from gtp_policy import OfflineDataset
 from gtp_policy.functional import check_kind
+from gtp_policy.rewards import LinearReward
 
 
 class Data(NamedTuple):
@@ -61,20 +65,39 @@ def load_data(config: ExperimentConfig) -> Data:
             f"The device {config.device!r} cannot be used: got {error}, expected one of this "
             "machine. Set device (on the command line: --device)."
         ) from error
-    name = os.path.expanduser(config.dataset)
-    if name.endswith(".npz"):
-        dataset = load_ogbench(name, gamma=config.gamma, device=config.device)
-    elif config.is_file:
-        dataset = load_d4rl_hdf5(name, gamma=config.gamma, device=config.device)
+    name, device = os.path.expanduser(config.dataset), config.device
+    choices: dict[str, Any] = {"gamma": config.gamma, "out_of_bounds": config.out_of_bounds}
+    if not config.is_file:
+        dataset = load_minari(name, low=config.low, high=config.high, device=device, **choices)
     else:
-        dataset = load_minari(name, gamma=config.gamma, device=config.device)
+        load = load_ogbench if name.endswith(".npz") else load_d4rl_hdf5
+        low, high = _bounds(config)
+        dataset = load(name, low=low, high=high, device=device, **choices)
     digest = data_hash(dataset)
     if config.best_episodes is not None:
         dataset = dataset.with_best_episodes(config.best_episodes)
-    dataset = dataset.with_rewards(config.reward)
+    if dataset.has_rewards or config.reward != LinearReward():
+        dataset = dataset.with_rewards(config.reward)
     if isinstance(config, RunConfig) and config.policy.learner.critic_penalty:
         dataset = dataset.with_next_actions()
     return Data(dataset.with_n_step(config.n_step), digest)
+
+
+def _bounds(config: ExperimentConfig) -> tuple[npt.ArrayLike, npt.ArrayLike]:
+    """Returns the bounds of the actions in a file, which does not hold them."""
+    low: npt.ArrayLike | None = config.low
+    high: npt.ArrayLike | None = config.high
+    name = config.evaluation.environment
+    if name is not None and (low is None or high is None):
+        env = make_env(name)
+        try:
+            space = env.action_space
+        finally:
+            env.close()
+        if isinstance(space, Box) and space.is_bounded():
+            of_env = space.low if low is None else low, space.high if high is None else high
+            return np.ravel(cast(Any, of_env[0])), np.ravel(cast(Any, of_env[1]))
+    return -1.0 if low is None else low, 1.0 if high is None else high
 
 
 def data_hash(dataset: OfflineDataset) -> str:

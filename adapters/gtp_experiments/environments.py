@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import json
+import math
 import warnings
 from typing import Any
 
@@ -21,13 +22,14 @@ Env = gymnasium.Env[Any, Any]
 ADVICE = "Name one with evaluation.environment (on the command line: --environment)."
 
 
-def make_env(name: str) -> Env:
+def make_env(name: str, **options: Any) -> Env:  # noqa: ANN401 - those of the environment
     """Builds an environment.
 
     Args:
         name: An id of gymnasium; ``module:id``, where importing the module registers the id; or
             ``module:function``, where the function builds the environment. What is named is
             imported and runs.
+        **options: Passed on, such as ``render_mode``.
 
     Returns:
         The environment.
@@ -46,7 +48,7 @@ def make_env(name: str) -> Env:
         with warnings.catch_warnings():
             # The data decide which version is right, and old data want an old one.
             warnings.filterwarnings("ignore", ".*out of date", DeprecationWarning)
-            return build() if callable(build) else gymnasium.make(attribute)
+            return build(**options) if callable(build) else gymnasium.make(attribute, **options)
     except Exception as error:  # whatever somebody else's constructor raises
         raise ExperimentError(
             f"The environment {name!r} cannot be built: got {type(error).__name__} ({error}), "
@@ -147,7 +149,7 @@ def check_env(env: Env, dataset: OfflineDataset, name: str) -> None:
             f"{dataset.layout}. Evaluate in the environment that the data comes from."
         )
     actions, scaler = env.action_space, dataset.action_scaler
-    fits = isinstance(actions, Box) and actions.shape == (scaler.action_dim,)
+    fits = isinstance(actions, Box) and math.prod(actions.shape) == scaler.action_dim
     if fits:
         with contextlib.suppress(UnsupportedSpaceError):  # an unbounded Box takes what the data has
             fits = action_scaler_of(actions).is_close(scaler)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from gtp_datasets.spaces import members_of
 from gtp_experiments.config import EvaluationConfig, ExperimentConfig
 from gtp_experiments.environments import Env, check_env, environment_of, flat_observations, make_env
 from gtp_experiments.errors import ExperimentError
@@ -142,7 +143,8 @@ def _run_episodes(
                 f"{actions[~np.isfinite(actions)][0]}, expected finite ones. It has diverged."
             )
         for (i, episode), action in zip(list(running.items()), actions, strict=True):
-            obs[i], reward, terminated, truncated, info = envs[i].step(action)
+            own = members_of(envs[i].action_space, action)
+            obs[i], reward, terminated, truncated, info = envs[i].step(own)
             returns[episode] += _number("reward", reward)
             lengths[episode] += 1
             reached = info.get("success", info.get("is_success"))

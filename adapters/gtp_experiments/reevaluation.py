@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from gtp_experiments.config import EvaluationConfig, RunConfig
-from gtp_experiments.data import load_data
+from gtp_experiments.data import Data, load_data
 from gtp_experiments.environments import registered
 from gtp_experiments.errors import ExperimentError
 from gtp_experiments.evaluation import Act, Evaluator, policy_of
@@ -49,20 +49,7 @@ def reevaluate(
 expected one. Run it to its end first.
     """
     folder = Path(folder)
-    trained = read_result(folder / "result.json")
-    newest = CheckpointFolder(folder / "checkpoints").latest()
-    if trained is None or newest is None:
-        raise ExperimentError(
-            f"{folder} has no finished run: got no {'checkpoint' if trained else 'result.json'}, "
-            "expected one. Run it to its end first."
-        )
-    try:
-        before = RunConfig.from_record(trained.config)
-    except ValidationError as error:
-        raise ExperimentError(
-            f"{folder}/result.json holds no config of a run: got {error.error_count()} wrong "
-            f"fields, the first {error.errors()[0]['loc']}, expected what a run writes."
-        ) from error
+    trained, before, newest = finished(folder)
     steps = evaluation.steps or before.policy.actor.steps
     named = before.evaluation.environment
     if evaluation.environment is None and named is not None:
@@ -75,12 +62,7 @@ expected one. Run it to its end first.
     path = folder / f"{config.group}_result.json"
     if (done := read_result(path)) is not None:
         return done
-    data = load_data(config)
-    if data.sha256 != trained.data_sha256:
-        raise ExperimentError(
-            f"The data of {folder} has changed: got another hash of {config.dataset}, expected the "
-            "one it was trained on. Restore the data, or train again."
-        )
+    data = data_of(folder, trained, config)
     learner = load_checkpoint(newest, train_state=False, device=config.device).learner
     evaluator = Evaluator(config, data.dataset)
     try:
@@ -96,6 +78,67 @@ expected one. Run it to its end first.
     )
     write_json(path, result.model_dump(mode="json"))
     return result
+
+
+def finished(folder: Path) -> tuple[RunResult, RunConfig, Path]:
+    """Returns what a run that has come to its end left: result, config and its last checkpoint.
+
+    Args:
+        folder: The run's folder.
+
+    Returns:
+        The three.
+
+    Raises:
+        ExperimentError: If it has not come to its end, or its record is none of a run.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from gtp_experiments.reevaluation import finished
+        >>> finished(Path("nowhere"))
+        Traceback (most recent call last):
+        ...
+        gtp_experiments.errors.ExperimentError: nowhere has no finished run: got no result.json, \
+expected one. Run it to its end first.
+    """
+    trained = read_result(folder / "result.json")
+    newest = CheckpointFolder(folder / "checkpoints").latest()
+    if trained is None or newest is None:
+        raise ExperimentError(
+            f"{folder} has no finished run: got no {'checkpoint' if trained else 'result.json'}, "
+            "expected one. Run it to its end first."
+        )
+    try:
+        config = RunConfig.from_record(trained.config)
+    except ValidationError as error:
+        raise ExperimentError(
+            f"{folder}/result.json holds no config of a run: got {error.error_count()} wrong "
+            f"fields, the first {error.errors()[0]['loc']}, expected what a run writes."
+        ) from error
+    return trained, config, newest
+
+
+def data_of(folder: Path, trained: RunResult, config: RunConfig) -> Data:
+    """Loads the data of a run, if it is what it was.
+
+    Args:
+        folder: The run's folder.
+        trained: Its result.
+        config: Its config.
+
+    Returns:
+        The data.
+
+    Raises:
+        ExperimentError: If it has changed.
+    """
+    data = load_data(config)
+    if data.sha256 != trained.data_sha256:
+        raise ExperimentError(
+            f"The data of {folder} has changed: got another hash of {config.dataset}, expected the "
+            "one it was trained on. Restore the data, or train again."
+        )
+    return data
 
 
 def _ms_per_action(act: Act, dataset: OfflineDataset) -> float:

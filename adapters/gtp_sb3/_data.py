@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,7 @@ class HostDataset:
         self.obs_dim, self.action_dim = layout.obs_dim, index.action_dim
         self.terminated, self.truncated = index.terminated, index.truncated
         self.action_scaler, self.gamma, self.source = index.action_scaler, index.gamma, index.source
+        self.has_rewards = index.has_rewards
         self.convert: Callable[[Any], Any] | None = None
 
     def __len__(self) -> int:
@@ -81,6 +82,10 @@ class HostDataset:
         changed.terminated, changed.truncated = changed._index.terminated, changed._index.truncated
         return changed
 
+    def check_rewards(self, what: str) -> None:
+        """Does what `OfflineDataset.check_rewards` does."""
+        self._index.check_rewards(what)
+
     def action_std(self) -> float:
         """Returns what `OfflineDataset.action_std` does."""
         return self._index.action_std()
@@ -104,13 +109,14 @@ Dataset = OfflineDataset | HostDataset
 
 @dataclass(frozen=True)
 class Frame:
-    """What a dataset is read for: spaces, layout, discount and device of the model."""
+    """What a dataset is read for: spaces, layout, discount, device and choices of the model."""
 
     observation_space: spaces.Space[Any]
     action_space: spaces.Space[Any]
     layout: ObservationLayout
     gamma: float
     device: torch.device
+    out_of_bounds: Literal["error", "clip"] = "error"
 
     @property
     def scaler(self) -> ActionScaler:
@@ -129,7 +135,7 @@ class Columns:
     obs: Observations
     next_obs: Observations | None
     action: Array
-    reward: Array
+    reward: Array | None
     terminated: Array
     truncated: Array
     rows: Array | None = None
@@ -144,7 +150,11 @@ def assemble(columns: Columns, frame: Frame, source: str, *, unit_actions: bool 
     if unit_actions:
         scaler = ActionScaler(-np.ones(scaler.action_dim), np.ones(scaler.action_dim))
     builder = OfflineDatasetBuilder(
-        len(obs), obs_dim=obs.shape[1], action_scaler=scaler, gamma=frame.gamma
+        len(obs),
+        obs_dim=obs.shape[1],
+        action_scaler=scaler,
+        gamma=frame.gamma,
+        out_of_bounds=frame.out_of_bounds,
     )
     action = columns.action
     builder.extend(
@@ -259,4 +269,5 @@ def replace_columns(dataset: OfflineDataset, **columns: Tensor) -> OfflineDatase
         gamma=dataset.gamma,
         source=dataset.source,
         n_step=dataset.n_step,
+        has_rewards=dataset.has_rewards,
     )

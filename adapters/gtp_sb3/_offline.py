@@ -59,10 +59,14 @@ class OfflineTraining:
                 it normalises rewards that are sums of several steps.
         """
         shown = dataset
+        if policy.critic is not None:
+            dataset.check_rewards("A critic")
         if policy.learner.config.critic_penalty:
             shown = dataset.with_next_actions()
         if wrapper is not None:
             _normalize.check_keys(wrapper, dataset)
+            if wrapper.norm_reward:
+                dataset.check_rewards("VecNormalize(norm_reward=True)")
             if wrapper.norm_reward and isinstance(dataset, OfflineDataset):
                 dataset.check_one_step("VecNormalize(norm_reward=True)")
             if _normalize.settle_(wrapper, dataset) and verbose >= 1:

@@ -11,7 +11,9 @@ from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from gtp_datasets import load_d4rl_hdf5, load_minari
-from gtp_datasets._minari import Episodes
+from gtp_datasets import spaces as any_host
+from gtp_datasets._hdf5 import check_expansion, table_bytes
+from gtp_datasets._minari import Episodes, open_minari
 from gtp_datasets.spaces import action_scaler_of, box_of, check_dataset
 from gtp_policy import ObservationLayout, OfflineDataset
 from gtp_policy.dataset_builder import as_array, as_flags
@@ -38,33 +40,35 @@ def named(dataset: object) -> bool:
     return isinstance(dataset, str | os.PathLike)
 
 
-def open_named(
-    dataset: "str | os.PathLike[str]", gamma: float, frame: Frame | None
-) -> OfflineDataset:
-    """Loads the Minari dataset of an id, or the D4RL file at a path.
+def open_named(dataset: "str | os.PathLike[str]", gamma: float, frame: Frame | None) -> Any:  # noqa: ANN401
+    """Opens the Minari dataset of an id, or loads the D4RL file at a path.
 
     Raises:
-        DataError: If the observations are images.
+        DataError: If there is none, or the observations of a file are to be images.
     """
-    if frame is not None and has_images(frame.observation_space):
-        raise DataError(
-            f"A dataset of images cannot be given by its name: got {str(dataset)!r}, expected the "
-            "dataset itself. Pass minari.load_dataset(...), so that images stay uint8."
-        )
     suffix = Path(dataset).suffix.lower()
     if suffix in _FOREIGN:
         raise DataError(
             f"`dataset` names a file of another kind: got {str(dataset)!r}, expected a D4RL file "
-            "(.hdf5) or the id of a Minari dataset. Load arrays yourself and pass them as a dict; "
-            "pickles are never read."
+            "(.hdf5) or the id of a Minari dataset. gtp_datasets.load_dataset reads other files; "
+            "pass what it returns. Pickles are never read."
         )
-    if not isinstance(dataset, str) or suffix in (".hdf5", ".h5"):
-        if frame is None:
-            return load_d4rl_hdf5(dataset, gamma=gamma)
-        low, high = frame.scaler.low, frame.scaler.high
-        return load_d4rl_hdf5(dataset, gamma=gamma, low=low, high=high)
-    keys = frame.layout.keys if frame is not None else ()
-    return load_minari(dataset, gamma=gamma, obs_keys=keys or None)
+    if isinstance(dataset, str) and suffix not in (".hdf5", ".h5"):
+        return open_minari(dataset)
+    if frame is None:
+        return load_d4rl_hdf5(dataset, gamma=gamma)
+    if has_images(frame.observation_space):
+        raise DataError(
+            f"A dataset of images cannot be a D4RL file: got {str(dataset)!r}, expected another "
+            "kind. Pass a dict of arrays, or the id of a Minari dataset, so that images stay uint8."
+        )
+    return load_d4rl_hdf5(
+        dataset,
+        gamma=gamma,
+        low=frame.scaler.low,
+        high=frame.scaler.high,
+        out_of_bounds=frame.out_of_bounds,
+    )
 
 
 def spaces_of(dataset: object) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
@@ -126,7 +130,7 @@ def read(dataset: object, frame: Frame) -> Dataset:
 def _read_arrays(columns: Mapping[str, Any], frame: Frame) -> Dataset:
     names = _LONG if set(columns) & set(_LONG.values()) else _SHORT
     given = {short: columns[name] for short, name in names.items() if name in columns}
-    missing = [names[k] for k in ("obs", "action", "reward", "terminated") if k not in given]
+    missing = [names[k] for k in ("obs", "action", "terminated") if k not in given]
     unknown = [
         k for k in columns if k not in names.values() and not k.startswith(("infos", "metadata"))
     ]
@@ -143,17 +147,15 @@ def _read_arrays(columns: Mapping[str, Any], frame: Frame) -> Dataset:
                 f"`{names['truncated']}` is missing: got no `{names['next_obs']}` either, expected "
                 "one of them. Nothing else shows where an episode was cut."
             )
-        given["truncated"] = np.zeros(np.shape(given["reward"]), np.bool_)
+        given["truncated"] = np.zeros(np.shape(given["terminated"]), np.bool_)
     return assemble(
         Columns(
             obs=arrays_of(names["obs"], given["obs"], frame.layout),
             next_obs=None
             if next_obs is None
             else arrays_of(names["next_obs"], next_obs, frame.layout),
-            **{
-                k: as_array(names[k], given[k])
-                for k in ("action", "reward", "terminated", "truncated")
-            },
+            reward=as_array(names["reward"], given["reward"]) if "reward" in given else None,
+            **{k: as_array(names[k], given[k]) for k in ("action", "terminated", "truncated")},
         ),
         frame,
         "arrays",
@@ -213,16 +215,26 @@ def _is_minari(dataset: object) -> bool:
 
 def _read_minari(dataset: Any, frame: Frame) -> Dataset:  # noqa: ANN401 - Minari is optional
     layout = frame.layout
-    if not has_images(frame.observation_space):
+    if any_host.has_parts(dataset.observation_space, layout) and not has_images(
+        frame.observation_space
+    ):
         return load_minari(
-            dataset, gamma=frame.gamma, obs_keys=layout.keys or None, device=frame.device
+            dataset,
+            gamma=frame.gamma,
+            obs_keys=layout.keys or None,
+            out_of_bounds=frame.out_of_bounds,
+            device=frame.device,
         )
+    # Images stay as they are; discrete parts have a number, which SB3 makes a vector.
     pools: list[Any] = []
     columns: dict[str, list[Array]] = {
         k: [] for k in ("action", "reward", "terminated", "truncated", "rows")
     }
-    start = 0
-    for _, read in Episodes(dataset, layout.keys):
+    start, found = 0, Episodes(dataset, layout.keys)
+    width = 1 if has_images(frame.observation_space) else layout.obs_dim
+    table = table_bytes(found.steps, width, frame.scaler.action_dim)
+    check_expansion(found.declared + table, found.on_disk, dataset.id)
+    for _, read in found:
         episode = read()
         reward = as_array("rewards", episode.rewards)
         obs = arrays_of("observations", episode.observations, layout)

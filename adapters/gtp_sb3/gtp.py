@@ -4,7 +4,7 @@ import copy
 import pathlib
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import numpy.typing as npt
 import torch
@@ -35,7 +35,7 @@ from gtp_policy import (
     UpdateMetrics,
     restore_,
 )
-from gtp_policy.errors import GTPError, StateMismatchError
+from gtp_policy.errors import GTPError, StateMismatchError, UnsupportedSpaceError
 from gtp_policy.export import PolicySource
 from gtp_policy.functional import check_kind
 from gtp_sb3 import _files, _replay, _saving, _sources
@@ -52,6 +52,10 @@ from gtp_sb3._spaces import check_env, layout_of
 from gtp_sb3.policies import CnnPolicy, GTPPolicy, MlpPolicy, MultiInputPolicy, Observation
 
 SelfGTP = TypeVar("SelfGTP", bound="GTP")
+_BOUNDS = (
+    "Where the environment says none, wrap it: gymnasium.wrappers.TransformAction(env, "
+    "lambda a: a, Box(low, high)); ActionScaler.of_data takes such limits from data."
+)
 
 
 class GTP(OfflineLoop):
@@ -96,7 +100,8 @@ class GTP(OfflineLoop):
         optimize_memory_usage: Whether the replay buffer keeps each observation once.
         n_steps: Rewards per TD target; above 1 online only.
         dataset: What to learn from: an ``OfflineDataset``, a dict of arrays, a ``MinariDataset``
-            or the id of a local one, the path of a D4RL file, or a ``ReplayBuffer`` of SB3.
+            or the id of a local one, the path of a D4RL file, or a ``ReplayBuffer`` of SB3. Without
+            rewards it can be cloned (``GTPConfig(critic=None)``).
             Actions in the units of the environment (a ``ReplayBuffer`` holds them scaled).
         gtp_config: Every choice of the method. Default: all defaults.
         stats_window_size: Episodes over which the statistics of a run online are taken.
@@ -108,6 +113,7 @@ class GTP(OfflineLoop):
             system draws. ``model.seed`` says which; it leaves the global generators alone.
         device: Where to compute.
         _init_setup_model: Whether to build the networks at once.
+        out_of_bounds: Whether actions of a dataset outside the Box raise or are clipped to it.
 
     Attributes:
         learner: The core's learner.
@@ -115,7 +121,7 @@ class GTP(OfflineLoop):
 
     Raises:
         UnsupportedSpaceError: If the action space is no bounded Box.
-        DataError: If the dataset is bad or does not fit.
+        DataError: If the dataset is bad or does not fit, or has no rewards for the critic.
         ValueError: If a choice is made twice, or not offered.
 
     References:
@@ -171,10 +177,11 @@ class GTP(OfflineLoop):
         seed: int | None = None,
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
+        out_of_bounds: Literal["error", "clip"] = "error",
     ) -> None:
         if env is not None:
             env = maybe_make_env(env, verbose)
-            action_scaler_of(env.action_space)
+            action_scaler_of(env.action_space, advice=_BOUNDS)
         config = GTPConfig() if gtp_config is None else gtp_config
         check_kind("gtp_config", config, GTPConfig)
         check_learning_rate(config, learning_rate)
@@ -215,6 +222,7 @@ class GTP(OfflineLoop):
             support_multi_env=True,
         )
         self.gtp_config = merged
+        self.out_of_bounds = out_of_bounds
         self._seeds_globally = seed is not None
         self._spaces_are_derived = False
         self._metrics: UpdateMetrics | None = None
@@ -229,6 +237,81 @@ class GTP(OfflineLoop):
                 self.set_dataset(dataset)
             else:
                 self._make_replay_buffer()  # as SB3 does, so that its errors are raised here
+
+    @classmethod
+    def from_actor(
+        cls: type[SelfGTP],
+        source: "GTP | _files.Place",
+        env: GymEnv | str | None = None,
+        *,
+        dataset: object = None,
+        gtp_config: GTPConfig | None = None,
+        **kwargs: Any,  # noqa: ANN401 - arguments of the constructor
+    ) -> SelfGTP:
+        """Goes on from a trained actor with other choices: from a clone to reinforcement learning.
+
+        The new model acts as the old one does, bit for bit, until its first update. Its policy
+        class, ``policy_kwargs``, layout, scales and discount factor are the old one's; critic,
+        optimisers and counters are new, as `gtp_policy.GTPLearner.from_actor` says.
+
+        Args:
+            source: The model to go on from, or the file that `save` wrote.
+            env: As for the constructor; None keeps the spaces.
+            dataset: As for the constructor.
+            gtp_config: Every choice of what follows; default all defaults.
+            **kwargs: Other arguments of the constructor.
+
+        Returns:
+            The model.
+
+        Raises:
+            CheckpointError: If the file is missing, damaged or foreign.
+            StateMismatchError: If ``gtp_config`` chooses another actor.
+            DataError: If the dataset is bad or does not fit, or has no rewards for the critic.
+            ValueError: If the environment has other spaces.
+
+        Example:
+            >>> import numpy as np
+            >>> from gtp_policy import GTPConfig, OfflineDataset
+            >>> from gtp_sb3 import GTP
+            >>> logs = dict(obs=np.zeros((8, 3)), action=np.zeros((8, 1)), terminated=np.zeros(8),
+            ...             truncated=np.arange(8) == 7, low=[-2.0], high=[2.0])
+            >>> clone = GTP("MlpPolicy", None, dataset=OfflineDataset.from_arrays(**logs),
+            ...             gtp_config=GTPConfig(critic=None), policy_kwargs=dict(net_arch=[16]))
+            >>> scored = OfflineDataset.from_arrays(reward=np.ones(8), **logs)
+            >>> model = GTP.from_actor(clone, dataset=scored).learn(2)
+            >>> model.critic is None, model.learner.updates
+            (False, 2)
+        """
+        clone = source if isinstance(source, GTP) else cls.load(source)
+        own: dict[str, Any] = {
+            "policy_kwargs": dict(clone.policy_kwargs),
+            "device": clone.device,
+            "gamma": dataset.gamma if isinstance(dataset, OfflineDataset) else clone.gamma,
+            "out_of_bounds": clone.out_of_bounds,
+        }
+        model = cls(
+            type(clone.policy),
+            env,
+            gtp_config=clone.learner.continued(gtp_config or GTPConfig()),
+            _init_setup_model=False,
+            **own | kwargs,
+        )
+        if model.env is None:
+            model.observation_space, model.action_space = (
+                clone.policy.observation_space,
+                clone.policy.action_space,
+            )
+            model.n_envs, model._spaces_are_derived = 1, True
+        else:
+            check_env(model.env, clone.policy.layout, clone.policy.scaler)
+        model._layout = clone.policy.layout
+        model._setup_model()
+        model.learner.take_actor_(clone.learner)
+        model._offline.scales_are_fixed = True
+        if dataset is not None:
+            model.set_dataset(dataset)
+        return model
 
     def _known_space(self) -> Any:  # noqa: ANN401 - a space
         if not hasattr(self, "observation_space"):
@@ -292,6 +375,13 @@ class GTP(OfflineLoop):
         self._replay_buffer = buffer
 
     def _make_replay_buffer(self) -> None:
+        kind = cast(spaces.Box, self.action_space).dtype
+        if kind.kind != "f":
+            raise UnsupportedSpaceError(
+                f"A replay buffer of SB3 cannot hold these actions: got a Box of {kind}, in which "
+                "it would keep numbers between -1 and 1, expected floating point. Offer a float "
+                "Box in a wrapper that rounds, or learn from a dataset alone."
+            )
         buffer_class = cast("type[ReplayBuffer]", self.replay_buffer_class)
         kwargs = dict(self.replay_buffer_kwargs)
         if issubclass(buffer_class, HerReplayBuffer):
@@ -357,7 +447,12 @@ class GTP(OfflineLoop):
             )
         _replay.check_plain(self.replay_buffer_class, self.n_steps)
         frame = Frame(
-            self.observation_space, self.action_space, self._layout, self.gamma, self.device
+            self.observation_space,
+            self.action_space,
+            self._layout,
+            self.gamma,
+            self.device,
+            self.out_of_bounds,
         )
         self._attach(_sources.read(dataset, frame))
 
@@ -456,9 +551,10 @@ class GTP(OfflineLoop):
             self._update_learning_rate(list(learner.optimizers.values()))
         start = time.perf_counter()
         shown = self._offline.shown
-        if shown is not None and gradient_steps:
+        whole = isinstance(shown, OfflineDataset)  # others are drawn from by themselves
+        if isinstance(shown, OfflineDataset) and gradient_steps:
             self._metrics = learner.update_from(shown, gradient_steps, batch_size=batch_size)
-        for _ in range(gradient_steps if shown is None else 0):
+        for _ in range(0 if whole else gradient_steps):
             self._metrics = learner.update(self._minibatch(batch_size))
         self._clock[0] += time.perf_counter() - start
         self._clock[1] += gradient_steps
@@ -467,6 +563,8 @@ class GTP(OfflineLoop):
             self._offline.updates += gradient_steps
 
     def _minibatch(self, batch_size: int) -> Transitions:
+        if self._offline.shown is not None:
+            return self._offline.shown.sample(batch_size, generator=self.learner.stream("batch"))
         buffer = cast(ReplayBuffer, self.replay_buffer)
         return _replay.sample(buffer, batch_size, self._vec_normalize_env, self.gamma, self._layout)
 

@@ -20,7 +20,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.common.utils import get_device
 from torch import Tensor, nn
 
-from gtp_datasets.spaces import action_scaler_of, observation_facts
+from gtp_datasets.spaces import action_scaler_of, members_of, observation_facts
 from gtp_policy import (
     FlowMapActor,
     GTPConfig,
@@ -165,6 +165,9 @@ class GTPPolicy(BasePolicy):
             encoder=self.make_encoder(),
             optimizer=self.optimizer_factory(config, lr_schedule),
         )
+        # Observations come in float32, whatever torch's default type is.
+        if learner.dtype != torch.float32:
+            learner.to(dtype=torch.float32)
         # Not registered: its networks are the policy's own children, by SB3's names.
         self.__dict__["learner"] = learner
         self.actor, self.actor_target = learner.actor, learner.target_actor
@@ -324,9 +327,8 @@ class GTPPolicy(BasePolicy):
         tensors, vectorized = self.obs_to_tensor(observation)
         with torch.no_grad():
             unit = self._predict(tensors, deterministic).cpu().numpy()
-        shape = cast("tuple[int, ...]", self.action_space.shape)
-        action = self.scaler.to_box(unit).reshape(-1, *shape)
-        return (action if vectorized else action[0]), state
+        action = members_of(self.action_space, self.scaler.to_box(unit))
+        return (action if vectorized else action[0, ...]), state  # an array, of shape () too
 
     def policy_source(self) -> PolicySource:
         """Returns what `gtp_policy.export` writes into a file: this policy as it is evaluated.
@@ -394,7 +396,13 @@ class GTPPolicy(BasePolicy):
             Actions inside the Box.
         """
         box = cast(spaces.Box, self.action_space)
-        return np.clip(super().unscale_action(scaled_action), box.low, box.high)
+        if box.dtype.kind == "f":
+            inside: npt.NDArray[Any] = np.clip(
+                super().unscale_action(scaled_action), box.low, box.high
+            )
+            return inside.astype(box.dtype, copy=False)
+        unit = np.asarray(scaled_action, np.float32).reshape(-1, self.scaler.action_dim)
+        return members_of(box, self.scaler.to_box(unit)).reshape(np.shape(scaled_action))
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         # The config of the learner says all that `net_arch` and `n_critics` said.

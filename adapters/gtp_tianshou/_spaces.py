@@ -16,15 +16,10 @@ from gtp_policy.errors import DataError, GTPError, UnsupportedSpaceError
 
 def action_scaler_of(space: gym.Space[Any]) -> ActionScaler:
     """Returns the bounds of an action space as vectors; a Box of any rank, flattened in C order."""
-    if isinstance(space, gym.spaces.Box) and not np.issubdtype(space.dtype, np.floating):
-        raise UnsupportedSpaceError(
-            f"The action space holds no real numbers: got a Box of {space.dtype}, expected "
-            "floating point. Offer a float Box in a wrapper that rounds."
-        )
     return spaces.action_scaler_of(
         space,
-        advice="Keep DiscreteBCQ or DiscreteCQL for discrete actions; RescaleAction and ClipAction "
-        "of gymnasium.wrappers give a Box bounds.",
+        advice="Keep DiscreteBCQ or DiscreteCQL for discrete actions; where a Box has no bounds, "
+        "gymnasium.wrappers.TransformAction(env, lambda a: a, Box(low, high)) gives it some.",
     )
 
 

@@ -162,6 +162,7 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
         self.preload, self.out_of_bounds = preload, out_of_bounds
         self._floats: dict[str, float] = {}
         self._seconds, self._timed = 0.0, 0
+        self._acts_with_critic = False
         policy.act_with(self.learner)
 
     @classmethod
@@ -267,6 +268,64 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
             check_dataset(buffer, policy.layout, policy.action_scaler, algorithm.gamma)
         return algorithm
 
+    @classmethod
+    def from_actor(
+        cls,
+        source: "GTP | str | Path",
+        buffer: ReplayBuffer | OfflineDataset,
+        *,
+        config: GTPConfig | None = None,
+        **options: Any,  # noqa: ANN401 - those of another function
+    ) -> Self:
+        """Goes on from a trained actor with other choices: from a clone to reinforcement learning.
+
+        The new algorithm's policy acts as the old one's does, bit for bit, until its first update.
+        Spaces, layout and scales are the old one's; critic, optimisers and counters are new, as
+        `gtp_policy.GTPLearner.from_actor` says.
+
+        Args:
+            source: The algorithm to go on from, or what `save` wrote.
+            buffer: As for `from_buffer`, with rewards where the config has a critic.
+            config: Every choice of what follows; default all defaults.
+            **options: Others of `from_buffer`, such as ``network`` and ``encoder`` if the actor has
+                custom ones.
+
+        Returns:
+            The algorithm.
+
+        Raises:
+            CheckpointError: If the file is missing, damaged or foreign.
+            StateMismatchError: If ``config`` chooses another actor.
+            DataError: If something in the buffer is wrong, or it has no rewards for the critic.
+
+        Example:
+            >>> from gymnasium.spaces import Box
+            >>> from gtp_policy import GTPConfig, OfflineDataset
+            >>> from gtp_tianshou import GTP
+            >>> logs = dict(obs=[[0.0], [2.0]], action=[[1.6], [-1.6]], terminated=[1, 1],
+            ...             truncated=[0, 0], low=[-2.0], high=[2.0])
+            >>> clone = GTP.from_buffer(OfflineDataset.from_arrays(**logs),
+            ...                         action_space=Box(-2.0, 2.0, (1,)),
+            ...                         config=GTPConfig(critic=None))
+            >>> scored = OfflineDataset.from_arrays(reward=[0.0, 1.0], **logs)
+            >>> GTP.from_actor(clone, scored).learner.critic is None
+            False
+        """
+        clone = source if isinstance(source, GTP) else cls.load(source, **_modules(options))
+        own: dict[str, Any] = {
+            "action_space": clone.policy.action_space,
+            "layout": clone.policy.layout,
+        }
+        own |= {"observation_space": clone.policy.observation_space, "device": clone.learner.device}
+        if isinstance(buffer, OfflineDataset):
+            gamma = options.get("gamma", buffer.gamma)
+            check_dataset(buffer, clone.policy.layout, clone.policy.action_scaler, gamma)
+        config = clone.learner.continued(config or GTPConfig())
+        algorithm = cls.from_buffer(buffer, config=config, **own | options)
+        algorithm.learner.take_actor_(clone.learner)
+        algorithm.policy.act_with(algorithm.learner)
+        return algorithm
+
     def create_trainer(self, params: OfflineTrainerParams) -> OfflineTrainer:
         """Makes the stock trainer; the length of the run, if open, becomes that of the trainer's.
 
@@ -303,6 +362,8 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
         policy, device = self.policy, self.learner.device
         if isinstance(buffer, OfflineDataset):
             check_dataset(buffer, policy.layout, policy.action_scaler, self.gamma)
+            if self.learner.critic is not None:
+                buffer.check_rewards("A critic")
             dataset = buffer.to(device)
         elif not self.preload or type(buffer) not in _UNIFORM or buffer.stack_num > 1:
             return buffer
@@ -356,6 +417,9 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
                 like.device, like.dtype
             )
         metrics = self.learner.update(transitions)
+        if not self._acts_with_critic:  # a new one has not chosen among candidates
+            self.policy.act_with(self.learner)
+            self._acts_with_critic = True
         if hasattr(batch, "weight"):  # a prioritised buffer takes it for the new priority
             cast("PrioBatchProtocol", batch).weight = td_error(self.learner, transitions)
         return self._stats(metrics, start)
@@ -574,3 +638,8 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
         check_schedulers(states, self.lr_schedulers)
         for scheduler, state in zip(self.lr_schedulers, states, strict=True):
             scheduler.load_state_dict(copy.deepcopy(state))
+
+
+def _modules(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options that say what no file holds."""
+    return {name: options[name] for name in ("network", "encoder") if name in options}

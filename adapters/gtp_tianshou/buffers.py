@@ -173,7 +173,8 @@ def buffer_from_dataset(
         A full buffer.
 
     Raises:
-        DataError: If rewards are sums of several steps, as of `OfflineDataset.with_n_step`.
+        DataError: If there are no rewards, or they are sums of several steps, as of
+            `OfflineDataset.with_n_step`.
 
     Example:
         >>> from gtp_policy import OfflineDataset
@@ -186,6 +187,7 @@ def buffer_from_dataset(
         ([[1.0], [-1.0]], [False, True], [1, 1])
     """
     dataset.check_one_step("A buffer of Tianshou's")
+    dataset.check_rewards("A buffer of Tianshou's")
     rows = [column.cpu().numpy() for column in dataset.transitions.present()]
     obs, action, reward, next_obs = rows[:4]
     terminated, truncated = dataset.terminated.copy(), dataset.truncated.copy()

@@ -12,7 +12,7 @@ from tianshou.data import Batch
 from tianshou.data.types import ActBatchProtocol, ObsBatchProtocol
 from torch import Tensor
 
-from gtp_datasets.spaces import layout_of, observation_facts
+from gtp_datasets.spaces import layout_of, members_of, observation_facts
 from gtp_policy import (
     ActionScaler,
     FlowMapActor,
@@ -46,7 +46,7 @@ class GTPPolicy(Policy):
 
     Args:
         actor: The flow map.
-        action_space: A Box with finite bounds, of any rank.
+        action_space: A Box with finite bounds, of any rank and type.
         observation_space: A Box of any rank or a Dict of Boxes; default: vectors of the actor's
             length.
         critic: Chooses among several candidates.
@@ -209,6 +209,8 @@ class GTPPolicy(Policy):
     def map_action(self, act: Any) -> npt.NDArray[Any]:  # noqa: ANN401 - array, tensor or list
         """Takes actions from [-1, 1] to the environment's Box, in the Box's own dtype.
 
+        Numbers of a Box of integers are rounded to the nearest one.
+
         Unlike Tianshou's own, the result never leaves the Box by a rounding error.
 
         Args:
@@ -227,7 +229,8 @@ class GTPPolicy(Policy):
                 f"`act` is not finite: got {unit[~np.isfinite(unit)][0]}, expected actions in "
                 "[-1, 1]. Look at the parameters: training has diverged."
             )
-        return self.action_scaler.to_box(unit.clip(-1.0, 1.0)).reshape(shape)
+        inside = self.action_scaler.to_box(unit.clip(-1.0, 1.0))
+        return members_of(self.action_space, inside).reshape(shape)
 
     def map_action_inverse(self, act: Any) -> npt.NDArray[Any]:  # noqa: ANN401 - as above
         """Takes actions from the environment's Box to [-1, 1], where a buffer keeps them.
@@ -280,7 +283,7 @@ class GTPPolicy(Policy):
             >>> policy.policy_source().action_scaler
             ActionScaler(low=[-2.0], high=[2.0])
         """
-        default = self._eval_candidates if self.critic is not None else 1
+        candidates, choice = chosen_by(self._choices, self.critic, self.candidates, True)
         return PolicySource(
             self.actor,
             self.critic,
@@ -289,17 +292,19 @@ class GTPPolicy(Policy):
             action_shape=self.action_space.shape,
             observations=observation_facts(self.observation_space),
             steps=self.steps,
-            candidates=self.candidates or default,
-            choice=self._choice,
+            candidates=candidates,
+            choice=choice,
         )
 
     def _rows(
         self,
         action: Any,  # noqa: ANN401 - as above
     ) -> tuple[npt.NDArray[Any], tuple[int, ...]]:
-        """Returns actions as rows of A numbers in the dtype of the Box, and their shape before."""
+        """Returns actions as rows of A numbers, as exact as the Box's, and their shape before."""
         space = cast("gym.spaces.Box", self.action_space)
-        array = np.asarray(self._action_to_numpy(action), dtype=space.dtype)
+        # In [-1, 1], integers say nothing, and float16 little.
+        kind = np.result_type(space.dtype, np.float32)
+        array = np.asarray(self._action_to_numpy(action), dtype=kind)
         if array.shape[array.ndim - len(space.shape) :] != space.shape:
             raise ShapeError(
                 f"`act` has the wrong shape: got {array.shape}, expected (..., "

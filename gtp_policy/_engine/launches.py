@@ -35,6 +35,8 @@ def update_from(
     first = learners[0]
     actor = first.actor
     penalty = first.config.critic_penalty > 0
+    if first.critic is not None:
+        dataset.check_rewards("A critic")
     dataset.transitions.check(actor.obs_dim, actor.action_dim, like=actor, next_action=penalty)
     check_batch_size(batch_size)
     # A custom way to draw minibatches is respected.

@@ -261,10 +261,17 @@ def restore_(learner: GTPLearner, path: str | Path, *, train_state: bool = True)
     }
     differing = [f"{k}: {a!s:.60} there, {b!s:.60} here" for k, a, b in differences(saved, own)]
     if differing:
+        # To build the learner of a clone again would lead back to a clone.
+        advice = "Build the learner from read_metadata(path).config."
+        if document.config.critic is None and learner.critic is not None:
+            advice = (
+                "To go on from a cloned actor with a critic, take "
+                "GTPLearner.from_actor(load_checkpoint(path).learner, config), or from_actor of "
+                "the host."
+            )
         raise StateMismatchError(
             f"Checkpoint {path} belongs to a learner with other choices: got "
-            f"{'; '.join(differing[:9])}, expected the same. Build the learner from "
-            "read_metadata(path).config."
+            f"{'; '.join(differing[:9])}, expected the same. {advice}"
         )
     fill_(learner, path, document, weights, moments if train_state else None)
     return Checkpoint(learner, *saved_with(document))

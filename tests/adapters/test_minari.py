@@ -26,7 +26,7 @@ from minari.serialization import serialize_space
 from PIL import Image
 
 from gtp_datasets import _hdf5, load_minari, minari_reference, normalized_score
-from gtp_policy import ObservationLayout
+from gtp_policy import ActionScaler, ObservationLayout
 from gtp_policy.errors import (
     DataError,
     EmptyDatasetError,
@@ -162,6 +162,26 @@ def test_actions_are_scaled_by_the_space_or_by_given_bounds(make_minari: Make) -
     np.testing.assert_allclose(wide[1], [0.2, 2 * 20 / 30 - 1], rtol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(2, 3), (1, 1, 2), ()], ids=str)
+def test_actions_of_any_shape_are_flattened(make_minari: Make, shape: tuple[int, ...]) -> None:
+    actions = np.random.default_rng(0).uniform(-1, 1, (4, *shape))
+    make_minari(episode(actions=actions), action_space=Box(-1, 1, shape))
+    got = load_minari(ID).transitions.action
+    np.testing.assert_array_equal(got, actions.reshape(4, -1).astype(np.float32))
+
+
+def test_bounds_that_the_space_lacks_may_be_those_of_the_data(make_minari: Make) -> None:
+    actions = np.array([[-0.5, 3.0], [0.5, 4.0], [0.0, 7.0], [0.0, 5.0]])
+    make_minari(
+        episode(actions=actions), action_space=Box(np.float32([-1, 0]), np.float32([1, np.inf]))
+    )
+    with pytest.raises(UnsupportedSpaceError, match="unbounded='data'"):
+        load_minari(ID)
+    with pytest.warns(UserWarning, match=r"Action dimensions \[1\] have no bounds"):
+        dataset = load_minari(ID, unbounded="data")
+    assert dataset.action_scaler == ActionScaler([-1, 0], [1, 7])
+
+
 # --- spaces that do not fit
 
 
@@ -170,7 +190,6 @@ def test_actions_are_scaled_by_the_space_or_by_given_bounds(make_minari: Make) -
     [
         ({"action_space": Box(-np.inf, 1, (2,))}, {}, r"dimension 0 is unbounded.* Pass low="),
         ({}, {"low": [-1.0] * 3}, r"Pass low= and high="),
-        ({"action_space": Box(-1, 1, (2, 1))}, {}, r"action space .* expected a Box of rank 1"),
         ({"action_space": Discrete(3)}, {}, r"action space .* got Discrete\(3\)"),
         ({"observation_space": Discrete(3)}, {}, r"observation space .* got Discrete"),
         ({}, {"obs_keys": ["observation"]}, r"expected a Box without keys"),

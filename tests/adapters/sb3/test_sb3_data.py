@@ -158,8 +158,9 @@ def test_minari_images_stay_bytes_with_their_channels_first(
         observation_space = spaces.Box(0, 255, (36, 36, 3), np.uint8)
         action_space = spaces.Box(-2, 2, (1,))
 
-    with pytest.raises(DataError, match="cannot be given by its name"):
-        make_model(Pictures(), "CnnPolicy", dataset="toy/set-v0", policy_kwargs=kwargs)
+    for env in (None, Pictures()):
+        named = make_model(env, "CnnPolicy", dataset="toy/set-v0", policy_kwargs=kwargs)
+        np.testing.assert_array_equal(rows_of(named).obs, rows.obs)
 
 
 @has_extractor

@@ -1,0 +1,204 @@
+"""Columns that pyarrow reads, as arrays: of CSV and Parquet from untrusted sources.
+
+CSV is bounded by its size: a cell takes a byte of the file and less than twenty of memory. Parquet
+is read within the counts that its metadata announce, which are compared with its size first.
+"""
+
+import csv
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gtp_datasets._hdf5 import check_expansion, stored_bytes
+from gtp_policy.errors import DataError, GTPError, MissingDependencyError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+Array = npt.NDArray[Any]
+# Of a CSV file: each column takes a kilobyte, however few letters its name has.
+_MOST_COLUMNS, _MOST_HEADER = 10_000, 2**20
+_BYTES_PER_LETTER = 20
+
+
+@contextmanager
+def _reading(path: str | os.PathLike[str], kind: str, extra: str) -> Iterator[None]:
+    """Turns what pyarrow raises into the package's errors."""
+    shown = os.fspath(path)
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would wait for its writer
+        raise DataError(f"`{shown}` is no file: got something else, expected {kind}.")
+    try:
+        yield
+    except (GTPError, MemoryError):
+        raise
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{kind} needs pyarrow: got `{error}`. Run `pip install 'gtp-policy[{extra}]'`."
+        ) from error
+    except Exception as error:  # ArrowInvalid, OSError, UnicodeDecodeError
+        text = str(error).split("\n")[0]
+        raise DataError(
+            f"`{shown}` cannot be read as {kind}: got {type(error).__name__} ({text:.200}), "
+            f"expected a complete {kind} file. Make or download it again."
+        ) from error
+
+
+def csv_columns(path: str | os.PathLike[str], delimiter: str) -> list[str]:
+    """Returns the names in the first line of a CSV file.
+
+    Args:
+        path: The file.
+        delimiter: What stands between them.
+
+    Raises:
+        DataError: If it cannot be read, or has no names, equal ones or too many.
+    """
+    with _reading(path, "CSV", "csv"):
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            line = file.readline(_MOST_HEADER)
+        names = next(csv.reader([line], delimiter=delimiter), [])
+        twice = (
+            sorted({name for name in names if names.count(name) > 1})
+            if len(set(names)) < len(names)
+            else []
+        )
+        if not names or len(names) > _MOST_COLUMNS or twice or len(line) == _MOST_HEADER:
+            raise DataError(
+                f"`{os.fspath(path)}` has no usable first line: got {len(names)} names"
+                f"{f', of which {twice[:3]} stand there twice' if twice else ''}, expected 1 to "
+                f"{_MOST_COLUMNS} different names of columns. Write a line of names."
+            )
+    return names
+
+
+def read_csv(
+    path: str | os.PathLike[str], names: Sequence[str], delimiter: str
+) -> dict[str, Array]:
+    """Reads columns of a CSV file.
+
+    Args:
+        path: The file, with names in its first line.
+        names: Columns to read.
+        delimiter: What stands between the cells.
+
+    Returns:
+        The columns by name.
+
+    Raises:
+        DataError: If it cannot be read, or a column holds words.
+        MissingDependencyError: If pyarrow is not installed.
+    """
+    with _reading(path, "CSV", "csv"):
+        import pyarrow.csv
+
+        letters = os.path.getsize(path)
+        check_expansion(_BYTES_PER_LETTER * letters, stored_bytes(path), os.fspath(path))
+        with open(path, "rb") as file:  # not by its name, whose ending might ask to decompress it
+            table = pyarrow.csv.read_csv(
+                file,
+                read_options=pyarrow.csv.ReadOptions(use_threads=False),
+                parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter),
+                convert_options=pyarrow.csv.ConvertOptions(include_columns=list(names)),
+            )
+        return {name: _numbers(name, table.column(name)) for name in names}
+
+
+class ParquetFile:
+    """An open Parquet file whose counts were compared with its size.
+
+    Args:
+        path: The file.
+        columns: Columns to read; those that it lacks are left out.
+        on_disk: Bytes of data of all files that are read together; default: of this one.
+
+    Attributes:
+        rows: How many there are.
+        declared: Bytes that reading the columns takes, by what the file says.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], columns: Sequence[str]) -> None:
+        with _reading(path, "Parquet", "lerobot"):
+            import pyarrow.parquet
+
+            self._path = path
+            self._file = pyarrow.parquet.ParquetFile(path, memory_map=False)
+            self.names = list(self._file.schema_arrow.names)
+            self._columns = [name for name in columns if name in self.names]
+            meta = self._file.metadata
+            self.rows, self.declared = int(meta.num_rows), 0
+            for group in range(meta.num_row_groups):
+                for i in range(meta.row_group(group).num_columns):
+                    part = meta.row_group(group).column(i)
+                    if part.path_in_schema.split(".list.")[0].split(".")[0] in {
+                        name.split(".")[0] for name in self._columns
+                    }:
+                        size = max(int(part.num_values) * 8, int(part.total_uncompressed_size))
+                        self.declared += size
+            check_expansion(self.declared, stored_bytes(path), os.fspath(path))
+
+    def read(self) -> "pyarrow.Table":
+        """Returns the columns."""
+        with _reading(self._path, "Parquet", "lerobot"):
+            table = self._file.read(columns=self._columns, use_threads=False)
+            table.validate()
+            return table
+
+
+def column(name: str, values: "pyarrow.ChunkedArray", shape: tuple[int, ...]) -> Array:
+    """Returns a column of numbers, or of lists of them, as an array of rows.
+
+    Args:
+        name: What messages call it.
+        values: The column.
+        shape: Of one row; () and (1,) for plain numbers.
+
+    Raises:
+        DataError: If rows have another length, or are missing or no numbers.
+    """
+    import pyarrow.types as kinds
+
+    rows, whole = len(values), values.combine_chunks()
+    whole = getattr(whole, "storage", whole)  # of an extension type
+    while (
+        kinds.is_list(whole.type)
+        or kinds.is_large_list(whole.type)
+        or kinds.is_fixed_size_list(whole.type)
+    ):
+        if whole.null_count:
+            raise DataError(f"`{name}` has rows without a value, expected numbers in each.")
+        whole = whole.flatten()
+    array = _numbers(name, whole)
+    size = int(np.prod(shape, dtype=np.int64))
+    if len(array) != rows * size:
+        raise DataError(
+            f"`{name}` has rows of another length: got {len(array)} numbers in {rows} rows, "
+            f"expected {shape} in each."
+        )
+    return array.reshape(rows, *shape)
+
+
+def _numbers(name: str, values: Any) -> Array:  # noqa: ANN401 - pyarrow has no types
+    import pyarrow
+    import pyarrow.types as kinds
+
+    kind = values.type
+    if kinds.is_null(kind):
+        return np.full(len(values), np.nan)
+    if not (kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_boolean(kind)):
+        at = next((i for i, v in enumerate(values) if v.is_valid), 0)
+        raise DataError(
+            f"Column {name!r} holds no numbers: got {kind}, e.g. {str(values[at])[:40]!r} at row "
+            f"{at}, expected numbers. Leave it out, or encode its words as numbers."
+        )
+    if values.null_count:  # an empty cell: NaN, which is found where it matters
+        values = values.cast(pyarrow.float64())
+    found: Array = (
+        values.to_numpy(zero_copy_only=False)
+        if isinstance(values, pyarrow.Array)
+        else values.to_numpy()
+    )
+    return found

@@ -1,0 +1,210 @@
+"""Which columns of a file are which field: by the names that are known, or as the caller says."""
+
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gtp_policy import ObservationLayout, OfflineDataset
+from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_flags
+from gtp_policy.episodes import NAMES, scaler_of
+from gtp_policy.errors import DataError, EmptyDatasetError
+
+Array = npt.NDArray[np.generic]
+Wanted = str | Sequence[str] | None | Literal[False]
+"""Names or patterns of columns; None: by the known names; False: none, although there are some."""
+
+EPISODE = ("episode", "episode_id", "episode_index", "traj_id")
+FIELDS = (*NAMES, "episode")
+
+
+def choose_all(available: Sequence[str], wanted: Mapping[str, Wanted]) -> dict[str, list[str]]:
+    """Returns the columns of each field that there is.
+
+    Args:
+        available: Columns of the file, in their order.
+        wanted: What the caller says of each field.
+
+    Returns:
+        Names of columns by field.
+
+    Raises:
+        DataError: If a field is unknown, or a column is not there, or needed and not found.
+    """
+    unknown = sorted(wanted.keys() - set(FIELDS))
+    if unknown:
+        raise DataError(
+            f"The mapping names no field: got {unknown}, expected some of {', '.join(FIELDS)}."
+        )
+    found = {field: _choose(available, field, wanted.get(field)) for field in FIELDS}
+    for field in ("obs", "action"):
+        if not found[field]:
+            raise DataError(
+                f"`{field}` is not found: got the columns {_shown(available)}, expected one of "
+                f"{', '.join(NAMES[field])}. Say which it is, e.g. {field}={'position'!r}, or a "
+                f"list or a pattern such as {field}={'joint_*'!r}."
+            )
+    return {field: columns for field, columns in found.items() if columns}
+
+
+def _choose(available: Sequence[str], field: str, wanted: Wanted) -> list[str]:
+    if wanted is False:
+        return []
+    if wanted is None:
+        names = EPISODE if field == "episode" else NAMES[field]
+        for name in names:
+            if name in available:
+                return [name]
+            parts = re.compile(rf"{re.escape(name)}[_.\[ ]?\d+\]?")  # obs_0, obs.0, obs[0]
+            if numbered := [column for column in available if parts.fullmatch(column)]:
+                return numbered
+        return []
+    patterns = [wanted] if isinstance(wanted, str) else wanted
+    if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
+        raise DataError(
+            f"`{field}` is no name of a column: got {wanted!r}, expected a name, a pattern, a list "
+            "of these, or False."
+        )
+    found: list[str] = []
+    for pattern in patterns:
+        matches = [pattern] if pattern in available else fnmatch.filter(available, pattern)
+        if not matches:
+            raise DataError(
+                f"`{field}` names a column that is not there: got {pattern!r}, expected some of "
+                f"{_shown(available)}."
+            )
+        found += [match for match in matches if match not in found]
+    return found
+
+
+def _shown(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return f"{sorted(names)[:20]}{more}"
+
+
+def flat_dataset(
+    obs: Array | Mapping[str, Array],
+    fields: Mapping[str, Array],
+    *,
+    ends: npt.NDArray[np.bool_] | None,
+    low: npt.ArrayLike | None,
+    high: npt.ArrayLike | None,
+    gamma: float,
+    out_of_bounds: Literal["error", "clip"],
+    unbounded: Literal["error", "data"],
+    device: torch.device | str,
+    source: str,
+) -> OfflineDataset:
+    """Puts columns of transitions in time order together.
+
+    Args:
+        obs: Observations, one array or one per key, N rows.
+        fields: The other fields by name.
+        ends: Whether an episode ends with a row whatever its flags say, shape (N,); None: nothing
+            shows it.
+        low: As for `OfflineDataset.from_arrays`.
+        high: Likewise.
+        gamma: Likewise.
+        out_of_bounds: Likewise.
+        unbounded: Likewise.
+        device: Likewise.
+        source: Where the data comes from.
+
+    Returns:
+        The dataset.
+
+    Raises:
+        DataError: If nothing shows where an episode ends, or a field is bad.
+        EmptyDatasetError: If no transition is left.
+    """
+    action = fields["action"]
+    size = len(action) if action.ndim else 0
+    if not size:
+        raise EmptyDatasetError(
+            f"The dataset is empty: got 0 transitions from {source}, expected at least 1."
+        )
+    if ends is None and not fields.keys() & {"terminated", "truncated"}:
+        raise DataError(
+            "Nothing shows where an episode ends: got neither `terminated` nor `truncated` nor "
+            "`episode`, expected one of them. Name the column, or pass episode=False if all rows "
+            "are one episode."
+        )
+    flags = {
+        name: as_flags(name, _column(fields[name]), size)
+        if name in fields
+        else np.zeros(size, np.bool_)
+        for name in ("terminated", "truncated")
+    }
+    if ends is not None:
+        flags["truncated"] = flags["truncated"] | (ends & ~flags["terminated"])
+    parts = obs if isinstance(obs, Mapping) else {"": obs}
+    for key, part in parts.items():
+        if part.shape[:1] != (size,):
+            raise DataError(
+                f"`obs` has the wrong shape: got {part.shape}{f' of {key}' if key else ''}, "
+                f"expected {size} rows, one per action."
+            )
+    shapes = {key: part.shape[1:] for key, part in parts.items()}
+    layout = ObservationLayout(shapes if isinstance(obs, Mapping) else shapes[""])
+    builder = OfflineDatasetBuilder(
+        size,
+        obs_dim=layout.obs_dim,
+        action_scaler=scaler_of([action], low, high, unbounded),
+        gamma=gamma,
+        out_of_bounds=out_of_bounds,
+    )
+    with np.errstate(over="ignore"):  # what is infinite in float32 is found by the builder
+        builder.extend(
+            obs=layout.flatten(cast(Any, obs)),
+            action=action.reshape(size, -1),
+            reward=_column(fields["reward"]) if "reward" in fields else None,
+            next_obs=layout.flatten(cast(Any, fields["next_obs"]))
+            if "next_obs" in fields
+            else None,
+            **flags,
+        )
+    return OfflineDataset.from_builder(builder, device=device, layout=layout, source=source)
+
+
+def _column(array: Array) -> Array:
+    return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+
+
+def ends_of(ids: Array) -> npt.NDArray[np.bool_]:
+    """Returns where the number of the episode changes, and the last row.
+
+    Args:
+        ids: Number of the episode by row, shape (N,).
+
+    Raises:
+        DataError: If an episode is in several places.
+    """
+    ids = _column(ids)
+    ends = np.append(ids[1:] != ids[:-1], True)
+    if np.count_nonzero(ends) != len(np.unique(ids)):
+        starts = np.flatnonzero(np.append(True, ends[:-1]))
+        _, first = np.unique(ids[starts], return_index=True)
+        again = np.setdiff1d(starts, starts[first])
+        raise DataError(
+            f"`episode` is not in order: got {ids[again[0]]} again at row {again[0]}, expected the "
+            "rows of an episode together. Sort them by episode and time."
+        )
+    return ends
+
+
+def natural(names: Iterable[str]) -> list[str]:
+    """Returns names in the order of the numbers in them: demo_2 before demo_10.
+
+    Args:
+        names: The names.
+    """
+
+    def key(name: str) -> list[tuple[bool, int, str]]:
+        parts = re.split(r"(\d+)", name)
+        return [(not p.isdigit(), int(p) if p.isdigit() else 0, p) for p in parts]
+
+    return sorted(names, key=key)

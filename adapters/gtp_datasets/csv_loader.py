@@ -1,0 +1,137 @@
+"""CSV: a table of transitions, or a folder with a file per episode."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gtp_datasets._arrow import csv_columns, read_csv
+from gtp_datasets._fields import Wanted, choose_all, ends_of, flat_dataset, natural
+from gtp_policy import OfflineDataset
+from gtp_policy.episodes import Episode, read_episode
+
+
+def load_csv(
+    path: str | os.PathLike[str],
+    *,
+    obs: Wanted = None,
+    action: Wanted = None,
+    reward: Wanted = None,
+    terminated: Wanted = None,
+    truncated: Wanted = None,
+    next_obs: Wanted = None,
+    episode: Wanted = None,
+    delimiter: str | None = None,
+    low: npt.ArrayLike | None = None,
+    high: npt.ArrayLike | None = None,
+    gamma: float = 0.99,
+    out_of_bounds: Literal["error", "clip"] = "error",
+    unbounded: Literal["error", "data"] = "error",
+    device: torch.device | str = "cpu",
+) -> OfflineDataset:
+    r"""Reads tables with names in their first line, by pyarrow.
+
+    A *file* holds rows in time order; where episodes end is said by a column with their number, or
+    by flags. Of a *folder*, every ``.csv`` or ``.tsv`` file is one episode, in the order of the
+    numbers in their names. Episodes follow the rules of `OfflineDataset.from_episodes`: one that
+    does not say how it ends was cut, and its last row, which has no next observation, is left out.
+
+    Args:
+        path: The file or folder.
+        obs: Column that is ``obs``, or several, as a list or a pattern such as ``"joint_*"``, in
+            their order. None: ``obs``, ``observation`` or ``observations``, alone or numbered
+            (``obs_0``, ``obs_1``).
+        action: Likewise.
+        reward: Likewise; False leaves rewards out.
+        terminated: Likewise.
+        truncated: Likewise.
+        next_obs: Likewise.
+        episode: Column with the number of the episode; None: ``episode``, ``episode_id`` or
+            ``episode_index``; False: all rows are one episode.
+        delimiter: What stands between the cells; None: a tab in ``.tsv`` files, else a comma.
+        low: Lower bounds of the actions, of their shape or a scalar; CSV does not hold them.
+        high: Upper bounds of the actions, likewise.
+        gamma: Discount factor, in [0, 1].
+        out_of_bounds: Whether actions outside the bounds raise or are clipped.
+        unbounded: Whether a dimension without known bounds raises, or takes the limits of the
+            data, with a warning.
+        device: Where the table lives.
+
+    Returns:
+        The dataset, actions scaled to [-1, 1].
+
+    Raises:
+        DataError: If a file cannot be read, or a field is missing or of the wrong type or value;
+            file, column and row are named.
+        EmptyDatasetError: If there is no episode or no transition is left.
+        UnsupportedSpaceError: If bounds are missing or no Box.
+        MissingDependencyError: If pyarrow is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> from gtp_datasets import load_csv
+        >>> with tempfile.NamedTemporaryFile("w", suffix=".csv") as file:
+        ...     _ = file.write("run,angle,speed,torque\n0,0.5,1,0.1\n0,0.6,2,0.2\n"
+        ...                    "1,0,0,1\n1,1,1,1\n")
+        ...     file.flush()
+        ...     dataset = load_csv(file.name, obs=["angle", "speed"], action="torque",
+        ...                        episode="run", low=-1.0, high=1.0)
+        >>> dataset.transitions.next_obs
+        tensor([[0.6000, 2.0000],
+                [1.0000, 1.0000]])
+    """
+    wanted: dict[str, Wanted] = {
+        "obs": obs,
+        "action": action,
+        "reward": reward,
+        "terminated": terminated,
+        "truncated": truncated,
+        "next_obs": next_obs,
+        "episode": episode,
+    }
+    options: dict[str, Any] = {
+        "low": low,
+        "high": high,
+        "gamma": gamma,
+        "out_of_bounds": out_of_bounds,
+        "unbounded": unbounded,
+        "device": device,
+        "source": f"CSV {Path(path).name}",
+    }
+    if os.path.isdir(path):
+        found = _of_folder(Path(path), wanted, delimiter)
+        return OfflineDataset.from_episodes(found, **options)
+    fields = _read(path, wanted, delimiter)
+    size, ids = len(fields["action"]), fields.pop("episode", None)
+    ends = ends_of(ids) if ids is not None else None
+    if ids is None and episode is False:
+        ends = np.arange(size) == size - 1
+    return flat_dataset(fields.pop("obs"), fields, ends=ends, **options)
+
+
+def _of_folder(
+    folder: Path, wanted: Mapping[str, Wanted], delimiter: str | None
+) -> Iterator[Episode]:
+    for name in natural(e.name for e in os.scandir(folder) if e.name.endswith((".csv", ".tsv"))):
+        yield read_episode(_read(folder / name, wanted, delimiter), name)
+
+
+def _read(
+    path: str | os.PathLike[str], wanted: Mapping[str, Wanted], delimiter: str | None
+) -> dict[str, Any]:
+    if delimiter is None:
+        delimiter = "\t" if os.fspath(path).endswith(".tsv") else ","
+    chosen = choose_all(csv_columns(path, delimiter), wanted)
+    names = list(dict.fromkeys(name for columns in chosen.values() for name in columns))
+    table = read_csv(path, names, delimiter)
+    vectors = ("obs", "next_obs", "action")
+    return {
+        field: np.stack([table[name] for name in columns], 1)
+        if field in vectors or len(columns) > 1
+        else table[columns[0]]
+        for field, columns in chosen.items()
+    }

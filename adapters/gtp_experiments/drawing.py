@@ -1,0 +1,87 @@
+"""Pictures of runs: what `plots` draws, of the last checkpoint and the data of each run."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from gtp_experiments.config import EvaluationConfig
+from gtp_experiments.environments import environment_of, registered
+from gtp_experiments.errors import ExperimentError
+from gtp_experiments.evaluation import policy_of
+from gtp_experiments.plots import film, plot_actions, plot_advantages, plot_curves, plot_flow
+from gtp_experiments.reevaluation import data_of, finished
+from gtp_experiments.results import RunResult
+from gtp_policy import load_checkpoint
+
+
+def draw(
+    folders: Sequence[str | Path],
+    out: str | Path,
+    *,
+    episode: int = 0,
+    row: int = 0,
+    rollout: str | None = None,
+    environment: str | None = None,
+) -> Iterator[Path]:
+    """Draws finished runs: learning curves of all, actions, flow and weights of each.
+
+    Args:
+        folders: The runs' folders.
+        out: Folder of the pictures; made if it is not there.
+        episode: Of the data, for advantages and weights, where there is a critic.
+        row: Of the data, for the flow at its observation.
+        rollout: ``"gif"`` or ``"mp4"``, to film an episode of each run.
+        environment: Of the film; default the one of the evaluations, if gymnasium knows it.
+
+    Yields:
+        The paths of the pictures.
+
+    Raises:
+        ExperimentError: If a run has not come to its end, its data has changed, or there is no such
+            row or episode.
+
+    Example:
+        >>> from gtp_experiments import draw
+        >>> next(draw(["nowhere"], "pictures"))
+        Traceback (most recent call last):
+        ...
+        gtp_experiments.errors.ExperimentError: nowhere has no finished run: got no result.json, \
+expected one. Run it to its end first.
+    """
+    out = Path(out)
+    runs = [(Path(folder), *finished(Path(folder))) for folder in folders]
+    out.mkdir(parents=True, exist_ok=True)
+    groups: dict[str, list[RunResult]] = {}
+    for _, result, config, _ in runs:
+        groups.setdefault(f"{result.method} {config.group}", []).append(result)
+    names = [name.rpartition(" ")[0] for name in groups]
+    if len(set(names)) == len(names):  # the digest says nothing where names differ
+        groups = dict(zip(names, groups.values(), strict=True))
+    path = out / "learning.png"
+    plot_curves(groups).savefig(path, dpi=120)
+    yield path
+    for folder, result, config, newest in runs:
+        dataset = data_of(folder, result, config).dataset
+        learner = load_checkpoint(newest, train_state=False, device=config.device).learner
+        if not 0 <= row < len(dataset):
+            raise ExperimentError(
+                f"There is no such row: got {row}, expected 0 to {len(dataset) - 1}."
+            )
+        figures = {
+            "actions": plot_actions(learner, dataset),
+            "flow": plot_flow(learner, dataset.transitions.obs[row].cpu().numpy()),
+        }
+        if learner.critic is not None:
+            figures["weights"] = plot_advantages(learner, dataset, episode=episode)
+        for name, figure in figures.items():
+            path = out / f"{config.name}_{name}.png"
+            figure.savefig(path, dpi=120)
+            yield path
+        if rollout is not None:
+            named = config.evaluation.environment
+            env_name = environment
+            if env_name is None and named is not None:
+                # A file names no module to import, not even one that a run was started with.
+                env_name = registered(named, f"{folder}/result.json")
+            env_name = env_name or environment_of(config)
+            act = policy_of(learner, dataset, EvaluationConfig())
+            yield film(act, dataset, env_name, out / f"{config.name}.{rollout}")

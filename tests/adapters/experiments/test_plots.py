@@ -1,0 +1,181 @@
+"""Pictures of policies and runs: what is drawn, read back from the figures and the files."""
+
+from pathlib import Path
+from typing import Any
+
+import av
+import gymnasium
+import h5py
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box
+from PIL import Image
+
+from gtp_experiments import (
+    EvaluationConfig,
+    ExperimentError,
+    RunConfig,
+    film,
+    plot_actions,
+    plot_advantages,
+    plot_curves,
+    plot_flow,
+    run,
+)
+from gtp_experiments.__main__ import main
+from gtp_policy import FlowMapActorConfig, GTPConfig, GTPLearner, OfflineDataset, QEnsembleConfig
+from gtp_policy.errors import DataError
+
+N = 80
+
+
+def make_data() -> OfflineDataset:
+    rng = np.random.default_rng(0)
+    return OfflineDataset.from_arrays(
+        obs=rng.normal(size=(N, 3)),
+        action=rng.uniform(-2, 2, size=(N, 2)),
+        reward=rng.normal(size=N),
+        next_obs=rng.normal(size=(N, 3)),
+        terminated=np.arange(N) % 20 == 19,
+        truncated=np.zeros(N),
+        low=[-2.0, -2.0],
+        high=[2.0, 2.0],
+    )
+
+
+SMALL = GTPConfig(actor=FlowMapActorConfig(hidden=(16,)), critic=QEnsembleConfig(hidden=(16,)))
+
+
+def heights(axes: Any) -> np.ndarray:
+    """The bars of the first histogram of a panel, as shares of the samples."""
+    bars = np.array([patch.get_height() for patch in axes.patches[:40]])
+    return bars / bars.sum()
+
+
+def test_the_histogram_of_the_data_is_the_data() -> None:
+    dataset = make_data()
+    figure = plot_actions(GTPLearner.from_dataset(dataset, SMALL), dataset, rows=20)
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in shown] == ["action 0", "action 1"]
+    drawn = dataset.sample(20, generator=torch.Generator().manual_seed(0)).action.numpy() * 2.0
+    for i, axes in enumerate(shown):
+        expected, _ = np.histogram(drawn[:, i].astype(np.float64), np.linspace(-2, 2, 41))
+        np.testing.assert_allclose(heights(axes), expected / 20, atol=1e-9)
+        assert len(axes.patches) == 41  # and the policy's outline
+
+
+def test_the_flow_ends_in_what_the_policy_does() -> None:
+    dataset = make_data()
+    learner = GTPLearner.from_dataset(dataset, SMALL)
+    obs = dataset.transitions.obs[0]
+    figure = plot_flow(learner, obs.numpy(), samples=6, steps=3, seed=1)
+    noise = torch.randn(6, 2, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        actions = learner.target_actor.sample(obs.expand(6, -1), steps=3, noise=noise)
+    for i, axes in enumerate(figure.axes[:2]):
+        lines = axes.lines[:6]
+        assert all(len(line.get_xdata()) == 4 for line in lines)
+        ends = np.array([line.get_ydata()[-1] for line in lines])
+        np.testing.assert_allclose(ends.clip(-1, 1), actions[:, i], atol=1e-5)
+        assert lines[0].get_xdata()[-1] == 0.0
+    with pytest.raises(DataError, match=r"`obs` has the wrong shape: got \(2,\), expected \(3,\)"):
+        plot_flow(learner, [0.0, 0.0])
+
+
+def test_weights_are_those_of_the_episode() -> None:
+    dataset = make_data()
+    learner = GTPLearner.from_dataset(dataset, SMALL)
+    figure = plot_advantages(learner, dataset, episode=2)
+    advantage, weight, reward = (axes.lines[0].get_ydata() for axes in figure.axes)
+    np.testing.assert_array_equal(reward, dataset.transitions.reward[40:60])
+    np.testing.assert_allclose(weight, learner.weighter(torch.from_numpy(advantage)), rtol=1e-6)
+    assert (weight >= 1).all()
+    with pytest.raises(ExperimentError, match="no such episode: got 9, expected 0 to 3"):
+        plot_advantages(learner, dataset, episode=9)
+
+
+def constant(obs: np.ndarray) -> np.ndarray:
+    return np.full((len(obs), 1), 0.5, np.float32)
+
+
+class Painted(gymnasium.Env[Any, Any]):
+    """Counts steps, and renders the count as a shade; of an odd width, which MP4 cannot have."""
+
+    observation_space = Box(-9, 9, (3,), np.float32)
+    action_space = Box(-2, 2, (1,), np.float32)
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode, self.metadata = render_mode, {"render_modes": ["rgb_array"]}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.count = 0
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action)
+        self.count += 1
+        return np.zeros(3, np.float32), 0.0, False, False, {}
+
+    def render(self) -> Any:
+        return np.full((20, 31, 3), 40 * self.count, np.uint8)
+
+
+@pytest.fixture
+def pendulum() -> OfflineDataset:
+    return OfflineDataset.from_arrays(
+        obs=np.zeros((1, 3)), action=[[0.0]], terminated=[1], truncated=[0], low=[-2.0], high=[2.0]
+    )
+
+
+@pytest.mark.parametrize("ending", ["gif", "mp4"])
+def test_a_film_shows_every_step(pendulum: OfflineDataset, tmp_path: Path, ending: str) -> None:
+    path = film(constant, pendulum, f"{__name__}:Painted", tmp_path / f"a.{ending}", max_steps=5)
+    if ending == "gif":
+        with Image.open(path) as image:
+            assert image.n_frames == 6
+            assert image.size == (31, 20)
+    else:
+        with av.open(str(path)) as container:
+            shades = [int(frame.to_ndarray(format="gray").mean()) for frame in container.decode()]
+        assert len(shades) == 6
+        assert shades == sorted(set(shades))  # each step is brighter than the one before
+
+
+def test_a_film_needs_pictures_and_a_known_ending(pendulum: OfflineDataset, tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError, match=r"got '\.avi', expected \.gif or \.mp4"):
+        film(constant, pendulum, "Pendulum-v1", tmp_path / "a.avi")
+
+
+def test_the_command_draws_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file["observations"], file["actions"] = (
+            rng.normal(size=(90, 3)),
+            rng.uniform(-2, 2, (90, 1)),
+        )
+        file["rewards"], file["terminals"] = -np.ones(90), np.zeros(90, bool)
+        file["timeouts"] = np.arange(90) % 30 == 29
+    config = RunConfig(
+        dataset=str(tmp_path / "a.hdf5"),
+        updates=2,
+        policy=SMALL,
+        evaluation=EvaluationConfig(environment="Pendulum-v1", episodes=1, max_steps=3, every=1),
+    )
+    results = [run(config.replace(seed=s), tmp_path / "runs") for s in (0, 1)]
+    folders = sorted(str(p) for p in (tmp_path / "runs").iterdir())
+    assert main(["plot", *folders, "--out", str(tmp_path / "out")]) == 0
+    names = capsys.readouterr().out.split()
+    assert len(names) == 7
+    for name in names:
+        with Image.open(name) as image:
+            assert image.width > 300
+    (panel,) = plot_curves({"gtp": [r for r in results if r is not None]}).axes
+    np.testing.assert_array_equal(panel.lines[0].get_xdata(), [1, 2])
+    expected = np.mean([[e.mean for e in r.evaluations] for r in results if r is not None], 0)
+    np.testing.assert_allclose(panel.lines[0].get_ydata(), expected)
+    with pytest.raises(ExperimentError, match="nothing to draw"):
+        plot_curves({})
+    assert main(["plot", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "has no finished run" in capsys.readouterr().err

@@ -1,0 +1,736 @@
+"""Every format from a file that its own writer made: the same transitions as from flat arrays."""
+
+import csv
+import json
+import pickle
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gtp_datasets import (
+    load_csv,
+    load_d4rl_hdf5,
+    load_dataset,
+    load_lerobot,
+    load_npz,
+    load_ogbench,
+    load_robomimic,
+    report,
+)
+from gtp_datasets.loader import kind_of
+from gtp_policy import ActionScaler, ObservationLayout, OfflineDataset
+from gtp_policy.errors import (
+    DataError,
+    EmptyDatasetError,
+    GTPError,
+    MissingDependencyError,
+    UnsupportedSpaceError,
+)
+from tests.adapters.writers import (
+    flat,
+    make_episodes,
+    write_lerobot,
+    write_robomimic,
+    write_video,
+)
+from tests.test_episodes import assert_equal
+
+BOX: dict[str, Any] = {"low": -1.0, "high": 1.0}
+EPISODES = make_episodes()
+KEY = "observation.images.top"
+Loader = Callable[[Path], OfflineDataset]
+
+
+def write_csv(path: Path, rows: dict[str, np.ndarray]) -> Path:
+    """A table of plain columns, by Python's own writer."""
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(rows)
+        writer.writerows(zip(*(column.tolist() for column in rows.values()), strict=True))
+    return path
+
+
+def table(episodes: list[dict[str, np.ndarray]] = EPISODES) -> dict[str, np.ndarray]:
+    rows, ids = flat(episodes, final=False), np.arange(len(episodes))
+    return {
+        "run": np.repeat(ids, [len(e["action"]) for e in episodes]),
+        **{f"joint_{i}": rows["obs"][:, i] for i in range(3)},
+        "left": rows["action"][:, 0],
+        "right": rows["action"][:, 1],
+        "score": rows["reward"],
+        "won": rows["terminated"],
+    }
+
+
+OF_TABLE: dict[str, Any] = {
+    "obs": "joint_*",
+    "action": ["left", "right"],
+    "reward": "score",
+    "terminated": "won",
+    "episode": "run",
+    **BOX,
+}
+
+
+# --- the same bits, by format: from a folder of the test to the dataset, with the last observation
+# or without it
+
+
+def npz_of_transitions(folder: Path) -> OfflineDataset:
+    np.savez(folder / "a.npz", **flat(EPISODES, final=True))
+    return load_npz(folder / "a.npz", **BOX)
+
+
+def npz_with_ends(folder: Path) -> OfflineDataset:
+    rows = flat(EPISODES, final=False)
+    del rows["truncated"]
+    ends = np.cumsum([len(e["action"]) for e in EPISODES])
+    np.savez_compressed(folder / "a.npz", **rows, episode_ends=ends)
+    return load_npz(folder / "a.npz", **BOX)
+
+
+def npz_of_episodes(folder: Path) -> OfflineDataset:
+    arrays = {f"episode_{i}/{k}": v for i, e in enumerate(EPISODES) for k, v in e.items()}
+    np.savez(folder / "a.npz", **arrays)
+    return load_npz(folder / "a.npz", **BOX)
+
+
+def npz_by_episode(folder: Path) -> OfflineDataset:
+    for i, episode in enumerate(EPISODES):
+        np.savez(folder / f"run_{i + 9}.npz", **episode)  # 9, 10, 11: not in their letters' order
+    return load_npz(folder, **BOX)
+
+
+def csv_of_transitions(folder: Path) -> OfflineDataset:
+    return load_csv(write_csv(folder / "log.csv", table()), **OF_TABLE)
+
+
+def csv_by_episode(folder: Path) -> OfflineDataset:
+    for i, episode in enumerate(EPISODES):
+        write_csv(folder / f"{i + 9}.csv", table([episode]))
+    return load_csv(folder, **OF_TABLE)
+
+
+def robomimic(folder: Path) -> OfflineDataset:
+    path = write_robomimic(folder / "demo.hdf5", EPISODES)
+    return load_robomimic(path, obs_keys=["robot0_eef_pos", "object"])
+
+
+def robomimic_open(folder: Path) -> OfflineDataset:
+    path = write_robomimic(folder / "demo.hdf5", EPISODES, next_obs=False)
+    with h5py.File(path) as file:
+        dataset = load_robomimic(file, obs_keys=["robot0_eef_pos", "object"])
+        assert file["data"]
+    return dataset
+
+
+def lerobot(folder: Path) -> OfflineDataset:
+    return load_lerobot(write_lerobot(folder / "le", EPISODES), terminated="next.success", **BOX)
+
+
+def d4rl_fields() -> dict[str, np.ndarray]:
+    rows = flat(EPISODES, final=True)
+    names = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
+    return dict(zip(names, rows.values(), strict=True))
+
+
+def d4rl_dict(folder: Path) -> OfflineDataset:
+    return load_d4rl_hdf5(d4rl_fields())
+
+
+def d4rl_open(folder: Path) -> OfflineDataset:
+    with h5py.File(folder / "a.hdf5", "w") as file:
+        for name, column in d4rl_fields().items():
+            file[name] = column
+        return load_d4rl_hdf5(file)
+
+
+def in_memory(folder: Path) -> OfflineDataset:
+    with h5py.File("nowhere.hdf5", "w", driver="core", backing_store=False) as file:
+        for name, column in d4rl_fields().items():
+            file[name] = column
+        return load_d4rl_hdf5(file)
+
+
+def ogbench(folder: Path) -> OfflineDataset:
+    rows = flat(EPISODES, final=True)
+    np.savez(
+        folder / "a.npz",
+        observations=rows["obs"],
+        actions=rows["action"],
+        rewards=rows["reward"],
+        masks=1.0 - rows["terminated"],
+        terminals=rows["truncated"],
+        next_observations=rows["next_obs"],
+    )
+    return load_ogbench(folder / "a.npz")
+
+
+WITH_LAST = (
+    npz_of_transitions,
+    npz_of_episodes,
+    npz_by_episode,
+    robomimic,
+    d4rl_dict,
+    d4rl_open,
+    in_memory,
+    ogbench,
+)
+WITHOUT = (npz_with_ends, csv_of_transitions, csv_by_episode, robomimic_open, lerobot)
+
+
+@pytest.mark.parametrize("load", [*WITH_LAST, *WITHOUT], ids=lambda load: load.__name__)
+def test_the_same_transitions_as_from_arrays_bit_for_bit(load: Loader, tmp_path: Path) -> None:
+    expected = OfflineDataset.from_arrays(**flat(EPISODES, final=load in WITH_LAST), **BOX)
+    got = load(tmp_path)
+    assert_equal(got, expected)
+
+
+def test_names_that_are_known_need_no_mapping(tmp_path: Path) -> None:
+    rows = flat(EPISODES, final=False)
+    columns = {f"obs_{i}": rows["obs"][:, i] for i in range(3)}
+    columns |= {f"action[{i}]": rows["action"][:, i] for i in range(2)}
+    columns |= {name: rows[name] for name in ("reward", "terminated", "truncated")}
+    got = load_csv(write_csv(tmp_path / "log.tsv", columns), delimiter=",", **BOX)
+    assert_equal(got, OfflineDataset.from_arrays(**rows, **BOX))
+
+
+def test_several_arrays_become_parts_of_the_observation(tmp_path: Path) -> None:
+    for i, episode in enumerate(EPISODES):
+        obs = episode["obs"]
+        parts = {"arm/joints": obs[:, :2], "arm/hand": obs[:, 2], "action": episode["action"]}
+        np.savez(tmp_path / f"{i}.npz", **{k.replace("/", "_"): v for k, v in parts.items()})
+    got = load_npz(tmp_path, obs=["arm_joints", "arm_hand"], **BOX)
+    assert got.layout == ObservationLayout({"arm_joints": (2,), "arm_hand": ()})
+    assert not got.has_rewards
+    np.testing.assert_array_equal(
+        got.transitions.obs, np.concatenate([e["obs"][:-1] for e in EPISODES])
+    )
+
+
+def test_rewards_may_be_left_out_and_the_report_says_so(tmp_path: Path) -> None:
+    load_options = OF_TABLE | {"reward": False}
+    dataset = load_csv(write_csv(tmp_path / "log.csv", table()), **load_options)
+    assert not dataset.has_rewards
+    page = str(report(dataset))
+    assert "no rewards: clone without a critic" in page
+    assert "nan" not in page
+    assert report(dataset).returns is None
+
+
+def test_robomimics_lists_and_keys(tmp_path: Path) -> None:
+    path = write_robomimic(tmp_path / "demo.hdf5", EPISODES)
+    train, valid = (load_robomimic(path, filter_key=key) for key in ("train", "valid"))
+    assert (len(train), len(valid)) == (7, 5)
+    assert train.obs_keys == ("object", "robot0_eef_pos")
+    cut = load_robomimic(path, dones="truncated")
+    assert not cut.terminated.any()
+    assert cut.truncated.sum() == len(EPISODES)
+    with h5py.File(path, "a") as file:
+        file["data/demo_0/obs/front_image"] = np.zeros((4, 6, 6, 3), np.uint8)
+    with pytest.warns(UserWarning, match=r"Images are left out: \['front_image'\]"):
+        assert load_robomimic(path).obs_keys == ("object", "robot0_eef_pos")
+
+
+# --- LeRobot's images
+
+
+def make_frames() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (len(e["action"]), 16, 24, 3), np.uint8) for e in EPISODES]
+
+
+def test_frames_of_videos_are_those_of_their_rows(tmp_path: Path) -> None:
+    frames = make_frames()
+    root = write_lerobot(tmp_path / "le", EPISODES, frames=frames)
+    dataset = load_lerobot(root, obs=["observation.*"], **BOX)
+    assert dataset.obs_keys == ("observation.state", KEY)
+    parts = dataset.layout.unflatten(dataset.transitions.obs.numpy())
+    after = dataset.layout.unflatten(dataset.transitions.next_obs.numpy())
+    assert isinstance(parts, dict)
+    assert isinstance(after, dict)
+    np.testing.assert_array_equal(parts[KEY], np.concatenate([f[:-1] for f in frames]))
+    np.testing.assert_array_equal(after[KEY], np.concatenate([f[1:] for f in frames]))
+    with pytest.raises(DataError, match=r"take too much memory: got .* Pass memory="):
+        load_lerobot(root, obs=[KEY], memory=100, **BOX)
+
+
+def test_images_in_rows_are_decoded(tmp_path: Path) -> None:
+    import io
+
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    pixels = [rng.integers(0, 256, (len(e["action"]), 4, 5, 3), np.uint8) for e in EPISODES]
+
+    def packed(image: np.ndarray) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, format="PNG")
+        return file.getvalue()
+
+    images = [[packed(image) for image in episode] for episode in pixels]
+    root = write_lerobot(tmp_path / "le", EPISODES, images=images)
+    got = load_lerobot(root, obs=KEY, **BOX)
+    assert got.layout.shapes == ((4, 5, 3),)
+    np.testing.assert_array_equal(
+        got.transitions.obs, np.concatenate([p[:-1] for p in pixels]).reshape(9, -1)
+    )
+
+
+# --- one call for all
+
+
+@pytest.mark.parametrize(
+    ("write", "kind"),
+    [
+        (lambda p: write_robomimic(p / "a.hdf5", EPISODES), "robomimic"),
+        (lambda p: write_lerobot(p / "le", EPISODES), "lerobot"),
+        (lambda p: write_csv(p / "a.csv", table()), "csv"),
+        (lambda p: (np.savez(p / "a.npz", obs=1), p / "a.npz")[1], "npz"),
+        (lambda p: (np.savez(p / "a.npz", obs=1), p)[1], "npz"),
+        (lambda p: (ogbench(p), p / "a.npz")[1], "ogbench"),
+        (lambda p: (d4rl_open(p), p / "a.hdf5")[1], "d4rl"),
+        (lambda p: d4rl_fields(), "d4rl"),
+        (lambda p: d4rl_fields() | {"masks": 1}, "ogbench"),
+        (lambda p: EPISODES, "episodes"),
+        (lambda p: iter(EPISODES), "episodes"),
+        (lambda p: "mujoco/hopper/medium-v0", "minari"),
+    ],
+)
+def test_what_data_is_taken_for(tmp_path: Path, write: Any, kind: str) -> None:
+    assert kind_of(write(tmp_path)) == kind
+
+
+def test_one_call_loads_what_each_loader_does_and_says_which(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "log.csv", table())
+    assert_equal(load_dataset(path, **OF_TABLE), load_csv(path, **OF_TABLE))
+    assert load_dataset(path, **OF_TABLE).source == "CSV log.csv"
+    root = write_lerobot(tmp_path / "le", EPISODES)
+    assert load_dataset(str(root), **BOX).source == "LeRobot le"
+    assert_equal(
+        load_dataset(EPISODES, **BOX), OfflineDataset.from_arrays(**flat(EPISODES, True), **BOX)
+    )
+    given = load_dataset(tmp_path / "log.csv", kind="csv", **OF_TABLE)
+    assert given.action_scaler == ActionScaler([-1, -1], [1, 1])
+
+
+# --- what is wrong: files and mappings, each with what it says
+
+
+def damaged(path: Path, share: float = 0.6) -> Path:
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    return path
+
+
+def npz(folder: Path, name: str = "a.npz", **arrays: Any) -> Path:
+    np.savez(folder / name, **arrays)
+    return folder / name
+
+
+def text(folder: Path, content: str, name: str = "a.csv") -> Path:
+    (folder / name).write_text(content)
+    return folder / name
+
+
+def hdf5(folder: Path, change: Callable[[Any], object]) -> Path:
+    path = write_robomimic(folder / "a.hdf5", EPISODES)
+    with h5py.File(path, "a") as file:
+        change(file)
+    return path
+
+
+def info(folder: Path, **changes: Any) -> Path:
+    root = write_lerobot(folder / "le", EPISODES, frames=make_frames())
+    path = root / "meta" / "info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return root
+
+
+def features(folder: Path, **changes: Any) -> Path:
+    root = info(folder)
+    said = json.loads((root / "meta/info.json").read_text())["features"]
+    path = root / "meta" / "info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"features": said | changes}))
+    return root
+
+
+def replaced(root: Path, name: str, content: Any) -> Path:
+    path = root / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        pq.write_table(content, path)
+    return root
+
+
+def with_video(folder: Path, frames: np.ndarray, fps: int = 10) -> Path:
+    root = info(folder)
+    write_video(root / "videos" / KEY / "chunk-000" / "file-000.mp4", frames, fps=fps)
+    return root
+
+
+class Canary:
+    """Unpickling it would raise what no loader does."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (exec, ("raise SystemExit('executed')",))
+
+
+DATA = "data/chunk-000/file-000.parquet"
+ROWS = flat(EPISODES, final=False)
+IDS = np.repeat([0, 1, 2], [4, 3, 5])
+WRONG: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
+    # npz
+    "npz that is cut short": (
+        lambda p: damaged(npz(p, **ROWS)),
+        {},
+        "a.npz` cannot be read as npz",
+    ),
+    "npz that is no zip": (lambda p: text(p, "PK no", "a.npz"), {}, "got BadZipFile"),
+    "npz with objects": (
+        lambda p: npz(p, **ROWS | {"obs": np.array([Canary()] * 12, object)}),
+        {},
+        "`obs.npy` has the wrong dtype: got object.*never decoded",
+    ),
+    "npz without actions": (
+        lambda p: npz(p, obs=ROWS["obs"], torque=ROWS["action"]),
+        {},
+        r"`action` is not found: got the columns \['obs', 'torque'\].*Say which it is",
+    ),
+    "a name that is not there": (
+        lambda p: npz(p, **ROWS),
+        {"obs": "state"},
+        r"`obs` names a column that is not there: got 'state', expected some of \['action'",
+    ),
+    "a mapping that is no name": (
+        lambda p: npz(p, **ROWS),
+        {"obs": 3},
+        "`obs` is no name of a column: got 3",
+    ),
+    "an option that is none": (
+        lambda p: npz(p, **ROWS),
+        {"observation": "obs"},
+        "An option is none of its loader's: got .*observation.*those of load_npz",
+    ),
+    "rows of another number": (
+        lambda p: npz(p, **ROWS | {"reward": np.zeros(3)}),
+        {},
+        r"`reward` has the wrong shape: got \(3,\), expected as many rows",
+    ),
+    "ends that nothing shows": (
+        lambda p: npz(p, obs=ROWS["obs"], action=ROWS["action"]),
+        {},
+        "Nothing shows where an episode ends.*episode=False",
+    ),
+    "ends that do not fit": (
+        lambda p: npz(p, obs=ROWS["obs"], action=ROWS["action"], episode_ends=np.array([4, 99])),
+        {},
+        "`episode_ends` does not fit: got 99 as its last of 2.*up to 12",
+    ),
+    "ends that are no rows": (
+        lambda p: npz(p, obs=ROWS["obs"], action=ROWS["action"], episode_ends=np.array([4.5])),
+        {},
+        "`episode_ends` is no list of rows: got float64",
+    ),
+    "an episode in two places": (
+        lambda p: npz(p, obs=ROWS["obs"], action=ROWS["action"], episode=IDS[::-1] % 2),
+        {},
+        "`episode` is not in order: got 0 again at row 8.*Sort them",
+    ),
+    "an episode of a folder that is damaged": (
+        lambda p: (npz(p, "0.npz", **EPISODES[0]), damaged(npz(p, "1.npz", **EPISODES[1])), p)[2],
+        {},
+        r"1.npz` cannot be read as npz",
+    ),
+    "an episode of a folder that does not fit": (
+        lambda p: (
+            npz(p, "0.npz", **EPISODES[0]),
+            npz(p, "1.npz", **EPISODES[1] | {"obs": np.zeros((9, 3))}),
+            p,
+        )[2],
+        {},
+        "1.npz: `obs` has the wrong length: got 9 rows, expected 3 or 4 with 3 actions",
+    ),
+    "no bounds": (
+        lambda p: npz(p, **ROWS),
+        {"low": None, "high": None},
+        "Action dimension 0 is unbounded.*Pass low= and high=, or unbounded='data'",
+    ),
+    "bounds of another shape": (lambda p: npz(p, **ROWS), {"low": [-1.0] * 3}, "wrong shape"),
+    "bounds that the data leaves": (
+        lambda p: npz(p, **ROWS),
+        {"high": -0.9},
+        "`action` lies outside the Box.*out_of_bounds='clip'",
+    ),
+    # CSV
+    "CSV without a first line": (
+        lambda p: text(p, ""),
+        {},
+        "has no usable first line: got 0 names",
+    ),
+    "CSV with equal names": (
+        lambda p: text(p, "a,a\n1,2\n"),
+        {"obs": "a", "action": "a"},
+        r"of which \['a'\] stand there twice",
+    ),
+    "CSV with rows of another length": (
+        lambda p: text(p, "obs,action\n1,0\n1,2,3\n"),
+        {"episode": False},
+        "cannot be read as CSV: got ArrowInvalid.*Expected 2 columns, got 3",
+    ),
+    "CSV with words": (
+        lambda p: text(p, "obs,action\n1,0\nleft,0\n"),
+        {"episode": False},
+        "Column 'obs' holds no numbers: got string, e.g. '1' at row 0",
+    ),
+    "CSV with a gap": (
+        lambda p: text(p, "obs,action\n1,0\n,0\n2,0\n"),
+        {"episode": False},
+        "`obs` is not finite.*got nan at row 1",
+    ),
+    "CSV with other separators": (
+        lambda p: text(p, "obs;action\n1;0\n"),
+        {},
+        r"`obs` is not found: got the columns \['obs;action'\]",
+    ),
+    "CSV that is binary": (
+        lambda p: replaced(p, "a.csv", b"\xff\xfe\x00") / "a.csv",
+        {},
+        "cannot be read as CSV: got UnicodeDecodeError",
+    ),
+    "CSV without rows": (lambda p: text(p, "obs,action\n"), {"episode": False}, "is empty: got 0"),
+    # HDF5
+    "HDF5 that is cut short": (lambda p: damaged(hdf5(p, bool)), {}, "cannot be read as HDF5"),
+    "HDF5 of neither layout": (
+        lambda p: hdf5(p, lambda f: f.move("data", "demos")),
+        {},
+        r"of no known kind: got the HDF5 file .* with \['demos', 'mask'\], expected one of minari",
+    ),
+    "a demonstration without actions": (
+        lambda p: hdf5(p, lambda f: f.__delitem__("data/demo_1/actions")),
+        {},
+        "for robomimic.*demo_1: `actions` is missing",
+    ),
+    "a demonstration without a key": (
+        lambda p: hdf5(p, lambda f: f.__delitem__("data/demo_2/obs/object")),
+        {},
+        r"demo_2: `obs` lacks keys: got \['robot0_eef_pos'\], expected \['object'\] too",
+    ),
+    "a key that is not there": (
+        lambda p: hdf5(p, bool),
+        {"obs_keys": ["eef"]},
+        "The observations of demo_0 are not there",
+    ),
+    "a list that is not there": (
+        lambda p: hdf5(p, bool),
+        {"filter_key": "test"},
+        r"`filter_key` is not there: got 'test', expected one of \['train', 'valid'\]",
+    ),
+    "a demonstration with NaN": (
+        lambda p: hdf5(p, lambda f: f["data/demo_1/actions"].__setitem__((2, 1), np.nan)),
+        {},
+        "demo_1: `action` is not finite.*got nan at row 2, dimension 1",
+    ),
+    "a demonstration that is a link": (
+        lambda p: hdf5(
+            p, lambda f: f.__setitem__("data/demo_3", h5py.ExternalLink("/etc/passwd", "/"))
+        ),
+        {},
+        "`data/demo_3` is not stored here: got a soft or external link",
+    ),
+    "a demonstration of objects": (
+        lambda p: hdf5(
+            p,
+            lambda f: (
+                f.__delitem__("data/demo_0/rewards"),
+                f["data/demo_0"].create_dataset(
+                    "rewards", (4,), dtype=h5py.special_dtype(vlen=float)
+                ),
+            ),
+        ),
+        {},
+        "`data/demo_0/rewards` has the wrong dtype: got elements of any length",
+    ),
+    # LeRobot
+    "LeRobot of version 2": (
+        lambda p: info(p, codebase_version="v2.1"),
+        {},
+        "for lerobot.*got v2.1, expected v3. Convert it",
+    ),
+    "LeRobot with broken JSON": (
+        lambda p: replaced(info(p), "meta/info.json", b"{"),
+        {},
+        "got JSONDecodeError",
+    ),
+    "LeRobot without rows": (
+        lambda p: (
+            ((r := info(p)) / DATA).unlink() or (r / DATA.replace("000.p", "001.p")).unlink() or r
+        ),
+        {},
+        "holds no rows: got 0 files",
+    ),
+    "Parquet that is cut short": (
+        lambda p: (damaged((r := info(p)) / DATA), r)[1],
+        {},
+        "cannot be read as Parquet: got ArrowInvalid",
+    ),
+    "Parquet without a column": (
+        lambda p: replaced(info(p), DATA, pa.table({"episode_index": [0], "action": [[0.0, 0.0]]})),
+        {},
+        r"lacks columns: got \['episode_index', 'action'\], expected \['observation.state'",
+    ),
+    "Parquet with rows of another length": (
+        lambda p: features(p, action={"dtype": "float32", "shape": [3]}),
+        {},
+        r"`action` has rows of another length.*expected \(3,\) in each",
+    ),
+    "a feature that is not there": (
+        lambda p: info(p),
+        {"obs": "observation.velocity"},
+        "`obs` names a column that is not there: got 'observation.velocity'",
+    ),
+    "a feature without a shape": (
+        lambda p: features(p, action={"dtype": "float32", "shape": "2"}),
+        {},
+        "`action` has no shape: got '2' in meta/info.json",
+    ),
+    "a video that leads out of its folder": (
+        lambda p: features(p, **{"../../top": {"dtype": "video", "shape": [16, 24, 3]}}),
+        {"obs": "../../top"},
+        r"`../../top` is no image that is read",
+    ),
+    "a video that is none": (
+        lambda p: replaced(info(p), f"videos/{KEY}/chunk-000/file-000.mp4", b"#EXTM3U\nhttp://a"),
+        {"obs": KEY},
+        "cannot be decoded: got InvalidDataError",
+    ),
+    "a video with too few frames": (
+        lambda p: with_video(p, make_frames()[0]),
+        {"obs": KEY},
+        "has too few frames: got none at 0.400 s",
+    ),
+    "a video of another size": (
+        lambda p: with_video(p, np.zeros((7, 32, 24, 3), np.uint8)),
+        {"obs": KEY},
+        "frames of another size: got 32 x 24, expected 16 x 24",
+    ),
+    "a video of another rate": (
+        lambda p: with_video(p, np.zeros((7, 16, 24, 3), np.uint8), fps=13),
+        {"obs": KEY},
+        "has frames at odd times",
+    ),
+    # what is of no kind
+    "a pickle": (
+        lambda p: replaced(p, "a.pkl", pickle.dumps([Canary()])) / "a.pkl",
+        {},
+        "of no known kind: got the file .*Pickles are never read",
+    ),
+    "a folder of something else": (
+        lambda p: text(p, "", "notes.txt").parent,
+        {},
+        r"of no known kind: got the folder .* with \['notes.txt'\]",
+    ),
+    "a path where nothing is": (lambda p: p / "a.zarr", {}, "where there is nothing"),
+    "an id of nothing": (lambda p: "mine/none-v0", {}, "for minari.*not on this machine"),
+    "a dict of other names": (lambda p: {"states": 1}, {}, r"got a dict with \['states'\]"),
+    "a number": (lambda p: 3, {}, "got a int"),
+    "a kind that is unknown": (lambda p: p, {"kind": "zarr"}, "`kind` is unknown: got 'zarr'"),
+    "no episode": (lambda p: [], {}, "There is no episode: got 0"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_a_typed_error_that_says_what_to_do(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    make, options, message = WRONG[name]
+    source = make(tmp_path)
+    of_file = isinstance(source, Path) and source.suffix in (".hdf5",)
+    box = {} if source == "mine/none-v0" or of_file else BOX
+    with pytest.raises(GTPError, match=message) as caught:
+        load_dataset(source, **box | options)
+    assert isinstance(caught.value, DataError | UnsupportedSpaceError | EmptyDatasetError)
+    assert "got " in str(caught.value)
+    assert "expected" in str(caught.value)
+
+
+def test_the_table_has_forty_rows_and_more() -> None:
+    assert len(WRONG) >= 40
+
+
+# --- memory and time
+
+
+def test_a_parquet_file_that_announces_too_much_is_refused(tmp_path: Path) -> None:
+    root = write_lerobot(tmp_path / "le", EPISODES)
+    rows = 30_000_000  # of equal values: some kilobytes on the disk
+    numbers = pa.array(np.zeros(rows, np.int8)).dictionary_encode()
+    pq.write_table(pa.table({"episode_index": numbers}), root / DATA, compression="zstd")
+    assert (root / DATA).stat().st_size < 150_000
+    with pytest.raises(DataError, match="declares more than it can hold"):
+        load_lerobot(root, **BOX)
+
+
+def test_a_zip_that_packs_too_well_is_refused_before_memory_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gtp_datasets._hdf5.SLACK_BYTES", 1000)
+    with zipfile.ZipFile(tmp_path / "0.npz", "w", zipfile.ZIP_LZMA) as archive:
+        for name in ("obs.npy", "action.npy"):
+            with archive.open(name, "w") as file:
+                shape = {"descr": "|u1", "fortran_order": False, "shape": (2_000_000, 1)}
+                np.lib.format.write_array_header_1_0(file, shape)
+                file.write(bytes(2_000_000))
+    with pytest.raises(DataError, match="declares more than it can hold"):
+        load_npz(tmp_path, **BOX)
+
+
+@pytest.mark.slow
+def test_a_folder_of_many_episodes_takes_seconds(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    obs, action = rng.normal(size=(51, 17)).astype(np.float32), np.zeros((50, 6), np.float32)
+    for i in range(200):
+        np.savez(tmp_path / f"{i}.npz", obs=obs, action=action, reward=np.zeros(50))
+    start = time.process_time()  # of this process alone, however busy the machine is
+    dataset = load_npz(tmp_path, **BOX)
+    seconds = time.process_time() - start
+    assert len(dataset) == 10_000
+    assert 50 * seconds < 20, f"10,000 episodes would take {50 * seconds:.1f} s"
+
+
+def test_nothing_is_imported_that_a_format_does_not_need(tmp_path: Path) -> None:
+    npz(tmp_path, **ROWS)
+    code = f"""
+import sys
+for name in ("h5py", "pyarrow", "av", "gymnasium", "minari", "PIL"):
+    sys.modules[name] = None  # what an import finds that is not there
+from gtp_datasets import load_dataset
+print(load_dataset({str(tmp_path / "a.npz")!r}, low=-1, high=1).source)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "npz a.npz", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("missing", "extra"), [("pyarrow", "csv"), ("pyarrow", "lerobot"), ("av", "lerobot")]
+)
+def test_what_is_not_installed_is_named_with_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, extra: str
+) -> None:
+    path = write_csv(tmp_path / "a.csv", table()) if extra == "csv" else info(tmp_path)
+    for name in (missing, "pyarrow.csv", "pyarrow.parquet")[: 1 if missing == "av" else 3]:
+        monkeypatch.setitem(sys.modules, name, None)
+    options = OF_TABLE if extra == "csv" else {"obs": KEY, **BOX}
+    with pytest.raises(MissingDependencyError, match=rf"gtp-policy\[{extra}\]"):
+        load_dataset(path, **options)

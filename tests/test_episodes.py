@@ -1,0 +1,250 @@
+"""Episodes of any shape and kind to OfflineDataset: the same transitions as flat arrays give."""
+
+import contextlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gtp_policy import ActionScaler, ObservationLayout, OfflineDataset
+from gtp_policy.errors import DataError, EmptyDatasetError, UnsupportedSpaceError
+
+BOX: dict[str, Any] = {"low": [-1.0, -1.0], "high": [1.0, 1.0]}
+
+
+def make_episode(steps: int = 4, seed: int = 0, **changes: Any) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    fields = {
+        "obs": rng.normal(size=(steps + 1, 3)),
+        "action": rng.uniform(-1, 1, size=(steps, 2)),
+        "reward": rng.normal(size=steps),
+        "terminated": bool(seed % 2),
+    }
+    return {name: value for name, value in (fields | changes).items() if value is not None}
+
+
+def assert_equal(first: OfflineDataset, second: OfflineDataset) -> None:
+    """Compares every number and flag bit for bit, missing rewards included."""
+    for a, b in zip(first.transitions.present(), second.transitions.present(), strict=True):
+        np.testing.assert_array_equal(a.numpy().view(np.int32), b.numpy().view(np.int32))
+    np.testing.assert_array_equal(first.terminated, second.terminated)
+    np.testing.assert_array_equal(first.truncated, second.truncated)
+    assert first.has_rewards == second.has_rewards
+    assert first.action_scaler == second.action_scaler
+
+
+lengths = st.lists(st.tuples(st.integers(1, 5), st.booleans()), min_size=1, max_size=5)
+
+
+@given(lengths, st.booleans(), st.booleans(), st.integers(0, 2**32 - 1))
+def test_episodes_are_what_flat_arrays_are(
+    kinds: list[tuple[int, bool]], final: bool, rewarded: bool, seed: int
+) -> None:
+    """With the observation after the last action, and without it."""
+    rng = np.random.default_rng(seed)
+    episodes, flat = [], []
+    for steps, ends in kinds:
+        obs, action = rng.normal(size=(steps + 1, 3)), rng.uniform(-1, 1, (steps, 2))
+        rows = {"action": action, "terminated": np.arange(steps) == steps - 1 if ends else None}
+        rows |= {"reward": rng.normal(size=steps)} if rewarded else {}
+        episodes.append({"obs": obs if final else obs[:-1], **rows})
+        last = np.arange(steps) == steps - 1
+        flags = {"terminated": last & ends, "truncated": last & (not ends)}
+        flat.append(rows | flags | {"obs": obs[:-1], "next_obs": obs[1:]})
+    names = flat[0].keys() if final else flat[0].keys() - {"next_obs"}
+    joined = {name: np.concatenate([rows[name] for rows in flat]) for name in names}
+    try:
+        expected = OfflineDataset.from_arrays(**joined, **BOX)
+    except EmptyDatasetError:
+        with pytest.raises(EmptyDatasetError):
+            OfflineDataset.from_episodes(episodes, **BOX)
+        return
+    got = OfflineDataset.from_episodes(iter(episodes), **BOX)
+    assert_equal(got, expected)
+
+
+def as_lists(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def as_objects(value: Any) -> Any:
+    if not isinstance(value, np.ndarray):
+        return value
+    rows = np.empty(len(value), object)
+    for i, row in enumerate(value):
+        rows[i] = row
+    return rows
+
+
+def as_tensors(value: Any) -> Any:
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+
+def as_rows_of_tensors(value: Any) -> Any:
+    return [torch.as_tensor(row) for row in value] if isinstance(value, np.ndarray) else value
+
+
+@pytest.mark.parametrize("kind", [as_lists, as_objects, as_tensors, as_rows_of_tensors])
+def test_every_kind_of_rows_gives_the_same_bits(kind: Any) -> None:
+    episodes = [make_episode(seed=s) for s in range(3)]
+    changed = [{name: kind(value) for name, value in e.items()} for e in episodes]
+    assert_equal(
+        OfflineDataset.from_episodes(changed, **BOX), OfflineDataset.from_episodes(episodes, **BOX)
+    )
+
+
+def test_the_long_names_are_known_and_the_rest_is_not_looked_at() -> None:
+    short = make_episode(seed=1)
+    long = {
+        "observations": short["obs"],
+        "actions": short["action"],
+        "rewards": short["reward"],
+        "terminations": np.arange(4) == 3,
+        "truncations": np.zeros(4),
+        "infos": ["what", {"ever": 1}, None, 4],
+    }
+    assert_equal(
+        OfflineDataset.from_episodes([long], **BOX), OfflineDataset.from_episodes([short], **BOX)
+    )
+
+
+def test_observations_by_key_are_joined_in_one_order() -> None:
+    rng = np.random.default_rng(0)
+    parts = {"speed": rng.normal(size=(5, 1)), "joints": rng.normal(size=(5, 2))}
+    by_key = make_episode(obs=parts)
+    row_by_row = make_episode(obs=[{k: v[i] for k, v in parts.items()} for i in range(5)])
+    joined = make_episode(obs=np.concatenate([parts["joints"], parts["speed"]], 1))
+    first, second, plain = (
+        OfflineDataset.from_episodes([e], **BOX) for e in (by_key, row_by_row, joined)
+    )
+    assert_equal(first, plain)
+    assert_equal(second, plain)
+    assert first.layout == ObservationLayout({"joints": (2,), "speed": (1,)})
+    chosen = OfflineDataset.from_episodes([by_key], obs_keys=["speed"], **BOX)
+    assert chosen.obs_keys == ("speed",)
+    np.testing.assert_array_equal(chosen.transitions.obs, parts["speed"][:4].astype(np.float32))
+
+
+def test_an_end_that_is_not_said_is_a_cut() -> None:
+    dataset = OfflineDataset.from_episodes([make_episode(terminated=None)], gamma=0.5, **BOX)
+    assert dataset.truncated.tolist() == [False, False, False, True]
+    assert not dataset.terminated.any()
+    assert (dataset.transitions.discount == 0.5).all()
+
+
+def test_a_goal_that_is_reached_before_the_log_ends_terminates_there() -> None:
+    rows = make_episode(terminated=[0, 1, 0, 0])
+    dataset = OfflineDataset.from_episodes([rows], gamma=0.5, **BOX)
+    assert dataset.transitions.discount.tolist() == [0.5, 0.0, 0.5, 0.5]
+    assert dataset.truncated.tolist() == [False, False, False, True]
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (), (1,)], ids=str)
+def test_actions_of_any_shape_are_vectors_inside(shape: tuple[int, ...]) -> None:
+    action = np.random.default_rng(0).uniform(-2, 2, (4, *shape))
+    box = {"low": np.full(shape, -2.0), "high": np.full(shape, 2.0)}
+    one = OfflineDataset.from_episodes([make_episode(action=action)], **box)
+    rows = make_episode()
+    flags = {"terminated": np.zeros(4), "truncated": np.arange(4) == 3}
+    flat = OfflineDataset.from_arrays(
+        obs=rows["obs"][:-1],
+        next_obs=rows["obs"][1:],
+        action=action,
+        reward=rows["reward"],
+        **flags,
+        **box,
+    )
+    assert_equal(one, flat)
+    np.testing.assert_array_equal(
+        one.transitions.action, (action.reshape(4, -1) / 2).astype(np.float32)
+    )
+
+
+# --- bounds from the data
+
+
+def test_bounds_that_are_not_known_come_from_the_data_where_that_is_chosen() -> None:
+    action = np.array([[-3.0, 0.5], [0.0, 0.5], [5.0, 0.5], [1.0, 0.5]])
+    with pytest.raises(UnsupportedSpaceError, match=r"got low=-inf.*unbounded='data'"):
+        OfflineDataset.from_episodes([make_episode(action=action)])
+    with pytest.warns(UserWarning, match=r"Action dimensions \[0, 1\] have no bounds"):
+        dataset = OfflineDataset.from_episodes([make_episode(action=action)], unbounded="data")
+    assert dataset.action_scaler == ActionScaler([-3.0, -0.5], [5.0, 1.5])
+    with pytest.warns(UserWarning, match=r"Action dimensions \[0\] have no bounds"):
+        dataset = OfflineDataset.from_episodes(
+            [make_episode(action=action)], low=[-np.inf, 0.0], high=[9.0, 1.0], unbounded="data"
+        )
+    assert dataset.action_scaler == ActionScaler([-3.0, 0.0], [9.0, 1.0])
+
+
+@given(
+    st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=6),
+    st.sampled_from([-np.inf, -2e6]),
+    st.sampled_from([np.inf, 2e6, float(np.finfo(np.float32).max)]),
+)
+def test_limits_from_the_data_hold_all_of_it(values: list[float], low: float, high: float) -> None:
+    action = np.array(values)[:, None]
+    known = (low, high) == (-2e6, 2e6)
+    with contextlib.nullcontext() if known else pytest.warns(UserWarning, match="have no bounds"):
+        scaler = ActionScaler.of_data(action, [low], [high])
+    assert scaler.low[0] <= min(values)
+    assert scaler.high[0] >= max(values)
+    assert np.isfinite([scaler.low, scaler.high]).all()
+    if np.isfinite(low):
+        assert scaler.low[0] == low
+
+
+# --- what is wrong
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"obs": None}, "`obs` is missing: got .*Rename the field"),
+        ({"action": None}, "`action` is missing"),
+        ({"actions": np.zeros((4, 2))}, r"`action` is given twice: got \['action', 'actions'\]"),
+        ({"obs": np.zeros((7, 3))}, r"`obs` has the wrong length: got 7 rows, expected 4 or 5"),
+        ({"obs": {"a": np.zeros((5, 1)), "b": np.zeros((2, 1))}}, r"`obs\['b'\]` has the wrong le"),
+        ({"obs": {"a": {"b": np.zeros((5, 1))}}}, r"`obs\['a'\]` has parts of its own.*'a/b'"),
+        ({"obs": [{"a": 0.0}] * 4 + [{"b": 0.0}]}, "`obs` changes its parts: got .* at row 4"),
+        ({"obs": [[0.0], [1.0, 2.0]]}, "`obs` is not an array"),
+        ({"obs": np.full((5, 3), "left")}, "`obs` has the wrong dtype: got <U4"),
+        ({"next_obs": np.zeros((3, 3)), "obs": np.zeros((4, 3))}, "`next_obs` has the wrong le"),
+        ({"next_obs": np.zeros((4, 3))}, "`obs` has the wrong length: got 5 rows, expected 4 with"),
+        ({"action": np.zeros((0, 2))}, "`action` is empty"),
+        ({"action": np.full((4, 2), np.nan)}, "`action` is not finite.* at row 0, dimension 0"),
+        ({"action": np.full((4, 2), 1.5)}, "`action` lies outside the Box: got 1.5 at row 0"),
+        ({"action": np.zeros((4, 3))}, r"`action` has the wrong shape: got rows of \(3,\)"),
+        ({"reward": np.zeros(3)}, r"`reward` has the wrong shape: got \(3,\), expected \(4,\)"),
+        ({"reward": [0.0, np.inf, 0.0, 0.0]}, "`reward` is not finite.* at row 1"),
+        ({"terminated": [0, 0, 2, 0]}, "`terminated` is not a flag: got 2 at row 2"),
+        ({"terminated": np.zeros(3)}, "`terminated` has the wrong shape"),
+        ({"truncated": [0, 1, 0, 0]}, "`truncated` is set before the end: got True at row 1 of 4"),
+        ({"terminated": None, "dones": [0, 0, 0, 1]}, "`dones` mixes two things"),
+    ],
+)
+def test_a_wrong_episode_is_named_with_its_field(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=f"Episode 1: .*{message}"):
+        OfflineDataset.from_episodes([make_episode(), make_episode(**changes)], **BOX)
+
+
+def test_episodes_that_do_not_go_together() -> None:
+    with pytest.raises(DataError, match="Episode 1: `reward` is missing in a part of the data"):
+        OfflineDataset.from_episodes([make_episode(), make_episode(reward=None)], **BOX)
+    with pytest.raises(DataError, match=r"Episode 1: `obs` has the wrong shape: got \(5, 2\)"):
+        OfflineDataset.from_episodes([make_episode(), make_episode(obs=np.zeros((5, 2)))], **BOX)
+    with pytest.raises(DataError, match=r"Episode 1: `action` has the wrong shape: got rows of"):
+        OfflineDataset.from_episodes(
+            [make_episode(), make_episode(action=np.zeros((4, 2, 1)))], **BOX
+        )
+    with pytest.raises(EmptyDatasetError, match="There is no episode: got 0 from episodes"):
+        OfflineDataset.from_episodes([], **BOX)
+    with pytest.raises(DataError, match="An episode is no mapping: got int"):
+        OfflineDataset.from_episodes([3], **BOX)  # type: ignore[list-item]
+    with pytest.raises(DataError, match="`obs_keys` does not fit"):
+        OfflineDataset.from_episodes([make_episode()], obs_keys=["a"], **BOX)
+    with pytest.raises(DataError, match="`unbounded` is unknown: got 'dta'"):
+        OfflineDataset.from_episodes([make_episode()], unbounded="dta", **BOX)  # type: ignore[arg-type]
