@@ -64,7 +64,7 @@ test-packaging: $(STAMP)  ## build the release, install it into a new environmen
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
-	$(BIN)/python -m mypy --strict gtp_policy
+	$(BIN)/python -m mypy --strict gtp_policy runtime/gtp_runtime
 	$(BIN)/python -m mypy adapters/gtp_datasets adapters/gtp_experiments adapters/gtp_sb3 adapters/gtp_tianshou
 
 format: $(STAMP)  ## rewrite the sources in the house style
