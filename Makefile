@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 # The versions to install; `make setup CONSTRAINTS=/dev/null` takes the newest ones instead.
 CONSTRAINTS ?= constraints.txt
 LOWEST := .venv-lowest
+RUNTIME := .venv-runtime
 BUILD := .venv-build
 PEERS := outputs/peers
 OGBENCH := outputs/ogbench
@@ -25,7 +26,7 @@ VALID := $(shell [ "$$(cat $(STAMP) 2>/dev/null)" = "$(CURDIR)" ] && $(BIN)/pyth
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick test-packaging test-extras lint format docs build release audit bench-bandit bench-pointmaze \
+.PHONY: help setup demo test test-quick test-packaging test-runtime test-extras lint format docs build release audit bench-bandit bench-pointmaze \
 	bench-datasets bench-hosts bench-speed bench-peers bench-growth bench-memory bench-imports bench-host-speed \
 	bench-gpu bench-walks bench-page pointmaze-data ogbench-data metaworld-data pendulum-data mixed-data tasks aggregates results results-page scorecard test-lowest test-cpus \
 	tables clean FORCE
@@ -60,6 +61,15 @@ test-quick: $(STAMP)  ## the fast tests of the core, about a minute
 # Minutes, most of them pip's: the wheel's dependencies are installed once more.
 test-packaging: $(STAMP)  ## build the release, install it into a new environment, use it there
 	$(BIN)/python -m pytest tests/test_packaging.py
+
+# `make test` runs the same tests beside torch.
+test-runtime: $(RUNTIME)/.installed  ## the tests of gtp-policy-runtime where there is no torch
+	cd runtime && ../$(RUNTIME)/bin/python -m pytest -p no:cacheprovider
+
+$(RUNTIME)/.installed: runtime/pyproject.toml constraints.txt
+	@rm -rf $(RUNTIME) && $(PYTHON) -m venv $(RUNTIME)
+	@$(RUNTIME)/bin/python -m pip --disable-pip-version-check -q install -c $(CONSTRAINTS) './runtime[serve]' pytest hypothesis
+	@$(RUNTIME)/bin/python -m pip -q uninstall -y gtp-policy-runtime && touch $@
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/python -m ruff check .
@@ -205,5 +215,5 @@ tables: $(STAMP)  ## write what is generated of the README and of the page on th
 	$(BIN)/python docs/architecture.py
 
 clean:  ## remove everything that the other targets made
-	rm -rf $(VENV) $(LOWEST) $(BUILD) build dist docs/_build outputs .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) $(RUNTIME) $(BUILD) build dist docs/_build outputs .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -9,7 +9,7 @@ Example:
 
 from pathlib import Path
 
-from gtp_runtime._version import __version__
+from gtp_runtime._version import __version__ as __version__
 from gtp_runtime.action_queue import ActionQueue
 from gtp_runtime.document import Document, ObservationPart
 from gtp_runtime.errors import (
@@ -39,7 +39,6 @@ __all__ = [
     "Policy",
     "PolicyFileError",
     "Watchdog",
-    "__version__",
     "example_file",
 ]
 

@@ -78,9 +78,13 @@ class ActionQueue:
             ObservationError: As `Policy.act` raises it.
         """
         window = self._window(obs)
-        if self._actions:
-            self._policy.check(window)
-        else:
+        checked, single = self._policy.check(window)
+        if not single:
+            raise ObservationError(
+                f"The observation has the wrong shape: got a batch of {len(checked[0])}, expected "
+                "one observation. Give each environment a queue of its own."
+            )
+        if not self._actions:
             self._plan(window)
         self._past.append(obs)
         return self._actions.popleft()
@@ -93,11 +97,6 @@ class ActionQueue:
             noise = self._random.standard_normal(policy.document.noise_shape, np.float32)
             chunk = policy.act(window, noise=noise)
         shape = (policy.document.chunk, *policy.document.action_shape)
-        if chunk.size != np.prod(shape):
-            raise ObservationError(
-                f"The observation has the wrong shape: got a batch of {len(chunk)}, expected one "
-                "observation. Give each environment a queue of its own."
-            )
         self._actions.extend(chunk.reshape(shape)[: self._play])
 
     def _window(self, obs: Observation) -> Observation:

@@ -25,7 +25,7 @@ _MAX_RANK, _MAX_SIZE = 6, 1 << 24
 class ObservationPart:
     """One input of observations.
 
-    Attributes:
+    Args:
         input: Name of the graph's input.
         key: Key in a Dict observation; None of a Box.
         shape: Shape of one observation as the policy takes it, with the history if there is one.
@@ -49,7 +49,7 @@ class ObservationPart:
 class Document:
     """A policy file's document.
 
-    Attributes:
+    Args:
         package_version: Version of gtp-policy that wrote the file.
         opset: Version of ONNX's operators.
         precision: ``float32`` or ``float16``, inside the networks.

@@ -176,7 +176,7 @@ an ONNX model that gtp_policy.export wrote.
         elif key == 25:
             raise refused("functions")
         elif key not in (1, 2, 3, 4, 5, 6):  # versions, names and remarks
-            raise refused(f"the field {key} of a model")
+            raise unreadable(f"the field {key} of a model")
     if graph is None:
         raise unreadable("no graph")
     _read_graph(graph, result)

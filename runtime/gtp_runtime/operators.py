@@ -127,6 +127,8 @@ def _power(meter: Meter, a: Array, b: Array, /) -> Array:
 
 def _mod(meter: Meter, a: Array, b: Array, /, *, fmod: int = 0) -> Array:
     _same_type(a, b)
+    if a.dtype.kind == "f" and not fmod:
+        raise ValueError("fmod=0 of reals")
     if a.dtype.kind != "f" and not np.all(b):
         raise ValueError("division of an integer by zero")
     meter.take(np.broadcast_shapes(a.shape, b.shape))

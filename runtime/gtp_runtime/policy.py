@@ -31,7 +31,7 @@ Observation = ArrayLike | Mapping[str, ArrayLike]
 Bounds = Literal["ignore", "clip", "refuse"]
 MAX_BYTES = 256 * 2**20
 # What one observation may take: numbers in memory, multiplications.
-_MAX_NUMBERS, _MAX_PRODUCTS = 1 << 27, 1 << 35
+_MAX_NUMBERS, _MAX_PRODUCTS = 1 << 27, 1 << 33
 
 
 class Policy:
