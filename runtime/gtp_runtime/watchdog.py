@@ -27,8 +27,9 @@ class Watchdog:
     - ``"raise"``: `LatencyError`, with that action as its ``fallback``.
     - a function of the observation: what it returns, for instance an action that brakes.
 
-    An error of the policy is raised as it is, if it comes in time. A watchdog belongs to one
-    control loop.
+    An action that is there when the caller wakes is given, also where the system woke it after the
+    deadline: `slowest` shows that. An error of the policy is raised as it is, if it comes in time.
+    A watchdog belongs to one control loop.
 
     Args:
         act: What computes: ``policy.act``, or ``queue.act`` of an `ActionQueue`.
