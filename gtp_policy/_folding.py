@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gtp_policy._config import Config
+from gtp_policy._contexts import outside
 from gtp_policy._fingerprint import Fingerprint, hooks_of
 from gtp_policy.functional import precondition
 from gtp_policy.kernels.folded import Folded, FoldedSampler, Precision, TorchSampler, compiled
@@ -167,14 +168,15 @@ class Foldings:
             or not (found.config is config or found.config == config)
             or not found.fingerprint.holds()
         ):
-            why_not = next(_reasons(actor, steps, changes()), "")
-            sampler = None if why_not else FoldedActor(fold(actor, steps))
+            why_not = next(reasons(actor, steps, changes()), "")
+            with outside():  # it is kept
+                sampler = None if why_not else FoldedActor(fold(actor, steps))
             found = _Made(type(actor), config, Fingerprint(actor), sampler, why_not)
             self._made[steps] = found
         return found.sampler, found.why_not
 
 
-def _reasons(actor: Any, steps: int, changes: Iterable[str]) -> Iterator[str]:  # noqa: ANN401
+def reasons(actor: Any, steps: int, changes: Iterable[str]) -> Iterator[str]:  # noqa: ANN401
     """Yields why an actor cannot be folded."""
     if steps > _MOST_STEPS:
         yield f"{steps} jumps are more than {_MOST_STEPS}"

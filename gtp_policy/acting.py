@@ -1,7 +1,6 @@
 """From observations to actions: one sample, or the best of several by a critic."""
 
 import copy
-import functools
 import threading
 from typing import Annotated, Any, Literal, cast
 from weakref import WeakKeyDictionary
@@ -11,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gtp_policy._config import Config, Float
+from gtp_policy._contexts import constant, outside
 from gtp_policy._fingerprint import Fingerprint
 from gtp_policy._random import generator_or_private, new_stream
 from gtp_policy.actor import FlowMapActor
@@ -155,7 +155,7 @@ def act(
     if candidates == 1 and not deterministic:
         return actor.sample(obs, steps=steps, generator=generator)
     actor.check_observations(obs)
-    fixed = _fixed_noise(actor, candidates, steps).repeat(len(obs), 1) if deterministic else None
+    fixed = fixed_noise(actor, candidates, steps).repeat(len(obs), 1) if deterministic else None
     picker = _picker(choice, deterministic)
     return _choose(actor, critic, obs, fixed, steps, candidates, picker, generator)
 
@@ -243,10 +243,10 @@ class CPUSnapshot:
         actor.check_observations(moved)
         source = generator_or_private(generator, obs.device)
         if deterministic:
-            noise = _fixed_noise(actor, candidates, steps).repeat(len(obs), 1)
+            noise = fixed_noise(actor, candidates, steps).repeat(len(obs), 1)
         else:
             shape = rows, actor.noise_dim(steps)
-            noise = torch.randn(shape, generator=source, dtype=like.dtype)
+            noise = torch.randn(shape, generator=source, dtype=like.dtype, device="cpu")
         noise, picker = noise.to(like.device), _picker(choice, deterministic)
         return _choose(actor, critic, moved, noise, steps, candidates, picker, source).cpu()
 
@@ -269,7 +269,7 @@ class _Copy:
         # It holds no module: the actor is the key under which all this is kept.
         self._fingerprint = Fingerprint(module)
         self._seen = self._look(stamp)
-        with torch.inference_mode(False):  # or nothing outside could write to it
+        with outside():  # or nothing there could use it
             self.module = copy.deepcopy(module).cpu().requires_grad_(False)
         self._own = Fingerprint(self.module).tensors
 
@@ -279,7 +279,8 @@ class _Copy:
             return False
         seen = self._look(stamp)
         if seen != self._seen:
-            _copy_all_(self._own, self._fingerprint.tensors)
+            with outside():
+                _copy_all_(self._own, self._fingerprint.tensors)
             self._seen = seen
         return True
 
@@ -341,7 +342,26 @@ def _choose(
     ]
 
 
-def _fixed_noise(actor: FlowMapActor, candidates: int, steps: int | None) -> Tensor:
+def fixed_noise(actor: FlowMapActor, candidates: int = 1, steps: int | None = None) -> Tensor:
+    """Returns the noises that a deterministic action starts from.
+
+    Args:
+        actor: The policy.
+        candidates: n, actions per observation.
+        steps: K; default the actor's.
+
+    Returns:
+        Shape (n, D) with D = `FlowMapActor.noise_dim`; the first row starts with the actor's own.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy import FlowMapActor, act
+        >>> from gtp_policy.acting import fixed_noise
+        >>> actor, obs = FlowMapActor(3, 2), torch.zeros(1, 3)
+        >>> action = actor.sample(obs, noise=fixed_noise(actor))
+        >>> torch.equal(action, act(actor, None, obs, deterministic=True))
+        True
+    """
     noise = actor.fixed_noise.unsqueeze(0)
     if candidates > 1:
         more = _more_noise(candidates - 1, actor.action_dim, "fixed candidates")
@@ -353,8 +373,8 @@ def _fixed_noise(actor: FlowMapActor, candidates: int, steps: int | None) -> Ten
     return noise
 
 
-@functools.lru_cache(maxsize=16)
+@constant(maxsize=16)
 def _more_noise(rows: int, width: int, name: str) -> Tensor:
     """Returns the same numbers every time, shared by all callers."""
-    with torch.inference_mode(False):  # for every caller, also one in inference mode
-        return torch.randn((rows, width), generator=new_stream(0, name))
+    generator = new_stream(0, name)
+    return torch.randn((rows, width), generator=generator, dtype=torch.float32, device="cpu")

@@ -1,5 +1,6 @@
 r"""The policy: a network made into a flow map, and the sampler that walks along it."""
 
+import json
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal, Self, cast
@@ -9,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from gtp_policy._config import Config, Float, Int, PositiveFloat, Width
-from gtp_policy._folding import DEVICES, FoldedActor, Foldings
+from gtp_policy._folding import DEVICES, FoldedActor, Foldings, fold, reasons
 from gtp_policy._random import generator_or_private, new_stream
 from gtp_policy.errors import StateMismatchError
 from gtp_policy.functional import (
@@ -21,6 +22,7 @@ from gtp_policy.functional import (
     flow_map,
     precondition,
 )
+from gtp_policy.kernels.folded import Folded
 from gtp_policy.kernels.switch import engine, plain
 from gtp_policy.networks import FlowMapMLP, LogRatioEmbedding, features_dim
 from gtp_policy.samplers import JumpSampler, Sampler
@@ -221,11 +223,11 @@ class FlowMapActor(nn.Module):
                 generator=new_stream(seed, "actor"),
             )
         self.network = network
-        noise = torch.randn(action_dim, generator=new_stream(seed, "fixed noise"))
+        noise = torch.randn(action_dim, generator=new_stream(seed, "fixed noise"), device="cpu")
         self.register_buffer("fixed_noise", noise)
         # The config says them: the state need not.
         for name in ("action_mean", "action_scale"):
-            self.register_buffer(name, torch.empty(action_dim), persistent=False)
+            self.register_buffer(name, torch.empty(action_dim, device="cpu"), persistent=False)
         self._place_statistics_()
         self._foldings = Foldings()
 
@@ -277,8 +279,8 @@ class FlowMapActor(nn.Module):
                 f"`action_statistics` are of another action: got {len(statistics.mean)} "
                 f"dimensions, expected action_dim={self.action_dim}."
             )
-        self.action_mean.copy_(torch.tensor(statistics.mean, dtype=torch.float64))
-        self.action_scale.copy_(torch.tensor(statistics.std, dtype=torch.float64))
+        self.action_mean.copy_(torch.tensor(statistics.mean, dtype=torch.float64, device="cpu"))
+        self.action_scale.copy_(torch.tensor(statistics.std, dtype=torch.float64, device="cpu"))
 
     def to_standard(self, action: Tensor) -> Tensor:
         """Maps actions to what the flow moves: the inverse of `to_action` inside the range.
@@ -527,6 +529,30 @@ class FlowMapActor(nn.Module):
             return None
         return self._foldings.find(self, steps, self._changes)[0]
 
+    def fold(self, steps: int | None = None) -> Folded | None:
+        """Returns the network without what is constant along the grid, or None if it is not ours.
+
+        Args:
+            steps: K; default ``config.steps``.
+
+        Returns:
+            The default network along the default sampler's K jumps, which shares the parameters'
+            memory; None of an actor with another network, an encoder, another sampler or hooks.
+
+        Raises:
+            ValueError: If ``steps`` is no integer of at least 1.
+
+        Example:
+            >>> from gtp_policy import FlowMapActor
+            >>> FlowMapActor(3, 2).fold(2).steps
+            2
+        """
+        steps = self.config.steps if steps is None else steps
+        self.noise_dim(steps)  # says what is wrong
+        if next(reasons(self, steps, self._changes()), None) is not None:
+            return None
+        return fold(self, steps)
+
     def _changes(self) -> Iterator[str]:
         """Yields what of the flow map and its sampling is not the library's own."""
         if self.config.sampler != JumpSampler():
@@ -574,8 +600,7 @@ ones beyond 24 rows']
     def _jump(self, features: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return flow_map(x, self._endpoint(features, x, t, s), t, s)
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """Returns what parameters alone do not say: the scale, times and embedding they are for."""
+    def _made_for(self) -> dict[str, Any]:
         state = self.config.model_dump(mode="json", include=_FLOW_MAP)
         # States from before there was a choice say nothing of it.
         if self.config.action_statistics is None:
@@ -586,20 +611,38 @@ ones beyond 24 rows']
             del state["times"]["rho"]
         return state
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+    def get_extra_state(self) -> Tensor:
+        """Returns what parameters alone do not say: the scale, times and embedding they are for.
+
+        As a tensor, so that ``state_dict`` holds nothing else: it can be moved, stored by
+        safetensors and averaged with that of another actor of the same choices.
+
+        Returns:
+            JSON as numbers of ASCII, on the CPU, uint8.
+
+        Example:
+            >>> from gtp_policy import FlowMapActor
+            >>> bytes(FlowMapActor(3, 2).get_extra_state().tolist())[:19]
+            b'{"sigma_data": 0.5,'
+        """
+        text = json.dumps(self._made_for()).encode("ascii")
+        return torch.tensor(list(text), dtype=torch.uint8, device="cpu")
+
+    def set_extra_state(self, state: Tensor | Mapping[str, Any]) -> None:
         """Checks that parameters fit this actor; called by ``load_state_dict``.
 
         Args:
-            state: What `get_extra_state` returned where the parameters were saved.
+            state: What `get_extra_state` returned where the parameters were saved, in any dtype and
+                on any device; earlier versions wrote it as a dictionary.
 
         Raises:
             StateMismatchError: If they were made for another ``sigma_data``, other times or other
                 statistics of actions.
         """
-        own = self.get_extra_state()
-        if state != own:
+        got, own = _decoded(state), self._made_for()
+        if got != own:
             raise StateMismatchError(
-                f"The parameters belong to another flow map: got {state}, expected {own}. Build "
+                f"The parameters belong to another flow map: got {got}, expected {own}. Build "
                 "the actor from the config that was saved with them."
             )
 
@@ -641,6 +684,17 @@ def _with_scale(config: FlowMapActorConfig) -> FlowMapActorConfig:
     """Returns a config whose ``sigma_data`` is no longer open."""
     assumed = 0.5 if config.action_statistics is None else 1.0
     return config.replace(sigma_data=config.sigma_data or assumed)
+
+
+def _decoded(state: Tensor | Mapping[str, Any]) -> object:
+    """Returns what `FlowMapActor.get_extra_state` put into a tensor, or an earlier version said."""
+    if not isinstance(state, Tensor):
+        return state
+    try:
+        # An average of equal numbers is that number, up to rounding.
+        return json.loads(bytes(state.double().round().to(torch.uint8).tolist()))
+    except (ValueError, RecursionError):
+        return "something unreadable"
 
 
 def _autocast() -> bool:

@@ -165,15 +165,17 @@ class QEnsemble(nn.Module):
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         self.gains, self.shifts = nn.ParameterList(), nn.ParameterList()
         for i, o in itertools.pairwise(widths):
-            weight, bias = torch.empty(config.members, i, o), torch.empty(config.members, 1, o)
+            weight = torch.empty(config.members, i, o, device="cpu")
+            bias = torch.empty(config.members, 1, o, device="cpu")
             uniform_(weight, i, generator)
             uniform_(bias, i, generator)
             self.weights.append(nn.Parameter(weight))
             self.biases.append(nn.Parameter(bias))
         if config.layer_norm:
             for width in config.hidden:
-                self.gains.append(nn.Parameter(torch.ones(config.members, 1, width)))
-                self.shifts.append(nn.Parameter(torch.zeros(config.members, 1, width)))
+                gain = torch.ones(config.members, 1, width, device="cpu")
+                self.gains.append(nn.Parameter(gain))
+                self.shifts.append(nn.Parameter(torch.zeros_like(gain)))
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         """Returns the value of each action by each member.

@@ -455,7 +455,7 @@ class OfflineDataset:
         one = self.transitions
         reward, discount = one.reward.double(), one.discount.double()
         # Of row i, what is summed so far, and the row that it reaches.
-        last = torch.arange(len(self))
+        last = torch.arange(len(self), device="cpu")
         for _ in range(n - 1):
             further = ~ends[last]
             rows = torch.nonzero(further)[:, 0]

@@ -114,6 +114,26 @@ directory, expected a directory or a zip file that save_checkpoint wrote.
     """
 
 
+class PolicyFileError(GTPError, ValueError):
+    """A policy file that this release cannot read: foreign, damaged, or of a later format.
+
+    Example:
+        >>> from gtp_policy.errors import PolicyFileError
+        >>> issubclass(PolicyFileError, ValueError)
+        True
+    """
+
+
+class ExportError(GTPError, RuntimeError):
+    """A policy that cannot be exported as asked, or whose file does not act as the policy does.
+
+    Example:
+        >>> from gtp_policy.errors import ExportError
+        >>> issubclass(ExportError, RuntimeError)
+        True
+    """
+
+
 class MissingDependencyError(GTPError, ImportError):
     """An optional package is not installed; names the extra that brings it.
 

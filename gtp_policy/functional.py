@@ -22,6 +22,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from gtp_policy._contexts import transforming
 from gtp_policy.errors import DataError, ShapeError
 from gtp_policy.times import Path, TimeSchedule
 
@@ -161,10 +162,9 @@ def check_finite(name: str, tensor: Tensor) -> None:
 numbers. Look at where it comes from.
     """
     if (
-        torch.compiler.is_compiling()
+        transforming()
         or not tensor.is_cpu
-        or torch._C._get_tracing_state() is not None
-        or torch._C._are_functorch_transforms_active()
+        or type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
     ):
         return
     # One number shows both; it may also be infinite where every term of it is finite.

@@ -50,7 +50,7 @@ class TimeEmbedding(nn.Module):
         if not floor > 0:
             raise ValueError(f"`floor` is out of range: got {floor}, expected > 0.")
         self.floor = floor
-        octaves = torch.linspace(-3.0, 2.0, dim // 2, dtype=torch.float64)
+        octaves = torch.linspace(-3.0, 2.0, dim // 2, dtype=torch.float64, device="cpu")
         self.register_buffer("frequencies", (2 * math.pi * 2**octaves).float(), persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class LogRatioEmbedding(nn.Module):
         if not delta > 0:
             raise ValueError(f"`delta` is out of range: got {delta}, expected > 0.")
         self.path, self.delta = path, delta
-        octaves = torch.linspace(-3.0, 0.0, dim // 2, dtype=torch.float64)
+        octaves = torch.linspace(-3.0, 0.0, dim // 2, dtype=torch.float64, device="cpu")
         self.register_buffer("frequencies", (2**octaves).float(), persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
@@ -293,8 +293,8 @@ def linear(
     # On the meta device the layer's own initialisation draws nothing from the global generator;
     # `to_empty` would load sympy.
     layer = nn.Linear(inputs, outputs, device="meta")
-    layer.weight = nn.Parameter(torch.empty(outputs, inputs))
-    layer.bias = nn.Parameter(torch.empty(outputs))
+    layer.weight = nn.Parameter(torch.empty(outputs, inputs, device="cpu"))
+    layer.bias = nn.Parameter(torch.empty(outputs, device="cpu"))
     for parameter in layer.parameters():
         uniform_(parameter, inputs, generator)
     if gain != 1:

@@ -158,7 +158,9 @@ class ActionScaler:
             )
         low, high, span = self.low, self.high, self.high - self.low
         if isinstance(action, Tensor):
-            low_, high_, span_ = (torch.as_tensor(v).to(action) for v in (low, high, span))
+            low_, high_, span_ = (
+                torch.as_tensor(v, device="cpu").to(action) for v in (low, high, span)
+            )
             return low_, high_, span_
         if not np.issubdtype(action.dtype, np.floating):
             return low, high, span
@@ -380,8 +382,8 @@ class ObservationNormalizer(nn.Module):
 
     def __init__(self, obs_dim: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(obs_dim))
-        self.register_buffer("scale", torch.ones(obs_dim))
+        self.register_buffer("mean", torch.zeros(obs_dim, device="cpu"))
+        self.register_buffer("scale", torch.ones(obs_dim, device="cpu"))
 
     def check_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Raises unless `set_statistics_` can take them; changes nothing.

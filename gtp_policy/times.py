@@ -15,7 +15,6 @@ One grid serves both: training draws its times from ``schedule.grid(N)`` and the
 along ``schedule.grid(K)``. The last node is exactly 0, so the sampler's last jump was trained.
 """
 
-import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -26,6 +25,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from gtp_policy._config import Config, Float, Int
+from gtp_policy._contexts import constant
 
 Path = Literal["ve", "linear"]
 
@@ -230,23 +230,21 @@ AnyTimes = KarrasTimes | UniformTimes | LinearTimes
 TimeSchedule = Annotated[AnyTimes, Field(discriminator="kind")]
 
 
-@functools.lru_cache(maxsize=256)
+@constant(maxsize=256)
 def _grid(schedule: AnyTimes, n: int, device: str, dtype: torch.dtype) -> Tensor:
     if n < 1:
         raise ValueError(f"A time grid has too few intervals: got {n}, expected at least 1.")
-    # Cached, so it must not depend on who asks first: a tensor made in inference mode could never
-    # again meet a gradient. From int64 arange: exact, whatever torch's default dtype and device.
-    with torch.inference_mode(False):
-        nodes = schedule._node(torch.arange(n + 1, dtype=torch.float64, device="cpu") / n)
-        nodes[0], nodes[-1] = schedule.t_max, 0.0
-        nodes = nodes.to(dtype)
-        if any(t <= s for t, s in itertools.pairwise(nodes.tolist())):
-            # A jump between equal times divides by their distance.
-            raise ValueError(
-                f"A time grid has equal neighbours: got {n} intervals of {schedule!r} in {dtype}, "
-                "expected times that fall. Take fewer intervals or a wider range of times."
-            )
-        return nodes.to(device)
+    # From int64 arange: exact, whatever torch's default dtype.
+    nodes = schedule._node(torch.arange(n + 1, dtype=torch.float64, device="cpu") / n)
+    nodes[0], nodes[-1] = schedule.t_max, 0.0
+    nodes = nodes.to(dtype)
+    if any(t <= s for t, s in itertools.pairwise(nodes.tolist())):
+        # A jump between equal times divides by their distance.
+        raise ValueError(
+            f"A time grid has equal neighbours: got {n} intervals of {schedule!r} in {dtype}, "
+            "expected times that fall. Take fewer intervals or a wider range of times."
+        )
+    return nodes.to(device)
 
 
 class UniformIndex(Config):
@@ -685,11 +683,11 @@ def _uniform_below(draw: Tensor, bound: Tensor) -> Tensor:
     return torch.minimum((draw * bound).long(), bound - 1)
 
 
-@functools.lru_cache(maxsize=256)
+@constant(maxsize=256)
 def _cdf(schedule: AnyTimes, n: int, law: UniformIndex | LogNormalIndex, device: str) -> Tensor:
     """Returns the cumulative mass of nodes 1..n of t."""
     if isinstance(law, UniformIndex):
-        mass = torch.ones(n, dtype=torch.float64)
+        mass = torch.ones(n, dtype=torch.float64, device="cpu")
     else:
         log_t = schedule.grid(n, dtype=torch.float64)[:-1].flip(0).log()
         middle = (log_t[1:] + log_t[:-1]) / 2

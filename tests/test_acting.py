@@ -67,7 +67,7 @@ def double(module: nn.Module) -> None:
 
 def load(module: nn.Module) -> None:
     module.load_state_dict(
-        {k: 2 * v if torch.is_tensor(v) else v for k, v in module.state_dict().items()}
+        {k: 2 * v if v.is_floating_point() else v for k, v in module.state_dict().items()}
     )
 
 

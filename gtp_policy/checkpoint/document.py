@@ -25,6 +25,8 @@ from gtp_policy.spaces import ActionScaler, ObservationLayout, ObservationNormal
 
 CONFIG, WEIGHTS, TRAIN_STATE = "config.json", "weights.safetensors", "train_state.safetensors"
 _LIMITS = {CONFIG: 2**20}
+# What of a learner's state config.json and train_state.safetensors hold.
+_SAID_BY_CONFIG = "_extra_state", "actor._extra_state", "target_actor._extra_state"
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
@@ -167,9 +169,11 @@ def _weights(learner: GTPLearner) -> dict[str, Tensor]:
     weights = {}
     # Of a learner that is not whole too: a state can be loaded into it.
     for name, value in nn.Module.state_dict(learner).items():
+        if name in _SAID_BY_CONFIG:
+            continue
         if isinstance(value, Tensor):
             weights[name] = value
-        elif name.rpartition(".")[0] not in ("", "actor", "target_actor"):
+        else:
             raise CheckpointError(
                 f"The learner cannot be saved: got {type(value).__name__} in {name!r} of its "
                 "state, expected tensors. Keep such state in buffers."
@@ -377,7 +381,7 @@ def fill_(
                 "this optimiser, pass train_state=False."
             ) from error
     own_state = nn.Module.state_dict(learner)
-    extras = {n: v for n, v in own_state.items() if not isinstance(v, Tensor)}
+    extras = {n: own_state[n] for n in _SAID_BY_CONFIG}
     extras["_extra_state"] = {"updates": document.updates, "optimizers": optimizers}
     learner.load_state_dict({**weights, **extras})
 

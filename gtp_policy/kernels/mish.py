@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gtp_policy._contexts import transforming
 from gtp_policy.kernels.numba_loader import load
 from gtp_policy.kernels.switch import engine, plain
 
@@ -20,7 +21,7 @@ _PACKED = torch.contiguous_format
 # exp(20)^2 is finite in float32, and there x n / (n + 2) is x already.
 _LARGEST_EXPONENT = 20.0
 # As a tensor: an operator makes one of a number on every call.
-_ONE = torch.ones(())
+_ONE = torch.ones((), dtype=torch.float32, device="cpu")
 
 
 def mish(x: Tensor, inplace: bool = False) -> Tensor:
@@ -51,7 +52,8 @@ def mish(x: Tensor, inplace: bool = False) -> Tensor:
         >>> mish(torch.tensor([-1.0, 0.0, 1.0]))
         tensor([-0.3034, 0.0000, 0.8651])
     """
-    if x.numel() < SMALLEST or not plain(x):
+    # What traces must not meet the number of rows as a condition.
+    if transforming() or x.numel() < SMALLEST or not plain(x):
         return functional.mish(x)
     if x.requires_grad and torch.is_grad_enabled():
         y: Tensor = _Mish.apply(x)  # type: ignore[no-untyped-call]

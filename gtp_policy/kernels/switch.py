@@ -9,9 +9,13 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from gtp_policy._contexts import transforming
+
 EngineName = Literal["auto", "torch", "reference"]
 _ENGINE: ContextVar[EngineName] = ContextVar("engine", default="auto")
 _THREADS = ContextVar("threads", default=1)
+# What a tensor has for `__torch_dispatch__` unless its class brings one, as FakeTensor does.
+_AS_ALWAYS = Tensor.__torch_dispatch__
 
 
 @contextmanager
@@ -101,8 +105,8 @@ def only_reference(device: torch.device) -> str | None:
         return "anomaly detection is on, which watches autograd"
     if torch.is_autocast_enabled(device.type):
         return "autocast is on"
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return "a compiler or a function transform is at work"
+    if transforming():
+        return "a compiler, a tracer or a function transform is at work"
     return None
 
 
@@ -138,8 +142,8 @@ def explain(of: Any, rows: int | None = None) -> str:  # noqa: ANN401 - anything
 def plain(x: Tensor, devices: tuple[str, ...] = ("cpu",)) -> bool:
     """Returns whether a tensor is one that kernels may take.
 
-    Not where the reference is selected, a compiler or a function transform is at work, or
-    derivatives travel forward.
+    Not where the reference is selected, a compiler, a tracer or a function transform is at work,
+    derivatives travel forward, or the tensor is one that computes in its own way.
 
     Args:
         x: Any tensor.
@@ -158,11 +162,11 @@ def plain(x: Tensor, devices: tuple[str, ...] = ("cpu",)) -> bool:
         False
     """
     return (
-        not torch.compiler.is_compiling()  # first: a compiler cannot trace the rest
+        not transforming()  # first: a compiler cannot trace the rest
+        and type(x).__torch_dispatch__ is _AS_ALWAYS
         and (x.is_cpu if len(devices) == 1 else x.device.type in devices)
         and (x.dtype == torch.float32 or x.dtype == torch.float64)
         and _ENGINE.get() != "reference"
-        and not torch._C._are_functorch_transforms_active()
         and (
             forward_ad._current_level < 0  # the usual case, and the faster test
             or forward_ad.unpack_dual(x).tangent is None  # type: ignore[no-untyped-call]

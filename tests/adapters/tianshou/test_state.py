@@ -27,6 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 from gtp_policy import (
     ExpectileBaseline,
     FlowMapActor,
+    FlowMapActorConfig,
     GTPConfig,
     GTPLearner,
     GTPLearnerConfig,
@@ -133,7 +134,8 @@ def test_states_of_another_algorithm_are_refused_whole(
         (make_algorithm(policy_optim=linear(), critic=None).state_dict(), "other networks"),
     ]
     broken = algorithm.state_dict()
-    broken["learner.actor._extra_state"]["sigma_data"] = 0.25
+    other_flow = FlowMapActor(3, 2, FlowMapActorConfig(sigma_data=0.25))
+    broken["learner.actor._extra_state"] = other_flow.get_extra_state()
     cases.append((broken, "another flow map"))
     for state, match in cases:
         with pytest.raises(StateMismatchError, match=match):

@@ -1,0 +1,388 @@
+"""What is exported: a policy and what stands around it, from wherever a policy may live."""
+
+import copy
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, Self, cast, runtime_checkable
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from gtp_policy.acting import ArgmaxChoice, Choice, fixed_noise
+from gtp_policy.actor import FlowMapActor
+from gtp_policy.checkpoint import Checkpoint, load_checkpoint
+from gtp_policy.checkpoint.bundle import content_id
+from gtp_policy.critic import QEnsemble
+from gtp_policy.errors import DataError, ExportError
+from gtp_policy.functional import check_shape
+from gtp_policy.learner import GTPLearner
+from gtp_policy.spaces import ActionScaler, ObservationLayout
+
+
+class ObservationFacts(NamedTuple):
+    """What a space says of a part of the observation beside its shape.
+
+    Attributes:
+        dtype: Name of the type of its numbers.
+        low: Least value of each element in C order; None where not known.
+        high: Largest values, likewise.
+    """
+
+    dtype: str = "float32"
+    low: tuple[float, ...] | None = None
+    high: tuple[float, ...] | None = None
+
+
+class PolicySource(NamedTuple):
+    """A policy and what its file has to know of its surroundings.
+
+    Hosts build one in their ``policy_source()``; everything else comes from a learner or a
+    checkpoint.
+
+    Attributes:
+        actor: The flow map that acts.
+        critic: Values candidates; None without one.
+        layout: How observations become vectors; None: vectors of the actor's length.
+        action_scaler: Bounds of the action Box; None: [-1, 1].
+        action_shape: Shape of one action; None: a vector.
+        observations: What spaces say, by key of the Dict or "" of a Box.
+        steps: K; None: the actor's.
+        candidates: n; None: 1.
+        choice: How one of several candidates is chosen.
+        sha256: Hash of the checkpoint's content; None: that of the weights.
+        updates: Number of updates done, where known.
+    """
+
+    actor: FlowMapActor
+    critic: QEnsemble | None = None
+    layout: ObservationLayout | None = None
+    action_scaler: ActionScaler | None = None
+    action_shape: tuple[int, ...] | None = None
+    observations: Mapping[str, ObservationFacts] = {}
+    steps: int | None = None
+    candidates: int | None = None
+    choice: Choice | None = None
+    sha256: str | None = None
+    updates: int | None = None
+
+    @classmethod
+    def of_learner(cls, learner: GTPLearner) -> Self:
+        """Takes a learner's target networks and its way to evaluate.
+
+        Args:
+            learner: The learner.
+
+        Returns:
+            The source.
+        """
+        critic = learner.target_critic
+        return cls(
+            learner.target_actor,
+            critic,
+            candidates=learner.config.eval_candidates if critic is not None else 1,
+            choice=learner.config.choice,
+            updates=learner.updates,
+        )
+
+
+@runtime_checkable
+class HasPolicySource(Protocol):
+    """A host's policy or algorithm that can be exported."""
+
+    def policy_source(self) -> PolicySource:
+        """Returns the policy and what its file has to know."""
+        ...
+
+
+Exportable = PolicySource | HasPolicySource | GTPLearner | FlowMapActor | Checkpoint | str | Path
+
+
+def source_of(policy: Exportable) -> PolicySource:
+    """Returns the source of whatever holds a policy.
+
+    Args:
+        policy: A learner, an actor, a loaded checkpoint or the path of one, or an object with
+            ``policy_source()``, as the hosts' policies and algorithms have.
+
+    Returns:
+        The source.
+
+    Raises:
+        ExportError: If it is none of these.
+        CheckpointError: If a checkpoint cannot be read.
+
+    Example:
+        >>> from gtp_policy import FlowMapActor
+        >>> from gtp_policy.export.source import source_of
+        >>> source_of(FlowMapActor(3, 2)).candidates is None
+        True
+    """
+    if isinstance(policy, PolicySource):
+        return policy
+    if isinstance(policy, FlowMapActor):
+        return PolicySource(policy)
+    if isinstance(policy, GTPLearner):
+        return PolicySource.of_learner(policy)
+    if isinstance(policy, Checkpoint):
+        source = PolicySource.of_learner(policy.learner)
+        return source._replace(layout=policy.layout, action_scaler=policy.action_scaler)
+    if isinstance(policy, str | Path):
+        source = source_of(load_checkpoint(policy, train_state=False))
+        return source._replace(sha256=content_id(Path(policy)))
+    if isinstance(policy, HasPolicySource):
+        return policy.policy_source()
+    raise ExportError(
+        f"There is no policy to export: got {type(policy).__name__}, expected a learner, an actor, "
+        "a checkpoint or its path, or a policy of gtp_sb3 or gtp_tianshou."
+    )
+
+
+class Plan:
+    """A policy on the CPU in float32, with every choice of its export made.
+
+    Args:
+        source: The policy.
+        steps: K; default the source's, else the actor's.
+        candidates: n; default the source's, else 1.
+        choice: How one of several is chosen; default the source's.
+        layout: Replaces the source's.
+        action_scaler: Replaces the source's.
+
+    Raises:
+        ExportError: If candidates have no critic, or are chosen by chance.
+        DataError: If a parameter is not finite.
+        ShapeError: If layout or scaler do not fit the actor.
+    """
+
+    def __init__(
+        self,
+        source: PolicySource,
+        *,
+        steps: int | None = None,
+        candidates: int | None = None,
+        choice: Choice | None = None,
+        layout: ObservationLayout | None = None,
+        action_scaler: ActionScaler | None = None,
+    ) -> None:
+        actor = source.actor
+        self.source = source
+        self.layout = layout or source.layout or ObservationLayout((actor.obs_dim,))
+        self.scaler = action_scaler or source.action_scaler
+        self.action_shape = source.action_shape or (actor.action_dim,)
+        if self.layout.obs_dim != actor.obs_dim:
+            raise ExportError(
+                f"`layout` is of another observation: got {self.layout}, expected one of "
+                f"{actor.obs_dim} numbers in all."
+            )
+        if self.scaler is not None and self.scaler.action_dim != actor.action_dim:
+            raise ExportError(
+                f"`action_scaler` is of another action: got {self.scaler.action_dim} dimensions, "
+                f"expected {actor.action_dim}."
+            )
+        self.steps = steps or source.steps or actor.config.steps
+        self.noise_dim = actor.noise_dim(self.steps)
+        self.candidates = _checked(candidates or source.candidates or 1, source, choice)
+        self.actor = _plain(actor)
+        self.critic = _plain(source.critic) if self.candidates > 1 else None
+        self.fixed = fixed_noise(self.actor, self.candidates, self.steps).detach()
+        _check_numbers(self.actor, self.critic)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of the inputs in their order: "" of a Box."""
+        return self.layout.keys or ("",)
+
+    @property
+    def inputs(self) -> list[str]:
+        """Names of the observation's inputs."""
+        return [f"obs.{key}" if self.layout.keys else "obs" for key in self.keys]
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of the noise of one observation."""
+        several = (self.candidates,) if self.candidates > 1 else ()
+        return (*several, self.noise_dim)
+
+    def sha256(self) -> str:
+        """Returns the hash of the checkpoint, or of the weights where there is none."""
+        if self.source.sha256 is not None:
+            return self.source.sha256
+        state = {
+            f"{part}.{name}": tensor
+            for part, module in (("actor", self.actor), ("critic", self.critic))
+            if module is not None
+            for name, tensor in module.state_dict().items()
+            if isinstance(tensor, Tensor)
+        }
+        data = {name: state[name].contiguous().clone() for name in sorted(state)}
+        return hashlib.sha256(safetensors.torch.save(data)).hexdigest()
+
+    def probes(self, rows: int) -> tuple[list[Tensor], Tensor]:
+        """Returns observations as the data has them, some of them far away, and noise.
+
+        Args:
+            rows: B, number of observations.
+
+        Returns:
+            The parts of the observation and the noise, as the file takes them.
+        """
+        generator = torch.Generator("cpu").manual_seed(rows)
+        normal = torch.randn(
+            rows, self.actor.obs_dim, generator=generator, dtype=torch.float32, device="cpu"
+        )
+        normalizer = self.actor.normalizer
+        flat = normal * normalizer.scale + normalizer.mean
+        noise = torch.randn(
+            (rows, *self.noise_shape), generator=generator, dtype=torch.float32, device="cpu"
+        )
+        found = self.layout.unflatten(flat)
+        parts = list(found.values()) if isinstance(found, dict) else [found]
+        return [
+            self._as_space(key, part) for key, part in zip(self.keys, parts, strict=True)
+        ], noise
+
+    def _as_space(self, key: str, part: Tensor) -> Tensor:
+        facts = self.source.observations.get(key, ObservationFacts())
+        if "float" not in facts.dtype:
+            part = part.round()
+        if facts.low is not None and facts.high is not None:
+            shape = part.shape[1:]
+            low, high = (
+                torch.tensor(v, dtype=torch.float32, device="cpu").view(shape)
+                for v in (facts.low, facts.high)
+            )
+            part = part.clamp(low, high)
+        return part
+
+
+def _checked(candidates: int, source: PolicySource, choice: Choice | None) -> int:
+    if candidates > 1 and source.critic is None:
+        raise ExportError(
+            f"A choice among candidates needs a critic: got candidates={candidates} and no critic, "
+            "expected a policy with one. Take candidates=1."
+        )
+    if candidates > 1 and not isinstance(choice or source.choice or ArgmaxChoice(), ArgmaxChoice):
+        raise ExportError(
+            "The policy draws among its candidates: got a SoftmaxChoice, expected one that a file "
+            "can hold. Take choice=ArgmaxChoice(), as deterministic actions do, or candidates=1."
+        )
+    return candidates
+
+
+def _plain(module: Any) -> Any:  # noqa: ANN401 - an actor or a critic, as it came
+    own = copy.deepcopy(module).to(device="cpu", dtype=torch.float32)
+    return own.eval().requires_grad_(False)
+
+
+def _tensors(*modules: nn.Module | None) -> Iterator[tuple[str, Tensor]]:
+    for module in modules:
+        if module is not None:
+            yield from module.named_parameters()
+            yield from module.named_buffers()
+
+
+def _check_numbers(*modules: nn.Module | None) -> None:
+    for name, tensor in _tensors(*modules):
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise DataError(
+                f"The policy cannot act: got NaN or infinity in {name}, expected finite numbers. "
+                "Take a checkpoint from before training diverged."
+            )
+
+
+class PolicyModule(nn.Module):
+    """A policy as a module of tensors alone: observations and noise in, actions of the Box out.
+
+    What is written to every file but those of ONNX for default networks, and what all are compared
+    with.
+
+    Args:
+        plan: The policy.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy import FlowMapActor
+        >>> from gtp_policy.export.source import Plan, PolicyModule, source_of
+        >>> policy = PolicyModule(Plan(source_of(FlowMapActor(3, 2))))
+        >>> policy(torch.zeros(4, 3), torch.ones(4, 2)).shape
+        torch.Size([4, 2])
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self.actor, self.critic = plan.actor, plan.critic
+        self.steps, self.candidates = plan.steps, plan.candidates
+        self.noise_dim, self.action_shape = plan.noise_dim, plan.action_shape
+        self.scaler = plan.scaler
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Returns actions.
+
+        Args:
+            *inputs: The parts of the observation in their order, each (B, ...), then the noise,
+                (B, D) or (B, n, D).
+
+        Returns:
+            Actions in the units of the environment, (B, ...).
+        """
+        *parts, noise = inputs
+        flat = torch.cat([part.flatten(1) for part in parts], 1)
+        action = self.choose(flat, self.sample(flat, noise))
+        if self.scaler is not None:
+            action = self.scaler.to_box(action)
+        return action.reshape(-1, *self.action_shape)
+
+    def sample(self, flat: Tensor, noise: Tensor) -> Tensor:
+        """Returns the candidates.
+
+        Args:
+            flat: Observations, (B, O).
+            noise: As for `forward`.
+
+        Returns:
+            Actions in [-1, 1], (B n, A), those of one observation together.
+        """
+        tiled = self._tiled(flat)
+        check_shape("noise", noise, (flat.shape[0], *noise.shape[1:]))
+        return self.actor.sample_with_gradient(
+            tiled, noise.reshape(-1, self.noise_dim), steps=self.steps
+        )
+
+    def choose(self, flat: Tensor, action: Tensor) -> Tensor:
+        """Returns of each observation's candidates the one that the critic values most.
+
+        Args:
+            flat: Observations, (B, O).
+            action: Candidates, (B n, A).
+
+        Returns:
+            Actions in [-1, 1], (B, A).
+        """
+        if self.critic is None:
+            return action
+        best = self.values(flat, action).argmax(1)
+        several = action.reshape(-1, self.candidates, action.shape[-1])
+        index = best[:, None, None].expand(-1, 1, several.shape[-1])
+        return several.gather(1, index).squeeze(1)
+
+    def values(self, flat: Tensor, action: Tensor) -> Tensor:
+        """Returns the critic's value of every candidate.
+
+        Args:
+            flat: Observations, (B, O).
+            action: Candidates, (B n, A).
+
+        Returns:
+            Values, (B, n).
+        """
+        critic = cast(QEnsemble, self.critic)
+        q = critic.config.reduce(critic(self._tiled(flat), action))
+        return q.reshape(-1, self.candidates)
+
+    def _tiled(self, flat: Tensor) -> Tensor:
+        if self.candidates == 1:
+            return flat
+        width = flat.shape[-1]
+        return flat.unsqueeze(1).expand(-1, self.candidates, width).reshape(-1, width)
