@@ -1,4 +1,4 @@
-"""Files that gtp-policy wrote, with the actions that its own policies gave: both backends give them."""
+"""Files that gtp-policy wrote, and the actions that its policies gave: both backends give them."""
 
 from pathlib import Path
 from typing import Any
