@@ -84,13 +84,15 @@ format: $(STAMP)  ## rewrite the sources in the house style
 docs: $(STAMP)  ## build the documentation, warnings are errors
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
-build: $(STAMP)  ## build the source archive, and the wheel from it
+build: $(STAMP)  ## build the source archives of both distributions, and the wheels from them
 	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m build --no-isolation --outdir dist runtime
 
 release: $(STAMP)  ## build as `make build` does, with tools whose every file is known by its hash
 	@rm -rf $(BUILD) && $(PYTHON) -m venv $(BUILD)
 	@$(BUILD)/bin/python -m pip --disable-pip-version-check -q install --require-hashes --no-deps -r constraints-build.txt
 	$(BUILD)/bin/python -m build --no-isolation
+	$(BUILD)/bin/python -m build --no-isolation --outdir dist runtime
 
 audit: $(STAMP)  ## look up known vulnerabilities of what is installed, and list its licences (needs the network)
 	@mkdir -p outputs
