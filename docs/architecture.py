@@ -44,7 +44,7 @@ def tree() -> str:
     lines = ["gtp_policy/"]
     for path in sorted(paths, key=lambda p: (rank.get(p.stem, len(rank)), p.stem)):
         lines.append(f"  {path.name:<22} {first_sentence(path)}")
-    for folder in ("_engine", "kernels", "checkpoint", "testing"):
+    for folder in ("_engine", "kernels", "checkpoint", "export", "testing"):
         lines.append(f"  {folder + '/':<22} {first_sentence(core / folder / '__init__.py')}")
         for path in sorted((core / folder).glob("*.py")):
             if path.stem != "__init__":

@@ -75,15 +75,16 @@ class JumpSampler(Config):
         steps = len(grid) - 1
         if not self.gamma:
             return sample_flow(jump, context, grid[0] * noise, grid)[-1]
+        rows = noise.shape[0]  # not len(): to a tracer that is one number for ever
         first, *more = noise.chunk(steps, -1)
         x, keep = grid[0] * first, math.sqrt(1 - self.gamma**2)
         for t, s, z in zip(grid[:-2], grid[1:-1], more, strict=True):
             alpha = signal(s, path)
             # The time at which noise over signal is `keep` times that at s.
             short = keep * s if path == "ve" else keep * s / (alpha + keep * s)
-            x = jump(context, x, t.expand(len(x)), short.expand(len(x)))
+            x = jump(context, x, t.expand(rows), short.expand(rows))
             x = alpha / signal(short, path) * x + self.gamma * s * z
-        return jump(context, x, grid[-2].expand(len(x)), grid[-1].expand(len(x)))
+        return jump(context, x, grid[-2].expand(rows), grid[-1].expand(rows))
 
 
 class OdeSampler(Config):
@@ -137,7 +138,7 @@ class OdeSampler(Config):
             Actions, not clipped, shape (B, A).
         """
         x = grid[0] * noise
-        times = [node.expand(len(x)) for node in grid]
+        times = [node.expand(x.shape[0]) for node in grid]
         for number, (t, s) in enumerate(itertools.pairwise(times), 1):
             denoised = endpoint(context, x, t, t)
             ahead = flow_map(x, denoised, t, s)

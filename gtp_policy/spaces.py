@@ -293,11 +293,12 @@ class ObservationLayout:
                     f"`{name}` has the wrong shape: got {tuple(part.shape)}, expected one row of "
                     f"shape {shape} per observation."
                 )
-            flat = part.reshape(len(part), math.prod(shape))
+            # Not len(): to a tracer that is one number for ever.
+            flat = part.reshape(part.shape[0], math.prod(shape))
             rows.append(
                 flat.float() if isinstance(flat, Tensor) else flat.astype(np.float32, copy=False)
             )
-        if len({len(row) for row in rows}) > 1:
+        if any(row.shape[0] != rows[0].shape[0] for row in rows):
             raise ShapeError(
                 "The parts of the observation disagree on the batch size: got "
                 f"{dict(zip(self.keys, map(len, rows), strict=True))}, expected one number."
@@ -333,7 +334,7 @@ class ObservationLayout:
         parts: list[_Array] = []
         start = 0
         for shape, width in zip(self.shapes, self._widths, strict=True):
-            parts.append(flat[:, start : start + width].reshape(len(flat), *shape))
+            parts.append(flat[:, start : start + width].reshape(flat.shape[0], *shape))
             start += width
         return dict(zip(self.keys, parts, strict=True)) if self.keys else parts[0]
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 ROOT = Path(__file__).parents[1]
 PACKAGES = (
     "gtp_policy",
+    "gtp_policy.export",
     "gtp_policy.kernels",
     "gtp_policy.testing",
     "gtp_datasets",

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from gtp_policy import ActionScaler, ObservationLayout
 from gtp_policy.errors import DataError, UnsupportedSpaceError
+from gtp_policy.export import ObservationFacts
 
 if TYPE_CHECKING:
     from gymnasium.spaces import Box, Space
@@ -291,3 +292,39 @@ def check_dataset(
             f"`gamma` of the dataset is not the policy's `gamma`: got {dataset.gamma}, expected "
             f"{gamma}. Make both with the same gamma."
         )
+
+
+# Bounds of more elements, those of images, would make most of a policy's file.
+_MOST_BOUNDS = 1024
+
+
+def observation_facts(space: "Space[Any] | None") -> dict[str, ObservationFacts]:
+    """Returns what a space says of observations beside their shapes, for a policy's file.
+
+    Args:
+        space: The observation space; None says nothing.
+
+    Returns:
+        Type and bounds by key of a Dict, or under "" of another space; bounds of Boxes of up to
+        1024 elements.
+
+    Example:
+        >>> from gymnasium.spaces import Box
+        >>> from gtp_datasets.spaces import observation_facts
+        >>> observation_facts(Box(0, 255, (2,), "uint8"))[""]
+        ObservationFacts(dtype='uint8', low=(0.0, 0.0), high=(255.0, 255.0))
+    """
+    if space is None:
+        return {}
+    from gymnasium.spaces import Box, Dict
+
+    parts = dict(space.spaces) if isinstance(space, Dict) else {"": space}
+    facts = {}
+    for key, part in parts.items():
+        name = str(part.dtype or "float32")
+        if isinstance(part, Box) and part.low.size <= _MOST_BOUNDS:
+            low, high = (tuple(map(float, v.reshape(-1))) for v in (part.low, part.high))
+            facts[key] = ObservationFacts(name, low, high)
+        else:
+            facts[key] = ObservationFacts(name)
+    return facts

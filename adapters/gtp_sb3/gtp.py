@@ -36,6 +36,7 @@ from gtp_policy import (
     restore_,
 )
 from gtp_policy.errors import GTPError, StateMismatchError
+from gtp_policy.export import PolicySource
 from gtp_sb3 import _files, _replay, _saving, _sources
 from gtp_sb3._choices import (
     check_learning_rate,
@@ -262,6 +263,14 @@ class GTP(OfflineLoop):
     def learner(self) -> GTPLearner:
         """The core's learner: networks, optimisers, counter and choices."""
         return self.policy.learner
+
+    def policy_source(self) -> PolicySource:
+        """Returns what `gtp_policy.export` writes into a file: the policy as it is evaluated.
+
+        Returns:
+            That of the policy, `GTPPolicy.policy_source`.
+        """
+        return self.policy.policy_source()
 
     @property
     def dataset(self) -> Dataset | None:

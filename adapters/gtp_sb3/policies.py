@@ -20,7 +20,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.common.utils import get_device
 from torch import Tensor, nn
 
-from gtp_datasets.spaces import action_scaler_of
+from gtp_datasets.spaces import action_scaler_of, observation_facts
 from gtp_policy import (
     FlowMapActor,
     GTPConfig,
@@ -32,6 +32,7 @@ from gtp_policy import (
 )
 from gtp_policy.critic import ValueNetwork
 from gtp_policy.errors import CheckpointError, DataError, UnsupportedSpaceError
+from gtp_policy.export import PolicySource
 from gtp_sb3 import _codec, _files
 from gtp_sb3._choices import check_policy_choices, merge_networks
 from gtp_sb3._spaces import ObservationEncoder, is_vector, layout_of, with_axes
@@ -325,6 +326,28 @@ class GTPPolicy(BasePolicy):
         shape = cast("tuple[int, ...]", self.action_space.shape)
         action = self.scaler.to_box(unit).reshape(-1, *shape)
         return (action if vectorized else action[0]), state
+
+    def policy_source(self) -> PolicySource:
+        """Returns what `gtp_policy.export` writes into a file: this policy as it is evaluated.
+
+        Returns:
+            The target networks, the spaces, and the number of candidates of a deterministic action.
+            Images have their channels first, as SB3 shows them to a policy.
+
+        Example:
+            >>> from gymnasium.spaces import Box
+            >>> from gtp_sb3 import MlpPolicy
+            >>> MlpPolicy(Box(-1, 1, (3,)), Box(-2, 2, (1,))).policy_source().action_shape
+            (1,)
+        """
+        source = PolicySource.of_learner(self.learner)
+        return source._replace(
+            layout=self.layout,
+            action_scaler=self.scaler,
+            action_shape=self.action_space.shape,
+            observations=observation_facts(self.observation_space),
+            candidates=self.candidates or source.candidates,
+        )
 
     def _noise_source(self, device: torch.device) -> torch.Generator:
         if self._noise is None or self._noise.device != device:

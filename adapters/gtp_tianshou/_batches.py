@@ -38,7 +38,9 @@ def to_transitions(
         flatten(policy.layout, batch.obs_next),
         gamma * ~np.asarray(batch.terminated, np.bool_),
     )
-    return Transitions(*(torch.as_tensor(np.array(column)).float() for column in columns))
+    return Transitions(
+        *(torch.as_tensor(np.array(column), device="cpu").float() for column in columns)
+    )
 
 
 @torch.no_grad()

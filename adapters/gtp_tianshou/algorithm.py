@@ -33,6 +33,7 @@ from gtp_policy import (
     load_checkpoint,
     save_checkpoint,
 )
+from gtp_policy.export import PolicySource
 from gtp_tianshou._batches import td_error, to_transitions
 from gtp_tianshou._state import (
     METADATA,
@@ -337,6 +338,14 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
             self._floats = {**floats, "ms_per_update": 1e3 * self._seconds / self._timed}
             self._seconds, self._timed = 0.0, 0
         return GTPTrainingStats(**cast("dict[str, Any]", self._floats))
+
+    def policy_source(self) -> PolicySource:
+        """Returns what `gtp_policy.export` writes into a file: the policy as it is evaluated.
+
+        Returns:
+            That of the policy, with the number of updates.
+        """
+        return self.policy.policy_source()._replace(updates=self.learner.updates)
 
     def save(self, path: str | Path, *, metadata: Mapping[str, JsonValue] | None = None) -> Path:
         """Saves everything that `load` needs, in the core's format: tensors and JSON, no pickle.

@@ -12,7 +12,7 @@ from tianshou.data import Batch
 from tianshou.data.types import ActBatchProtocol, ObsBatchProtocol
 from torch import Tensor
 
-from gtp_datasets.spaces import layout_of
+from gtp_datasets.spaces import layout_of, observation_facts
 from gtp_policy import (
     ActionScaler,
     FlowMapActor,
@@ -23,6 +23,7 @@ from gtp_policy import (
     act,
 )
 from gtp_policy.errors import NonFiniteError, ShapeError, UnsupportedSpaceError
+from gtp_policy.export import PolicySource
 from gtp_tianshou._spaces import action_scaler_of, check_layout, flatten, plain
 
 
@@ -156,7 +157,9 @@ class GTPPolicy(Policy):
         like = self.actor
         flat = flatten(self.layout, batch.obs)
         # An observation on the CPU stays there: few rows are faster there than on a device.
-        obs = (flat if isinstance(flat, Tensor) else torch.tensor(flat)).to(like.dtype)
+        obs = (flat if isinstance(flat, Tensor) else torch.tensor(flat, device="cpu")).to(
+            like.dtype
+        )
         deterministic = self.deterministic_eval and not self.is_within_training_step
         candidates = self.candidates
         if candidates is None:
@@ -264,6 +267,34 @@ class GTPPolicy(Policy):
         self.actor, self.critic = learner.target_actor, learner.target_critic
         self._eval_candidates = learner.config.eval_candidates
         self._choice = learner.config.choice
+
+    def policy_source(self) -> PolicySource:
+        """Returns what `gtp_policy.export` writes into a file: this policy as it is evaluated.
+
+        Returns:
+            The networks that act, the spaces, and the number of candidates of a deterministic
+            action.
+
+        Example:
+            >>> from gymnasium.spaces import Box
+            >>> from gtp_policy import FlowMapActor
+            >>> from gtp_tianshou import GTPPolicy
+            >>> policy = GTPPolicy(actor=FlowMapActor(3, 1), action_space=Box(-2.0, 2.0, (1,)))
+            >>> policy.policy_source().action_scaler
+            ActionScaler(low=[-2.0], high=[2.0])
+        """
+        default = self._eval_candidates if self.critic is not None else 1
+        return PolicySource(
+            self.actor,
+            self.critic,
+            layout=self.layout,
+            action_scaler=self.action_scaler,
+            action_shape=self.action_space.shape,
+            observations=observation_facts(self.observation_space),
+            steps=self.steps,
+            candidates=self.candidates or default,
+            choice=self._choice,
+        )
 
     def _rows(
         self,

@@ -103,20 +103,21 @@ def export_onnx(
     """
     onnx = _onnx()
     _check_options(noise, seed, precision)
+    from gtp_policy.export import graph, noises
+
     with outside(), torch.no_grad():
         plan = _plan(policy, steps, candidates, choice, layout, action_scaler)
         document = _document(plan, noise, seed, precision, plan.sha256())
-        from gtp_policy.export import graph, noises
-
         model = graph.default_graph(plan, precision)
-        if model is None:
-            if precision != "float32":
-                raise ExportError(
-                    f"This policy cannot be exported in {precision}: got a network, an encoder or "
-                    "a sampler that is not the default one, expected the default ones. Take "
-                    "precision='float32'."
-                )
-            model = _by_torch(plan)
+    if model is None and precision != "float32":
+        raise ExportError(
+            f"This policy cannot be exported in {precision}: got a network, an encoder or a "
+            "sampler that is not the default one, expected the default ones. Take "
+            "precision='float32'."
+        )
+    if model is None:
+        model = _by_torch(plan)
+    with outside(), torch.no_grad():
         _compare(plan, _session(model, [*plan.inputs, graph.NOISE]), precision)
         noises.replace_(model, plan, document.noise)
         model.producer_name, model.producer_version = "gtp-policy", __version__
@@ -220,20 +221,22 @@ def export_torch(
     with outside(), torch.no_grad():
         plan = _plan(policy, steps, candidates, choice, layout, action_scaler)
         document = _document(plan, "input", None, "float32", plan.sha256())
-        program = _program(plan)
-        temporary = _temporary(path)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if compiled:
-                run = _compiled(program, temporary)
-            else:
-                extra = {f"{PROPERTY}.json": document.model_dump_json()}
-                torch.export.save(program, temporary, extra_files=extra)
-                run = torch.export.load(temporary).module()
+    program, temporary = _program(plan), _temporary(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if compiled:
+            run = _compiled(program, temporary)
+        else:
+            extra = {f"{PROPERTY}.json": document.model_dump_json()}
+            torch.export.save(program, temporary, extra_files=extra)
+            run = torch.export.load(temporary).module()
+        with outside(), torch.no_grad():
             _compare(plan, lambda inputs: run(*inputs).numpy(), "float32")
-            _place(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        _place(temporary, path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
     return document
 
 
@@ -395,7 +398,18 @@ def _by_torch(plan: Plan) -> Any:  # noqa: ANN401 - onnx.ModelProto
         ) from error
     assert exported is not None  # it is, unless it was to write a file
     model = exported.model_proto
+    found = {(entry.domain, entry.version) for entry in model.opset_import}
+    if found != {("", OPSET)}:
+        raise ExportError(
+            f"torch.onnx has written operators that few runtimes have: got {sorted(found)}, "
+            f"expected those of ONNX's opset {OPSET}. Look at your network or encoder, or take "
+            "export_torch."
+        )
     model.ir_version = min(model.ir_version, IR_VERSION)
+    # The number of rows has a name of torch's own there, in what is written beside the operators.
+    del model.graph.value_info[:]
+    for entry in (*model.graph.input, *model.graph.output):
+        entry.type.tensor_type.shape.dim[0].dim_param = "batch"
     # Where its lines stood on this machine is nobody's business.
     for thing in (model, model.graph, *model.graph.node, *model.graph.input, *model.graph.output,
                   *model.graph.value_info, *model.graph.initializer):  # fmt: skip
@@ -482,12 +496,16 @@ def _write(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
         _place(temporary, path)
     except OSError as error:
-        raise ExportError(
-            f"{path} cannot be written: got {error}, expected a writable place. What was there "
-            "before is unchanged."
-        ) from error
+        raise _unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, error: OSError) -> ExportError:
+    return ExportError(
+        f"{path} cannot be written: got {error}, expected a writable place. What was there before "
+        "is unchanged."
+    )
 
 
 def _temporary(path: Path) -> Path:

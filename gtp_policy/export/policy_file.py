@@ -131,7 +131,8 @@ expected at most 1. gtp-policy 9.0 wrote it: read it with that version or a late
     kind: Literal["policy"] = Field(description="What the graph is: from observation to action.")
     opset: Width = Field(description="Opset of ONNX's own operators; no others are used.")
     precision: Literal["float32", "float16"] = Field(
-        description="Type of the numbers inside the networks; inputs and output are float32."
+        description="Type of the numbers inside the flow map's network; inputs and output are "
+        "float32."
     )
     steps: Width = Field(description="K, jumps from noise to action, unrolled in the graph.")
     candidates: Width = Field(

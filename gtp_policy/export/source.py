@@ -28,6 +28,11 @@ class ObservationFacts(NamedTuple):
         dtype: Name of the type of its numbers.
         low: Least value of each element in C order; None where not known.
         high: Largest values, likewise.
+
+    Example:
+        >>> from gtp_policy.export import ObservationFacts
+        >>> ObservationFacts("uint8").low is None
+        True
     """
 
     dtype: str = "float32"
@@ -53,6 +58,12 @@ class PolicySource(NamedTuple):
         choice: How one of several candidates is chosen.
         sha256: Hash of the checkpoint's content; None: that of the weights.
         updates: Number of updates done, where known.
+
+    Example:
+        >>> from gtp_policy import GTPConfig, GTPLearner
+        >>> from gtp_policy.export import PolicySource
+        >>> PolicySource.of_learner(GTPLearner.build(3, 2, GTPConfig(critic=None))).candidates
+        1
     """
 
     actor: FlowMapActor
@@ -316,6 +327,7 @@ class PolicyModule(nn.Module):
         self.steps, self.candidates = plan.steps, plan.candidates
         self.noise_dim, self.action_shape = plan.noise_dim, plan.action_shape
         self.scaler = plan.scaler
+        self.eval()
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Returns actions.

@@ -1,0 +1,462 @@
+"""An exported policy is the policy: the same actions, from any place that a policy may live in."""
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx.reference import ReferenceEvaluator
+from torch import Tensor, nn
+
+from gtp_policy import (
+    ActionScaler,
+    FlowMapActor,
+    FlowMapActorConfig,
+    GTPConfig,
+    GTPLearner,
+    ObservationLayout,
+    QEnsembleConfig,
+    load_checkpoint,
+    presets,
+    save_checkpoint,
+)
+from gtp_policy.acting import ArgmaxChoice, SoftmaxChoice, fixed_noise
+from gtp_policy.actor import ActionStatistics
+from gtp_policy.errors import DataError, ExportError, PolicyFileError
+from gtp_policy.export import PolicyFile, export_onnx, read_policy_file
+from gtp_policy.export.policy_file import PROPERTY, SCHEMA, json_schema
+from gtp_policy.samplers import JumpSampler, OdeSampler
+
+OBS, ACT = 5, 3
+SCALER = ActionScaler([-2.0, -1.0, 0.0], [2.0, 0.5, 10.0])
+HALF = torch.tensor([2.0, 0.75, 5.0])
+Array = npt.NDArray[np.float32]
+
+
+def make(preset: str = "gtp", **critic: Any) -> GTPLearner:
+    """Returns a learner with large weights, so that errors show, and normalised both ways."""
+    config = presets.get(preset)
+    config = config.replace(actor=config.actor.replace(hidden=(48, 32)))
+    if config.critic is not None:
+        config = config.replace(critic=QEnsembleConfig(hidden=(24, 16), **critic))
+    learner = GTPLearner.build(OBS, ACT, config)
+    learner.set_observation_statistics_(torch.linspace(-3, 50, OBS), torch.linspace(0.01, 20, OBS))
+    if config.learner.normalize_actions:
+        statistics = ActionStatistics(mean=(0.1, 0.0, -0.4), std=(0.5, 0.02, 0.3))
+        for actor in (learner.actor, learner.target_actor):
+            actor.set_action_scales_(statistics=statistics)
+    return learner
+
+
+def observations(n: int, seed: int = 0) -> Tensor:
+    z = torch.randn(n, OBS, generator=torch.Generator().manual_seed(seed))
+    return z * torch.linspace(0.01, 20, OBS) + torch.linspace(-3, 50, OBS)
+
+
+def noises(n: int, *shape: int) -> Tensor:
+    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(7))
+
+
+def session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def run(path: Path, *inputs: Tensor) -> Tensor:
+    found = session(path)
+    names = [entry.name for entry in found.get_inputs()]
+    feed = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
+    return torch.from_numpy(found.run(None, feed)[0])
+
+
+def distance(got: Tensor, expected: Tensor) -> float:
+    """Returns the largest difference, as a share of half the range: in units of [-1, 1]."""
+    return float(((got - expected) / HALF).abs().max())
+
+
+# --- parity
+
+
+@pytest.mark.parametrize("preset", ["gtp", "one_step", "paper", "shortcut"])
+@pytest.mark.parametrize("steps", [1, 2, 5, 10])
+def test_actions_are_the_policys_at_every_number_of_rows(
+    tmp_path: Path, preset: str, steps: int
+) -> None:
+    learner, path = make(preset), tmp_path / "policy.onnx"
+    file = export_onnx(learner, path, steps=steps, candidates=1, action_scaler=SCALER)
+    assert file.noise.shape == (ACT,)
+    for rows in (1, 7, 256, 4096):
+        obs, noise = observations(rows), noises(rows, ACT)
+        expected = learner.target_actor.sample(obs, noise=noise, steps=steps)
+        assert distance(run(path, obs, noise), SCALER.to_box(expected)) <= 1e-5
+
+
+CRITICS: dict[str, dict[str, Any]] = {
+    "the minimum of two": {},
+    "the mean of three, less their spread": {"members": 3, "reduction": "mean", "rho": 0.7},
+    "the mean, normalised, gelu": {"reduction": "mean", "layer_norm": True, "activation": "gelu"},
+    "one, relu": {"members": 1, "activation": "relu"},
+}
+
+
+@pytest.mark.parametrize("critic", CRITICS.values(), ids=CRITICS.keys())
+def test_the_critic_chooses_as_the_learner_does(tmp_path: Path, critic: dict[str, Any]) -> None:
+    learner, path = make(**critic), tmp_path / "policy.onnx"
+    file = export_onnx(learner, path, steps=2, candidates=6, action_scaler=SCALER)
+    assert file.candidates == 6
+    assert file.noise.shape == (6, ACT)
+    obs = observations(300)
+    fixed = torch.tensor(file.noise.fixed).reshape(1, *file.noise.shape).expand(300, -1, -1)
+    expected = learner.act(obs, steps=2, candidates=6, deterministic=True)
+    away = ((run(path, obs, fixed.contiguous()) - SCALER.to_box(expected)) / HALF).abs().amax(1)
+    # Of two candidates of one value up to rounding, it may be the other.
+    assert (away <= 1e-5).float().mean() >= 0.99
+    assert len({tuple(row) for row in expected.round(decimals=3).tolist()}) > 1
+
+
+def test_a_learner_is_exported_as_it_is_evaluated(tmp_path: Path) -> None:
+    learner, path = make(), tmp_path / "policy.onnx"
+    file = export_onnx(learner, path)
+    assert (file.steps, file.candidates) == (
+        learner.full_config.actor.steps,
+        learner.config.eval_candidates,
+    )
+    assert export_onnx(make("gtp_bc"), path).candidates == 1
+
+
+def test_the_fixed_noise_gives_the_deterministic_action(tmp_path: Path) -> None:
+    learner, path = make("one_step"), tmp_path / "policy.onnx"
+    file = export_onnx(learner, path, candidates=1, noise="fixed", action_scaler=SCALER)
+    assert file.noise.input is None
+    assert torch.equal(torch.tensor(file.noise.fixed), fixed_noise(learner.target_actor).flatten())
+    for rows in (1, 5):
+        obs = observations(rows)
+        expected = SCALER.to_box(learner.act(obs, candidates=1, deterministic=True))
+        assert distance(run(path, obs), expected) <= 1e-5
+
+
+def test_seeded_noise_is_drawn_inside_and_standard_normal(tmp_path: Path) -> None:
+    actor, path = FlowMapActor(1, 1), tmp_path / "policy.onnx"
+    file = export_onnx(actor, path, noise="seeded", seed=3)
+    assert (file.noise.source, file.noise.seed) == ("seeded", 3)
+    obs = torch.zeros(4000, 1)
+    first, again = run(path, obs), run(path, obs)
+    assert torch.equal(first, again)  # a new session starts at the seed
+    export_onnx(actor, path, noise="seeded", seed=4)
+    assert not torch.equal(run(path, obs), first)
+    drawn = actor.sample(obs, noise=noises(4000, 1))
+    levels = torch.linspace(0.05, 0.95, 19)
+    gap = (first.flatten().quantile(levels) - drawn.flatten().quantile(levels)).abs().max()
+    assert gap < 0.15
+
+
+def test_half_precision_is_near(tmp_path: Path) -> None:
+    learner, path = make(), tmp_path / "policy.onnx"
+    whole = export_onnx(learner, path, candidates=1, action_scaler=SCALER)
+    size = path.stat().st_size
+    file = export_onnx(learner, path, candidates=1, precision="float16", action_scaler=SCALER)
+    assert (whole.precision, file.precision) == ("float32", "float16")
+    assert path.stat().st_size < 0.7 * size
+    obs, noise = observations(500), noises(500, ACT)
+    expected = SCALER.to_box(learner.target_actor.sample(obs, noise=noise))
+    assert 1e-6 < distance(run(path, obs, noise), expected) < 0.02
+
+
+@pytest.mark.global_rng
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("candidates", [1, 4])
+def test_actions_stay_in_the_box_for_observations_of_any_size(
+    tmp_path: Path, precision: Any, candidates: int
+) -> None:
+    learner, path = make(), tmp_path / "policy.onnx"
+    file = export_onnx(
+        learner, path, candidates=candidates, precision=precision, action_scaler=SCALER
+    )
+    corners = torch.tensor([*itertools.product((-1e6, 1e6), repeat=OBS)])
+    obs = torch.cat([corners, 1e6 * (2 * torch.rand(500, OBS) - 1)])
+    action = run(path, obs, 8 * noises(len(obs), *file.noise.shape))
+    low, high = torch.tensor(file.action.low), torch.tensor(file.action.high)
+    assert ((action >= low) & (action <= high)).all()
+
+
+def test_onnx_itself_computes_the_same(tmp_path: Path) -> None:
+    learner, path = make("one_step"), tmp_path / "policy.onnx"
+    export_onnx(learner, path, candidates=1, action_scaler=SCALER)
+    obs, noise = observations(4), noises(4, ACT)
+    found = ReferenceEvaluator(path).run(None, {"obs": obs.numpy(), "noise": noise.numpy()})[0]
+    expected = SCALER.to_box(learner.target_actor.sample(obs, noise=noise))
+    assert distance(torch.from_numpy(found), expected) <= 1e-5
+
+
+# --- what is exported
+
+
+def test_a_checkpoint_is_exported_from_its_path_alone(tmp_path: Path) -> None:
+    layout = ObservationLayout({"speed": (2,), "camera": (3, 1)})
+    learner, path = make(), tmp_path / "policy.onnx"
+    learner.updates = 17
+    saved = {
+        name: save_checkpoint(tmp_path / name, learner, action_scaler=SCALER, layout=layout)
+        for name in ("a", "a.zip")
+    }
+    files = {name: export_onnx(where, path, candidates=1) for name, where in saved.items()}
+    file = files["a.zip"]
+    assert files["a"] == file
+    assert [part.input for part in file.observation.parts] == ["obs.speed", "obs.camera"]
+    assert [part.shape for part in file.observation.parts] == [(2,), (3, 1)]
+    assert file.observation.kind == "dict"
+    assert (file.action.low, file.action.high) == ((-2.0, -1.0, 0.0), (2.0, 0.5, 10.0))
+    assert file.checkpoint.updates == 17
+    obs, noise = observations(9), noises(9, ACT)
+    parts: Any = layout.unflatten(obs)
+    expected = SCALER.to_box(learner.target_actor.sample(obs, noise=noise))
+    assert distance(run(path, parts["speed"], parts["camera"], noise), expected) <= 1e-5
+    loaded = export_onnx(load_checkpoint(saved["a"]), path, candidates=1)
+    assert loaded.action == file.action
+    assert loaded.checkpoint.sha256 != file.checkpoint.sha256  # the hash of the weights alone
+
+
+class Encoder(nn.Module):
+    """Looks at an image."""
+
+    features_dim = 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(1, 2, 3), nn.Linear(2 * 2 * 2, 6)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.out(torch.relu(self.conv(obs.view(-1, 1, 4, 4))).flatten(1))
+
+
+class Backbone(nn.Module):
+    """A network that is not the default one."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(features + ACT + 2, ACT)
+
+    def forward(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return torch.tanh(self.layer(torch.cat([obs, x, t[:, None], s[:, None]], 1)))
+
+
+@pytest.mark.global_rng
+@pytest.mark.slow  # torch's own exporter takes its time
+@pytest.mark.parametrize("what", ["an image encoder", "a backbone", "a solver", "a sampler"])
+def test_networks_of_your_own_go_through_torch(tmp_path: Path, what: str) -> None:
+    config = GTPConfig(
+        actor=FlowMapActorConfig(hidden=(16,), steps=3), critic=QEnsembleConfig(hidden=(8,))
+    )
+    if what == "a solver":
+        config = config.replace(actor=config.actor.replace(sampler=OdeSampler()))
+    if what == "a sampler":
+        config = config.replace(actor=config.actor.replace(sampler=JumpSampler(gamma=0.5)))
+    obs_dim = 16 if what == "an image encoder" else OBS
+    learner = GTPLearner.build(
+        obs_dim,
+        ACT,
+        config,
+        encoder=Encoder() if what == "an image encoder" else None,
+        network=Backbone(OBS) if what == "a backbone" else None,
+    )
+    layout = ObservationLayout((1, 4, 4)) if what == "an image encoder" else None
+    path, n = tmp_path / "policy.onnx", 3 if what == "an image encoder" else 1
+    file = export_onnx(learner, path, candidates=n, layout=layout, action_scaler=SCALER)
+    actor = learner.target_actor
+    for rows in (1, 7, 256):
+        flat = torch.randn(rows, obs_dim)
+        fixed = fixed_noise(actor, n).expand(rows, -1, -1).reshape(rows, *file.noise.shape)
+        obs = flat if layout is None else layout.unflatten(flat)
+        assert isinstance(obs, Tensor)
+        expected = SCALER.to_box(learner.act(flat, candidates=n, deterministic=True))
+        assert distance(run(path, obs, fixed), expected) <= 1e-5
+    text = path.read_bytes()
+    assert str(Path(__file__).parent).encode() not in text
+    assert b"stack_trace" not in text
+    with pytest.raises(ExportError, match="not the default one"):
+        export_onnx(learner, path, candidates=n, layout=layout, precision="float16")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes_are_written_in_float32(tmp_path: Path, dtype: torch.dtype) -> None:
+    learner, path = make().to(dtype), tmp_path / "policy.onnx"
+    export_onnx(learner, path, candidates=1, action_scaler=SCALER)
+    obs, noise = observations(5), noises(5, ACT)
+    expected = SCALER.to_box(
+        learner.target_actor.double().sample(obs.double(), noise=noise.double())
+    )
+    assert distance(run(path, obs, noise), expected) <= 1e-4
+
+
+# --- the file
+
+
+def test_a_file_says_what_it_is(tmp_path: Path) -> None:
+    learner, path = make(), tmp_path / "policy.onnx"
+    written = export_onnx(learner, path, steps=2, candidates=1, action_scaler=SCALER)
+    assert read_policy_file(path) == written
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", written.opset)]
+    assert {node.domain for node in model.graph.node} == {""}
+    names = [entry.name for entry in (*model.graph.input, *model.graph.output)]
+    assert names == ["obs", "noise", "action"]
+    for entry in (*model.graph.input, *model.graph.output):
+        assert entry.type.tensor_type.shape.dim[0].dim_param == "batch"
+    first = path.read_bytes()
+    export_onnx(learner, path, steps=2, candidates=1, action_scaler=SCALER)
+    assert path.read_bytes() == first  # equal policies are equal files
+
+
+def test_the_schema_is_the_documents_and_the_pages_example_obeys_it() -> None:
+    assert json.loads(SCHEMA.read_text(encoding="utf-8")) == json_schema()
+    page = Path(__file__).parents[2] / "docs" / "reference" / "policy-file.md"
+    text = page.read_text(encoding="utf-8")
+    example = text.split("```json\n")[1].split("```")[0]
+    PolicyFile.from_json(example)
+    fields = set(PolicyFile.model_fields)
+    assert all(f"`{name}" in text for name in fields)
+
+
+GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.onnx"))
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=[p.stem for p in GOLDEN])
+def test_files_of_every_version_are_read_for_ever(path: Path) -> None:
+    expected = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    assert read_policy_file(path).format_version == expected["format_version"]
+    inputs = [torch.tensor(values) for values in expected["inputs"]]
+    torch.testing.assert_close(
+        run(path, *inputs), torch.tensor(expected["action"]), atol=1e-5, rtol=0
+    )
+
+
+def test_there_is_a_file_of_every_version() -> None:
+    assert [p.stem for p in GOLDEN] == ["version_1"]
+
+
+DAMAGED: dict[str, tuple[Any, str]] = {
+    "a later version": ({"format_version": 2, "package_version": "9.9"}, r"version 2.*9\.9 wrote"),
+    "no version": ({"format_version": "1"}, "format_version '1'"),
+    "no object": ([1], "format_version None"),
+    "a wrong field": ({"format_version": 1}, "a wrong `package_version`"),
+    "no JSON": ("{", "no JSON"),
+}
+
+
+@pytest.mark.parametrize(("found", "match"), DAMAGED.values(), ids=DAMAGED.keys())
+def test_what_cannot_be_read_says_why(found: Any, match: str) -> None:
+    with pytest.raises(PolicyFileError, match=match):
+        PolicyFile.from_json(found if isinstance(found, str) else json.dumps(found))
+
+
+def test_foreign_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    with pytest.raises(PolicyFileError, match="cannot be read"):
+        read_policy_file(path)
+    path.write_bytes(b"\x00" * 100)
+    with pytest.raises(PolicyFileError, match=r"cannot be read|no metadata"):
+        read_policy_file(path)
+    export_onnx(FlowMapActor(2, 1), path)
+    model = onnx.load(path)
+    model.ClearField("metadata_props")
+    onnx.save(model, path)
+    with pytest.raises(PolicyFileError, match=f"no metadata `{PROPERTY}`"):
+        read_policy_file(path)
+
+
+# --- refusals
+
+
+def test_what_no_file_can_hold_is_refused(tmp_path: Path) -> None:
+    path, bc = tmp_path / "policy.onnx", make("gtp_bc")
+    drawing = make()
+    drawing.config = drawing.config.replace(choice=SoftmaxChoice())
+    with pytest.raises(ExportError, match=r"SoftmaxChoice.*choice=ArgmaxChoice\(\)"):
+        export_onnx(drawing, path)
+    cases: list[tuple[Any, dict[str, Any], str]] = [
+        (bc, {"candidates": 3}, "needs a critic"),
+        (bc, {"noise": "none"}, "Unknown `noise`"),
+        (bc, {"precision": "int8"}, "Unknown `precision`"),
+        (bc, {"seed": 3}, "noise='seeded'"),
+        (bc, {"layout": ObservationLayout((2,))}, "`layout` is of another"),
+        (bc, {"action_scaler": ActionScaler([0.0], [1.0])}, "`action_scaler` is of another"),
+        (object(), {}, "no policy to export: got object"),
+    ]
+    for policy, options, match in cases:
+        with pytest.raises(ExportError, match=match):
+            export_onnx(policy, path, **options)
+    with torch.no_grad():
+        bc.target_actor.network.mlp[0].bias[0] = torch.nan
+    with pytest.raises(DataError, match=r"NaN or infinity in network\.mlp\.0\.bias"):
+        export_onnx(bc, path)
+    assert not list(tmp_path.iterdir())
+    export_onnx(drawing, path, choice=ArgmaxChoice())
+
+
+class Moody(nn.Module):
+    """A network that computes something else on every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.calls = nn.Linear(OBS + ACT, ACT), 0
+
+    def forward(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        self.calls += 1
+        return self.layer(torch.cat([obs, x], 1)) * self.calls
+
+
+@pytest.mark.global_rng
+@pytest.mark.slow
+def test_a_file_that_does_not_act_as_the_policy_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "policy.onnx"
+    path.write_bytes(b"what was there")
+    actor = FlowMapActor(OBS, ACT, FlowMapActorConfig(steps=2), network=Moody())
+    with pytest.raises(ExportError, match="does not act as the policy does"):
+        export_onnx(actor, path)
+    assert path.read_bytes() == b"what was there"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_place_that_cannot_be_written_keeps_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(ExportError, match="cannot be written"):
+        export_onnx(FlowMapActor(2, 1), tmp_path / "file" / "policy.onnx")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(ExportError, match="cannot be written"):
+        export_onnx(FlowMapActor(2, 1), folder)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_an_export_changes_neither_the_policy_nor_the_process(tmp_path: Path) -> None:
+    learner = make()
+    obs, before = observations(3), {k: v.clone() for k, v in learner.actor.state_dict().items()}
+    action = learner.act(obs, deterministic=True)
+    with torch.device("meta"), torch.inference_mode():
+        export_onnx(learner, tmp_path / "policy.onnx")
+    assert torch.equal(learner.act(obs, deterministic=True), action)
+    assert all(torch.equal(v, before[k]) for k, v in learner.actor.state_dict().items())
+    assert all(p.requires_grad for p in learner.actor.parameters())
+
+
+def test_without_onnx_the_message_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['onnx'] = None\n"
+        "from gtp_policy import FlowMapActor\n"
+        "from gtp_policy.errors import MissingDependencyError\n"
+        "from gtp_policy.export import export_onnx\n"
+        "try:\n    export_onnx(FlowMapActor(1, 1), 'a.onnx')\n"
+        "except MissingDependencyError as error:\n    print(error)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install 'gtp-policy[export]'" in found.stdout

@@ -1,0 +1,217 @@
+"""The Hub: a folder of files, and a stubbed endpoint that takes and gives them as the Hub does."""
+
+import base64
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from gtp_policy import (
+    ActionScaler,
+    FlowMapActorConfig,
+    GTPConfig,
+    GTPLearner,
+    ObservationLayout,
+    load_checkpoint,
+)
+from gtp_policy.checkpoint.bundle import content_id
+from gtp_policy.errors import CheckpointError, DataError
+from gtp_policy.export import (
+    from_pretrained,
+    model_card,
+    push_to_hub,
+    read_policy_file,
+    save_pretrained,
+)
+
+SCALER, LAYOUT = ActionScaler([-2.0, 0.0], [2.0, 1.0]), ObservationLayout((3,))
+RECORD: dict[str, Any] = {
+    "method": "gtp",
+    "dataset": "maze/toy-v0",
+    "data_note": "made | here <b>",
+    "data_sha256": "a" * 64,
+    "seed": 3,
+    "status": "finished",
+    "task": "toy",
+    "evaluations": [
+        {"update": 10, "returns": [0.0, 0.0], "success": [False, False]},
+        {"update": 20, "returns": [1.0, 2.0], "success": [True, False]},
+    ],
+    "reference": {"min": 0.0, "max": 1.0, "source": "made up"},
+    "provenance": {"python": "3.11"},
+    "config": {"updates": 20},
+}
+
+
+def make(seed: int = 0) -> GTPLearner:
+    config = GTPConfig(actor=FlowMapActorConfig(hidden=(8,)), critic=None)
+    learner = GTPLearner.build(3, 2, config)
+    learner.updates = 20
+    return learner
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the Hub as a commit of small files and a download need."""
+
+    repositories: ClassVar[dict[str, dict[str, bytes]]] = {}
+    tokens: ClassVar[list[str | None]] = []
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def answer(self, content: object, status: int = 200) -> None:
+        data = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.tokens.append(self.headers.get("Authorization"))
+        if self.path == "/api/repos/create":
+            self.repositories.setdefault("me/policy", {})
+            self.answer({"url": "http://hub/me/policy", "name": "me/policy"})
+        elif self.path.endswith("/preupload/main"):
+            files = [
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for f in json.loads(body)["files"]
+            ]
+            self.answer({"files": files})
+        elif self.path.endswith("/commit/main"):
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    content = base64.b64decode(line["value"]["content"])
+                    self.repositories["me/policy"][line["value"]["path"]] = content
+            url = "http://hub/me/policy/commit/1"
+            self.answer({"success": True, "commitUrl": url, "commitOid": "1" * 40})
+        else:  # the check of the card's head
+            self.answer({"errors": [], "warnings": []})
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        owner, name, _, _, file = (self.path.split("?")[0].strip("/").split("/", 4) + [""] * 5)[:5]
+        found = self.repositories.get(f"{owner}/{name}", {}).get(file)
+        if found is None:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", "1" * 40)
+        self.send_header("ETag", f'"{hashlib.sha256(found).hexdigest()}"')
+        self.send_header("Content-Length", str(len(found)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(found)
+
+
+@pytest.fixture
+def endpoint() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    Hub.repositories.clear()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def same(a: GTPLearner, b: GTPLearner) -> bool:
+    obs = torch.linspace(-1, 1, 12).view(4, 3)
+    return torch.equal(a.act(obs, deterministic=True), b.act(obs, deterministic=True))
+
+
+def test_a_folder_holds_checkpoint_file_and_card(tmp_path: Path) -> None:
+    learner = make()
+    (tmp_path / "result.json").write_text(json.dumps(RECORD))
+    folder = save_pretrained(
+        learner,
+        tmp_path / "policy",
+        action_scaler=SCALER,
+        layout=LAYOUT,
+        result=tmp_path / "result.json",
+        command="python -m gtp_experiments run toy",
+        license="mit",
+    )
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "README.md",
+        "checkpoint.zip",
+        "policy.onnx",
+    ]
+    loaded = from_pretrained(folder)
+    assert same(loaded.learner, learner)
+    assert loaded.action_scaler == SCALER
+    digest = content_id(folder / "checkpoint.zip")
+    assert read_policy_file(folder / "policy.onnx").checkpoint.sha256 == digest
+    card = (folder / "README.md").read_text()
+    head = card.split("---")[1]
+    assert "license: mit" in head
+    assert "library_name: gtp-policy" in head
+    for line in (
+        digest,
+        "| data | maze/toy-v0 made \\| here &lt;b> |",
+        "a" * 64,
+        "| return at the end | 1.5, mean of 2 episodes after 20 updates |",
+        "| success at the end | 50.0 % |",
+        "| made with python | 3.11 |",
+        "python -m gtp_experiments run toy",
+        "| updates | 20 |",
+    ):
+        assert line in card
+    # What was loaded is saved again with all that came with it.
+    again = save_pretrained(loaded, tmp_path / "again", onnx=False)
+    assert load_checkpoint(again / "checkpoint.zip").action_scaler == SCALER
+    assert not (again / "policy.onnx").exists()
+
+
+def test_a_policy_goes_to_the_hub_and_comes_back(endpoint: str, tmp_path: Path) -> None:
+    learner = make()
+    url = push_to_hub(learner, "me/policy", endpoint=endpoint, token="hf_secret", result=RECORD)
+    assert url == "http://hub/me/policy/commit/1"
+    assert sorted(Hub.repositories["me/policy"]) == ["README.md", "checkpoint.zip", "policy.onnx"]
+    assert b"hf_secret" not in b"".join(Hub.repositories["me/policy"].values())
+    options: dict[str, Any] = {"endpoint": endpoint, "cache_dir": tmp_path, "token": False}
+    loaded = from_pretrained("me/policy", **options)
+    assert same(loaded.learner, learner)
+    assert loaded.learner.updates == 20
+    # From the cache, without asking.
+    Hub.repositories.clear()
+    assert same(from_pretrained("me/policy", **options, local_files_only=True).learner, learner)
+    with pytest.raises(CheckpointError, match="me/other cannot be loaded"):
+        from_pretrained("me/other", **options)
+
+
+def test_a_damaged_download_is_refused(endpoint: str, tmp_path: Path) -> None:
+    push_to_hub(make(), "me/policy", endpoint=endpoint, token="hf_secret")
+    data = bytearray(Hub.repositories["me/policy"]["checkpoint.zip"])
+    data[len(data) // 2] ^= 1
+    Hub.repositories["me/policy"]["checkpoint.zip"] = bytes(data)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        from_pretrained("me/policy", endpoint=endpoint, cache_dir=tmp_path, token=False)
+
+
+@pytest.mark.parametrize(
+    "result", ["missing.json", {}, {**RECORD, "evaluations": [{"update": 1, "returns": []}]}]
+)
+def test_what_is_no_result_of_a_run_is_refused(tmp_path: Path, result: Any) -> None:
+    with pytest.raises(DataError, match="no result of a run"):
+        save_pretrained(make(), tmp_path, result=result, onnx=False)
+
+
+def test_a_card_without_a_run_says_what_the_checkpoint_says(tmp_path: Path) -> None:
+    folder = save_pretrained(make(), tmp_path, onnx=False)
+    card = model_card(folder / "checkpoint.zip")
+    assert "## The run" not in card
+    assert "a clone of the data" in card
