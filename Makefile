@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 # The versions to install; `make setup CONSTRAINTS=/dev/null` takes the newest ones instead.
 CONSTRAINTS ?= constraints.txt
 LOWEST := .venv-lowest
+RUNTIME := .venv-runtime
 BUILD := .venv-build
 PEERS := outputs/peers
 OGBENCH := outputs/ogbench
@@ -25,8 +26,8 @@ VALID := $(shell [ "$$(cat $(STAMP) 2>/dev/null)" = "$(CURDIR)" ] && $(BIN)/pyth
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick test-packaging test-extras lint format docs build release audit bench-bandit bench-pointmaze \
-	bench-datasets bench-hosts bench-speed bench-peers bench-growth bench-memory bench-imports bench-host-speed \
+.PHONY: help setup demo test test-quick test-packaging test-runtime test-extras lint format docs build release audit bench-bandit bench-pointmaze \
+	bench-datasets bench-hosts bench-speed bench-peers bench-growth bench-runtime bench-memory bench-imports bench-host-speed \
 	bench-gpu bench-walks bench-page pointmaze-data ogbench-data metaworld-data pendulum-data mixed-data tasks aggregates results results-page scorecard test-lowest test-cpus \
 	tables clean FORCE
 
@@ -61,10 +62,19 @@ test-quick: $(STAMP)  ## the fast tests of the core, about a minute
 test-packaging: $(STAMP)  ## build the release, install it into a new environment, use it there
 	$(BIN)/python -m pytest tests/test_packaging.py
 
+# `make test` runs the same tests beside torch.
+test-runtime: $(RUNTIME)/.installed  ## the tests of gtp-policy-runtime where there is no torch
+	cd runtime && ../$(RUNTIME)/bin/python -m pytest -p no:cacheprovider
+
+$(RUNTIME)/.installed: runtime/pyproject.toml constraints.txt
+	@rm -rf $(RUNTIME) && $(PYTHON) -m venv $(RUNTIME)
+	@$(RUNTIME)/bin/python -m pip --disable-pip-version-check -q install -c $(CONSTRAINTS) './runtime[serve]' pytest hypothesis
+	@$(RUNTIME)/bin/python -m pip -q uninstall -y gtp-policy-runtime && touch $@
+
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
-	$(BIN)/python -m mypy --strict gtp_policy
+	$(BIN)/python -m mypy --strict gtp_policy runtime/gtp_runtime
 	$(BIN)/python -m mypy adapters/gtp_datasets adapters/gtp_experiments adapters/gtp_sb3 adapters/gtp_tianshou
 
 format: $(STAMP)  ## rewrite the sources in the house style
@@ -74,13 +84,15 @@ format: $(STAMP)  ## rewrite the sources in the house style
 docs: $(STAMP)  ## build the documentation, warnings are errors
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
-build: $(STAMP)  ## build the source archive, and the wheel from it
+build: $(STAMP)  ## build the source archives of both distributions, and the wheels from them
 	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m build --no-isolation --outdir dist runtime
 
 release: $(STAMP)  ## build as `make build` does, with tools whose every file is known by its hash
 	@rm -rf $(BUILD) && $(PYTHON) -m venv $(BUILD)
 	@$(BUILD)/bin/python -m pip --disable-pip-version-check -q install --require-hashes --no-deps -r constraints-build.txt
 	$(BUILD)/bin/python -m build --no-isolation
+	$(BUILD)/bin/python -m build --no-isolation --outdir dist runtime
 
 audit: $(STAMP)  ## look up known vulnerabilities of what is installed, and list its licences (needs the network)
 	@mkdir -p outputs
@@ -162,6 +174,10 @@ $(OGBENCH)/.installed: benchmarks/constraints-ogbench.txt | $(STAMP)
 	@$(PIP) install --no-deps --target $(OGBENCH) -r benchmarks/constraints-ogbench.txt
 	@touch $@
 
+bench-runtime: $(STAMP)  ## latency without torch at 100 Hz (half an hour), and a server under load (ten minutes), as JSON
+	$(BIN)/python -m benchmarks.runtime
+	$(BIN)/python -m benchmarks.serving
+
 bench-growth: $(STAMP)  ## time of an update as sizes grow, as JSON
 	$(BIN)/python -m benchmarks.growth
 
@@ -205,5 +221,5 @@ tables: $(STAMP)  ## write what is generated of the README and of the page on th
 	$(BIN)/python docs/architecture.py
 
 clean:  ## remove everything that the other targets made
-	rm -rf $(VENV) $(LOWEST) $(BUILD) build dist docs/_build outputs .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) $(RUNTIME) $(BUILD) build dist docs/_build outputs .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

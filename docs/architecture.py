@@ -21,6 +21,7 @@ FOLDERS = {
     "adapters/gtp_experiments": "runs, evaluation and comparison by command (`experiments`)",
     "adapters/gtp_sb3": "an algorithm for Stable-Baselines3, offline and online (`sb3`)",
     "adapters/gtp_tianshou": "a policy and an offline algorithm for Tianshou 2.x (`tianshou`)",
+    "runtime/gtp_runtime": "policies without torch: load a policy file, act, serve",
     "examples": "short scripts, and the run of `make demo`",
     "benchmarks": "one script per figure that the documentation states, and the results as JSON",
     "tests": "mirrors the packages",

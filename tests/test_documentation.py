@@ -21,6 +21,7 @@ PACKAGES = (
     "gtp_policy.testing",
     "gtp_datasets",
     "gtp_experiments",
+    "gtp_runtime",
     "gtp_sb3",
     "gtp_tianshou",
 )

@@ -76,8 +76,9 @@ OUTER: dict[str, set[str]] = {
     "adapters/gtp_sb3": CORE_LIBRARIES
     | {"gtp_datasets", "gymnasium", "minari", "stable_baselines3", "tqdm"},
     "adapters/gtp_tianshou": CORE_LIBRARIES | {"gtp_datasets", "gymnasium", "minari", "tianshou"},
+    "runtime/gtp_runtime": {"msgpack", "numpy", "onnxruntime", "starlette", "uvicorn"},
     "examples": CORE_LIBRARIES
-    | {"gtp_datasets", "gtp_sb3", "gtp_tianshou", "gymnasium", "gymnasium_robotics"}
+    | {"gtp_datasets", "gtp_runtime", "gtp_sb3", "gtp_tianshou", "gymnasium", "gymnasium_robotics"}
     | {"hypothesis", "matplotlib", "minari", "pytest", "stable_baselines3", "tianshou", "tqdm"},
 }
 # What `import gtp_policy` must not load: hosts, file formats and test tools.
@@ -90,6 +91,7 @@ FOREIGN = (
         "pyarrow",
         "gtp_datasets",
         "gtp_experiments",
+        "gtp_runtime",
         "gtp_sb3",
         "gtp_tianshou",
         "gymnasium",
@@ -186,7 +188,7 @@ def test_arrows_never_reverse(module: str) -> None:
     ("folder", "path"), outer_files(), ids=[str(p.relative_to(ROOT)) for _, p in outer_files()]
 )
 def test_outer_code_uses_public_names_and_its_own_host(folder: str, path: Path) -> None:
-    own = folder.removeprefix("adapters/").replace("/", ".")
+    own = folder.removeprefix("adapters/").removeprefix("runtime/").replace("/", ".")
     public = public_names()
     for imported, name, line in imports_of(path):
         where = f"{path.relative_to(ROOT)}:{line} imports {imported} {name or ''}"
@@ -227,7 +229,8 @@ def circle_in(graph: dict[str, set[str]]) -> str:
     return ""
 
 
-ROOTS = ("gtp_policy", *(f for f in OUTER if f.startswith("adapters/")), "benchmarks", "examples")
+INSTALLED = tuple(f for f in OUTER if f.startswith(("adapters/", "runtime/")))
+ROOTS = ("gtp_policy", *INSTALLED, "benchmarks", "examples")
 
 
 @pytest.mark.parametrize("root", ROOTS)
@@ -325,11 +328,11 @@ def private_names_of_others(path: Path) -> list[str]:
     return found
 
 
-def test_adapters_leave_the_private_names_of_others_alone() -> None:
-    adapters = ROOT / "adapters"
+def test_outer_packages_leave_the_private_names_of_others_alone() -> None:
     found = {
-        (path.relative_to(adapters).as_posix(), name)
-        for path in adapters.rglob("*.py")
+        (path.relative_to((ROOT / folder).parent).as_posix(), name)
+        for folder in INSTALLED
+        for path in (ROOT / folder).rglob("*.py")
         for name in private_names_of_others(path)
     }
     assert found - FORCED.keys() == set()

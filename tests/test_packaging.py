@@ -91,7 +91,7 @@ def test_sdist_is_enough_to_test_and_document_the_release(release: Path) -> None
         inside = {name.partition("/")[2] for name in archive.getnames()}
     here = {
         str(file.relative_to(ROOT))
-        for folder in ("adapters", "docs", "examples", "gtp_policy", "tests")
+        for folder in ("adapters", "docs", "examples", "gtp_policy", "runtime", "tests")
         for file in (ROOT / folder).rglob("*")
         if file.is_file() and not {"_build", "__pycache__"} & set(file.parts)
     }
@@ -159,6 +159,74 @@ except MissingDependencyError as error:
     print(error)
 """
     assert f"gtp-policy[{extra}]" in run(bare_python, "-c", code, cwd=tmp_path)
+
+
+@pytest.fixture(scope="module")
+def runtime_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of gtp-policy-runtime, built from its own sdist."""
+    folder = tmp_path_factory.mktemp("runtime")
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder]
+    run(*build, ROOT / "runtime", cwd=folder)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_the_runtimes_wheel_holds_its_package_alone(runtime_wheel: Path) -> None:
+    with zipfile.ZipFile(runtime_wheel) as archive:
+        names = archive.namelist()
+        (metadata_path,) = [n for n in names if n.endswith(".dist-info/METADATA")]
+        metadata = email.message_from_string(archive.read(metadata_path).decode())
+    top = {name.partition("/")[0] for name in names}
+    assert {t for t in top if not t.endswith(".dist-info")} == {"gtp_runtime"}
+    assert {"gtp_runtime/py.typed", "gtp_runtime/example.onnx"} <= set(names)
+    assert runtime_wheel.stat().st_size < 100_000
+    assert metadata["License-Expression"] == "MIT"
+    assert metadata["License-File"] == "LICENSE"
+    hard = [d for d in metadata.get_all("Requires-Dist", []) if "extra ==" not in d]
+    assert sorted(d.partition("<")[0].partition(">")[0] for d in hard) == ["numpy", "onnxruntime"]
+
+
+def test_the_runtime_is_of_the_same_release() -> None:
+    ours, other = (
+        (ROOT / path / "_version.py").read_text("utf-8").partition("__version__ = ")[2]
+        for path in ("gtp_policy", "runtime/gtp_runtime")
+    )
+    assert ours == other
+    assert (ROOT / "LICENSE").read_bytes() == (ROOT / "runtime" / "LICENSE").read_bytes()
+
+
+def test_the_development_environment_has_what_the_runtime_needs() -> None:
+    ours, other = (
+        tomllib.loads((ROOT / path).read_text(encoding="utf-8"))["project"]
+        for path in ("pyproject.toml", "runtime/pyproject.toml")
+    )
+    declared = {*ours["dependencies"], *ours["optional-dependencies"]["dev"]}
+    needed = {*other["dependencies"], *other["optional-dependencies"]["serve"]}
+    assert needed <= declared
+
+
+@pytest.mark.packaging
+def test_the_runtime_acts_where_there_is_no_torch(runtime_wheel: Path, tmp_path: Path) -> None:
+    run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
+    python = tmp_path / "venv" / "bin" / "python"
+    install = [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt"]
+    run(*install, f"{runtime_wheel}[serve]", cwd=tmp_path)
+    code = """
+import sys
+import numpy as np
+from gtp_runtime import Policy, example_file
+for backend in ("onnxruntime", "numpy"):
+    policy = Policy.load(example_file(), backend=backend)
+    print(policy.backend, policy.act(np.zeros(3), deterministic=True).shape)
+print("torch" in sys.modules, example_file())
+"""
+    lines = run(python, "-c", code, cwd=tmp_path).splitlines()
+    assert lines[:2] == ["onnxruntime (1,)", "numpy (1,)"]
+    assert lines[2].startswith("False ")
+    assert not Path(lines[2].removeprefix("False ")).is_relative_to(ROOT)
+    run(python, "-c", "import gtp_runtime.serving.server", cwd=tmp_path)
+    with pytest.raises(AssertionError, match="No module named 'torch'"):
+        run(python, "-c", "import torch", cwd=tmp_path)
 
 
 def commands(workflow: Path) -> list[str]:

@@ -1,0 +1,119 @@
+"""Playing a policy step by step: chunks of actions one by one, and a memory of the past."""
+
+from collections import deque
+from collections.abc import Mapping
+
+import numpy as np
+
+from gtp_runtime.errors import ObservationError
+from gtp_runtime.graph import Array
+from gtp_runtime.policy import Observation, Policy
+
+
+class ActionQueue:
+    """Gives one action per observation, of a policy that plans h at once or sees m at once.
+
+    A policy with chunks is computed when the queue is empty; its first ``play`` actions are then
+    given one per call, whatever is observed meanwhile. A policy with a history sees the last m
+    observations; at the start of an episode the first one stands for those before it. With h = 1
+    and m = 1 a queue is the policy.
+
+    A queue belongs to one episode at a time and to one thread. Several may share a policy.
+
+    Args:
+        policy: The policy.
+        play: Actions of each chunk that are played, 1 to h; default all.
+        deterministic: Whether actions start from the fixed noise.
+
+    Raises:
+        ValueError: If ``play`` is out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> from gtp_runtime import ActionQueue, Policy, example_file
+        >>> queue = ActionQueue(Policy.load(example_file()))
+        >>> queue.reset(seed=0)
+        >>> queue.act(np.zeros(3)).shape
+        (1,)
+    """
+
+    def __init__(
+        self, policy: Policy, *, play: int | None = None, deterministic: bool = False
+    ) -> None:
+        chunk = policy.document.chunk
+        play = chunk if play is None else play
+        if type(play) is not int or not 1 <= play <= chunk:
+            raise ValueError(
+                f"`play` is out of range: got {play}, expected an integer from 1 to {chunk}, the "
+                "actions of a chunk."
+            )
+        self._policy, self._play, self._deterministic = policy, play, deterministic
+        self._actions: deque[Array] = deque()
+        self._past: deque[Observation] = deque(maxlen=policy.document.history)
+        self._random: np.random.Generator | None = None
+
+    def reset(self, seed: int | None = None) -> None:
+        """Starts an episode: forgets what was planned and what was seen.
+
+        Args:
+            seed: Seed of the episode's noises; default at random.
+        """
+        self._actions.clear()
+        self._past.clear()
+        self._random = None if seed is None else np.random.default_rng(seed)
+
+    def act(self, obs: Observation) -> Array:
+        """Returns the next action.
+
+        Every observation is checked, those too that no action is computed for. One that is refused
+        leaves the queue as it was.
+
+        Args:
+            obs: What is observed now: one observation, without a batch and without a history.
+
+        Returns:
+            Action, float32, shape ``action.shape``.
+
+        Raises:
+            ObservationError: As `Policy.act` raises it.
+        """
+        window = self._window(obs)
+        checked, single = self._policy.check(window)
+        if not single:
+            raise ObservationError(
+                f"The observation has the wrong shape: got a batch of {len(checked[0])}, expected "
+                "one observation. Give each environment a queue of its own."
+            )
+        if not self._actions:
+            self._plan(window)
+        self._past.append(obs)
+        return self._actions.popleft()
+
+    def _plan(self, window: Observation) -> None:
+        policy = self._policy
+        if self._random is None or self._deterministic or policy.document.noise_input is None:
+            chunk = policy.act(window, deterministic=self._deterministic)
+        else:
+            noise = self._random.standard_normal(policy.document.noise_shape, np.float32)
+            chunk = policy.act(window, noise=noise)
+        shape = (policy.document.chunk, *policy.document.action_shape)
+        self._actions.extend(chunk.reshape(shape)[: self._play])
+
+    def _window(self, obs: Observation) -> Observation:
+        """Returns what the policy sees: the observation, or the last m of them."""
+        history = self._policy.document.history
+        if history == 1:
+            return obs
+        seen = [*self._past, obs][-history:]
+        seen = [seen[0]] * (history - len(seen)) + seen
+        try:
+            if isinstance(obs, Mapping):
+                return {
+                    key: np.stack([np.asarray(o[key]) for o in seen if isinstance(o, Mapping)])
+                    for key in obs
+                }
+            return np.stack([np.asarray(o) for o in seen])
+        except (ValueError, KeyError) as error:
+            raise ObservationError(
+                f"The observation has another structure than the last ones: got {error}."
+            ) from error

@@ -1,0 +1,84 @@
+"""The process that serves: a socket, uvicorn, and signals that end it gracefully."""
+
+import asyncio
+import socket
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from gtp_runtime.policy import Policy
+from gtp_runtime.serving.app import Limits, create_app
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_SLOW = b'{"error":{"type":"SlowRequestError","message":"No whole request arrived in time."}}'
+
+
+class PatientProtocol(H11Protocol):
+    """uvicorn's HTTP protocol, whose first request must begin within a time."""
+
+    seconds = 10.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Starts the clock of a connection.
+
+        Args:
+            transport: The connection.
+        """
+        super().connection_made(transport)
+        asyncio.get_running_loop().call_later(self.seconds, self._give_up, transport)
+
+    def _give_up(self, transport: asyncio.Transport) -> None:
+        # A request that has begun has limits of its own, and a WebSocket another protocol.
+        if self.cycle is None and transport.get_protocol() is self and not transport.is_closing():
+            head = (
+                "HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\n"
+                f"content-length: {len(_SLOW)}\r\nconnection: close\r\n\r\n"
+            )
+            transport.write(head.encode() + _SLOW)
+            transport.close()
+
+
+def serve(
+    policy: Policy,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    limits: Limits | None = None,
+    stop_seconds: int = 10,
+) -> None:
+    """Serves a policy until SIGINT or SIGTERM; then answers what it has, and returns.
+
+    Prints the address once it listens.
+
+    Args:
+        policy: The policy.
+        host: Address to listen at. Others than this machine's own are open to whoever reaches
+            them: there is no encryption and no password.
+        port: Port; 0 for a free one.
+        limits: What it takes.
+        stop_seconds: Time for what is under way when it stops.
+
+    Raises:
+        OSError: If the address is taken.
+    """
+    limits = limits or Limits()
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, port), family=family, backlog=128)
+    hosts = [*_LOOPBACK, "[::1]"] if host in _LOOPBACK else None
+    options: dict[str, Any] = {
+        "http": PatientProtocol,
+        "ws": "websockets-sansio",
+        "ws_max_size": limits.body_bytes,
+        "limit_concurrency": limits.connections,
+        "timeout_graceful_shutdown": stop_seconds,
+        "timeout_keep_alive": 30,
+        "log_level": "warning",
+        "access_log": False,
+        "server_header": False,
+    }
+    server = uvicorn.Server(uvicorn.Config(create_app(policy, limits, hosts), **options))
+    bound = listener.getsockname()
+    name = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
+    print(f"serving {policy!r} at http://{name}:{bound[1]}", flush=True)
+    server.run(sockets=[listener])

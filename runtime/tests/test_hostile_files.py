@@ -1,0 +1,411 @@
+"""Files that somebody made to do harm, or that broke: a typed error, within bounds, nothing run."""
+
+import json
+import re
+import struct
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx_writer import (
+    attribute,
+    document,
+    field,
+    graph,
+    model,
+    node,
+    policy_bytes,
+    port,
+    tensor,
+    varint,
+)
+
+from gtp_runtime import GTPRuntimeError, Policy, PolicyFileError
+from gtp_runtime.document import parse_document
+from gtp_runtime.graph import read_graph
+
+PORTS = [port("obs", ("batch", 3))], [port("action", ("batch", 3))]
+CONTENT = document(
+    action__shape=[3],
+    action__low=[-1.0] * 3,
+    action__high=[1.0] * 3,
+    noise={"source": "fixed", "input": None, "shape": [1], "fixed": [0.0]},
+)
+PROPERTY = {"gtp_policy": json.dumps(CONTENT)}
+ECHO = node("Identity", ["obs"], ["action"])
+
+
+def file(
+    nodes: list[bytes], constants: dict[str, np.ndarray] | None = None, more: bytes = b""
+) -> bytes:
+    return model(graph(nodes, constants or {}, *PORTS) + more, PROPERTY)
+
+
+def external(**more: bytes) -> bytes:
+    """A weight whose numbers stand in another file."""
+    where = field(1, "location") + field(2, "../../etc/passwd")
+    return field(1, 3) + field(2, 1) + field(8, "w") + field(13, where) + more.get("also", b"")
+
+
+def if_node() -> bytes:
+    inside = graph([node("Identity", ["obs"], ["y"])], {}, [], [port("y", ("batch", 3))])
+    branch = [
+        field(5, field(1, n) + field(6, inside) + field(20, 5))
+        for n in ("then_branch", "else_branch")
+    ]
+    return field(1, "flag") + field(2, "action") + field(4, "If") + b"".join(branch)
+
+
+REFUSED: dict[str, tuple[bytes, str]] = {
+    "nothing": (b"", "no graph"),
+    "text": (b"hello world", "cannot be read"),
+    "pickle": (b"\x80\x04\x95.", "cannot be read"),
+    "zip": (b"PK\x03\x04" + bytes(30), "cannot be read"),
+    "another model": (model(graph([ECHO], {}, *PORTS)), "no property `gtp_policy`"),
+    "custom operator": (
+        file([node("Evil", ["obs"], ["action"], domain="com.evil")]),
+        "'Evil' of the domain 'com.evil'",
+    ),
+    "python operator": (
+        file([node("PyOp", ["obs"], ["action"], domain="ai.onnx.contrib")]),
+        "refused: got the operator 'PyOp'",
+    ),
+    "unknown operator": (file([node("Loopy", ["obs"], ["action"])]), "the operator 'Loopy'"),
+    "another domain": (
+        file([ECHO]) + field(8, field(1, "com.microsoft") + field(2, 1)),
+        "operators of the domain 'com.microsoft'",
+    ),
+    "two opsets": (file([ECHO]) + field(8, field(1, "") + field(2, 17)), "two versions"),
+    "function": (file([ECHO]) + field(25, field(1, "f")), "functions"),
+    "training": (file([ECHO]) + field(20, b""), "the field 20 of a model"),
+    "external weight": (file([ECHO], more=field(5, external())), "data in another file"),
+    "external location": (
+        file([ECHO], more=field(5, external(also=field(14, 1)))),
+        "data in another file",
+    ),
+    "location alone": (
+        file([ECHO], more=field(5, field(8, "w") + field(2, 1) + field(14, 1))),
+        "data in another file",
+    ),
+    "external attribute": (
+        file(
+            [
+                node("Constant", [], ["c"])
+                + field(5, field(1, "value") + field(5, external()) + field(20, 4)),
+                ECHO,
+            ]
+        ),
+        "data in another file",
+    ),
+    "subgraph": (
+        file([if_node()], {"flag": np.array(True)}),
+        "a subgraph or the field 6",
+    ),
+    "sparse weight": (file([ECHO], more=field(15, b"")), "the field 15 of a graph"),
+    "second graph": (file([ECHO]) + field(7, graph([ECHO], {}, *PORTS)), "two graphs"),
+    "second property": (
+        file([ECHO]) + field(14, field(1, "gtp_policy") + field(2, "{}")),
+        "two properties",
+    ),
+    "second weight": (
+        file([ECHO], {"w": np.zeros(1, np.float32)}, field(5, tensor("w", np.ones(1, np.float32)))),
+        "a second 'w'",
+    ),
+    "second maker": (file([ECHO, ECHO]), "a second 'action'"),
+    "weight over input": (file([ECHO], {"obs": np.zeros((1, 3), np.float32)}), "a second 'obs'"),
+    "circle": (
+        file([node("Add", ["obs", "b"], ["a"]), node("Identity", ["a"], ["b"]), ECHO]),
+        "'b' before it is computed",
+    ),
+    "no output": (file([node("Identity", ["obs"], ["y"])]), "an output 'action' that is not"),
+    "weight too short": (
+        file(
+            [ECHO],
+            more=field(5, field(1, 10**9) + field(2, 1) + field(8, "w") + field(9, bytes(8))),
+        ),
+        "8 bytes of 'w' for the shape",
+    ),
+    "negative shape": (
+        file([ECHO], more=field(5, field(1, -1) + field(2, 1) + field(8, "w") + field(9, b""))),
+        "of shape",
+    ),
+    "many dimensions": (
+        file(
+            [ECHO],
+            more=field(5, field(1, 1) * 9 + field(2, 1) + field(8, "w") + field(9, bytes(4))),
+        ),
+        "too large in this form",
+    ),
+    "text weight": (
+        file([ECHO], more=field(5, field(1, 1) + field(2, 8) + field(8, "w") + field(6, "x"))),
+        "the field 6 of a tensor",
+    ),
+    "flag of 2": (
+        file([ECHO], more=field(5, field(1, 1) + field(2, 9) + field(8, "w") + field(9, b"\x02"))),
+        "neither 0 nor 1",
+    ),
+    "memory": (
+        file(
+            [
+                node("Expand", ["obs", "s"], ["big"]),
+                node("ReduceMean", ["big", "axis"], ["m"]),
+                node("Identity", ["obs"], ["action"]),
+            ],
+            {"s": np.array([10**6, 10**6, 1, 3]), "axis": np.array([0])},
+        ),
+        "numbers in memory",
+    ),
+    "constant memory": (
+        file([node("ConstantOfShape", ["s"], ["big"]), ECHO], {"s": np.array([10**6, 10**6])}),
+        "numbers in memory",
+    ),
+    "work": (
+        file(
+            [
+                node("ConstantOfShape", ["s"], ["a"]),
+                *(node("MatMul", ["a", "a"], [f"b{i}"]) for i in range(10)),
+                ECHO,
+            ],
+            {"s": np.array([3000, 3000])},
+        ),
+        "multiplications|numbers in memory",
+    ),
+    "wrong shape inside": (
+        file([node("Concat", ["obs", "obs"], ["action"], axis=1)]),
+        "float32 of shape .1, 6. for one observation",
+    ),
+    "wrong types": (
+        file([node("Add", ["obs", "w"], ["action"])], {"w": np.zeros(3, np.int64)}),
+        "at an operator Add",
+    ),
+    "unknown attribute": (
+        file([node("Tanh", ["obs"], ["action"], self=1)]),
+        "at an operator Tanh",
+    ),
+    "attribute by another name": (
+        file([node("Tanh", ["obs"], ["action"], meter=1)]),
+        "at an operator Tanh",
+    ),
+    "attribute of two types": (
+        file(
+            [
+                node("ArgMax", ["obs"], ["i"])
+                + field(5, field(1, "axis") + field(3, 1) + field(2, 1.0) + field(20, 2)),
+                ECHO,
+            ]
+        ),
+        "of two types",
+    ),
+    "attribute without a type": (
+        file([node("ArgMax", ["obs"], ["i"]) + field(5, field(1, "axis") + field(3, 1)), ECHO]),
+        "of type 0",
+    ),
+    "more outputs": (file([node("Identity", ["obs"], ["action", "b"])]), "2 outputs"),
+    "no nodes left": (
+        file([node("Gather", ["obs", "i"], ["action"], axis=9)], {"i": np.array([0])}),
+        "at an operator Gather",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_hostile_file_is_refused_in_time_and_memory(name: str) -> None:
+    data, match = REFUSED[name]
+    tracemalloc.start()
+    start = time.process_time()
+    try:
+        with pytest.raises(PolicyFileError, match=match):
+            Policy.load(data, backend="numpy")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 600e6
+    assert time.process_time() - start < 20
+    with pytest.raises(PolicyFileError):
+        Policy.load(data)
+
+
+def test_the_good_file_beside_them_is_taken() -> None:
+    assert Policy.load(file([ECHO])).act([0.5, -2.0, 0.0]).tolist() == [0.5, -1.0, 0.0]
+
+
+CHANGES: dict[str, tuple[dict[str, Any], str]] = {
+    "no version": ({"format_version": None}, "`format_version` of None"),
+    "version 0": ({"format_version": 0}, "`format_version` of 0"),
+    "version True": ({"format_version": True}, "`format_version` of True"),
+    "kind": ({"kind": "critic"}, "`kind` of 'critic'"),
+    "steps": ({"steps": 1.5}, "`steps` of 1.5"),
+    "precision": ({"precision": "int4"}, "`precision`"),
+    "observation": ({"observation": []}, "no object at `observation`"),
+    "parts": ({"observation__parts": []}, "no list of objects"),
+    "kind of observation": ({"observation__kind": "graph"}, "`observation.kind`"),
+    "dict without keys": ({"observation__kind": "dict"}, "the key None"),
+    "action shape": ({"action__shape": [-1]}, "`action.shape`"),
+    "action size": ({"action__shape": [2**20, 2**20]}, "`action.shape`"),
+    "low": ({"action__low": [0.0]}, "no list of 2 numbers"),
+    "low null": ({"action__low": [None, 0.0]}, "with null"),
+    "low text": ({"action__low": ["a", 0.0]}, "no list of numbers"),
+    "low huge": ({"action__low": [-1e300, 0.0]}, "not finite in float32"),
+    "low integer": ({"action__low": [-(10**400), 0.0]}, "beyond float64"),
+    "low above high": ({"action__low": [3.0, 0.0]}, "`action.low` below `action.high`"),
+    "noise source": ({"noise__source": "internet"}, "`noise.source`"),
+    "noise input": ({"noise__input": None}, "`noise.input` of None"),
+    "fixed": ({"noise__fixed": None}, "no `noise.fixed`"),
+    "checkpoint": ({"checkpoint": 3}, "no object at `checkpoint`"),
+    "history": (
+        {
+            "observation__history": 10**7,
+            "observation__parts": [{"input": "obs", "key": None, "shape": [100]}],
+        },
+        "more than",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_wrong_document_is_named(name: str) -> None:
+    changes, match = CHANGES[name]
+    with pytest.raises(PolicyFileError, match=match):
+        parse_document(document(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"action__output": "u"}, "got the outputs action"),
+        ({"noise__shape": [3], "noise__fixed": [0.0] * 3}, "got the inputs"),
+        ({"action__chunk": 2}, "got the outputs"),
+        ({"opset": 17}, "got opset 18"),
+    ],
+)
+def test_a_document_of_another_model_is_refused(changes: dict[str, Any], match: str) -> None:
+    data = read_graph(policy_bytes())
+    content = document(**changes)
+    from gtp_runtime.document import read_document
+
+    data.metadata["gtp_policy"] = json.dumps(content)
+    with pytest.raises(PolicyFileError, match=match):
+        read_document(data)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, '{"format_version": NaN}', "null"])
+def test_a_property_that_is_no_document_is_refused(text: str) -> None:
+    with pytest.raises(PolicyFileError):
+        Policy.load(model(graph([ECHO], {}, *PORTS), {"gtp_policy": text}))
+
+
+GOOD = policy_bytes()
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 255)), min_size=1, max_size=8),
+    st.one_of(st.none(), st.integers(0, len(GOOD))),
+)
+def test_a_damaged_file_acts_or_is_refused_by_a_typed_error(
+    changes: list[tuple[int, int]], end: int | None
+) -> None:
+    data = bytearray(GOOD)
+    for at, value in changes:
+        data[at] = value
+    try:
+        policy = Policy.load(bytes(data[:end]))
+    except GTPRuntimeError:
+        return
+    assert policy.act(policy.zeros(), deterministic=True).shape == policy.document.result_shape
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_refused(data: bytes) -> None:
+    with pytest.raises(PolicyFileError):
+        Policy.load(data)
+
+
+@given(st.binary(max_size=60), st.sampled_from([1, 5, 7, 8, 11, 12, 14]))
+def test_any_message_in_a_model_is_refused_or_no_part_of_it(data: bytes, number: int) -> None:
+    try:
+        read_graph(field(number, data))
+    except PolicyFileError:
+        return
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from(sorted(document())), inner, max_size=5)
+        ),
+    ),
+    st.sampled_from(sorted(document())),
+)
+def test_any_json_is_a_document_or_a_typed_error(value: Any, key: str) -> None:
+    for content in (value, document() | {key: value}):
+        try:
+            parse_document(content)
+        except PolicyFileError:
+            continue
+
+
+def test_nothing_is_opened_or_started_while_a_file_is_refused() -> None:
+    seen: list[str] = []
+    bad = re.compile(r"^(open|exec|compile|import|os\.|subprocess|socket|ctypes\.dlopen|pickle)")
+    watching = True
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if watching and bad.match(event):
+            seen.append(f"{event} {arguments[:1]!r:.100}")
+
+    for data, _ in REFUSED.values():  # what is imported on the way is there
+        with pytest.raises(PolicyFileError):
+            Policy.load(data, backend="numpy")
+    sys.addaudithook(hook)
+    try:
+        for data, _ in REFUSED.values():
+            with pytest.raises(PolicyFileError):
+                Policy.load(data, backend="numpy")
+    finally:
+        watching = False
+    assert seen == []
+
+
+def test_numbers_as_lists_are_read_as_onnx_says(tmp_path: Path) -> None:
+    def listed(
+        element: int, number: int, content: bytes, dims: tuple[int, ...] = (2,)
+    ) -> np.ndarray:
+        part = b"".join(field(1, n) for n in dims) + field(2, element) + field(8, "w")
+        data = model(graph([ECHO], {}, *PORTS) + field(5, part + field(number, content)))
+        return read_graph(data).constants["w"]
+
+    assert listed(1, 4, struct.pack("<2f", 0.5, -2)).tolist() == [0.5, -2.0]
+    assert listed(7, 7, varint(3) + varint(-1)).tolist() == [3, -1]
+    assert listed(6, 5, varint(3) + varint(-1)).tolist() == [3, -1]
+    assert listed(9, 5, varint(1) + varint(0)).tolist() == [True, False]
+    assert listed(10, 5, varint(0x3C00) + varint(0xC000)).tolist() == [1.0, -2.0]
+    for element, number, content in (
+        (1, 7, varint(1) * 2),
+        (2, 5, varint(256) * 2),
+        (10, 5, varint(-1) * 2),
+        (11, 4, bytes(8)),
+    ):
+        with pytest.raises(PolicyFileError):
+            listed(element, number, content)
+
+
+def test_an_attribute_of_zero_may_be_left_out() -> None:
+    silent = node("ArgMax", ["obs"], ["i"]) + field(5, field(1, "axis") + field(20, 2))
+    read = read_graph(model(graph([silent], {}, PORTS[0], [port("i", ("batch", 1), 7)])))
+    assert read.nodes[0].attributes == {"axis": 0}
+    assert attribute("axis", 0) == field(1, "axis") + field(3, 0) + field(20, 2)
+
+
+def test_onnx_takes_what_these_tests_write() -> None:
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed: another writer's own check")
+    check: Callable[..., None] = onnx.checker.check_model
+    check(onnx.load_from_string(policy_bytes()), full_check=True)

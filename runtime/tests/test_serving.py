@@ -1,0 +1,514 @@
+"""The server as clients meet it: another process, by HTTP and WebSocket, under load, killed."""
+
+import http.client
+import io
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx_writer import document, expected, policy_bytes
+
+from gtp_runtime import Policy
+
+pytest.importorskip("starlette", reason="the extra `serve` is not installed")
+pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
+msgpack = pytest.importorskip("msgpack", reason="the extra `serve` is not installed")
+from websockets.exceptions import ConnectionClosed  # noqa: E402 - after what skips
+from websockets.sync.client import connect  # noqa: E402
+
+from gtp_runtime.serving.bodies import BodyError, parse  # noqa: E402 - after what skips
+
+
+@st.composite
+def arrays(draw: st.DrawFn) -> np.ndarray:
+    shape = draw(st.lists(st.integers(0, 4), max_size=4))
+    kind = draw(st.sampled_from(["<f4", ">f8", "<f2", "|b1", "|u1", "<i8", ">i2"]))
+    array = np.arange(int(np.prod(shape))).reshape(shape).astype(kind)
+    return np.asfortranarray(array) if draw(st.booleans()) else array
+
+
+JSON = {"content-type": "application/json"}
+DICT = document(
+    observation={
+        "kind": "dict",
+        "parts": [
+            {"input": "obs.a", "key": "a", "shape": [2]},
+            {"input": "obs.b", "key": "b", "shape": [1]},
+        ],
+        "history": 1,
+    }
+)
+
+
+class Server:
+    """A server process, and how to talk to it."""
+
+    def __init__(self, path: Path, *options: str, port: int = 0) -> None:
+        command = [sys.executable, "-m", "gtp_runtime", "serve", str(path), "--port", str(port)]
+        self.process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert " at http://127.0.0.1:" in line, line
+        self.port = int(line.rpartition(":")[2])
+
+    def request(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, bytes, Any]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        try:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            return response.status, response.read(), response.headers
+        finally:
+            connection.close()
+
+    def act(self, **content: Any) -> tuple[int, dict[str, Any]]:
+        status, body, _ = self.request("POST", "/act", json.dumps(content), JSON)
+        return status, json.loads(body)
+
+    def metrics(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.request("GET", "/metrics")[1])
+        return found
+
+    def raw(self, data: bytes, seconds: float = 10.0) -> bytes:
+        """Sends bytes and returns everything that comes until the connection ends."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=seconds) as link:
+            link.sendall(data)
+            found = b""
+            try:
+                while part := link.recv(65536):
+                    found += part
+            except (TimeoutError, ConnectionResetError):
+                pass
+            return found
+
+    def memory(self) -> int:
+        text = Path(f"/proc/{self.process.pid}/statm").read_text(encoding="ascii")
+        return int(text.split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(20)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("policy") / "policy.onnx"
+    path.write_bytes(policy_bytes())
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(file: Path) -> Iterator[Server]:
+    made = Server(file, "--body-seconds", "0.5", "--max-body", "20000", "--max-rows", "64")
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module")
+def policy(file: Path) -> Policy:
+    return Policy.load(file)
+
+
+def test_json_is_answered_with_the_policys_action(server: Server, policy: Policy) -> None:
+    obs = [[0.1, 0.2, 0.3], [1.0, -2.0, 3.0]]
+    status, found = server.act(obs=obs, seed=3, id="mine")
+    assert (status, found["id"]) == (200, "mine")
+    np.testing.assert_allclose(found["action"], policy.act(obs, seed=3), atol=1e-6)
+    _, found = server.act(obs=obs[0], deterministic=True)
+    np.testing.assert_allclose(found["action"], policy.act(obs[0], deterministic=True), atol=1e-6)
+    assert "id" not in found
+    answers = [server.act(obs=obs[0])[1]["action"] for _ in range(2)]
+    assert answers[0] != answers[1]
+
+
+def test_msgpack_and_npy_are_answered_in_kind(server: Server, policy: Policy) -> None:
+    obs = np.array([[0.1, 0.2, 0.3], [1.0, -2.0, 3.0]])
+    right = policy.act(obs, seed=3)
+    kind = {"content-type": "application/msgpack"}
+    for array in (
+        obs.tolist(),
+        {"dtype": "float64", "shape": [2, 3], "data": obs.tobytes()},
+    ):
+        body = msgpack.packb({"obs": array, "seed": 3, "id": 7})
+        status, found, headers = server.request("POST", "/act", body, kind)
+        content = msgpack.unpackb(found)
+        assert (status, headers["content-type"], content["id"]) == (200, kind["content-type"], 7)
+        np.testing.assert_allclose(content["action"], right, atol=1e-6)
+    for array in (obs, np.asfortranarray(obs), obs.astype(np.float32)):
+        file = io.BytesIO()
+        np.save(file, array)
+        kind = {"content-type": "application/x-npy"}
+        status, found, _ = server.request("POST", "/act?seed=3", file.getvalue(), kind)
+        assert status == 200
+        np.testing.assert_allclose(np.load(io.BytesIO(found)), right, atol=1e-6)
+
+
+def test_websockets_answer_in_order(server: Server, policy: Policy) -> None:
+    with connect(f"ws://127.0.0.1:{server.port}/act") as link:
+        for i in range(20):
+            link.send(json.dumps({"obs": [i, 0, 0], "seed": i, "id": i}))
+        for i in range(20):
+            found = json.loads(link.recv())
+            assert found["id"] == i
+            np.testing.assert_allclose(found["action"], policy.act([i, 0, 0], seed=i), atol=1e-6)
+        link.send(msgpack.packb({"obs": [1, 2, 3], "seed": 5}))
+        answer = link.recv()
+        assert isinstance(answer, bytes)
+        np.testing.assert_allclose(
+            msgpack.unpackb(answer)["action"], policy.act([1, 2, 3], seed=5), atol=1e-6
+        )
+        link.send("{")
+        assert json.loads(link.recv())["error"]["type"] == "BodyError"
+        link.send(json.dumps({"obs": [1, 2, 3]}))
+        assert "action" in json.loads(link.recv())  # the connection goes on
+
+
+def test_a_message_that_is_too_large_ends_its_connection_alone(server: Server) -> None:
+    with connect(f"ws://127.0.0.1:{server.port}/act") as link:
+        link.send("x" * 30_000)
+        with pytest.raises(ConnectionClosed) as caught:
+            link.recv()
+        assert caught.value.rcvd is not None
+        assert caught.value.rcvd.code == 1009
+    assert server.act(obs=[1, 2, 3])[0] == 200
+
+
+def test_health_metadata_and_metrics(server: Server, policy: Policy) -> None:
+    assert json.loads(server.request("GET", "/health")[1]) == {"status": "ok"}
+    about = json.loads(server.request("GET", "/metadata")[1])
+    assert about["policy"] == policy.document.content
+    assert about["backend"] == "onnxruntime"
+    before = server.metrics()
+    server.act(obs=[[1, 2, 3]] * 5)
+    server.act(obs=[1, 2])
+    after = server.metrics()
+    assert after["answered"] - before["answered"] == 1
+    assert after["rows"] - before["rows"] == 5
+    assert after["failed"] - before["failed"] == 1
+    assert (
+        0 < after["latency_ms"]["p50"] <= after["latency_ms"]["p99"] <= after["latency_ms"]["max"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind"),
+    [
+        (b"", 400, "BodyError"),
+        (b"{", 400, "BodyError"),
+        (b"\xff\xfe", 400, "BodyError"),
+        (b"[1, 2, 3]", 400, "BodyError"),
+        (b"[" * 15_000, 400, "BodyError"),
+        (b'{"obs": ' + b"[" * 900 + b"]" * 900 + b"}", 400, "BodyError"),
+        (b"{}", 400, "BodyError"),
+        (b'{"obs": [1, 2, 3], "steps": 100}', 400, "BodyError"),
+        (b'{"obs": "abc"}', 400, "BodyError"),
+        (b'{"obs": null}', 400, "BodyError"),
+        (b'{"obs": ["a", 1, 2]}', 400, "BodyError"),
+        (b'{"obs": [[1], [2, 3]]}', 400, "BodyError"),
+        (b'{"obs": [1, 2, 3], "seed": -1}', 400, "BodyError"),
+        (b'{"obs": [1, 2, 3], "seed": true}', 400, "BodyError"),
+        (b'{"obs": [1, 2, 3], "deterministic": 1}', 400, "BodyError"),
+        (b'{"obs": [1, 2, 3], "id": []}', 400, "BodyError"),
+        (b'{"obs": [1, 2, 3], "deterministic": true, "seed": 1}', 422, "NoiseError"),
+        (b'{"obs": [1, 2]}', 422, "ObservationError"),
+        (b'{"obs": {"a": 1}}', 422, "ObservationError"),
+        (b'{"obs": [NaN, 0, 0]}', 422, "ObservationError"),
+        (b'{"obs": [1e999, 0, 0]}', 422, "ObservationError"),
+        (b'{"obs": [1' + b"0" * 400 + b", 0, 0]}", 400, "BodyError"),
+        (json.dumps({"obs": [[0, 0, 0]] * 65}).encode(), 413, "TooManyRowsError"),
+        (b" " * 20_001, 413, "BodyTooLargeError"),
+    ],
+)
+def test_a_wrong_body_is_answered_by_type(
+    server: Server, body: bytes, status: int, kind: str
+) -> None:
+    found, answer, _ = server.request("POST", "/act", body, JSON)
+    assert (found, json.loads(answer)["error"]["type"]) == (status, kind)
+    assert len(answer) < 1000
+
+
+@pytest.mark.parametrize(
+    "obs",
+    [
+        {"dtype": "object", "shape": [3], "data": bytes(24)},
+        {"dtype": "float32", "shape": [-3], "data": bytes(12)},
+        {"dtype": "float32", "shape": [2**40], "data": bytes(12)},
+        {"dtype": "float32", "shape": [3], "data": bytes(11)},
+        b"abc",
+        {"obs": {"dtype": "|O", "shape": [1], "data": b""}},
+        msgpack.ExtType(5, b"x"),
+        msgpack.Timestamp(1),
+    ],
+)
+def test_a_wrong_msgpack_array_is_refused(server: Server, obs: Any) -> None:
+    body = msgpack.packb({"obs": obs})
+    status, answer, _ = server.request(
+        "POST", "/act", body, {"content-type": "application/msgpack"}
+    )
+    assert status in (400, 422)
+    assert "error" in msgpack.unpackb(answer)
+
+
+def npy(header: str) -> bytes:
+    text = header.encode().ljust(118) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\x93NUMPY",
+        npy("{'descr': '|O', 'fortran_order': False, 'shape': (3,)}") + bytes(24),
+        npy("{'descr': '<f8', 'fortran_order': False, 'shape': (1099511627776,)}") + bytes(24),
+        npy("{'descr': '<f8', 'fortran_order': False, 'shape': (-3,)}") + bytes(24),
+        npy("{'descr': '<f8', 'fortran_order': False, 'shape': 3}") + bytes(24),
+        npy("{'descr': [('a', '<f8')], 'fortran_order': False, 'shape': (3,)}") + bytes(24),
+        npy("__import__('os').abort()") + bytes(24),
+        npy("(" * 100),
+        npy("{'descr': '<f8', 'fortran_order': False, 'shape': (3,)}") + bytes(23),
+    ],
+)
+def test_a_wrong_npy_is_refused(server: Server, body: bytes) -> None:
+    kind = {"content-type": "application/x-npy"}
+    status, answer, _ = server.request("POST", "/act", body, kind)
+    assert (status, json.loads(answer)["error"]["type"]) == (400, "BodyError")
+
+
+def test_what_else_is_wrong_is_answered_by_type(server: Server) -> None:
+    def kind(status: int, answer: bytes, _: Any) -> tuple[int, str]:
+        return status, json.loads(answer)["error"]["type"]
+
+    assert kind(*server.request("GET", "/nothing")) == (404, "NotFound")
+    assert kind(*server.request("GET", "/act")) == (405, "MethodNotAllowed")
+    text = {"content-type": "text/plain"}
+    assert kind(*server.request("POST", "/act", b"{}", text)) == (415, "ContentTypeError")
+    status, _, _ = server.request("GET", "/health", headers={"host": "evil.example"})
+    assert status == 400  # a page in a browser that calls itself by this machine's address
+
+
+def test_a_huge_body_is_refused_before_it_is_read(server: Server) -> None:
+    head = b"POST /act HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    before = server.memory()
+    answer = server.raw(head + b"content-length: 100000000000\r\n\r\n{")
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"BodyTooLargeError" in answer
+    chunk = b"1000\r\n" + b" " * 0x1000 + b"\r\n"
+    answer = server.raw(head + b"transfer-encoding: chunked\r\n\r\n" + chunk * 6)
+    assert b"BodyTooLargeError" in answer
+    answer = server.raw(b"GET /health HTTP/1.1\r\nx: " + b"a" * 200_000)
+    assert answer.startswith(b"HTTP/1.1 4")
+    assert server.memory() - before < 20e6
+
+
+def test_a_slow_body_is_given_up(server: Server) -> None:
+    head = b"POST /act HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    start = time.perf_counter()
+    answer = server.raw(head + b"content-length: 100\r\n\r\n{")
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"SlowBodyError" in answer
+    assert 0.4 < time.perf_counter() - start < 8
+
+
+@pytest.mark.slow
+def test_a_request_that_never_begins_is_given_up(server: Server) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(
+            pool.map(lambda d: server.raw(d, 15), [b"", b"POST /act HTTP/1.1\r\nhost: x"])
+        )
+    for answer in answers:
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"SlowRequestError" in answer
+
+
+def test_dict_observations_are_served(tmp_path: Path) -> None:
+    path = tmp_path / "dict.onnx"
+    path.write_bytes(policy_bytes(DICT))
+    server = Server(path)
+    try:
+        a, b = np.array([[0.1, 0.2]]), np.array([[0.3]])
+        right = expected(DICT, [a, b], np.array([[0.25, -0.5]]))
+        obs = {"a": a.tolist(), "b": b.tolist()}
+        status, found = server.act(obs=obs, deterministic=True)
+        assert status == 200
+        np.testing.assert_allclose(found["action"], right, atol=1e-6)
+        packed = {
+            k: {"dtype": "float64", "shape": list(v.shape), "data": v.tobytes()}
+            for k, v in (("a", a), ("b", b))
+        }
+        body = msgpack.packb({"obs": packed, "deterministic": True})
+        _, answer, _ = server.request("POST", "/act", body, {"content-type": "application/msgpack"})
+        np.testing.assert_allclose(msgpack.unpackb(answer)["action"], right, atol=1e-6)
+    finally:
+        server.stop()
+
+
+def client(port: int, seed: int, seconds: float, policy: Policy) -> dict[str, int]:
+    """Asks until the time is over, checks each answer to be its own, and counts what happened."""
+    rng, counts = random.Random(seed), {"right": 0, "wrong": 0, "refused": 0, "broken": 0}
+    link: http.client.HTTPConnection | None = None
+    end, i = time.monotonic() + seconds, 0
+    while time.monotonic() < end:
+        i += 1
+        obs = [[rng.gauss(0, 1) for _ in range(3)] for _ in range(rng.choice([1, 1, 1, 5]))]
+        body = json.dumps({"obs": obs, "seed": seed * 10**6 + i, "id": f"{seed}-{i}"})
+        try:
+            link = link or http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            link.request("POST", "/act", body, JSON)
+            response = link.getresponse()
+            answer = json.loads(response.read())
+        except (OSError, http.client.HTTPException, ValueError):
+            counts["broken"] += 1
+            if link is not None:
+                link.close()
+            link = None
+            time.sleep(0.05)
+            continue
+        if response.status == 503:
+            counts["refused"] += 1
+            assert answer["error"]["type"] == "OverloadedError"
+            time.sleep(0.01)
+            continue
+        right = policy.act(obs, seed=seed * 10**6 + i)
+        own = answer.get("id") == f"{seed}-{i}" and np.allclose(answer["action"], right, atol=1e-5)
+        counts["right" if own else "wrong"] += 1
+    if link is not None:
+        link.close()
+    return counts
+
+
+def crowd(clients: int, one: Callable[[int], dict[str, int]]) -> dict[str, int]:
+    with ThreadPoolExecutor(clients) as pool:
+        found = list(pool.map(one, range(clients)))
+    return {key: sum(f[key] for f in found) for key in found[0]}
+
+
+@pytest.mark.slow
+def test_each_of_32_clients_gets_its_own_answers(file: Path, policy: Policy) -> None:
+    server = Server(file)
+    try:
+        crowd(8, lambda c: client(server.port, 100 + c, 1.0, policy))
+        before = server.memory()
+        counts = crowd(32, lambda c: client(server.port, c, 4.0, policy))
+        metrics = server.metrics()
+        assert counts["wrong"] == counts["broken"] == 0
+        assert counts["right"] > 200
+        assert metrics["batches"] < metrics["answered"]  # some were computed together
+        assert server.memory() - before < 30e6
+    finally:
+        server.stop()
+
+
+@pytest.mark.slow
+def test_a_full_queue_is_refused_clearly(tmp_path: Path) -> None:
+    content = document(candidates=1)
+    path = tmp_path / "wide.onnx"
+    path.write_bytes(policy_bytes(content))
+    policy = Policy.load(path)
+    server = Server(path, "--max-waiting", "1")
+    try:
+        counts = crowd(32, lambda c: client(server.port, c, 3.0, policy))
+        assert counts["wrong"] == counts["broken"] == 0
+        assert counts["right"] > 0
+        assert counts["refused"] == server.metrics()["refused"] > 0
+    finally:
+        server.stop()
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_under_load_loses_only_what_was_under_way(
+    file: Path, policy: Policy
+) -> None:
+    server = Server(file)
+    port, clients = server.port, 8
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(crowd, clients, lambda c: client(port, c, 8.0, policy))
+        for _ in range(2):
+            time.sleep(1.0)
+            server.process.kill()
+            server.process.wait()
+            assert server.process.stdout is not None
+            server.process.stdout.close()
+            server = Server(file, port=port)
+        counts = running.result()
+    server.stop()
+    assert counts["wrong"] == 0
+    assert counts["right"] > 50
+    assert counts["broken"] > 0  # it was killed at work
+
+
+def test_stopping_answers_what_is_under_way(file: Path, policy: Policy) -> None:
+    server = Server(file)
+    head = b"POST /act HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    body = json.dumps({"obs": [1, 2, 3], "seed": 1}).encode()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as link:
+        link.sendall(head + f"content-length: {len(body)}\r\n\r\n".encode() + body[:5])
+        time.sleep(0.5)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert server.process.poll() is None
+        link.sendall(body[5:])
+        answer = b""
+        while part := link.recv(65536):
+            answer += part
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    found = json.loads(answer.rpartition(b"\r\n\r\n")[2])
+    np.testing.assert_allclose(found["action"], policy.act([1, 2, 3], seed=1), atol=1e-6)
+    assert server.process.wait(20) in (0, -signal.SIGTERM)
+    server.stop()
+
+
+def test_an_address_that_is_taken_is_an_error(server: Server, file: Path) -> None:
+    command = [sys.executable, "-m", "gtp_runtime", "serve", str(file), "--port", str(server.port)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert run.returncode == 1
+    assert "error: " in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+@given(
+    st.sampled_from([JSON["content-type"], "application/msgpack", "application/x-npy"]),
+    st.binary(max_size=80),
+)
+def test_any_bytes_are_a_request_or_a_typed_error(kind: str, body: bytes) -> None:
+    good = {
+        "application/json": b'{"obs": [1, 2, 3]}',
+        "application/msgpack": msgpack.packb({"obs": [1, 2, 3]}),
+        "application/x-npy": npy("{'descr': '<f8', 'fortran_order': False, 'shape': (3,)}")
+        + bytes(24),
+    }[kind]
+    for data in (body, good + body, good[: len(body)] + body, good.replace(b"1", body[:2])):
+        try:
+            parse(kind, data, {})
+        except BodyError:
+            continue
+
+
+@given(arrays())
+def test_every_array_that_numpy_saves_is_read(array: np.ndarray) -> None:
+    file = io.BytesIO()
+    np.save(file, array)
+    found = parse("application/x-npy", file.getvalue(), {}).obs
+    assert isinstance(found, np.ndarray)
+    np.testing.assert_array_equal(found, array)
+
+
+def test_threads_end_with_the_tests() -> None:
+    assert not [t for t in threading.enumerate() if t.name.startswith("gtp-serve")]

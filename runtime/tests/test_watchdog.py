@@ -1,0 +1,123 @@
+"""An action at its deadline: the policy's own in time, what stands in for it late, never later."""
+
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx_writer import policy_bytes
+
+from gtp_runtime import LatencyError, ObservationError, Policy, Watchdog
+
+
+class Slow:
+    """Answers with what it was asked, once it is let go."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.asked: list[float] = []
+
+    def __call__(self, obs: Any) -> np.ndarray:
+        self.asked.append(float(obs[0]))
+        self.go.wait(10)
+        return np.asarray(obs, np.float32)
+
+
+def test_an_action_in_time_is_the_policys() -> None:
+    policy = Policy.load(policy_bytes())
+    with Watchdog(policy.act, deadline=5.0) as watchdog:
+        assert watchdog.act(np.zeros(3)).shape == (2,)
+        assert (watchdog.calls, watchdog.late) == (1, 0)
+        assert 0 < watchdog.slowest < 5
+        with pytest.raises(ObservationError):
+            watchdog.act(np.zeros(4))
+
+
+def test_a_late_call_returns_at_the_deadline_with_the_last_action() -> None:
+    slow, waits = Slow(), []
+    with Watchdog(slow, 0.1, first=[7.0], on_late=waits.append) as watchdog:
+        start = time.perf_counter()
+        assert watchdog.act([1.0]).tolist() == [7.0]
+        assert 0.1 <= time.perf_counter() - start < 2
+        slow.go.set()
+        assert watchdog.act([2.0]).tolist() == [2.0]
+        slow.go.clear()
+        assert watchdog.act([3.0]).tolist() == [2.0]
+        assert (watchdog.calls, watchdog.late) == (3, 2)
+        assert waits == sorted(waits) or min(waits) >= 0.1
+        slow.go.set()
+
+
+def test_while_one_is_late_others_do_not_pile_up() -> None:
+    slow = Slow()
+    with Watchdog(slow, 0.05, first=[0.0]) as watchdog:
+        for i in range(5):
+            watchdog.act([float(i)])
+        slow.go.set()
+        assert watchdog.act([9.0]).tolist() == [9.0]
+    assert slow.asked == [0.0, 9.0]
+
+
+def test_a_late_call_may_raise_and_has_what_to_do_instead() -> None:
+    slow = Slow()
+    with Watchdog(slow, 0.05, late="raise") as watchdog:
+        with pytest.raises(LatencyError, match=r"within 50\.0 ms") as caught:
+            watchdog.act([1.0])
+        assert caught.value.fallback is None
+        assert caught.value.deadline == 0.05
+        slow.go.set()
+        watchdog.act([2.0])
+        slow.go.clear()
+        with pytest.raises(LatencyError) as caught:
+            watchdog.act([3.0])
+        assert caught.value.fallback is not None
+        assert caught.value.fallback.tolist() == [2.0]
+        slow.go.set()
+
+
+def test_without_anything_to_repeat_it_is_an_error() -> None:
+    slow = Slow()
+    with Watchdog(slow, 0.05) as watchdog:
+        with pytest.raises(LatencyError):
+            watchdog.act([1.0])
+        slow.go.set()
+
+
+def test_a_late_call_may_brake() -> None:
+    slow = Slow()
+    with Watchdog(slow, 0.05, late=lambda obs: -np.asarray(obs)) as watchdog:
+        assert watchdog.act([4.0]).tolist() == [-4.0]
+        slow.go.set()
+
+
+def test_a_timeout_of_what_computes_is_its_own() -> None:
+    def act(obs: Any) -> np.ndarray:
+        raise TimeoutError("a sensor")
+
+    with Watchdog(act, 5.0, first=[0.0]) as watchdog:
+        with pytest.raises(TimeoutError, match="a sensor"):
+            watchdog.act([0.0])
+        assert watchdog.late == 0
+
+
+def test_what_is_returned_is_the_callers_own() -> None:
+    slow = Slow()
+    slow.go.set()
+    with Watchdog(slow, 0.1) as watchdog:
+        watchdog.act([1.0])[:] = 99
+        slow.go.clear()
+        watchdog.act([2.0])[:] = 98
+        assert watchdog.act([3.0]).tolist() == [1.0]
+        slow.go.set()
+
+
+@pytest.mark.parametrize("deadline", [0, -1, float("nan"), float("inf")])
+def test_a_wrong_deadline_is_named(deadline: float) -> None:
+    with pytest.raises(ValueError, match="`deadline` is out of range"):
+        Watchdog(Slow(), deadline)
+
+
+def test_a_wrong_choice_is_named() -> None:
+    with pytest.raises(ValueError, match="`late` is unknown"):
+        Watchdog(Slow(), 1.0, late="hope")  # type: ignore[arg-type]
