@@ -136,14 +136,16 @@ class ModeChoice(Config):
         Returns:
             Actions, shape (B, A); within the smallest box around the candidates.
         """
-        n = action.shape[1]
-        if n == 1 or not len(action):
+        n, dim = action.shape[1:]
+        if n == 1:
             return action[:, 0]
-        scale = action.std(1, keepdim=True, correction=0).clamp_min(1e-6)
+        # Of operators that every exported graph can have, at any number of rows.
+        spread = (action - action.mean(1, keepdim=True)).square().mean(1, keepdim=True)
+        scale = spread.sqrt().clamp_min(1e-6)
         point = action / scale
         apart = (point.unsqueeze(1) - point.unsqueeze(2)).square().sum(3)
         medoid = apart.sqrt().sum(2).argmin(1)
-        centre = point[torch.arange(len(point), device=point.device), medoid]
+        centre = point.gather(1, medoid[:, None, None].expand(-1, 1, dim)).squeeze(1)
         pairs = apart.flatten(1).sort(1).values[:, n:]  # without those of one and the same
         width = pairs[:, math.ceil(self.neighbours * pairs.shape[1]) - 1].clamp_min(1e-12)
         for _ in range(self.iterations):

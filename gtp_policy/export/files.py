@@ -71,7 +71,7 @@ def export_onnx(
         path: Where to write; a file that is there is replaced.
         steps: K; default the policy's.
         candidates: n, actions per observation of which the critic chooses one; default as the
-            policy is evaluated: ``eval_candidates`` of a learner with a critic, else 1.
+            policy is evaluated: the mode of a learner's ``eval_candidates``.
         choice: Replaces a choice by chance, which no file can hold, by `ArgmaxChoice`.
         noise: ``"input"``: the caller gives it. ``"fixed"``: that of deterministic actions, inside.
             ``"seeded"``: drawn inside by the runtime.
@@ -450,12 +450,15 @@ def _compare(plan: Plan, run: _Outputs, precision: Precision) -> None:
         got = torch.from_numpy(run([*parts, noise])).reshape(rows, -1)
         flat = torch.cat([part.flatten(1) for part in parts], 1)
         drawn = policy.sample(flat, noise)
+        candidates = plan.candidates
+        if plan.critic is None:  # one alone, or the mode of several
+            drawn, candidates = policy.choose(flat, drawn), 1
         box = drawn if plan.scaler is None else plan.scaler.to_box(drawn)
         if plan.scaler is not None:
             scale = torch.as_tensor((plan.scaler.high - plan.scaler.low) / 2, device="cpu").float()
-        away = (box.view(rows, plan.candidates, -1) - got[:, None]).abs() / scale
-        allowed = torch.ones(rows, plan.candidates, dtype=torch.bool, device="cpu")
-        if plan.candidates > 1:
+        away = (box.view(rows, candidates, -1) - got[:, None]).abs() / scale
+        allowed = torch.ones(rows, candidates, dtype=torch.bool, device="cpu")
+        if candidates > 1:
             value = policy.values(flat, drawn)
             best = value.amax(1, keepdim=True)
             slack = 10 * _TOLERANCE[precision] * (1 + best.abs())

@@ -18,6 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
+from gtp_policy.acting import ModeChoice
 from gtp_policy.critic import QEnsemble
 from gtp_policy.export.opset import IR_VERSION, OPSET
 from gtp_policy.export.source import Plan
@@ -54,6 +55,8 @@ def default_graph(plan: Plan, precision: Precision) -> onnx.ModelProto | None:
         best = graph.op("ArgMax", value, axis=1, keepdims=1)
         several = graph.reshape(action, -1, n, folded.action_dim)
         action = graph.op("GatherND", several, best, batch_dims=1)
+    elif n > 1 and isinstance(plan.choice, ModeChoice):
+        action = _mode(graph, plan.choice, graph.reshape(action, -1, n, folded.action_dim), n)
     if plan.scaler is not None:
         low, high = (v.astype(np.float32) for v in (plan.scaler.low, plan.scaler.high))
         span = (plan.scaler.high - plan.scaler.low).astype(np.float32)
@@ -139,6 +142,36 @@ def _value(graph: "_Graph", critic: QEnsemble, flat: str, action: str, n: int) -
     return graph.op("Sub", mean, std)
 
 
+def _mode(graph: "_Graph", choice: ModeChoice, several: str, n: int) -> str:
+    """Adds the mean shift of `ModeChoice` and returns where it ends, (B, A)."""
+    first, second, third = (graph.integers(axis) for axis in (1, 2, 3))
+
+    def square(x: str) -> str:
+        return graph.op("Mul", x, x)
+
+    from_mean = graph.op("Sub", several, graph.op("ReduceMean", several, first, keepdims=1))
+    spread = graph.op("Sqrt", graph.op("ReduceMean", square(from_mean), first, keepdims=1))
+    scale = graph.op("Max", spread, graph.number(1e-6))
+    point = graph.op("Div", several, scale)
+    pair = (graph.op("Unsqueeze", point, axis) for axis in (first, second))
+    apart = graph.op("ReduceSum", square(graph.op("Sub", *pair)), third, keepdims=0)
+    away = graph.op("ReduceSum", graph.op("Sqrt", apart), second, keepdims=0)
+    medoid = graph.op("ArgMin", away, axis=1, keepdims=1)
+    centre = graph.op("GatherND", point, medoid, batch_dims=1)
+    # The nearest of all pairs, those of one and the same candidate among them, up to the width.
+    k = n + math.ceil(choice.neighbours * (n * n - n))
+    nearest = graph.topk(graph.reshape(apart, -1, n * n), k)
+    width = graph.op("Slice", nearest, graph.integers(k - 1), graph.integers(k), first)
+    factor = graph.op("Div", graph.number(-0.5), graph.op("Max", width, graph.number(1e-12)))
+    for _ in range(choice.iterations):
+        shift = square(graph.op("Sub", point, graph.op("Unsqueeze", centre, first)))
+        away = graph.op("ReduceSum", shift, second, keepdims=0)
+        near = graph.op("Softmax", graph.op("Mul", away, factor), axis=1)
+        share = graph.op("Mul", graph.op("Unsqueeze", near, second), point)
+        centre = graph.op("ReduceSum", share, first, keepdims=0)
+    return graph.op("Mul", centre, graph.op("Squeeze", scale, first))
+
+
 class _Graph:
     """Operators in their order, and constants, of which equal ones are kept once."""
 
@@ -167,6 +200,13 @@ class _Graph:
 
     def reshape(self, x: str, *shape: int) -> str:
         return self.op("Reshape", x, self.integers(*shape))
+
+    def topk(self, x: str, k: int) -> str:
+        """Adds the k smallest of each row, in their order."""
+        name = f"TopK_{len(self._nodes)}"
+        inputs, outputs = [x, self.integers(k)], [name, f"{name}_indices"]
+        self._nodes.append(helper.make_node("TopK", inputs, outputs, name=name, largest=0, axis=1))
+        return name
 
     def product(self, x: str, weight: _Array, bias: _Array | None, half: bool) -> str:
         dtype = np.float16 if half else np.float32

@@ -136,7 +136,8 @@ expected at most 1. gtp-policy 9.0 wrote it: read it with that version or a late
     )
     steps: Width = Field(description="K, jumps from noise to action, unrolled in the graph.")
     candidates: Width = Field(
-        description="n, actions drawn per observation, of which the critic's value chooses one."
+        description="n, actions drawn per observation, of which the graph makes one: the mode, or "
+        "the one that the critic values most."
     )
     observation: ObservationSpace = Field(description="What the policy sees.")
     action: ActionSpace = Field(description="What the policy does.")

@@ -10,7 +10,14 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from gtp_policy.acting import ArgmaxChoice, Choice, fixed_noise
+from gtp_policy.acting import (
+    ArgmaxChoice,
+    Choice,
+    ModeChoice,
+    SoftmaxChoice,
+    chosen_by,
+    fixed_noise,
+)
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.checkpoint import Checkpoint, load_checkpoint
 from gtp_policy.checkpoint.bundle import content_id
@@ -63,7 +70,7 @@ class PolicySource(NamedTuple):
         >>> from gtp_policy import GTPConfig, GTPLearner
         >>> from gtp_policy.export import PolicySource
         >>> PolicySource.of_learner(GTPLearner.build(3, 2, GTPConfig(critic=None))).candidates
-        1
+        16
     """
 
     actor: FlowMapActor
@@ -89,11 +96,12 @@ class PolicySource(NamedTuple):
             The source.
         """
         critic = learner.target_critic
+        candidates, choice = chosen_by(learner.config, critic, None, True)
         return cls(
             learner.target_actor,
             critic,
-            candidates=learner.config.eval_candidates if critic is not None else 1,
-            choice=learner.config.choice,
+            candidates=candidates,
+            choice=choice,
             updates=learner.updates,
         )
 
@@ -194,10 +202,15 @@ class Plan:
             )
         self.steps = steps or source.steps or actor.config.steps
         self.noise_dim = actor.noise_dim(self.steps)
-        self.candidates = _checked(candidates or source.candidates or 1, source, choice)
+        # A number that is asked for is one for the critic to choose from.
+        own = source.choice if candidates is None or source.critic is None else None
+        self.choice = choice or own or ArgmaxChoice()
+        self.candidates = candidates or source.candidates or 1
+        _check_choice(self.candidates, source, self.choice)
         self.actor = _plain(actor)
-        self.critic = _plain(source.critic) if self.candidates > 1 else None
-        self.fixed = fixed_noise(self.actor, self.candidates, self.steps).detach()
+        judges = self.candidates > 1 and not isinstance(self.choice, ModeChoice)
+        self.critic = _plain(source.critic) if judges else None
+        self.fixed = fixed_noise(self.actor, self.candidates, self.steps, self.choice).detach()
         _check_numbers(self.actor, self.critic)
 
     @property
@@ -268,18 +281,17 @@ class Plan:
         return part
 
 
-def _checked(candidates: int, source: PolicySource, choice: Choice | None) -> int:
-    if candidates > 1 and source.critic is None:
+def _check_choice(candidates: int, source: PolicySource, choice: Choice) -> None:
+    if candidates > 1 and source.critic is None and not isinstance(choice, ModeChoice):
         raise ExportError(
             f"A choice among candidates needs a critic: got candidates={candidates} and no critic, "
             "expected a policy with one. Take candidates=1."
         )
-    if candidates > 1 and not isinstance(choice or source.choice or ArgmaxChoice(), ArgmaxChoice):
+    if candidates > 1 and isinstance(choice, SoftmaxChoice):
         raise ExportError(
             "The policy draws among its candidates: got a SoftmaxChoice, expected one that a file "
-            "can hold. Take choice=ArgmaxChoice(), as deterministic actions do, or candidates=1."
+            "can hold. Take choice=ArgmaxChoice() or ModeChoice(), or candidates=1."
         )
-    return candidates
 
 
 def _plain(module: Any) -> Any:  # noqa: ANN401 - an actor or a critic, as it came
@@ -323,7 +335,7 @@ class PolicyModule(nn.Module):
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
-        self.actor, self.critic = plan.actor, plan.critic
+        self.actor, self.critic, self.choice = plan.actor, plan.critic, plan.choice
         self.steps, self.candidates = plan.steps, plan.candidates
         self.noise_dim, self.action_shape = plan.noise_dim, plan.action_shape
         self.scaler = plan.scaler
@@ -364,7 +376,7 @@ class PolicyModule(nn.Module):
         return action
 
     def choose(self, flat: Tensor, action: Tensor) -> Tensor:
-        """Returns of each observation's candidates the one that the critic values most.
+        """Returns of each observation's candidates the one the critic values most, or the mode.
 
         Args:
             flat: Observations, (B, O).
@@ -373,8 +385,11 @@ class PolicyModule(nn.Module):
         Returns:
             Actions in [-1, 1], (B, A).
         """
-        if self.critic is None:
+        if self.candidates == 1:
             return action
+        if isinstance(self.choice, ModeChoice):
+            several = action.reshape(-1, self.candidates, action.shape[-1])
+            return self.choice.take(several, None, None)
         best = self.values(flat, action).argmax(1)
         several = action.reshape(-1, self.candidates, action.shape[-1])
         index = best[:, None, None].expand(-1, 1, several.shape[-1])

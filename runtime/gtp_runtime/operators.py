@@ -314,6 +314,25 @@ def _slice(
     return x[tuple(index)]
 
 
+def _top_k(
+    meter: Meter,
+    x: Array,
+    count: Array,
+    /,
+    *,
+    axis: int = -1,
+    largest: int = 1,
+    sorted: int = 1,
+) -> tuple[Array, Array]:
+    (k,) = _ints(count)
+    if not 0 <= k <= x.shape[axis]:
+        raise ValueError(f"the first {k} of {x.shape[axis]}")
+    meter.take(x.shape)
+    order = np.argsort(-x if largest else x, axis, kind="stable")
+    index = np.take(order, np.arange(k), axis)
+    return np.take_along_axis(x, index, axis), index.astype(np.int64)
+
+
 def _split(
     meter: Meter,
     x: Array,
@@ -759,6 +778,7 @@ OPERATORS: dict[str, Operator] = {
     "Sum": _variadic(np.add),
     "Tanh": _unary(np.tanh),
     "Tile": _tile,
+    "TopK": _top_k,
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
     "Where": _where,

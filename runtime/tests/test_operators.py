@@ -97,6 +97,8 @@ CASES: list[Case] = [
     ("Slice", [real(5, 4), ints(4), ints(0), ints(0), ints(-1)], {}),
     ("Slice", [real(5, 4), ints(100), ints(-3), ints(0), ints(-1)], {}),
     ("Split", [real(2, 6), ints(1, 2, 3)], {"axis": 1}),
+    ("TopK", [real(3, 7), ints(4)], {"axis": 1, "largest": 0}),
+    ("TopK", [real(3, 7), ints(2)], {}),
     ("Split", [real(7, 2)], {"num_outputs": 3}),
     ("Gather", [real(5, 4), whole(2, 3) % 4], {}),
     ("Gather", [real(5, 4), ints(-1, 0)], {"axis": 1}),
