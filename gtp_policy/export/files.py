@@ -1,5 +1,6 @@
 """Exported policies as files: made, tried against the policy, and only then put in their place."""
 
+import contextlib
 import math
 import os
 import secrets
@@ -236,7 +237,8 @@ def export_torch(
     except OSError as error:
         raise _unwritable(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not there, nor anything above it
+            temporary.unlink()
     return document
 
 
@@ -501,7 +503,8 @@ def _write(path: Path, data: bytes) -> None:
     except OSError as error:
         raise _unwritable(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not there, nor anything above it
+            temporary.unlink()
 
 
 def _unwritable(path: Path, error: OSError) -> ExportError:

@@ -203,7 +203,7 @@ class Plan:
         self.steps = steps or source.steps or actor.config.steps
         self.noise_dim = actor.noise_dim(self.steps)
         # A number that is asked for is one for the critic to choose from.
-        own = source.choice if candidates is None or source.critic is None else None
+        own = source.choice if candidates is None else None
         self.choice = choice or own or ArgmaxChoice()
         self.candidates = candidates or source.candidates or 1
         _check_choice(self.candidates, source, self.choice)

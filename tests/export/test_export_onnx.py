@@ -130,7 +130,8 @@ def test_a_learner_is_exported_as_it_is_evaluated(tmp_path: Path) -> None:
         learner.full_config.actor.steps,
         learner.config.eval_candidates,
     )
-    assert export_onnx(make("gtp_bc"), path).candidates == 1
+    assert export_onnx(make("gtp_bc"), path).candidates == 16
+    assert export_onnx(make("gtp_bc"), path, candidates=1).candidates == 1
 
 
 def test_the_fixed_noise_gives_the_deterministic_action(tmp_path: Path) -> None:
@@ -141,6 +142,19 @@ def test_the_fixed_noise_gives_the_deterministic_action(tmp_path: Path) -> None:
     for rows in (1, 5):
         obs = observations(rows)
         expected = SCALER.to_box(learner.act(obs, candidates=1, deterministic=True))
+        assert distance(run(path, obs), expected) <= 1e-5
+
+
+@pytest.mark.parametrize("preset", ["gtp", "gtp_bc", "paper_loss"])
+def test_a_file_without_choices_acts_as_a_deterministic_learner(
+    tmp_path: Path, preset: str
+) -> None:
+    """The mode of sixteen noises, without a critic; of the paper's the critic's favourite."""
+    learner, path = make(preset), tmp_path / "policy.onnx"
+    export_onnx(learner, path, noise="fixed", action_scaler=SCALER)
+    for rows in (1, 7):
+        obs = observations(rows)
+        expected = SCALER.to_box(learner.act(obs, deterministic=True))
         assert distance(run(path, obs), expected) <= 1e-5
 
 
@@ -192,7 +206,7 @@ def test_onnx_itself_computes_the_same(tmp_path: Path) -> None:
     learner, path = make("one_step"), tmp_path / "policy.onnx"
     export_onnx(learner, path, candidates=1, action_scaler=SCALER)
     obs, noise = observations(4), noises(4, ACT)
-    found = ReferenceEvaluator(path).run(None, {"obs": obs.numpy(), "noise": noise.numpy()})[0]
+    found = ReferenceEvaluator(str(path)).run(None, {"obs": obs.numpy(), "noise": noise.numpy()})[0]
     expected = SCALER.to_box(learner.target_actor.sample(obs, noise=noise))
     assert distance(torch.from_numpy(found), expected) <= 1e-5
 
@@ -380,7 +394,7 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
 def test_what_no_file_can_hold_is_refused(tmp_path: Path) -> None:
     path, bc = tmp_path / "policy.onnx", make("gtp_bc")
     drawing = make()
-    drawing.config = drawing.config.replace(choice=SoftmaxChoice())
+    drawing.config = drawing.config.replace(deterministic_choice=SoftmaxChoice())
     with pytest.raises(ExportError, match=r"SoftmaxChoice.*choice=ArgmaxChoice\(\)"):
         export_onnx(drawing, path)
     cases: list[tuple[Any, dict[str, Any], str]] = [

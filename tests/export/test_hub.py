@@ -78,7 +78,7 @@ class Hub(BaseHTTPRequestHandler):
         self.tokens.append(self.headers.get("Authorization"))
         if self.path == "/api/repos/create":
             self.repositories.setdefault("me/policy", {})
-            self.answer({"url": "http://hub/me/policy", "name": "me/policy"})
+            self.answer({"url": f"http://{self.headers['Host']}/me/policy", "name": "me/policy"})
         elif self.path.endswith("/preupload/main"):
             files = [
                 {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
@@ -90,7 +90,7 @@ class Hub(BaseHTTPRequestHandler):
                 if line["key"] == "file":
                     content = base64.b64decode(line["value"]["content"])
                     self.repositories["me/policy"][line["value"]["path"]] = content
-            url = "http://hub/me/policy/commit/1"
+            url = f"http://{self.headers['Host']}/me/policy/commit/1"
             self.answer({"success": True, "commitUrl": url, "commitOid": "1" * 40})
         else:  # the check of the card's head
             self.answer({"errors": [], "warnings": []})
@@ -179,7 +179,7 @@ def test_a_folder_holds_checkpoint_file_and_card(tmp_path: Path) -> None:
 def test_a_policy_goes_to_the_hub_and_comes_back(endpoint: str, tmp_path: Path) -> None:
     learner = make()
     url = push_to_hub(learner, "me/policy", endpoint=endpoint, token="hf_secret", result=RECORD)
-    assert url == "http://hub/me/policy/commit/1"
+    assert url == f"{endpoint}/me/policy/commit/1"
     assert sorted(Hub.repositories["me/policy"]) == ["README.md", "checkpoint.zip", "policy.onnx"]
     assert b"hf_secret" not in b"".join(Hub.repositories["me/policy"].values())
     options: dict[str, Any] = {"endpoint": endpoint, "cache_dir": tmp_path, "token": False}
