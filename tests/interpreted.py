@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from gtp_policy import learner
 from gtp_policy._engine import choice, launches
 from gtp_policy._engine.cuda_graph import GraphedUpdate
 from gtp_policy.kernels import mlp, philox
@@ -27,11 +28,24 @@ def interpreter() -> Iterator[None]:
     kernels = [module.kernel for module in (draws_triton, mlp_triton, update_triton)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
+        _define_anew()
         for kernel in kernels:
             importlib.reload(kernel)
         yield
+    _define_anew()
     for kernel in kernels:
         importlib.reload(kernel)
+
+
+def _define_anew() -> None:
+    """Does it for Triton's own functions too, sums and random numbers among them."""
+    language = importlib.import_module("triton.language")
+    for name in ("standard", "random"):
+        module = importlib.import_module(f"triton.language.{name}")
+        before = {k: v for k, v in vars(module).items() if vars(language).get(k) is v}
+        importlib.reload(module)
+        for known in before:
+            setattr(language, known, getattr(module, known))
 
 
 @contextlib.contextmanager
@@ -65,9 +79,9 @@ def recording(launch: int = 2) -> Iterator[list[int]]:
     with other_device(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(philox, "serves", lambda device: True)
         patch.setattr(GraphedUpdate, "_beside", lambda _: contextlib.nullcontext())
-        patch.setattr(GraphedUpdate, "record_graph", Graph)
+        patch.setattr(GraphedUpdate, "record_graph", lambda update: Graph(update))
         patch.setattr(GraphedUpdate, "replay", noted)
         patch.setattr(torch.cuda, "synchronize", lambda *_: None)
-        for module in (choice, launches):
+        for module in (choice, launches, learner):
             patch.setattr(module, "LAUNCH", launch)
         yield seen
