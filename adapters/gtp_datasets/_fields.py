@@ -44,8 +44,8 @@ def choose_all(available: Sequence[str], wanted: Mapping[str, Wanted]) -> dict[s
         if not found[field]:
             raise DataError(
                 f"`{field}` is not found: got the columns {_shown(available)}, expected one of "
-                f"{', '.join(episodes.NAMES[field])}. Say which it is, e.g. {field}='position', or a "
-                f"list or a pattern such as {field}={'joint_*'!r}."
+                f"{', '.join(episodes.NAMES[field])}. Say which it is, e.g. {field}='position', or "
+                f"a list or a pattern such as {field}={'joint_*'!r}."
             )
     return {field: columns for field, columns in found.items() if columns}
 
