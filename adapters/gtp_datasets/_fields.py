@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gtp_policy import ObservationLayout, OfflineDataset
+from gtp_policy import ObservationLayout, OfflineDataset, episodes
 from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_flags
-from gtp_policy.episodes import NAMES, scaler_of
 from gtp_policy.errors import DataError, EmptyDatasetError
 
 Array = npt.NDArray[np.generic]
@@ -19,7 +18,7 @@ Wanted = str | Sequence[str] | None | Literal[False]
 """Names or patterns of columns; None: by the known names; False: none, although there are some."""
 
 EPISODE = ("episode", "episode_id", "episode_index", "traj_id")
-FIELDS = (*NAMES, "episode")
+FIELDS = (*episodes.NAMES, "episode")
 
 
 def choose_all(available: Sequence[str], wanted: Mapping[str, Wanted]) -> dict[str, list[str]]:
@@ -45,8 +44,8 @@ def choose_all(available: Sequence[str], wanted: Mapping[str, Wanted]) -> dict[s
         if not found[field]:
             raise DataError(
                 f"`{field}` is not found: got the columns {_shown(available)}, expected one of "
-                f"{', '.join(NAMES[field])}. Say which it is, e.g. {field}={'position'!r}, or a "
-                f"list or a pattern such as {field}={'joint_*'!r}."
+                f"{', '.join(episodes.NAMES[field])}. Say which it is, e.g. {field}='position', or "
+                f"a list or a pattern such as {field}={'joint_*'!r}."
             )
     return {field: columns for field, columns in found.items() if columns}
 
@@ -55,7 +54,7 @@ def _choose(available: Sequence[str], field: str, wanted: Wanted) -> list[str]:
     if wanted is False:
         return []
     if wanted is None:
-        names = EPISODE if field == "episode" else NAMES[field]
+        names = EPISODE if field == "episode" else episodes.NAMES[field]
         for name in names:
             if name in available:
                 return [name]
@@ -153,7 +152,7 @@ def flat_dataset(
     builder = OfflineDatasetBuilder(
         size,
         obs_dim=layout.obs_dim,
-        action_scaler=scaler_of([action], low, high, unbounded),
+        action_scaler=episodes.scaler_of([action], low, high, unbounded),
         gamma=gamma,
         out_of_bounds=out_of_bounds,
     )
