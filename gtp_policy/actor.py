@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from gtp_policy._config import Config, Float, Int, Width
+from gtp_policy._config import AnyFloat, Config, Float, Int, Width
 from gtp_policy._folding import DEVICES, FoldedActor, Foldings, fold, reasons
 from gtp_policy._random import generator_or_private, new_stream
 from gtp_policy.errors import StateMismatchError
@@ -32,7 +32,7 @@ from gtp_policy.times import KarrasTimes, LinearTimes, TimeSchedule
 
 _SMALLEST_STD = 1e-4
 _MOST_STEPS = 1_000_000
-_Mean = Annotated[Float, Field(ge=-1, le=1)]
+_Mean = Annotated[AnyFloat, Field(ge=-1, le=1)]
 # Of less, float32 does not resolve what the flow would move; of actions in [-1, 1] it is at most 1.
 _Std = Annotated[Float, Field(ge=1e-6, le=1)]
 
@@ -646,8 +646,8 @@ ones beyond 24 rows']
 
         Example:
             >>> from gtp_policy import FlowMapActor
-            >>> bytes(FlowMapActor(3, 2).get_extra_state().tolist())[:19]
-            b'{"sigma_data": 0.5,'
+            >>> bytes(FlowMapActor(3, 2).get_extra_state().tolist())[:14]
+            b'{"sigma_data":'
         """
         text = json.dumps(self._made_for()).encode("ascii")
         return torch.tensor(list(text), dtype=torch.uint8, device="cpu")

@@ -393,7 +393,7 @@ def test_an_average_of_states_loads(dtype: torch.dtype) -> None:
 
 
 def test_the_dictionary_of_earlier_versions_still_loads_and_still_differs() -> None:
-    actor = FlowMapActor(OBS, ACT)
+    actor = FlowMapActor(OBS, ACT, presets.paper_loss().actor)
     before: dict[str, Any] = dict(actor.state_dict())
     facts = {"sigma_data": 0.5, "times": KarrasTimes().model_dump(mode="json")}
     before["_extra_state"] = facts

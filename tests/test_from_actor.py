@@ -23,6 +23,7 @@ from gtp_policy import (
     restore_,
     save_checkpoint,
 )
+from gtp_policy.acting import ModeChoice
 from gtp_policy.errors import DataError, StateMismatchError
 from gtp_policy.rewards import LinearReward
 
@@ -140,11 +141,15 @@ def test_the_first_evaluation_is_that_of_the_clone(
     logs: OfflineDataset, scored: OfflineDataset, tmp_path: Path, start: str, preset: str
 ) -> None:
     config = presets.get(preset).replace(critic=None)
+    config = config.replace(learner=config.learner.replace(deterministic_choice=ModeChoice()))
     config = config.replace(actor=config.actor.replace(hidden=(16, 16)))
     clone = source = cloned(logs, config)
     if start == "file":
         source = load_checkpoint(save_checkpoint(tmp_path / "clone.zip", clone)).learner
-    learner = GTPLearner.from_actor(source, presets.get(preset))
+    following = presets.get(preset)
+    choice = {"deterministic_choice": ModeChoice()}  # a critic's would not be the clone's
+    following = following.replace(learner=following.learner.replace(**choice))
+    learner = GTPLearner.from_actor(source, following)
     assert (learner.updates, learner.critic is None) == (0, False)
     obs = scored.transitions.obs[:7]
     assert torch.equal(learner.act(obs, deterministic=True), clone.act(obs, deterministic=True))

@@ -203,7 +203,9 @@ def project_files() -> Iterator[Path]:
         hidden = re.compile(r"/\.(?!ci/)|/__pycache__/|/_build/")
         paths = [p for p in ROOT.rglob("*") if not hidden.search(f"/{p.relative_to(ROOT)}")]
     for path in paths:
-        if path.is_file() and path.suffix not in {".gif", ".hdf5", ".npz", ".png", ".zip"}:
+        if path.is_file() and path.suffix not in {
+            *(".gif", ".hdf5", ".npz", ".onnx", ".png", ".pt2", ".zip")
+        }:
             yield path
 
 

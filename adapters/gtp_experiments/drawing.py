@@ -60,8 +60,9 @@ expected one. Run it to its end first.
     plot_curves(groups).savefig(path, dpi=120)
     yield path
     for folder, result, config, newest in runs:
-        dataset = data_of(folder, result, config).dataset
-        learner = load_checkpoint(newest, train_state=False, device=config.device).learner
+        checkpoint = load_checkpoint(newest, train_state=False, device=config.device)
+        dataset = data_of(folder, result, config, checkpoint.action_scaler).dataset
+        learner = checkpoint.learner
         if not 0 <= row < len(dataset):
             raise ExperimentError(
                 f"There is no such row: got {row}, expected 0 to {len(dataset) - 1}."

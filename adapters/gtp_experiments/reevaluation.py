@@ -14,7 +14,7 @@ from gtp_experiments.errors import ExperimentError
 from gtp_experiments.evaluation import Act, Evaluator, policy_of
 from gtp_experiments.records import write_json
 from gtp_experiments.results import RunResult, read_result
-from gtp_policy import CheckpointFolder, OfflineDataset, load_checkpoint
+from gtp_policy import ActionScaler, CheckpointFolder, OfflineDataset, load_checkpoint
 
 TIMED_ACTIONS = 200
 
@@ -62,8 +62,8 @@ expected one. Run it to its end first.
     path = folder / f"{config.group}_result.json"
     if (done := read_result(path)) is not None:
         return done
-    data = data_of(folder, trained, config)
-    learner = load_checkpoint(newest, train_state=False, device=config.device).learner
+    checkpoint = load_checkpoint(newest, train_state=False, device=config.device)
+    data, learner = data_of(folder, trained, config, checkpoint.action_scaler), checkpoint.learner
     evaluator = Evaluator(config, data.dataset)
     try:
         seen = evaluator.run(policy_of(learner, data.dataset, evaluation), learner.updates)
@@ -118,13 +118,17 @@ expected one. Run it to its end first.
     return trained, config, newest
 
 
-def data_of(folder: Path, trained: RunResult, config: RunConfig) -> Data:
+def data_of(
+    folder: Path, trained: RunResult, config: RunConfig, scaler: ActionScaler | None
+) -> Data:
     """Loads the data of a run, if it is what it was.
 
     Args:
         folder: The run's folder.
         trained: Its result.
         config: Its config.
+        scaler: Of its checkpoint: the bounds of actions where the config leaves them to the
+            environment, which is another one by now, or one that a file must not name.
 
     Returns:
         The data.
@@ -132,6 +136,12 @@ def data_of(folder: Path, trained: RunResult, config: RunConfig) -> Data:
     Raises:
         ExperimentError: If it has changed.
     """
+    if scaler is not None and config.is_file:
+        low, high = (tuple(bound.tolist()) for bound in (scaler.low, scaler.high))
+        config = config.replace(
+            low=low if config.low is None else config.low,
+            high=high if config.high is None else config.high,
+        )
     data = load_data(config)
     if data.sha256 != trained.data_sha256:
         raise ExperimentError(

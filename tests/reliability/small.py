@@ -34,7 +34,7 @@ def make_config(total_updates: int, *, critic: bool = True, **choices: Any) -> G
 
     def part(cls: Any, **fixed: Any) -> Any:
         own = {name: choices.pop(name) for name in list(choices) if name in cls.model_fields}
-        return cls(**(fixed | own))
+        return cls(**{**cls.before, **fixed, **own})  # the paper's method, step by step
 
     loss = part(GTPLossConfig, curriculum=Curriculum(start=4, end=8))  # first: its `reduction`
     config = GTPConfig(
