@@ -646,8 +646,8 @@ ones beyond 24 rows']
 
         Example:
             >>> from gtp_policy import FlowMapActor
-            >>> bytes(FlowMapActor(3, 2).get_extra_state().tolist())[:14]
-            b'{"sigma_data":'
+            >>> bytes(FlowMapActor(3, 2).get_extra_state().tolist())[:13]
+            b'{"embedding":'
         """
         text = json.dumps(self._made_for()).encode("ascii")
         return torch.tensor(list(text), dtype=torch.uint8, device="cpu")

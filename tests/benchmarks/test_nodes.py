@@ -37,5 +37,5 @@ def test_the_host_does_as_much_for_several_seeds() -> None:
 
 
 def test_operators_of_a_config_that_is_not_recorded_are_not_counted() -> None:
-    with pytest.raises(RuntimeError, match="Updates are not recorded: got 'update: fused"):
+    with pytest.raises(RuntimeError, match="Updates are not recorded: got 'update: "):
         nodes.count(presets.gtp_linear_q(), TINY)

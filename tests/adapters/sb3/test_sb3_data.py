@@ -405,7 +405,7 @@ def edit(arrays: Arrays, **changes: Any) -> dict[str, Any]:
         ({"obs": np.zeros((60, 4))}, "`obs` has the wrong shape"),
         ({"obs": np.zeros((59, 3))}, "wrong shape"),
         ({"obs": np.array([["a"] * 3] * 60)}, "wrong dtype"),
-        ({"reward": None}, "missing \\['reward'\\]"),
+        ({"reward": None}, "A critic needs rewards"),
         ({"dones": np.zeros(60)}, "`dones` mixes them"),
         ({"truncated": None, "next_obs": None}, "`truncated` is missing"),
         ({"terminated": np.full(60, 2)}, "not a flag"),
@@ -551,8 +551,10 @@ def test_policy_is_trained_on_what_it_will_be_shown(
         untouchable.observation_space = spaces.Box(-1e5, 1e5, (3,))
         env = normalized_env(untouchable, norm_reward=False)
         models.append(make_model(env, dataset=scaled, gtp_config=config).learn(3))
+    for model in models:
+        model.policy.candidates = 1  # a mode may be another one for a rounding
     a, b = (m.predict(np.ones((4, 3)), deterministic=True)[0] for m in models)
-    np.testing.assert_allclose(a, b, atol=1e-4)
+    np.testing.assert_allclose(a, b, atol=1e-3)
 
 
 def test_frozen_statistics_are_used_as_they_are(
