@@ -10,7 +10,9 @@ from torch import Tensor
 from gtp_policy._config import Bool, Config, Float, Int
 from gtp_policy.acting import ArgmaxChoice, Choice
 from gtp_policy.actor import ActionStatistics, FlowMapActorConfig
+from gtp_policy.chunks import Playback
 from gtp_policy.critic import Baseline, NetworkBaseline, PolicyBaseline, QEnsembleConfig
+from gtp_policy.errors import DataError
 from gtp_policy.guidance import AdvantageGuidance, AdvantageWeighterConfig, Guidance
 from gtp_policy.loss import GTPLossConfig
 
@@ -114,6 +116,11 @@ class GTPLearnerConfig(Config):
         default_factory=ArgmaxChoice,
         description="How the target critic chooses among several candidates.",
     )
+    playback: Playback = Field(
+        default_factory=Playback,
+        description="How actions in chunks are played: how often anew, and whether those that "
+        "overlap are averaged.",
+    )
     normalize_obs: Bool = Field(
         default=True, description="Whether from_dataset normalises observations by the dataset."
     )
@@ -193,6 +200,21 @@ class GTPConfig(Config):
     )
 
     @model_validator(mode="after")
+    def _no_penalty_on_chunks(self) -> Self:
+        if self.actor.chunk > 1 and self.learner.critic_penalty:
+            raise ValueError(
+                "critic_penalty compares actions of one step: got "
+                f"{self.learner.critic_penalty} and actor.chunk={self.actor.chunk}, expected one "
+                "of 0 and 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _playback_fits_chunk(self) -> Self:
+        self.learner.playback.check(self.actor.chunk)
+        return self
+
+    @model_validator(mode="after")
     def _actions_take_no_minutes(self) -> Self:
         candidates = 1 if self.critic is None else self.learner.eval_candidates
         if self.actor.steps * candidates > MOST_JUMPS:
@@ -201,6 +223,39 @@ class GTPConfig(Config):
                 f"{self.actor.steps * candidates}"
             )
         return self
+
+    def fit_to_steps(self, history: int, chunk: int) -> Self:
+        """Returns the config for data of some history and chunk, where it leaves them open, at 1.
+
+        Args:
+            history: m, observations in one of the data's.
+            chunk: h, steps in one of its actions.
+
+        Returns:
+            The config itself if it says so already.
+
+        Raises:
+            DataError: If it says something else.
+
+        Example:
+            >>> from gtp_policy import GTPConfig
+            >>> GTPConfig().fit_to_steps(history=1, chunk=4).actor.chunk
+            4
+        """
+        actor = self.actor
+        for name, own, there in (
+            ("history", actor.history, history),
+            ("chunk", actor.chunk, chunk),
+        ):
+            if own not in (1, there):
+                method = "with_chunks" if name == "chunk" else "with_history"
+                raise DataError(
+                    f"`{name}` of the dataset is not the config's: got {there}, expected {own}. "
+                    f"Train on dataset.{method}({own}), or leave actor.{name} at 1."
+                )
+        if (actor.history, actor.chunk) == (history, chunk):
+            return self
+        return self.replace(actor=actor.replace(history=history, chunk=chunk))
 
     def fit_to_actions(self, data: ActionData) -> Self:
         """Returns the config with what the actor leaves open measured from a dataset's actions.

@@ -1,7 +1,8 @@
 """The offline dataset: one table on one device, so that a minibatch is one gather.
 
 A row is ``obs (O) | action (A) | reward (1) | discount (1) | next_obs (O)``, with
-``| next_action (A)`` behind it where `OfflineDataset.with_next_actions` put it there.
+``| next_action (A)`` behind it where `OfflineDataset.with_next_actions` put it there, or
+``| chunk_length (1)`` where `OfflineDataset.with_chunks` did.
 """
 
 import copy
@@ -29,8 +30,8 @@ class OfflineDataset:
     ``gtp_datasets`` (Minari, D4RL's HDF5); the constructor itself checks nothing.
 
     Args:
-        table: Rows as above, float32, shape (N, 2 O + A + 2) or (N, 2 O + 2 A + 2).
-        layout: How an observation became a row's ``obs``.
+        table: Rows as above, float32, shape (N, 2 O + A + 2), or wider by A or by 1.
+        layout: How one observation became numbers, of which a row's ``obs`` has one or more.
         terminated: Episode ended by itself after this transition, numpy bool (N,).
         truncated: Episode was cut after this transition, numpy bool (N,). Both flags are kept as
             they came; where both are set the transition counts as terminated.
@@ -38,6 +39,12 @@ class OfflineDataset:
         gamma: Discount factor of one step, that ``discount`` was made with.
         source: Where the data comes from, for reports and score tables.
         n_step: Steps that a transition spans at most, as `with_n_step` says.
+        history: m, observations in one, as `with_history` says.
+        chunk: h, steps of an action, as `with_chunks` says.
+
+    Attributes:
+        obs_dim: O, of all m observations together.
+        action_dim: A, of all h steps together; ``action_scaler`` and `layout` are those of one.
 
     Example:
         >>> import numpy as np, torch
@@ -62,11 +69,14 @@ class OfflineDataset:
         gamma: float,
         source: str,
         n_step: int = 1,
+        history: int = 1,
+        chunk: int = 1,
     ) -> None:
         self._table = table
         self.layout = layout
-        self.obs_dim = layout.obs_dim
-        self.action_dim = action_scaler.action_dim
+        self.obs_dim = layout.obs_dim * history
+        self.action_dim = action_scaler.action_dim * chunk
+        self.history, self.chunk = history, chunk
         self.terminated, self.truncated = terminated, truncated
         self.action_scaler = action_scaler
         self.gamma = gamma
@@ -209,6 +219,8 @@ class OfflineDataset:
             f"OfflineDataset({self.source!r}, {len(self)} transitions, obs_dim={self.obs_dim}, "
             f"action_dim={self.action_dim}, gamma={self.gamma}, "
             + (f"n_step={self.n_step}, " if self.n_step > 1 else "")
+            + (f"history={self.history}, " if self.history > 1 else "")
+            + (f"chunk={self.chunk}, " if self.chunk > 1 else "")
             + f"device='{self.device}')"
         )
 
@@ -261,7 +273,7 @@ class OfflineDataset:
 
         Returns:
             Rows of the table: obs, action, reward, discount and next_obs of n B transitions, shape
-            (n B, 2 O + A + 2), and next_action where the dataset has it.
+            (n B, 2 O + A + 2), and next_action or chunk_length where the dataset has them.
 
         Raises:
             DataError: If ``batch_size`` is smaller than 1.
@@ -309,6 +321,8 @@ class OfflineDataset:
     def action_statistics(self) -> tuple[Tensor, Tensor]:
         """Computes what an actor standardises actions by.
 
+        Of chunks, every step has the statistics of single actions: padding counts for nothing.
+
         Returns:
             Mean and population standard deviation, each (A,), in units of [-1, 1].
 
@@ -320,8 +334,8 @@ class OfflineDataset:
             ... ).action_statistics()
             (tensor([0.]), tensor([0.5000]))
         """
-        std, mean = torch.std_mean(self.transitions.action, 0, correction=0)
-        return mean, std
+        std, mean = torch.std_mean(self._single_actions(), 0, correction=0)
+        return mean.repeat(self.chunk), std.repeat(self.chunk)
 
     def action_std(self) -> float:
         """Measures the spread of the actions: the natural ``sigma_data`` of an actor.
@@ -336,7 +350,11 @@ class OfflineDataset:
             ...     terminated=[1, 1], truncated=[0, 0], low=[-1.0], high=[1.0]).action_std()
             0.5
         """
-        return float(self.transitions.action.var(0, correction=0).mean().sqrt())
+        return float(self._single_actions().var(0, correction=0).mean().sqrt())
+
+    def _single_actions(self) -> Tensor:
+        """Returns the first step of every row's action, which is that row's own."""
+        return self.transitions.action[:, : self.action_scaler.action_dim]
 
     def with_rewards(self, transform: RewardTransform) -> Self:
         """Returns the dataset with transformed rewards; the original keeps its own.
@@ -445,11 +463,174 @@ class OfflineDataset:
             >>> two.reward, two.discount, two.next_obs.flatten()
             (tensor([2., 4., 4.]), tensor([0.2500, 0.0000, 0.0000]), tensor([2., 3., 3.]))
         """
-        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-            raise DataError(f"`n` is out of range: got {n!r}, expected an integer >= 1.")
+        check_steps("n", n)
         self.check_one_step("with_n_step")
+        changed, _ = self._over_steps(n)
+        changed.n_step = n
+        return changed
+
+    def with_history(self, m: int) -> Self:
+        r"""Returns the dataset with the last m observations of the episode in the place of one.
+
+        .. math:: (o_{t-m+1}, \ldots, o_t)
+
+        The newest stands last. Before the start of an episode its first observation stands, so that
+        nothing of another episode is ever seen. Take it before chunks and n-step returns: next
+        observations then have their history too. ``layout`` stays that of one observation.
+
+        Args:
+            m: Observations, at least 1; 1 changes nothing.
+
+        Returns:
+            A dataset with a new table that shares flags and description; itself for m = 1.
+
+        Raises:
+            DataError: If ``m`` is smaller than 1, or transitions span several steps or have a
+                history already.
+
+        Example:
+            >>> from gtp_policy import OfflineDataset
+            >>> dataset = OfflineDataset.from_arrays(
+            ...     obs=[[0.0], [1.0], [5.0]], action=[[0.0]] * 3, reward=[0.0] * 3,
+            ...     next_obs=[[1.0], [2.0], [6.0]], terminated=[0, 1, 1], truncated=[0, 0, 0],
+            ...     low=[-1.0], high=[1.0])
+            >>> two = dataset.with_history(2).transitions
+            >>> two.obs.tolist(), two.next_obs.tolist()
+            ([[0.0, 0.0], [0.0, 1.0], [5.0, 5.0]], [[0.0, 1.0], [1.0, 2.0], [5.0, 6.0]])
+        """
+        check_steps("m", m)
+        if m == 1:
+            return self
+        self.check_one_step("with_history")
+        if self.history > 1:
+            raise DataError(
+                f"with_history needs single observations: got history={self.history}, expected 1. "
+                "Take the dataset that with_history was called on."
+            )
+        one, starts = self.transitions, self._starts()
+        row = np.arange(len(self))
+        past = [
+            one.obs[torch.from_numpy(np.maximum(row - back, starts)).to(self.device)]
+            for back in range(m - 1, -1, -1)
+        ]
+        rest = [one.action, one.reward[:, None], one.discount[:, None]]
+        last = [] if one.next_action is None else [one.next_action]
         changed = copy.copy(self)
-        changed._table, changed.n_step = self._table.clone(), n
+        changed._table = torch.cat([*past, *rest, *past[1:], one.next_obs, *last], 1)
+        changed.history, changed.obs_dim = m, self.obs_dim * m
+        return changed
+
+    def with_chunks(self, h: int) -> Self:
+        r"""Returns the dataset with the next h actions of the episode in the place of one.
+
+        .. math:: a = (a_t, \ldots, a_{t+h-1}), \quad
+            r = r_t + \gamma r_{t+1} + \ldots + \gamma^{k-1} r_{t+k-1}, \quad
+            \gamma^k (1 - \mathrm{terminated}), \quad s_{t+k}
+
+        with k = h or as many steps as the episode has left; k is ``chunk_length``. Behind the end
+        of an episode its last action is repeated. A learner knows this padding from the data:
+
+        * The actor's losses count the k steps alone.
+        * An episode that ends by itself has a return that does not depend on what would have
+          followed, so that the critic learns from its chunks, discount 0.
+        * One that is cut before the chunk is over says nothing about the rest of the chunk: the
+          critic does not learn from it, and the actor clones it unweighted.
+
+        One flow map over all h A numbers learns what belongs together, and the critic judges whole
+        chunks: values are backed up h steps at a time along what the policy would really play.
+        Take it last, after histories and reward transforms. `GTPLearner.player` plays the chunks.
+
+        Args:
+            h: Steps of an action, at least 1; 1 changes nothing.
+
+        Returns:
+            A dataset with a new table that shares flags and description; itself for h = 1.
+
+        Raises:
+            DataError: If ``h`` is smaller than 1, or transitions span several steps or have next
+                actions.
+
+        References:
+            | Learning Fine-Grained Bimanual Manipulation with Low-Cost Hardware (Zhao et al.,
+            | 2023), section 4.1, https://arxiv.org/abs/2304.13705
+            | Reinforcement Learning with Action Chunking (Li et al., 2025)
+            | https://arxiv.org/abs/2507.07969
+
+        Example:
+            >>> from gtp_policy import OfflineDataset
+            >>> dataset = OfflineDataset.from_arrays(
+            ...     obs=[[0.0], [1.0], [2.0]], action=[[0.1], [0.2], [0.3]], reward=[1.0, 2.0, 4.0],
+            ...     next_obs=[[1.0], [2.0], [3.0]], terminated=[0, 0, 1], truncated=[0, 0, 0],
+            ...     low=[-1.0], high=[1.0], gamma=0.5)
+            >>> two = dataset.with_chunks(2).transitions
+            >>> two.action
+            tensor([[0.1000, 0.2000],
+                    [0.2000, 0.3000],
+                    [0.3000, 0.3000]])
+            >>> two.reward, two.discount, two.chunk_length
+            (tensor([2., 4., 4.]), tensor([0.2500, 0.0000, 0.0000]), tensor([2., 2., 1.]))
+        """
+        check_steps("h", h)
+        if h == 1:
+            return self
+        self.check_one_step("with_chunks")
+        if self.transitions.next_action is not None:
+            raise DataError(
+                "with_chunks has no next actions: got a dataset of with_next_actions, expected one "
+                "without. critic_penalty is for actions of one step."
+            )
+        changed, last = self._over_steps(h)
+        row = torch.arange(len(self))
+        actions = self.transitions.action
+        chunk = [actions[torch.minimum(row + step, last).to(self.device)] for step in range(h)]
+        length = (last - row + 1).to(self._table).unsqueeze(1)
+        of_action, of_reward = self.obs_dim, self.obs_dim + self.action_dim
+        changed._table = torch.cat(
+            [changed._table[:, :of_action], *chunk, changed._table[:, of_reward:], length], 1
+        )
+        changed.chunk, changed.action_dim = h, self.action_dim * h
+        return changed
+
+    def with_steps(self, history: int, chunk: int) -> Self:
+        """Returns the dataset in the history and the chunks of a policy.
+
+        Args:
+            history: m of its actor's config.
+            chunk: h of its actor's config.
+
+        Returns:
+            `with_history` and `with_chunks` of what it has single observations and actions of.
+
+        Raises:
+            DataError: If it has other histories or chunks than the policy, or more than single
+                steps of what has to become some.
+
+        Example:
+            >>> from gtp_policy import OfflineDataset
+            >>> dataset = OfflineDataset.from_arrays(
+            ...     obs=[[0.0], [0.0]], action=[[0.5], [-0.5]], reward=[0.0, 1.0],
+            ...     terminated=[0, 1], truncated=[0, 0], low=[-1.0], high=[1.0])
+            >>> dataset.with_steps(history=1, chunk=2).transitions.action
+            tensor([[ 0.5000, -0.5000],
+                    [-0.5000, -0.5000]])
+        """
+        found = self
+        if found.history == 1:
+            found = found.with_history(history)
+        if found.chunk == 1:
+            found = found.with_chunks(chunk)
+        got, expected = (found.history, found.chunk), (history, chunk)
+        if got != expected:
+            raise DataError(
+                f"The dataset is one of other steps than the policy: got (history, chunk) = {got}, "
+                f"expected {expected}. Give the dataset of single steps."
+            )
+        return found
+
+    def _over_steps(self, n: int) -> tuple[Self, Tensor]:
+        """Returns the dataset with transitions of n steps, and the last row that each spans."""
+        changed = copy.copy(self)
+        changed._table = self._table.clone()
         ends = torch.from_numpy(self.terminated | self.truncated)
         ends[-1] = True  # whatever its flags say, nothing follows the last row
         one = self.transitions
@@ -467,7 +648,14 @@ class OfflineDataset:
         changed._table[:, of_reward] = reward.to(self._table)
         changed._table[:, of_reward + 1] = discount.to(self._table)
         changed._table[:, of_reward + 2 :] = self._table[last.to(self.device), of_reward + 2 :]
-        return changed
+        return changed, last
+
+    def _starts(self) -> npt.NDArray[np.intp]:
+        """Returns the row in which the episode of each row begins."""
+        first = np.ones(len(self), np.bool_)
+        first[1:] = (self.terminated | self.truncated)[:-1]
+        row = np.arange(len(self))
+        return np.maximum.accumulate(np.where(first, row, 0))
 
     def with_next_actions(self) -> Self:
         """Returns the dataset with the data's own action at each next observation.
@@ -521,13 +709,17 @@ class OfflineDataset:
             what: What would, for the message.
 
         Raises:
-            DataError: If the dataset is one of `with_n_step`.
+            DataError: If the dataset is one of `with_n_step` or `with_chunks`.
         """
-        if self.n_step > 1:
-            raise DataError(
-                f"{what} needs rewards of single steps: got n_step={self.n_step}, expected 1. Take "
-                "the dataset that with_n_step was called on."
-            )
+        for method, name, steps in (
+            ("with_n_step", "n_step", self.n_step),
+            ("with_chunks", "chunk", self.chunk),
+        ):
+            if steps > 1:
+                raise DataError(
+                    f"{what} needs rewards of single steps: got {name}={steps}, expected 1. Take "
+                    f"the dataset that {method} was called on."
+                )
 
     def to(self, device: torch.device | str) -> Self:
         """Returns the dataset with its table on another device.
@@ -544,7 +736,13 @@ class OfflineDataset:
         return moved
 
     def _split(self, rows: Tensor) -> Transitions:
-        return unpack(rows, self.obs_dim, self.action_dim)
+        return unpack(rows, self.obs_dim, self.action_dim, self.chunk)
+
+
+def check_steps(name: str, steps: object) -> None:
+    """Raises a DataError unless a number of steps is an integer of at least 1."""
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise DataError(f"`{name}` is out of range: got {steps!r}, expected an integer >= 1.")
 
 
 def check_batch_size(batch_size: object) -> None:

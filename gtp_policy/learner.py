@@ -17,6 +17,7 @@ from gtp_policy._random import new_stream
 from gtp_policy.acting import act
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.algorithm import advantage_of, draw
+from gtp_policy.chunks import ChunkPlayer, Playback
 from gtp_policy.config import GTPConfig, GTPLearnerConfig
 from gtp_policy.critic import (
     NetworkBaseline,
@@ -203,10 +204,10 @@ class GTPLearner(nn.Module):
     ) -> Self:
         """Builds a learner that fits a dataset: dimensions, device, scales.
 
-        Where the config leaves them open, the actions' statistics are taken from the dataset if
-        ``config.learner.normalize_actions``, ``sigma_data`` if not. Observations are normalised if
-        ``config.learner.normalize_obs``. ``learner.full_config`` holds the former, the actor's and
-        critic's state the latter.
+        Where the config leaves them open, history and chunk are the dataset's, and the actions'
+        statistics are taken from it if ``config.learner.normalize_actions``, ``sigma_data`` if not.
+        Observations are normalised if ``config.learner.normalize_obs``. ``learner.full_config``
+        holds the former, the actor's and critic's state the latter.
 
         Args:
             dataset: The data to learn from.
@@ -231,7 +232,7 @@ class GTPLearner(nn.Module):
         """
         check_kind("dataset", dataset, OfflineDataset)
         config = (config or GTPConfig()).cap_curriculum(stacklevel=3)
-        config = config.fit_to_actions(dataset)
+        config = config.fit_to_steps(dataset.history, dataset.chunk).fit_to_actions(dataset)
         learner = cls.build(
             dataset.obs_dim,
             dataset.action_dim,
@@ -378,7 +379,13 @@ class GTPLearner(nn.Module):
         check_whole([self])
         check_kind("batch", batch, Transitions)
         actor, penalty = self.actor, self.config.critic_penalty > 0
-        batch.check(actor.obs_dim, actor.action_dim, like=actor.fixed_noise, next_action=penalty)
+        batch.check(
+            actor.obs_dim,
+            actor.action_dim,
+            like=actor.fixed_noise,
+            next_action=penalty,
+            chunk=actor.config.chunk,
+        )
         batch.check_values()
         one = batch.map(lambda field: field.unsqueeze(0))
         draws = draw([self], one.action)
@@ -575,6 +582,59 @@ class GTPLearner(nn.Module):
             choice=self.config.choice,
             deterministic=deterministic,
             generator=generator,
+        )
+
+    def player(
+        self,
+        *,
+        playback: Playback | None = None,
+        steps: int | None = None,
+        candidates: int | None = None,
+        deterministic: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> ChunkPlayer:
+        """Returns what plays this policy in environments, observation by observation.
+
+        It holds the history and the chunk of each environment; `act` gives whole chunks for whole
+        histories. Also of a policy without either.
+
+        Args:
+            playback: How chunks are played; default ``config.playback``.
+            steps: As for `act`.
+            candidates: As for `act`.
+            deterministic: As for `act`.
+            generator: As for `act`.
+
+        Returns:
+            A player without a state, in the units of `act`: actions in [-1, 1].
+
+        Raises:
+            ValueError: If ``playback`` does not fit the chunk.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import FlowMapActorConfig, GTPConfig, GTPLearner
+            >>> config = GTPConfig(actor=FlowMapActorConfig(chunk=4, history=2))
+            >>> player = GTPLearner.build(obs_dim=2 * 3, action_dim=4 * 1, config=config).player()
+            >>> player.act(torch.zeros(5, 3)).shape
+            torch.Size([5, 1])
+        """
+
+        def plan(obs: Tensor) -> Tensor:
+            return self.act(
+                obs.to(self.dtype),
+                steps=steps,
+                candidates=candidates,
+                deterministic=deterministic,
+                generator=generator,
+            )
+
+        config = self.target_actor.config
+        return ChunkPlayer(
+            plan,
+            chunk=config.chunk,
+            history=config.history,
+            playback=playback or self.config.playback,
         )
 
     def train(self, mode: bool = True) -> Self:

@@ -72,7 +72,10 @@ def load_data(config: ExperimentConfig) -> Data:
     dataset = dataset.with_rewards(config.reward)
     if isinstance(config, RunConfig) and config.policy.learner.critic_penalty:
         dataset = dataset.with_next_actions()
-    return Data(dataset.with_n_step(config.n_step), digest)
+    dataset = dataset.with_n_step(config.n_step)
+    if isinstance(config, RunConfig):
+        dataset = dataset.with_steps(config.policy.actor.history, config.policy.actor.chunk)
+    return Data(dataset, digest)
 
 
 def data_hash(dataset: OfflineDataset) -> str:

@@ -30,6 +30,7 @@ from gtp_policy import (
     read_metadata,
     restore_,
 )
+from gtp_policy.chunks import ChunkState
 from gtp_policy.critic import ValueNetwork
 from gtp_policy.errors import CheckpointError, DataError, UnsupportedSpaceError
 from gtp_sb3 import _codec, _files
@@ -156,12 +157,13 @@ class GTPPolicy(BasePolicy):
         self._build(merge_networks(config or GTPConfig(), net_arch, n_critics), lr_schedule)
 
     def _build(self, config: GTPConfig, lr_schedule: Schedule | None) -> None:
+        actor = config.actor
         learner = GTPLearner.build(
-            self.layout.obs_dim,
-            self.scaler.action_dim,
+            self.layout.obs_dim * actor.history,
+            self.scaler.action_dim * actor.chunk,
             config,
             network=self.make_network(),
-            encoder=self.make_encoder(),
+            encoder=self.make_encoder(actor.history),
             optimizer=self.optimizer_factory(config, lr_schedule),
         )
         # Not registered: its networks are the policy's own children, by SB3's names.
@@ -177,13 +179,20 @@ class GTPPolicy(BasePolicy):
         """Returns a new copy of the actor's own backbone, if it has one."""
         return copy.deepcopy(self._network)
 
-    def make_encoder(self) -> ObservationEncoder | None:
-        """Returns SB3's preprocessing and a new extractor as one module; None for vectors."""
+    def make_encoder(self, history: int = 1) -> ObservationEncoder | None:
+        """Returns SB3's preprocessing and a new extractor as one module; None for vectors.
+
+        Args:
+            history: m, observations in one.
+
+        Returns:
+            The module.
+        """
         if self.is_vector:
             return None
         extractor = self.make_features_extractor()
         return ObservationEncoder(
-            self.observation_space, self.layout, extractor, self.normalize_images
+            self.observation_space, self.layout, extractor, self.normalize_images, history
         )
 
     def optimizer_factory(
@@ -251,7 +260,7 @@ class GTPPolicy(BasePolicy):
         self.train(mode)
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> Tensor:
-        """Acts on tensors.
+        """Acts on tensors, of episodes that begin with them.
 
         Args:
             obs: Observations as SB3's ``obs_to_tensor`` makes them: a tensor or a dict of tensors.
@@ -262,7 +271,23 @@ class GTPPolicy(BasePolicy):
         """
         return self._predict(obs, deterministic)
 
+    @property
+    def has_memory(self) -> bool:
+        """Whether `predict` needs its ``state``: of policies with a history or chunks."""
+        config = self.actor.config
+        return config.history > 1 or config.chunk > 1
+
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
+        return self._play(observation, None, None, deterministic)[0]
+
+    def _play(
+        self,
+        observation: PyTorchObs,
+        state: tuple[npt.NDArray[Any], ...] | None,
+        episode_start: npt.NDArray[Any] | None,
+        deterministic: bool,
+    ) -> tuple[Tensor, tuple[npt.NDArray[Any], ...] | None]:
+        """Returns actions of one step in [-1, 1], and the state after it."""
         # On the CPU, few rows are faster than on a device.
         flat = self.layout.flatten(with_axes(observation, self.layout)).cpu()
         finite = flat.isfinite().all(1)
@@ -272,12 +297,20 @@ class GTPPolicy(BasePolicy):
                 f"The observation is not finite: got NaN or infinity in row {row} of {len(flat)}, "
                 "expected finite numbers. Look at the environment; VecCheckNan finds the step."
             )
-        return self.learner.act(
-            flat,
-            candidates=self.candidates,
-            deterministic=deterministic,
-            generator=None if deterministic else self._noise_source(flat.device),
+        generator = None if deterministic else self._noise_source(flat.device)
+        if not self.has_memory:
+            action = self.learner.act(
+                flat,
+                candidates=self.candidates,
+                deterministic=deterministic,
+                generator=generator,
+            )
+            return action, state
+        player = self.learner.player(
+            candidates=self.candidates, deterministic=deterministic, generator=generator
         )
+        starts = None if episode_start is None else np.asarray(episode_start).reshape(-1)
+        return player.step(flat, cast("ChunkState | None", state), starts)
 
     def predict(
         self,
@@ -292,8 +325,11 @@ class GTPPolicy(BasePolicy):
 
         Args:
             observation: Observation of the environment, or a batch.
-            state: Returned as it came; the policy has no memory.
-            episode_start: Not used.
+            state: What the step before returned: of a policy with chunks or a history, what is
+                still to be played and what was seen, by environment. None where all episodes begin,
+                as in a call alone. Other policies have no memory and return it as it came.
+            episode_start: Which episodes begin with this observation; what is in the state of them
+                is forgotten. Policies without memory do not use it.
             deterministic: Whether to take the best, as the critic sees it, of some actions that
                 start from fixed noises, so that equal calls give equal actions; see `GTPPolicy`.
                 Not the mean of the policy. False draws new noise.
@@ -321,7 +357,8 @@ class GTPPolicy(BasePolicy):
             )
         tensors, vectorized = self.obs_to_tensor(observation)
         with torch.no_grad():
-            unit = self._predict(tensors, deterministic).cpu().numpy()
+            played, state = self._play(tensors, state, episode_start, deterministic)
+            unit = played.cpu().numpy()
         shape = cast("tuple[int, ...]", self.action_space.shape)
         action = self.scaler.to_box(unit).reshape(-1, *shape)
         return (action if vectorized else action[0]), state

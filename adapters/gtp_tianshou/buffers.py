@@ -157,7 +157,8 @@ def buffer_from_dataset(
         A full buffer.
 
     Raises:
-        DataError: If rewards are sums of several steps, as of `OfflineDataset.with_n_step`.
+        DataError: If rewards are sums of several steps, as of `OfflineDataset.with_n_step`, or
+            observations have a history.
 
     Example:
         >>> from gtp_policy import OfflineDataset
@@ -170,6 +171,11 @@ def buffer_from_dataset(
         ([[1.0], [-1.0]], [False, True], [1, 1])
     """
     dataset.check_one_step("A buffer of Tianshou's")
+    if dataset.history > 1:
+        raise DataError(
+            f"A buffer of Tianshou's holds single observations: got history={dataset.history}, "
+            "expected 1. Take the dataset that with_history was called on."
+        )
     rows = [column.cpu().numpy() for column in dataset.transitions.present()]
     obs, action, reward, next_obs = rows[:4]
     terminated, truncated = dataset.terminated.copy(), dataset.truncated.copy()

@@ -119,7 +119,7 @@ class GraphedUpdate:
             if isinstance(minibatch, Tensor):
                 fixed = self._fused.unpack(next(fields))
             else:
-                fixed = Transitions(*(next(fields) for _ in minibatch.present()))
+                fixed = minibatch.map(lambda _: next(fields))
             fixed_draws = Draws(
                 backup=None if draws.backup is None else next(fields),
                 baseline=None if draws.baseline is None else next(fields),

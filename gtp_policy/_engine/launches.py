@@ -38,7 +38,10 @@ def update_from(
     first = learners[0]
     actor = first.actor
     penalty = first.config.critic_penalty > 0
-    dataset.transitions.check(actor.obs_dim, actor.action_dim, like=actor, next_action=penalty)
+    chunk = actor.config.chunk
+    dataset.transitions.check(
+        actor.obs_dim, actor.action_dim, like=actor, next_action=penalty, chunk=chunk
+    )
     check_batch_size(batch_size)
     # A custom way to draw minibatches is respected.
     plain = type(dataset).sample is OfflineDataset.sample

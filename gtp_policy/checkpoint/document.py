@@ -284,9 +284,11 @@ def saved_with(
     elif parts is not None:
         (shape,) = parts.shapes
         layout = ObservationLayout(shape)
-    statistics = document.config.actor.action_statistics
-    action_dims = (scaler and scaler.action_dim, statistics and len(statistics.mean))
-    if (layout and layout.obs_dim) not in (None, document.obs_dim) or any(
+    actor = document.config.actor
+    statistics = actor.action_statistics
+    # Bounds and layout are those of one step.
+    action_dims = (scaler and scaler.action_dim * actor.chunk, statistics and len(statistics.mean))
+    if (layout and layout.obs_dim * actor.history) not in (None, document.obs_dim) or any(
         n not in (None, document.action_dim) for n in action_dims
     ):
         raise ValueError(
