@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SHORT = (
+    "chunks",
     "custom_trainer",
     "property_test",
     "tianshou_offline",

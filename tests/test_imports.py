@@ -22,7 +22,7 @@ LAYERS: list[set[str]] = [
     {"_config", "_fingerprint", "_random", "_version", "errors"},
     {"times", "spaces", "rewards", "kernels"},
     {"functional"},
-    {"networks", "dataset_builder", "teachers", "samplers", "transitions"},
+    {"chunks", "networks", "dataset_builder", "teachers", "samplers", "transitions"},
     {"_folding", "critic", "dataset", "metrics"},
     {"actor", "loss"},
     {"acting", "guidance"},
@@ -42,6 +42,7 @@ KERNEL_LIBRARIES = {"numba", "triton"}
 # Modules whose names are public in addition to those of `gtp_policy.__all__`.
 PUBLIC_MODULES = (
     "gtp_policy.acting",
+    "gtp_policy.chunks",
     "gtp_policy.critic",
     "gtp_policy.dataset_builder",
     "gtp_policy.errors",
