@@ -12,9 +12,11 @@ from gtp_policy.acting import ArgmaxChoice, Choice
 from gtp_policy.actor import ActionStatistics, FlowMapActorConfig
 from gtp_policy.chunks import Playback
 from gtp_policy.critic import Baseline, NetworkBaseline, PolicyBaseline, QEnsembleConfig
+from gtp_policy.encoders import ImpalaEncoderConfig
 from gtp_policy.errors import DataError
 from gtp_policy.guidance import AdvantageGuidance, AdvantageWeighterConfig, Guidance
 from gtp_policy.loss import GTPLossConfig
+from gtp_policy.spaces import ObservationLayout
 
 # Jumps of a deterministic action, all candidates together: a second of a CPU, in a usual network.
 MOST_JUMPS = 100_000
@@ -191,6 +193,11 @@ class GTPConfig(Config):
     critic: QEnsembleConfig | None = Field(
         default_factory=QEnsembleConfig, description="The critic; None for behaviour cloning."
     )
+    encoder: ImpalaEncoderConfig | None = Field(
+        default=None,
+        description="What makes features of observations with images, for actor, critic and value "
+        "network each; None: they see observations as they are.",
+    )
     loss: GTPLossConfig = Field(default_factory=GTPLossConfig, description="The actor's loss.")
     weighter: AdvantageWeighterConfig = Field(
         default_factory=AdvantageWeighterConfig, description="From advantages to weights."
@@ -256,6 +263,30 @@ class GTPConfig(Config):
         if (actor.history, actor.chunk) == (history, chunk):
             return self
         return self.replace(actor=actor.replace(history=history, chunk=chunk))
+
+    def fit_to_observations(self, layout: ObservationLayout, images: tuple[str, ...]) -> Self:
+        """Returns the config with an encoder that knows the parts of an observation.
+
+        Args:
+            layout: Its parts.
+            images: Keys of those that are images.
+
+        Returns:
+            The config itself without an encoder, or with one that knows them.
+
+        Raises:
+            DataError: If there are no images to encode, or others.
+
+        Example:
+            >>> from gtp_policy import GTPConfig, ObservationLayout
+            >>> from gtp_policy.encoders import ImpalaEncoderConfig
+            >>> config = GTPConfig(encoder=ImpalaEncoderConfig())
+            >>> config.fit_to_observations(ObservationLayout((8, 8, 3)), ("",)).encoder.parts
+            (ObservationPart(shape=(8, 8, 3), image=True),)
+        """
+        if self.encoder is None:
+            return self
+        return self.replace(encoder=self.encoder.fit_to(layout, images))
 
     def fit_to_actions(self, data: ActionData) -> Self:
         """Returns the config with what the actor leaves open measured from a dataset's actions.

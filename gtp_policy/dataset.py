@@ -7,7 +7,7 @@ A row is ``obs (O) | action (A) | reward (1) | discount (1) | next_obs (O)``, wi
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, Self
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_array
 from gtp_policy.errors import DataError, EmptyDatasetError, ShapeError
+from gtp_policy.frames import FrameStore, is_image, stored_columns
 from gtp_policy.functional import check_device
 from gtp_policy.rewards import RewardTransform, episode_numbers, episode_returns
 from gtp_policy.spaces import ActionScaler, ObservationLayout
@@ -41,6 +42,7 @@ class OfflineDataset:
         n_step: Steps that a transition spans at most, as `with_n_step` says.
         history: m, observations in one, as `with_history` says.
         chunk: h, steps of an action, as `with_chunks` says.
+        store: Images, where observations have any: rows then hold their numbers (`FrameStore`).
 
     Attributes:
         obs_dim: O, of all m observations together.
@@ -71,8 +73,9 @@ class OfflineDataset:
         n_step: int = 1,
         history: int = 1,
         chunk: int = 1,
+        store: FrameStore | None = None,
     ) -> None:
-        self._table = table
+        self._table, self._store = table, store
         self.layout = layout
         self.obs_dim = layout.obs_dim * history
         self.action_dim = action_scaler.action_dim * chunk
@@ -87,12 +90,12 @@ class OfflineDataset:
     def from_arrays(
         cls,
         *,
-        obs: npt.ArrayLike,
+        obs: npt.ArrayLike | Mapping[str, npt.ArrayLike],
         action: npt.ArrayLike,
         reward: npt.ArrayLike,
         terminated: npt.ArrayLike,
         truncated: npt.ArrayLike,
-        next_obs: npt.ArrayLike | None = None,
+        next_obs: npt.ArrayLike | Mapping[str, npt.ArrayLike] | None = None,
         low: npt.ArrayLike,
         high: npt.ArrayLike,
         gamma: float = 0.99,
@@ -103,22 +106,26 @@ class OfflineDataset:
         """Builds a dataset from flat arrays in time order.
 
         Any float or integer type, read-only or not contiguous: the numbers are copied as float32.
+        Images, uint8 of three axes each, stay bytes, and what is an observation and the next one of
+        another row is kept once: they become numbers when they are sampled.
 
         Args:
-            obs: Observations, shape (N, O).
+            obs: Observations, shape (N, O), or images, (N, height, width, channels) or with the
+                channels first; or a mapping of such arrays, of any shapes (N, ...), which are
+                joined in the order of `ObservationLayout.of_dict`.
             action: Actions in the units of the Box, shape (N, A).
             reward: Rewards, shape (N,).
             terminated: Whether the episode ended by itself, bool or 0/1, shape (N,).
             truncated: Whether the episode was cut (time limit), bool or 0/1, shape (N,). Only
                 termination stops bootstrapping; where both flags are set, it does.
-            next_obs: Next observations, shape (N, O). Without it the next row's ``obs`` is taken;
+            next_obs: Next observations, like ``obs``. Without it the next row's ``obs`` is taken;
                 the last row of a truncated episode, and an unfinished last row, then have no next
                 observation and are left out.
             low: Lower bounds of the action Box, shape (A,).
             high: Upper bounds of the action Box, shape (A,).
             gamma: Discount factor, in [0, 1].
             out_of_bounds: Whether actions outside the Box raise or are clipped to it.
-            device: Where the table lives.
+            device: Where the table lives, and the images.
             source: Where the data comes from.
 
         Returns:
@@ -138,7 +145,14 @@ class OfflineDataset:
             ...     truncated=np.array([0, 0, 0, 0, 0, 1], bool), low=[-1.0], high=[1.0]))
             5
         """
-        column = as_array("obs", obs)
+        layout: ObservationLayout | None = None
+        frames: dict[str, Tensor] = {}
+        following: npt.NDArray[np.generic] | None
+        if isinstance(obs, Mapping) or is_image(as_array("obs", obs)):
+            column, following, layout, frames = stored_columns(obs, next_obs, source)
+        else:
+            column = as_array("obs", obs)
+            following = None if next_obs is None else as_array("next_obs", _plain(next_obs))
         if column.shape[:1] == (0,):
             raise _empty(source)
         if column.ndim != 2:
@@ -159,9 +173,9 @@ class OfflineDataset:
             reward=as_array("reward", reward),
             terminated=terminated,
             truncated=truncated,
-            next_obs=None if next_obs is None else as_array("next_obs", next_obs),
+            next_obs=following,
         )
-        return cls.from_builder(builder, device=device, source=source)
+        return cls.from_builder(builder, device=device, layout=layout, source=source, frames=frames)
 
     @classmethod
     def from_builder(
@@ -171,6 +185,7 @@ class OfflineDataset:
         device: torch.device | str = "cpu",
         layout: ObservationLayout | None = None,
         source: str = "arrays",
+        frames: Mapping[str, Tensor] | None = None,
     ) -> Self:
         """Takes over what a builder has filled; a last transition without a flag is truncated.
 
@@ -179,6 +194,8 @@ class OfflineDataset:
             device: Where the table should live.
             layout: How observations were flattened; default: they were vectors.
             source: Where the data comes from.
+            frames: Images by the keys of the layout, uint8, of which the builder's observations
+                have the numbers, as a `FrameStore` reads them. Default: none.
 
         Returns:
             The dataset.
@@ -192,9 +209,11 @@ class OfflineDataset:
         if not size:
             raise _empty(source)
         layout = layout or ObservationLayout((builder.obs_dim,))
-        if layout.obs_dim != builder.obs_dim:
+        store = FrameStore(layout, frames).to(device) if frames else None
+        columns = store.columns if store is not None else layout.obs_dim
+        if columns != builder.obs_dim:
             raise ShapeError(
-                f"`layout` has the wrong length: got {layout.obs_dim} from {layout}, expected "
+                f"`layout` has the wrong length: got {columns} from {layout}, expected "
                 f"{builder.obs_dim}, the builder's obs_dim."
             )
         terminated, truncated = builder.terminated[:size], builder.truncated[:size]
@@ -207,6 +226,7 @@ class OfflineDataset:
             action_scaler=builder.action_scaler,
             gamma=builder.gamma,
             source=source,
+            store=store,
         )
 
     def __len__(self) -> int:
@@ -236,13 +256,41 @@ class OfflineDataset:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the table and the flags occupy."""
-        return self._table.nbytes + self.terminated.nbytes + self.truncated.nbytes
+        """Bytes that the table, the flags and the images occupy."""
+        images = self._store.nbytes if self._store is not None else 0
+        return self._table.nbytes + self.terminated.nbytes + self.truncated.nbytes + images
 
     @property
     def transitions(self) -> Transitions:
-        """All transitions in time order, as views of the table."""
+        """All transitions in time order, as views of the table; of images, a copy as numbers."""
         return self._split(self._table)
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Keys of the observation's parts that are images; "" where it is one itself."""
+        return tuple(self._store.frames) if self._store is not None else ()
+
+    def rows(self, start: int, stop: int) -> Transitions:
+        """Returns consecutive transitions in time order.
+
+        Args:
+            start: The first.
+            stop: Behind the last.
+
+        Returns:
+            As many as there are of them.
+        """
+        return self._split(self._table[start:stop])
+
+    def stored(self) -> list[Tensor]:
+        """Returns everything that is held: columns of the table, and images.
+
+        Returns:
+            The fields of `transitions` that are there, with the numbers of images instead of
+            pixels, and behind them the images, uint8, one tensor per key.
+        """
+        images = [] if self._store is None else [*self._store.frames.values()]
+        return [*self._columns().present(), *images]
 
     def sample(self, batch_size: int, *, generator: torch.Generator) -> Transitions:
         """Draws a minibatch uniformly with replacement, by one gather on the dataset's device.
@@ -262,7 +310,7 @@ class OfflineDataset:
             | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al.,
             | 2025), Algorithm 1, first line of the loop, https://arxiv.org/abs/2510.11499
         """
-        return self._split(self.sample_rows(batch_size, [generator]))
+        return self._split(self.sample_rows(batch_size, [generator]), generator)
 
     def sample_rows(self, batch_size: int, generators: Sequence[torch.Generator]) -> Tensor:
         """Draws several minibatches like `sample`, one below the other, by one gather for all.
@@ -302,7 +350,7 @@ class OfflineDataset:
         return self._table.index_select(0, numbers[0] if len(numbers) == 1 else torch.cat(numbers))
 
     def observation_statistics(self) -> tuple[Tensor, Tensor]:
-        """Computes what an `ObservationNormalizer` takes.
+        """Computes what an `ObservationNormalizer` takes; images are left to their encoder.
 
         Returns:
             Mean and population standard deviation of ``obs``, each (O,).
@@ -315,7 +363,9 @@ class OfflineDataset:
             >>> dataset.observation_statistics()
             (tensor([1.]), tensor([1.]))
         """
-        std, mean = torch.std_mean(self.transitions.obs, 0, correction=0)
+        std, mean = torch.std_mean(self._columns().obs, 0, correction=0)
+        if self._store is not None:
+            return self._store.spread(mean, 0.0), self._store.spread(std, 1.0)
         return mean, std
 
     def action_statistics(self) -> tuple[Tensor, Tensor]:
@@ -354,7 +404,7 @@ class OfflineDataset:
 
     def _single_actions(self) -> Tensor:
         """Returns the first step of every row's action, which is that row's own."""
-        return self.transitions.action[:, : self.action_scaler.action_dim]
+        return self._columns().action[:, : self.action_scaler.action_dim]
 
     def with_rewards(self, transform: RewardTransform) -> Self:
         """Returns the dataset with transformed rewards; the original keeps its own.
@@ -381,7 +431,7 @@ class OfflineDataset:
         self.check_one_step("with_rewards")
         changed = copy.copy(self)
         changed._table = self._table.clone()
-        reward = changed.transitions.reward  # a view of the table
+        reward = changed._columns().reward  # a view of the table
         reward.copy_(transform.apply(reward, self.terminated | self.truncated))
         return changed
 
@@ -417,7 +467,7 @@ class OfflineDataset:
             raise DataError(f"`share` is out of range: got {share!r}, expected 0 < share <= 1.")
         self.check_one_step("with_best_episodes")
         ends = self.terminated | self.truncated
-        returns = episode_returns(self.transitions.reward, ends)
+        returns = episode_returns(self._columns().reward, ends)
         count = math.ceil(len(returns) * share - 1e-9)  # 100 * 0.07 is a little more than 7
         best = np.argsort(-returns, kind="stable")[: max(count, 1)]
         kept = np.isin(episode_numbers(ends), best)
@@ -469,6 +519,47 @@ class OfflineDataset:
         changed.n_step = n
         return changed
 
+    def with_random_shift(self, pixels: int = 4) -> Self:
+        """Returns the dataset with images that are moved a little whenever they are sampled.
+
+        Up to so many pixels, up or down and left or right, each way equally often; edges are
+        repeated. Observation and next observation move by themselves, images of one history
+        together. Only `sample` does so, with its generator, behind the draw of the minibatch:
+        `transitions` and acting see images as they are.
+
+        Args:
+            pixels: At most, at least 0; 0 changes nothing.
+
+        Returns:
+            A dataset that shares table, images and description.
+
+        Raises:
+            DataError: If ``pixels`` is smaller than 0, or there are no images.
+
+        References:
+            | Image Augmentation Is All You Need (Kostrikov et al., 2020), section 3.1
+            | https://arxiv.org/abs/2004.13649
+
+        Example:
+            >>> import numpy as np
+            >>> from gtp_policy import OfflineDataset
+            >>> dataset = OfflineDataset.from_arrays(
+            ...     obs=np.zeros((2, 8, 8, 3), np.uint8), action=[[0.5], [-0.5]], reward=[0.0, 1.0],
+            ...     terminated=[1, 1], truncated=[0, 0], low=[-1.0], high=[1.0])
+            >>> dataset.with_random_shift(2).obs_dim
+            192
+        """
+        if not isinstance(pixels, int) or isinstance(pixels, bool) or pixels < 0:
+            raise DataError(f"`pixels` is out of range: got {pixels!r}, expected an integer >= 0.")
+        if self._store is None:
+            raise DataError(
+                f"There is nothing to shift: got observations {self.layout} without images, "
+                "expected some of type uint8."
+            )
+        changed = copy.copy(self)
+        changed._store = self._store.replace(self._store.frames, pixels)
+        return changed
+
     def with_history(self, m: int) -> Self:
         r"""Returns the dataset with the last m observations of the episode in the place of one.
 
@@ -507,7 +598,7 @@ class OfflineDataset:
                 f"with_history needs single observations: got history={self.history}, expected 1. "
                 "Take the dataset that with_history was called on."
             )
-        one, starts = self.transitions, self._starts()
+        one, starts = self._columns(), self._starts()
         row = np.arange(len(self))
         past = [
             one.obs[torch.from_numpy(np.maximum(row - back, starts)).to(self.device)]
@@ -574,17 +665,17 @@ class OfflineDataset:
         if h == 1:
             return self
         self.check_one_step("with_chunks")
-        if self.transitions.next_action is not None:
+        if self._columns().next_action is not None:
             raise DataError(
                 "with_chunks has no next actions: got a dataset of with_next_actions, expected one "
                 "without. critic_penalty is for actions of one step."
             )
         changed, last = self._over_steps(h)
         row = torch.arange(len(self))
-        actions = self.transitions.action
+        actions = self._columns().action
         chunk = [actions[torch.minimum(row + step, last).to(self.device)] for step in range(h)]
         length = (last - row + 1).to(self._table).unsqueeze(1)
-        of_action, of_reward = self.obs_dim, self.obs_dim + self.action_dim
+        of_action, of_reward = self._obs_columns, self._obs_columns + self.action_dim
         changed._table = torch.cat(
             [changed._table[:, :of_action], *chunk, changed._table[:, of_reward:], length], 1
         )
@@ -633,7 +724,7 @@ class OfflineDataset:
         changed._table = self._table.clone()
         ends = torch.from_numpy(self.terminated | self.truncated)
         ends[-1] = True  # whatever its flags say, nothing follows the last row
-        one = self.transitions
+        one = self._columns()
         reward, discount = one.reward.double(), one.discount.double()
         # Of row i, what is summed so far, and the row that it reaches.
         last = torch.arange(len(self))
@@ -644,7 +735,7 @@ class OfflineDataset:
             rows, ahead = rows.to(self.device), last[rows].to(self.device)
             reward[rows] += discount[rows] * one.reward[ahead]
             discount[rows] *= one.discount[ahead]
-        of_reward = self.obs_dim + self.action_dim
+        of_reward = self._obs_columns + self.action_dim
         changed._table[:, of_reward] = reward.to(self._table)
         changed._table[:, of_reward + 1] = discount.to(self._table)
         changed._table[:, of_reward + 2 :] = self._table[last.to(self.device), of_reward + 2 :]
@@ -682,7 +773,7 @@ class OfflineDataset:
             tensor([[0.2000],
                     [0.3000]])
         """
-        if self.transitions.next_action is not None:
+        if self._columns().next_action is not None:
             return self
         self.check_one_step("with_next_actions")
         cut = self.truncated & ~self.terminated
@@ -696,7 +787,7 @@ class OfflineDataset:
         rows = torch.from_numpy(kept)
         following = rows + torch.from_numpy(~self.terminated[kept])
         changed = copy.copy(self)
-        actions = self.transitions.action[following.to(self.device)]
+        actions = self._columns().action[following.to(self.device)]
         changed._table = torch.cat([self._table[rows.to(self.device)], actions], 1)
         changed.terminated = self.terminated[kept]
         changed.truncated = self.truncated[kept] | (~changed.terminated & cut[following.numpy()])
@@ -733,10 +824,36 @@ class OfflineDataset:
         check_device(device)
         moved = copy.copy(self)
         moved._table = self._table.to(device)
+        moved._store = None if self._store is None else self._store.to(device)
         return moved
 
-    def _split(self, rows: Tensor) -> Transitions:
-        return unpack(rows, self.obs_dim, self.action_dim, self.chunk)
+    @property
+    def _obs_columns(self) -> int:
+        """Columns of the table for an observation."""
+        if self._store is None:
+            return self.obs_dim
+        return self._store.columns * self.history
+
+    def _columns(self) -> Transitions:
+        """Returns views of the table, in which images are numbers of images."""
+        return unpack(self._table, self._obs_columns, self.action_dim, self.chunk)
+
+    def _split(self, rows: Tensor, generator: torch.Generator | None = None) -> Transitions:
+        found = unpack(rows, self._obs_columns, self.action_dim, self.chunk)
+        if self._store is None:
+            return found
+        return found._replace(
+            obs=self._store.expand(found.obs, generator),
+            next_obs=self._store.expand(found.next_obs, generator),
+        )
+
+
+def _plain(next_obs: npt.ArrayLike | Mapping[str, npt.ArrayLike]) -> npt.ArrayLike:
+    if isinstance(next_obs, Mapping):
+        raise DataError(
+            "`next_obs` is not like `obs`: got a mapping beside an array, expected an array."
+        )
+    return next_obs
 
 
 def check_steps(name: str, steps: object) -> None:

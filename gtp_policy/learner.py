@@ -26,7 +26,8 @@ from gtp_policy.critic import (
     ValueNetwork,
 )
 from gtp_policy.dataset import OfflineDataset
-from gtp_policy.errors import StateMismatchError
+from gtp_policy.encoders import ImpalaEncoder
+from gtp_policy.errors import DataError, StateMismatchError
 from gtp_policy.functional import check_device, check_rows, check_shape
 from gtp_policy.guidance import AdvantageWeighter, Guidance, LinearQGuidance, NoGuidance
 from gtp_policy.loss import GTPLoss
@@ -170,6 +171,15 @@ class GTPLearner(nn.Module):
         check_device(device)
         config = (config or GTPConfig()).cap_curriculum(stacklevel=3)
         seed = config.learner.seed
+        if config.encoder is not None:
+            if encoder is not None:
+                raise ValueError(
+                    f"Two encoders: got a {type(encoder).__name__} and the config's "
+                    f"{config.encoder.kind}, expected one of them."
+                )
+            encoder = config.encoder.build(
+                obs_dim, config.actor.history, generator=new_stream(seed, "encoder")
+            )
         actor = FlowMapActor(
             obs_dim,
             action_dim,
@@ -219,6 +229,10 @@ class GTPLearner(nn.Module):
         Returns:
             The learner, on the dataset's device.
 
+        Raises:
+            DataError: If the config is for other histories or chunks, or images have no encoder, or
+                an encoder no images.
+
         Example:
             >>> import numpy as np
             >>> from gtp_policy import GTPConfig, GTPLearner, OfflineDataset
@@ -232,7 +246,13 @@ class GTPLearner(nn.Module):
         """
         check_kind("dataset", dataset, OfflineDataset)
         config = (config or GTPConfig()).cap_curriculum(stacklevel=3)
+        if dataset.images and config.encoder is None and encoder is None and network is None:
+            raise DataError(
+                f"Images need an encoder: got {dataset.layout} and none, expected one. Take "
+                "GTPConfig(encoder=ImpalaEncoderConfig()), or pass encoder=."
+            )
         config = config.fit_to_steps(dataset.history, dataset.chunk).fit_to_actions(dataset)
+        config = config.fit_to_observations(dataset.layout, dataset.images)
         learner = cls.build(
             dataset.obs_dim,
             dataset.action_dim,
@@ -249,8 +269,10 @@ class GTPLearner(nn.Module):
     @property
     def full_config(self) -> GTPConfig:
         """Every choice that this learner was built with, with ``sigma_data`` resolved."""
+        encoder = self.actor.encoder
         return GTPConfig(
             actor=self.actor.config,
+            encoder=encoder.config if isinstance(encoder, ImpalaEncoder) else None,
             critic=self.critic.config if self.critic is not None else None,
             loss=self.loss.config,
             weighter=self.weighter.config,

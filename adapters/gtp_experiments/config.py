@@ -73,6 +73,7 @@ class EvaluationConfig(Config):
 # Fields that came after runs had been published. Where they are what was done
 # before, they are left out of the digest, so that older runs keep their names.
 _ADDED_LATER: dict[type[Config], tuple[str, ...]] = {
+    GTPConfig: ("encoder",),
     FlowMapActorConfig: ("embedding", "action_statistics", "history", "chunk"),
     LinearTimes: ("rho",),
     QEnsembleConfig: ("activation", "reduction", "rho"),

@@ -97,7 +97,7 @@ def data_hash(dataset: OfflineDataset) -> str:
         (True, False)
     """
     digest = hashlib.sha256()
-    fields = [value.cpu().numpy() for value in dataset.transitions.present()]
+    fields = [value.cpu().numpy() for value in dataset.stored()]
     for array in (*fields, dataset.terminated, dataset.truncated):
         digest.update(f"{array.shape} {array.dtype.str}".encode())
         digest.update(np.ascontiguousarray(array).data)

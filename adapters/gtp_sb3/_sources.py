@@ -11,7 +11,7 @@ from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from gtp_datasets import load_d4rl_hdf5, load_minari
-from gtp_datasets._minari import Episodes
+from gtp_datasets._minari import Episodes, open_minari
 from gtp_datasets.spaces import action_scaler_of, box_of, check_dataset
 from gtp_policy import ObservationLayout, OfflineDataset
 from gtp_policy.dataset_builder import as_array, as_flags
@@ -38,19 +38,11 @@ def named(dataset: object) -> bool:
     return isinstance(dataset, str | os.PathLike)
 
 
-def open_named(
-    dataset: "str | os.PathLike[str]", gamma: float, frame: Frame | None
-) -> OfflineDataset:
+def open_named(dataset: "str | os.PathLike[str]", gamma: float, frame: Frame | None) -> object:
     """Loads the Minari dataset of an id, or the D4RL file at a path.
 
-    Raises:
-        DataError: If the observations are images.
+    A set of images comes as it is in Minari's storage: SB3 turns their axes.
     """
-    if frame is not None and has_images(frame.observation_space):
-        raise DataError(
-            f"A dataset of images cannot be given by its name: got {str(dataset)!r}, expected the "
-            "dataset itself. Pass minari.load_dataset(...), so that images stay uint8."
-        )
     suffix = Path(dataset).suffix.lower()
     if suffix in _FOREIGN:
         raise DataError(
@@ -63,6 +55,9 @@ def open_named(
             return load_d4rl_hdf5(dataset, gamma=gamma)
         low, high = frame.scaler.low, frame.scaler.high
         return load_d4rl_hdf5(dataset, gamma=gamma, low=low, high=high)
+    found = open_minari(dataset)
+    if has_images(found.observation_space):
+        return found
     keys = frame.layout.keys if frame is not None else ()
     return load_minari(dataset, gamma=gamma, obs_keys=keys or None)
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
     CombinedExtractor,
@@ -35,7 +36,7 @@ from gtp_policy.critic import ValueNetwork
 from gtp_policy.errors import CheckpointError, DataError, UnsupportedSpaceError
 from gtp_sb3 import _codec, _files
 from gtp_sb3._choices import check_policy_choices, merge_networks
-from gtp_sb3._spaces import ObservationEncoder, is_vector, layout_of, with_axes
+from gtp_sb3._spaces import ObservationEncoder, is_vector, layout_of, parts_of, with_axes
 
 OptimizerFactory = Callable[[str, nn.Module], torch.optim.Optimizer]
 Observation = npt.NDArray[Any] | dict[str, npt.NDArray[Any]]
@@ -46,7 +47,8 @@ class GTPPolicy(BasePolicy):
 
     Vectors (a Box, or a Dict of Boxes, with SB3's default extractors) go to the core's networks
     directly; images, discrete parts and custom extractors through SB3's preprocessing and the
-    extractor, of which actor and critic have a copy each.
+    extractor, of which actor and critic have a copy each. An ``encoder`` in the config takes the
+    place of both: a policy with it loads in the core alone.
 
     **deterministic=True** starts the sampler from noises that are fixed with the policy, and takes
     the action that the critic values most: equal calls give equal actions, and an observation gets
@@ -158,12 +160,15 @@ class GTPPolicy(BasePolicy):
 
     def _build(self, config: GTPConfig, lr_schedule: Schedule | None) -> None:
         actor = config.actor
+        parts = parts_of(self.observation_space)
+        images = tuple(key for key, part in parts.items() if is_image_space(part))
+        config = config.fit_to_observations(self.layout, images)
         learner = GTPLearner.build(
             self.layout.obs_dim * actor.history,
             self.scaler.action_dim * actor.chunk,
             config,
             network=self.make_network(),
-            encoder=self.make_encoder(actor.history),
+            encoder=None if config.encoder else self.make_encoder(actor.history),
             optimizer=self.optimizer_factory(config, lr_schedule),
         )
         # Not registered: its networks are the policy's own children, by SB3's names.
@@ -498,6 +503,8 @@ class GTPPolicy(BasePolicy):
         extractor_class = kwargs.get("features_extractor_class") or cls.default_extractor
         if is_vector(observation_space, extractor_class, kwargs.get("normalize_images", True)):
             return  # nothing but the core's networks, which were counted when the file was read
+        if read_metadata(path).config.encoder is not None:
+            return  # so was the core's encoder
         with torch.device("meta"):  # where nothing takes memory
             extractor = extractor_class(
                 observation_space, **kwargs.get("features_extractor_kwargs") or {}

@@ -39,12 +39,12 @@ def update_from(
     actor = first.actor
     penalty = first.config.critic_penalty > 0
     chunk = actor.config.chunk
-    dataset.transitions.check(
+    dataset.rows(0, 1).check(
         actor.obs_dim, actor.action_dim, like=actor, next_action=penalty, chunk=chunk
     )
     check_batch_size(batch_size)
     # A custom way to draw minibatches is respected.
-    plain = type(dataset).sample is OfflineDataset.sample
+    plain = type(dataset).sample is OfflineDataset.sample and not dataset.images
     metrics: list[UpdateMetrics] = []
     while updates:
         n = dispatcher.updates_per_launch(learners, batch_size) if plain else 1

@@ -1,4 +1,4 @@
-"""What the example says of chunks holds: nearer to movements not seen before, a quarter the calls."""
+"""What the example says of chunks holds: nearer to new movements, with a quarter of the calls."""
 
 import numpy as np
 import pytest
