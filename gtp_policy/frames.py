@@ -219,6 +219,14 @@ def pool(
 
     Raises:
         DataError: If the next ones are of another shape or type, or there are more than 2^24.
+
+    Example:
+        >>> import numpy as np
+        >>> from gtp_policy.frames import pool
+        >>> images = np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1)
+        >>> frames, _, next_rows = pool("obs", images, np.roll(images, -1, 0))
+        >>> len(frames), next_rows.tolist()
+        (4, [1, 2, 3])
     """
     size = len(images)
     rows = np.arange(size)
@@ -270,6 +278,13 @@ def stored_columns(
         DataError: If the parts disagree in length, a part has no numbers, or next observations are
             not like observations.
         EmptyDatasetError: If there is no row.
+
+    Example:
+        >>> import numpy as np
+        >>> from gtp_policy.frames import stored_columns
+        >>> obs = {"camera": np.zeros((2, 8, 8, 3), np.uint8), "speed": [[0.5], [1.5]]}
+        >>> stored_columns(obs, None, "here")[0].tolist()
+        [[0.0, 0.5], [1.0, 1.5]]
     """
     parts = _parts("obs", obs)
     following = None if next_obs is None else _parts("next_obs", next_obs)
