@@ -160,6 +160,20 @@ class FlowMapActorConfig(Config):
     sampler: Sampler = Field(
         default_factory=JumpSampler, description="How the K steps go from noise to an action."
     )
+    history: Int = Field(
+        default=1,
+        ge=1,
+        le=10_000,
+        description="m, observations of an episode that stand in one, the newest last. Taken from "
+        "a dataset of with_history by GTPLearner.from_dataset.",
+    )
+    chunk: Int = Field(
+        default=1,
+        ge=1,
+        le=10_000,
+        description="h, steps of the environment that an action holds, the first one first. Taken "
+        "from a dataset of with_chunks by GTPLearner.from_dataset.",
+    )
 
     @model_validator(mode="after")
     def _grid_falls(self) -> Self:
@@ -190,7 +204,8 @@ class FlowMapActor(nn.Module):
         seed: Seed of the initial parameters and of the fixed noise.
 
     Raises:
-        ValueError: If a dimension is smaller than 1.
+        ValueError: If a dimension is smaller than 1, or no multiple of the config's ``history`` or
+            ``chunk``.
 
     References:
         | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al., 2025),
@@ -223,6 +238,15 @@ class FlowMapActor(nn.Module):
         check_dims(obs_dim, action_dim)
         config = FlowMapActorConfig() if config is None else config
         check_kind("config", config, FlowMapActorConfig)
+        for name, dim, of in (
+            ("history", obs_dim, config.history),
+            ("chunk", action_dim, config.chunk),
+        ):
+            if dim % of:
+                raise ValueError(
+                    f"`{name}` does not fit: got {of} with {dim} numbers, expected a divisor of "
+                    "them. Dimensions are those of all steps together."
+                )
         self.config = _with_scale(config)
         self.obs_dim, self.action_dim = obs_dim, action_dim
         self.normalizer = ObservationNormalizer(obs_dim)

@@ -87,11 +87,16 @@ class Networks(Protocol):
         """Returns V (S, B) of the value networks."""
         ...
 
-    def fit_critic(self, obs: Tensor, action: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """Does a step of every critic towards y (S, B) and returns metrics, (S,) each."""
+    def fit_critic(
+        self, obs: Tensor, action: Tensor, y: Tensor, judged: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Does a step of every critic towards y (S, B) and returns metrics, (S,) each.
+
+        Rows where ``judged`` (S, B) is 0 have no loss.
+        """
         ...
 
-    def fit_value(self, obs: Tensor, q: Tensor) -> None:
+    def fit_value(self, obs: Tensor, q: Tensor, judged: Tensor | None) -> None:
         """Does a step of every value network towards q (S, B), by the baseline's loss."""
         ...
 
@@ -247,7 +252,9 @@ def minibatch(learner: Learner, dataset: OfflineDataset, batch_size: int) -> Tra
     Returns:
         B transitions.
     """
-    if not philox.serves(dataset.device) or type(dataset).sample is not OfflineDataset.sample:
+    custom = type(dataset).sample is not OfflineDataset.sample
+    # Images may be moved at random, behind the draw of their rows.
+    if custom or dataset.images or not philox.serves(dataset.device):
         return dataset.sample(batch_size, generator=learner.stream("batch"))
     key, device = philox.key_of(learner.config.seed), dataset.device
     words = philox.words(key, "batch", learner.updates, batch_size, 1, device)
@@ -270,12 +277,15 @@ def update(networks: Networks, batch: Transitions, draws: Draws) -> dict[str, Te
     if first.critic is not None:
         next_action, sampled = _sample_actions(networks, batch, draws)
         y = td_target(batch.reward, batch.discount, _next_value(networks, batch, next_action))
-        metrics = networks.fit_critic(batch.obs, batch.action, y)
+        judged = batch.judged(first.actor.config.chunk)
+        metrics = networks.fit_critic(batch.obs, batch.action, y, judged)
         if first.value is not None:
             q = networks.target_q(batch.obs, batch.action.unsqueeze(1)).squeeze(2)
-            networks.fit_value(batch.obs, first.critic.config.reduce(q, 1))
+            networks.fit_value(batch.obs, first.critic.config.reduce(q, 1), judged)
         if weighs(first.guidance):
             advantage = advantage_of(networks, batch.obs, batch.action, sampled)
+            if judged is not None:  # nothing is known for or against what a cut left incomplete
+                advantage = advantage * judged
             weight, of_weights = networks.weigh(advantage)
             metrics |= of_weights
     metrics |= networks.fit_actor(batch, weight, draws)

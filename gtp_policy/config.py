@@ -11,9 +11,13 @@ from torch import Tensor
 from gtp_policy._config import Bool, Config, Float, Int
 from gtp_policy.acting import ArgmaxChoice, Choice, ModeChoice
 from gtp_policy.actor import ActionStatistics, FlowMapActorConfig
+from gtp_policy.chunks import Playback
 from gtp_policy.critic import Baseline, NetworkBaseline, PolicyBaseline, QEnsembleConfig
+from gtp_policy.encoders import ImpalaEncoderConfig
+from gtp_policy.errors import DataError
 from gtp_policy.guidance import AdvantageGuidance, AdvantageWeighterConfig, Guidance
 from gtp_policy.loss import GTPLossConfig
+from gtp_policy.spaces import ObservationLayout
 
 # Jumps of a deterministic action, all candidates together: a second of a CPU, in a usual network.
 MOST_JUMPS = 100_000
@@ -147,6 +151,11 @@ class GTPLearnerConfig(Config):
         description="What a deterministic action is of its candidates: where they lie densest, or "
         "the one that the target critic values most (without a critic then the first).",
     )
+    playback: Playback = Field(
+        default_factory=Playback,
+        description="How actions in chunks are played: how often anew, and whether those that "
+        "overlap are averaged.",
+    )
     normalize_obs: Bool = Field(
         default=True, description="Whether from_dataset normalises observations by the dataset."
     )
@@ -272,6 +281,11 @@ class GTPConfig(Config):
     critic: QEnsembleConfig | None = Field(
         default_factory=QEnsembleConfig, description="The critic; None for behaviour cloning."
     )
+    encoder: ImpalaEncoderConfig | None = Field(
+        default=None,
+        description="What makes features of observations with images, for actor, critic and value "
+        "network each; None: they see observations as they are.",
+    )
     loss: GTPLossConfig = Field(default_factory=GTPLossConfig, description="The actor's loss.")
     weighter: AdvantageWeighterConfig = Field(
         default_factory=AdvantageWeighterConfig, description="From advantages to weights."
@@ -279,6 +293,21 @@ class GTPConfig(Config):
     learner: GTPLearnerConfig = Field(
         default_factory=GTPLearnerConfig, description="Optimisation and targets."
     )
+
+    @model_validator(mode="after")
+    def _no_penalty_on_chunks(self) -> Self:
+        if self.actor.chunk > 1 and self.learner.critic_penalty:
+            raise ValueError(
+                "critic_penalty compares actions of one step: got "
+                f"{self.learner.critic_penalty} and actor.chunk={self.actor.chunk}, expected one "
+                "of 0 and 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _playback_fits_chunk(self) -> Self:
+        self.learner.playback.check(self.actor.chunk)
+        return self
 
     @model_validator(mode="after")
     def _actions_take_no_minutes(self) -> Self:
@@ -291,6 +320,63 @@ class GTPConfig(Config):
                 f"{self.actor.steps * candidates}"
             )
         return self
+
+    def fit_to_steps(self, history: int, chunk: int) -> Self:
+        """Returns the config for data of some history and chunk, where it leaves them open, at 1.
+
+        Args:
+            history: m, observations in one of the data's.
+            chunk: h, steps in one of its actions.
+
+        Returns:
+            The config itself if it says so already.
+
+        Raises:
+            DataError: If it says something else.
+
+        Example:
+            >>> from gtp_policy import GTPConfig
+            >>> GTPConfig().fit_to_steps(history=1, chunk=4).actor.chunk
+            4
+        """
+        actor = self.actor
+        for name, own, there in (
+            ("history", actor.history, history),
+            ("chunk", actor.chunk, chunk),
+        ):
+            if own not in (1, there):
+                method = "with_chunks" if name == "chunk" else "with_history"
+                raise DataError(
+                    f"`{name}` of the dataset is not the config's: got {there}, expected {own}. "
+                    f"Train on dataset.{method}({own}), or leave actor.{name} at 1."
+                )
+        if (actor.history, actor.chunk) == (history, chunk):
+            return self
+        return self.replace(actor=actor.replace(history=history, chunk=chunk))
+
+    def fit_to_observations(self, layout: ObservationLayout, images: tuple[str, ...]) -> Self:
+        """Returns the config with an encoder that knows the parts of an observation.
+
+        Args:
+            layout: Its parts.
+            images: Keys of those that are images.
+
+        Returns:
+            The config itself without an encoder, or with one that knows them.
+
+        Raises:
+            DataError: If there are no images to encode, or others.
+
+        Example:
+            >>> from gtp_policy import GTPConfig, ObservationLayout
+            >>> from gtp_policy.encoders import ImpalaEncoderConfig
+            >>> config = GTPConfig(encoder=ImpalaEncoderConfig())
+            >>> config.fit_to_observations(ObservationLayout((8, 8, 3)), ("",)).encoder.parts
+            (ObservationPart(shape=(8, 8, 3), image=True),)
+        """
+        if self.encoder is None:
+            return self
+        return self.replace(encoder=self.encoder.fit_to(layout, images))
 
     def fit_to_actions(self, data: ActionData) -> Self:
         """Returns the config with what the actor leaves open measured from a dataset's actions.

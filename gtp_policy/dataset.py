@@ -1,7 +1,8 @@
 """The offline dataset: one table on one device, so that a minibatch is one gather.
 
 A row is ``obs (O) | action (A) | reward (1) | discount (1) | next_obs (O)``, with
-``| next_action (A)`` behind it where `OfflineDataset.with_next_actions` put it there.
+``| next_action (A)`` behind it where `OfflineDataset.with_next_actions` put it there, or
+``| chunk_length (1)`` where `OfflineDataset.with_chunks` did.
 """
 
 import copy
@@ -24,6 +25,7 @@ from gtp_policy.episodes import (
     scaler_of,
 )
 from gtp_policy.errors import DataError, EmptyDatasetError, ShapeError
+from gtp_policy.frames import FrameStore, is_image, stored_columns
 from gtp_policy.functional import check_device, check_kind, named_device_errors
 from gtp_policy.rewards import RewardTransform, episode_numbers, episode_returns
 from gtp_policy.spaces import ActionScaler, ObservationLayout
@@ -38,8 +40,8 @@ class OfflineDataset:
     nothing.
 
     Args:
-        table: Rows as above, float32, shape (N, 2 O + A + 2) or (N, 2 O + 2 A + 2).
-        layout: How an observation became a row's ``obs``.
+        table: Rows as above, float32, shape (N, 2 O + A + 2), or wider by A or by 1.
+        layout: How one observation became numbers, of which a row's ``obs`` has one or more.
         terminated: Episode ended by itself after this transition, numpy bool (N,).
         truncated: Episode was cut after this transition, numpy bool (N,). Both flags are kept as
             they came; where both are set the transition counts as terminated.
@@ -49,6 +51,13 @@ class OfflineDataset:
         n_step: Steps that a transition spans at most, as `with_n_step` says.
         has_rewards: Whether the data has rewards. Without them ``reward`` is NaN: enough for
             cloning, and an error for a critic.
+        history: m, observations in one, as `with_history` says.
+        chunk: h, steps of an action, as `with_chunks` says.
+        store: Images, where observations have any: rows then hold their numbers (`FrameStore`).
+
+    Attributes:
+        obs_dim: O, of all m observations together.
+        action_dim: A, of all h steps together; ``action_scaler`` and `layout` are those of one.
 
     Example:
         >>> import numpy as np, torch
@@ -74,11 +83,15 @@ class OfflineDataset:
         source: str,
         n_step: int = 1,
         has_rewards: bool = True,
+        history: int = 1,
+        chunk: int = 1,
+        store: FrameStore | None = None,
     ) -> None:
-        self._table = table
+        self._table, self._store = table, store
         self.layout = layout
-        self.obs_dim = layout.obs_dim
-        self.action_dim = action_scaler.action_dim
+        self.obs_dim = layout.obs_dim * history
+        self.action_dim = action_scaler.action_dim * chunk
+        self.history, self.chunk = history, chunk
         self.terminated, self.truncated = terminated, truncated
         self.action_scaler = action_scaler
         self.gamma = gamma
@@ -90,12 +103,12 @@ class OfflineDataset:
     def from_arrays(
         cls,
         *,
-        obs: npt.ArrayLike,
+        obs: npt.ArrayLike | Mapping[str, npt.ArrayLike],
         action: npt.ArrayLike,
         reward: npt.ArrayLike | None = None,
         terminated: npt.ArrayLike,
         truncated: npt.ArrayLike,
-        next_obs: npt.ArrayLike | None = None,
+        next_obs: npt.ArrayLike | Mapping[str, npt.ArrayLike] | None = None,
         low: npt.ArrayLike | None = None,
         high: npt.ArrayLike | None = None,
         gamma: float = 0.99,
@@ -107,16 +120,20 @@ class OfflineDataset:
         """Builds a dataset from flat arrays in time order.
 
         Any float or integer type, read-only or not contiguous: the numbers are copied as float32.
+        Images, uint8 of three axes each, stay bytes, and what is an observation and the next one of
+        another row is kept once: they become numbers when they are sampled.
 
         Args:
-            obs: Observations, shape (N, O).
+            obs: Observations, shape (N, O), or images, (N, height, width, channels) or with the
+                channels first; or a mapping of such arrays, of any shapes (N, ...), which are
+                joined in the order of `ObservationLayout.of_dict`.
             action: Actions in the units of the Box, shape (N, A), or (N, ...) where the bounds
                 have another shape; flattened in C order.
             reward: Rewards, shape (N,); None for data without any, to be cloned.
             terminated: Whether the episode ended by itself, bool or 0/1, shape (N,).
             truncated: Whether the episode was cut (time limit), bool or 0/1, shape (N,). Only
                 termination stops bootstrapping; where both flags are set, it does.
-            next_obs: Next observations, shape (N, O). Without it the next row's ``obs`` is taken;
+            next_obs: Next observations, like ``obs``. Without it the next row's ``obs`` is taken;
                 the last row of a truncated episode, and an unfinished last row, then have no next
                 observation and are left out.
             low: Lower bounds of the action Box, of an action's shape or a scalar for all
@@ -126,7 +143,7 @@ class OfflineDataset:
             out_of_bounds: Whether actions outside the Box raise or are clipped to it.
             unbounded: Whether a dimension without known bounds raises, or takes the smallest and
                 largest value of the data, with a warning.
-            device: Where the table lives.
+            device: Where the table lives, and the images.
             source: Where the data comes from.
 
         Returns:
@@ -146,7 +163,14 @@ class OfflineDataset:
             ...     truncated=np.array([0, 0, 0, 0, 0, 1], bool), low=[-1.0], high=[1.0]))
             5
         """
-        column = as_array("obs", obs)
+        layout: ObservationLayout | None = None
+        frames: dict[str, Tensor] = {}
+        following: npt.NDArray[np.generic] | None
+        if isinstance(obs, Mapping) or is_image(as_array("obs", obs)):
+            column, following, layout, frames = stored_columns(obs, next_obs, source)
+        else:
+            column = as_array("obs", obs)
+            following = None if next_obs is None else as_array("next_obs", _plain(next_obs))
         if column.shape[:1] == (0,):
             raise _empty(source)
         if column.ndim != 2:
@@ -175,9 +199,9 @@ class OfflineDataset:
             reward=None if reward is None else as_array("reward", reward),
             terminated=terminated,
             truncated=truncated,
-            next_obs=None if next_obs is None else as_array("next_obs", next_obs),
+            next_obs=following,
         )
-        return cls.from_builder(builder, device=device, source=source)
+        return cls.from_builder(builder, device=device, layout=layout, source=source, frames=frames)
 
     @classmethod
     def from_episodes(
@@ -265,6 +289,7 @@ class OfflineDataset:
         device: torch.device | str = "cpu",
         layout: ObservationLayout | None = None,
         source: str = "arrays",
+        frames: Mapping[str, Tensor] | None = None,
     ) -> Self:
         """Takes over what a builder has filled; a last transition without a flag is truncated.
 
@@ -273,6 +298,8 @@ class OfflineDataset:
             device: Where the table should live.
             layout: How observations were flattened; default: they were vectors.
             source: Where the data comes from.
+            frames: Images by the keys of the layout, uint8, of which the builder's observations
+                have the numbers, as a `FrameStore` reads them. Default: none.
 
         Returns:
             The dataset.
@@ -286,9 +313,11 @@ class OfflineDataset:
         if not size:
             raise _empty(source)
         layout = layout or ObservationLayout((builder.obs_dim,))
-        if layout.obs_dim != builder.obs_dim:
+        store = FrameStore(layout, frames).to(device) if frames else None
+        columns = store.columns if store is not None else layout.obs_dim
+        if columns != builder.obs_dim:
             raise ShapeError(
-                f"`layout` has the wrong length: got {layout.obs_dim} from {layout}, expected "
+                f"`layout` has the wrong length: got {columns} from {layout}, expected "
                 f"{builder.obs_dim}, the builder's obs_dim."
             )
         terminated, truncated = builder.terminated[:size], builder.truncated[:size]
@@ -302,6 +331,7 @@ class OfflineDataset:
             gamma=builder.gamma,
             source=source,
             has_rewards=builder.has_rewards,
+            store=store,
         )
 
     def __len__(self) -> int:
@@ -315,6 +345,8 @@ class OfflineDataset:
             f"action_dim={self.action_dim}, gamma={self.gamma}, "
             + (f"n_step={self.n_step}, " if self.n_step > 1 else "")
             + ("" if self.has_rewards else "no rewards, ")
+            + (f"history={self.history}, " if self.history > 1 else "")
+            + (f"chunk={self.chunk}, " if self.chunk > 1 else "")
             + f"device='{self.device}')"
         )
 
@@ -330,13 +362,41 @@ class OfflineDataset:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the table and the flags occupy."""
-        return self._table.nbytes + self.terminated.nbytes + self.truncated.nbytes
+        """Bytes that the table, the flags and the images occupy."""
+        images = self._store.nbytes if self._store is not None else 0
+        return self._table.nbytes + self.terminated.nbytes + self.truncated.nbytes + images
 
     @property
     def transitions(self) -> Transitions:
-        """All transitions in time order, as views of the table."""
+        """All transitions in time order, as views of the table; of images, a copy as numbers."""
         return self._split(self._table)
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Keys of the observation's parts that are images; "" where it is one itself."""
+        return tuple(self._store.frames) if self._store is not None else ()
+
+    def rows(self, start: int, stop: int) -> Transitions:
+        """Returns consecutive transitions in time order.
+
+        Args:
+            start: The first.
+            stop: Behind the last.
+
+        Returns:
+            As many as there are of them.
+        """
+        return self._split(self._table[start:stop])
+
+    def stored(self) -> list[Tensor]:
+        """Returns everything that is held: columns of the table, and images.
+
+        Returns:
+            The fields of `transitions` that are there, with the numbers of images instead of
+            pixels, and behind them the images, uint8, one tensor per key.
+        """
+        images = [] if self._store is None else [*self._store.frames.values()]
+        return [*self._columns().present(), *images]
 
     def sample(self, batch_size: int, *, generator: torch.Generator) -> Transitions:
         """Draws a minibatch uniformly with replacement, by one gather on the dataset's device.
@@ -356,7 +416,7 @@ class OfflineDataset:
             | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al.,
             | 2025), Algorithm 1, first line of the loop, https://arxiv.org/abs/2510.11499
         """
-        return self._split(self.sample_rows(batch_size, [generator]))
+        return self._split(self.sample_rows(batch_size, [generator]), generator)
 
     def take(self, index: Tensor) -> Transitions:
         """Returns transitions by their numbers.
@@ -380,9 +440,10 @@ class OfflineDataset:
 
     @property
     def table(self) -> Tensor:
-        """All rows: obs, action, reward, discount, next_obs and perhaps next_action, shape (n, W).
+        """All rows: obs, action, reward, discount, next_obs, and what may follow, shape (n, W).
 
-        Not a copy: do not write to it.
+        What may follow is next_action or chunk_length. Not a copy: do not write to it. Of images,
+        rows hold numbers.
         """
         return self._table
 
@@ -395,7 +456,7 @@ class OfflineDataset:
 
         Returns:
             Rows of the table: obs, action, reward, discount and next_obs of n B transitions, shape
-            (n B, 2 O + A + 2), and next_action where the dataset has it.
+            (n B, 2 O + A + 2), and next_action or chunk_length where the dataset has them.
 
         Raises:
             DataError: If ``batch_size`` is smaller than 1.
@@ -429,7 +490,7 @@ class OfflineDataset:
         return self._table.index_select(0, numbers[0] if len(numbers) == 1 else torch.cat(numbers))
 
     def observation_statistics(self) -> tuple[Tensor, Tensor]:
-        """Computes what an `ObservationNormalizer` takes.
+        """Computes what an `ObservationNormalizer` takes; images are left to their encoder.
 
         Returns:
             Mean and population standard deviation of ``obs``, each (O,).
@@ -442,11 +503,15 @@ class OfflineDataset:
             >>> dataset.observation_statistics()
             (tensor([1.]), tensor([1.]))
         """
-        std, mean = torch.std_mean(self.transitions.obs, 0, correction=0)
+        std, mean = torch.std_mean(self._columns().obs, 0, correction=0)
+        if self._store is not None:
+            return self._store.spread(mean, 0.0), self._store.spread(std, 1.0)
         return mean, std
 
     def action_statistics(self) -> tuple[Tensor, Tensor]:
         """Computes what an actor standardises actions by.
+
+        Of chunks, every step has the statistics of single actions: padding counts for nothing.
 
         Returns:
             Mean and population standard deviation, each (A,), in units of [-1, 1].
@@ -459,8 +524,8 @@ class OfflineDataset:
             ... ).action_statistics()
             (tensor([0.]), tensor([0.5000]))
         """
-        std, mean = torch.std_mean(self.transitions.action, 0, correction=0)
-        return mean, std
+        std, mean = torch.std_mean(self._single_actions(), 0, correction=0)
+        return mean.repeat(self.chunk), std.repeat(self.chunk)
 
     def action_std(self) -> float:
         """Measures the spread of the actions: the natural ``sigma_data`` of an actor.
@@ -475,7 +540,11 @@ class OfflineDataset:
             ...     terminated=[1, 1], truncated=[0, 0], low=[-1.0], high=[1.0]).action_std()
             0.5
         """
-        return float(self.transitions.action.var(0, correction=0).mean().sqrt())
+        return float(self._single_actions().var(0, correction=0).mean().sqrt())
+
+    def _single_actions(self) -> Tensor:
+        """Returns the first step of every row's action, which is that row's own."""
+        return self._columns().action[:, : self.action_scaler.action_dim]
 
     def with_rewards(self, transform: RewardTransform) -> Self:
         """Returns the dataset with transformed rewards; the original keeps its own.
@@ -504,7 +573,7 @@ class OfflineDataset:
         self.check_rewards("with_rewards")
         changed = copy.copy(self)
         changed._table = self._table.clone()
-        reward = changed.transitions.reward  # a view of the table
+        reward = changed._columns().reward  # a view of the table
         reward.copy_(transform.apply(reward, self.terminated | self.truncated))
         return changed
 
@@ -542,7 +611,7 @@ class OfflineDataset:
         self.check_one_step("with_best_episodes")
         self.check_rewards("with_best_episodes")
         ends = self.terminated | self.truncated
-        returns = episode_returns(self.transitions.reward, ends)
+        returns = episode_returns(self._columns().reward, ends)
         count = math.ceil(len(returns) * share - 1e-9)  # 100 * 0.07 is a little more than 7
         best = np.argsort(-returns, kind="stable")[: max(count, 1)]
         kept = np.isin(episode_numbers(ends), best)
@@ -588,14 +657,218 @@ class OfflineDataset:
             >>> two.reward, two.discount, two.next_obs.flatten()
             (tensor([2., 4., 4.]), tensor([0.2500, 0.0000, 0.0000]), tensor([2., 3., 3.]))
         """
-        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-            raise DataError(f"`n` is out of range: got {n!r}, expected an integer >= 1.")
+        check_steps("n", n)
         self.check_one_step("with_n_step")
+        changed, _ = self._over_steps(n)
+        changed.n_step = n
+        return changed
+
+    def with_random_shift(self, pixels: int = 4) -> Self:
+        """Returns the dataset with images that are moved a little whenever they are sampled.
+
+        Up to so many pixels, up or down and left or right, each way equally often; edges are
+        repeated. Observation and next observation move by themselves, images of one history
+        together. Only `sample` does so, with its generator, behind the draw of the minibatch:
+        `transitions` and acting see images as they are.
+
+        Args:
+            pixels: At most, at least 0; 0 changes nothing.
+
+        Returns:
+            A dataset that shares table, images and description.
+
+        Raises:
+            DataError: If ``pixels`` is smaller than 0, or there are no images.
+
+        References:
+            | Image Augmentation Is All You Need (Kostrikov et al., 2020), section 3.1
+            | https://arxiv.org/abs/2004.13649
+
+        Example:
+            >>> import numpy as np
+            >>> from gtp_policy import OfflineDataset
+            >>> dataset = OfflineDataset.from_arrays(
+            ...     obs=np.zeros((2, 8, 8, 3), np.uint8), action=[[0.5], [-0.5]], reward=[0.0, 1.0],
+            ...     terminated=[1, 1], truncated=[0, 0], low=[-1.0], high=[1.0])
+            >>> dataset.with_random_shift(2).obs_dim
+            192
+        """
+        if not isinstance(pixels, int) or isinstance(pixels, bool) or pixels < 0:
+            raise DataError(f"`pixels` is out of range: got {pixels!r}, expected an integer >= 0.")
+        if self._store is None:
+            raise DataError(
+                f"There is nothing to shift: got observations {self.layout} without images, "
+                "expected some of type uint8."
+            )
         changed = copy.copy(self)
-        changed._table, changed.n_step = self._table.clone(), n
+        changed._store = self._store.replace(self._store.frames, pixels)
+        return changed
+
+    def with_history(self, m: int) -> Self:
+        r"""Returns the dataset with the last m observations of the episode in the place of one.
+
+        .. math:: (o_{t-m+1}, \ldots, o_t)
+
+        The newest stands last. Before the start of an episode its first observation stands, so that
+        nothing of another episode is ever seen. Take it before chunks and n-step returns: next
+        observations then have their history too. ``layout`` stays that of one observation.
+
+        Args:
+            m: Observations, at least 1; 1 changes nothing.
+
+        Returns:
+            A dataset with a new table that shares flags and description; itself for m = 1.
+
+        Raises:
+            DataError: If ``m`` is smaller than 1, or transitions span several steps or have a
+                history already.
+
+        Example:
+            >>> from gtp_policy import OfflineDataset
+            >>> dataset = OfflineDataset.from_arrays(
+            ...     obs=[[0.0], [1.0], [5.0]], action=[[0.0]] * 3, reward=[0.0] * 3,
+            ...     next_obs=[[1.0], [2.0], [6.0]], terminated=[0, 1, 1], truncated=[0, 0, 0],
+            ...     low=[-1.0], high=[1.0])
+            >>> two = dataset.with_history(2).transitions
+            >>> two.obs.tolist(), two.next_obs.tolist()
+            ([[0.0, 0.0], [0.0, 1.0], [5.0, 5.0]], [[0.0, 1.0], [1.0, 2.0], [5.0, 6.0]])
+        """
+        check_steps("m", m)
+        if m == 1:
+            return self
+        self.check_one_step("with_history")
+        if self.history > 1:
+            raise DataError(
+                f"with_history needs single observations: got history={self.history}, expected 1. "
+                "Take the dataset that with_history was called on."
+            )
+        one, starts = self._columns(), self._starts()
+        row = np.arange(len(self))
+        past = [
+            one.obs[torch.from_numpy(np.maximum(row - back, starts)).to(self.device)]
+            for back in range(m - 1, -1, -1)
+        ]
+        rest = [one.action, one.reward[:, None], one.discount[:, None]]
+        last = [] if one.next_action is None else [one.next_action]
+        changed = copy.copy(self)
+        changed._table = torch.cat([*past, *rest, *past[1:], one.next_obs, *last], 1)
+        changed.history, changed.obs_dim = m, self.obs_dim * m
+        return changed
+
+    def with_chunks(self, h: int) -> Self:
+        r"""Returns the dataset with the next h actions of the episode in the place of one.
+
+        .. math:: a = (a_t, \ldots, a_{t+h-1}), \quad
+            r = r_t + \gamma r_{t+1} + \ldots + \gamma^{k-1} r_{t+k-1}, \quad
+            \gamma^k (1 - \mathrm{terminated}), \quad s_{t+k}
+
+        with k = h or as many steps as the episode has left; k is ``chunk_length``. Behind the end
+        of an episode its last action is repeated. A learner knows this padding from the data:
+
+        * The actor's losses count the k steps alone.
+        * An episode that ends by itself has a return that does not depend on what would have
+          followed, so that the critic learns from its chunks, discount 0.
+        * One that is cut before the chunk is over says nothing about the rest of the chunk: the
+          critic does not learn from it, and the actor clones it unweighted.
+
+        One flow map over all h A numbers learns what belongs together, and the critic judges whole
+        chunks: values are backed up h steps at a time along what the policy would really play.
+        Take it last, after histories and reward transforms. `GTPLearner.player` plays the chunks.
+
+        Args:
+            h: Steps of an action, at least 1; 1 changes nothing.
+
+        Returns:
+            A dataset with a new table that shares flags and description; itself for h = 1.
+
+        Raises:
+            DataError: If ``h`` is smaller than 1, or transitions span several steps or have next
+                actions.
+
+        References:
+            | Learning Fine-Grained Bimanual Manipulation with Low-Cost Hardware (Zhao et al.,
+            | 2023), section 4.1, https://arxiv.org/abs/2304.13705
+            | Reinforcement Learning with Action Chunking (Li et al., 2025)
+            | https://arxiv.org/abs/2507.07969
+
+        Example:
+            >>> from gtp_policy import OfflineDataset
+            >>> dataset = OfflineDataset.from_arrays(
+            ...     obs=[[0.0], [1.0], [2.0]], action=[[0.1], [0.2], [0.3]], reward=[1.0, 2.0, 4.0],
+            ...     next_obs=[[1.0], [2.0], [3.0]], terminated=[0, 0, 1], truncated=[0, 0, 0],
+            ...     low=[-1.0], high=[1.0], gamma=0.5)
+            >>> two = dataset.with_chunks(2).transitions
+            >>> two.action
+            tensor([[0.1000, 0.2000],
+                    [0.2000, 0.3000],
+                    [0.3000, 0.3000]])
+            >>> two.reward, two.discount, two.chunk_length
+            (tensor([2., 4., 4.]), tensor([0.2500, 0.0000, 0.0000]), tensor([2., 2., 1.]))
+        """
+        check_steps("h", h)
+        if h == 1:
+            return self
+        self.check_one_step("with_chunks")
+        if self._columns().next_action is not None:
+            raise DataError(
+                "with_chunks has no next actions: got a dataset of with_next_actions, expected one "
+                "without. critic_penalty is for actions of one step."
+            )
+        changed, last = self._over_steps(h)
+        row = torch.arange(len(self), device="cpu")
+        actions = self._columns().action
+        chunk = [actions[torch.minimum(row + step, last).to(self.device)] for step in range(h)]
+        length = (last - row + 1).to(self._table).unsqueeze(1)
+        of_action, of_reward = self._obs_columns, self._obs_columns + self.action_dim
+        changed._table = torch.cat(
+            [changed._table[:, :of_action], *chunk, changed._table[:, of_reward:], length], 1
+        )
+        changed.chunk, changed.action_dim = h, self.action_dim * h
+        return changed
+
+    def with_steps(self, history: int, chunk: int) -> Self:
+        """Returns the dataset in the history and the chunks of a policy.
+
+        Args:
+            history: m of its actor's config.
+            chunk: h of its actor's config.
+
+        Returns:
+            `with_history` and `with_chunks` of what it has single observations and actions of.
+
+        Raises:
+            DataError: If it has other histories or chunks than the policy, or more than single
+                steps of what has to become some.
+
+        Example:
+            >>> from gtp_policy import OfflineDataset
+            >>> dataset = OfflineDataset.from_arrays(
+            ...     obs=[[0.0], [0.0]], action=[[0.5], [-0.5]], reward=[0.0, 1.0],
+            ...     terminated=[0, 1], truncated=[0, 0], low=[-1.0], high=[1.0])
+            >>> dataset.with_steps(history=1, chunk=2).transitions.action
+            tensor([[ 0.5000, -0.5000],
+                    [-0.5000, -0.5000]])
+        """
+        found = self
+        if found.history == 1:
+            found = found.with_history(history)
+        if found.chunk == 1:
+            found = found.with_chunks(chunk)
+        got, expected = (found.history, found.chunk), (history, chunk)
+        if got != expected:
+            raise DataError(
+                f"The dataset is one of other steps than the policy: got (history, chunk) = {got}, "
+                f"expected {expected}. Give the dataset of single steps."
+            )
+        return found
+
+    def _over_steps(self, n: int) -> tuple[Self, Tensor]:
+        """Returns the dataset with transitions of n steps, and the last row that each spans."""
+        changed = copy.copy(self)
+        changed._table = self._table.clone()
         ends = torch.from_numpy(self.terminated | self.truncated)
         ends[-1] = True  # whatever its flags say, nothing follows the last row
-        one = self.transitions
+        one = self._columns()
         reward, discount = one.reward.double(), one.discount.double()
         # Of row i, what is summed so far, and the row that it reaches.
         last = torch.arange(len(self), device="cpu")
@@ -606,11 +879,18 @@ class OfflineDataset:
             rows, ahead = rows.to(self.device), last[rows].to(self.device)
             reward[rows] += discount[rows] * one.reward[ahead]
             discount[rows] *= one.discount[ahead]
-        of_reward = self.obs_dim + self.action_dim
+        of_reward = self._obs_columns + self.action_dim
         changed._table[:, of_reward] = reward.to(self._table)
         changed._table[:, of_reward + 1] = discount.to(self._table)
         changed._table[:, of_reward + 2 :] = self._table[last.to(self.device), of_reward + 2 :]
-        return changed
+        return changed, last
+
+    def _starts(self) -> npt.NDArray[np.intp]:
+        """Returns the row in which the episode of each row begins."""
+        first = np.ones(len(self), np.bool_)
+        first[1:] = (self.terminated | self.truncated)[:-1]
+        row = np.arange(len(self))
+        return np.maximum.accumulate(np.where(first, row, 0))
 
     def with_next_actions(self) -> Self:
         """Returns the dataset with the data's own action at each next observation.
@@ -637,7 +917,7 @@ class OfflineDataset:
             tensor([[0.2000],
                     [0.3000]])
         """
-        if self.transitions.next_action is not None:
+        if self._columns().next_action is not None:
             return self
         self.check_one_step("with_next_actions")
         cut = self.truncated & ~self.terminated
@@ -651,7 +931,7 @@ class OfflineDataset:
         rows = torch.from_numpy(kept)
         following = rows + torch.from_numpy(~self.terminated[kept])
         changed = copy.copy(self)
-        actions = self.transitions.action[following.to(self.device)]
+        actions = self._columns().action[following.to(self.device)]
         changed._table = torch.cat([self._table[rows.to(self.device)], actions], 1)
         changed.terminated = self.terminated[kept]
         changed.truncated = self.truncated[kept] | (~changed.terminated & cut[following.numpy()])
@@ -664,13 +944,17 @@ class OfflineDataset:
             what: What would, for the message.
 
         Raises:
-            DataError: If the dataset is one of `with_n_step`.
+            DataError: If the dataset is one of `with_n_step` or `with_chunks`.
         """
-        if self.n_step > 1:
-            raise DataError(
-                f"{what} needs rewards of single steps: got n_step={self.n_step}, expected 1. Take "
-                "the dataset that with_n_step was called on."
-            )
+        for method, name, steps in (
+            ("with_n_step", "n_step", self.n_step),
+            ("with_chunks", "chunk", self.chunk),
+        ):
+            if steps > 1:
+                raise DataError(
+                    f"{what} needs rewards of single steps: got {name}={steps}, expected 1. Take "
+                    f"the dataset that {method} was called on."
+                )
 
     def check_rewards(self, what: str) -> None:
         """Raises if the data has no rewards, for something that needs them.
@@ -699,12 +983,45 @@ class OfflineDataset:
         """
         check_device(device)
         moved, size = copy.copy(self), self._table.numel() * self._table.element_size()
+        size += 0 if self._store is None else self._store.nbytes
         with named_device_errors(f"a table of {len(self)} transitions", device, size):
             moved._table = self._table.to(device)
+            moved._store = None if self._store is None else self._store.to(device)
         return moved
 
-    def _split(self, rows: Tensor) -> Transitions:
-        return unpack(rows, self.obs_dim, self.action_dim)
+    @property
+    def _obs_columns(self) -> int:
+        """Columns of the table for an observation."""
+        if self._store is None:
+            return self.obs_dim
+        return self._store.columns * self.history
+
+    def _columns(self) -> Transitions:
+        """Returns views of the table, in which images are numbers of images."""
+        return unpack(self._table, self._obs_columns, self.action_dim, self.chunk)
+
+    def _split(self, rows: Tensor, generator: torch.Generator | None = None) -> Transitions:
+        found = unpack(rows, self._obs_columns, self.action_dim, self.chunk)
+        if self._store is None:
+            return found
+        return found._replace(
+            obs=self._store.expand(found.obs, generator),
+            next_obs=self._store.expand(found.next_obs, generator),
+        )
+
+
+def _plain(next_obs: npt.ArrayLike | Mapping[str, npt.ArrayLike]) -> npt.ArrayLike:
+    if isinstance(next_obs, Mapping):
+        raise DataError(
+            "`next_obs` is not like `obs`: got a mapping beside an array, expected an array."
+        )
+    return next_obs
+
+
+def check_steps(name: str, steps: object) -> None:
+    """Raises a DataError unless a number of steps is an integer of at least 1."""
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise DataError(f"`{name}` is out of range: got {steps!r}, expected an integer >= 1.")
 
 
 def check_batch_size(batch_size: object) -> None:

@@ -17,6 +17,7 @@ from gtp_policy._random import new_stream
 from gtp_policy.acting import act, chosen_by
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.algorithm import advantage_of, minibatch
+from gtp_policy.chunks import ChunkPlayer, Playback
 from gtp_policy.config import GTPConfig, GTPLearnerConfig
 from gtp_policy.critic import (
     NetworkBaseline,
@@ -25,6 +26,7 @@ from gtp_policy.critic import (
     ValueNetwork,
 )
 from gtp_policy.dataset import OfflineDataset
+from gtp_policy.encoders import ImpalaEncoder
 from gtp_policy.errors import DataError, StateMismatchError
 from gtp_policy.functional import check_device, check_kind, check_like, check_rows, check_shape
 from gtp_policy.guidance import AdvantageWeighter, Guidance, LinearQGuidance, NoGuidance
@@ -177,6 +179,15 @@ class GTPLearner(nn.Module):
             )
         config = config.cap_curriculum(stacklevel=3)
         seed = config.learner.seed
+        if config.encoder is not None:
+            if encoder is not None:
+                raise ValueError(
+                    f"Two encoders: got a {type(encoder).__name__} and the config's "
+                    f"{config.encoder.kind}, expected one of them."
+                )
+            encoder = config.encoder.build(
+                obs_dim, config.actor.history, generator=new_stream(seed, "encoder")
+            )
         actor = FlowMapActor(
             obs_dim,
             action_dim,
@@ -211,10 +222,10 @@ class GTPLearner(nn.Module):
     ) -> Self:
         """Builds a learner that fits a dataset: dimensions, device, scales.
 
-        Where the config leaves them open, the actions' statistics are taken from the dataset if
-        ``config.learner.normalize_actions``, ``sigma_data`` if not. Observations are normalised if
-        ``config.learner.normalize_obs``. ``learner.full_config`` holds the former, the actor's and
-        critic's state the latter.
+        Where the config leaves them open, history and chunk are the dataset's, and the actions'
+        statistics are taken from it if ``config.learner.normalize_actions``, ``sigma_data`` if not.
+        Observations are normalised if ``config.learner.normalize_obs``. ``learner.full_config``
+        holds the former, the actor's and critic's state the latter.
 
         Args:
             dataset: The data to learn from.
@@ -225,6 +236,10 @@ class GTPLearner(nn.Module):
 
         Returns:
             The learner, on the dataset's device.
+
+        Raises:
+            DataError: If the config is for other histories or chunks, or images have no encoder, or
+                an encoder no images.
 
         Example:
             >>> import numpy as np
@@ -243,7 +258,14 @@ class GTPLearner(nn.Module):
         config = config.cap_curriculum(stacklevel=3)
         if config.critic is not None:
             dataset.check_rewards("A critic")
-        config = config.fit_to_actions(dataset).with_gamma(dataset.gamma)
+        if dataset.images and config.encoder is None and encoder is None and network is None:
+            raise DataError(
+                f"Images need an encoder: got {dataset.layout} and none, expected one. Take "
+                "GTPConfig(encoder=ImpalaEncoderConfig()), or pass encoder=."
+            )
+        config = config.fit_to_steps(dataset.history, dataset.chunk).fit_to_actions(dataset)
+        config = config.fit_to_observations(dataset.layout, dataset.images)
+        config = config.with_gamma(dataset.gamma)
         learner = cls.build(
             dataset.obs_dim,
             dataset.action_dim,
@@ -254,8 +276,8 @@ class GTPLearner(nn.Module):
             device=dataset.device,
         )
         # Whatever torch's default type is: the data's decides.
-        if learner.dtype != dataset.transitions.obs.dtype:
-            learner.to(dtype=dataset.transitions.obs.dtype)
+        if learner.dtype != dataset.table.dtype:
+            learner.to(dtype=dataset.table.dtype)
         if config.learner.normalize_obs:
             learner.set_observation_statistics_(*dataset.observation_statistics())
         return learner
@@ -289,7 +311,8 @@ class GTPLearner(nn.Module):
             The learner, on the source's device; the source stays as it is.
 
         Raises:
-            StateMismatchError: If ``config.actor`` was chosen, and is another actor.
+            StateMismatchError: If ``config.actor`` or ``config.encoder`` was chosen, and is another
+                one.
             BrokenLearnerError: If an update of the source ended half-way.
 
         Example:
@@ -332,7 +355,8 @@ class GTPLearner(nn.Module):
             is left open.
 
         Raises:
-            StateMismatchError: If ``config.actor`` was chosen, and is another actor.
+            StateMismatchError: If ``config.actor`` or ``config.encoder`` was chosen, and is another
+                one.
 
         Example:
             >>> from gtp_policy import GTPConfig, GTPLearner
@@ -351,12 +375,18 @@ class GTPLearner(nn.Module):
                 f"`config.actor` is another actor: got {'; '.join(differing)}, expected the "
                 "source's. Leave `actor` out of the config."
             )
+        encoder = self.open_config.encoder
+        if config.encoder not in (None, encoder, encoder and encoder.replace(parts=None)):
+            raise StateMismatchError(
+                f"`config.encoder` is another encoder: got {config.encoder!s:.60}, expected the "
+                "source's. Leave `encoder` out of the config."
+            )
         loss = config.loss
         if "curriculum" not in loss.model_fields_set:
             grid = self.loss.config.curriculum.intervals(self.progress)
             loss = loss.replace(curriculum=Curriculum(start=grid, end=grid))
         choices = config.learner.replace(normalize_actions=own.action_statistics is not None)
-        return config.replace(actor=own, loss=loss, learner=choices)
+        return config.replace(actor=own, encoder=encoder, loss=loss, learner=choices)
 
     def take_actor_(self, source: "GTPLearner") -> None:
         """Takes over the actor of another learner, its target network and its scales, in place.
@@ -409,8 +439,10 @@ class GTPLearner(nn.Module):
     @property
     def open_config(self) -> GTPConfig:
         """As `full_config`, but what goes by the length of the run is left open: what is saved."""
+        encoder = self.actor.encoder
         return GTPConfig(
             actor=self.actor.config,
+            encoder=encoder.config if isinstance(encoder, ImpalaEncoder) else None,
             critic=self.critic.config if self.critic is not None else None,
             loss=self.loss.config,
             weighter=self.weighter.config,
@@ -542,7 +574,13 @@ class GTPLearner(nn.Module):
         check_whole([self])
         check_kind("batch", batch, Transitions)
         actor, penalty = self.actor, self.config.critic_penalty > 0
-        batch.check(actor.obs_dim, actor.action_dim, like=actor.fixed_noise, next_action=penalty)
+        batch.check(
+            actor.obs_dim,
+            actor.action_dim,
+            like=actor.fixed_noise,
+            next_action=penalty,
+            chunk=actor.config.chunk,
+        )
         batch.check_values(rewards=self.critic is not None)
         one = batch.map(lambda field: field.unsqueeze(0))
         compute = self._dispatcher.plan([self], one)
@@ -761,6 +799,59 @@ class GTPLearner(nn.Module):
             choice=choice,
             deterministic=deterministic,
             generator=generator,
+        )
+
+    def player(
+        self,
+        *,
+        playback: Playback | None = None,
+        steps: int | None = None,
+        candidates: int | None = None,
+        deterministic: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> ChunkPlayer:
+        """Returns what plays this policy in environments, observation by observation.
+
+        It holds the history and the chunk of each environment; `act` gives whole chunks for whole
+        histories. Also of a policy without either.
+
+        Args:
+            playback: How chunks are played; default ``config.playback``.
+            steps: As for `act`.
+            candidates: As for `act`.
+            deterministic: As for `act`.
+            generator: As for `act`.
+
+        Returns:
+            A player without a state, in the units of `act`: actions in [-1, 1].
+
+        Raises:
+            ValueError: If ``playback`` does not fit the chunk.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import FlowMapActorConfig, GTPConfig, GTPLearner
+            >>> config = GTPConfig(actor=FlowMapActorConfig(chunk=4, history=2))
+            >>> player = GTPLearner.build(obs_dim=2 * 3, action_dim=4 * 1, config=config).player()
+            >>> player.act(torch.zeros(5, 3)).shape
+            torch.Size([5, 1])
+        """
+
+        def plan(obs: Tensor) -> Tensor:
+            return self.act(
+                obs.to(self.dtype),
+                steps=steps,
+                candidates=candidates,
+                deterministic=deterministic,
+                generator=generator,
+            )
+
+        config = self.target_actor.config
+        return ChunkPlayer(
+            plan,
+            chunk=config.chunk,
+            history=config.history,
+            playback=playback or self.config.playback,
         )
 
     def train(self, mode: bool = True) -> Self:

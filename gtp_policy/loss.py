@@ -625,6 +625,8 @@ class GTPLoss(nn.Module):
         times: Times,
         z: Tensor,
         flow_t: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
     ) -> GTPLossTerms:
         """Returns the weighted mean of both losses for given times and noise.
 
@@ -637,6 +639,8 @@ class GTPLoss(nn.Module):
             times: t > u >= s >= 0, each of shape (M,) for the first M of B rows.
             z: Standard normal noise, shape (B, A).
             flow_t: Times of the flow loss, shape (B,); default t, for M = B.
+            mask: 1 for numbers of the action that count, 0 for those that do not, shape (B, A);
+                the mean over A stays one over all, so that each number counts alike. Default: 1.
 
         Returns:
             The loss and its parts.
@@ -673,6 +677,9 @@ class GTPLoss(nn.Module):
             compare_at=c.compare_at,
             flow_t=flow_t,
         )
+        if mask is not None:
+            check_shape("mask", mask, tuple(action.shape))
+            residuals = GTPResiduals(*(r * mask[: len(r)] for r in residuals))
         scales = self.unit_factors(times, flow_t)
         weights = self.time_weights(times, actor, flow_t)
         powers = c.adaptive_power, c.adaptive_power * c.adaptive_flow

@@ -175,11 +175,15 @@ size.
         self._check_together()
         for learner, batch in zip(self.learners, batches, strict=True):
             actor, penalty = learner.actor, learner.config.critic_penalty > 0
-            batch.check(actor.obs_dim, actor.action_dim, like=learner, next_action=penalty)
+            chunk = actor.config.chunk
+            batch.check(
+                actor.obs_dim, actor.action_dim, like=learner, next_action=penalty, chunk=chunk
+            )
             batch.check_values(rewards=learner.critic is not None)
         self._share()
         fields = zip(*(batch.present() for batch in batches), strict=True)
-        together = Transitions(*(torch.stack(same) for same in fields))
+        stacked = iter([torch.stack(same) for same in fields])
+        together = batches[0].map(lambda _: next(stacked))
         compute = self._dispatcher.plan(self.learners, together)
         with changing(self.learners):
             metrics = per_learner(compute(), len(self.learners))

@@ -12,7 +12,12 @@ from gtp_policy.functional import Placed, check_like, check_shape
 
 # Actions come from Boxes of other types: at the edge, a rounding error is not a bad action.
 _ROUNDING = 1e-5
-_RANGES = {"action": (-1.0, 1.0), "next_action": (-1.0, 1.0), "discount": (0.0, 1.0)}
+_RANGES = {
+    "action": (-1.0, 1.0),
+    "next_action": (-1.0, 1.0),
+    "discount": (0.0, 1.0),
+    "chunk_length": (1.0, math.inf),
+}
 
 
 class Transitions(NamedTuple):
@@ -29,6 +34,9 @@ class Transitions(NamedTuple):
             it.
         next_action: The data's action at the next observation, in [-1, 1], shape (B, A), where the
             critic's penalty needs it; see `OfflineDataset.with_next_actions`. Default: none.
+        chunk_length: How many steps of an action in chunks are the data's, at least 1, shape (B,);
+            the rest is padding behind the end of the episode. Default: all of them. See
+            `OfflineDataset.with_chunks`.
 
     Example:
         >>> import torch
@@ -45,6 +53,7 @@ class Transitions(NamedTuple):
     next_obs: Tensor
     discount: Tensor
     next_action: Tensor | None = None
+    chunk_length: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Transitions":
         """Applies a function to every field that is there.
@@ -63,13 +72,13 @@ class Transitions(NamedTuple):
             >>> batch.map(lambda field: field[:2]).obs.shape
             torch.Size([2, 3])
         """
-        return Transitions(*(function(field) for field in self.present()))
+        return Transitions(*(None if field is None else function(field) for field in self))  # type: ignore[arg-type]
 
     def present(self) -> list[Tensor]:
-        """Returns the fields that are there, in order; `Transitions` takes them in this order.
+        """Returns the fields that are there, in order.
 
         Returns:
-            Five tensors, or six with ``next_action``.
+            Five tensors, and up to two more where there are ``next_action`` and ``chunk_length``.
         """
         return [field for field in self if field is not None]
 
@@ -77,10 +86,62 @@ class Transitions(NamedTuple):
         """Returns the fields that are there in the order of a dataset's rows, which `unpack` reads.
 
         Returns:
-            ``obs``, ``action``, ``reward``, ``discount``, ``next_obs``, and ``next_action``.
+            ``obs``, ``action``, ``reward``, ``discount``, ``next_obs``, and ``next_action`` or
+            ``chunk_length``.
         """
         obs, action, reward, next_obs, discount, *rest = self.present()
         return [obs, action, reward, discount, next_obs, *rest]
+
+    def action_mask(self, chunk: int) -> Tensor | None:
+        """Returns which numbers of the actions are the data's: what the actor's loss counts.
+
+        Args:
+            chunk: h, steps of an action.
+
+        Returns:
+            1 for numbers of the data, 0 for padding, shape (B, A); None where all are the data's.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import Transitions
+            >>> batch = Transitions(torch.zeros(2, 3), torch.zeros(2, 4), torch.zeros(2),
+            ...                     torch.zeros(2, 3), torch.zeros(2),
+            ...                     chunk_length=torch.tensor([1.0, 2.0]))
+            >>> batch.action_mask(chunk=2)
+            tensor([[1., 1., 0., 0.],
+                    [1., 1., 1., 1.]])
+        """
+        if self.chunk_length is None:
+            return None
+        step = torch.arange(chunk, device=self.action.device)
+        inside = (step < self.chunk_length.unsqueeze(-1)).to(self.action.dtype)
+        return inside.repeat_interleave(self.action.shape[-1] // chunk, -1)
+
+    def judged(self, chunk: int) -> Tensor | None:
+        """Returns which transitions say what their whole action is worth: what the critic learns.
+
+        All of them but those of chunks that a cut left incomplete. Of a chunk in which the episode
+        ends by itself nothing further is ever played, so that its return is known.
+
+        Args:
+            chunk: h, steps of an action.
+
+        Returns:
+            1 or 0 by transition, shape (B,); None where it is 1 for all.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import Transitions
+            >>> batch = Transitions(torch.zeros(3, 3), torch.zeros(3, 4), torch.zeros(3),
+            ...                     torch.zeros(3, 3), torch.tensor([0.9, 0.0, 0.8]),
+            ...                     chunk_length=torch.tensor([1.0, 1.0, 2.0]))
+            >>> batch.judged(chunk=2)
+            tensor([0., 1., 1.])
+        """
+        if self.chunk_length is None:
+            return None
+        known = (self.chunk_length >= chunk) | (self.discount == 0)
+        return known.to(self.reward.dtype)
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -111,6 +172,7 @@ class Transitions(NamedTuple):
         like: Placed | None = None,
         *,
         next_action: bool = False,
+        chunk: int = 1,
     ) -> "Transitions":
         """Raises unless every field has the shape that the dimensions imply.
 
@@ -120,6 +182,7 @@ class Transitions(NamedTuple):
             like: What has the dtype and device that every field must have, such as a learner;
                 default: not looked at.
             next_action: Whether the data's next actions must be there, for a ``critic_penalty``.
+            chunk: h, steps of an action.
 
         Returns:
             The record itself.
@@ -127,7 +190,8 @@ class Transitions(NamedTuple):
         Raises:
             ShapeError: If a field has another shape.
             DataError: If a field is no tensor, or one of another dtype or device than ``like``, or
-                next actions are missing.
+                next actions are missing, or lengths of chunks are given where actions have one
+                step.
 
         Example:
             >>> import torch
@@ -141,12 +205,17 @@ class Transitions(NamedTuple):
         """
         if like is not None:
             for name, value in self._asdict().items():
-                if name != "next_action" or value is not None:
+                if value is not None or name not in ("next_action", "chunk_length"):
                     check_like(name, value, like)
         if next_action and self.next_action is None:
             raise DataError(
                 "`next_action` is missing: got a minibatch without it, expected the data's next "
                 "actions for critic_penalty. Take minibatches of dataset.with_next_actions()."
+            )
+        if self.chunk_length is not None and chunk == 1:
+            raise DataError(
+                "`chunk_length` is of no use: got a minibatch of chunks, expected actions of one "
+                "step. Build the learner from the dataset, or give the actor's config its chunk."
             )
         if not self.obs.ndim:
             raise ShapeError(f"`obs` has the wrong shape: got (), expected (B, {obs_dim}).")
@@ -160,6 +229,8 @@ class Transitions(NamedTuple):
         check_shape("discount", self.discount, (batch,))
         if self.next_action is not None:
             check_shape("next_action", self.next_action, (batch, action_dim))
+        if self.chunk_length is not None:
+            check_shape("chunk_length", self.chunk_length, (batch,))
         return self
 
     def check_values(self, *, rewards: bool = True) -> "Transitions":
@@ -175,8 +246,8 @@ class Transitions(NamedTuple):
 
         Raises:
             DataError: If a value is NaN or infinite, rewards are missing, an action lies outside
-                [-1, 1] by more than rounding, or a discount outside [0, 1]. The message names field
-                and row.
+                [-1, 1] by more than rounding, a discount outside [0, 1], or the length of a chunk
+                is smaller than 1. The message names field and row.
 
         Example:
             >>> import torch
@@ -193,6 +264,7 @@ class Transitions(NamedTuple):
             return self
         # One look at everything: a sum shows NaN and infinity, and so do both ends of a range.
         sums = [x.sum() for x in (self.obs, self.next_obs, self.reward)]
+        length = 1.0 if self.chunk_length is None else float(self.chunk_length.min())
         next_action = self.action if self.next_action is None else self.next_action
         ends = [end for x in (self.action, next_action, self.discount) for end in x.aminmax()]
         looks = torch.stack(sums + ends).tolist()
@@ -200,7 +272,7 @@ class Transitions(NamedTuple):
         missing = not rewards and math.isnan(earned) and bool(self.reward.isnan().all())
         edge = 1 + _ROUNDING
         ranges = -edge <= low <= high <= edge and 0 <= least <= most <= edge
-        ranges = ranges and -edge <= next_low <= next_high <= edge
+        ranges = ranges and -edge <= next_low <= next_high <= edge and 1 <= length < math.inf
         if not (ranges and all(map(math.isfinite, total + [earned] * (not missing)))):
             self._raise_bad_value(missing)
         return self
@@ -253,10 +325,13 @@ def check_kind(name: str, value: object, kind: type) -> None:
         )
 
 
-def unpack(rows: Tensor, obs_dim: int, action_dim: int) -> Transitions:
+def unpack(rows: Tensor, obs_dim: int, action_dim: int, chunk: int = 1) -> Transitions:
     """Returns a dataset's rows, shape (..., W), as transitions, without a copy."""
     of_reward = obs_dim + action_dim
     of_next_action = of_reward + 2 + obs_dim
+    length = None
+    if chunk > 1:  # the last column
+        rows, length = rows[..., :-1], rows[..., -1]
     return Transitions(
         obs=rows[..., :obs_dim],
         action=rows[..., obs_dim:of_reward],
@@ -264,4 +339,5 @@ def unpack(rows: Tensor, obs_dim: int, action_dim: int) -> Transitions:
         discount=rows[..., of_reward + 1],
         next_obs=rows[..., of_reward + 2 : of_next_action],
         next_action=rows[..., of_next_action:] if rows.shape[-1] > of_next_action else None,
+        chunk_length=length,
     )

@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SHORT = (
+    "chunks",
     "control_loop",
     "custom_trainer",
     "property_test",

@@ -1,6 +1,7 @@
 """Minari datasets: every episode checked, flattened and written to its place in one table."""
 
 import contextlib
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -17,6 +18,7 @@ from gtp_policy import ActionScaler, ObservationLayout, OfflineDataset
 from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_array, as_flags
 from gtp_policy.episodes import scaler_of
 from gtp_policy.errors import DataError, UnsupportedSpaceError
+from gtp_policy.frames import MOST_FRAMES, is_image_shape
 
 if TYPE_CHECKING:
     from gymnasium import Space
@@ -40,7 +42,8 @@ def load_minari(
 
     ``terminations`` become ``terminated`` and stop bootstrapping, ``truncations`` become
     ``truncated`` and only end the episode. A Box observation is flattened in C order; a Dict
-    observation by ``obs_keys``, which the result remembers as its ``obs_keys``.
+    observation by ``obs_keys``, which the result remembers as its ``obs_keys``. Images (uint8,
+    three axes) stay bytes, each of an episode once.
 
     Args:
         dataset_or_id: A ``MinariDataset``, possibly filtered or split, or the id of a local one.
@@ -100,11 +103,13 @@ def load_minari(
     layout = _obs_layout(dataset.observation_space, obs_keys)
     episodes = Episodes(dataset, layout.keys)
     scaler = _scaler(dataset, episodes, low, high, unbounded)
-    table = table_bytes(episodes.steps, layout.obs_dim, scaler.action_dim)
-    check_expansion(episodes.declared + table, episodes.on_disk, dataset.id)
+    frames = _Frames(dataset.observation_space, layout, episodes.steps, dataset.total_episodes)
+    table = table_bytes(episodes.steps, frames.columns, scaler.action_dim)
+    needed = episodes.declared + table + frames.nbytes
+    check_expansion(needed, episodes.on_disk, dataset.id)
     builder = OfflineDatasetBuilder(
         episodes.steps,
-        obs_dim=layout.obs_dim,
+        obs_dim=frames.columns,
         action_scaler=scaler,
         gamma=gamma,
         out_of_bounds=out_of_bounds,
@@ -113,7 +118,7 @@ def load_minari(
     skipped: list[str] = []
     for number, read in episodes:
         try:
-            _append(builder, read(), layout, shape, unflagged_end)
+            _append(builder, read(), layout, shape, unflagged_end, frames)
         except DataError as error:
             message = f"Episode {number} of {dataset.id}: {error}"
             if on_bad_episode == "error":
@@ -124,7 +129,9 @@ def load_minari(
         note = f"{len(skipped)} of {dataset.total_episodes} episodes left out"
         source += f" ({note})"
         warnings.warn(f"{note}. First: {skipped[0]}", stacklevel=2)
-    return OfflineDataset.from_builder(builder, device=device, layout=layout, source=source)
+    return OfflineDataset.from_builder(
+        builder, device=device, layout=layout, source=source, frames=frames.tensors()
+    )
 
 
 def minari_reference(dataset_or_id: "MinariDataset | str") -> ReferenceScores:
@@ -197,6 +204,7 @@ def _append(
     layout: ObservationLayout,
     shape: tuple[int, ...],
     unflagged_end: Literal["error", "truncate"],
+    frames: "_Frames",
 ) -> None:
     reward = as_array("rewards", episode.rewards)
     steps = len(reward) if reward.ndim else 0
@@ -221,7 +229,8 @@ def _append(
                 "if the episode was cut there."
             )
         flags["truncations"] = np.arange(steps) == steps - 1
-    obs = _flatten(episode.observations, layout, steps + 1)
+    parts = _parts(episode.observations, layout, steps + 1)
+    obs = frames.columns_of(parts)
     action = as_array("actions", episode.actions)
     if len(shape) != 1 and action.shape[1:] == shape:
         action = action.reshape(len(action), -1)
@@ -234,13 +243,78 @@ def _append(
         truncated=flags["truncations"],
         rows=np.arange(steps),
     )
+    frames.keep(parts)
 
 
-def _flatten(
+class _Frames:
+    """The images of a dataset while it is read; those of an episode that is left out are not kept.
+
+    Args:
+        space: The observation space.
+        layout: The parts of it that are read.
+        steps: Transitions of all episodes.
+        episodes: Their number.
+    """
+
+    def __init__(
+        self, space: "Space[Any]", layout: ObservationLayout, steps: int, episodes: int
+    ) -> None:
+        keys = layout.keys or ("",)
+        boxes: Any = space
+        self._keys, self._shapes, self.columns, self._kept = keys, layout.shapes, 0, 0
+        self._arrays: dict[str, npt.NDArray[np.uint8]] = {}
+        for key, shape in zip(keys, layout.shapes, strict=True):
+            if is_image_shape(shape, (boxes[key] if key else boxes).dtype):
+                self._arrays[key] = np.empty((steps + episodes, *shape), np.uint8)
+                self.columns += 1
+            else:
+                self.columns += math.prod(shape)
+        if self._arrays and steps + episodes > MOST_FRAMES:
+            raise DataError(
+                f"There are too many images: got {steps + episodes}, expected at most "
+                f"{MOST_FRAMES}. Take a part of the dataset."
+            )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all images."""
+        return sum(array.nbytes for array in self._arrays.values())
+
+    def columns_of(self, parts: Sequence[npt.NDArray[np.generic]]) -> npt.NDArray[np.generic]:
+        """Returns an episode's observations with numbers instead of images."""
+        found = []
+        for key, part in zip(self._keys, parts, strict=True):
+            if key in self._arrays:
+                if part.dtype != np.uint8:
+                    raise DataError(
+                        f"`observations` are no images: got {part.dtype} for {key!r}, expected "
+                        "uint8 as the space says."
+                    )
+                found.append((self._kept + np.arange(len(part), dtype=np.float64))[:, None])
+            else:
+                found.append(part.reshape(len(part), -1))
+        return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
+
+    def keep(self, parts: Sequence[npt.NDArray[np.generic]]) -> None:
+        """Copies the images of an episode that was taken."""
+        if not self._arrays:
+            return
+        stop = self._kept + len(parts[0])
+        for key, part in zip(self._keys, parts, strict=True):
+            if key in self._arrays:
+                self._arrays[key][self._kept : stop] = part
+        self._kept = stop
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Returns the images by key."""
+        return {k: torch.from_numpy(array[: self._kept]) for k, array in self._arrays.items()}
+
+
+def _parts(
     observations: npt.ArrayLike | Mapping[str, npt.ArrayLike],
     layout: ObservationLayout,
     rows: int,
-) -> npt.NDArray[np.generic]:
+) -> list[npt.NDArray[np.generic]]:
     parts = []
     for key, shape in zip(layout.keys or (None,), layout.shapes, strict=True):
         name = "observations" if key is None else f"observations[{key!r}]"
@@ -257,8 +331,8 @@ def _flatten(
                 f"`{name}` has the wrong shape: got {part.shape}, expected {(rows, *shape)}, one "
                 f"row more than the {rows - 1} rewards."
             )
-        parts.append(part.reshape(rows, -1))
-    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        parts.append(part)
+    return parts
 
 
 def _obs_layout(space: "Space[Any]", obs_keys: Sequence[str] | None) -> ObservationLayout:

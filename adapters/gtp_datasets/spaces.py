@@ -315,7 +315,9 @@ def check_dataset(
         ...     low=[-2.0], high=[2.0])
         >>> check_dataset(dataset, ObservationLayout((1,)), ActionScaler([-2.0], [2.0]), 0.99)
     """
-    if not same_vectors(dataset.layout, layout):
+    # Of images the axes count: the same numbers in another order are another picture.
+    turned = bool(getattr(dataset, "images", ())) and dataset.layout != layout
+    if turned or not same_vectors(dataset.layout, layout):
         raise DataError(
             f"The observations of the dataset do not fit: got {dataset.layout}, expected {layout}. "
             "Choose keys and their order where you load it (obs_keys=)."

@@ -82,7 +82,8 @@ class EvaluationConfig(Config):
 # Fields that came after runs had been published. Where they are what was done
 # before, they are left out of the digest, so that older runs keep their names.
 _ADDED_LATER: dict[type[Config], tuple[str, ...]] = {
-    FlowMapActorConfig: ("embedding", "action_statistics"),
+    GTPConfig: ("encoder",),
+    FlowMapActorConfig: ("embedding", "action_statistics", "history", "chunk"),
     LinearTimes: ("rho",),
     QEnsembleConfig: ("activation", "reduction", "rho"),
     GTPLearnerConfig: (
@@ -91,6 +92,7 @@ _ADDED_LATER: dict[type[Config], tuple[str, ...]] = {
         "critic_penalty",
         "gamma",
         "deterministic_choice",
+        "playback",
     ),
     AdvantageWeighterConfig: ("signed", "effective_share"),
     LinearQGuidance: ("weighted",),
@@ -112,7 +114,8 @@ def _unset(config: Config) -> dict[str, Any]:
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         later = _ADDED_LATER.get(type(config), getattr(config, "added_later", ()))
-        if name in later and value == config.before.get(name, field.default):
+        default = field.get_default(call_default_factory=True)
+        if name in later and value == config.before.get(name, default):
             exclude[name] = True
         elif isinstance(value, Config) and (inside := _unset(value)):
             exclude[name] = inside

@@ -80,7 +80,10 @@ def load_data(config: ExperimentConfig) -> Data:
         dataset = dataset.with_rewards(config.reward)
     if isinstance(config, RunConfig) and config.policy.learner.critic_penalty:
         dataset = dataset.with_next_actions()
-    return Data(dataset.with_n_step(config.n_step), digest)
+    dataset = dataset.with_n_step(config.n_step)
+    if isinstance(config, RunConfig):
+        dataset = dataset.with_steps(config.policy.actor.history, config.policy.actor.chunk)
+    return Data(dataset, digest)
 
 
 def _bounds(config: ExperimentConfig) -> tuple[npt.ArrayLike, npt.ArrayLike]:
@@ -119,7 +122,7 @@ def data_hash(dataset: OfflineDataset) -> str:
         (True, False)
     """
     digest = hashlib.sha256()
-    fields = [value.cpu().numpy() for value in dataset.transitions.present()]
+    fields = [value.cpu().numpy() for value in dataset.stored()]
     for array in (*fields, dataset.terminated, dataset.truncated):
         digest.update(f"{array.shape} {array.dtype.str}".encode())
         digest.update(np.ascontiguousarray(array).data)

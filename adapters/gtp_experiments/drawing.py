@@ -69,7 +69,7 @@ expected one. Run it to its end first.
             )
         figures = {
             "actions": plot_actions(learner, dataset),
-            "flow": plot_flow(learner, dataset.transitions.obs[row].cpu().numpy()),
+            "flow": plot_flow(learner, dataset.rows(row, row + 1).obs[0].cpu().numpy()),
         }
         if learner.critic is not None:
             figures["weights"] = plot_advantages(learner, dataset, episode=episode)

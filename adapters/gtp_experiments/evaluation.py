@@ -13,11 +13,66 @@ from gtp_experiments.environments import Env, check_env, environment_of, flat_ob
 from gtp_experiments.errors import ExperimentError
 from gtp_policy import Config, GTPLearner, OfflineDataset
 from gtp_policy import act as act_with
+from gtp_policy.chunks import ChunkPlayer
 from gtp_policy.errors import NonFiniteError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Act = Callable[[Array], Array]
 """From flat observations (n, O) to actions (n, A) in the units of the environment."""
+
+
+class ChunkedPolicy:
+    """An `Act` with memory: it has to be told whose observations come next.
+
+    Args:
+        player: Plays the policy.
+        to_box: From actions in [-1, 1] to the units of the environment.
+        device: Where the policy looks at observations.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> from gtp_experiments.evaluation import ChunkedPolicy
+        >>> from gtp_policy.chunks import ChunkPlayer
+        >>> player = ChunkPlayer(lambda obs: torch.zeros(len(obs), 4), chunk=4)
+        >>> policy = ChunkedPolicy(player, lambda action: action)
+        >>> policy.expect([0, 2], [True, True])
+        >>> policy(np.zeros((2, 3), np.float32)).shape
+        (2, 1)
+    """
+
+    def __init__(
+        self,
+        player: ChunkPlayer,
+        to_box: Callable[[Array], Array],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._player, self._to_box, self._device = player, to_box, device
+        self._rows: dict[int, Array] = {}
+        self._envs: Sequence[int] = ()
+
+    def expect(self, envs: Sequence[int], starts: Sequence[bool]) -> None:
+        """Says which environments the next observations are from.
+
+        Args:
+            envs: Their numbers.
+            starts: Whether their episodes begin.
+        """
+        self._envs = envs
+        for env, start in zip(envs, starts, strict=True):
+            if start:
+                self._rows.pop(env, None)
+
+    def __call__(self, obs: Array) -> Array:
+        """Returns actions (n, A) for observations (n, O) of the expected environments."""
+        known = [self._rows.get(env) for env in self._envs]
+        like = next((row for row in known if row is not None), None)
+        state = None
+        if like is not None:
+            rows = np.stack([np.zeros_like(like) if row is None else row for row in known])
+            state = self._player.from_rows(rows, obs.shape[1])
+        action, after = self._player.step(torch.from_numpy(obs).to(self._device), state)
+        self._rows.update(zip(self._envs, after.to_rows(), strict=True))
+        return self._to_box(action.cpu().numpy())
 
 
 class Evaluation(Config):
@@ -136,6 +191,8 @@ def _run_episodes(
                 f"{flat[~np.isfinite(flat)][0]}, expected finite numbers. The policy is not to "
                 "blame: look at the environment."
             )
+        if isinstance(act, ChunkedPolicy):
+            act.expect(list(running), [not lengths[episode] for episode in running.values()])
         actions = act(flat)
         if not np.isfinite(actions).all():
             raise NonFiniteError(
@@ -211,16 +268,29 @@ def policy_of(learner: GTPLearner, dataset: OfflineDataset, config: EvaluationCo
     """
     generator = learner.stream("evaluation")
 
-    def act(obs: Array) -> Array:
-        action = act_with(
+    def whole(obs: torch.Tensor) -> torch.Tensor:
+        return act_with(
             learner.target_actor,
             learner.target_critic,
-            torch.from_numpy(obs).to(dataset.device),
+            obs,
             steps=config.steps,
             candidates=config.candidates,
             choice=config.choice,
             generator=generator,
         )
+
+    actor = learner.target_actor.config
+    if actor.history > 1 or actor.chunk > 1:
+        player = ChunkPlayer(
+            whole,
+            chunk=actor.chunk,
+            history=actor.history,
+            playback=learner.config.playback,
+        )
+        return ChunkedPolicy(player, dataset.action_scaler.to_box, dataset.device)
+
+    def act(obs: Array) -> Array:
+        action = whole(torch.from_numpy(obs).to(dataset.device))
         return dataset.action_scaler.to_box(action.cpu().numpy())
 
     return act

@@ -168,7 +168,7 @@ def plot_advantages(learner: GTPLearner, dataset: OfflineDataset, *, episode: in
         raise ExperimentError(
             f"There is no such episode: got {episode}, expected 0 to {numbers[-1]}."
         )
-    batch = dataset.transitions.map(lambda field: field[int(rows[0]) : int(rows[-1]) + 1])
+    batch = dataset.rows(int(rows[0]), int(rows[-1]) + 1)
     generator = torch.Generator(learner.device).manual_seed(0)
     advantage = learner.advantage(batch.obs, batch.action, generator=generator)
     columns = {

@@ -11,7 +11,7 @@ from gtp_experiments.config import EvaluationConfig, RunConfig
 from gtp_experiments.data import Data, load_data
 from gtp_experiments.environments import registered
 from gtp_experiments.errors import ExperimentError
-from gtp_experiments.evaluation import Act, Evaluator, policy_of
+from gtp_experiments.evaluation import Act, ChunkedPolicy, Evaluator, policy_of
 from gtp_experiments.records import write_json
 from gtp_experiments.results import RunResult, read_result
 from gtp_policy import ActionScaler, CheckpointFolder, OfflineDataset, load_checkpoint
@@ -153,15 +153,19 @@ def data_of(
 
 def _ms_per_action(act: Act, dataset: OfflineDataset) -> float:
     """Returns the median time of one action for one observation, after some to warm up."""
-    obs = dataset.transitions.obs[:1].cpu().numpy()
+    # The newest observation; of chunks, the time of one call is shared by their steps.
+    obs = dataset.transitions.obs[:1, -dataset.layout.obs_dim :].cpu().numpy()
+    if isinstance(act, ChunkedPolicy):
+        act.expect([0], [True])
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         times = []
         for _ in range(TIMED_ACTIONS):
             began = time.perf_counter()
-            act(obs)
-            times.append(time.perf_counter() - began)
+            for _ in range(dataset.chunk):
+                act(obs)
+            times.append((time.perf_counter() - began) / dataset.chunk)
     finally:
         torch.set_num_threads(before)
     return 1000 * statistics.median(times[TIMED_ACTIONS // 10 :])

@@ -13,7 +13,12 @@ from stable_baselines3.common.vec_env import VecTransposeImage
 from torch import Tensor
 
 from gtp_datasets.spaces import action_scaler_of
-from gtp_policy import ActionScaler, ObservationLayout, OfflineDataset, Transitions
+from gtp_policy import (
+    ActionScaler,
+    ObservationLayout,
+    OfflineDataset,
+    Transitions,
+)
 from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_array
 from gtp_policy.errors import DataError
 from gtp_sb3._spaces import has_images
@@ -44,6 +49,7 @@ class HostDataset:
         self._index, self._obs, self._next_obs = index, obs, next_obs
         self.layout, self.device = layout, device
         self.obs_dim, self.action_dim = layout.obs_dim, index.action_dim
+        self.history, self.chunk = index.history, index.chunk
         self.terminated, self.truncated = index.terminated, index.truncated
         self.action_scaler, self.gamma, self.source = index.action_scaler, index.gamma, index.source
         self.has_rewards = index.has_rewards
@@ -86,6 +92,14 @@ class HostDataset:
         """Does what `OfflineDataset.check_rewards` does."""
         self._index.check_rewards(what)
 
+    def with_steps(self, history: int, chunk: int) -> Self:
+        """Returns what `OfflineDataset.with_steps` does."""
+        changed = copy.copy(self)
+        changed._index = index = self._index.with_steps(history, chunk)
+        changed.history, changed.chunk = index.history, index.chunk
+        changed.obs_dim, changed.action_dim = self.layout.obs_dim * index.history, index.action_dim
+        return changed
+
     def action_std(self) -> float:
         """Returns what `OfflineDataset.action_std` does."""
         return self._index.action_std()
@@ -97,11 +111,12 @@ class HostDataset:
         )
 
     def _gather(self, pool: Observations, numbers: Tensor) -> Tensor:
-        rows = numbers[:, 0].long().cpu().numpy()
+        rows = numbers.flatten().long().cpu().numpy()  # m of them for each, with a history
         parts = {k: v[rows] for k, v in pool.items()} if isinstance(pool, Mapping) else pool[rows]
         if self.convert is not None:
             parts = self.convert(parts)
-        return torch.from_numpy(self.layout.flatten(parts)).to(self.device)
+        flat = torch.from_numpy(self.layout.flatten(parts))
+        return flat.view(len(numbers), -1).to(self.device)
 
 
 Dataset = OfflineDataset | HostDataset
@@ -260,6 +275,7 @@ def replace_columns(dataset: OfflineDataset, **columns: Tensor) -> OfflineDatase
     rows = dataset.transitions._replace(**columns)
     parts = [rows.obs, rows.action, rows.reward[:, None], rows.discount[:, None], rows.next_obs]
     parts += [] if rows.next_action is None else [rows.next_action]
+    parts += [] if rows.chunk_length is None else [rows.chunk_length[:, None]]
     return OfflineDataset(
         torch.cat(parts, 1),
         layout=dataset.layout,
@@ -270,4 +286,6 @@ def replace_columns(dataset: OfflineDataset, **columns: Tensor) -> OfflineDatase
         source=dataset.source,
         n_step=dataset.n_step,
         has_rewards=dataset.has_rewards,
+        history=dataset.history,
+        chunk=dataset.chunk,
     )

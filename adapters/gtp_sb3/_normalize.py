@@ -64,7 +64,7 @@ def normalized(wrapper: VecNormalize, dataset: Dataset) -> Dataset:
 
 def _rows(dataset: Dataset, start: int, stop: int) -> Transitions:
     if isinstance(dataset, OfflineDataset):
-        return dataset.transitions.map(lambda column: column[start:stop])
+        return dataset.rows(start, stop)
     raw = copy.copy(dataset)
     raw.convert = None
     return raw.rows(start, stop)

@@ -6,6 +6,7 @@ from typing import Any
 from stable_baselines3.common.vec_env import VecNormalize
 
 from gtp_policy import GTPConfig, GTPLearner, OfflineDataset
+from gtp_policy.errors import DataError
 from gtp_sb3 import _normalize
 from gtp_sb3._data import Dataset
 from gtp_sb3.policies import GTPPolicy
@@ -56,7 +57,8 @@ class OfflineTraining:
 
         Raises:
             DataError: If the wrapper's statistics still move, or are of parts that are left out, or
-                it normalises rewards that are sums of several steps.
+                it normalises rewards that are sums of several steps, or a dataset of histories or
+                chunks.
         """
         shown = dataset
         if policy.critic is not None:
@@ -65,6 +67,12 @@ class OfflineTraining:
             shown = dataset.with_next_actions()
         if wrapper is not None:
             _normalize.check_keys(wrapper, dataset)
+            if dataset.history > 1 or dataset.chunk > 1:
+                raise DataError(
+                    f"VecNormalize knows single steps: got a dataset of history={dataset.history} "
+                    f"and chunk={dataset.chunk}, expected 1. Give the dataset of single steps, and "
+                    "gtp_config the history and chunk."
+                )
             if wrapper.norm_reward:
                 dataset.check_rewards("VecNormalize(norm_reward=True)")
             if wrapper.norm_reward and isinstance(dataset, OfflineDataset):
@@ -72,6 +80,7 @@ class OfflineTraining:
             if _normalize.settle_(wrapper, dataset) and verbose >= 1:
                 print("VecNormalize takes its statistics from the dataset and keeps them.")
             shown = _normalize.normalized(wrapper, shown)
+        shown = shown.with_steps(policy.actor.config.history, policy.actor.config.chunk)
         if not (self.scales_are_fixed or policy.learner.updates):
             self._fit_scales_(policy, shown)
         self.dataset, self.shown, self.is_missing = dataset, shown, False

@@ -109,8 +109,6 @@ def _check(buffer: ReplayBuffer, dataset: Dataset) -> None:
 
 
 def _rows(dataset: Dataset, start: int, stop: int) -> Transitions:
-    if isinstance(dataset, OfflineDataset):
-        return dataset.transitions.map(lambda column: column[start:stop])
     return dataset.rows(start, stop)
 
 

@@ -230,9 +230,11 @@ def _check_spaces(
     """Raises unless SB3's spaces and the core's layout and bounds in a file say the same."""
     try:
         layout, scaler = info.layout or layout_of(observation_space), info.action_scaler
-        fits = has_parts(observation_space, layout) and layout.obs_dim == info.obs_dim
+        fits = has_parts(observation_space, layout)
+        fits &= layout.obs_dim * info.config.actor.history == info.obs_dim
         ours = action_scaler_of(action_space)
-        fits &= ours.action_dim == info.action_dim and (scaler is None or ours.is_close(scaler))
+        fits &= ours.action_dim * info.config.actor.chunk == info.action_dim
+        fits &= scaler is None or ours.is_close(scaler)
     except (UnsupportedSpaceError, NotImplementedError, TypeError) as error:
         raise CheckpointError(
             f"Checkpoint {path} cannot be used: got spaces that do not fit ({error}), expected "

@@ -110,6 +110,7 @@ class ObservationEncoder(nn.Module):
         layout: How its observations are flattened.
         extractor: The features extractor.
         normalize_images: Whether to divide images by 255.
+        history: m, observations in one, of which the extractor sees each by itself.
     """
 
     def __init__(
@@ -118,17 +119,18 @@ class ObservationEncoder(nn.Module):
         layout: ObservationLayout,
         extractor: BaseFeaturesExtractor,
         normalize_images: bool,
+        history: int = 1,
     ) -> None:
         super().__init__()
         self.space, self.layout = space, layout
         self.extractor, self.normalize_images = extractor, normalize_images
-        self.features_dim = int(extractor.features_dim)
+        self.features_dim = int(extractor.features_dim) * history
 
     def forward(self, obs: Tensor) -> Tensor:
-        """Returns features (B, F) of flat observations (B, O)."""
-        parts = self.layout.unflatten(obs)
+        """Returns features (B, m F) of flat observations (B, m O)."""
+        parts = self.layout.unflatten(obs.reshape(-1, self.layout.obs_dim))
         features: Tensor = self.extractor(preprocess_obs(parts, self.space, self.normalize_images))
-        return features
+        return features.reshape(len(obs), self.features_dim)
 
 
 def with_axes(obs: Any, layout: ObservationLayout) -> Any:  # noqa: ANN401 - one tensor or a dict

@@ -190,6 +190,8 @@ class GTP(OfflineLoop):
             dataset = _sources.open_named(
                 cast(str, dataset), 0.99 if gamma is None else gamma, None
             )
+        if isinstance(dataset, OfflineDataset) and (dataset.history > 1 or dataset.chunk > 1):
+            merged = merged.fit_to_steps(dataset.history, dataset.chunk)
         if gamma is None:
             gamma = dataset.gamma if isinstance(dataset, OfflineDataset) else 0.99
         merged = merged.with_gamma(gamma)
@@ -464,6 +466,8 @@ class GTP(OfflineLoop):
         if keep_data:
             if self.dataset is None:
                 raise ValueError("`keep_data` has nothing to keep: got no dataset, expected one.")
+            if isinstance(self.dataset, OfflineDataset):
+                self.dataset.check_one_step("keep_data")
             if self._replay_buffer is None:
                 self._make_replay_buffer()
             _replay.fill_(cast(ReplayBuffer, self._replay_buffer), self.dataset)
@@ -497,10 +501,18 @@ class GTP(OfflineLoop):
 
         Raises:
             NonFiniteError: If losses are not finite when they are logged.
-            ValueError: If there is neither dataset nor environment, or no critic to learn online.
+            ValueError: If there is neither dataset nor environment, or online no critic to learn,
+                or a policy with chunks or a history.
         """
         if self.dataset is None:
             self._need_env("Learning without a dataset")
+            if self.policy.has_memory:
+                actor = self.learner.actor.config
+                raise ValueError(
+                    "Chunks and histories are learned offline: got no dataset and "
+                    f"history={actor.history}, chunk={actor.chunk}, expected a dataset or 1. Call "
+                    "set_dataset(data)."
+                )
             if self.learner.critic is None:
                 raise ValueError(
                     "Learning online needs a critic: got critic=None (behaviour cloning), expected "
@@ -605,8 +617,9 @@ class GTP(OfflineLoop):
 
         Args:
             observation: Observation of the environment, or a batch.
-            state: Returned as it came; the policy has no memory.
-            episode_start: Not used.
+            state: What the step before returned, for a policy with chunks or a history; None where
+                all episodes begin. See `GTPPolicy.predict`.
+            episode_start: Which episodes begin with this observation.
             deterministic: Whether to take the best, as the critic sees it, of some actions that
                 start from fixed noises, so that equal calls give equal actions; see `GTPPolicy`.
                 Not the mean of the policy. False draws new noise.

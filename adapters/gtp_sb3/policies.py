@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
     CombinedExtractor,
@@ -30,12 +31,13 @@ from gtp_policy import (
     read_metadata,
     restore_,
 )
+from gtp_policy.chunks import ChunkState
 from gtp_policy.critic import ValueNetwork
 from gtp_policy.errors import CheckpointError, DataError, UnsupportedSpaceError
 from gtp_policy.export import PolicySource
 from gtp_sb3 import _codec, _files
 from gtp_sb3._choices import check_policy_choices, merge_networks
-from gtp_sb3._spaces import ObservationEncoder, is_vector, layout_of, with_axes
+from gtp_sb3._spaces import ObservationEncoder, is_vector, layout_of, parts_of, with_axes
 
 OptimizerFactory = Callable[[str, nn.Module], torch.optim.Optimizer]
 Observation = npt.NDArray[Any] | dict[str, npt.NDArray[Any]]
@@ -46,7 +48,8 @@ class GTPPolicy(BasePolicy):
 
     Vectors (a Box, or a Dict of Boxes, with SB3's default extractors) go to the core's networks
     directly; images, discrete parts and custom extractors through SB3's preprocessing and the
-    extractor, of which actor and critic have a copy each.
+    extractor, of which actor and critic have a copy each. An ``encoder`` in the config takes the
+    place of both: a policy with it loads in the core alone.
 
     **deterministic=True** starts the sampler from noises that are fixed with the policy, and takes
     the action that the critic values most: equal calls give equal actions, and an observation gets
@@ -157,12 +160,16 @@ class GTPPolicy(BasePolicy):
         self._build(merge_networks(config or GTPConfig(), net_arch, n_critics), lr_schedule)
 
     def _build(self, config: GTPConfig, lr_schedule: Schedule | None) -> None:
+        actor = config.actor
+        parts = parts_of(self.observation_space)
+        images = tuple(key for key, part in parts.items() if is_image_space(part))
+        config = config.fit_to_observations(self.layout, images)
         learner = GTPLearner.build(
-            self.layout.obs_dim,
-            self.scaler.action_dim,
+            self.layout.obs_dim * actor.history,
+            self.scaler.action_dim * actor.chunk,
             config,
             network=self.make_network(),
-            encoder=self.make_encoder(),
+            encoder=None if config.encoder else self.make_encoder(actor.history),
             optimizer=self.optimizer_factory(config, lr_schedule),
         )
         # Observations come in float32, whatever torch's default type is.
@@ -181,13 +188,20 @@ class GTPPolicy(BasePolicy):
         """Returns a new copy of the actor's own backbone, if it has one."""
         return copy.deepcopy(self._network)
 
-    def make_encoder(self) -> ObservationEncoder | None:
-        """Returns SB3's preprocessing and a new extractor as one module; None for vectors."""
+    def make_encoder(self, history: int = 1) -> ObservationEncoder | None:
+        """Returns SB3's preprocessing and a new extractor as one module; None for vectors.
+
+        Args:
+            history: m, observations in one.
+
+        Returns:
+            The module.
+        """
         if self.is_vector:
             return None
         extractor = self.make_features_extractor()
         return ObservationEncoder(
-            self.observation_space, self.layout, extractor, self.normalize_images
+            self.observation_space, self.layout, extractor, self.normalize_images, history
         )
 
     def optimizer_factory(
@@ -256,7 +270,7 @@ class GTPPolicy(BasePolicy):
         self.train(mode)
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> Tensor:
-        """Acts on tensors.
+        """Acts on tensors, of episodes that begin with them.
 
         Args:
             obs: Observations as SB3's ``obs_to_tensor`` makes them: a tensor or a dict of tensors.
@@ -267,7 +281,23 @@ class GTPPolicy(BasePolicy):
         """
         return self._predict(obs, deterministic)
 
+    @property
+    def has_memory(self) -> bool:
+        """Whether `predict` needs its ``state``: of policies with a history or chunks."""
+        config = self.actor.config
+        return config.history > 1 or config.chunk > 1
+
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
+        return self._play(observation, None, None, deterministic)[0]
+
+    def _play(
+        self,
+        observation: PyTorchObs,
+        state: tuple[npt.NDArray[Any], ...] | None,
+        episode_start: npt.NDArray[Any] | None,
+        deterministic: bool,
+    ) -> tuple[Tensor, tuple[npt.NDArray[Any], ...] | None]:
+        """Returns actions of one step in [-1, 1], and the state after it."""
         # On the CPU, few rows are faster than on a device.
         flat = self.layout.flatten(with_axes(observation, self.layout)).cpu()
         finite = flat.isfinite().all(1)
@@ -277,12 +307,20 @@ class GTPPolicy(BasePolicy):
                 f"The observation is not finite: got NaN or infinity in row {row} of {len(flat)}, "
                 "expected finite numbers. Look at the environment; VecCheckNan finds the step."
             )
-        return self.learner.act(
-            flat,
-            candidates=self.candidates,
-            deterministic=deterministic,
-            generator=None if deterministic else self._noise_source(flat.device),
+        generator = None if deterministic else self._noise_source(flat.device)
+        if not self.has_memory:
+            action = self.learner.act(
+                flat,
+                candidates=self.candidates,
+                deterministic=deterministic,
+                generator=generator,
+            )
+            return action, state
+        player = self.learner.player(
+            candidates=self.candidates, deterministic=deterministic, generator=generator
         )
+        starts = None if episode_start is None else np.asarray(episode_start).reshape(-1)
+        return player.step(flat, cast("ChunkState | None", state), starts)
 
     def predict(
         self,
@@ -297,8 +335,11 @@ class GTPPolicy(BasePolicy):
 
         Args:
             observation: Observation of the environment, or a batch.
-            state: Returned as it came; the policy has no memory.
-            episode_start: Not used.
+            state: What the step before returned: of a policy with chunks or a history, what is
+                still to be played and what was seen, by environment. None where all episodes begin,
+                as in a call alone. Other policies have no memory and return it as it came.
+            episode_start: Which episodes begin with this observation; what is in the state of them
+                is forgotten. Policies without memory do not use it.
             deterministic: Whether to take the best, as the critic sees it, of some actions that
                 start from fixed noises, so that equal calls give equal actions; see `GTPPolicy`.
                 Not the mean of the policy. False draws new noise.
@@ -326,7 +367,8 @@ class GTPPolicy(BasePolicy):
             )
         tensors, vectorized = self.obs_to_tensor(observation)
         with torch.no_grad():
-            unit = self._predict(tensors, deterministic).cpu().numpy()
+            played, state = self._play(tensors, state, episode_start, deterministic)
+            unit = played.cpu().numpy()
         action = members_of(self.action_space, self.scaler.to_box(unit))
         return (action if vectorized else action[0, ...]), state  # an array, of shape () too
 
@@ -493,6 +535,8 @@ class GTPPolicy(BasePolicy):
         extractor_class = kwargs.get("features_extractor_class") or cls.default_extractor
         if is_vector(observation_space, extractor_class, kwargs.get("normalize_images", True)):
             return  # nothing but the core's networks, which were counted when the file was read
+        if read_metadata(path).config.encoder is not None:
+            return  # so was the core's encoder
         with torch.device("meta"):  # where nothing takes memory
             extractor = extractor_class(
                 observation_space, **kwargs.get("features_extractor_kwargs") or {}

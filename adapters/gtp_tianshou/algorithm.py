@@ -33,6 +33,7 @@ from gtp_policy import (
     load_checkpoint,
     save_checkpoint,
 )
+from gtp_policy.errors import DataError
 from gtp_policy.export import PolicySource
 from gtp_policy.functional import check_kind
 from gtp_tianshou._batches import td_error, to_transitions
@@ -241,6 +242,9 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
                 out_of_bounds=out_of_bounds,
                 device=device or "cpu",
             )
+        config = config or GTPConfig()
+        if dataset.history == dataset.chunk == 1:  # otherwise it says what the policy's are
+            dataset = dataset.with_steps(config.actor.history, config.actor.chunk)
         parts = GTPLearner.from_dataset(dataset, config, network=network, encoder=encoder)
         policy = GTPPolicy(
             actor=parts.actor,
@@ -366,6 +370,13 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
                 buffer.check_rewards("A critic")
             dataset = buffer.to(device)
         elif not self.preload or type(buffer) not in _UNIFORM or buffer.stack_num > 1:
+            actor = self.learner.actor.config
+            if actor.history > 1 or actor.chunk > 1:
+                raise DataError(
+                    "Chunks and histories are cut from whole episodes: got a "
+                    f"{type(buffer).__name__} that is sampled by its own rule, expected a uniform "
+                    "buffer, preload=True and stack_num=1, or an OfflineDataset."
+                )
             return buffer
         else:
             dataset = dataset_from_buffer(
@@ -378,6 +389,8 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
             )
         if self.learner.config.critic_penalty:
             dataset = dataset.with_next_actions()
+        actor = self.learner.actor.config
+        dataset = dataset.with_steps(actor.history, actor.chunk)
         return cast("TBuffer", TransitionTable(dataset, self.learner.stream))
 
     def update(self, buffer: Any, sample_size: int | None) -> TrainingStats:  # noqa: ANN401 - as Tianshou has it

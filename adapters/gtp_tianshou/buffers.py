@@ -188,6 +188,11 @@ def buffer_from_dataset(
     """
     dataset.check_one_step("A buffer of Tianshou's")
     dataset.check_rewards("A buffer of Tianshou's")
+    if dataset.history > 1:
+        raise DataError(
+            f"A buffer of Tianshou's holds single observations: got history={dataset.history}, "
+            "expected 1. Take the dataset that with_history was called on."
+        )
     rows = [column.cpu().numpy() for column in dataset.transitions.present()]
     obs, action, reward, next_obs = rows[:4]
     terminated, truncated = dataset.terminated.copy(), dataset.truncated.copy()

@@ -1,5 +1,6 @@
 """The policy that Tianshou's collectors and trainers see."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal, Self, cast
 
@@ -8,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from tianshou.algorithm.algorithm_base import Policy
-from tianshou.data import Batch
+from tianshou.data import Batch, to_numpy
 from tianshou.data.types import ActBatchProtocol, ObsBatchProtocol
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from gtp_policy import (
     act,
 )
 from gtp_policy.acting import chosen_by
+from gtp_policy.chunks import ChunkPlayer
 from gtp_policy.errors import NonFiniteError, ShapeError, UnsupportedSpaceError
 from gtp_policy.export import PolicySource
 from gtp_tianshou._spaces import action_scaler_of, check_layout, flatten, plain
@@ -98,7 +100,7 @@ class GTPPolicy(Policy):
     ) -> None:
         scaler = action_scaler_of(action_space)
         if observation_space is None:
-            layout = layout or ObservationLayout((actor.obs_dim,))
+            layout = layout or ObservationLayout((actor.obs_dim // actor.config.history,))
         elif layout is None:
             layout = layout_of(observation_space)
         else:
@@ -141,7 +143,10 @@ class GTPPolicy(Policy):
 
         Args:
             batch: With ``obs``: array or tensor (B, ...), or a Batch of these by key.
-            state: Handed back as it is; there is no hidden state.
+            state: The hidden state, as the step before returned it: of a policy with chunks or a
+                history, an array with a row per environment of what is still to be played and was
+                seen; None, or a row of zeros, where an episode begins. The collector carries it and
+                clears it at resets. Other policies hand it back as it is.
             generator: Source of the noise of stochastic actions, on the actor's device; default the
                 policy's own stream, which starts at its ``seed``.
             **kwargs: Ignored, as in Tianshou's own policies.
@@ -164,18 +169,34 @@ class GTPPolicy(Policy):
         candidates, choice = chosen_by(self._choices, self.critic, self.candidates, deterministic)
         if generator is None and not deterministic:
             generator = self._generator(obs.device)
-        action = act(
+        act_now = functools.partial(
+            act,
             self.actor,
             self.critic,
-            obs,
             steps=self.steps,
             candidates=candidates,
             choice=choice,
             deterministic=deterministic,
             generator=generator,
         )
+        config = self.actor.config
+        if config.history > 1 or config.chunk > 1:
+            player = ChunkPlayer(
+                act_now, chunk=config.chunk, history=config.history, playback=self._choices.playback
+            )
+            action, state = self._play(player, obs, state)
+        else:
+            action = act_now(obs)
         shape = cast("gym.spaces.Box", self.action_space).shape
         return cast("ActBatchProtocol", Batch(act=action.reshape(-1, *shape), state=state))
+
+    def _play(self, player: ChunkPlayer, obs: Tensor, state: Any) -> tuple[Tensor, Any]:  # noqa: ANN401
+        """Returns actions of one step, and the hidden state after it."""
+        before = None
+        if state is not None:
+            before = player.from_rows(to_numpy(state), self.layout.obs_dim)
+        action, after = player.step(obs, before)
+        return action, after.to_rows()
 
     def compute_action(
         self,
@@ -186,6 +207,9 @@ class GTPPolicy(Policy):
         generator: torch.Generator | None = None,
     ) -> npt.NDArray[Any]:
         """Acts for one observation, in the units of the environment.
+
+        A policy with chunks or a history takes it for the first of an episode: it has no state to
+        give back here. `forward` has, and so has `GTPLearner.player`.
 
         Args:
             obs: One observation, as ``env.step`` returns it: an array, or a dict of arrays.
@@ -354,7 +378,8 @@ def _check_options(
 def _check_dimensions(
     actor: FlowMapActor, critic: QEnsemble | None, layout: ObservationLayout, scaler: ActionScaler
 ) -> None:
-    expected = layout.obs_dim, scaler.action_dim
+    steps = actor.config
+    expected = layout.obs_dim * steps.history, scaler.action_dim * steps.chunk
     for name, module in (("actor", actor), ("critic", critic)):
         if module is not None and (module.obs_dim, module.action_dim) != expected:
             raise ShapeError(

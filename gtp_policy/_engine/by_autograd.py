@@ -46,12 +46,17 @@ class ByAutograd:
         """Returns V (S, B)."""
         return _stack(_given(x.value)(o) for x, o in zip(self.learners, obs, strict=True))
 
-    def fit_critic(self, obs: Tensor, action: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def fit_critic(
+        self, obs: Tensor, action: Tensor, y: Tensor, judged: Tensor | None
+    ) -> dict[str, Tensor]:
         """Does a step of every critic on the mean of (Q - y)^2."""
         metrics = []
-        for learner, o, a, target in zip(self.learners, obs, action, y, strict=True):
+        for i, (learner, o, a, target) in enumerate(
+            zip(self.learners, obs, action, y, strict=True)
+        ):
             q = _given(learner.critic)(o, a)
-            loss = (q - target).square().mean()
+            square = (q - target).square()
+            loss = (square if judged is None else square * judged[i]).mean()
             norm = _step(learner, "critic", loss)
             metrics.append(
                 {
@@ -62,12 +67,13 @@ class ByAutograd:
             )
         return _join(metrics)
 
-    def fit_value(self, obs: Tensor, q: Tensor) -> None:
+    def fit_value(self, obs: Tensor, q: Tensor, judged: Tensor | None) -> None:
         """Does a step of every value network on the baseline's loss."""
-        for learner, o, target in zip(self.learners, obs, q, strict=True):
+        for i, (learner, o, target) in enumerate(zip(self.learners, obs, q, strict=True)):
             baseline = learner.config.baseline
             assert isinstance(baseline, NetworkBaseline)
-            _step(learner, "value", baseline.loss(target, _given(learner.value)(o)).mean())
+            loss = baseline.loss(target, _given(learner.value)(o))
+            _step(learner, "value", (loss if judged is None else loss * judged[i]).mean())
 
     def weigh(self, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the weighters' weights (S, B), and metrics of them."""
@@ -79,7 +85,8 @@ class ByAutograd:
         self, batch: Transitions, weight: Tensor | None, draws: Draws
     ) -> dict[str, Tensor]:
         """Does a step of every actor on its loss, and on the guidance's if there is one."""
-        metrics = []
+        metrics, chunk = [], self.learners[0].actor.config.chunk
+        mask = batch.action_mask(chunk)
         for i, learner in enumerate(self.learners):
             obs, own_weight = batch.obs[i], None if weight is None else weight[i]
             terms = learner.loss.terms(
@@ -91,6 +98,7 @@ class ByAutograd:
                 Times(*(time[i] for time in draws.times)),
                 draws.z[i],
                 None if draws.flow_t is None else draws.flow_t[i],
+                mask=None if mask is None else mask[i],
             )
             loss, own = terms.loss, {"consistency": terms.consistency, "flow": terms.flow}
             if learner.critic is not None and isinstance(learner.guidance, LinearQGuidance):

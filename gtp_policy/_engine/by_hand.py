@@ -186,7 +186,8 @@ class ByHand:
 
     def unpack(self, rows: Tensor) -> Transitions:
         """Returns rows of a dataset, shape (S, B, W), as a minibatch."""
-        return unpack(rows, self._first.actor.obs_dim, self._first.actor.action_dim)
+        actor = self._first.actor
+        return unpack(rows, actor.obs_dim, actor.action_dim, actor.config.chunk)
 
     def state(self) -> list[Tensor]:
         """Returns everything that an update changes: after `prepare`, which makes some of it."""
@@ -237,7 +238,9 @@ class ByHand:
         self._value.inputs.copy_(self._value_net.normalise(obs))
         return self._value.run().squeeze(-1)
 
-    def fit_critic(self, obs: Tensor, action: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def fit_critic(
+        self, obs: Tensor, action: Tensor, y: Tensor, judged: Tensor | None
+    ) -> dict[str, Tensor]:
         """Does a step of every critic on the mean of (Q - y)^2."""
         q = self._critic.values_with_gradient(obs, action)
         if self._triton is not None:
@@ -246,16 +249,20 @@ class ByHand:
             metrics = dict(zip(("critic_loss", "q_mean"), found, strict=True))
         else:
             error = q - y.unsqueeze(1)
+            if judged is not None:
+                error = error * judged.unsqueeze(1)
             self._critic.gradients(error * (2 / error[0].numel()))
             # Before the step: q is a view of what the next pass overwrites.
             metrics = {"critic_loss": error.square().mean((1, 2)), "q_mean": q.mean((1, 2))}
         metrics["critic_grad_norm"] = self._step("critic")
         return metrics
 
-    def fit_value(self, obs: Tensor, q: Tensor) -> None:
+    def fit_value(self, obs: Tensor, q: Tensor, judged: Tensor | None) -> None:
         """Does a step of every value network on the baseline's loss."""
         baseline = cast(NetworkBaseline, self._config.baseline)
         slope = baseline.slope(q, self.value(obs)) * (1 / self._rows)
+        if judged is not None:
+            slope = slope * judged
         self._value.gradients(slope.unsqueeze(-1))
         self._step("value")
 
@@ -577,7 +584,9 @@ class _Actors:
         map_unit, flow_unit = loss_of.unit_factors(times, draws.flow_t)
         per_row = 1 / self._rows if weight is None else weight * (1 / self._rows)
         denoised = torch.addcmul(flow_factors.skip * x_tau, flow_factors.out, raw[:, n:])
-        power = config.adaptive_power
+        power, mask = config.adaptive_power, batch.action_mask(self._first.actor.config.chunk)
+        if mask is not None:  # what has no residual has no gradient either
+            flow_unit, map_unit = flow_unit * mask, map_unit * mask[:, :n]
         d, g = self._distance((denoised - action) * flow_unit, power * config.adaptive_flow)
         weights = config.flow_weight * per_row * on_flow
         flow, upstream = (per_row * on_flow * d).sum(1), []

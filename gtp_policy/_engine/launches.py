@@ -37,10 +37,13 @@ def update_from(
     penalty = first.config.critic_penalty > 0
     if first.critic is not None:
         dataset.check_rewards("A critic")
-    dataset.transitions.check(actor.obs_dim, actor.action_dim, like=actor, next_action=penalty)
+    chunk = actor.config.chunk
+    dataset.rows(0, 1).check(
+        actor.obs_dim, actor.action_dim, like=actor, next_action=penalty, chunk=chunk
+    )
     check_batch_size(batch_size)
     # A custom way to draw minibatches is respected.
-    plain = type(dataset).sample is OfflineDataset.sample
+    plain = type(dataset).sample is OfflineDataset.sample and not dataset.images
     metrics: list[UpdateMetrics] = []
     records, guided = None, None
     while updates:

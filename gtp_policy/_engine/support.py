@@ -56,6 +56,8 @@ def against_recording(learners: Sequence[Learner]) -> str | None:
 def against_triton(learners: Sequence[Learner]) -> str | None:
     """Returns why what is between the products of an update is not Triton's, or None."""
     first = learners[0]
+    if first.actor.config.chunk > 1:
+        return "actions are chunks, whose padding Triton's kernels do not know"
     if mlp.in_blocks(first.actor.fixed_noise):
         return "the device is the CPU"
     if engine() != "auto":

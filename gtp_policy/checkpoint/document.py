@@ -18,6 +18,7 @@ from gtp_policy._engine.whole import check_whole
 from gtp_policy.checkpoint import bundle
 from gtp_policy.config import GTPConfig
 from gtp_policy.critic import NetworkBaseline
+from gtp_policy.encoders import ImpalaEncoder
 from gtp_policy.errors import CheckpointError, NonFiniteError, StateMismatchError
 from gtp_policy.learner import GTPLearner
 from gtp_policy.networks import FlowMapMLP, features_dim
@@ -97,7 +98,7 @@ def files_of(
             updates=learner.updates,
             dtype=dtype,
             own_network=not isinstance(learner.actor.network, FlowMapMLP),
-            own_encoder=learner.actor.encoder is not None,
+            own_encoder=_has_own_encoder(learner),
             config=learner.open_config,
             action_box=box and _Box(low=tuple(box.low.tolist()), high=tuple(box.high.tolist())),
             layout=layout and _Layout(keys=layout.keys, shapes=layout.shapes),
@@ -132,6 +133,11 @@ def files_of(
             "was written."
         ) from error
     return files
+
+
+def _has_own_encoder(learner: GTPLearner) -> bool:
+    """Returns whether there is an encoder that the config does not name."""
+    return not isinstance(learner.actor.encoder, ImpalaEncoder | None)
 
 
 def _bad_values(
@@ -288,9 +294,11 @@ def saved_with(
     elif parts is not None:
         (shape,) = parts.shapes
         layout = ObservationLayout(shape)
-    statistics = document.config.actor.action_statistics
-    action_dims = (scaler and scaler.action_dim, statistics and len(statistics.mean))
-    if (layout and layout.obs_dim) not in (None, document.obs_dim) or any(
+    actor = document.config.actor
+    statistics = actor.action_statistics
+    # Bounds and layout are those of one step.
+    action_dims = (scaler and scaler.action_dim * actor.chunk, statistics and len(statistics.mean))
+    if (layout and layout.obs_dim * actor.history) not in (None, document.obs_dim) or any(
         n not in (None, document.action_dim) for n in action_dims
     ):
         raise ValueError(
@@ -315,6 +323,8 @@ def _check_size(document: Document, length: int, encoder: nn.Module | None) -> N
         return sum(i * o + o for i, o in itertools.pairwise([inputs, *hidden, outputs]))
 
     config, a = document.config, document.action_dim
+    if encoder is None and config.encoder is not None:
+        encoder = config.encoder.build(document.obs_dim, config.actor.history)
     # Without the custom encoder, the number of its features is not known.
     features, inside = 0 if document.own_encoder else document.obs_dim, 0
     if encoder is not None:

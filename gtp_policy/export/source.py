@@ -170,7 +170,8 @@ class Plan:
         action_scaler: Replaces the source's.
 
     Raises:
-        ExportError: If candidates have no critic, or are chosen by chance.
+        ExportError: If the policy has a history or chunks, or candidates have no critic, or are
+            chosen by chance.
         DataError: If a parameter is not finite.
         ShapeError: If layout or scaler do not fit the actor.
     """
@@ -186,6 +187,12 @@ class Plan:
         action_scaler: ActionScaler | None = None,
     ) -> None:
         actor = source.actor
+        steps_of = actor.config
+        if steps_of.history > 1 or steps_of.chunk > 1:
+            raise ExportError(
+                f"A policy file holds single steps: got history={steps_of.history} and "
+                f"chunk={steps_of.chunk}, expected 1 of both. Act with GTPLearner.player."
+            )
         self.source = source
         self.layout = layout or source.layout or ObservationLayout((actor.obs_dim,))
         self.scaler = action_scaler or source.action_scaler

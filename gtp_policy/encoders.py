@@ -1,0 +1,244 @@
+"""Encoders that a config can name: from observations with images to features.
+
+They stand in checkpoints by their choices, so that the core alone builds them again. Encoders of
+your own are passed as modules (`FlowMapActor`'s ``encoder``), to build and to load.
+"""
+
+import itertools
+from typing import Literal, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gtp_policy._config import Bool, Config, Int, Width
+from gtp_policy.errors import DataError
+from gtp_policy.frames import channels_are_last
+from gtp_policy.networks import linear, uniform_
+from gtp_policy.spaces import ObservationLayout
+
+
+class ObservationPart(Config):
+    """One part of an observation, as an encoder finds it among the numbers.
+
+    Example:
+        >>> from gtp_policy.encoders import ObservationPart
+        >>> ObservationPart(shape=(64, 64, 3), image=True).size
+        12288
+    """
+
+    shape: tuple[Width, ...] = Field(description="Shape of the part.")
+    image: Bool = Field(description="Whether it is an image, of bytes from 0 to 255.")
+
+    @property
+    def size(self) -> int:
+        """Numbers of the part."""
+        size = 1
+        for n in self.shape:
+            size *= n
+        return size
+
+
+class ImpalaEncoderConfig(Config):
+    r"""The small residual network of IMPALA for images, beside vectors as they are.
+
+    Bytes are scaled to :math:`x / 255 - 0.5` on the device. Each image passes a stage per entry of
+    ``channels`` (a convolution, pooling that halves the picture, ``blocks`` residual blocks) and a
+    linear layer to ``features`` numbers. Other parts of the observation are joined to them. Of a
+    history, the images of all steps are channels of one.
+
+    Actor, critic and value network have an encoder each, with gradients from their own losses
+    alone, and so have their slow copies. Updates go through autograd: `GTPLearner.explain` says so.
+
+    References:
+        | IMPALA: Scalable Distributed Deep-RL with Importance Weighted Actor-Learner Architectures
+        | (Espeholt et al., 2018), figure 3, https://arxiv.org/abs/1802.01561
+
+    Example:
+        >>> from gtp_policy import GTPConfig
+        >>> from gtp_policy.encoders import ImpalaEncoderConfig
+        >>> GTPConfig(encoder=ImpalaEncoderConfig(features=64)).encoder.channels
+        (16, 32, 32)
+    """
+
+    kind: Literal["impala"] = Field(default="impala", description="Name of the network.")
+    channels: tuple[Width, ...] = Field(
+        default=(16, 32, 32), min_length=1, max_length=8, description="Channels of each stage."
+    )
+    blocks: Int = Field(default=1, ge=1, le=16, description="Residual blocks of a stage.")
+    features: Width = Field(default=256, description="Numbers that an image becomes.")
+    parts: tuple[ObservationPart, ...] | None = Field(
+        default=None,
+        description="Parts of one observation in their order. Taken from the dataset by "
+        "GTPLearner.from_dataset.",
+    )
+
+    def fit_to(self, layout: ObservationLayout, images: tuple[str, ...]) -> Self:
+        """Returns the config for observations of a layout, where it leaves them open.
+
+        Args:
+            layout: Parts of an observation.
+            images: Keys of those that are images; "" of a plain array.
+
+        Returns:
+            The config itself if it says so already.
+
+        Raises:
+            DataError: If there is no image, or the config is for other observations.
+
+        Example:
+            >>> from gtp_policy import ObservationLayout
+            >>> from gtp_policy.encoders import ImpalaEncoderConfig
+            >>> config = ImpalaEncoderConfig().fit_to(ObservationLayout((64, 64, 3)), ("",))
+            >>> config.parts[0].image
+            True
+        """
+        parts = tuple(
+            ObservationPart(shape=shape, image=key in images)
+            for key, shape in zip(layout.keys or ("",), layout.shapes, strict=True)
+        )
+        if not any(part.image for part in parts):
+            raise DataError(
+                f"There is nothing to encode: got observations {layout} without an image, expected "
+                "a part of type uint8 with three axes. Leave the config's encoder at None."
+            )
+        if self.parts not in (None, parts):
+            raise DataError(
+                f"The encoder is for other observations: got {parts}, expected {self.parts}. Leave "
+                "its parts open."
+            )
+        return self.replace(parts=parts)
+
+    def build(
+        self, obs_dim: int, history: int = 1, *, generator: torch.Generator | None = None
+    ) -> "ImpalaEncoder":
+        """Builds the module.
+
+        Args:
+            obs_dim: O, of all m observations together.
+            history: m.
+            generator: Source of the initial parameters; without one they are not filled, as on the
+                meta device.
+
+        Returns:
+            The encoder.
+
+        Raises:
+            ValueError: If ``parts`` are open, or of another size than the observations.
+        """
+        if self.parts is None or sum(part.size for part in self.parts) * history != obs_dim:
+            raise ValueError(
+                f"The encoder does not know the observations: got parts={self.parts} and "
+                f"history={history}, expected parts of {obs_dim} numbers. Build the learner with "
+                "GTPLearner.from_dataset, or call fit_to."
+            )
+        return ImpalaEncoder(self, history, generator)
+
+
+class ImpalaEncoder(nn.Module):
+    """The module of an `ImpalaEncoderConfig`.
+
+    Args:
+        config: The choices, with their parts.
+        history: m, observations in one.
+        generator: Source of the initial parameters.
+
+    Attributes:
+        features_dim: F, width of the output.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.encoders import ImpalaEncoderConfig, ObservationPart
+        >>> parts = (ObservationPart(shape=(16, 16, 3), image=True),)
+        >>> config = ImpalaEncoderConfig(parts=parts, channels=(4, 8), features=10)
+        >>> encoder = config.build(16 * 16 * 3, generator=torch.Generator())
+        >>> encoder(torch.zeros(5, 16 * 16 * 3)).shape
+        torch.Size([5, 10])
+    """
+
+    def __init__(
+        self, config: ImpalaEncoderConfig, history: int, generator: torch.Generator | None
+    ) -> None:
+        super().__init__()
+        parts = config.parts or ()
+        self.config, self.history = config, history
+        self.towers = nn.ModuleList(
+            _Tower(config, part.shape, history, generator) for part in parts if part.image
+        )
+        self.features_dim = sum(
+            config.features if part.image else history * part.size for part in parts
+        )
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Returns features.
+
+        Args:
+            obs: Observations, normalised where they are vectors, shape (B, O).
+
+        Returns:
+            Shape (B, F).
+        """
+        parts = self.config.parts or ()
+        pieces = torch.split(
+            obs.reshape(len(obs), self.history, -1), [part.size for part in parts], 2
+        )
+        towers, found = iter(self.towers), []
+        for part, piece in zip(parts, pieces, strict=True):
+            found.append(next(towers)(piece) if part.image else piece.flatten(1))
+        return torch.cat(found, 1)
+
+
+class _Tower(nn.Module):
+    """What an image of one shape passes."""
+
+    def __init__(
+        self,
+        config: ImpalaEncoderConfig,
+        shape: tuple[int, ...],
+        history: int,
+        generator: torch.Generator | None,
+    ) -> None:
+        super().__init__()
+        self.shape, self._last = shape, channels_are_last(shape)
+        height, width = shape[:2] if self._last else shape[1:]
+        widths = [history * (shape[-1] if self._last else shape[0]), *config.channels]
+        self.stages = nn.ModuleList()
+        for inputs, outputs in itertools.pairwise(widths):
+            convolutions = [_convolution(inputs, outputs, generator)]
+            convolutions += [
+                _convolution(outputs, outputs, generator) for _ in range(2 * config.blocks)
+            ]
+            self.stages.append(nn.ModuleList(convolutions))
+            height, width = (height + 1) // 2, (width + 1) // 2
+        inputs = widths[-1] * height * width
+        self.out = (
+            nn.Linear(inputs, config.features, device="meta")
+            if generator is None
+            else linear(inputs, config.features, generator=generator)
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Returns features (B, F) of the pixels of m images each, (B, m, P)."""
+        x = pixels.reshape(*pixels.shape[:2], *self.shape)
+        if self._last:
+            x = x.movedim(-1, 2)
+        x = x.flatten(1, 2) / 255 - 0.5
+        for stage in self.stages:
+            first, *rest = stage.children()
+            x = functional.max_pool2d(first(x), 3, stride=2, padding=1)
+            for one, two in zip(rest[::2], rest[1::2], strict=True):
+                x = x + two(functional.relu(one(functional.relu(x))))
+        features: Tensor = functional.relu(self.out(functional.relu(x).flatten(1)))
+        return features
+
+
+def _convolution(inputs: int, outputs: int, generator: torch.Generator | None) -> nn.Conv2d:
+    """Returns a convolution of 3 by 3 that keeps the size, in torch's law from ``generator``."""
+    layer = nn.Conv2d(inputs, outputs, 3, padding=1, device="meta")
+    if generator is not None:
+        layer.weight = nn.Parameter(torch.empty(outputs, inputs, 3, 3, device="cpu"))
+        layer.bias = nn.Parameter(torch.empty(outputs, device="cpu"))
+        for parameter in layer.parameters():
+            uniform_(parameter, 9 * inputs, generator)
+    return layer
