@@ -28,13 +28,11 @@ from examples.quickstart import GAMMA, maze_config, maze_dataset_id, train, work
 from gtp_datasets import load_minari
 from gtp_experiments import mean_interval
 from gtp_policy import (
-    AdvantageWeighterConfig,
-    FlowMapActorConfig,
     GTPConfig,
     GTPLearner,
-    GTPLearnerConfig,
     OfflineDataset,
     QEnsembleConfig,
+    presets,
 )
 
 HOSTS = ("gtp_policy", "gtp_tianshou", "gtp_sb3")
@@ -139,13 +137,15 @@ def run_maze(host: str, dataset_id: str, seed: int, updates: int, episodes: int)
 
 
 def pendulum_config(updates: int, seed: int) -> GTPConfig:
-    """Returns small networks for a run of a minute."""
-    hidden = (64, 64)
-    return GTPConfig(
-        actor=FlowMapActorConfig(hidden=hidden),
-        critic=QEnsembleConfig(hidden=hidden),
-        weighter=AdvantageWeighterConfig(eta=5.0),
-        learner=GTPLearnerConfig(total_updates=updates, actor_lr=1e-3, critic_lr=1e-3, seed=seed),
+    """Returns the paper's method with small networks, for a run of a minute."""
+    paper, hidden = presets.paper_loss(), (64, 64)
+    return paper.replace(
+        actor=paper.actor.replace(hidden=hidden),
+        critic=QEnsembleConfig(hidden=hidden, layer_norm=False),
+        weighter=paper.weighter.replace(eta=5.0),
+        learner=paper.learner.replace(
+            total_updates=updates, actor_lr=1e-3, critic_lr=1e-3, seed=seed
+        ),
     )
 
 

@@ -27,16 +27,13 @@ from examples.plots import plot_bandit, plot_flow, plot_trajectories
 from examples.pointmaze import UMAZE, EvaluationResult, behaviour, collect, evaluate, maze_map
 from gtp_datasets import load_minari, report
 from gtp_policy import (
-    AdvantageWeighterConfig,
     Curriculum,
     ExpectileBaseline,
-    FlowMapActorConfig,
     GTPConfig,
     GTPLearner,
-    GTPLearnerConfig,
-    GTPLossConfig,
     OfflineDataset,
     QEnsembleConfig,
+    presets,
 )
 from gtp_policy.functional import sample_flow
 
@@ -71,14 +68,15 @@ def worker_pool(workers: int) -> ProcessPoolExecutor:
 
 
 def maze_config(eta: float, updates: int, seed: int) -> GTPConfig:
-    """Returns small networks and fast targets, for a run of minutes on a CPU."""
-    hidden, ema_rate = (256, 256), 0.02
+    """Returns the paper's method with small networks and fast targets, for minutes on a CPU."""
+    paper, hidden, ema_rate = presets.paper_loss(), (256, 256), 0.02
+    curriculum = Curriculum(start=10, end=80).capped(updates, ema_rate)
     return GTPConfig(
-        actor=FlowMapActorConfig(hidden=hidden, steps=2),
-        critic=QEnsembleConfig(hidden=hidden) if eta else None,
-        loss=GTPLossConfig(curriculum=Curriculum(start=10, end=80).capped(updates, ema_rate)),
-        weighter=AdvantageWeighterConfig(eta=eta),
-        learner=GTPLearnerConfig(
+        actor=paper.actor.replace(hidden=hidden, steps=2),
+        critic=QEnsembleConfig(hidden=hidden, layer_norm=False) if eta else None,
+        loss=paper.loss.replace(curriculum=curriculum),
+        weighter=paper.weighter.replace(eta=eta),
+        learner=paper.learner.replace(
             total_updates=updates,
             actor_lr=1e-3,
             critic_lr=1e-3,
