@@ -188,7 +188,7 @@ def test_a_policy_with_an_encoder_is_loaded_by_its_choices(tmp_path: Any) -> Non
         ObservationPart(shape=(2,), image=False),
     )
     path = save_checkpoint(tmp_path / "a.zip", learner, layout=dataset.layout)
-    assert read_metadata(path).config == config
+    assert read_metadata(path).config == learner.open_config
     loaded = load_checkpoint(path)
     seen = dataset.transitions.obs[:3]
     actions = [x.act(seen, deterministic=True) for x in (learner, loaded.learner)]
