@@ -242,10 +242,10 @@ def test_an_encoder_finds_what_is_in_a_picture() -> None:
         actor=FlowMapActorConfig(hidden=(32,), steps=2),
         critic=None,
         encoder=ImpalaEncoderConfig(channels=(8,), features=32),
-        learner=GTPLearnerConfig(total_updates=150, actor_lr=3e-3, ema_rate=0.05),
+        learner=GTPLearnerConfig(total_updates=300, actor_lr=3e-3, ema_rate=0.05),
     )
     learner = GTPLearner.from_dataset(dataset, config)
-    learner.update_from(dataset, 150, batch_size=64)
+    learner.update_from(dataset, 300, batch_size=64)
     batch = dataset.rows(0, 100)
     error = (learner.act(batch.obs, deterministic=True) - batch.action).abs().mean()
     assert error < 0.2

@@ -136,7 +136,7 @@ def outer_files() -> list[tuple[str, Path]]:
 
 
 def defined_in(module: str) -> set[str]:
-    """Returns a module's classes, functions and constants, and the named of configs it names."""
+    """Returns a module's classes, functions and constants, and unions of configs by name."""
     names = vars(importlib.import_module(module))
     source = Path(str(names["__file__"])).read_text(encoding="utf-8")
     named = set(re.findall(r"^([A-Z]\w*) = Annotated", source, re.M))
