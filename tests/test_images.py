@@ -188,7 +188,7 @@ def test_a_policy_with_an_encoder_is_loaded_by_its_choices(tmp_path: Any) -> Non
         ObservationPart(shape=(2,), image=False),
     )
     path = save_checkpoint(tmp_path / "a.zip", learner, layout=dataset.layout)
-    assert read_metadata(path).config == config
+    assert read_metadata(path).config == learner.open_config
     loaded = load_checkpoint(path)
     seen = dataset.transitions.obs[:3]
     actions = [x.act(seen, deterministic=True) for x in (learner, loaded.learner)]
@@ -242,10 +242,10 @@ def test_an_encoder_finds_what_is_in_a_picture() -> None:
         actor=FlowMapActorConfig(hidden=(32,), steps=2),
         critic=None,
         encoder=ImpalaEncoderConfig(channels=(8,), features=32),
-        learner=GTPLearnerConfig(total_updates=150, actor_lr=3e-3, ema_rate=0.05),
+        learner=GTPLearnerConfig(total_updates=300, actor_lr=3e-3, ema_rate=0.05),
     )
     learner = GTPLearner.from_dataset(dataset, config)
-    learner.update_from(dataset, 150, batch_size=64)
+    learner.update_from(dataset, 300, batch_size=64)
     batch = dataset.rows(0, 100)
     error = (learner.act(batch.obs, deterministic=True) - batch.action).abs().mean()
     assert error < 0.2

@@ -136,14 +136,15 @@ def outer_files() -> list[tuple[str, Path]]:
 
 
 def defined_in(module: str) -> set[str]:
-    """Returns a module's classes and functions, and the unions of configs that it names."""
+    """Returns a module's classes, functions and constants, and unions of configs by name."""
     names = vars(importlib.import_module(module))
     source = Path(str(names["__file__"])).read_text(encoding="utf-8")
-    unions = set(re.findall(r"^([A-Z]\w*) = Annotated", source, re.M))
+    named = set(re.findall(r"^([A-Z]\w*) = Annotated", source, re.M))
+    named |= set(re.findall(r"^([A-Z][A-Z_]+)\b[^=\n]* = ", source, re.M))
     return {
         n
         for n, value in names.items()
-        if not n.startswith("_") and (n in unions or getattr(value, "__module__", None) == module)
+        if not n.startswith("_") and (n in named or getattr(value, "__module__", None) == module)
     }
 
 
