@@ -873,3 +873,50 @@ def test_a_state_of_another_learner_is_refused_and_changes_nothing(
     with pytest.raises(StateMismatchError):
         learner.load_state_dict(state.state_dict())
     assert all(torch.equal(p, before[name]) for name, p in learner.named_parameters())
+
+
+# --- what goes by the length of the run
+
+
+@pytest.mark.parametrize(
+    ("updates", "gamma", "expected"),
+    [
+        # actor_lr, critic_lr, ema_rate, critic_ema_rate, guidance_start
+        (2_500, 0.99, (2e-3, 1e-3, 0.05, 0.1, 416)),
+        (30_000, 0.99, (2e-3, 3e-4, 0.05, 0.05, 5_000)),
+        (30_000, 0.9, (2e-3, 3e-4, 0.05, 0.005, 5_000)),
+        (200_000, 0.99, (1e-3, 3e-4, 0.0075, 0.0075, 5_000)),
+        (2_000_000, 0.999, (2e-3 / 40**0.5, 3e-4, 0.005, 0.0075, 5_000)),
+    ],
+)
+def test_open_choices_go_by_the_length_of_the_run(
+    updates: int, gamma: float, expected: tuple[float, ...]
+) -> None:
+    config = GTPLearnerConfig(total_updates=updates, gamma=gamma).resolved()
+    got = (
+        *(config.actor_lr, config.critic_lr, config.ema_rate, config.critic_ema_rate),
+        config.guidance_start,
+    )
+    assert got == pytest.approx(expected)
+    assert config.resolved() == config  # and what is set stays
+
+
+def test_a_length_that_is_known_late_resolves_them_anew(dataset: OfflineDataset) -> None:
+    """Hosts learn it when training starts; a checkpoint keeps open what was left open."""
+    small = make_config()
+    learner = small.learner.replace(total_updates=1_000_000)
+    fields = learner.model_dump(exclude={"actor_lr", "critic_lr", "ema_rate", "guidance_start"})
+    config = small.replace(learner=GTPLearnerConfig.model_validate(fields))
+    fused, plain = (GTPLearner.from_dataset(dataset, config) for _ in range(2))
+    assert fused.full_config.learner.ema_rate == 0.005
+    assert fused.open_config.learner.ema_rate is None
+    assert fused.config.gamma == dataset.gamma
+    for kind, learner in (("auto", fused), ("reference", plain)):
+        with kernels.using(kind):
+            learner.update_from(dataset, 1, batch_size=8)
+            learner.set_total_updates_(40)
+            learner.update_from(dataset, 8, batch_size=8)
+    assert fused.full_config.learner.ema_rate == 0.05
+    assert fused.full_config.learner.guidance_start == 6
+    for a, b in zip(fused.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
