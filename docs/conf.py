@@ -78,3 +78,7 @@ def setup(app: Any) -> None:  # noqa: ANN401 (Sphinx hands over its application 
     app.connect("autodoc-process-docstring", hide_docs_of_type)
     app.connect("autodoc-process-signature", short_signature)
     app.connect("autodoc-skip-member", hide_machinery)
+
+
+# The runtime, which shares no code with the core, has errors of the same names.
+suppress_warnings = ["ref.python"]

@@ -155,10 +155,32 @@ class ModeChoice(Config):
         return centre * scale.squeeze(1)
 
 
+def margin_of_mode(action: Tensor) -> Tensor:
+    """Returns by how much the medoid, where the mean shift starts, is more central than any other.
+
+    Args:
+        action: Candidates, shape (B, n, A), n at least 2.
+
+    Returns:
+        The gap between its distances to all others and those of the next, over the former, (B,):
+        where it is rounding, the mode may be another one on another processor.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.acting import margin_of_mode
+        >>> margin_of_mode(torch.tensor([[[-1.0], [0.0], [1.0]]]))
+        tensor([0.5000])
+    """
+    scale = action.std(1, keepdim=True, correction=0).clamp_min(1e-6)
+    away = torch.cdist(action / scale, action / scale).sum(2)
+    first, second = away.topk(2, largest=False).values.unbind(1)
+    return (second - first) / first.clamp_min(1e-12)
+
+
 Choice = Annotated[ArgmaxChoice | SoftmaxChoice | ModeChoice, Field(discriminator="kind")]
 
 
-class Choices(Protocol):
+class _Choices(Protocol):
     """What an acting learner is configured with."""
 
     @property
@@ -175,7 +197,7 @@ class Choices(Protocol):
 
 
 def chosen_by(
-    config: Choices, critic: QEnsemble | None, candidates: int | None, deterministic: bool
+    config: _Choices, critic: QEnsemble | None, candidates: int | None, deterministic: bool
 ) -> tuple[int, Choice]:
     """Returns among how many candidates an action is chosen, and how.
 

@@ -28,11 +28,19 @@ def interpreter() -> Iterator[None]:
     kernels = [module.kernel for module in (draws_triton, mlp_triton, update_triton)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
+        names = ("", ".core", ".math", ".standard", ".random")
+        own = [importlib.import_module(f"triton.language{name}") for name in names]
+        # The interpreter patches these, and functions within functions what it has patched.
+        kinds = [x for x in vars(own[1]).values() if isinstance(x, type)]
+        before = [dict(vars(module)) for module in (*own, *kinds)]
         _define_anew()
         for kernel in kernels:
             importlib.reload(kernel)
         yield
-    _define_anew()
+    for thing, was in zip((*own, *kinds), before, strict=True):
+        for name, value in was.items():
+            if vars(thing).get(name) is not value:
+                setattr(thing, name, value)
     for kernel in kernels:
         importlib.reload(kernel)
 

@@ -28,6 +28,7 @@ from gtp_policy import (
     QEnsembleConfig,
     QuantileBaseline,
     load_checkpoint,
+    presets,
     save_checkpoint,
 )
 from gtp_policy.chunks import ChunkPlayer, ChunkState, Playback
@@ -149,7 +150,7 @@ def config_of(loss: dict[str, Any] | None = None, **learner: Any) -> GTPConfig:
     return GTPConfig(
         actor=FlowMapActorConfig(hidden=(16, 16), time_dim=8, steps=2, times=LinearTimes()),
         critic=QEnsembleConfig(hidden=(16, 16)),
-        loss=GTPLossConfig(**loss or {}),
+        loss=GTPLossConfig(**{"adaptive_power": 0.0, **(loss or {})}),
         learner=GTPLearnerConfig(total_updates=100, **learner),
     )
 
@@ -221,10 +222,10 @@ def test_the_loss_counts_known_numbers_alone() -> None:
     """Against sums in plain Python over the residuals of known steps."""
     h, dataset = 3, some_data(1).with_chunks(3)
     batch = dataset.sample(12, generator=torch.Generator().manual_seed(0))
-    config = FlowMapActorConfig(hidden=(8,), time_dim=4, chunk=h)
+    config = presets.paper_loss().actor.replace(hidden=(8,), time_dim=4, chunk=h)
     actor = FlowMapActor(OBS, h * ACT, config)
     target = copy.deepcopy(actor).requires_grad_(False)
-    loss = GTPLoss()
+    loss = GTPLoss(presets.paper_loss().loss)
     draws = loss.draw(
         actor.times, batch.action, progress=0.5, generator=torch.Generator().manual_seed(1)
     )

@@ -32,6 +32,7 @@ from gtp_policy import (
 )
 from gtp_policy.acting import ArgmaxChoice, ModeChoice, SoftmaxChoice
 from gtp_policy.actor import ActionStatistics
+from gtp_policy.encoders import ObservationPart
 from gtp_policy.loss import AlphaSchedule
 from gtp_policy.rewards import LinearReward, ReturnRangeReward
 from gtp_policy.samplers import JumpSampler, OdeSampler
@@ -67,7 +68,8 @@ def configs_of_the_core() -> list[type[Config]]:
 CONFIGS = configs_of_the_core()
 # What has no default: it is measured.
 REQUIRED: dict[type[Config], dict[str, Any]] = {
-    ActionStatistics: {"mean": (0.0, 0.5), "std": (0.1, 1.0)}
+    ActionStatistics: {"mean": (0.0, 0.5), "std": (0.1, 1.0)},
+    ObservationPart: {"shape": (3,), "image": False},
 }
 every_config = pytest.mark.parametrize("kind", CONFIGS, ids=lambda kind: kind.__name__)
 
@@ -92,6 +94,9 @@ def refused(kind: type[Config], **fields: Any) -> None:
 def test_the_list_of_configs_is_complete() -> None:
     assert {kind.__name__ for kind in CONFIGS} == {
         "ActionStatistics",
+        "ImpalaEncoderConfig",
+        "ObservationPart",
+        "Playback",
         "TerminalTeacher",
         "AdvantageGuidance",
         "AdvantageWeighterConfig",

@@ -22,7 +22,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gtp_policy import Curriculum, FlowMapActor, FlowMapActorConfig, GTPLoss, GTPLossConfig
+from gtp_policy import Curriculum, FlowMapActor, FlowMapActorConfig, GTPLoss, presets
 from gtp_policy.functional import ema_
 from gtp_policy.times import KarrasTimes
 
@@ -50,7 +50,7 @@ def train(max_gap: int) -> FlowMapActor:
     actor = FlowMapActor(1, 1, config, network=Table()).double()
     target = copy.deepcopy(actor).requires_grad_(False)
     curriculum = Curriculum(start=INTERVALS, end=INTERVALS)
-    loss_fn = GTPLoss(GTPLossConfig(curriculum=curriculum, max_gap=max_gap))
+    loss_fn = GTPLoss(presets.paper_loss().loss.replace(curriculum=curriculum, max_gap=max_gap))
     optimizer = torch.optim.Adam(actor.parameters(), lr=3e-3)
     generator = torch.Generator().manual_seed(0)
     obs = torch.zeros(BATCH, 1, dtype=torch.float64)

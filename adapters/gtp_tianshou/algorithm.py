@@ -225,7 +225,7 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
             ...     terminated=[1, 1], truncated=[0, 0], low=[-2.0], high=[2.0])
             >>> algorithm = GTP.from_buffer(dataset, action_space=Box(-2.0, 2.0, (1,)),
             ...                             config=GTPConfig(critic=None))
-            >>> round(algorithm.policy.actor.action_statistics.std[0], 4)
+            >>> round(algorithm.policy.actor.config.action_statistics.std[0], 4)
             0.8
         """
         if isinstance(buffer, OfflineDataset):

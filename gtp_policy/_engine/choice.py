@@ -230,7 +230,7 @@ def explain(learner: Learner, refused: str = "") -> str:
         return f"update: reference (modules and autograd), because {reason}"
     why_not = refused or against_recording([learner])
     how = "recorded as a CUDA graph" if why_not is None else "into buffers"
-    if why_not is not None and device.type == "cuda":
+    if refused or (why_not is not None and device.type == "cuda"):
         how += f", not recorded because {why_not}"
     line = f"update: fused (gradients by hand, {how}) on {device}, {dtype}"
     if learner.config.no_grad_precision == "bfloat16":

@@ -162,7 +162,7 @@ class Policy:
 
         Args:
             obs: Observation in the units of the environment, not normalised: one array of shape
-                ``shape`` or (B, *shape), of a Dict a mapping of such arrays by key. Of any type of
+                ``shape`` or (B, ...), of a Dict a mapping of such arrays by key. Of any type of
                 real numbers; computed in float32.
             deterministic: Start from the noise that is fixed with the policy.
             seed: Seed of the noise.
@@ -171,7 +171,7 @@ class Policy:
 
         Returns:
             Action, float32, in the units of the environment and inside its Box: ``shape`` or
-            (B, *shape); with chunks of h > 1 actions (h, *shape) or (B, h, *shape).
+            (B, ...); with chunks of h > 1 actions (h, ...) or (B, h, ...).
 
         Raises:
             ObservationError: If the observation has the wrong structure, shape or type, holds NaN

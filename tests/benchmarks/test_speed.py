@@ -119,7 +119,7 @@ def test_every_benchmark_runs(quick: dict[str, Any]) -> None:
     assert all(len(of) == 2 for of in quick["growth"]["update"].values())
     assert set(quick["host_speed"]["hosts"]) == {"M = 1", "M = 4"}
     assert set(quick["growth"]["seeds"]) == {"1", "4"}
-    assert quick["growth"]["passes"]["gtp"] == {
+    assert quick["growth"]["passes"]["paper_loss"] == {
         "cloning": {"with gradient": 2, "without": 1},
         # Four actions of five jumps each, and one for the target.
         "with a critic": {"with gradient": 2, "without": 1 + 5 * 5},

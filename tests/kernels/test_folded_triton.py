@@ -157,7 +157,7 @@ def test_the_default_networks_kernel_fits_on_a_gpu(
     # Weights that are not streamed would show here: one layer alone has 256 KiB.
     assert result.metadata.shared <= 227 * 1024
     assert (".bf16" in result.asm["ptx"]) == (precision == "bf16")
-    assert ("mma.sync" in result.asm["ptx"]) == (precision != "fp32")
+    assert "mma.sync" in result.asm["ptx"]  # float32 too: three products of TF32 parts
     (tmp_path / "kernel.cubin").write_bytes(result.asm["cubin"])
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     if tool.exists():

@@ -600,7 +600,7 @@ def test_sums_of_rewards_are_not_taken_for_rewards(
     discounts = sorted(set(shown.transitions.discount.tolist()) - {0.0})
     assert discounts == pytest.approx([0.99**3, 0.99**2, 0.99], rel=1e-6)
     model = make_model(type(untouchable)(), dataset=several)
-    with pytest.raises(DataError, match=r"A replay buffer needs rewards of single steps"):
+    with pytest.raises(DataError, match=r"needs rewards of single steps"):
         model.set_dataset(None, keep_data=True)
 
 
