@@ -50,7 +50,7 @@ def launched(policy: GTPConfig) -> list[tuple[Any, dict[str, Any], dict[str, Any
 @pytest.mark.slow
 @pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="kernels are interpreted")
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("preset", ["gtp", "one_step"])
+@pytest.mark.parametrize("preset", ["paper_loss", "one_step"])
 def test_every_kernel_of_an_update_fits_on_a_gpu(
     preset: str, capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
