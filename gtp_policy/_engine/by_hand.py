@@ -587,7 +587,8 @@ class _Actors:
         power, mask = config.adaptive_power, batch.action_mask(self._first.actor.config.chunk)
         if mask is not None:  # what has no residual has no gradient either
             flow_unit = flow_unit * mask
-            map_unit = map_unit * mask[:, : map_unit.shape[1]]
+            rows = map_unit.shape[1] if isinstance(map_unit, Tensor) else n
+            map_unit = map_unit * mask[:, :rows]
         d, g = self._distance((denoised - action) * flow_unit, power * config.adaptive_flow)
         weights = config.flow_weight * per_row * on_flow
         flow, upstream = (per_row * on_flow * d).sum(1), []
