@@ -282,7 +282,7 @@ class _Frames:
 
     def columns_of(self, parts: Sequence[npt.NDArray[np.generic]]) -> npt.NDArray[np.generic]:
         """Returns an episode's observations with numbers instead of images."""
-        found = []
+        found: list[npt.NDArray[Any]] = []
         for key, part in zip(self._keys, parts, strict=True):
             if key in self._arrays:
                 if part.dtype != np.uint8:
