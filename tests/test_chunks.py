@@ -485,6 +485,7 @@ def test_wrong_numbers_of_steps(steps: Any) -> None:
         (("with_chunks", 2), ("with_history", 2), "got chunk=2"),
         (("with_chunks", 2), ("with_rewards", LinearReward()), "got chunk=2"),
         (("with_chunks", 2), ("with_best_episodes", 0.5), "got chunk=2"),
+        (("with_chunks", 2), ("with_return_weighting", 1.0), "got chunk=2"),
         (("with_chunks", 2), ("with_next_actions",), "got chunk=2"),
         (("with_n_step", 2), ("with_chunks", 2), "got n_step=2"),
         (("with_n_step", 2), ("with_history", 2), "got n_step=2"),

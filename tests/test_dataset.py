@@ -1,5 +1,6 @@
 """Arrays to OfflineDataset: what is refused and how, what is kept, and what bootstraps."""
 
+import math
 import tracemalloc
 from typing import Any
 
@@ -323,6 +324,66 @@ def test_the_best_episodes_are_those_of_the_highest_returns(
 
 @given(
     episodes=st.lists(
+        st.tuples(st.lists(st.integers(-3, 3), min_size=1, max_size=4), st.booleans()),
+        min_size=1,
+        max_size=9,
+    ),
+    tilt=st.floats(0, 10),
+    flagged=st.booleans(),
+)
+def test_episodes_come_as_often_as_their_returns_say(
+    episodes: list[tuple[list[int], bool]], tilt: float, flagged: bool
+) -> None:
+    """The number of an episode is its observation, so what is left says how often each comes."""
+    numbers = np.array([e for e, (rewards, _) in enumerate(episodes) for _ in rewards])
+    ends = np.array([k == len(r) - 1 for r, _ in episodes for k in range(len(r))])
+    ends[-1] = flagged
+    terminates = np.array([t for r, t in episodes for _ in r])
+    row = np.arange(float(len(numbers)))[:, None]
+    dataset = OfflineDataset.from_arrays(
+        obs=np.hstack([numbers[:, None], row]),
+        action=np.zeros((len(numbers), 1)),
+        reward=[x for rewards, _ in episodes for x in rewards],
+        next_obs=np.hstack([numbers[:, None], row]),
+        terminated=ends & terminates,
+        truncated=ends & ~terminates,
+        low=[-1.0],
+        high=[1.0],
+    )
+    weighted = dataset.with_return_weighting(tilt)
+    # What is promised, by hand: exp(tilt z), z over transitions, as many rows as before.
+    returns, lengths = [sum(r) for r, _ in episodes], [len(r) for r, _ in episodes]
+    mean = sum(r * n for r, n in zip(returns, lengths, strict=True)) / len(numbers)
+    variance = sum(n * (r - mean) ** 2 for r, n in zip(returns, lengths, strict=True))
+    spread = math.sqrt(variance / len(numbers))
+    if spread == 0 or tilt == 0:
+        assert weighted is dataset
+        return
+    expected = [math.exp(tilt * (r - mean) / spread) for r in returns]
+    total = sum(w * n for w, n in zip(expected, lengths, strict=True))
+    chosen, at = weighted.transitions.obs.T.int().tolist()
+    last = np.flatnonzero(weighted.terminated | weighted.truncated)
+    assert last[-1] == len(chosen) - 1
+    counts, start = dict.fromkeys(range(len(episodes)), 0), 0
+    for end in last:  # whole episodes in time order, whatever the flag of the last one was
+        e = chosen[start]
+        assert at[start : end + 1] == np.flatnonzero(numbers == e).tolist()
+        counts[e] += 1
+        assert weighted.terminated[end] == dataset.terminated[at[end]]
+        start = end + 1
+    assert chosen == sorted(chosen)
+    for e, weight in enumerate(expected):
+        assert abs(counts[e] - len(numbers) * weight / total) < 1 + 1e-9
+
+
+@pytest.mark.parametrize("tilt", [-0.1, 10.5, float("nan"), True, "1"])
+def test_a_tilt_is_a_number_in_its_range(tilt: Any) -> None:
+    with pytest.raises(DataError, match=r"`tilt` is out of range: got .* expected 0 to 10"):
+        build().with_return_weighting(tilt)
+
+
+@given(
+    episodes=st.lists(
         st.tuples(st.lists(st.integers(-3, 3), min_size=1, max_size=6), st.booleans()),
         min_size=1,
         max_size=6,
@@ -431,6 +492,7 @@ def test_rewards_of_several_steps_are_not_taken_for_those_of_one() -> None:
         lambda: several.with_n_step(2),
         lambda: several.with_rewards(LinearReward()),
         lambda: several.with_best_episodes(0.5),
+        lambda: several.with_return_weighting(1.0),
     ):
         with pytest.raises(DataError, match="needs rewards of single steps: got n_step=2"):
             wrong()

@@ -107,6 +107,7 @@ def test_a_critic_says_that_rewards_are_missing_wherever_it_meets_them(
         lambda: several.update_from(logs, batch_size=8),
         lambda: logs.with_rewards(LinearReward()),
         lambda: logs.with_best_episodes(0.5),
+        lambda: logs.with_return_weighting(1.0),
     ):
         with pytest.raises(DataError, match=ADVICE):
             call()

@@ -73,6 +73,7 @@ CHANGES = [
     lambda d: d.with_n_step(3),
     lambda d: d.with_next_actions().with_history(2),
     lambda d: d.with_best_episodes(0.5),
+    lambda d: d.with_return_weighting(1.0),
 ]
 
 

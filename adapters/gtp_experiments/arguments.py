@@ -44,6 +44,12 @@ def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
     add("--method", help="what tables call the policy")
     add("--reward", type=_reward, metavar="NAME|JSON", help=f"one of {', '.join(REWARDS)}")
     add("--best-episodes", type=float, metavar="SHARE", help="train on those with the best returns")
+    add(
+        "--return-weighting",
+        type=float,
+        metavar="TILT",
+        help="train more often on episodes with high returns",
+    )
     add("--n-step", type=int, metavar="N", help="sum the rewards of N steps of the data")
     add("--gamma", type=float)
     add("--low", type=_bound, metavar="X[,X...]", help="lower bounds of the actions")
@@ -118,6 +124,7 @@ def experiment_fields(args: argparse.Namespace) -> dict[str, Any]:
             "method",
             "reward",
             "best_episodes",
+            "return_weighting",
             "n_step",
             "gamma",
             "low",

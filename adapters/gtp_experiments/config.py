@@ -29,6 +29,7 @@ Bounds = float | tuple[float, ...]
 # Fields of an experiment that came later: at these values they change no name.
 _AT_FIRST = {
     "best_episodes": None,
+    "return_weighting": 0.0,
     "n_step": 1,
     "low": None,
     "high": None,
@@ -175,6 +176,13 @@ class ExperimentConfig(Config):
         le=1,
         description="Share of the episodes to train on, those with the highest returns: cloning "
         "them is X % BC. None: all.",
+    )
+    return_weighting: float = Field(
+        default=0.0,
+        ge=0,
+        le=10,
+        description="How much more often episodes of high returns are trained on, see "
+        "OfflineDataset.with_return_weighting. 0: all alike.",
     )
     n_step: Count = Field(
         default=1,

@@ -76,6 +76,8 @@ def load_data(config: ExperimentConfig) -> Data:
     digest = data_hash(dataset)
     if config.best_episodes is not None:
         dataset = dataset.with_best_episodes(config.best_episodes)
+    if config.return_weighting:
+        dataset = dataset.with_return_weighting(config.return_weighting)
     if dataset.has_rewards or config.reward != LinearReward():
         dataset = dataset.with_rewards(config.reward)
     if isinstance(config, RunConfig) and config.policy.learner.critic_penalty:

@@ -160,6 +160,26 @@ def test_the_best_episodes_are_chosen_by_the_rewards_of_the_data(tmp_path: Path)
     assert len(whole.dataset) == 4
 
 
+def test_episodes_are_weighted_by_the_rewards_of_the_data(tmp_path: Path) -> None:
+    # Returns 1 and 3; with the transformed rewards they would be 0 and 0.
+    with h5py.File(tmp_path / "two.hdf5", "w") as file:
+        file["observations"] = file["next_observations"] = np.arange(4.0)[:, None]
+        file["actions"] = np.zeros((4, 1))
+        file["rewards"] = np.array([1.0, 1.0, 1.0, 1.0])
+        file["terminals"] = np.array([1, 0, 0, 1], bool)
+        file["timeouts"] = np.zeros(4, bool)
+    config = RunConfig(
+        dataset=str(tmp_path / "two.hdf5"),
+        updates=1,
+        return_weighting=5.0,
+        reward=LinearReward(subtract=1.0),
+    )
+    weighted, whole = load_data(config), load_data(config.replace(return_weighting=0.0))
+    assert weighted.sha256 == whole.sha256
+    assert weighted.dataset.transitions.obs.flatten().tolist() == [1, 2, 3]
+    assert len(whole.dataset) == 4
+
+
 def test_returns_of_several_steps_follow_transformed_rewards(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "one.hdf5", "w") as file:
         file["observations"] = np.arange(3.0)[:, None]
