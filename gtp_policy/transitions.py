@@ -317,14 +317,6 @@ def missing_rewards(what: str, got: str) -> DataError:
     )
 
 
-def check_kind(name: str, value: object, kind: type) -> None:
-    """Raises a DataError unless a value is of the class that it has to be."""
-    if not isinstance(value, kind):
-        raise DataError(
-            f"`{name}` is of the wrong kind: got {type(value).__name__}, expected {kind.__name__}."
-        )
-
-
 def unpack(rows: Tensor, obs_dim: int, action_dim: int, chunk: int = 1) -> Transitions:
     """Returns a dataset's rows, shape (..., W), as transitions, without a copy."""
     of_reward = obs_dim + action_dim
