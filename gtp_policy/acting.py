@@ -140,9 +140,7 @@ class ModeChoice(Config):
         if n == 1:
             return action[:, 0]
         # Of operators that every exported graph can have, at any number of rows.
-        spread = (action - action.mean(1, keepdim=True)).square().mean(1, keepdim=True)
-        scale = spread.sqrt().clamp_min(1e-6)
-        point = action / scale
+        point, scale = _scaled(action)
         apart = (point.unsqueeze(1) - point.unsqueeze(2)).square().sum(3)
         medoid = apart.sqrt().sum(2).argmin(1)
         centre = point.gather(1, medoid[:, None, None].expand(-1, 1, dim)).squeeze(1)
@@ -153,6 +151,13 @@ class ModeChoice(Config):
             near = torch.softmax(-away / (2 * width.unsqueeze(1)), 1)
             centre = (near.unsqueeze(2) * point).sum(1)
         return centre * scale.squeeze(1)
+
+
+def _scaled(action: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns candidates (B, n, A) over the standard deviation of each dimension, and that."""
+    spread = (action - action.mean(1, keepdim=True)).square().mean(1, keepdim=True)
+    scale = spread.sqrt().clamp_min(1e-6)
+    return action / scale, scale
 
 
 def margin_of_mode(action: Tensor) -> Tensor:
@@ -171,8 +176,8 @@ def margin_of_mode(action: Tensor) -> Tensor:
         >>> margin_of_mode(torch.tensor([[[-1.0], [0.0], [1.0]]]))
         tensor([0.5000])
     """
-    scale = action.std(1, keepdim=True, correction=0).clamp_min(1e-6)
-    away = torch.cdist(action / scale, action / scale).sum(2)
+    point, _ = _scaled(action)
+    away = torch.cdist(point, point).sum(2)
     first, second = away.topk(2, largest=False).values.unbind(1)
     return (second - first) / first.clamp_min(1e-12)
 
