@@ -916,11 +916,7 @@ class GTPLearner(nn.Module):
         except BaseException as error:
             self._take_over(before, True, False)
             self.broken = was
-            # Torch and its optimisers raise these on a state that is not one of theirs.
-            if isinstance(error, StateMismatchError) or not isinstance(
-                error,
-                AttributeError | IndexError | KeyError | RuntimeError | TypeError | ValueError,
-            ):
+            if isinstance(error, StateMismatchError) or not isinstance(error, _OF_FOREIGN_STATES):
                 raise
             raise StateMismatchError(
                 f"The state does not fit the learner: got {type(error).__name__} ({error}), "

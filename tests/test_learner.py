@@ -597,6 +597,7 @@ def test_a_wrong_batch_changes_nothing(
         ("discount", 1.5, "`discount` is out of range: got 1.5 at row 3"),
         ("discount", -1e-6, "`discount` is out of range"),
         ("action", -10.0, "`action` is out of range: got -10 at row 3"),
+        ("next_action", 10.0, "`next_action` is out of range: got 10 at row 3"),
     ],
 )
 def test_a_bad_number_changes_nothing(
