@@ -16,7 +16,7 @@ from gtp_policy._fingerprint import Fingerprint
 from gtp_policy._random import generator_or_private, new_stream
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.critic import QEnsemble
-from gtp_policy.functional import check_kind
+from gtp_policy.functional import check_kind, unwrapped
 
 # So many take a CPU about as long as a device takes to start the sampler's operators one by one.
 _FEW_ROWS = 32
@@ -298,6 +298,7 @@ def act(
         >>> torch.equal(*calls)
         True
     """
+    actor, critic = unwrapped(actor), unwrapped(critic)
     check_kind("actor", actor, FlowMapActor)
     _check(critic, candidates, choice)
     if (
@@ -389,6 +390,7 @@ class CPUSnapshot:
             DataError: If ``obs`` is no tensor of the actor's dtype.
             ValueError: As for `act`.
         """
+        actor, critic = unwrapped(actor), unwrapped(critic)
         _check(critic, candidates, choice)
         rows = candidates * len(obs)
         if rows <= _FEW_ROWS:
@@ -544,6 +546,7 @@ def fixed_noise(
         >>> torch.equal(action, act(actor, None, obs, deterministic=True))
         True
     """
+    actor = unwrapped(actor)
     noise = actor.fixed_noise.unsqueeze(0)
     if candidates > 1 and isinstance(choice, ModeChoice):
         # In pairs of opposite noises, whose mean is that of the noise: 0.

@@ -28,7 +28,15 @@ from gtp_policy.critic import (
 from gtp_policy.dataset import OfflineDataset
 from gtp_policy.encoders import ImpalaEncoder
 from gtp_policy.errors import DataError, StateMismatchError
-from gtp_policy.functional import check_device, check_kind, check_like, check_rows, check_shape
+from gtp_policy.functional import (
+    PARALLEL,
+    check_device,
+    check_kind,
+    check_like,
+    check_rows,
+    check_shape,
+    unwrapped,
+)
 from gtp_policy.guidance import AdvantageWeighter, Guidance, LinearQGuidance, NoGuidance
 from gtp_policy.loss import GTPLoss
 from gtp_policy.metrics import UpdateMetrics, per_learner
@@ -67,6 +75,7 @@ class GTPLearner(nn.Module):
     Raises:
         ValueError: If actor and critic disagree on a dimension, or the guidance needs a critic and
             there is none.
+        DataError: If one of them is inside ``DistributedDataParallel`` or ``DataParallel``.
 
     References:
         | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al., 2025),
@@ -95,6 +104,14 @@ class GTPLearner(nn.Module):
         optimizer: OptimizerFactory | None = None,
     ) -> None:
         super().__init__()
+        for part in (actor, critic):
+            if isinstance(part, PARALLEL):
+                raise DataError(
+                    "The learner takes networks as they are: got a "
+                    f"{type(part).__name__}, expected a {type(unwrapped(part)).__name__}. On "
+                    "several devices train by a loop of your own: GTPLoss, act and ema_ take "
+                    "wrapped networks."
+                )
         dims = [(m.obs_dim, m.action_dim) for m in (actor, critic) if m is not None]
         if len(set(dims)) > 1:
             raise ValueError(

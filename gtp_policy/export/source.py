@@ -23,7 +23,7 @@ from gtp_policy.checkpoint import Checkpoint, load_checkpoint
 from gtp_policy.checkpoint.bundle import content_id
 from gtp_policy.critic import QEnsemble
 from gtp_policy.errors import DataError, ExportError
-from gtp_policy.functional import check_shape
+from gtp_policy.functional import check_shape, unwrapped
 from gtp_policy.learner import GTPLearner
 from gtp_policy.spaces import ActionScaler, ObservationLayout
 
@@ -138,6 +138,7 @@ def source_of(policy: Exportable) -> PolicySource:
         >>> source_of(FlowMapActor(3, 2)).candidates is None
         True
     """
+    policy = unwrapped(policy)
     if isinstance(policy, PolicySource):
         return policy
     if isinstance(policy, FlowMapActor):
