@@ -692,7 +692,7 @@ class GTPLearner(nn.Module):
 
     @property
     def guidance(self) -> Guidance:
-        """The guidance in force: none before ``config.guidance_start`` updates."""
+        """The guidance in force: none before ``config.guided_from`` updates."""
         late = self.critic is not None and self.updates < self.config.guided_from
         return _NO_GUIDANCE if late else self.config.guidance
 
