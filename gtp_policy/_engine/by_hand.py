@@ -202,8 +202,8 @@ class ByHand:
         return self._triton is not None
 
     def places(self) -> list[int]:
-        """Returns where the optimisers keep what a recorded step writes to."""
-        return [place for optimizer in self._optimizers.values() for place in optimizer.places()]
+        """Returns where the optimisers keep what a recorded step writes to: as of `prepare`."""
+        return [place for optimizer in self._optimizers.values() for place in optimizer.places]
 
     def rates(self) -> dict[str, float]:
         """Returns the learning rates that the optimisers hold."""
