@@ -28,7 +28,7 @@ from gtp_policy._contexts import transforming
 from gtp_policy.errors import DataError, DeviceError, ShapeError
 from gtp_policy.times import Path, TimeSchedule
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 PARALLEL = DistributedDataParallel, DataParallel
 """Wrappers that keep the module they stand around as ``module``."""
 # Of an interval of 20 octaves: what is left of it is less than float32 resolves.
@@ -704,7 +704,7 @@ def td_target(reward: Tensor, discount: Tensor, next_q: Tensor) -> Tensor:
     return torch.addcmul(reward, discount, next_q)
 
 
-def unwrapped(module: T) -> T:
+def unwrapped(module: _T) -> _T:
     """Returns what torch's wrappers stand around: of several processes, of devices, of a compiler.
 
     For what a module says of itself. What is trained is called through its wrapper, which reduces
@@ -729,7 +729,7 @@ def unwrapped(module: T) -> T:
         if inside is None:
             break
         found = inside
-    return cast(T, found)
+    return cast(_T, found)
 
 
 def frozen(module: Callable[..., Tensor]) -> Callable[..., Tensor]:
