@@ -16,7 +16,7 @@ from gtp_policy._fingerprint import Fingerprint
 from gtp_policy._random import generator_or_private, new_stream
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.critic import QEnsemble
-from gtp_policy.functional import check_kind
+from gtp_policy.functional import check_kind, unwrapped
 
 # So many take a CPU about as long as a device takes to start the sampler's operators one by one.
 _FEW_ROWS = 32
@@ -136,23 +136,27 @@ class ModeChoice(Config):
         Returns:
             Actions, shape (B, A); within the smallest box around the candidates.
         """
-        n, dim = action.shape[1:]
+        n = action.shape[1]
         if n == 1:
             return action[:, 0]
-        # Of operators that every exported graph can have, at any number of rows.
-        spread = (action - action.mean(1, keepdim=True)).square().mean(1, keepdim=True)
-        scale = spread.sqrt().clamp_min(1e-6)
-        point = action / scale
+        point, scale = _scaled(action)
         apart = (point.unsqueeze(1) - point.unsqueeze(2)).square().sum(3)
-        medoid = apart.sqrt().sum(2).argmin(1)
-        centre = point.gather(1, medoid[:, None, None].expand(-1, 1, dim)).squeeze(1)
+        centre = _at(point, apart.sqrt().sum(2).argmin(1))
         pairs = apart.flatten(1).sort(1).values[:, n:]  # without those of one and the same
         width = pairs[:, math.ceil(self.neighbours * pairs.shape[1]) - 1].clamp_min(1e-12)
         for _ in range(self.iterations):
             away = (point - centre.unsqueeze(1)).square().sum(2)
             near = torch.softmax(-away / (2 * width.unsqueeze(1)), 1)
             centre = (near.unsqueeze(2) * point).sum(1)
-        return centre * scale.squeeze(1)
+        # There and back rounds twice, which must not lead out of the Box.
+        return (centre * scale.squeeze(1)).clamp(action.amin(1), action.amax(1))
+
+
+def _scaled(action: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns candidates (B, n, A) over the standard deviation of each dimension, and that."""
+    spread = (action - action.mean(1, keepdim=True)).square().mean(1, keepdim=True)
+    scale = spread.sqrt().clamp_min(1e-6)
+    return action / scale, scale
 
 
 def margin_of_mode(action: Tensor) -> Tensor:
@@ -171,13 +175,31 @@ def margin_of_mode(action: Tensor) -> Tensor:
         >>> margin_of_mode(torch.tensor([[[-1.0], [0.0], [1.0]]]))
         tensor([0.5000])
     """
-    scale = action.std(1, keepdim=True, correction=0).clamp_min(1e-6)
-    away = torch.cdist(action / scale, action / scale).sum(2)
+    point, _ = _scaled(action)
+    away = torch.cdist(point, point).sum(2)
     first, second = away.topk(2, largest=False).values.unbind(1)
     return (second - first) / first.clamp_min(1e-12)
 
 
 Choice = Annotated[ArgmaxChoice | SoftmaxChoice | ModeChoice, Field(discriminator="kind")]
+
+
+def judged(candidates: int, choice: Choice | None) -> bool:
+    """Returns whether it takes a critic to choose an action.
+
+    Args:
+        candidates: n, actions to choose from.
+        choice: How; None for `ArgmaxChoice`.
+
+    Returns:
+        The answer.
+
+    Example:
+        >>> from gtp_policy.acting import ModeChoice, judged
+        >>> judged(16, None), judged(16, ModeChoice()), judged(1, None)
+        (True, False, False)
+    """
+    return candidates > 1 and not isinstance(choice, ModeChoice)
 
 
 class _Choices(Protocol):
@@ -276,6 +298,7 @@ def act(
         >>> torch.equal(*calls)
         True
     """
+    actor, critic = unwrapped(actor), unwrapped(critic)
     check_kind("actor", actor, FlowMapActor)
     _check(critic, candidates, choice)
     if (
@@ -367,6 +390,7 @@ class CPUSnapshot:
             DataError: If ``obs`` is no tensor of the actor's dtype.
             ValueError: As for `act`.
         """
+        actor, critic = unwrapped(actor), unwrapped(critic)
         _check(critic, candidates, choice)
         rows = candidates * len(obs)
         if rows <= _FEW_ROWS:
@@ -374,9 +398,10 @@ class CPUSnapshot:
             with self._lock:
                 own = self._copy("actor", actor, stamp)
                 own.config = actor.config
+                asked = judged(candidates, choice)
                 return act(
                     own,
-                    self._copy("critic", critic, stamp) if candidates > 1 else None,
+                    self._copy("critic", critic, stamp) if asked else None,
                     obs,
                     steps=steps,
                     candidates=candidates,
@@ -447,7 +472,8 @@ def _copy_all_(target: list[Tensor], source: list[Tensor]) -> None:
 
 def _at(action: Tensor, index: Tensor) -> Tensor:
     """Returns of each row's candidates (B, n, A) the one at its index (B,)."""
-    return action[torch.arange(len(action), device=action.device), index]
+    # Of operators that every exported graph can have, at any number of rows.
+    return action.gather(1, index[:, None, None].expand(-1, 1, action.shape[-1])).squeeze(1)
 
 
 def _check(critic: QEnsemble | None, candidates: int, choice: Choice | None) -> None:
@@ -458,7 +484,7 @@ def _check(critic: QEnsemble | None, candidates: int, choice: Choice | None) -> 
             f"`candidates` is out of range: got {candidates}, expected an integer >= 1, and at "
             f"most {_MOST_CANDIDATES}."
         )
-    if candidates > 1 and critic is None and not isinstance(choice, ModeChoice):
+    if critic is None and judged(candidates, choice):
         raise ValueError(
             f"A choice among candidates needs a critic: got candidates={candidates} and no critic "
             "(behaviour cloning), expected a QEnsemble. Train one, or take candidates=1."
@@ -488,7 +514,7 @@ def _choose(
     action = actor.sample(tiled, steps=steps, noise=noise, generator=generator)
     q = None
     with torch.no_grad():
-        if not isinstance(picker, ModeChoice):
+        if judged(candidates, picker):
             assert critic is not None  # `_check` has looked
             q = critic.config.reduce(critic(tiled, action)).view(batch, candidates)
         return picker.take(action.view(batch, candidates, actor.action_dim), q, generator)
@@ -520,6 +546,7 @@ def fixed_noise(
         >>> torch.equal(action, act(actor, None, obs, deterministic=True))
         True
     """
+    actor = unwrapped(actor)
     noise = actor.fixed_noise.unsqueeze(0)
     if candidates > 1 and isinstance(choice, ModeChoice):
         # In pairs of opposite noises, whose mean is that of the noise: 0.

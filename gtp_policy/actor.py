@@ -414,7 +414,9 @@ class FlowMapActor(nn.Module):
         check_shape("output of the network", raw, tuple(x.shape))
         return skip * x + out * raw
 
-    def forward(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    def forward(
+        self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor, *, endpoint: bool = False
+    ) -> Tensor:
         r"""Moves noisy actions along their trajectories from time t to time s.
 
         Args:
@@ -422,6 +424,8 @@ class FlowMapActor(nn.Module):
             x: Noisy action :math:`x_t`, shape (B, A).
             t: Start time, shape (B,), > 0.
             s: Target time, shape (B,), 0 <= s <= t.
+            endpoint: Whether to return what `endpoint` does: a wrapper such as
+                ``DistributedDataParallel`` has no method but this one.
 
         Returns:
             :math:`\Phi(o, x_t, t, s)`, shape (B, A).
@@ -436,7 +440,8 @@ class FlowMapActor(nn.Module):
             >>> torch.equal(actor(torch.zeros(1, 3), x, t, t), x)
             True
         """
-        return flow_map(x, self.endpoint(obs, x, t, s), t, s)
+        end = self.endpoint(obs, x, t, s)
+        return end if endpoint else flow_map(x, end, t, s)
 
     def sample(
         self,

@@ -432,7 +432,8 @@ class GTPConfig(Config):
     def cap_curriculum(self, *, stacklevel: int = 2) -> Self:
         """Returns the config with a curriculum that the length of the run allows.
 
-        Warns if the curriculum's ``end`` was set by hand; nobody asked for the default's fineness.
+        Warns if the curriculum's ``end`` was set by hand; nobody asked for the default's fineness,
+        and off the grid it is of no effect.
 
         Args:
             stacklevel: Whose line the warning shows; 2 is the caller's.
@@ -450,7 +451,7 @@ class GTPConfig(Config):
         capped = curriculum.capped(run.total_updates, run.actor_rate)
         if capped == curriculum:
             return self
-        if "end" in curriculum.model_fields_set:
+        if "end" in curriculum.model_fields_set and self.loss.u_rule != "between":
             warnings.warn(
                 f"The curriculum is too fine for the run: end={curriculum.end} is capped to "
                 f"{capped.end} for total_updates={run.total_updates} and ema_rate="

@@ -18,15 +18,19 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from gtp_policy._contexts import transforming
 from gtp_policy.errors import DataError, DeviceError, ShapeError
 from gtp_policy.times import Path, TimeSchedule
 
+_T = TypeVar("_T")
+PARALLEL = DistributedDataParallel, DataParallel
+"""Wrappers that keep the module they stand around as ``module``."""
 # Of an interval of 20 octaves: what is left of it is less than float32 resolves.
 HALVINGS = 24
 
@@ -700,6 +704,34 @@ def td_target(reward: Tensor, discount: Tensor, next_q: Tensor) -> Tensor:
     return torch.addcmul(reward, discount, next_q)
 
 
+def unwrapped(module: _T) -> _T:
+    """Returns what torch's wrappers stand around: of several processes, of devices, of a compiler.
+
+    For what a module says of itself. What is trained is called through its wrapper, which reduces
+    the gradients of what it has computed itself.
+
+    Args:
+        module: Anything; what is no wrapper is returned as it is.
+
+    Returns:
+        The module inside ``DistributedDataParallel``, ``DataParallel`` and ``torch.compile``.
+
+    Example:
+        >>> from torch import nn
+        >>> from gtp_policy.functional import unwrapped
+        >>> layer = nn.Linear(2, 1)
+        >>> unwrapped(nn.DataParallel(layer)) is unwrapped(layer) is layer
+        True
+    """
+    found: Any = module
+    while isinstance(found, nn.Module):
+        inside = found.module if isinstance(found, PARALLEL) else found._modules.get("_orig_mod")
+        if inside is None:
+            break
+        found = inside
+    return cast(_T, found)
+
+
 def frozen(module: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Returns a function that computes what a module does, without gradient to its parameters.
 
@@ -720,6 +752,7 @@ def frozen(module: Callable[..., Tensor]) -> Callable[..., Tensor]:
         >>> layer.weight.grad is None, x.grad is None
         (True, False)
     """
+    module = unwrapped(module)
     if not isinstance(module, nn.Module):
         return module
     constants = {name: value.detach() for name, value in module.named_parameters()}

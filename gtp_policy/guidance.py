@@ -10,7 +10,13 @@ from gtp_policy._config import AnyFloat, Bool, Config, Float, Int
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.critic import QEnsemble
 from gtp_policy.errors import NonFiniteError
-from gtp_policy.functional import advantage_weights, check_kind, check_like, frozen
+from gtp_policy.functional import (
+    advantage_weights,
+    check_kind,
+    check_like,
+    frozen,
+    unwrapped,
+)
 
 
 class AdvantageGuidance(Config):
@@ -72,7 +78,8 @@ class LinearQGuidance(Config):
         """Returns what is added to the actor's loss.
 
         Args:
-            actor: The policy, which gets the gradient.
+            actor: The policy, which gets the gradient. Inside ``DistributedDataParallel`` it is
+                reduced with that of `GTPLoss`: go back through their sum.
             critic: Values its actions, and gets no gradient.
             obs: Observation, shape (B, O).
             noise: Standard normal, shape (B, ``actor.noise_dim(steps)``).
@@ -80,6 +87,7 @@ class LinearQGuidance(Config):
         Returns:
             The term, 0-d, and the mean of Q over the actor's actions, 0-d and without gradient.
         """
+        actor, critic = unwrapped(actor), unwrapped(critic)
         action = actor.sample_with_gradient(obs, noise, steps=self.steps)
         q = critic.config.reduce(frozen(critic)(obs, action))
         divisor = q.detach().abs().mean() if self.normalize else 1.0

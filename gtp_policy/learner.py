@@ -28,7 +28,15 @@ from gtp_policy.critic import (
 from gtp_policy.dataset import OfflineDataset
 from gtp_policy.encoders import ImpalaEncoder
 from gtp_policy.errors import DataError, StateMismatchError
-from gtp_policy.functional import check_device, check_kind, check_like, check_rows, check_shape
+from gtp_policy.functional import (
+    PARALLEL,
+    check_device,
+    check_kind,
+    check_like,
+    check_rows,
+    check_shape,
+    unwrapped,
+)
 from gtp_policy.guidance import AdvantageWeighter, Guidance, LinearQGuidance, NoGuidance
 from gtp_policy.loss import GTPLoss
 from gtp_policy.metrics import UpdateMetrics, per_learner
@@ -67,6 +75,7 @@ class GTPLearner(nn.Module):
     Raises:
         ValueError: If actor and critic disagree on a dimension, or the guidance needs a critic and
             there is none.
+        DataError: If one of them is inside ``DistributedDataParallel`` or ``DataParallel``.
 
     References:
         | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al., 2025),
@@ -95,6 +104,14 @@ class GTPLearner(nn.Module):
         optimizer: OptimizerFactory | None = None,
     ) -> None:
         super().__init__()
+        for part in (actor, critic):
+            if isinstance(part, PARALLEL):
+                raise DataError(
+                    "The learner takes networks as they are: got a "
+                    f"{type(part).__name__}, expected a {type(unwrapped(part)).__name__}. On "
+                    "several devices train by a loop of your own: GTPLoss, act and ema_ take "
+                    "wrapped networks."
+                )
         dims = [(m.obs_dim, m.action_dim) for m in (actor, critic) if m is not None]
         if len(set(dims)) > 1:
             raise ValueError(
@@ -675,7 +692,7 @@ class GTPLearner(nn.Module):
 
     @property
     def guidance(self) -> Guidance:
-        """The guidance in force: none before ``config.guidance_start`` updates."""
+        """The guidance in force: none before ``config.guided_from`` updates."""
         late = self.critic is not None and self.updates < self.config.guided_from
         return _NO_GUIDANCE if late else self.config.guidance
 
@@ -916,11 +933,7 @@ class GTPLearner(nn.Module):
         except BaseException as error:
             self._take_over(before, True, False)
             self.broken = was
-            # Torch and its optimisers raise these on a state that is not one of theirs.
-            if isinstance(error, StateMismatchError) or not isinstance(
-                error,
-                AttributeError | IndexError | KeyError | RuntimeError | TypeError | ValueError,
-            ):
+            if isinstance(error, StateMismatchError) or not isinstance(error, _OF_FOREIGN_STATES):
                 raise
             raise StateMismatchError(
                 f"The state does not fit the learner: got {type(error).__name__} ({error}), "

@@ -2,7 +2,8 @@ r"""The two losses of GTP: consistency along the trajectory, and the instantaneo
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -19,6 +20,7 @@ from gtp_policy.functional import (
     frozen,
     perturb,
     precondition,
+    unwrapped,
 )
 from gtp_policy.teachers import NoTeacher, SelfTeacher, SurrogateTeacher, Teacher
 from gtp_policy.times import (
@@ -348,18 +350,21 @@ def gtp_residuals(
         >>> gtp_residuals(exact, exact, torch.zeros(1, 3), action, times, torch.ones(1, 1))
         GTPResiduals(consistency=tensor([[0.]]), flow=tensor([[0.]]))
     """
-    t, s, path = times.t, times.s, actor.times.path
+    own, target = unwrapped(actor), unwrapped(target)
+    # A wrapper reduces the gradients of what it computes itself.
+    predict = own.endpoint if own is actor else partial(cast(Any, actor), endpoint=True)
+    t, s, path = times.t, times.s, own.times.path
     tau = t if flow_t is None else flow_t
     x_tau = perturb(action, tau, z, path)
     if isinstance(teacher, NoTeacher):
-        denoised = actor.endpoint(obs, x_tau, tau, tau)
+        denoised = predict(obs, x_tau, tau, tau)
         flow = denoised.to(torch.promote_types(denoised.dtype, torch.float32)) - action
         return GTPResiduals(consistency=torch.zeros_like(flow[: len(t)]), flow=flow)
     rows = len(t)
     obs_m, action_m, z_m = obs[:rows], action[:rows], z[:rows]
     x_t = x_tau if flow_t is None else perturb(action_m, t, z_m, path)
     # One pass for both gradient branches: the times are per row anyway.
-    endpoint = actor.endpoint(
+    endpoint = predict(
         torch.cat([obs_m, obs]),
         torch.cat([x_t, x_tau]),
         torch.cat([t, tau]),
@@ -432,7 +437,7 @@ def teach(
             "There is nothing to compare with: got NoTeacher, expected a teacher of jumps. Use the "
             "flow loss alone."
         )
-    return teacher.offset(target, obs, action, times, z)
+    return teacher.offset(unwrapped(target), obs, action, times, z)
 
 
 def _at_zero(
@@ -457,6 +462,8 @@ class GTPLoss(nn.Module):
     With another ``teacher``, another arrival at time s stands in the place of the second.
 
     One draw per transition of the noise z and of t > u >= s. Has no parameters and keeps no state.
+    The actor may be inside ``DistributedDataParallel``, ``DataParallel`` or ``torch.compile``: a
+    loss calls it once, through its wrapper.
 
     Args:
         config: The choices.
@@ -532,7 +539,7 @@ class GTPLoss(nn.Module):
             check_shape("weight", weight, (action.shape[0],))
             check_like("weight", weight, action)
         generator = generator_or_private(generator, action.device)
-        draws = self.draw(actor.times, action, progress=progress, generator=generator)
+        draws = self.draw(unwrapped(actor).times, action, progress=progress, generator=generator)
         return self.terms(actor, target, obs, action, weight, *draws)
 
     def draw(
@@ -662,7 +669,7 @@ class GTPLoss(nn.Module):
         """
         c = self.config
         # A flow map of another kind moves actions as they are.
-        standardise = getattr(actor, "to_standard", None)
+        standardise = getattr(unwrapped(actor), "to_standard", None)
         if standardise is not None:
             action = standardise(action)
         teaching = actor if c.target == "stopgrad" else target
@@ -753,7 +760,7 @@ class GTPLoss(nn.Module):
             >>> GTPLoss(GTPLossConfig(time_weight="gap")).time_weights(times, FlowMapActor(1, 1))
             (tensor([2.]), 1.0)
         """
-        return _TIME_WEIGHTS[self.config.time_weight](times, actor, flow_t)
+        return _TIME_WEIGHTS[self.config.time_weight](times, unwrapped(actor), flow_t)
 
 
 def _no_weights(times: Times, actor: FlowMap, flow_t: Tensor | None) -> tuple[float, float]:

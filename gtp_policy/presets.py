@@ -36,7 +36,6 @@ from gtp_policy.times import (
     KarrasTimes,
     LinearTimes,
     LogNormalIndex,
-    UniformPairs,
 )
 
 _FINE = Curriculum(start=1280, end=1280)
@@ -66,9 +65,9 @@ class TaskPreset(Config):
 def gtp() -> GTPConfig:
     """Returns the method as it comes: every default of this package.
 
-    The objective of `one_step`, a critic with layer normalisation, weights of all advantages and
-    not of the good ones alone, and rates that go by the length of the run. What the paper does is
-    `paper_loss`; what differs, and why, stands in ``docs/explanation/deviations.md``.
+    The objective of `one_step`, a critic with layer normalisation, a higher temperature of the
+    weights, and rates that go by the length of the run. What the paper does is `paper_loss`; what
+    differs, and why, stands in ``docs/explanation/deviations.md``.
 
     References:
         | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al., 2025)
@@ -163,26 +162,15 @@ def one_step() -> GTPConfig:
         >>> presets.one_step().actor.steps
         1
     """
-    return _on_grid(
-        actor={"steps": 1, "times": LinearTimes(rho=1.75), "embedding": "log_ratio"},
-        loss={
-            "teacher": SelfTeacher(),
-            "t_law": UniformPairs(),
-            "u_rule": "between",
-            "inner": 0.3,
-            "map_share": 0.5,
-            "flow_times": "uniform",
-            "units": "velocity",
-            "adaptive_power": 0.5,
-            "flow_weight": 0.5,
-        },
+    paper = _on_grid(
         learner={
             "actor_lr": 2e-3,
             "ema_rate": 0.05,
             "lr_schedule": "cosine",
             "normalize_actions": True,
-        },
+        }
     )
+    return paper.replace(actor=FlowMapActorConfig(), loss=GTPLossConfig())
 
 
 def gtp_solver() -> GTPConfig:

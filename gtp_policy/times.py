@@ -676,7 +676,6 @@ def draw_times(
         >>> bool((times.t - times.u == 1).all() and (times.s <= times.u).all())
         True
     """
-    _check(law or UniformIndex(), max_gap, u_rule)
     draws = raw_draws(law or UniformIndex(), batch, generator)
     return times_of(
         draws,

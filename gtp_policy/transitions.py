@@ -265,14 +265,14 @@ class Transitions(NamedTuple):
         # One look at everything: a sum shows NaN and infinity, and so do both ends of a range.
         sums = [x.sum() for x in (self.obs, self.next_obs, self.reward)]
         length = 1.0 if self.chunk_length is None else float(self.chunk_length.min())
-        next_action = self.action if self.next_action is None else self.next_action
-        ends = [end for x in (self.action, next_action, self.discount) for end in x.aminmax()]
-        looks = torch.stack(sums + ends).tolist()
-        *total, earned, low, high, next_low, next_high, least, most = looks
+        bounded = [x for x in (self.discount, self.action, self.next_action) if x is not None]
+        ends = [end for x in bounded for end in x.aminmax()]
+        *total, earned = (looks := torch.stack(sums + ends).tolist())[:3]
+        (least, most), *of_actions = zip(looks[3::2], looks[4::2], strict=True)
         missing = not rewards and math.isnan(earned) and bool(self.reward.isnan().all())
         edge = 1 + _ROUNDING
-        ranges = -edge <= low <= high <= edge and 0 <= least <= most <= edge
-        ranges = ranges and -edge <= next_low <= next_high <= edge and 1 <= length < math.inf
+        ranges = 0 <= least <= most <= edge and 1 <= length < math.inf
+        ranges = ranges and all(-edge <= low <= high <= edge for low, high in of_actions)
         if not (ranges and all(map(math.isfinite, total + [earned] * (not missing)))):
             self._raise_bad_value(missing)
         return self
@@ -315,14 +315,6 @@ def missing_rewards(what: str, got: str) -> DataError:
         "GTPConfig(critic=None); or load data with rewards, and go on from the clone with "
         "GTPLearner.from_actor."
     )
-
-
-def check_kind(name: str, value: object, kind: type) -> None:
-    """Raises a DataError unless a value is of the class that it has to be."""
-    if not isinstance(value, kind):
-        raise DataError(
-            f"`{name}` is of the wrong kind: got {type(value).__name__}, expected {kind.__name__}."
-        )
 
 
 def unpack(rows: Tensor, obs_dim: int, action_dim: int, chunk: int = 1) -> Transitions:

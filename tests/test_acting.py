@@ -18,7 +18,7 @@ from gtp_policy import (
     QEnsembleConfig,
     acting,
 )
-from gtp_policy.acting import CPUSnapshot, act
+from gtp_policy.acting import CPUSnapshot, ModeChoice, act
 from gtp_policy.errors import DataError, ShapeError
 from gtp_policy.networks import linear
 
@@ -181,6 +181,18 @@ def test_a_snapshot_says_what_act_says() -> None:
             snapshot.act(actor, critic, observations(rows), stamp=0, candidates=0)
         with pytest.raises(ValueError, match="needs a critic"):
             snapshot.act(actor, None, observations(rows), stamp=0, candidates=2)
+
+
+@pytest.mark.parametrize("with_critic", [False, True])
+def test_a_mode_is_taken_of_a_copy_without_a_critic(with_critic: bool) -> None:
+    actor, critic = networks()
+    snapshot = CPUSnapshot()
+    for rows in (2, 40):
+        call = (actor, critic if with_critic else None, observations(rows))
+        choices: dict[str, Any] = {"candidates": 4, "choice": ModeChoice(), "deterministic": True}
+        got = snapshot.act(*call, **choices)
+        torch.testing.assert_close(got, act(*call, **choices), atol=1e-5, rtol=0)
+    assert list(snapshot._copies) == ["actor"]
 
 
 def test_threads_share_a_snapshot() -> None:

@@ -96,8 +96,8 @@ def test_a_mode_lies_among_its_candidates_whatever_they_are(
     x = (0.9 + width * torch.randn(rows, n, dim, generator=g)).clamp(-1, 1)
     got = ModeChoice().take(x, None, None)
     assert got.shape == (rows, dim)
-    assert bool((got >= x.amin(1) - 1e-5).all())
-    assert bool((got <= x.amax(1) + 1e-5).all())
+    assert bool((got >= x.amin(1)).all())  # exactly, or it could leave [-1, 1]
+    assert bool((got <= x.amax(1)).all())
     alone = torch.cat([ModeChoice().take(row.unsqueeze(0), None, None) for row in x])
     torch.testing.assert_close(got, alone, atol=1e-4, rtol=0)
 

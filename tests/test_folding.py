@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gtp_policy import FlowMapActor, FlowMapActorConfig, _folding
-from gtp_policy.actor import ActionStatistics
 from gtp_policy.errors import DataError
 from gtp_policy.kernels import folded, using
 from gtp_policy.kernels.switch import EngineName
 from gtp_policy.networks import FlowMapMLP, Mish, linear
 from gtp_policy.times import KarrasTimes, LinearTimes, UniformTimes
+from tests.spread import spread_apart
 
 OBS, ACT = 3, 2
 ENGINES: tuple[EngineName, ...] = ("auto", "torch")
@@ -60,13 +60,6 @@ TIMES = [
     KarrasTimes(t_min=0.002, t_max=80.0),
     UniformTimes(t_max=2.0),
 ]
-
-
-def spread_apart(actions: int) -> ActionStatistics:
-    numbers = range(1, actions + 1)
-    return ActionStatistics(
-        mean=tuple(0.9 - i / 9 for i in numbers), std=tuple(0.4 / i for i in numbers)
-    )
 
 
 @given(

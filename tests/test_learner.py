@@ -597,6 +597,7 @@ def test_a_wrong_batch_changes_nothing(
         ("discount", 1.5, "`discount` is out of range: got 1.5 at row 3"),
         ("discount", -1e-6, "`discount` is out of range"),
         ("action", -10.0, "`action` is out of range: got -10 at row 3"),
+        ("next_action", 10.0, "`next_action` is out of range: got 10 at row 3"),
     ],
 )
 def test_a_bad_number_changes_nothing(
@@ -820,7 +821,8 @@ def test_the_full_config_rebuilds_the_learner(
 
 def test_a_curriculum_too_fine_for_the_run_is_capped_with_a_warning() -> None:
     config = make_config(total_updates=100, ema_rate=0.1)
-    fine = config.replace(loss=config.loss.replace(curriculum=Curriculum(start=4, end=256)))
+    on_grid = presets.paper_loss().loss
+    fine = config.replace(loss=on_grid.replace(curriculum=Curriculum(start=4, end=256)))
     with pytest.warns(UserWarning, match=r"end=256 is capped to 16 for total_updates=100"):
         learner = GTPLearner.build(OBS, ACT, fine)
     assert learner.loss.config.curriculum == Curriculum(start=4, end=16)
@@ -830,6 +832,9 @@ def test_a_curriculum_too_fine_for_the_run_is_capped_with_a_warning() -> None:
         # The default's fineness was not chosen by the user: it is capped without a warning.
         default = config.replace(loss=GTPLossConfig())
         assert GTPLearner.build(OBS, ACT, default).loss.config.curriculum.end == 20
+        # Off the grid, where it is of no effect, one that was chosen is too.
+        off = config.replace(loss=GTPLossConfig(curriculum=Curriculum(start=4, end=256)))
+        assert GTPLearner.build(OBS, ACT, off).loss.config.curriculum.end == 16
 
 
 def test_actor_and_critic_must_agree() -> None:

@@ -466,8 +466,6 @@ class GTP(OfflineLoop):
         if keep_data:
             if self.dataset is None:
                 raise ValueError("`keep_data` has nothing to keep: got no dataset, expected one.")
-            if isinstance(self.dataset, OfflineDataset):
-                self.dataset.check_one_step("keep_data")
             if self._replay_buffer is None:
                 self._make_replay_buffer()
             _replay.fill_(cast(ReplayBuffer, self._replay_buffer), self.dataset)

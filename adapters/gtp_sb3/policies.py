@@ -31,6 +31,7 @@ from gtp_policy import (
     read_metadata,
     restore_,
 )
+from gtp_policy.acting import chosen_by
 from gtp_policy.chunks import ChunkState
 from gtp_policy.critic import ValueNetwork
 from gtp_policy.errors import CheckpointError, DataError, UnsupportedSpaceError
@@ -386,12 +387,14 @@ class GTPPolicy(BasePolicy):
             (1,)
         """
         source = PolicySource.of_learner(self.learner)
+        candidates, choice = chosen_by(self.learner.config, source.critic, self.candidates, True)
         return source._replace(
             layout=self.layout,
             action_scaler=self.scaler,
             action_shape=self.action_space.shape,
             observations=observation_facts(self.observation_space),
-            candidates=self.candidates or source.candidates,
+            candidates=candidates,
+            choice=choice,
         )
 
     def _noise_source(self, device: torch.device) -> torch.Generator:

@@ -108,8 +108,9 @@ class Optimizer:
         self._views = [[g[i] for g in gradients] for i in range(len(self._own))]
         self.adam = all(map(is_plain_adam, optimizers, self._own)) and _alike(optimizers)
         self._triton: Any = triton if self.adam else None
-        self._compiled: Any = None  # Triton's step, for moments where they were last
-        self._at: list[int] = []
+        # Triton's step, and where moments and counts were when `prepare` last looked.
+        self._compiled: Any = None
+        self.places: list[int] = []
         self._rate = torch.zeros((), device=parameters[0].device) if self._triton else None
 
     def prepare(self, rate: float | None) -> None:
@@ -134,7 +135,8 @@ class Optimizer:
 
     def _find_places(self) -> None:
         """Makes Triton's step, unless moments and counts are where they were."""
-        if (places := self.places()) == self._at:
+        places = [tensor.data_ptr() for tensor in self.tensors()]
+        if places == self.places:
             return
         states = [self._states(i) for i in range(len(self._own))]
         names = ("exp_avg", "exp_avg_sq", "step")
@@ -142,16 +144,12 @@ class Optimizer:
         group = self._optimizers[0].param_groups[0]
         options = self._max_norm, group["betas"], group["eps"]
         self._compiled = self._triton.Adam(self._own, self._views, *moments, *options)
-        self._at = places
+        self.places = places
 
     def tensors(self) -> list[Tensor]:
         """Returns Adam's moments and counts."""
         states = (state for i in range(len(self._own)) for state in self._states(i))
         return [tensor for state in states for tensor in state.values()]
-
-    def places(self) -> list[int]:
-        """Returns where they are."""
-        return [tensor.data_ptr() for tensor in self.tensors()]
 
     @property
     def rate(self) -> float:

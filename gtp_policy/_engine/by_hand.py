@@ -59,7 +59,7 @@ class ByHand:
     """
 
     def __init__(self, learners: Sequence[Learner], rows: int, *, triton: bool = True) -> None:
-        self.learners, self.rows, self._rows = learners, rows, rows
+        self.learners, self.rows = learners, rows
         first = self._first = learners[0]
         self._config, self._rates = first.config, dict[str, Any]()
         actor = net_of([learner.actor for learner in learners])
@@ -202,8 +202,8 @@ class ByHand:
         return self._triton is not None
 
     def places(self) -> list[int]:
-        """Returns where the optimisers keep what a recorded step writes to."""
-        return [place for optimizer in self._optimizers.values() for place in optimizer.places()]
+        """Returns where the optimisers keep what a recorded step writes to: as of `prepare`."""
+        return [place for optimizer in self._optimizers.values() for place in optimizer.places]
 
     def rates(self) -> dict[str, float]:
         """Returns the learning rates that the optimisers hold."""
@@ -260,7 +260,7 @@ class ByHand:
     def fit_value(self, obs: Tensor, q: Tensor, judged: Tensor | None) -> None:
         """Does a step of every value network on the baseline's loss."""
         baseline = cast(NetworkBaseline, self._config.baseline)
-        slope = baseline.slope(q, self.value(obs)) * (1 / self._rows)
+        slope = baseline.slope(q, self.value(obs)) * (1 / self.rows)
         if judged is not None:
             slope = slope * judged
         self._value.gradients(slope.unsqueeze(-1))
@@ -587,14 +587,14 @@ class _Actors:
         power, mask = config.adaptive_power, batch.action_mask(self._first.actor.config.chunk)
         if mask is not None:  # what has no residual has no gradient either
             flow_unit = flow_unit * mask
-            rows = map_unit.shape[1] if isinstance(map_unit, Tensor) else n
-            map_unit = map_unit * mask[:, :rows]
         d, g = self._distance((denoised - action) * flow_unit, power * config.adaptive_flow)
         weights = config.flow_weight * per_row * on_flow
         flow, upstream = (per_row * on_flow * d).sum(1), []
         upstream.append(_column(weights) * flow_unit * flow_factors.out * g)
         consistency = torch.zeros_like(flow)
         if taught is not None:
+            if mask is not None:
+                map_unit = map_unit * mask[:, :n]
             arrival = torch.addcmul(factors.skip * x_t, factors.out, raw[:, :n])
             share = ((t - s) / t).unsqueeze(-1)
             residual = share * (arrival - action[:, :n]) - taught

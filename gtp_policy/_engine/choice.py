@@ -6,7 +6,7 @@ has changed: a parameter that moved, a module or a hook that came, a config, the
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -59,16 +59,21 @@ class Dispatcher:
         Returns:
             The function; its metrics are S each by name.
         """
-        if self.records(learners, batch.obs.shape[1]):
+        rows = batch.obs.shape[1]
+        fast = self._find(learners, rows)
+        if self._records(fast):
             planned = self._recorded(learners, 1, None, batch)
             if planned is not None:
                 return planned
-        return self._planned(learners, batch)
+            fast = self._find(learners, rows)  # built anew, without what failed
+        return self._planned(fast, learners, batch)
 
-    def _planned(self, learners: Sequence[Learner], batch: Transitions) -> Call:
+    def _planned(
+        self, fast: ByHand | None, learners: Sequence[Learner], batch: Transitions
+    ) -> Call:
         """Returns a function that computes an update operator by operator."""
         with _named(learners):
-            fast, draws = self._find(learners, batch.obs.shape[1]), draw(learners, batch.action)
+            draws = draw(learners, batch.action)
 
         def call() -> Metrics:
             with _named(learners):
@@ -86,7 +91,10 @@ class Dispatcher:
 
     def records(self, learners: Sequence[Learner], rows: int) -> bool:
         """Returns whether updates of learners as they stand are recorded, several a launch."""
-        return self._find(learners, rows) is not None and self._recordable and not self._refused
+        return self._records(self._find(learners, rows))
+
+    def _records(self, fast: ByHand | None) -> bool:
+        return fast is not None and self._recordable and not self._refused
 
     def plan_launch(self, learners: Sequence[Learner], data: Tensor, updates: int) -> Call | None:
         """Returns a function that does updates on minibatches of a dataset at once.
@@ -155,8 +163,9 @@ class Dispatcher:
             return None
         facts = (rows, engine(), *_facts(learners))
         if facts != self._facts or not self._fingerprint.holds():
-            self._fast, self._graphs = None, {}  # first: memory for one set of buffers suffices
-            with torch.inference_mode(False):
+            # First: memory for one set of buffers suffices, and there may be none.
+            self._fast, self._graphs, self._facts = None, {}, ()
+            with _named(learners), torch.inference_mode(False):
                 self._fast = _build(learners, rows, triton=self._triton)
             self._facts = facts
             modules = [learner for learner in learners if isinstance(learner, nn.Module)]
@@ -169,16 +178,26 @@ def _on_cpu(learner: Learner) -> bool:
     return learner.actor.fixed_noise.is_cpu
 
 
-def _named(learners: Sequence[Learner]) -> AbstractContextManager[None]:
+@contextmanager
+def _named(learners: Sequence[Learner]) -> Iterator[None]:
     """Within it, errors of the device name what an update needs there, about."""
-    first = learners[0].actor
-    if _on_cpu(learners[0]):
-        return nullcontext()
+    try:
+        yield
+    except RuntimeError:
+        if _on_cpu(learners[0]):
+            raise
+        # Counted where there is an error: every launch goes through here.
+        with named_device_errors("updates", learners[0].actor.device, _size(learners)):
+            raise
+
+
+def _size(learners: Sequence[Learner]) -> int:
+    """Returns about how many bytes updates take."""
+    first = learners[0]
     # With target networks; parameters, gradients and two moments.
-    modules = [x for x in (first, learners[0].critic, learners[0].value) if x is not None]
+    modules = [x for x in (first.actor, first.critic, first.value) if x is not None]
     count = sum(p.numel() for module in modules for p in module.parameters())
-    size = 5 * count * first.fixed_noise.element_size() * len(learners)
-    return named_device_errors("updates", first.device, size)
+    return 5 * count * first.actor.fixed_noise.element_size() * len(learners)
 
 
 def _plain(batch: Transitions) -> Transitions:

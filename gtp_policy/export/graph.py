@@ -169,7 +169,9 @@ def _mode(graph: "_Graph", choice: ModeChoice, several: str, n: int) -> str:
         near = graph.op("Softmax", graph.op("Mul", away, factor), axis=1)
         share = graph.op("Mul", graph.op("Unsqueeze", near, second), point)
         centre = graph.op("ReduceSum", share, first, keepdims=0)
-    return graph.op("Mul", centre, graph.op("Squeeze", scale, first))
+    mode = graph.op("Mul", centre, graph.op("Squeeze", scale, first))
+    mode = graph.op("Max", mode, graph.op("ReduceMin", several, first, keepdims=0))
+    return graph.op("Min", mode, graph.op("ReduceMax", several, first, keepdims=0))
 
 
 class _Graph:

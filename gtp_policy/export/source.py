@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from gtp_policy.acting import (
     ArgmaxChoice,
     Choice,
-    ModeChoice,
     SoftmaxChoice,
     chosen_by,
     fixed_noise,
+    judged,
 )
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.checkpoint import Checkpoint, load_checkpoint
 from gtp_policy.checkpoint.bundle import content_id
 from gtp_policy.critic import QEnsemble
 from gtp_policy.errors import DataError, ExportError
-from gtp_policy.functional import check_shape
+from gtp_policy.functional import check_shape, unwrapped
 from gtp_policy.learner import GTPLearner
 from gtp_policy.spaces import ActionScaler, ObservationLayout
 
@@ -138,6 +138,7 @@ def source_of(policy: Exportable) -> PolicySource:
         >>> source_of(FlowMapActor(3, 2)).candidates is None
         True
     """
+    policy = unwrapped(policy)
     if isinstance(policy, PolicySource):
         return policy
     if isinstance(policy, FlowMapActor):
@@ -207,16 +208,15 @@ class Plan:
                 f"`action_scaler` is of another action: got {self.scaler.action_dim} dimensions, "
                 f"expected {actor.action_dim}."
             )
-        self.steps = steps or source.steps or actor.config.steps
+        self.steps = _number("steps", steps, source.steps, actor.config.steps)
         self.noise_dim = actor.noise_dim(self.steps)
         # A number that is asked for is one for the critic to choose from.
         own = source.choice if candidates is None else None
         self.choice = choice or own or ArgmaxChoice()
-        self.candidates = candidates or source.candidates or 1
+        self.candidates = _number("candidates", candidates, source.candidates, 1)
         _check_choice(self.candidates, source, self.choice)
         self.actor = _plain(actor)
-        judges = self.candidates > 1 and not isinstance(self.choice, ModeChoice)
-        self.critic = _plain(source.critic) if judges else None
+        self.critic = _plain(source.critic) if judged(self.candidates, self.choice) else None
         self.fixed = fixed_noise(self.actor, self.candidates, self.steps, self.choice).detach()
         _check_numbers(self.actor, self.critic)
 
@@ -288,8 +288,16 @@ class Plan:
         return part
 
 
+def _number(name: str, *values: int | None) -> int:
+    """Returns the first of some numbers that is given; 0 is one, and out of range."""
+    number = next(value for value in values if value is not None)
+    if type(number) is not int or number < 1:
+        raise ExportError(f"`{name}` is out of range: got {number!r}, expected an integer >= 1.")
+    return number
+
+
 def _check_choice(candidates: int, source: PolicySource, choice: Choice) -> None:
-    if candidates > 1 and source.critic is None and not isinstance(choice, ModeChoice):
+    if source.critic is None and judged(candidates, choice):
         raise ExportError(
             f"A choice among candidates needs a critic: got candidates={candidates} and no critic, "
             "expected a policy with one. Take candidates=1."
@@ -394,13 +402,9 @@ class PolicyModule(nn.Module):
         """
         if self.candidates == 1:
             return action
-        if isinstance(self.choice, ModeChoice):
-            several = action.reshape(-1, self.candidates, action.shape[-1])
-            return self.choice.take(several, None, None)
-        best = self.values(flat, action).argmax(1)
+        value = None if self.critic is None else self.values(flat, action)
         several = action.reshape(-1, self.candidates, action.shape[-1])
-        index = best[:, None, None].expand(-1, 1, several.shape[-1])
-        return several.gather(1, index).squeeze(1)
+        return self.choice.take(several, value, None)
 
     def values(self, flat: Tensor, action: Tensor) -> Tensor:
         """Returns the critic's value of every candidate.

@@ -178,8 +178,3 @@ def keys_of(seeds: Sequence[int]) -> bytes:
 def record_length(seeds: int) -> int:
     """Returns the number of words of an update's record."""
     return _FIRST_KEY + 2 * seeds
-
-
-def unsupported(like: Tensor) -> str | None:
-    """Returns why the kernel cannot draw for networks, or None."""
-    return triton_launch.why_not(kernel, [like])

@@ -7,13 +7,8 @@ Triton decides whether to compile or to interpret when this module is imported.
 
 from __future__ import annotations  # without Triton there is no `tl` for the kernels' annotations
 
-try:
-    import triton.language as tl
-except ImportError:  # it comes with torch's builds for CUDA, on Linux
-    tl = None
-
 from gtp_policy.kernels.triton_jit import INSTALLED as INSTALLED
-from gtp_policy.kernels.triton_jit import interpreted, jit
+from gtp_policy.kernels.triton_jit import interpreted, jit, tl
 
 INTERPRETED: bool = interpreted()
 

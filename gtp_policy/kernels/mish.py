@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gtp_policy._contexts import transforming
 from gtp_policy.kernels.numba_loader import load
 from gtp_policy.kernels.switch import engine, plain
 
@@ -53,7 +52,7 @@ def mish(x: Tensor, inplace: bool = False) -> Tensor:
         tensor([-0.3034, 0.0000, 0.8651])
     """
     # What traces must not meet the number of rows as a condition.
-    if transforming() or x.numel() < SMALLEST or not plain(x):
+    if not plain(x) or x.numel() < SMALLEST:
         return functional.mish(x)
     if x.requires_grad and torch.is_grad_enabled():
         y: Tensor = _Mish.apply(x)  # type: ignore[no-untyped-call]

@@ -73,10 +73,10 @@ def forward(
     rows, width = layer.output.shape[-2:]
     groups, keep, padded = len(layer.bias), layer.slope is not None, _padded(width)
     none = layer.output  # what a kernel does not look at
-    tile = max(_TILE // padded, 1)
+    tile, grid = _tiles(rows, groups, padded)
     triton_launch.launch(
         kernel.forward,
-        (-(-rows // tile), groups),
+        grid,
         layer.output,
         layer.output,
         layer.bias,
@@ -130,10 +130,10 @@ def backward(
     unit = none if layer.unit is None else layer.unit
     if norm:
         assert layer.gain is not None
-        tile = max(_TILE // padded, 1)
+        tile, grid = _tiles(rows, groups, padded)
         triton_launch.launch(
             kernel.backward_rows,
-            (-(-rows // tile), groups),
+            grid,
             back,
             back,
             up,
@@ -181,6 +181,12 @@ def backward(
         PARAMETERS=into is not None,
     )
     return layer.slope
+
+
+def _tiles(rows: int, groups: int, padded: int) -> tuple[int, tuple[int, int]]:
+    """Returns how many whole rows a program carries, and the programs there are."""
+    tile = max(_TILE // padded, 1)
+    return tile, (-(-rows // tile), groups)
 
 
 def _with_strides(weight: Tensor | None, none: Tensor) -> tuple[Any, int, int, int]:

@@ -9,13 +9,8 @@ Triton decides whether to compile or to interpret when this module is imported.
 
 from __future__ import annotations  # without Triton there is no `tl` for the kernels' annotations
 
-try:
-    import triton.language as tl
-except ImportError:  # it comes with torch's builds for CUDA, on Linux
-    tl = None
-
 from gtp_policy.kernels.triton_jit import INSTALLED as INSTALLED
-from gtp_policy.kernels.triton_jit import interpreted, jit
+from gtp_policy.kernels.triton_jit import interpreted, jit, tl
 
 INTERPRETED: bool = interpreted()
 
@@ -48,6 +43,35 @@ def _slope(x: tl.tensor, KIND: tl.constexpr) -> tl.tensor:
     else:
         y = tl.where(x > 0.0, 1.0, 0.0)
     return y
+
+
+@jit
+def _down(
+    back: tl.tensor,  # (G, rows, WIDTH), read at ``place`` where no last layer follows
+    place: tl.tensor,
+    here: tl.tensor,
+    upstream: tl.tensor,  # (G, rows, OUT), in its place behind the last layer
+    of_row: tl.tensor,  # which rows of it
+    is_row: tl.tensor,
+    weight: tl.tensor,  # of the last layer
+    weight_i: tl.int64,
+    weight_o: tl.int64,
+    column: tl.tensor,
+    real: tl.tensor,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    OUT: tl.constexpr,
+) -> tl.tensor:
+    """Returns the gradient that comes down to a layer's output."""
+    if OUT == 0:
+        z = tl.load(back + place, mask=here, other=0.0)
+    else:
+        z = tl.zeros([ROWS, COLUMNS], tl.float32)
+        for o in range(OUT):
+            w = tl.load(weight + column * weight_i + o * weight_o, mask=real, other=0.0)
+            up = tl.load(upstream + of_row * OUT + o, mask=is_row, other=0.0)
+            z += up[:, None] * w[None, :]
+    return z
 
 
 @jit
@@ -133,16 +157,24 @@ def backward_rows(
     real = column < WIDTH
     here = (row < rows)[:, None] & real[None, :]
     place = (g * rows + row)[:, None] * WIDTH + column[None, :]
-    if OUT == 0:
-        z = tl.load(back + place, mask=here, other=0.0)
-    else:
-        z = tl.zeros([ROWS, PADDED], tl.float32)
-        for o in range(OUT):
-            w = tl.load(
-                weight + g * weight_g + column * weight_i + o * weight_o, mask=real, other=0.0
-            )
-            up = tl.load(upstream + (g * rows + row) * OUT + o, mask=row < rows, other=0.0)
-            z += up[:, None] * w[None, :]
+    of_row, is_row = g * rows + row, row < rows
+    weight += g * weight_g
+    z = _down(
+        back,
+        place,
+        here,
+        upstream,
+        of_row,
+        is_row,
+        weight,
+        weight_i,
+        weight_o,
+        column,
+        real,
+        ROWS,
+        PADDED,
+        OUT,
+    )
     z *= tl.load(slope + place, mask=here, other=0.0)
     u = tl.load(unit + place, mask=here, other=0.0)
     r = tl.load(rstd + g * rows + row, mask=row < rows, other=0.0)
@@ -187,6 +219,7 @@ def backward_columns(
     g = tl.program_id(1).to(tl.int64)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     real = column < WIDTH
+    weight += g * weight_g
     total = tl.zeros([COLUMNS], tl.float32)
     total_gain = tl.zeros([COLUMNS], tl.float32)
     total_shift = tl.zeros([COLUMNS], tl.float32)
@@ -200,19 +233,23 @@ def backward_columns(
             total_gain += tl.sum(z * tl.load(unit + place, mask=here, other=0.0), 0)
             total_shift += tl.sum(z, 0)
         else:
-            if OUT == 0:
-                z = tl.load(back + place, mask=here, other=0.0)
-            else:
-                z = tl.zeros([ROWS, COLUMNS], tl.float32)
-                for o in range(OUT):
-                    w = tl.load(
-                        weight + g * weight_g + column * weight_i + o * weight_o,
-                        mask=real,
-                        other=0.0,
-                    )
-                    up = tl.load(upstream + (g * rows + row) * OUT + o, mask=row < rows, other=0.0)
-                    z += up[:, None] * w[None, :]
-            s *= z
+            of_row, is_row = g * rows + row, row < rows
+            s *= _down(
+                back,
+                place,
+                here,
+                upstream,
+                of_row,
+                is_row,
+                weight,
+                weight_i,
+                weight_o,
+                column,
+                real,
+                ROWS,
+                COLUMNS,
+                OUT,
+            )
             tl.store(slope + place, s, mask=here)
         total += tl.sum(s, 0)
     if PARAMETERS:

@@ -9,8 +9,11 @@ from typing import Any
 
 try:
     import triton
+    import triton.language as tl
 except ImportError:  # it comes with torch's builds for CUDA, on Linux
-    triton = None
+    triton = tl = None
+
+__all__ = ["INSTALLED", "interpreted", "jit", "tl"]
 
 INSTALLED: bool = triton is not None
 

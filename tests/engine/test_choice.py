@@ -34,13 +34,14 @@ from gtp_policy import (
     presets,
     save_checkpoint,
 )
+from gtp_policy._engine import choice
 from gtp_policy._engine.by_hand import ByHand
 from gtp_policy._engine.choice import explain as engine_of
 from gtp_policy._engine.seeds import share_, together
 from gtp_policy._engine.support import against_recording
 from gtp_policy.actor import ActionStatistics
 from gtp_policy.algorithm import draw
-from gtp_policy.errors import DataError, ShapeError
+from gtp_policy.errors import DataError, DeviceError, ShapeError
 from gtp_policy.guidance import Guidance
 from gtp_policy.kernels import explain, mlp, using
 from gtp_policy.kernels.mlp import coarse_products
@@ -616,6 +617,36 @@ def test_a_learner_copies_without_its_engine() -> None:
     twin.update(make_batch(1))
     assert distance(twin, learner) == 0.0
     assert distance(twin, before) > 0
+
+
+def test_an_update_looks_once_at_what_it_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, looks = make_learner(), []
+    facts = choice._facts
+    monkeypatch.setattr(choice, "_facts", lambda x: looks.append(1) or facts(x))
+    learner.update(make_batch())
+    assert looks == [1]
+
+
+def test_buffers_that_find_no_memory_are_named_and_looked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    learner = make_learner()
+    learner.update(make_batch())
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(choice, "_on_cpu", lambda learner: False)
+        patch.setattr(choice, "_build", fail)
+        with pytest.raises(DeviceError, match=r"no memory left .* for updates"):
+            learner.updates_per_launch(2 * ROWS)
+        with pytest.raises(DeviceError, match=r"no memory left .* for updates"):
+            learner.update(make_batch(rows=2 * ROWS))
+    assert learner.broken is None
+    learner.update(make_batch())  # of the first size, whose buffers are gone
+    assert learner._dispatcher._fast is not None
 
 
 def set_in_group(name: str, value: Any) -> Callable[[GTPLearner], Any]:

@@ -25,6 +25,7 @@ from gtp_policy import (
     presets,
 )
 from gtp_policy._engine import choice
+from gtp_policy._engine.adam import Optimizer
 from gtp_policy._engine.by_hand import ByHand
 from gtp_policy._engine.cuda_graph import GraphedUpdate
 from gtp_policy.algorithm import minibatch
@@ -326,6 +327,17 @@ def test_a_changed_precision_of_products_is_recorded_anew(
     finally:
         torch.set_float32_matmul_precision("highest")
     assert built == [1, 1]
+
+
+def test_a_launch_looks_once_where_moments_are(
+    seen: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, looks, tensors = make_dataset(), [], Optimizer.tensors
+    learner = GTPLearner.from_dataset(dataset, make_config(critic=False))
+    learner.update_from(dataset, batch_size=3)
+    monkeypatch.setattr(Optimizer, "tensors", lambda self: looks.append(1) or tensors(self))
+    learner.update_from(dataset, batch_size=3)
+    assert looks == [1]
 
 
 def test_a_schedule_builds_nothing_anew(seen: list[int], monkeypatch: pytest.MonkeyPatch) -> None:

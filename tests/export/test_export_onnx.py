@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +32,7 @@ from gtp_policy import (
 from gtp_policy.acting import ArgmaxChoice, SoftmaxChoice, fixed_noise
 from gtp_policy.actor import ActionStatistics
 from gtp_policy.errors import DataError, ExportError, PolicyFileError
-from gtp_policy.export import PolicyFile, export_onnx, read_policy_file
+from gtp_policy.export import PolicyFile, export_onnx, export_torch, read_policy_file
 from gtp_policy.export.policy_file import PROPERTY, SCHEMA, json_schema
 from gtp_policy.samplers import JumpSampler, OdeSampler
 
@@ -202,6 +203,19 @@ def test_actions_stay_in_the_box_for_observations_of_any_size(
     assert ((action >= low) & (action <= high)).all()
 
 
+def test_a_mode_at_the_edge_stays_in_the_box(tmp_path: Path) -> None:
+    """Without bounds of a Box to end in, by the graph and by torch alike."""
+    learner, path = make(), tmp_path / "policy.onnx"
+    export_onnx(learner, path, noise="fixed")
+    obs = observations(4000) * torch.linspace(1, 50, 4000)[:, None]
+    action, expected = run(path, obs), learner.act(obs, deterministic=True)
+    assert (expected.abs() == 1).any()
+    for found in (action, expected):
+        assert (found.abs() <= 1).all()
+    onnx_itself = ReferenceEvaluator(str(path)).run(None, {"obs": obs[:4].numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(onnx_itself), action[:4], atol=1e-5, rtol=0)
+
+
 def test_onnx_itself_computes_the_same(tmp_path: Path) -> None:
     learner, path = make("one_step"), tmp_path / "policy.onnx"
     export_onnx(learner, path, candidates=1, action_scaler=SCALER)
@@ -339,6 +353,22 @@ def test_the_schema_is_the_documents_and_the_pages_example_obeys_it() -> None:
     PolicyFile.from_json(example)
     fields = set(PolicyFile.model_fields)
     assert all(f"`{name}" in text for name in fields)
+
+
+def test_the_page_names_every_operator(tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "reference" / "policy-file.md"
+    text = page.read_text(encoding="utf-8").split("networks they are: ")[1].split(".\n")[0]
+    named, path = set(re.split(r",\s+", text)), tmp_path / "policy.onnx"
+    for choices in ({}, {"candidates": 4}, {"noise": "seeded"}, {"precision": "float16"}):
+        export_onnx(make(), path, **choices)  # type: ignore[arg-type]
+        assert {node.op_type for node in onnx.load(path).graph.node} <= named
+
+
+@pytest.mark.parametrize("name", ["steps", "candidates"])
+@pytest.mark.parametrize("export", [export_onnx, export_torch])
+def test_numbers_that_are_given_count(tmp_path: Path, name: str, export: Any) -> None:
+    with pytest.raises(ExportError, match=f"`{name}` is out of range: got 0, expected an integer"):
+        export(make(), tmp_path / "policy", **{name: 0})
 
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.onnx"))

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gtp_policy import FlowMapActor, FlowMapActorConfig, _folding
-from gtp_policy.actor import ActionStatistics
 from gtp_policy.kernels import folded, folded_numba, using
 from gtp_policy.times import KarrasTimes, UniformTimes
+from tests.spread import spread_apart
 
 ROOT = Path(__file__).parents[2]
 NUMBA = ["sample: numba (one compiled function)"]
@@ -42,13 +42,6 @@ def inputs(actor: FlowMapActor, rows: int = 5) -> dict[str, Tensor]:
 def reference(actor: FlowMapActor, rows: int = 5, **choices: Any) -> Tensor:
     with using("reference"):
         return actor.sample(**inputs(actor, rows), **choices)
-
-
-def spread_apart(actions: int) -> ActionStatistics:
-    numbers = range(1, actions + 1)
-    return ActionStatistics(
-        mean=tuple(0.9 - i / 9 for i in numbers), std=tuple(0.4 / i for i in numbers)
-    )
 
 
 @given(

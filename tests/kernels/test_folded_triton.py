@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from gtp_policy import FlowMapActor, FlowMapActorConfig, _folding
 from gtp_policy._folding import fastest
-from gtp_policy.actor import ActionStatistics
 from gtp_policy.errors import DataError, ShapeError
 from gtp_policy.kernels import using
 from gtp_policy.kernels.folded import Folded, FoldedSampler, TorchSampler
 from gtp_policy.times import KarrasTimes, UniformTimes
+from tests.spread import spread_apart
 
 OBS, ACT = 3, 2
 needs_triton = pytest.mark.skipif(
@@ -233,13 +233,6 @@ def test_a_graph_sees_new_parameters_and_waits_for_nothing(kind: str) -> None:
 # --- the reference's actions, through the interpreter
 
 TIMES = [KarrasTimes(), KarrasTimes(t_min=0.002, t_max=80.0), UniformTimes(t_max=2.0)]
-
-
-def spread_apart(actions: int) -> ActionStatistics:
-    numbers = range(1, actions + 1)
-    return ActionStatistics(
-        mean=tuple(0.9 - i / 9 for i in numbers), std=tuple(0.4 / i for i in numbers)
-    )
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from gtp_policy import (
     GTPLearnerConfig,
     QEnsembleConfig,
 )
+from gtp_policy.acting import act
 from gtp_policy.errors import DataError, UnsupportedSpaceError
 from gtp_sb3 import GTP, CnnPolicy, GTPPolicy, MlpPolicy, MultiInputPolicy
 
@@ -58,6 +59,21 @@ def test_predict_is_the_cores_act_in_the_units_of_the_box(
     np.testing.assert_array_equal(
         model.predict(obs)[0], model.policy.scaler.to_box(sampled).numpy()
     )
+
+
+@pytest.mark.parametrize("candidates", [None, 1, 5])
+def test_what_is_exported_acts_as_the_policy_does(candidates: int | None) -> None:
+    policy = make_policy(candidates=candidates)
+    source, obs = policy.policy_source(), torch.linspace(-1, 1, 12).view(4, 3)
+    got = act(
+        source.actor,
+        source.critic,
+        obs,
+        candidates=source.candidates or 1,
+        choice=source.choice,
+        deterministic=True,
+    )
+    assert torch.equal(got, policy.learner.act(obs, candidates=candidates, deterministic=True))
 
 
 def test_candidates_can_be_changed_at_any_time() -> None:
