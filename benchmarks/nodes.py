@@ -80,7 +80,7 @@ class Counted(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
     def launch(self, kernel: Any, *_: object, **__: object) -> None:  # noqa: ANN401
-        """Notes a kernel in the place of launching it."""
+        """Notes a kernel instead of launching it."""
         self.names.append(f"triton {getattr(kernel, '__name__', None) or kernel.fn.__name__}")
 
 

@@ -100,7 +100,7 @@ class GTPLossConfig(Config):
     }
 
     flow_weight: Float = Field(
-        default=0.5, ge=0, description="Factor of the flow loss beside the consistency loss."
+        default=0.5, ge=0, description="Factor of the flow loss next to the consistency loss."
     )
     curriculum: Curriculum = Field(
         default_factory=Curriculum,
@@ -131,8 +131,8 @@ class GTPLossConfig(Config):
     )
     target: Literal["ema", "stopgrad"] = Field(
         default="ema",
-        description="Whose flow map the teacher uses: the slow copy's, or the actor's own without "
-        "gradient.",
+        description="Whose flow map the teacher uses: the target network's, or the actor's own "
+        "without gradient.",
     )
     compare_at: Literal["s", "zero"] = Field(
         default="s",
@@ -316,7 +316,7 @@ def gtp_residuals(
 
     Args:
         actor: Flow map with gradient, :math:`\theta`.
-        target: Its slow copy, :math:`\theta^-`; evaluated without gradient.
+        target: Its target network, :math:`\theta^-`; evaluated without gradient.
         obs: Observation, shape (B, O).
         action: Action in [-1, 1], shape (B, A), as the flow moves it: for an actor with statistics
             of actions, what `FlowMapActor.to_standard` makes of it.
@@ -454,7 +454,7 @@ class GTPLoss(nn.Module):
         \mathrm{sg}\,\Phi_{\theta^-}(x_u, u, s)\|^2
         + \lambda_{flow} \|\varphi_\theta(x_t, t, t) - a\|^2 \right) \right]
 
-    With another ``teacher``, another arrival at time s stands in the place of the second.
+    With another ``teacher``, another arrival at time s stands instead of the second.
 
     One draw per transition of the noise z and of t > u >= s. Has no parameters and keeps no state.
 
@@ -494,7 +494,7 @@ class GTPLoss(nn.Module):
 
         Args:
             actor: Flow map to train.
-            target: Its slow copy (`ema_`), which gets no gradient.
+            target: Its target network (`ema_`), which gets no gradient.
             obs: Observation, shape (B, O).
             action: Action in [-1, 1], shape (B, A).
             weight: Weight per transition, shape (B,), e.g. from `AdvantageWeighter`; default 1.
@@ -632,7 +632,7 @@ class GTPLoss(nn.Module):
 
         Args:
             actor: Flow map to train.
-            target: Its slow copy, which gets no gradient.
+            target: Its target network, which gets no gradient.
             obs: Observation, shape (B, O).
             action: Action in [-1, 1], shape (B, A).
             weight: Weight per transition, shape (B,); None is 1.
