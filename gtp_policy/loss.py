@@ -179,7 +179,7 @@ class GTPLossConfig(Config):
         default="none",
         description="Factor of the consistency loss: none; gap, 1/(t-u); endpoint, (1-s/t)^-2, "
         "which measures the error in the endpoint instead of in the state at time s. edm, "
-        "1/c_out(t)^2, of both losses: the error in the network's own units; on the default path "
+        "1/c_out(t)^2, of both losses: the error in the network's own units; on the path a + t z "
         "(t^2+sigma_data^2)/(t sigma_data)^2.",
     )
     huber: Float | None = Field(

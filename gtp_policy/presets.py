@@ -66,9 +66,9 @@ class TaskPreset(Config):
 def gtp() -> GTPConfig:
     """Returns the method as it comes: every default of this package.
 
-    The objective of `one_step`, a critic with layer normalisation, weights of all advantages and
-    not of the good ones alone, and rates that go by the length of the run. What the paper does is
-    `paper_loss`; what differs, and why, stands in ``docs/explanation/deviations.md``.
+    The objective of `one_step`, a critic with layer normalisation, a higher temperature of the
+    weights, and rates that go by the length of the run. What the paper does is `paper_loss`; what
+    differs, and why, stands in ``docs/explanation/deviations.md``.
 
     References:
         | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al., 2025)
