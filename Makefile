@@ -121,10 +121,11 @@ test-lowest:  ## the tests of core and hosts with the lowest versions that users
 		$(PYTHON) -m venv $(LOWEST) && \
 		$(LOWEST)/bin/python -m pip --disable-pip-version-check -q install -c constraints-lowest.txt torch hatchling && \
 		$(LOWEST)/bin/python -m pip --disable-pip-version-check -q install -c constraints-lowest.txt \
-			--no-build-isolation '.[datasets,experiments,tianshou,sb3,testing]' pytest-timeout scipy tensorboard rich psutil && \
-		$(LOWEST)/bin/python -m pip -q uninstall -y gtp-policy && touch $(LOWEST)/.installed; }
-	PYTHONPATH=.:adapters $(LOWEST)/bin/python -m pytest -p no:cacheprovider tests/adapters tests/testing \
-		tests/test_checkpoint.py tests/test_config.py tests/test_learner.py tests/test_actor.py tests/test_loss.py
+			--no-build-isolation '.[csv,datasets,experiments,export,fast,hub,lerobot,plots,sb3,testing,tianshou]' './runtime[serve]' \
+			pytest-timeout tensorboard rich psutil && \
+		$(LOWEST)/bin/python -m pip -q uninstall -y gtp-policy gtp-policy-runtime && touch $(LOWEST)/.installed; }
+	PYTHONPATH=.:adapters:runtime $(LOWEST)/bin/python -m pytest -p no:cacheprovider tests/adapters tests/export tests/kernels \
+		tests/testing runtime/tests tests/test_checkpoint.py tests/test_config.py tests/test_learner.py tests/test_actor.py tests/test_loss.py
 
 test-extras: $(PEERS)/.installed $(OGBENCH)/.installed $(METAWORLD)/.installed  ## the tests that need d3rlpy, OGBench or Meta-World (two minutes)
 	PYTHONPATH=$(PEERS) $(BIN)/python -m pytest tests/adapters/experiments/test_peers.py

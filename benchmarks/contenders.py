@@ -7,7 +7,7 @@ contender's own way to draw a minibatch; ``"act"`` takes float32 observations (n
 actions (n, A), both as numpy arrays. Either may be missing. ``"sample"`` may be added: drawing a
 minibatch alone.
 
-``--peer NAME=PATH:MODULE:FUNCTION`` adds one from a repository of yours: ``PATH`` is put first on
+``--peer NAME=PATH:MODULE:FUNCTION`` adds one from another repository: ``PATH`` is put first on
 the import path while the module is imported.
 """
 

@@ -2,10 +2,10 @@
 
     python -m benchmarks.gpu --nodes
 
-Nothing is computed: tensors are those of the meta device, Triton's kernels are counted
-where they would be launched. A node is an operator that is no view, or a kernel of Triton's; some
-operators are two kernels on a GPU, and a product may be split into two. Counted of the host are
-all operators of a launch outside of its graph, views among them.
+The record is ``benchmarks/results/nodes.json``. Nothing is computed: tensors are those of the meta
+device, Triton's kernels are counted where they would be launched. A node is an operator that is no
+view, or a kernel of Triton's; some operators are two kernels on a GPU, and a product may be split
+into two. Counted of the host are all operators of a launch outside of its graph, views among them.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.contenders import Case
+from benchmarks.pages import RESULTS, write
 from gtp_policy import (
     GTPConfig,
     GTPLearner,
@@ -42,6 +43,9 @@ from gtp_policy.kernels import (
     update_triton_kernel,
 )
 
+OUTPUT = RESULTS / "nodes.json"
+DEFAULT = "the default"
+SEEDS = 16
 # Operators that make a tensor without a kernel, or only ask for something.
 _FREE = (
     "empty",
@@ -76,7 +80,7 @@ class Counted(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
     def launch(self, kernel: Any, *_: object, **__: object) -> None:  # noqa: ANN401
-        """Notes a kernel in the place of launching it."""
+        """Notes a kernel instead of launching it."""
         self.names.append(f"triton {getattr(kernel, '__name__', None) or kernel.fn.__name__}")
 
 
@@ -201,30 +205,53 @@ def count(policy: GTPConfig, case: Case | None = None, *, seeds: int = 1) -> dic
     }
 
 
-def measure() -> dict[str, Any]:
-    """Returns the record that ``--nodes`` prints."""
-    policies = {}
-    for name, policy in (("default", GTPConfig()), ("one_step", presets.one_step())):
-        one = policy.learner.replace(baseline=PolicyBaseline(samples=1))
-        policies[name] = policy.replace(learner=one)
-        critic = QEnsembleConfig(layer_norm=True)
-        policies[f"{name}, layer_norm"] = policies[name].replace(critic=critic)
-    counts = {name: count(policy) for name, policy in policies.items()}
-    sixteen = count(policies["default"], seeds=16)
-    nodes = {name: sum(found["nodes"].values()) for name, found in counts.items()}
+def _number(counts: dict[str, float]) -> int:
+    return round(sum(counts.values()))
+
+
+def configs() -> dict[str, GTPConfig]:
+    """Returns what is counted, by the names that the page has: all with one sampled action.
+
+    Guidance starts at once, since the clone that comes before it takes fewer nodes.
+    """
+    norm = QEnsembleConfig(layer_norm=True)
+    found = {
+        "`presets.paper_loss()`": presets.paper_loss(),
+        "the same, critic with layer normalisation": presets.paper_loss().replace(critic=norm),
+        "`presets.one_step()`": presets.one_step(),
+        DEFAULT: GTPConfig(),
+    }
+    run = {"baseline": PolicyBaseline(samples=1), "guidance_start": 0}
     return {
-        "nodes_m1": nodes["default"],
-        "host_ops_per_launch": sum(counts["default"]["host"].values()),
+        name: policy.replace(learner=policy.learner.replace(**run))
+        for name, policy in found.items()
+    }
+
+
+def measure() -> dict[str, Any]:
+    """Returns the record that the page's table is made from."""
+    policies = configs()
+    counts = {name: count(policy) for name, policy in policies.items()}
+    default = counts[DEFAULT]
+    run = policies[DEFAULT].learner.replace(guidance_start=None)
+    cloning = count(policies[DEFAULT].replace(learner=run))
+    several = count(policies[DEFAULT], seeds=SEEDS)
+    return {
+        "command": "python -m benchmarks.gpu --nodes",
         "updates_per_launch": LAUNCH,
-        "nodes_m1_by_config": nodes,
-        "nodes_16_seeds": sum(sixteen["nodes"].values()),
-        "host_ops_per_launch_16_seeds": sum(sixteen["host"].values()),
-        "host_ops": counts["default"]["host"],
-        "host_ops_per_call": sum(counts["default"]["host_per_call"].values()),
-        "node_names": counts["default"]["nodes"],
+        "nodes": {name: _number(found["nodes"]) for name, found in counts.items()},
+        "nodes_before_guidance": _number(cloning["nodes"]),
+        "host_ops_per_launch": _number(default["host"]),
+        "host_ops_per_call": _number(default["host_per_call"]),
+        "seeds": SEEDS,
+        "nodes_of_seeds": _number(several["nodes"]),
+        "host_ops_per_launch_of_seeds": _number(several["host"]),
+        "node_names": default["nodes"],
     }
 
 
 def main() -> None:
-    """Prints the record as one line of JSON."""
-    print(json.dumps(measure()))
+    """Writes the record, and prints it."""
+    record = measure()
+    write(record, OUTPUT)
+    print(json.dumps(record, indent=1))

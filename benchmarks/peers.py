@@ -5,7 +5,7 @@
 Minibatches, normalised observations, reward transform, number of updates, starts of the evaluation
 and the form of the results are those of `gtp_experiments`; networks, losses and optimisers are the
 library's, except for the cloning's loss. What depends on the length of a run is every method's to
-choose: ``--target-rate`` of the slow copies, ``--lr-schedule``. d3rlpy pins other versions of
+choose: ``--target-rate`` of the target networks, ``--lr-schedule``. d3rlpy pins other versions of
 packages than the hosts need: `make results` lays it over the environment without its dependencies.
 A run that is killed starts again.
 """
@@ -74,7 +74,7 @@ class PeerConfig(ExperimentConfig):
     inverse_temperature: float = Field(default=3.0, ge=0, description="IQL's; 10 for AntMaze.")
     alpha: float = Field(default=2.5, gt=0, description="TD3+BC's weight of Q against cloning.")
     target_rate: float = Field(
-        default=0.005, gt=0, le=1, description="Share of the networks in their slow copies' update."
+        default=0.005, gt=0, le=1, description="Share of the networks in their targets' update."
     )
     lr_schedule: Literal["constant", "cosine"] = Field(
         default="constant", description="Learning rate over the run; cosine ends at 0."

@@ -17,7 +17,7 @@ from benchmarks.pages import RESULTS, ROOT, fill, is_current, page_parser, table
 
 PAGE = ROOT / "docs" / "explanation" / "performance.md"
 PICTURES = {"growth.svg": "growth", "latency.svg": "speed"}  # file: what it is drawn from
-NAMES = ("speed", "growth", "memory", "imports", "host_speed", "gpu")
+NAMES = ("speed", "growth", "memory", "imports", "host_speed", "nodes", "gpu")
 LIBRARY, TORCH = "library", "library, torch"
 UNKNOWN = "not yet measured"
 # What the paper says: hours for 2M updates of 256 rows and ms per action, on one RTX 4090.
@@ -420,6 +420,25 @@ def steps(record: dict[str, Any]) -> list[str]:
 LAUNCH_TIMES = ("wall", "host", "replay")
 
 
+def nodes(records: Records) -> str:
+    """Returns the section on what is recorded, which is counted without a GPU."""
+    if "nodes" not in records:
+        return missing("gpu --nodes")
+    record = records["nodes"]
+    rows = [[name, str(number)] for name, number in record["nodes"].items()]
+    return "\n\n".join(
+        [
+            f"Nodes of the CUDA graph, counted without a GPU by `{record['command']}`; M = 1:",
+            table(["", "nodes of an update"], rows),
+            f"Before guidance starts an update of the default is {record['nodes_before_guidance']} "
+            f"nodes. {record['seeds']} seeds side by side are {record['nodes_of_seeds']}. A launch "
+            f"of {record['updates_per_launch']} updates leaves {record['host_ops_per_launch']} "
+            "operators to the host, one of them a copy to the device, and "
+            f"{record['host_ops_per_launch_of_seeds']} at {record['seeds']} seeds.",
+        ]
+    )
+
+
 def gpu(records: Records) -> str:
     """Returns the section on the GPU."""
     if "gpu" not in records:
@@ -574,7 +593,7 @@ def targets(records: Records) -> str:
 SECTIONS: dict[str, Callable[[Records], str]] = {
     section.__name__: section
     for section in (
-        *(targets, update, action, growth, memory, imports, hosts, profile, paper, gpu),
+        *(targets, update, action, growth, memory, imports, hosts, profile, paper, nodes, gpu),
     )
 }
 

@@ -273,7 +273,7 @@ def act(
         steps: K; default the actor's.
         candidates: n, actions to draw per observation.
         choice: How one of several candidates is chosen; default `ArgmaxChoice`, which a
-            deterministic action takes in place of a choice that draws.
+            deterministic action takes instead of a choice that draws.
         deterministic: Start from noises that are fixed with the actor. Equal calls then give equal
             bits; an observation in another row, or in a batch of another size, gets the same action
             up to rounding (`GTPLearner.act`). Never from zero noise, which can end between two

@@ -45,7 +45,7 @@ class ActionStatistics(Config):
     .. math:: x_0 = \frac{a - mean}{std}
 
     and a sampled :math:`x_0` becomes an action by the inverse, clipped to [-1, 1]. Where joints
-    move by a hundredth of their range, nothing else lets one network fit them beside others.
+    move by a hundredth of their range, nothing else lets one network fit them with others.
 
     Example:
         >>> from gtp_policy.actor import ActionStatistics

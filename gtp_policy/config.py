@@ -79,14 +79,14 @@ class GTPLearnerConfig(Config):
         default=None,
         gt=0,
         le=1,
-        description="Rate at which the slow copy of the actor follows, every update. None: by the "
+        description="Rate at which the actor's target network follows, every update. None: by the "
         "length of the run, 1500 / total_updates between 0.005 and 0.05.",
     )
     critic_ema_rate: Float | None = Field(
         default=None,
         gt=0,
         le=1,
-        description="Rate of the critic's slow copy. Values reach 95 % of the level of the returns "
+        description="Rate of the critic's target. Values reach 95 % of the level of the returns "
         "after 3 / (rate * (1 - gamma)) updates. None: ema_rate where that is set, otherwise the "
         "rate at which this takes a fifth of the run, between 0.005 and 0.1.",
     )
@@ -102,7 +102,7 @@ class GTPLearnerConfig(Config):
         default=None,
         ge=0,
         description="Updates during which the actor clones the data unguided, while the critic "
-        "learns what to judge by; from total_updates on never. A critic of the first updates knows "
+        "learns what is good; from total_updates on never. A critic of the first updates knows "
         "nothing, and what it leads the actor to takes long to unlearn. None: a sixth of the run, "
         "at most 5,000 updates.",
     )
@@ -189,14 +189,14 @@ class GTPLearnerConfig(Config):
 
     @property
     def actor_rate(self) -> float:
-        """The rate at which the actor's slow copy follows."""
+        """The rate at which the actor's target network follows."""
         if self.ema_rate is not None:
             return self.ema_rate
         return min(max(1500 / self.total_updates, 0.005), 0.05)
 
     @property
     def critic_rate(self) -> float:
-        """The rate at which the critic's slow copy follows."""
+        """The rate at which the critic's target network follows."""
         if self.critic_ema_rate is not None:
             return self.critic_ema_rate
         if self.ema_rate is not None:
@@ -262,7 +262,7 @@ class GTPConfig(Config):
     """Every choice of a generative trajectory policy and its training, in one JSON document.
 
     ``critic=None`` is behaviour cloning without a critic; ``weighter.eta = 0`` gives the same actor
-    and trains a critic beside it.
+    and trains a critic too.
 
     Raises:
         pydantic.ValidationError: If a field is unknown or out of range, or a deterministic action
@@ -432,8 +432,8 @@ class GTPConfig(Config):
     def cap_curriculum(self, *, stacklevel: int = 2) -> Self:
         """Returns the config with a curriculum that the length of the run allows.
 
-        Warns if the curriculum's ``end`` was set by hand; nobody asked for the default's fineness,
-        and off the grid it is of no effect.
+        Warns if the curriculum's ``end`` was set by hand; the default's fineness is no choice, and
+        off the grid it is of no effect.
 
         Args:
             stacklevel: Whose line the warning shows; 2 is the caller's.

@@ -774,7 +774,7 @@ class OfflineDataset:
         return changed
 
     def with_history(self, m: int) -> Self:
-        r"""Returns the dataset with the last m observations of the episode in the place of one.
+        r"""Returns the dataset with the last m observations of the episode instead of one.
 
         .. math:: (o_{t-m+1}, \ldots, o_t)
 
@@ -825,7 +825,7 @@ class OfflineDataset:
         return changed
 
     def with_chunks(self, h: int) -> Self:
-        r"""Returns the dataset with the next h actions of the episode in the place of one.
+        r"""Returns the dataset with the next h actions of the episode instead of one.
 
         .. math:: a = (a_t, \ldots, a_{t+h-1}), \quad
             r = r_t + \gamma r_{t+1} + \ldots + \gamma^{k-1} r_{t+k-1}, \quad
@@ -840,7 +840,7 @@ class OfflineDataset:
         * One that is cut before the chunk is over says nothing about the rest of the chunk: the
           critic does not learn from it, and the actor clones it unweighted.
 
-        One flow map over all h A numbers learns what belongs together, and the critic judges whole
+        One flow map over all h A numbers learns what belongs together, and the critic values whole
         chunks: values are backed up h steps at a time along what the policy would really play.
         Take it last, after histories and reward transforms. `GTPLearner.player` plays the chunks.
 
@@ -1082,7 +1082,7 @@ class OfflineDataset:
 def _plain(next_obs: npt.ArrayLike | Mapping[str, npt.ArrayLike]) -> npt.ArrayLike:
     if isinstance(next_obs, Mapping):
         raise DataError(
-            "`next_obs` is not like `obs`: got a mapping beside an array, expected an array."
+            "`next_obs` is not like `obs`: got a mapping and an array, expected an array."
         )
     return next_obs
 

@@ -41,7 +41,7 @@ class ObservationPart(Config):
 
 
 class ImpalaEncoderConfig(Config):
-    r"""The small residual network of IMPALA for images, beside vectors as they are.
+    r"""The small residual network of IMPALA for images, with vectors as they are.
 
     Bytes are scaled to :math:`x / 255 - 0.5` on the device. Each image passes a stage per entry of
     ``channels`` (a convolution, pooling that halves the picture, ``blocks`` residual blocks) and a
@@ -49,7 +49,7 @@ class ImpalaEncoderConfig(Config):
     history, the images of all steps are channels of one.
 
     Actor, critic and value network have an encoder each, with gradients from their own losses
-    alone, and so have their slow copies. Updates go through autograd: `GTPLearner.explain` says so.
+    alone, and so have their targets. Updates go through autograd: `GTPLearner.explain` says so.
 
     References:
         | IMPALA: Scalable Distributed Deep-RL with Importance Weighted Actor-Learner Architectures

@@ -198,7 +198,7 @@ def stacked(name: str, values: Any) -> Array | dict[str, Array]:  # noqa: ANN401
         if isinstance(one, dict):
             raise DataError(
                 f"`{own}` has parts of its own: got {sorted(map(str, one))}, expected an array. "
-                f"Put them beside the others, e.g. as {f'{key}/{next(iter(one), 0)}'!r}."
+                f"Put them next to the others, e.g. as {f'{key}/{next(iter(one), 0)}'!r}."
             )
         found[str(key)] = one
     return found

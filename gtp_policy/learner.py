@@ -52,7 +52,7 @@ OptimizerFactory = Callable[[str, nn.Module], torch.optim.Optimizer]
 class GTPLearner(nn.Module):
     r"""Algorithm 1 of the paper as one object with one method to call in a loop: ``update``.
 
-    Holds the actor, the critic, their slow copies and the optimisers; all of it, with the number of
+    Holds the actor, the critic, their targets and the optimisers; all of it, with the number of
     updates done, is in ``state_dict``. The randomness of an update is a function of the seed and of
     that number alone, so a resumed run draws what the uninterrupted one would have drawn.
 
@@ -172,7 +172,7 @@ class GTPLearner(nn.Module):
             obs_dim: O.
             action_dim: A.
             config: Every choice; default all defaults.
-            network: Backbone of the actor in place of the default MLP.
+            network: Backbone of the actor instead of the default MLP.
             encoder: Module from normalised observations (B, O) to features (B, ``features_dim``);
                 every network gets a copy of its own.
             optimizer: As for the constructor.
@@ -247,7 +247,7 @@ class GTPLearner(nn.Module):
         Args:
             dataset: The data to learn from.
             config: Every choice; default all defaults.
-            network: Backbone of the actor in place of the default MLP.
+            network: Backbone of the actor instead of the default MLP.
             encoder: As for `build`.
             optimizer: As for the constructor.
 
@@ -762,7 +762,7 @@ class GTPLearner(nn.Module):
         deterministic: bool = False,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Acts with the slow copy of the actor, in [-1, 1].
+        """Acts with the target network of the actor, in [-1, 1].
 
         ``dataset.action_scaler.to_box`` takes the actions to the units of the environment.
 
@@ -776,7 +776,7 @@ class GTPLearner(nn.Module):
         Args:
             obs: Observation, shape (B, O), of the learner's dtype, on its device or on the CPU. On
                 the CPU they get their actions there: few rows from a copy of the networks,
-                which is sooner than waiting for a GPU, more from the device.
+                which is faster than waiting for a GPU, more from the device.
             steps: K; default the actor's.
             candidates: Actions to draw per observation; above 1 the target critic chooses among
                 them, as ``config.choice`` says. Default: 1; ``config.eval_candidates`` for a
@@ -872,7 +872,7 @@ class GTPLearner(nn.Module):
         )
 
     def train(self, mode: bool = True) -> Self:
-        """Sets training mode; the targets stay in evaluation mode whatever is asked.
+        """Sets training mode; the targets stay in evaluation mode in either.
 
         Args:
             mode: Whether to train.
@@ -952,7 +952,7 @@ class GTPLearner(nn.Module):
         return super().load_state_dict(state_dict, strict, assign)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Returns what ``state_dict`` holds beside tensors of modules: optimisers and counter."""
+        """Returns what ``state_dict`` holds besides tensors of modules: optimisers and counter."""
         return {
             "updates": self.updates,
             "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},

@@ -102,7 +102,7 @@ class GTPLossConfig(Config):
     }
 
     flow_weight: Float = Field(
-        default=0.5, ge=0, description="Factor of the flow loss beside the consistency loss."
+        default=0.5, ge=0, description="Factor of the flow loss next to the consistency loss."
     )
     curriculum: Curriculum = Field(
         default_factory=Curriculum,
@@ -133,8 +133,8 @@ class GTPLossConfig(Config):
     )
     target: Literal["ema", "stopgrad"] = Field(
         default="ema",
-        description="Whose flow map the teacher uses: the slow copy's, or the actor's own without "
-        "gradient.",
+        description="Whose flow map the teacher uses: the target network's, or the actor's own "
+        "without gradient.",
     )
     compare_at: Literal["s", "zero"] = Field(
         default="s",
@@ -181,7 +181,7 @@ class GTPLossConfig(Config):
         default="none",
         description="Factor of the consistency loss: none; gap, 1/(t-u); endpoint, (1-s/t)^-2, "
         "which measures the error in the endpoint instead of in the state at time s. edm, "
-        "1/c_out(t)^2, of both losses: the error in the network's own units; on the default path "
+        "1/c_out(t)^2, of both losses: the error in the network's own units; on the path a + t z "
         "(t^2+sigma_data^2)/(t sigma_data)^2.",
     )
     huber: Float | None = Field(
@@ -318,7 +318,7 @@ def gtp_residuals(
 
     Args:
         actor: Flow map with gradient, :math:`\theta`.
-        target: Its slow copy, :math:`\theta^-`; evaluated without gradient.
+        target: Its target network, :math:`\theta^-`; evaluated without gradient.
         obs: Observation, shape (B, O).
         action: Action in [-1, 1], shape (B, A), as the flow moves it: for an actor with statistics
             of actions, what `FlowMapActor.to_standard` makes of it.
@@ -459,7 +459,7 @@ class GTPLoss(nn.Module):
         \mathrm{sg}\,\Phi_{\theta^-}(x_u, u, s)\|^2
         + \lambda_{flow} \|\varphi_\theta(x_t, t, t) - a\|^2 \right) \right]
 
-    With another ``teacher``, another arrival at time s stands in the place of the second.
+    With another ``teacher``, another arrival at time s stands instead of the second.
 
     One draw per transition of the noise z and of t > u >= s. Has no parameters and keeps no state.
     The actor may be inside ``DistributedDataParallel``, ``DataParallel`` or ``torch.compile``: a
@@ -501,7 +501,7 @@ class GTPLoss(nn.Module):
 
         Args:
             actor: Flow map to train.
-            target: Its slow copy (`ema_`), which gets no gradient.
+            target: Its target network (`ema_`), which gets no gradient.
             obs: Observation, shape (B, O).
             action: Action in [-1, 1], shape (B, A).
             weight: Weight per transition, shape (B,), e.g. from `AdvantageWeighter`; default 1.
@@ -639,7 +639,7 @@ class GTPLoss(nn.Module):
 
         Args:
             actor: Flow map to train.
-            target: Its slow copy, which gets no gradient.
+            target: Its target network, which gets no gradient.
             obs: Observation, shape (B, O).
             action: Action in [-1, 1], shape (B, A).
             weight: Weight per transition, shape (B,); None is 1.

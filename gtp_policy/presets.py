@@ -11,7 +11,7 @@ r"""Presets: the method, its ablations, its relatives and its tasks, as configs 
     mean_flow      all s         a derivative                    flow (the case s = t)
     paper_loss     all s         the data at u, adjacent         flow
     gtp_solver     all s         a solver step to u              flow
-    one_step, gtp  all s         two jumps of the slow copy      flow, linear path
+    one_step, gtp  all s         two jumps of the target         flow, linear path
 
 Every preset is a `GTPConfig`: change a field with ``replace``. Values that the source names are
 marked with it; the others are the defaults of the fields.
@@ -42,7 +42,7 @@ _FINE = Curriculum(start=1280, end=1280)
 
 
 class TaskPreset(Config):
-    """What a task asks for: how to train on it, and what to do to its rewards first.
+    """What a task needs: how to train on it, and what to do to its rewards first.
 
     Example:
         >>> from gtp_policy import presets
@@ -104,7 +104,7 @@ def paper_loss() -> GTPConfig:
     With its weights and critic, its rates and constant learning rates: spelled out, whatever the
     defaults are.
 
-    The data itself puts the point at the grid time below t, from which the slow copy jumps to s;
+    The data itself puts the point at the grid time below t, from which the target jumps to s;
     distances are squared. One step loses what five have: see ``docs/explanation/deviations.md``.
     The other presets start from it.
 
@@ -142,11 +142,11 @@ def one_step() -> GTPConfig:
     """Returns the paper's method with the default's objective, which one network call is for.
 
     On the linear path, pairs of times are uniform draws off any grid, a tenth of them the one-step
-    sampler's own. The slow copy's two jumps through a point nearer to s teach the jump from t to s,
+    sampler's own. The target's two jumps through a point nearer to s teach the jump from t to s,
     on the first half of the minibatch; the flow loss takes all rows at times of its own. Residuals
     are velocities, those of jumps under a pseudo-Huber weight, times enter by the softened
     logarithm of noise over signal, and actions are standardised by the dataset. An update takes
-    fewer passes of the network than `paper_loss`, five times fewer where a critic asks for actions.
+    fewer passes of the network than `paper_loss`, five times fewer where a critic needs actions.
 
     For runs of some ten thousand updates; in `gtp` the rates go by the length of the run.
 
@@ -191,7 +191,7 @@ def gtp_solver() -> GTPConfig:
 
 
 def gtp_linear_q(scale: float = 0.01) -> GTPConfig:
-    """Returns `paper_loss` with linear-Q guidance in place of weights, from the paper's ablation.
+    """Returns `paper_loss` with linear-Q guidance instead of weights, from the paper's ablation.
 
     Args:
         scale: Lambda, the factor of -Q; the ablation takes 0.01 and 0.1, of the raw Q.
@@ -297,7 +297,7 @@ def ctm() -> GTPConfig:
     """Returns a consistency trajectory model: a solver over a random gap, compared at time 0.
 
     After https://arxiv.org/abs/2310.02279, eq. 8 and 9: both arrivals at s jump on to 0 by the
-    slow copy. The gap is at most three grid intervals, one step of Heun's solver each or shorter;
+    target. The gap is at most three grid intervals, one step of Heun's solver each or shorter;
     their gap reaches further at the price of as many steps. No adversarial loss.
 
     Returns:
@@ -320,7 +320,7 @@ def ctm() -> GTPConfig:
 def shortcut() -> GTPConfig:
     """Returns a Shortcut model: jumps of 1, 2, 4, ... intervals, each taught by two half as long.
 
-    128 intervals and the slow copy as teacher after https://arxiv.org/abs/2410.12557, section 3.
+    128 intervals and the target as teacher after https://arxiv.org/abs/2410.12557, section 3.
     Four steps, a power of two, so that the sampler uses pairs that were trained.
 
     Returns:
@@ -343,7 +343,7 @@ def shortcut() -> GTPConfig:
 
 
 def mean_flow() -> GTPConfig:
-    """Returns a mean-flow model: a derivative along the trajectory in place of a second point.
+    """Returns a mean-flow model: a derivative along the trajectory instead of a second point.
 
     The network's own endpoint without gradient is the teacher (https://arxiv.org/abs/2505.13447,
     Algorithm 1). The ``edm`` weight is ours: the target contains the network's derivative times the

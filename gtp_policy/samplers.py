@@ -64,7 +64,7 @@ class JumpSampler(Config):
         Args:
             jump: The flow map.
             endpoint: Its endpoint map; not used.
-            context: What both take in place of the observation, shape (B, ...).
+            context: What both take instead of the observation, shape (B, ...).
             noise: Standard normal, shape (B, n A) for n noises.
             grid: Descending times, shape (K + 1,), the last of them 0.
             path: The path that the times belong to.
@@ -128,8 +128,8 @@ class OdeSampler(Config):
 
         Args:
             jump: The flow map; not used.
-            endpoint: Its endpoint map, asked at s = t alone.
-            context: What both take in place of the observation, shape (B, ...).
+            endpoint: Its endpoint map, called at s = t alone.
+            context: What both take instead of the observation, shape (B, ...).
             noise: Standard normal, shape (B, A).
             grid: Descending times, shape (K + 1,), the last of them 0.
             path: The path that the times belong to; the field reads the same on each.

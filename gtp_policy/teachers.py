@@ -117,7 +117,7 @@ class OdeTeacher(Config):
 
 
 class SelfTeacher(Config):
-    r"""Teaches with two jumps of the model itself in place of one, as Shortcut models do.
+    r"""Teaches with two jumps of the model itself instead of one, as Shortcut models do.
 
     .. math:: \text{target } \Phi_{\theta^-}(\Phi_{\theta^-}(x_t, t, u), u, s)
 

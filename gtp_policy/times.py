@@ -57,7 +57,7 @@ class KarrasTimes(Config):
     t_min: Float = Field(
         default=0.005,
         gt=0,
-        description="Time that the grid's spacing would reach in the place of 0.",
+        description="Time that the grid's spacing would reach instead of 0.",
     )
     t_max: Float = Field(
         default=5.0, gt=0, description="T, the noise std at which sampling starts."
@@ -588,7 +588,7 @@ class Curriculum(Config):
         r"""Returns the curriculum with ``end`` halved until its stages are long enough to learn.
 
         What is known at small times reaches large ones along the grid, one interval per round of
-        the averaged target, so a stage needs a number of updates in proportion to
+        the target network, so a stage needs a number of updates in proportion to
         :math:`N / ema\_rate`. Asked for here: at least an eighth of it, since the network carries
         over what the coarser stages taught it.
 
@@ -596,7 +596,7 @@ class Curriculum(Config):
 
         Args:
             total_updates: Length of the run.
-            ema_rate: Rate of the averaged target, in (0, 1].
+            ema_rate: Rate of the target network, in (0, 1].
 
         Returns:
             A curriculum with the same start, and ``end`` at least ``start``.

@@ -289,7 +289,7 @@ def test_images_and_encoders_need_each_other() -> None:
         ({"a": pixels()}, {"b": pixels()}, "`next_obs` has other parts"),
         ({"a": pixels()}, {"a": pixels()[:, :4]}, r"`next_obs\['a'\]` has the wrong shape"),
         ({"a": pixels()}, {"a": pixels().astype(float)}, "is not like"),
-        (np.zeros((N, 2)), {"a": pixels()}, "got a mapping beside an array"),
+        (np.zeros((N, 2)), {"a": pixels()}, "got a mapping and an array"),
         (np.zeros((N, 4, 4, 3)), None, r"expected \(N, O\)"),
     ],
 )

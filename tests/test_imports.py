@@ -343,6 +343,39 @@ def test_outer_packages_leave_the_private_names_of_others_alone() -> None:
     assert FORCED.keys() - found == set()  # no longer needed
 
 
+# What torch says nowhere else: hooks and entries of modules, versions of tensors, wrapped steps.
+OF_TORCH = {
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_buffers",
+    "_current_level",
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_modules",
+    "_opt_called",
+    "_optimizer_step_post_hooks",
+    "_optimizer_step_pre_hooks",
+    "_parameters",
+    "_post_accumulate_grad_hooks",
+    "_version",
+    "_wrapped_by_lr_sched",
+}
+
+
+def test_the_core_takes_private_names_of_torch_and_of_the_same_file_alone() -> None:
+    found, used = set(), set()
+    for path in CORE.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        for reached in Reaches(ast.parse(text)).found:
+            name = reached.rpartition(".")[2]
+            used.add(name)
+            of_this_file = re.search(rf"self\.{name}\b|def {name}\b", text)
+            if not (reached.startswith("torch.") or name in OF_TORCH or of_this_file):
+                found.add((path.relative_to(CORE).as_posix(), reached))
+    assert found == set()
+    assert OF_TORCH - used == set()  # no longer needed
+
+
 @pytest.mark.parametrize(
     ("line", "found"),
     [
@@ -403,6 +436,22 @@ def test_names_that_moved_still_work_and_say_where_they_are() -> None:
 
 def test_the_face_is_small() -> None:
     assert len(gtp_policy.__all__) <= 37
+
+
+def test_what_is_changed_where_is_there() -> None:
+    """The table in CONTRIBUTING.md: each name stands in the file that is named before it."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\|[^|]+\| (`.+) \|$", text.split("### Where to change what")[1], re.M)
+    assert len(rows) > 5
+    for row in rows:
+        source = ""
+        for word in re.findall(r"`([^`]+)`", row):
+            if "/" in word:
+                assert (ROOT / word).exists(), word
+                source = (ROOT / word).read_text(encoding="utf-8") if "." in word else ""
+            else:
+                name = word.rpartition(".")[2]
+                assert re.search(rf"^ *(def |class )?{name}\b", source, re.M), word
 
 
 def test_the_page_on_the_architecture_is_made_from_the_sources() -> None:

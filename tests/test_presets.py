@@ -1,5 +1,8 @@
 """Presets: closed, documented in JSON, and each of them trains and acts."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -74,6 +77,16 @@ def test_shortcut_samples_along_pairs_that_it_trains() -> None:
     training = config.actor.times.grid(128)
     sampling = config.actor.times.grid(config.actor.steps)
     torch.testing.assert_close(training[:: 128 // config.actor.steps], sampling)
+
+
+def test_the_page_on_the_axes_names_the_presets_and_fields_that_there_are() -> None:
+    page = Path(__file__).parents[1] / "docs" / "explanation" / "axes.md"
+    axes, models = page.read_text(encoding="utf-8").split("## The axes")[1].split("## The models")
+    rows = re.findall(r"^\| `(\w+)`", models.split("## ")[0], re.M)
+    assert sorted(rows) == sorted(presets.NAMES)
+    parts = {name: type(part) for name, part in GTPConfig()}
+    for part, field in re.findall(r"`(actor|critic|learner|loss|weighter)\.(\w+)`", axes):
+        assert field in parts[part].model_fields, f"{part}.{field}"
 
 
 def test_an_unknown_name_is_answered_by_those_there_are() -> None:

@@ -49,7 +49,7 @@ def load_ogbench(
 
     Args:
         dataset_or_path: One of the two datasets that ``make_env_and_datasets`` returns, or the path
-            of an npz file with ``rewards`` and ``masks`` beside OGBench's fields.
+            of an npz file with ``rewards`` and ``masks`` besides OGBench's fields.
         split: Whether to read the file itself or its twin ``...-val.npz`` with validation data.
         gamma: Discount factor, in [0, 1].
         low: Lower bounds of the actions, shape (A,) or a scalar: OGBench's files do not hold them.

@@ -96,7 +96,7 @@ def action_scaler_of(
             f"The action space does not fit: got {space}, expected a bounded Box. A flow map "
             "generates continuous actions; for discrete ones take an algorithm made for them, or a "
             "wrapper that offers a Box (one score per choice and an argmax; of a hybrid action, "
-            "these beside its numbers), as docs/explanation/discrete-actions.md shows. "
+            "these with its numbers), as docs/explanation/discrete-actions.md shows. "
             f"{advice}".rstrip()
         )
     low, high = space.low if low is None else low, space.high if high is None else high
@@ -318,9 +318,10 @@ def check_dataset(
     # Of images the axes count: the same numbers in another order are another picture.
     turned = bool(getattr(dataset, "images", ())) and dataset.layout != layout
     if turned or not same_vectors(dataset.layout, layout):
+        images = " Images need the axes in that order, np.moveaxis(images, -1, -3)." * turned
         raise DataError(
             f"The observations of the dataset do not fit: got {dataset.layout}, expected {layout}. "
-            "Choose keys and their order where you load it (obs_keys=)."
+            f"Choose keys and their order where you load it (obs_keys=).{images}"
         )
     if not dataset.action_scaler.is_close(scaler):
         raise DataError(
@@ -340,7 +341,7 @@ _MOST_BOUNDS = 1024
 
 
 def observation_facts(space: "Space[Any] | None") -> dict[str, ObservationFacts]:
-    """Returns what a space says of observations beside their shapes, for a policy's file.
+    """Returns what a space says of observations besides their shapes, for a policy's file.
 
     Args:
         space: The observation space; None says nothing.

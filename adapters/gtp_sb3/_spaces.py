@@ -1,6 +1,6 @@
 """Spaces of gymnasium as SB3 shows them to a policy: their layout, and an encoder."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -58,10 +58,18 @@ def check_env(env: VecEnv, layout: ObservationLayout, scaler: ActionScaler) -> N
         )
 
 
-def space_of(layout: ObservationLayout) -> spaces.Space[Any]:
-    """Returns an unbounded space of the shapes of a layout, where no environment says more."""
-    boxes = [spaces.Box(-np.inf, np.inf, shape, np.float32) for shape in layout.shapes]
-    return spaces.Dict(dict(zip(layout.keys, boxes, strict=True))) if layout.keys else boxes[0]
+def space_of(layout: ObservationLayout, images: Iterable[str] = ()) -> spaces.Space[Any]:
+    """Returns a space of the shapes of a layout, where no environment says more.
+
+    Images, by their keys, are bytes with their channels first; all else is unbounded.
+    """
+    boxes: dict[str, spaces.Space[Any]] = {
+        key: channels_first(spaces.Box(0, 255, shape, np.uint8))
+        if key in images
+        else spaces.Box(-np.inf, np.inf, shape, np.float32)
+        for key, shape in zip(layout.keys or ("",), layout.shapes, strict=True)
+    }
+    return spaces.Dict(boxes) if layout.keys else boxes[""]
 
 
 def parts_of(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:

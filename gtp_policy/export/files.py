@@ -408,11 +408,11 @@ def _by_torch(plan: Plan) -> Any:  # noqa: ANN401 - onnx.ModelProto
             "export_torch."
         )
     model.ir_version = min(model.ir_version, IR_VERSION)
-    # The number of rows has a name of torch's own there, in what is written beside the operators.
+    # The number of rows has a name of torch's own there, in what is written next to the operators.
     del model.graph.value_info[:]
     for entry in (*model.graph.input, *model.graph.output):
         entry.type.tensor_type.shape.dim[0].dim_param = "batch"
-    # Where its lines stood on this machine is nobody's business.
+    # Where its lines stood on this machine stays here.
     for thing in (model, model.graph, *model.graph.node, *model.graph.input, *model.graph.output,
                   *model.graph.value_info, *model.graph.initializer):  # fmt: skip
         thing.ClearField("metadata_props")

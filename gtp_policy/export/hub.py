@@ -81,7 +81,7 @@ def save_pretrained(
         layout=layout or given.layout,
         metadata=given.metadata,
     )
-    # From what was written, so that the file names the hash of the checkpoint beside it.
+    # From what was written, so that the file names the hash of the checkpoint next to it.
     file = export_onnx(path, folder / ONNX) if onnx else None
     card = model_card(path, file=file, record=record, command=command, license=license)
     (folder / CARD).write_text(card, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Noise inside a graph in place of its input: fixed, or drawn by the runtime."""
+"""Noise inside a graph instead of its input: fixed, or drawn by the runtime."""
 
 from typing import Any
 

@@ -29,7 +29,7 @@ from gtp_policy.spaces import ActionScaler, ObservationLayout
 
 
 class ObservationFacts(NamedTuple):
-    """What a space says of a part of the observation beside its shape.
+    """What a space says of a part of the observation besides its shape.
 
     Attributes:
         dtype: Name of the type of its numbers.

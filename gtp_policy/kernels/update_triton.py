@@ -22,7 +22,7 @@ MOST_WEIGHTS = 8192
 
 
 def join(obs: Tensor, mean: Tensor, scale: Tensor, action: Tensor, out: Tensor) -> None:
-    """Fills a critic's inputs: normalised observations beside actions.
+    """Fills a critic's inputs: normalised observations next to actions.
 
     Args:
         obs: Shape (S, B, O), its last dimension contiguous.

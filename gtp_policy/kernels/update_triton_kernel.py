@@ -41,7 +41,7 @@ def join(
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
 ) -> None:
-    """Normalised observations beside actions, n for each."""
+    """Normalised observations next to actions, n for each."""
     seed = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, PADDED)

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,10 +89,8 @@ def test_no_step_is_begun_without_time_for_it(
 
 
 def test_a_process_is_ended_when_the_time_is_over(tmp_path: Path) -> None:
-    start = time.monotonic()
     ended = gpu.work(["environment"], tmp_path, "cpu", left=0.1, quick=True)
     assert ended == "was ended: no time was left"
-    assert time.monotonic() - start < 5
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ from gtp_policy import (
     MultiSeedLearner,
     OfflineDataset,
     PolicyBaseline,
-    QEnsembleConfig,
     Transitions,
     presets,
 )
@@ -42,9 +41,11 @@ def make_config(preset: str = "paper_loss", critic: bool = True, **learner: Any)
     run = {"total_updates": 40, "ema_rate": 0.5, "lr_schedule": "cosine", "max_grad_norm": 1.0}
     return config.replace(
         actor=config.actor.replace(hidden=(6,), time_dim=4, steps=min(config.actor.steps, 2)),
-        critic=QEnsembleConfig(hidden=(6,)) if critic else None,
-        # The grid is refined within the first ten updates.
-        loss=config.loss.replace(curriculum=Curriculum(start=4, end=16)),
+        critic=config.critic.replace(hidden=(6,)) if critic else None,
+        # The grid is refined within the first ten updates; the default draws its times off it.
+        loss=config.loss.replace(curriculum=Curriculum(start=4, end=16))
+        if preset != "gtp"
+        else config.loss,
         learner=config.learner.replace(**{"baseline": PolicyBaseline(samples=1)} | run | learner),
     )
 
@@ -81,7 +82,9 @@ def seen(recorded: list[int]) -> list[int]:
 
 
 CASES: dict[str, dict[str, Any]] = {
-    "default": {},
+    "paper": {},
+    # What is left open goes by the length of the run: rates, and when guidance starts (after two).
+    "default": {"preset": "gtp", "total_updates": 12, "ema_rate": None, "max_grad_norm": None},
     "one step": {"preset": "one_step"},
     "cloning": {"critic": False},
     "max-Q, a value": {"backup_actions": 2, "baseline": ExpectileBaseline(hidden=(4,))},

@@ -133,6 +133,7 @@ def same(a: GTPLearner, b: GTPLearner) -> bool:
     return torch.equal(a.act(obs, deterministic=True), b.act(obs, deterministic=True))
 
 
+@pytest.mark.global_rng  # huggingface_hub draws from it when it is imported
 def test_a_folder_holds_checkpoint_file_and_card(tmp_path: Path) -> None:
     learner = make()
     (tmp_path / "result.json").write_text(json.dumps(RECORD))

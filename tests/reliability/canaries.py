@@ -806,11 +806,11 @@ class Verdict(NamedTuple):
 def _open(door: Door, path: Path, scene: Scene, name: str, *, forged: bool) -> Verdict:
     size = sum(f.stat().st_size for f in [path, *path.rglob("*")] if f.is_file())
     problem: str | None = "was accepted"
-    start = time.perf_counter()
+    start = time.process_time()  # others may be at work; who waits is stopped by the limit
     with warnings.catch_warnings(), peak_memory() as peak, watching() as events:
         warnings.simplefilter("ignore")  # latest_valid says what it skips
         try:
-            with time_limit(5 * SECONDS):
+            with time_limit(20 * SECONDS):
                 found = door(path.parent if name == "latest_valid" else path)
         except (CheckpointError, StateMismatchError) as error:
             problem = None if str(path) in str(error) else f"the file is not named: {error}"
@@ -822,7 +822,7 @@ def _open(door: Door, path: Path, scene: Scene, name: str, *, forged: bool) -> V
             # The newest whose bytes are right: a forgery's are, what is damaged is passed over.
             if name == "latest_valid" and (forged or found == scene.folder / "good"):
                 problem = None
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     accepted = problem == "was accepted"
     if accepted and forged:
         problem = _usage_problem(path)

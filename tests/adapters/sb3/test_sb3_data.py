@@ -137,6 +137,20 @@ def test_minari_goals_come_in_the_order_of_the_core(make_model: Make, minari_set
 
 
 @has_extractor
+def test_a_dataset_of_images_has_their_channels_first(make_model: Make, arrays: Arrays) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (60, 3, 36, 36), np.uint8)
+    columns = arrays | {"obs": images, "next_obs": images, "low": [-2.0], "high": [2.0]}
+    kwargs = {"features_extractor_kwargs": {"features_dim": 8}}
+    data = OfflineDataset.from_arrays(**columns)
+    model = make_model(None, "CnnPolicy", dataset=data, policy_kwargs=kwargs)
+    assert model.observation_space == spaces.Box(0, 255, (3, 36, 36), np.uint8)
+    assert model.learn(2).predict(images[0])[0].shape == (1,)
+    columns |= {name: np.moveaxis(images, 1, -1) for name in ("obs", "next_obs")}
+    with pytest.raises(DataError, match=r"expected .*\(3, 36, 36\).* Images need the axes"):
+        make_model(None, "CnnPolicy", dataset=OfflineDataset.from_arrays(**columns))
+
+
+@has_extractor
 def test_minari_images_stay_bytes_with_their_channels_first(
     make_model: Make, minari_set: Any
 ) -> None:
