@@ -108,9 +108,9 @@ class Document:
     def input_shapes(self) -> dict[str, Shape]:
         """Shape of each input for one observation, by the input's name."""
         shapes = {part.input: part.shape for part in self.observation}
-        return (
-            shapes if self.noise_input is None else {**shapes, self.noise_input: self.noise_shape}
-        )
+        if self.noise_input is not None:
+            shapes[self.noise_input] = self.noise_shape
+        return shapes
 
 
 def read_document(graph: Graph) -> Document:

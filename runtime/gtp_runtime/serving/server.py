@@ -76,7 +76,7 @@ def serve(
         "http": PatientProtocol,
         "ws": "websockets-sansio",
         "ws_max_size": limits.body_bytes,
-        "limit_concurrency": limits.connections,
+        "limit_concurrency": limits.connections + 1,  # it refuses the one that reaches it
         "timeout_graceful_shutdown": stop_seconds,
         "timeout_keep_alive": 30,
         "log_level": "warning",
