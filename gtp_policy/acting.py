@@ -21,6 +21,8 @@ from gtp_policy.functional import check_kind
 # So many take a CPU about as long as a device takes to start the sampler's operators one by one.
 _FEW_ROWS = 32
 _MOST_CANDIDATES = 1_000_000
+# Candidates that are all alike, in a dimension or as a whole: what is divided by instead of 0.
+LEAST_SPREAD, LEAST_WIDTH = 1e-6, 1e-12
 
 
 class ArgmaxChoice(Config):
@@ -141,13 +143,13 @@ class ModeChoice(Config):
             return action[:, 0]
         # Of operators that every exported graph can have, at any number of rows.
         spread = (action - action.mean(1, keepdim=True)).square().mean(1, keepdim=True)
-        scale = spread.sqrt().clamp_min(1e-6)
+        scale = spread.sqrt().clamp_min(LEAST_SPREAD)
         point = action / scale
         apart = (point.unsqueeze(1) - point.unsqueeze(2)).square().sum(3)
         medoid = apart.sqrt().sum(2).argmin(1)
         centre = point.gather(1, medoid[:, None, None].expand(-1, 1, dim)).squeeze(1)
         pairs = apart.flatten(1).sort(1).values[:, n:]  # without those of one and the same
-        width = pairs[:, math.ceil(self.neighbours * pairs.shape[1]) - 1].clamp_min(1e-12)
+        width = pairs[:, math.ceil(self.neighbours * pairs.shape[1]) - 1].clamp_min(LEAST_WIDTH)
         for _ in range(self.iterations):
             away = (point - centre.unsqueeze(1)).square().sum(2)
             near = torch.softmax(-away / (2 * width.unsqueeze(1)), 1)
@@ -171,7 +173,7 @@ def margin_of_mode(action: Tensor) -> Tensor:
         >>> margin_of_mode(torch.tensor([[[-1.0], [0.0], [1.0]]]))
         tensor([0.5000])
     """
-    scale = action.std(1, keepdim=True, correction=0).clamp_min(1e-6)
+    scale = action.std(1, keepdim=True, correction=0).clamp_min(LEAST_SPREAD)
     away = torch.cdist(action / scale, action / scale).sum(2)
     first, second = away.topk(2, largest=False).values.unbind(1)
     return (second - first) / first.clamp_min(1e-12)

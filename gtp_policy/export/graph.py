@@ -10,7 +10,7 @@ jumps and all candidates.
 """
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,15 +18,13 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from gtp_policy.acting import ModeChoice
+from gtp_policy.acting import LEAST_SPREAD, LEAST_WIDTH, ModeChoice
 from gtp_policy.critic import QEnsemble
-from gtp_policy.export.opset import IR_VERSION, OPSET
+from gtp_policy.export.opset import ACTION, IR_VERSION, NOISE, OPSET, Precision
 from gtp_policy.export.source import Plan
 from gtp_policy.kernels.folded import Folded
 from gtp_policy.kernels.layer_norm import LAYER_NORM_EPS
 
-NOISE, ACTION = "noise", "action"
-Precision = Literal["float32", "float16"]
 _Array = npt.NDArray[Any]
 # In half precision, where 65504 is the largest number: observations so many standard deviations
 # away look alike, and so do activations beyond.
@@ -58,7 +56,7 @@ def default_graph(plan: Plan, precision: Precision) -> onnx.ModelProto | None:
     elif n > 1 and isinstance(plan.choice, ModeChoice):
         action = _mode(graph, plan.choice, graph.reshape(action, -1, n, folded.action_dim), n)
     if plan.scaler is not None:
-        low, high = (v.astype(np.float32) for v in (plan.scaler.low, plan.scaler.high))
+        low, high = plan.box
         span = (plan.scaler.high - plan.scaler.low).astype(np.float32)
         action = graph.op("Mul", action, graph.number(span / np.float32(2)))
         action = graph.op("Add", action, graph.number((low + high) / np.float32(2)))
@@ -151,7 +149,7 @@ def _mode(graph: "_Graph", choice: ModeChoice, several: str, n: int) -> str:
 
     from_mean = graph.op("Sub", several, graph.op("ReduceMean", several, first, keepdims=1))
     spread = graph.op("Sqrt", graph.op("ReduceMean", square(from_mean), first, keepdims=1))
-    scale = graph.op("Max", spread, graph.number(1e-6))
+    scale = graph.op("Max", spread, graph.number(LEAST_SPREAD))
     point = graph.op("Div", several, scale)
     pair = (graph.op("Unsqueeze", point, axis) for axis in (first, second))
     apart = graph.op("ReduceSum", square(graph.op("Sub", *pair)), third, keepdims=0)
@@ -162,7 +160,7 @@ def _mode(graph: "_Graph", choice: ModeChoice, several: str, n: int) -> str:
     k = n + math.ceil(choice.neighbours * (n * n - n))
     nearest = graph.topk(graph.reshape(apart, -1, n * n), k)
     width = graph.op("Slice", nearest, graph.integers(k - 1), graph.integers(k), first)
-    factor = graph.op("Div", graph.number(-0.5), graph.op("Max", width, graph.number(1e-12)))
+    factor = graph.op("Div", graph.number(-0.5), graph.op("Max", width, graph.number(LEAST_WIDTH)))
     for _ in range(choice.iterations):
         shift = square(graph.op("Sub", point, graph.op("Unsqueeze", centre, first)))
         away = graph.op("ReduceSum", shift, second, keepdims=0)

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self, cast, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -236,6 +238,14 @@ class Plan:
         several = (self.candidates,) if self.candidates > 1 else ()
         return (*several, self.noise_dim)
 
+    @property
+    def box(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Least and largest action, each (A,), in the units of the environment."""
+        if self.scaler is None:
+            ones = np.ones(self.actor.action_dim, np.float32)
+            return -ones, ones
+        return self.scaler.low.astype(np.float32), self.scaler.high.astype(np.float32)
+
     def sha256(self) -> str:
         """Returns the hash of the checkpoint, or of the weights where there is none."""
         if self.source.sha256 is not None:
@@ -360,10 +370,19 @@ class PolicyModule(nn.Module):
         """
         *parts, noise = inputs
         flat = torch.cat([part.flatten(1) for part in parts], 1)
-        action = self.choose(flat, self.sample(flat, noise))
-        if self.scaler is not None:
-            action = self.scaler.to_box(action)
+        action = self.to_box(self.choose(flat, self.sample(flat, noise)))
         return action.reshape(-1, *self.action_shape)
+
+    def to_box(self, action: Tensor) -> Tensor:
+        """Returns actions in the units of the environment.
+
+        Args:
+            action: In [-1, 1], (B, A).
+
+        Returns:
+            Inside the Box, (B, A).
+        """
+        return action if self.scaler is None else self.scaler.to_box(action)
 
     def sample(self, flat: Tensor, noise: Tensor) -> Tensor:
         """Returns the candidates.
