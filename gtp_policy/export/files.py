@@ -302,7 +302,7 @@ def _document(plan: Plan, noise: Noise, seed: int | None, precision: Precision) 
         steps=plan.steps,
         candidates=plan.candidates,
         observation=ObservationSpace(
-            kind="dict" if plan.layout.keys else "box", parts=tuple(parts)
+            kind="dict" if plan.layout.keys else "box", parts=tuple(parts), history=plan.history
         ),
         action=ActionSpace(
             output=ACTION,
@@ -310,6 +310,7 @@ def _document(plan: Plan, noise: Noise, seed: int | None, precision: Precision) 
             dtype="float32",
             low=tuple(low.tolist()),
             high=tuple(high.tolist()),
+            chunk=plan.chunk,
         ),
         noise=NoiseInput(
             source=noise,
@@ -447,11 +448,11 @@ def _session(model: Any, names: Sequence[str]) -> _Outputs:  # noqa: ANN401 - on
 def _compare(plan: Plan, run: _Outputs, precision: Precision) -> None:
     """Raises unless a file gives the policy's actions; of candidates of one value, any of them."""
     policy, (low, high) = PolicyModule(plan), plan.box
-    half = torch.from_numpy((high - low) / 2)
+    half = torch.from_numpy(np.tile((high - low) / 2, plan.chunk))
     for rows in _ROWS:
         parts, noise = plan.probes(rows)
         got = torch.from_numpy(run([*parts, noise])).reshape(rows, -1)
-        flat = torch.cat([part.flatten(1) for part in parts], 1)
+        flat = policy.flatten(parts)
         drawn = policy.sample(flat, noise)
         several = policy.to_box(drawn).reshape(rows, plan.candidates, -1)
         allowed = torch.ones(several.shape[:2], dtype=torch.bool, device="cpu")
@@ -486,7 +487,7 @@ def _check_ranges(plan: Plan, run: _Outputs) -> None:
 
 def _check_in_box(plan: Plan, action: npt.NDArray[np.float32]) -> None:
     low, high = plan.box
-    flat = action.reshape(len(action), -1)
+    flat = action.reshape(-1, plan.action_dim)
     if not ((low <= flat) & (flat <= high)).all():
         raise ExportError(
             f"The exported policy leaves the Box: got actions from {flat.min()} to {flat.max()}, "

@@ -37,9 +37,16 @@ from gtp_policy.acting import (
 )
 from gtp_policy.actor import ActionStatistics
 from gtp_policy.errors import DataError, ExportError, PolicyFileError
-from gtp_policy.export import PolicyFile, PolicySource, export_onnx, read_policy_file
+from gtp_policy.export import (
+    PolicyFile,
+    PolicySource,
+    export_onnx,
+    export_torch,
+    read_policy_file,
+)
 from gtp_policy.export.policy_file import PROPERTY, SCHEMA, json_schema
 from gtp_policy.samplers import JumpSampler, OdeSampler
+from gtp_runtime import ActionQueue, Policy
 
 OBS, ACT = 5, 3
 SCALER = ActionScaler([-2.0, -1.0, 0.0], [2.0, 0.5, 10.0])
@@ -252,6 +259,67 @@ def test_onnx_itself_computes_the_same(tmp_path: Path) -> None:
     assert distance(torch.from_numpy(found), expected) <= 1e-5
 
 
+HISTORIES = {"vectors": (OBS,), "a dict": {"speed": (2,), "camera": (3, 1)}}
+
+
+@pytest.mark.parametrize("shapes", HISTORIES.values(), ids=HISTORIES.keys())
+@pytest.mark.parametrize(("history", "chunk"), [(1, 4), (3, 1), (2, 4)])
+@pytest.mark.parametrize("candidates", [None, 1, 3])
+def test_chunks_and_histories_are_planned_as_the_learner_does(
+    tmp_path: Path, history: int, chunk: int, candidates: int | None, shapes: Any
+) -> None:
+    config = GTPConfig(
+        actor=FlowMapActorConfig(hidden=(24,), steps=2, history=history, chunk=chunk),
+        critic=QEnsembleConfig(hidden=(8,)),
+    )
+    learner = GTPLearner.build(history * OBS, chunk * ACT, config)
+    layout, path = ObservationLayout(shapes), tmp_path / "policy.onnx"
+    file = export_onnx(
+        learner, path, candidates=candidates, layout=layout, action_scaler=SCALER, noise="fixed"
+    )
+    assert (file.observation.history, file.action.chunk) == (history, chunk)
+    assert file.action.low == tuple(SCALER.low.tolist())
+    flat = observations(history * 20).view(20, history, OBS)
+    chunks = learner.act(flat.flatten(1), candidates=candidates, deterministic=True)
+    expected = SCALER.to_box(chunks.view(20, chunk, ACT))
+    found = layout.unflatten(flat.flatten(0, 1))
+    parts = list(found.values()) if isinstance(found, dict) else [found]
+    past = (history,) if history > 1 else ()
+    inputs = [part.reshape(20, *past, *part.shape[1:]) for part in parts]
+    # Of two that are as central, or as good, it may be the other.
+    away = (run(path, *inputs).view(20, chunk, ACT) - expected).abs() / HALF
+    assert (away.amax((1, 2)) <= 1e-5).float().mean() >= (1 if candidates == 1 else 0.9)
+
+
+@pytest.mark.slow  # torch's own exporter takes its time
+@pytest.mark.global_rng
+def test_a_program_of_torch_plans_chunks_as_the_file_does(tmp_path: Path) -> None:
+    config = GTPConfig(
+        actor=FlowMapActorConfig(hidden=(24,), steps=2, history=2, chunk=3), critic=None
+    )
+    learner = GTPLearner.build(2 * OBS, 3 * ACT, config)
+    options: dict[str, Any] = {"candidates": 1, "action_scaler": SCALER}
+    options["layout"] = ObservationLayout(HISTORIES["a dict"])
+    export_onnx(learner, tmp_path / "policy.onnx", **options)
+    export_torch(learner, tmp_path / "policy.pt2", **options)
+    program = torch.export.load(tmp_path / "policy.pt2").module()
+    inputs = torch.randn(6, 2, 2), torch.randn(6, 2, 3, 1), noises(6, 3 * ACT)
+    found = program(*inputs)
+    assert found.shape == (6, 3, ACT)
+    assert distance(run(tmp_path / "policy.onnx", *inputs), found) <= 1e-5
+
+
+def test_the_runtime_plays_the_chunks_that_the_learner_plays(tmp_path: Path) -> None:
+    config = GTPConfig(actor=FlowMapActorConfig(hidden=(24,), steps=2, history=2, chunk=3))
+    learner, path = GTPLearner.build(2 * OBS, 3 * ACT, config), tmp_path / "policy.onnx"
+    export_onnx(learner, path, candidates=1, action_scaler=SCALER)
+    queue = ActionQueue(Policy.load(path), deterministic=True)
+    player = learner.player(candidates=1, deterministic=True)
+    for obs in observations(7):
+        expected = SCALER.to_box(player.act(obs[None]))
+        assert distance(torch.from_numpy(queue.act(obs.numpy()))[None], expected) <= 1e-5
+
+
 # --- what is exported
 
 
@@ -381,6 +449,24 @@ def test_the_schema_is_the_documents_and_the_pages_example_obeys_it() -> None:
     PolicyFile.from_json(example)
     fields = set(PolicyFile.model_fields)
     assert all(f"`{name}" in text for name in fields)
+
+
+def test_the_page_names_every_operator(tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "reference" / "policy-file.md"
+    text = page.read_text(encoding="utf-8").split("networks they are: ")[1].split(".")[0]
+    path, used = tmp_path / "policy.onnx", set[str]()
+    layout = ObservationLayout(HISTORIES["a dict"])
+    past = GTPConfig(actor=FlowMapActorConfig(hidden=(8,), history=2), critic=None)
+    cases: list[tuple[Any, dict[str, Any]]] = [
+        *((make(**critic), {"candidates": 3}) for critic in CRITICS.values()),
+        (make("one_step"), {"noise": "seeded"}),
+        (make(), {"noise": "fixed", "precision": "float16", "layout": layout}),
+        (GTPLearner.build(2 * OBS, ACT, past), {"layout": layout}),
+    ]
+    for policy, options in cases:
+        export_onnx(policy, path, action_scaler=SCALER, **options)
+        used |= {node.op_type for node in onnx.load(path).graph.node}
+    assert used <= set(text.replace("\n", " ").replace(" ", "").split(","))
 
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.onnx"))
