@@ -31,6 +31,7 @@ from gtp_policy import (
     read_metadata,
     restore_,
 )
+from gtp_policy.acting import chosen_by
 from gtp_policy.chunks import ChunkState
 from gtp_policy.critic import ValueNetwork
 from gtp_policy.errors import CheckpointError, DataError, UnsupportedSpaceError
@@ -385,13 +386,15 @@ class GTPPolicy(BasePolicy):
             >>> MlpPolicy(Box(-1, 1, (3,)), Box(-2, 2, (1,))).policy_source().action_shape
             (1,)
         """
-        source = PolicySource.of_learner(self.learner)
+        source, own = PolicySource.of_learner(self.learner), self.learner
+        candidates, choice = chosen_by(own.config, own.target_critic, self.candidates, True)
         return source._replace(
             layout=self.layout,
             action_scaler=self.scaler,
             action_shape=self.action_space.shape,
             observations=observation_facts(self.observation_space),
-            candidates=self.candidates or source.candidates,
+            candidates=candidates,
+            choice=choice,
         )
 
     def _noise_source(self, device: torch.device) -> torch.Generator:
