@@ -27,7 +27,7 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-quick test-packaging test-runtime test-extras lint format docs build release audit bench-bandit bench-pointmaze \
-	bench-datasets bench-hosts bench-speed bench-peers bench-growth bench-runtime bench-memory bench-imports bench-host-speed \
+	bench-datasets bench-hosts bench-speed bench-peers bench-growth bench-runtime bench-parity bench-memory bench-imports bench-host-speed \
 	bench-gpu bench-walks bench-page pointmaze-data ogbench-data metaworld-data pendulum-data mixed-data tasks aggregates results results-page scorecard test-lowest test-cpus \
 	tables clean FORCE
 
@@ -178,6 +178,9 @@ $(OGBENCH)/.installed: benchmarks/constraints-ogbench.txt | $(STAMP)
 bench-runtime: $(STAMP)  ## latency without torch at 100 Hz (half an hour), and a server under load (ten minutes), as JSON
 	$(BIN)/python -m benchmarks.runtime
 	$(BIN)/python -m benchmarks.serving
+
+bench-parity: $(STAMP)  ## how far exported files are from their policies (a quarter of an hour), as JSON
+	$(BIN)/python -m benchmarks.parity
 
 bench-growth: $(STAMP)  ## time of an update as sizes grow, as JSON
 	$(BIN)/python -m benchmarks.growth

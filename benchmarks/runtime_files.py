@@ -3,8 +3,7 @@
     python -m benchmarks.runtime_files
 
 Untrained small policies of every kind that `export_onnx` writes, each with observations, noises and
-the core's own actions for them. Files are never changed once a release has been made of them: they
-show that later runtimes read them.
+the core's own actions for them. Files that are there stay: they show that later runtimes read them.
 """
 
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from gtp_policy import (
     ObservationLayout,
     QEnsembleConfig,
 )
+from gtp_policy.acting import ModeChoice
 from gtp_policy.actor import ActionStatistics
 from gtp_policy.export import export_onnx
 
@@ -74,7 +74,7 @@ def actor(obs_dim: int = 3, **config: Any) -> FlowMapActor:  # noqa: ANN401 - fi
 
 
 def learner(**critic: Any) -> GTPLearner:  # noqa: ANN401 - fields of the config
-    """Returns a learner that chooses among four candidates."""
+    """Returns a learner that acts by the mode of four candidates, or by the best of them."""
     config = GTPConfig(
         actor=FlowMapActorConfig(hidden=HIDDEN, steps=2),
         critic=QEnsembleConfig(hidden=HIDDEN, **critic),
@@ -95,8 +95,10 @@ def policies() -> Iterator[tuple[str, Any, dict[str, Any]]]:
     yield "standardised", actor(action_statistics=statistics), box
     layout = ObservationLayout.of_dict({"camera": (2, 2), "speed": (1,)})
     yield "dict", actor(5), box | {"layout": layout}
-    yield "candidates", learner(), box
-    yield "layer_norm", learner(layer_norm=True, activation="gelu"), box
+    by_critic = box | {"candidates": 4}
+    yield "candidates", learner(), by_critic
+    yield "layer_norm", learner(layer_norm=True, activation="gelu"), by_critic
+    yield "mode", learner(), box
     pixels = FlowMapActor(
         192, 2, FlowMapActorConfig(hidden=HIDDEN, steps=2), encoder=Pixels(), seed=0
     )
@@ -136,7 +138,7 @@ def _core(
     noise: np.ndarray,
     options: dict[str, Any],
 ) -> np.ndarray:
-    """Returns the core's actions: `FlowMapActor.sample`, and the critic's choice."""
+    """Returns the core's actions: `FlowMapActor.sample`, and the mode or the critic's choice."""
     flat = torch.cat([torch.tensor(o).flatten(1) for o in obs.values()], 1)
     is_learner = isinstance(policy, GTPLearner)
     own = policy.target_actor if is_learner else policy
@@ -145,10 +147,11 @@ def _core(
     z = torch.tensor(noise).reshape(n * len(flat), -1)
     action = own.sample(tiled, noise=z, steps=steps)
     if n > 1:
+        # A number that is asked for is one for the critic to choose from.
+        choice = policy.config.choice if "candidates" in options else ModeChoice()
         with torch.no_grad():
             q = policy.target_critic.config.reduce(policy.target_critic(tiled, action))
-        best = q.reshape(-1, n).argmax(1)
-        action = action.reshape(-1, n, 2)[torch.arange(len(flat)), best]
+            action = choice.take(action.reshape(-1, n, 2), q.reshape(-1, n), None)
     scaler = options.get("action_scaler")
     boxed = action if scaler is None else scaler.to_box(action)
     result: np.ndarray = boxed.numpy().astype(np.float32)
@@ -156,14 +159,17 @@ def _core(
 
 
 def main() -> None:
-    """Writes everything."""
+    """Writes what is not there."""
     FILES.mkdir(exist_ok=True)
     for name, policy, options in policies():
+        if (path := FILES / f"{name}.onnx").exists():
+            continue
         write(name, policy, options, FILES)
-        print(f"{name:14} {(FILES / name).with_suffix('.onnx').stat().st_size} bytes")
-    example = FlowMapActor(3, 1, FlowMapActorConfig(hidden=(32, 32), steps=2))
-    export_onnx(example, EXAMPLE, action_scaler=ActionScaler([-2.0], [2.0]))
-    print(f"{'example':14} {EXAMPLE.stat().st_size} bytes")
+        print(f"{name:14} {path.stat().st_size} bytes")
+    if not EXAMPLE.exists():
+        example = FlowMapActor(3, 1, FlowMapActorConfig(hidden=(32, 32), steps=2))
+        export_onnx(example, EXAMPLE, action_scaler=ActionScaler([-2.0], [2.0]))
+        print(f"{'example':14} {EXAMPLE.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks import performance
-from benchmarks.pages import RESULTS, ROOT, fill, page_parser, publish, table
+from benchmarks.pages import RESULTS, ROOT, fill, is_current, page_parser, publish, table
 
 README = ROOT / "README.md"
+EXPORT = ROOT / "docs" / "how-to" / "export.md"
 
 
 def cell(figure: dict[str, Any], digits: int, scale: float = 1.0) -> str:
@@ -192,6 +193,29 @@ def hosts(record: dict[str, Any]) -> str:
     )
 
 
+def parity(record: dict[str, Any]) -> str:
+    """Returns the table on exported files beside the policies they were made of."""
+    rows = []
+    for kind in dict.fromkeys(row["kind"] for row in record["rows"]):
+        own = [row for row in record["rows"] if row["kind"] == kind]
+        cells = []
+        for precision in ("float32", "float16"):
+            apart = [x for r in own if r["precision"] == precision for x in r["apart"].values()]
+            cells.append(f"{max(apart):.1e}" if apart else "–")
+        safe = all(row["in_box"] and row["nan_refused"] for row in own)
+        rows.append([kind, *cells, "yes" if safe else "NO"])
+    steps = list(dict.fromkeys(str(row["steps"]) for row in record["rows"]))
+    sizes = list(record["rows"][0]["apart"])
+    return "\n\n".join(
+        [
+            f"Largest difference from the core's action, whose range is [-1, 1], over "
+            f"{record['conditions']['observations']:,} observations, K of {', '.join(steps)} and "
+            f"batches of {', '.join(sizes)}, float16 of the last alone (`{record['command']}`):",
+            table(["policy", "float32", "float16", "in the Box up to 1e6, NaN refused"], rows),
+        ]
+    )
+
+
 def render(text: str) -> str:
     """Returns the README with its results filled in."""
     sections = [
@@ -203,10 +227,16 @@ def render(text: str) -> str:
 
 
 def main() -> None:
-    """Writes or checks the README."""
+    """Writes or checks the README and the page on exports."""
     args = page_parser(__doc__).parse_args()
-    wanted = render(README.read_text(encoding="utf-8"))
-    publish(README, wanted, check=args.check, target="tables")
+    record = json.loads((RESULTS / "parity.json").read_text(encoding="utf-8"))
+    pages = {
+        README: render(README.read_text(encoding="utf-8")),
+        EXPORT: fill(EXPORT.read_text(encoding="utf-8"), "parity", parity(record)),
+    }
+    stale = [path for path, text in pages.items() if not is_current(path, text)]
+    for path in stale or [README]:
+        publish(path, pages[path], check=args.check, target="tables")
 
 
 if __name__ == "__main__":

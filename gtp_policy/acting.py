@@ -21,6 +21,8 @@ from gtp_policy.functional import check_kind, unwrapped
 # So many take a CPU about as long as a device takes to start the sampler's operators one by one.
 _FEW_ROWS = 32
 _MOST_CANDIDATES = 1_000_000
+# Candidates that are all alike, in a dimension or as a whole: what is divided by instead of 0.
+LEAST_SPREAD, LEAST_WIDTH = 1e-6, 1e-12
 
 
 class ArgmaxChoice(Config):
@@ -143,7 +145,7 @@ class ModeChoice(Config):
         apart = (point.unsqueeze(1) - point.unsqueeze(2)).square().sum(3)
         centre = _at(point, apart.sqrt().sum(2).argmin(1))
         pairs = apart.flatten(1).sort(1).values[:, n:]  # without those of one and the same
-        width = pairs[:, math.ceil(self.neighbours * pairs.shape[1]) - 1].clamp_min(1e-12)
+        width = pairs[:, math.ceil(self.neighbours * pairs.shape[1]) - 1].clamp_min(LEAST_WIDTH)
         for _ in range(self.iterations):
             away = (point - centre.unsqueeze(1)).square().sum(2)
             near = torch.softmax(-away / (2 * width.unsqueeze(1)), 1)
@@ -155,7 +157,7 @@ class ModeChoice(Config):
 def _scaled(action: Tensor) -> tuple[Tensor, Tensor]:
     """Returns candidates (B, n, A) over the standard deviation of each dimension, and that."""
     spread = (action - action.mean(1, keepdim=True)).square().mean(1, keepdim=True)
-    scale = spread.sqrt().clamp_min(1e-6)
+    scale = spread.sqrt().clamp_min(LEAST_SPREAD)
     return action / scale, scale
 
 

@@ -5,6 +5,7 @@ import gc
 import importlib
 import pkgutil
 import sys
+import tempfile
 import types
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -33,6 +34,7 @@ from gtp_policy import (
 from gtp_policy._contexts import constant, outside, transforming
 from gtp_policy.acting import CPUSnapshot
 from gtp_policy.errors import StateMismatchError
+from gtp_policy.export import export_onnx, export_torch
 from gtp_policy.kernels import using
 from gtp_policy.times import KarrasTimes, LinearTimes, LogNormalIndex, draw_times
 
@@ -155,6 +157,17 @@ def exported(learner: GTPLearner, dataset: OfflineDataset) -> None:
     torch.export.export(Policy(learner.target_actor), inputs)
 
 
+def written(learner: GTPLearner, dataset: OfflineDataset) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        export_onnx(learner, f"{folder}/policy.onnx")
+        export_onnx(learner, f"{folder}/policy.onnx", candidates=3, noise="fixed")
+
+
+def written_by_torch(learner: GTPLearner, dataset: OfflineDataset) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        export_torch(learner, f"{folder}/policy.pt2")
+
+
 def traced(learner: GTPLearner, dataset: OfflineDataset) -> None:
     inputs = torch.randn(2, OBS), torch.randn(2, ACT)
     torch.jit.trace(Policy(learner.target_actor), inputs)
@@ -222,6 +235,8 @@ def within(make: Callable[[], AbstractContextManager[object]]) -> Callable[..., 
 
 FIRST: dict[str, Callable[[GTPLearner, OfflineDataset], None]] = {
     "torch.export": exported,
+    "export_onnx": written,
+    "export_torch": written_by_torch,
     "a trace": traced,
     "make_fx": made_fx,
     "FakeTensorMode": faked,

@@ -3,14 +3,31 @@
 import json
 
 from benchmarks import failing, performance, signatures, teachers
-from benchmarks.pages import RESULTS
+from benchmarks.pages import RESULTS, fill
+from benchmarks.parity import KINDS
 from benchmarks.pictures import shows
-from benchmarks.tables import README, render
+from benchmarks.tables import EXPORT, README, parity, render
 
 
 def test_the_readme_says_what_the_json_says() -> None:
     text = README.read_text(encoding="utf-8")
     assert text == render(text), "run: make tables"
+
+
+def test_exported_files_act_as_the_policies_they_were_made_of() -> None:
+    record = json.loads((RESULTS / "parity.json").read_text(encoding="utf-8"))
+    text = EXPORT.read_text(encoding="utf-8")
+    assert text == fill(text, "parity", parity(record)), "run: make tables"
+    assert record["conditions"]["observations"] >= 20_000
+    for row in record["rows"]:
+        assert row["in_box"]
+        assert row["nan_refused"]
+        assert max(row["apart"].values()) <= (1e-5 if row["precision"] == "float32" else 1e-2)
+    whole = [row for row in record["rows"] if row["precision"] == "float32"]
+    assert {(row["kind"], row["steps"]) for row in whole} == {
+        (kind, steps) for kind in KINDS for steps in (1, 2, 5, 10)
+    }
+    assert all(set(row["apart"]) == {"1", "7", "256", "4096"} for row in whole)
 
 
 def test_the_bandit_finds_every_mode_with_every_seed() -> None:

@@ -12,12 +12,14 @@ def act(server: http.client.HTTPConnection, obs: list[float]) -> list[float]:
         body = json.dumps({"obs": obs, "deterministic": True})
         server.request("POST", "/act", body, {"content-type": "application/json"})
         response = server.getresponse()
-        answer = json.loads(response.read())
-        if response.status == 200:
-            return answer["action"]
-        if response.status != 503:
+        body = response.read()
+        if response.status == 503:  # of too many connections it is plain text
+            time.sleep(float(response.headers.get("retry-after", 1)))
+            continue
+        answer = json.loads(body)
+        if response.status != 200:
             raise ValueError(answer["error"]["message"])
-        time.sleep(float(response.headers["retry-after"]))
+        return answer["action"]
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import secrets
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from gtp_policy._contexts import outside
 from gtp_policy._version import __version__
 from gtp_policy.acting import Choice, margin_of_mode
 from gtp_policy.errors import ExportError, MissingDependencyError, PolicyFileError
-from gtp_policy.export.opset import IR_VERSION, OPSET
+from gtp_policy.export.opset import ACTION, IR_VERSION, NOISE, OPSET, Precision
 from gtp_policy.export.policy_file import (
     FORMAT_VERSION,
     PROPERTY,
@@ -38,13 +38,13 @@ from gtp_policy.export.source import (
 )
 from gtp_policy.spaces import ActionScaler, ObservationLayout
 
-Precision = Literal["float32", "float16"]
 Noise = Literal["input", "fixed", "seeded"]
 _Outputs = Callable[[Sequence[Tensor]], npt.NDArray[np.float32]]
 # How far an exported action may be from the policy's, in [-1, 1]: rounding of float32 and, ten bits
 # less, of float16 through all layers and jumps.
 _TOLERANCE: dict[Precision, float] = {"float32": 1e-4, "float16": 0.1}
 _ROWS = 1, 2, 33
+_SEEDS = 2**24
 
 
 def export_onnx(
@@ -76,9 +76,9 @@ def export_onnx(
         choice: Replaces a choice by chance, which no file can hold, by `ArgmaxChoice`.
         noise: ``"input"``: the caller gives it. ``"fixed"``: that of deterministic actions, inside.
             ``"seeded"``: drawn inside by the runtime.
-        seed: Of ``"seeded"`` noise; default 0.
+        seed: Of ``"seeded"`` noise, below 2^24; default 0.
         precision: ``"float16"`` halves the flow map's network and rounds its products to 11 bits:
-            about 1e-2 of an action's range. Only for default networks.
+            up to about 1e-3 of an action's range. Only for default networks.
         layout: How observations become vectors; default as saved with the policy, else vectors.
         action_scaler: Bounds of the action Box; default as saved with the policy, else [-1, 1].
 
@@ -104,11 +104,11 @@ def export_onnx(
     """
     onnx = _onnx()
     _check_options(noise, seed, precision)
-    from gtp_policy.export import graph, noises
+    from gtp_policy.export import graph, noises  # they need onnx
 
     with outside(), torch.no_grad():
         plan = _plan(policy, steps, candidates, choice, layout, action_scaler)
-        document = _document(plan, noise, seed, precision, plan.sha256())
+        document = _document(plan, noise, seed, precision)
         model = graph.default_graph(plan, precision)
     if model is None and precision != "float32":
         raise ExportError(
@@ -119,7 +119,7 @@ def export_onnx(
     if model is None:
         model = _by_torch(plan)
     with outside(), torch.no_grad():
-        _compare(plan, _session(model, [*plan.inputs, graph.NOISE]), precision)
+        _compare(plan, _session(model, [*plan.inputs, NOISE]), precision)
         noises.replace_(model, plan, document.noise)
         model.producer_name, model.producer_version = "gtp-policy", __version__
         onnx.helper.set_model_props(model, {PROPERTY: document.model_dump_json()})
@@ -221,7 +221,7 @@ def export_torch(
     path = Path(path)
     with outside(), torch.no_grad():
         plan = _plan(policy, steps, candidates, choice, layout, action_scaler)
-        document = _document(plan, "input", None, "float32", plan.sha256())
+        document = _document(plan, "input", None, "float32")
     program, temporary = _program(plan), _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -262,8 +262,8 @@ def _plan(
 
 def _check_options(noise: Noise, seed: int | None, precision: Precision) -> None:
     for name, value, known in (
-        ("noise", noise, ("input", "fixed", "seeded")),
-        ("precision", precision, tuple(_TOLERANCE)),
+        ("noise", noise, get_args(Noise)),
+        ("precision", precision, get_args(Precision)),
     ):
         if value not in known:
             raise ExportError(f"Unknown `{name}`: got {value!r}, expected one of {list(known)}.")
@@ -272,15 +272,15 @@ def _check_options(noise: Noise, seed: int | None, precision: Precision) -> None
             f"A seed belongs to noise that the file draws: got seed={seed} and noise={noise!r}, "
             "expected noise='seeded'. Else the noise is the caller's, or fixed."
         )
+    if seed is not None and (type(seed) is not int or not 0 <= seed < _SEEDS):
+        raise ExportError(
+            f"`seed` is out of range: got {seed!r}, expected an integer from 0 below {_SEEDS}: "
+            "ONNX holds it as a float32, which has no others exactly."
+        )
 
 
-def _document(
-    plan: Plan, noise: Noise, seed: int | None, precision: Precision, sha256: str
-) -> PolicyFile:
-    scaler = plan.scaler or ActionScaler(
-        [-1.0] * plan.actor.action_dim, [1.0] * plan.actor.action_dim
-    )
-    parts = []
+def _document(plan: Plan, noise: Noise, seed: int | None, precision: Precision) -> PolicyFile:
+    (low, high), parts = plan.box, []
     for key, name, shape in zip(plan.keys, plan.inputs, plan.layout.shapes, strict=True):
         facts = plan.source.observations.get(key, ObservationFacts())
         parts.append(
@@ -302,23 +302,24 @@ def _document(
         steps=plan.steps,
         candidates=plan.candidates,
         observation=ObservationSpace(
-            kind="dict" if plan.layout.keys else "box", parts=tuple(parts)
+            kind="dict" if plan.layout.keys else "box", parts=tuple(parts), history=plan.history
         ),
         action=ActionSpace(
-            output="action",
+            output=ACTION,
             shape=plan.action_shape,
             dtype="float32",
-            low=tuple(scaler.low.astype(np.float32).tolist()),
-            high=tuple(scaler.high.astype(np.float32).tolist()),
+            low=tuple(low.tolist()),
+            high=tuple(high.tolist()),
+            chunk=plan.chunk,
         ),
         noise=NoiseInput(
             source=noise,
-            input="noise" if noise == "input" else None,
+            input=NOISE if noise == "input" else None,
             shape=plan.noise_shape,
             fixed=tuple(plan.fixed.flatten().tolist()),
             seed=(seed or 0) if noise == "seeded" else None,
         ),
-        checkpoint=CheckpointOrigin(sha256=sha256, updates=plan.source.updates),
+        checkpoint=CheckpointOrigin(sha256=plan.sha256(), updates=plan.source.updates),
     )
 
 
@@ -383,7 +384,7 @@ def _by_torch(plan: Plan) -> Any:  # noqa: ANN401 - onnx.ModelProto
                 program,
                 dynamo=True,
                 input_names=inputs,
-                output_names=["action"],
+                output_names=[ACTION],
                 opset_version=OPSET,
                 external_data=False,
                 verbose=False,
@@ -438,7 +439,7 @@ def _session(model: Any, names: Sequence[str]) -> _Outputs:  # noqa: ANN401 - on
 
     def run(inputs: Sequence[Tensor]) -> npt.NDArray[np.float32]:
         feed = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
-        result: npt.NDArray[np.float32] = session.run(["action"], feed)[0]
+        result: npt.NDArray[np.float32] = session.run([ACTION], feed)[0]
         return result
 
     return run
@@ -446,30 +447,28 @@ def _session(model: Any, names: Sequence[str]) -> _Outputs:  # noqa: ANN401 - on
 
 def _compare(plan: Plan, run: _Outputs, precision: Precision) -> None:
     """Raises unless a file gives the policy's actions; of candidates of one value, any of them."""
-    policy, scale = PolicyModule(plan), torch.ones((), device="cpu")
+    policy, (low, high) = PolicyModule(plan), plan.box
+    half = torch.from_numpy(np.tile((high - low) / 2, plan.chunk))
     for rows in _ROWS:
         parts, noise = plan.probes(rows)
         got = torch.from_numpy(run([*parts, noise])).reshape(rows, -1)
-        flat = torch.cat([part.flatten(1) for part in parts], 1)
+        flat = policy.flatten(parts)
         drawn = policy.sample(flat, noise)
-        candidates = plan.candidates
-        clear = torch.ones(rows, dtype=torch.bool, device="cpu")
-        if plan.critic is None:  # one alone, or the mode of several
-            if candidates > 1:  # of two that are as central, it may be the other one
-                clear = margin_of_mode(drawn.reshape(rows, candidates, -1)) > 1e-4
-            drawn, candidates = policy.choose(flat, drawn), 1
-        box = drawn if plan.scaler is None else plan.scaler.to_box(drawn)
-        if plan.scaler is not None:
-            scale = torch.as_tensor((plan.scaler.high - plan.scaler.low) / 2, device="cpu").float()
-        away = (box.view(rows, candidates, -1) - got[:, None]).abs() / scale
-        allowed = torch.ones(rows, candidates, dtype=torch.bool, device="cpu")
-        if candidates > 1:
+        several = policy.to_box(drawn).reshape(rows, plan.candidates, -1)
+        allowed = torch.ones(several.shape[:2], dtype=torch.bool, device="cpu")
+        if plan.critic is not None:
             value = policy.values(flat, drawn)
             best = value.amax(1, keepdim=True)
-            slack = 10 * _TOLERANCE[precision] * (1 + best.abs())
-            allowed = value >= best - slack
-        errors = away.amax(2).masked_fill(~allowed, torch.inf).amin(1)
-        error = torch.where(clear, errors, 0.0).max().item()
+            allowed = value >= best - 10 * _TOLERANCE[precision] * (1 + best.abs())
+        elif plan.candidates > 1:
+            clear = margin_of_mode(drawn.view_as(several)) > _TOLERANCE[precision]
+            # Of two that are as central it may be the other one's mode: somewhere among all.
+            among = got.clamp(several.amin(1), several.amax(1))
+            mode = policy.to_box(policy.choose(flat, drawn))
+            several = torch.where(clear[:, None], mode, among)[:, None]
+            allowed = allowed[:, :1]
+        away = ((several - got[:, None]).abs() / half).amax(2)
+        error = away.masked_fill(~allowed, torch.inf).amin(1).max().item()
         if not error <= _TOLERANCE[precision]:
             raise ExportError(
                 f"The exported policy does not act as the policy does: got actions that differ by "
@@ -487,10 +486,8 @@ def _check_ranges(plan: Plan, run: _Outputs) -> None:
 
 
 def _check_in_box(plan: Plan, action: npt.NDArray[np.float32]) -> None:
-    low, high = -np.ones(1, np.float32), np.ones(1, np.float32)
-    if plan.scaler is not None:
-        low, high = (v.astype(np.float32) for v in (plan.scaler.low, plan.scaler.high))
-    flat = action.reshape(len(action), -1)
+    low, high = plan.box
+    flat = action.reshape(-1, plan.action_dim)
     if not ((low <= flat) & (flat <= high)).all():
         raise ExportError(
             f"The exported policy leaves the Box: got actions from {flat.min()} to {flat.max()}, "

@@ -10,7 +10,7 @@ jumps and all candidates.
 """
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,15 +18,13 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from gtp_policy.acting import ModeChoice
+from gtp_policy.acting import LEAST_SPREAD, LEAST_WIDTH, ModeChoice
 from gtp_policy.critic import QEnsemble
-from gtp_policy.export.opset import IR_VERSION, OPSET
+from gtp_policy.export.opset import ACTION, IR_VERSION, NOISE, OPSET, Precision
 from gtp_policy.export.source import Plan
 from gtp_policy.kernels.folded import Folded
 from gtp_policy.kernels.layer_norm import LAYER_NORM_EPS
 
-NOISE, ACTION = "noise", "action"
-Precision = Literal["float32", "float16"]
 _Array = npt.NDArray[Any]
 # In half precision, where 65504 is the largest number: observations so many standard deviations
 # away look alike, and so do activations beyond.
@@ -44,9 +42,7 @@ def default_graph(plan: Plan, precision: Precision) -> onnx.ModelProto | None:
     if folded is None or (plan.critic is not None and plan.critic.encoder is not None):
         return None
     graph = _Graph()
-    shapes = zip(plan.inputs, plan.layout.shapes, strict=True)
-    parts = [n if len(s) == 1 else graph.op("Flatten", n, axis=1) for n, s in shapes]
-    flat = graph.op("Concat", *parts, axis=1) if len(parts) > 1 else parts[0]
+    flat = _flat(graph, plan)
     n = plan.candidates
     noise = graph.reshape(NOISE, -1, plan.noise_dim) if n > 1 else NOISE
     action = _flow_map(graph, folded, flat, noise, n, precision)
@@ -58,14 +54,28 @@ def default_graph(plan: Plan, precision: Precision) -> onnx.ModelProto | None:
     elif n > 1 and isinstance(plan.choice, ModeChoice):
         action = _mode(graph, plan.choice, graph.reshape(action, -1, n, folded.action_dim), n)
     if plan.scaler is not None:
-        low, high = (v.astype(np.float32) for v in (plan.scaler.low, plan.scaler.high))
-        span = (plan.scaler.high - plan.scaler.low).astype(np.float32)
+        low, high = (np.tile(bound, plan.chunk) for bound in plan.box)
+        span = np.tile((plan.scaler.high - plan.scaler.low).astype(np.float32), plan.chunk)
         action = graph.op("Mul", action, graph.number(span / np.float32(2)))
         action = graph.op("Add", action, graph.number((low + high) / np.float32(2)))
         action = graph.op("Max", action, graph.number(low))
         action = graph.op("Min", action, graph.number(high))
-    graph.op("Reshape", action, graph.integers(-1, *plan.action_shape), output=ACTION)
+    graph.op("Reshape", action, graph.integers(-1, *plan.result_shape), output=ACTION)
     return graph.model(plan)
+
+
+def _flat(graph: "_Graph", plan: Plan) -> str:
+    """Adds what makes vectors of observations, (B, m O), the oldest of a history first."""
+    if plan.history > 1 and len(plan.inputs) > 1:
+        widths = [math.prod(shape) for shape in plan.layout.shapes]
+        parts = [
+            graph.reshape(name, -1, plan.history, width)
+            for name, width in zip(plan.inputs, widths, strict=True)
+        ]
+        return graph.op("Flatten", graph.op("Concat", *parts, axis=2), axis=1)
+    shapes = zip(plan.inputs, plan.input_shapes, strict=True)
+    parts = [n if len(s) == 1 else graph.op("Flatten", n, axis=1) for n, s in shapes]
+    return graph.op("Concat", *parts, axis=1) if len(parts) > 1 else parts[0]
 
 
 def _flow_map(
@@ -151,7 +161,7 @@ def _mode(graph: "_Graph", choice: ModeChoice, several: str, n: int) -> str:
 
     from_mean = graph.op("Sub", several, graph.op("ReduceMean", several, first, keepdims=1))
     spread = graph.op("Sqrt", graph.op("ReduceMean", square(from_mean), first, keepdims=1))
-    scale = graph.op("Max", spread, graph.number(1e-6))
+    scale = graph.op("Max", spread, graph.number(LEAST_SPREAD))
     point = graph.op("Div", several, scale)
     pair = (graph.op("Unsqueeze", point, axis) for axis in (first, second))
     apart = graph.op("ReduceSum", square(graph.op("Sub", *pair)), third, keepdims=0)
@@ -162,7 +172,7 @@ def _mode(graph: "_Graph", choice: ModeChoice, several: str, n: int) -> str:
     k = n + math.ceil(choice.neighbours * (n * n - n))
     nearest = graph.topk(graph.reshape(apart, -1, n * n), k)
     width = graph.op("Slice", nearest, graph.integers(k - 1), graph.integers(k), first)
-    factor = graph.op("Div", graph.number(-0.5), graph.op("Max", width, graph.number(1e-12)))
+    factor = graph.op("Div", graph.number(-0.5), graph.op("Max", width, graph.number(LEAST_WIDTH)))
     for _ in range(choice.iterations):
         shift = square(graph.op("Sub", point, graph.op("Unsqueeze", centre, first)))
         away = graph.op("ReduceSum", shift, second, keepdims=0)
@@ -234,10 +244,10 @@ class _Graph:
 
     def model(self, plan: Plan) -> onnx.ModelProto:
         float32 = TensorProto.FLOAT
-        shapes = zip(plan.inputs, plan.layout.shapes, strict=True)
+        shapes = zip(plan.inputs, plan.input_shapes, strict=True)
         inputs = [helper.make_tensor_value_info(n, float32, ["batch", *s]) for n, s in shapes]
         inputs.append(helper.make_tensor_value_info(NOISE, float32, ["batch", *plan.noise_shape]))
-        output = helper.make_tensor_value_info(ACTION, float32, ["batch", *plan.action_shape])
+        output = helper.make_tensor_value_info(ACTION, float32, ["batch", *plan.result_shape])
         graph = helper.make_graph(
             self._nodes, "policy", inputs, [output], list(self._constants.values())
         )

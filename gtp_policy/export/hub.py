@@ -20,6 +20,7 @@ from gtp_policy.checkpoint.bundle import content_id
 from gtp_policy.errors import CheckpointError, DataError, MissingDependencyError
 from gtp_policy.export.files import export_onnx
 from gtp_policy.export.policy_file import PolicyFile
+from gtp_policy.export.source import source_of
 from gtp_policy.learner import GTPLearner, OptimizerFactory
 from gtp_policy.spaces import ActionScaler, ObservationLayout
 
@@ -73,16 +74,22 @@ def save_pretrained(
     """
     folder = Path(folder)
     given = policy if isinstance(policy, Checkpoint) else Checkpoint(policy, None, None, {})
+    given = given._replace(
+        action_scaler=action_scaler or given.action_scaler, layout=layout or given.layout
+    )
     record = _read(result) if result is not None else None
     path = save_checkpoint(
         folder / CHECKPOINT,
         given.learner,
-        action_scaler=action_scaler or given.action_scaler,
-        layout=layout or given.layout,
+        action_scaler=given.action_scaler,
+        layout=given.layout,
         metadata=given.metadata,
     )
-    # From what was written, so that the file names the hash of the checkpoint next to it.
-    file = export_onnx(path, folder / ONNX) if onnx else None
+    file = None
+    if onnx:
+        # Not from what was written, which lacks an encoder of the user's own; with its hash.
+        source = source_of(given)._replace(sha256=content_id(path))
+        file = export_onnx(source, folder / ONNX)
     card = model_card(path, file=file, record=record, command=command, license=license)
     (folder / CARD).write_text(card, encoding="utf-8")
     return folder

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
+from gtp_policy.export.opset import NOISE
 from gtp_policy.export.policy_file import NoiseInput
 from gtp_policy.export.source import Plan
 
@@ -21,8 +22,8 @@ def replace_(model: onnx.ModelProto, plan: Plan, noise: NoiseInput) -> None:
     """
     if noise.source == "input":
         return
-    graph, name = model.graph, "noise"
-    kept = [entry for entry in graph.input if entry.name != name]
+    graph = model.graph
+    kept = [entry for entry in graph.input if entry.name != NOISE]
     del graph.input[:]
     graph.input.extend(kept)
     fixed = np.array(noise.fixed, np.float32).reshape(1, *noise.shape)
@@ -36,11 +37,11 @@ def replace_(model: onnx.ModelProto, plan: Plan, noise: NoiseInput) -> None:
         _node("Concat", ["noise_batch", "noise_rest"], "noise_shape", axis=0),
     ]
     if noise.source == "fixed":
-        nodes.append(_node("Expand", ["noise_fixed", "noise_shape"], name))
+        nodes.append(_node("Expand", ["noise_fixed", "noise_shape"], NOISE))
     else:
         nodes += [
             _node("ConstantOfShape", ["noise_shape"], "noise_zeros"),
-            _node("RandomNormalLike", ["noise_zeros"], name, seed=float(noise.seed or 0)),
+            _node("RandomNormalLike", ["noise_zeros"], NOISE, seed=float(noise.seed or 0)),
         ]
     rest = list(graph.node)
     del graph.node[:]

@@ -2,10 +2,12 @@
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self, cast, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -171,8 +173,7 @@ class Plan:
         action_scaler: Replaces the source's.
 
     Raises:
-        ExportError: If the policy has a history or chunks, or candidates have no critic, or are
-            chosen by chance.
+        ExportError: If candidates have no critic, or are chosen by chance.
         DataError: If a parameter is not finite.
         ShapeError: If layout or scaler do not fit the actor.
     """
@@ -188,25 +189,22 @@ class Plan:
         action_scaler: ActionScaler | None = None,
     ) -> None:
         actor = source.actor
-        steps_of = actor.config
-        if steps_of.history > 1 or steps_of.chunk > 1:
-            raise ExportError(
-                f"A policy file holds single steps: got history={steps_of.history} and "
-                f"chunk={steps_of.chunk}, expected 1 of both. Act with GTPLearner.player."
-            )
         self.source = source
-        self.layout = layout or source.layout or ObservationLayout((actor.obs_dim,))
+        # Layout and bounds are of one step, the actor's dimensions of m observations and h actions.
+        self.history, self.chunk = actor.config.history, actor.config.chunk
+        obs_dim, self.action_dim = actor.obs_dim // self.history, actor.action_dim // self.chunk
+        self.layout = layout or source.layout or ObservationLayout((obs_dim,))
         self.scaler = action_scaler or source.action_scaler
-        self.action_shape = source.action_shape or (actor.action_dim,)
-        if self.layout.obs_dim != actor.obs_dim:
+        self.action_shape = source.action_shape or (self.action_dim,)
+        if self.layout.obs_dim != obs_dim:
             raise ExportError(
                 f"`layout` is of another observation: got {self.layout}, expected one of "
-                f"{actor.obs_dim} numbers in all."
+                f"{obs_dim} numbers in all."
             )
-        if self.scaler is not None and self.scaler.action_dim != actor.action_dim:
+        if self.scaler is not None and self.scaler.action_dim != self.action_dim:
             raise ExportError(
                 f"`action_scaler` is of another action: got {self.scaler.action_dim} dimensions, "
-                f"expected {actor.action_dim}."
+                f"expected {self.action_dim}."
             )
         self.steps = _number("steps", steps, source.steps, actor.config.steps)
         self.noise_dim = actor.noise_dim(self.steps)
@@ -231,10 +229,29 @@ class Plan:
         return [f"obs.{key}" if self.layout.keys else "obs" for key in self.keys]
 
     @property
+    def input_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the observation's inputs, without the batch."""
+        past = (self.history,) if self.history > 1 else ()
+        return [(*past, *shape) for shape in self.layout.shapes]
+
+    @property
+    def result_shape(self) -> tuple[int, ...]:
+        """Shape of what one observation gets: an action, or h of them."""
+        return (self.chunk, *self.action_shape) if self.chunk > 1 else self.action_shape
+
+    @property
     def noise_shape(self) -> tuple[int, ...]:
         """Shape of the noise of one observation."""
         several = (self.candidates,) if self.candidates > 1 else ()
         return (*several, self.noise_dim)
+
+    @property
+    def box(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Least and largest action of one step, each (A,), in the units of the environment."""
+        if self.scaler is None:
+            ones = np.ones(self.action_dim, np.float32)
+            return -ones, ones
+        return self.scaler.low.astype(np.float32), self.scaler.high.astype(np.float32)
 
     def sha256(self) -> str:
         """Returns the hash of the checkpoint, or of the weights where there is none."""
@@ -268,10 +285,11 @@ class Plan:
         noise = torch.randn(
             (rows, *self.noise_shape), generator=generator, dtype=torch.float32, device="cpu"
         )
-        found = self.layout.unflatten(flat)
+        found = self.layout.unflatten(flat.reshape(rows * self.history, -1))
         parts = list(found.values()) if isinstance(found, dict) else [found]
         return [
-            self._as_space(key, part) for key, part in zip(self.keys, parts, strict=True)
+            self._as_space(key, part).reshape(rows, *shape)
+            for key, part, shape in zip(self.keys, parts, self.input_shapes, strict=True)
         ], noise
 
     def _as_space(self, key: str, part: Tensor) -> Tensor:
@@ -352,8 +370,8 @@ class PolicyModule(nn.Module):
         super().__init__()
         self.actor, self.critic, self.choice = plan.actor, plan.critic, plan.choice
         self.steps, self.candidates = plan.steps, plan.candidates
-        self.noise_dim, self.action_shape = plan.noise_dim, plan.action_shape
-        self.scaler = plan.scaler
+        self.noise_dim, self.scaler = plan.noise_dim, plan.scaler
+        self.history, self.chunk, self.result_shape = plan.history, plan.chunk, plan.result_shape
         self.eval()
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -364,14 +382,40 @@ class PolicyModule(nn.Module):
                 (B, D) or (B, n, D).
 
         Returns:
-            Actions in the units of the environment, (B, ...).
+            Actions in the units of the environment, (B, ...), with chunks (B, h, ...).
         """
         *parts, noise = inputs
-        flat = torch.cat([part.flatten(1) for part in parts], 1)
-        action = self.choose(flat, self.sample(flat, noise))
-        if self.scaler is not None:
-            action = self.scaler.to_box(action)
-        return action.reshape(-1, *self.action_shape)
+        flat = self.flatten(parts)
+        action = self.to_box(self.choose(flat, self.sample(flat, noise)))
+        return action.reshape(-1, *self.result_shape)
+
+    def flatten(self, parts: Sequence[Tensor]) -> Tensor:
+        """Returns observations as vectors.
+
+        Args:
+            parts: As for `forward`.
+
+        Returns:
+            (B, O), with a history (B, m O), the oldest first.
+        """
+        if self.history == 1:
+            return torch.cat([part.flatten(1) for part in parts], 1)
+        by_step = [part.reshape(part.shape[0], self.history, -1) for part in parts]
+        return torch.cat(by_step, 2).flatten(1)
+
+    def to_box(self, action: Tensor) -> Tensor:
+        """Returns actions in the units of the environment.
+
+        Args:
+            action: In [-1, 1], (B, h A).
+
+        Returns:
+            Inside the Box, (B, h A).
+        """
+        if self.scaler is None:
+            return action
+        by_step = action.reshape(-1, self.chunk, action.shape[-1] // self.chunk)
+        return self.scaler.to_box(by_step).flatten(1)
 
     def sample(self, flat: Tensor, noise: Tensor) -> Tensor:
         """Returns the candidates.

@@ -85,19 +85,17 @@ class ActionQueue:
                 "one observation. Give each environment a queue of its own."
             )
         if not self._actions:
-            self._plan(window)
+            document = self._policy.document
+            chunk = self._policy.compute(checked, self._noise())
+            self._actions.extend(chunk.reshape(-1, *document.action_shape)[: self._play])
         self._past.append(obs)
         return self._actions.popleft()
 
-    def _plan(self, window: Observation) -> None:
-        policy = self._policy
-        if self._random is None or self._deterministic or policy.document.noise_input is None:
-            chunk = policy.act(window, deterministic=self._deterministic)
-        else:
-            noise = self._random.standard_normal(policy.document.noise_shape, np.float32)
-            chunk = policy.act(window, noise=noise)
-        shape = (policy.document.chunk, *policy.document.action_shape)
-        self._actions.extend(chunk.reshape(shape)[: self._play])
+    def _noise(self) -> Array | None:
+        document = self._policy.document
+        if self._random is None or self._deterministic or document.noise_input is None:
+            return self._policy.draw_noise(1, deterministic=self._deterministic)
+        return self._random.standard_normal((1, *document.noise_shape), np.float32)
 
     def _window(self, obs: Observation) -> Observation:
         """Returns what the policy sees: the observation, or the last m of them."""

@@ -58,21 +58,6 @@ class Backend(Protocol):
         ...
 
 
-def input_shapes(document: Document) -> dict[str, Shape]:
-    """Returns the shape of each input for one observation.
-
-    Args:
-        document: What the file says of itself.
-
-    Returns:
-        The shapes by name of the input.
-    """
-    shapes = {part.input: part.shape for part in document.observation}
-    if document.noise_input is not None:
-        shapes[document.noise_input] = document.noise_shape
-    return shapes
-
-
 class NumpyBackend:
     """Computes a graph operator by operator in numpy.
 
@@ -94,7 +79,7 @@ class NumpyBackend:
     name = "numpy"
 
     def __init__(self, graph: Graph, document: Document, meter: Meter = _NO_LIMIT) -> None:
-        self._shapes = input_shapes(document)
+        self._shapes = document.input_shapes
         self._output = document.output
         self._known: dict[str, Array] = dict(graph.constants)
         self._nodes: list[Node] = []
@@ -241,7 +226,7 @@ class OnnxRuntimeBackend:
                 f"The policy file cannot be used: got {str(error)[:300]} from ONNX Runtime "
                 f"{runtime.__version__}, expected a graph that it takes. Update onnxruntime."
             ) from error
-        self._shapes = input_shapes(document)
+        self._shapes = document.input_shapes
         self._output, self._result = document.output, document.result_shape
         self._kept = threading.local()
 

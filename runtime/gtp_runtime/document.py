@@ -104,6 +104,14 @@ class Document:
         """Shape of what one observation gets: an action, or h of them."""
         return self.action_shape if self.chunk == 1 else (self.chunk, *self.action_shape)
 
+    @property
+    def input_shapes(self) -> dict[str, Shape]:
+        """Shape of each input for one observation, by the input's name."""
+        shapes = {part.input: part.shape for part in self.observation}
+        if self.noise_input is not None:
+            shapes[self.noise_input] = self.noise_shape
+        return shapes
+
 
 def read_document(graph: Graph) -> Document:
     """Reads the document of a model and compares it with the model's inputs and outputs.
@@ -310,13 +318,10 @@ def _parts(observation: _Object, history: int) -> tuple[ObservationPart, ...]:
 
 def _compare(document: Document, graph: Graph) -> None:
     """Raises unless a model has the inputs and the output that its document says."""
-    wanted = {part.input: part.shape for part in document.observation}
-    if document.noise_input is not None:
-        if document.noise_input in wanted:
-            raise _wrong(f"an observation and a noise that are both {document.noise_input[:40]!r}")
-        wanted[document.noise_input] = document.noise_shape
+    if document.noise_input in {part.input for part in document.observation}:
+        raise _wrong(f"an observation and a noise that are both {document.noise_input!r:.40}")
     for what, ports, expected in (
-        ("inputs", graph.inputs, wanted),
+        ("inputs", graph.inputs, document.input_shapes),
         ("outputs", graph.outputs, {document.output: document.result_shape}),
     ):
         found = {name: (port.element, port.shape) for name, port in ports.items()}

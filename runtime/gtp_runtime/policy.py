@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Self
 
@@ -13,7 +13,7 @@ from gtp_runtime.backends import (
     Backend,
     NumpyBackend,
     OnnxRuntimeBackend,
-    input_shapes,
+    Slot,
     load_onnxruntime,
 )
 from gtp_runtime.document import Document, ObservationPart, read_document
@@ -127,17 +127,16 @@ class Policy:
         graph = read_graph(data)
         document = read_document(graph)
         plain = _try(NumpyBackend(graph, document, Meter(_MAX_NUMBERS, _MAX_PRODUCTS)), document)
-        chosen: Backend = plain
+        chosen: Backend = plain  # which has computed one action
         if backend == "onnxruntime" or (backend == "auto" and _has_onnxruntime()):
             chosen = OnnxRuntimeBackend(data, document, threads)
+            _warm_up(chosen)
         elif document.noise == "seeded":
             raise PolicyFileError(
                 "The policy file needs ONNX Runtime: got noise that the runtime draws inside, "
                 "expected onnxruntime. Install it, or export with the noise as an input."
             )
-        policy = cls(document, chosen, bounds)
-        policy.act(policy.zeros())  # what a first call prepares is there
-        return policy
+        return cls(document, chosen, bounds)
 
     def zeros(self) -> dict[str, Array] | Array:
         """Returns an observation of zeros, of the right structure and shape."""
@@ -200,9 +199,43 @@ class Policy:
         if document.noise_input is None:
             self._refuse_noise(deterministic, seed, noise)
         elif noise is not None:
-            self._copy_noise(slot.inputs[document.noise_input], np.asarray(noise), single)
+            self._copy_noise(slot.inputs[document.noise_input], noise, single)
         else:
             self._draw(slot.inputs[document.noise_input], deterministic, seed)
+        result = self._run(slot, batch)
+        return result[0] if single else result
+
+    def compute(self, parts: Sequence[Array], noise: Array | None) -> Array:
+        """Returns the actions for what `check` and `draw_noise` have returned, unchecked.
+
+        Args:
+            parts: The inputs in the order of ``document.observation``, float32, with a batch.
+            noise: Float32, of the same batch; None where it is inside the file.
+
+        Returns:
+            Actions as `act` returns them, with a batch.
+
+        Raises:
+            ActionError: If an action is not finite.
+
+        Example:
+            >>> from gtp_runtime import Policy, example_file
+            >>> policy = Policy.load(example_file())
+            >>> parts, _ = policy.check([[1, 2, 3], [4, 5, 6]])
+            >>> policy.compute(parts, policy.draw_noise(2)).shape
+            (2, 1)
+        """
+        batch = len(parts[0])
+        slot = self._slot(batch)
+        for part, value in zip(self.document.observation, parts, strict=True):
+            np.copyto(slot.inputs[part.input], value)
+        if self.document.noise_input is not None:
+            assert noise is not None, "the file takes a noise"
+            np.copyto(slot.inputs[self.document.noise_input], noise)
+        return self._run(slot, batch)
+
+    def _run(self, slot: Slot, batch: int) -> Array:
+        document = self.document
         result = np.empty((batch, *document.result_shape), np.float32)
         # The Box holds whatever the graph is; NaN passes, and is seen.
         np.maximum(slot.run(), document.low, out=result)
@@ -212,7 +245,7 @@ class Policy:
                 "The action is not finite: got NaN for a finite observation, expected numbers. "
                 "The observation may be far outside of what the policy was trained on."
             )
-        return result[0] if single else result
+        return result
 
     def check(self, obs: Observation) -> tuple[list[Array], bool]:
         """Checks an observation as `act` does, and computes nothing.
@@ -282,12 +315,7 @@ class Policy:
 
     def _fill(self, part: ObservationPart, value: Array, buffer: Array, single: bool) -> None:
         """Writes an observation into the buffer of an input, checked."""
-        target = buffer[0] if single else buffer
-        if value.dtype == np.float64:
-            with np.errstate(over="ignore"):  # is found below
-                np.copyto(target, value, casting="same_kind")
-        else:
-            np.copyto(target, value, casting="same_kind")
+        _copy(buffer[0] if single else buffer, value)
         finite = np.isfinite(buffer)
         if not finite.all():
             where = tuple(map(int, np.argwhere(~finite)[0]))
@@ -377,16 +405,25 @@ class Policy:
             with self._lock:
                 self._random.standard_normal(dtype=np.float32, out=buffer)
 
-    def _copy_noise(self, buffer: Array, noise: Array, single: bool) -> None:
+    def _copy_noise(self, buffer: Array, given: ArrayLike, single: bool) -> None:
         target = buffer[0] if single else buffer
+        try:
+            noise = np.asarray(given)
+        except ValueError as error:  # ragged
+            raise NoiseError(
+                f"`noise` is no array: got {error}, expected one of shape {target.shape}."
+            ) from error
         if noise.shape != target.shape or noise.dtype.kind not in "fi":
             raise NoiseError(
                 f"`noise` has the wrong shape or type: got {noise.dtype} of {noise.shape}, "
                 f"expected real numbers of {target.shape}."
             )
-        np.copyto(target, noise, casting="same_kind")
+        _copy(target, noise)
         if not np.isfinite(target).all():
-            raise NoiseError("`noise` is not finite: got NaN or infinity, expected finite numbers.")
+            raise NoiseError(
+                "`noise` is not finite: got NaN, infinity or a number beyond float32, expected "
+                "standard normal numbers."
+            )
 
     def _expected(self) -> str:
         parts = self.document.observation
@@ -431,8 +468,8 @@ def _too_large(size: int, limit: int) -> PolicyFileError:
 
 def _try(backend: NumpyBackend, document: Document) -> NumpyBackend:
     """Computes one action in numpy, within limits: what is too much or wrong is found here."""
-    shapes = input_shapes(document)
-    inputs = {name: np.zeros((1, *shape), np.float32) for name, shape in shapes.items()}
+    shapes = document.input_shapes.items()
+    inputs = {name: np.zeros((1, *shape), np.float32) for name, shape in shapes}
     found = backend.evaluate(inputs, Meter(_MAX_NUMBERS, _MAX_PRODUCTS))
     right = (1, *document.result_shape)
     if found.shape != right or found.dtype != np.float32:
@@ -441,6 +478,22 @@ def _try(backend: NumpyBackend, document: Document) -> NumpyBackend:
             f"observation, expected float32 of {right} as its document says."
         )
     return backend
+
+
+def _warm_up(backend: Backend) -> None:
+    """Prepares what a first call does; zeros need not be an observation that is allowed."""
+    slot = backend.slot(1)
+    for buffer in slot.inputs.values():
+        buffer.fill(0)
+    slot.run()
+
+
+def _copy(target: Array, value: Array) -> None:
+    if value.dtype == np.float64:
+        with np.errstate(over="ignore"):  # infinity is what the caller looks for
+            np.copyto(target, value, casting="same_kind")
+    else:
+        np.copyto(target, value, casting="same_kind")
 
 
 def _has_onnxruntime() -> bool:

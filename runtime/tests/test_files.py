@@ -50,7 +50,16 @@ def test_a_file_acts_as_the_policy_did(path: Path, backend: Any) -> None:
 
 def test_files_of_every_kind_are_there() -> None:
     names = {path.stem for path in FILES}
-    assert {"box", "dict", "candidates", "layer_norm", "pixels", "float16", "fixed"} <= names
+    assert {
+        "box",
+        "dict",
+        "candidates",
+        "layer_norm",
+        "mode",
+        "pixels",
+        "float16",
+        "fixed",
+    } <= names
     assert all(path.with_suffix(".npz").exists() for path in FILES)
 
 

@@ -34,6 +34,16 @@ def test_a_wrong_file_is_an_error_in_one_line(command: str, tmp_path: Path) -> N
         assert found.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("port", ["99999", "-1"])
+def test_a_port_that_there_is_not_is_an_error_in_one_line(port: str) -> None:
+    found = run("serve", str(example_file()), "--port", port)
+    assert found.returncode == 1
+    assert found.stderr.startswith(
+        f"error: `port` is out of range: got {port}, expected 1 to 65535"
+    )
+    assert found.stderr.count("\n") == 1
+
+
 def test_the_version() -> None:
     assert run("--version").stdout.strip() == __version__
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,8 @@ def test_keys_that_are_not_the_policys_are_left_out() -> None:
         ({"noise": np.zeros((1, 2))}, "wrong shape"),
         ({"noise": np.array(["a", "b"])}, "wrong shape or type"),
         ({"noise": np.array([0, np.nan])}, "not finite"),
+        ({"noise": np.array([0, 1e300])}, "not finite: got .* beyond float32"),
+        ({"noise": [[0.0], [0.0, 1.0]]}, "`noise` is no array"),
         ({"seed": -1}, "`seed` is unusable"),
         ({"seed": "x"}, "`seed` is unusable"),
         ({"seed": 1, "deterministic": True}, "given twice"),
@@ -200,8 +203,11 @@ def test_keys_that_are_not_the_policys_are_left_out() -> None:
     ],
 )
 def test_a_wrong_noise_is_refused(how: dict[str, Any], match: str) -> None:
-    with pytest.raises(NoiseError, match=match):
-        Policy.load(policy_bytes()).act(np.zeros(3), **how)
+    policy = Policy.load(policy_bytes())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # an error is all that is said
+        with pytest.raises(NoiseError, match=match):
+            policy.act(np.zeros(3), **how)
 
 
 def bounded() -> bytes:
@@ -221,6 +227,15 @@ def test_bounds_are_ignored_clipped_to_or_refused() -> None:
         by["refuse"].act(outside)
     with pytest.raises(ObservationError, match=r"row 1, index \(1,\), expected -inf to 5.0"):
         by["refuse"].act([inside, [0.0, 5.5, 0.0]])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bounds", ["clip", "refuse"])
+def test_bounds_without_zero_are_loaded(backend: Any, bounds: Any) -> None:
+    content = document()
+    content["observation"]["parts"][0] |= {"low": [1.0] * 3, "high": [2.0] * 3}
+    policy = Policy.load(policy_bytes(content), backend=backend, bounds=bounds)
+    assert policy.act([1.0, 1.5, 2.0]).shape == (2,)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -10,6 +10,8 @@ from onnx_writer import policy_bytes
 
 from gtp_runtime import LatencyError, ObservationError, Policy, Watchdog
 
+LONG = 60.0  # for what comes at once, however busy the machine is
+
 
 class Slow:
     """Answers with what it was asked, once it is let go."""
@@ -20,16 +22,26 @@ class Slow:
 
     def __call__(self, obs: Any) -> np.ndarray:
         self.asked.append(float(obs[0]))
-        self.go.wait(10)
+        self.go.wait(LONG)
         return np.asarray(obs, np.float32)
+
+
+def in_time(watchdog: Watchdog, slow: Slow, obs: list[float]) -> np.ndarray:
+    """Returns the action of a call that has all the time it needs."""
+    deadline, watchdog._deadline = watchdog._deadline, LONG
+    slow.go.set()
+    action = watchdog.act(obs)
+    slow.go.clear()
+    watchdog._deadline = deadline
+    return action
 
 
 def test_an_action_in_time_is_the_policys() -> None:
     policy = Policy.load(policy_bytes())
-    with Watchdog(policy.act, deadline=5.0) as watchdog:
+    with Watchdog(policy.act, deadline=LONG) as watchdog:
         assert watchdog.act(np.zeros(3)).shape == (2,)
         assert (watchdog.calls, watchdog.late) == (1, 0)
-        assert 0 < watchdog.slowest < 5
+        assert 0 < watchdog.slowest < LONG
         with pytest.raises(ObservationError):
             watchdog.act(np.zeros(4))
 
@@ -39,13 +51,12 @@ def test_a_late_call_returns_at_the_deadline_with_the_last_action() -> None:
     with Watchdog(slow, 0.1, first=[7.0], on_late=waits.append) as watchdog:
         start = time.perf_counter()
         assert watchdog.act([1.0]).tolist() == [7.0]
-        assert 0.1 <= time.perf_counter() - start < 2
-        slow.go.set()
-        assert watchdog.act([2.0]).tolist() == [2.0]
-        slow.go.clear()
+        assert 0.1 <= time.perf_counter() - start < LONG / 2
+        assert in_time(watchdog, slow, [2.0]).tolist() == [2.0]
         assert watchdog.act([3.0]).tolist() == [2.0]
         assert (watchdog.calls, watchdog.late) == (3, 2)
-        assert waits == sorted(waits) or min(waits) >= 0.1
+        assert len(waits) == 2
+        assert min(waits) >= 0.1
         slow.go.set()
 
 
@@ -54,9 +65,10 @@ def test_while_one_is_late_others_do_not_pile_up() -> None:
     with Watchdog(slow, 0.05, first=[0.0]) as watchdog:
         for i in range(5):
             watchdog.act([float(i)])
-        slow.go.set()
-        assert watchdog.act([9.0]).tolist() == [9.0]
-    assert slow.asked == [0.0, 9.0]
+        assert in_time(watchdog, slow, [9.0]).tolist() == [9.0]
+    *begun, last = slow.asked
+    assert last == 9.0
+    assert len(begun) <= 1  # none, where its thread had not even started
 
 
 def test_a_late_call_may_raise_and_has_what_to_do_instead() -> None:
@@ -66,9 +78,7 @@ def test_a_late_call_may_raise_and_has_what_to_do_instead() -> None:
             watchdog.act([1.0])
         assert caught.value.fallback is None
         assert caught.value.deadline == 0.05
-        slow.go.set()
-        watchdog.act([2.0])
-        slow.go.clear()
+        in_time(watchdog, slow, [2.0])
         with pytest.raises(LatencyError) as caught:
             watchdog.act([3.0])
         assert caught.value.fallback is not None
@@ -95,7 +105,7 @@ def test_a_timeout_of_what_computes_is_its_own() -> None:
     def act(obs: Any) -> np.ndarray:
         raise TimeoutError("a sensor")
 
-    with Watchdog(act, 5.0, first=[0.0]) as watchdog:
+    with Watchdog(act, LONG, first=[0.0]) as watchdog:
         with pytest.raises(TimeoutError, match="a sensor"):
             watchdog.act([0.0])
         assert watchdog.late == 0
@@ -103,10 +113,8 @@ def test_a_timeout_of_what_computes_is_its_own() -> None:
 
 def test_what_is_returned_is_the_callers_own() -> None:
     slow = Slow()
-    slow.go.set()
     with Watchdog(slow, 0.1) as watchdog:
-        watchdog.act([1.0])[:] = 99
-        slow.go.clear()
+        in_time(watchdog, slow, [1.0])[:] = 99
         watchdog.act([2.0])[:] = 98
         assert watchdog.act([3.0]).tolist() == [1.0]
         slow.go.set()

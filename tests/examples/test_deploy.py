@@ -1,14 +1,19 @@
 """What the page on deployment names: the client, the control loop, the program in C++."""
 
+import http.client
 import os
 import shutil
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
+from examples.serving import client
 from gtp_runtime import Policy, example_file
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +35,44 @@ def test_the_client_gets_the_policys_action(tmp_path: Path) -> None:
     right = Policy.load(example_file()).act(np.array(OBS, np.float64), deterministic=True)
     np.testing.assert_allclose(numbers(found.stdout), right, atol=1e-5)
     assert "wrong shape" in wrong.stderr
+
+
+class Full(BaseHTTPRequestHandler):
+    """A server with too many connections, as uvicorn says it, and then with too many requests."""
+
+    answers: ClassVar[list[tuple[int, bytes, dict[str, str]]]] = []
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        status, body, headers = self.answers.pop(0)
+        self.send_response(status)
+        for name, value in {"content-length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_the_client_asks_again_where_the_server_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    Full.answers[:] = [
+        (503, b"Service Unavailable", {"content-type": "text/plain", "connection": "close"}),
+        (503, b'{"error": {"type": "OverloadedError", "message": ""}}', {"retry-after": "7"}),
+        (200, b'{"action": [0.5]}', {}),
+    ]
+    waits: list[float] = []
+    monkeypatch.setattr(client.time, "sleep", waits.append)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Full) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        link = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
+        try:
+            assert client.act(link, [0.0]) == [0.5]
+        finally:
+            link.close()
+            server.shutdown()
+            thread.join()
+    assert waits == [1.0, 7.0]
 
 
 def numbers(text: str) -> list[float]:

@@ -177,6 +177,21 @@ def test_a_folder_holds_checkpoint_file_and_card(tmp_path: Path) -> None:
     assert not (again / "policy.onnx").exists()
 
 
+@pytest.mark.global_rng
+@pytest.mark.slow  # torch's own exporter takes its time
+def test_an_encoder_of_ones_own_is_exported_with_the_checkpoint(tmp_path: Path) -> None:
+    encoder = torch.nn.Linear(3, 4)
+    encoder.features_dim = 4
+    torch.nn.init.eye_(encoder.weight)
+    config = GTPConfig(actor=FlowMapActorConfig(hidden=(8,)), critic=None)
+    learner = GTPLearner.build(3, 2, config, encoder=encoder)
+    folder = save_pretrained(learner, tmp_path, action_scaler=SCALER, layout=LAYOUT)
+    file = read_policy_file(folder / "policy.onnx")
+    assert file.checkpoint.sha256 == content_id(folder / "checkpoint.zip")
+    assert (file.action.low, file.action.high) == ((-2.0, 0.0), (2.0, 1.0))
+    assert same(from_pretrained(folder, encoder=encoder).learner, learner)
+
+
 def test_a_policy_goes_to_the_hub_and_comes_back(endpoint: str, tmp_path: Path) -> None:
     learner = make()
     url = push_to_hub(learner, "me/policy", endpoint=endpoint, token="hf_secret", result=RECORD)

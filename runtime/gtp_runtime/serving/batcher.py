@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from gtp_runtime.errors import GTPRuntimeError
+from gtp_runtime.errors import ActionError, GTPRuntimeError
 from gtp_runtime.graph import Array
 from gtp_runtime.policy import Policy
 from gtp_runtime.serving.bodies import Request
@@ -147,17 +147,16 @@ class Batcher:
         while self._waiting or not self.stopping:
             batch = self._gather()
             if not batch:
-                self._arrived.clear()
-                await self._arrived.wait()
+                if not self.stopping:  # or all who waited have gone
+                    self._arrived.clear()
+                    await self._arrived.wait()
                 continue
+            found: list[Array | Exception]
             try:
-                actions = await loop.run_in_executor(self._thread, self._compute, batch)
+                found = await loop.run_in_executor(self._thread, self._compute, batch)
             except Exception as error:  # to those who asked, whatever it is
-                for waiting in batch:
-                    if not waiting.done.done():
-                        waiting.done.set_exception(error)
-            else:
-                self._answer(batch, actions)
+                found = [error] * len(batch)
+            self._answer(batch, found)
         self._thread.shutdown()
 
     def stop(self) -> None:
@@ -176,24 +175,29 @@ class Batcher:
                 rows += waiting.rows
         return batch
 
-    def _compute(self, batch: list[_Waiting]) -> Array:
-        """Runs in the thread."""
-        document = self._policy.document
+    def _compute(self, batch: list[_Waiting]) -> list[Array | Exception]:
+        """Returns what each request gets. Runs in the thread."""
         parts = [np.concatenate(each) for each in zip(*(w.parts for w in batch), strict=True)]
         noises = [w.noise for w in batch if w.noise is not None]
-        obs: Array | Mapping[str, Array] = parts[0]
-        if document.is_dict:
-            keys = [str(part.key) for part in document.observation]
-            obs = dict(zip(keys, parts, strict=True))
-        return self._policy.act(obs, noise=np.concatenate(noises) if noises else None)
+        try:
+            actions = self._policy.compute(parts, np.concatenate(noises) if noises else None)
+        except ActionError as error:
+            if len(batch) == 1:
+                return [error]
+            # One that there is no action for is nobody else's error: found by halves.
+            half = len(batch) // 2
+            return self._compute(batch[:half]) + self._compute(batch[half:])
+        return list(np.split(actions, np.cumsum([w.rows for w in batch])[:-1]))
 
-    def _answer(self, batch: list[_Waiting], actions: Array) -> None:
+    def _answer(self, batch: list[_Waiting], found: list[Array | Exception]) -> None:
         self.measures.batches += 1
-        first = 0
-        for waiting in batch:
-            if not waiting.done.done():
-                waiting.done.set_result(actions[first : first + waiting.rows])
-            first += waiting.rows
+        for waiting, result in zip(batch, found, strict=True):
+            if waiting.done.done():
+                continue
+            if isinstance(result, Exception):
+                waiting.done.set_exception(result)
+            else:
+                waiting.done.set_result(result)
 
 
 @contextlib.asynccontextmanager

@@ -10,6 +10,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from gtp_runtime.policy import Policy
 from gtp_runtime.serving.app import Limits, create_app
 
+_LAST_PORT = 2**16 - 1
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _SLOW = b'{"error":{"type":"SlowRequestError","message":"No whole request arrived in time."}}'
 
@@ -60,8 +61,13 @@ def serve(
         stop_seconds: Time for what is under way when it stops.
 
     Raises:
+        ValueError: If there is no such port.
         OSError: If the address is taken.
     """
+    if not 0 <= port <= _LAST_PORT:
+        raise ValueError(
+            f"`port` is out of range: got {port}, expected 1 to {_LAST_PORT}, or 0 for a free one."
+        )
     limits = limits or Limits()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family, backlog=128)
@@ -70,7 +76,7 @@ def serve(
         "http": PatientProtocol,
         "ws": "websockets-sansio",
         "ws_max_size": limits.body_bytes,
-        "limit_concurrency": limits.connections,
+        "limit_concurrency": limits.connections + 1,  # it refuses the one that reaches it
         "timeout_graceful_shutdown": stop_seconds,
         "timeout_keep_alive": 30,
         "log_level": "warning",

@@ -1,7 +1,8 @@
-"""Writes the golden policy file of the current format: once per version, then never again.
+"""Writes the golden policy files of the current format: once per version, then never again.
 
-``python tests/export/golden/make.py`` writes ``version_<n>.onnx`` and, next to it, inputs and the
-actions of the policy in it. The tests run every golden file there is.
+``python tests/export/golden/make.py`` writes ``version_<n>.onnx``, in which the critic chooses, and
+``version_<n>_mode.onnx``, which acts by the mode, each with inputs and the actions of the policy in
+it; files that are there stay. The tests run every golden file there is.
 """
 
 import json
@@ -29,19 +30,22 @@ def main() -> None:
     learner.set_observation_statistics_(torch.tensor([0.0, 1.0, 2.0]), torch.ones(3))
     scaler = ActionScaler([-1.0, 0.0], [1.0, 4.0])
     layout = ObservationLayout({"position": (2,), "speed": (1,)})
-    folder = Path(__file__).parent
-    file = export_onnx(
-        learner, folder / "version_1.onnx", candidates=3, layout=layout, action_scaler=scaler
-    )
     flat = torch.linspace(-2.0, 2.0, 21).reshape(7, 3)
-    noise = torch.tensor(file.noise.fixed).reshape(1, 3, 2).expand(7, -1, -1)
-    action = scaler.to_box(learner.act(flat, candidates=3, deterministic=True))
-    found = {
-        "format_version": file.format_version,
-        "inputs": [flat[:, :2].tolist(), flat[:, 2:].tolist(), noise.tolist()],
-        "action": action.tolist(),
-    }
-    (folder / "version_1.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
+    for name, candidates in (("version_1", 3), ("version_1_mode", None)):
+        path = Path(__file__).with_name(f"{name}.onnx")
+        if path.exists():
+            continue
+        file = export_onnx(
+            learner, path, candidates=candidates, layout=layout, action_scaler=scaler
+        )
+        noise = torch.tensor(file.noise.fixed).reshape(1, *file.noise.shape).expand(7, -1, -1)
+        action = scaler.to_box(learner.act(flat, candidates=candidates, deterministic=True))
+        found = {
+            "format_version": file.format_version,
+            "inputs": [flat[:, :2].tolist(), flat[:, 2:].tolist(), noise.tolist()],
+            "action": action.tolist(),
+        }
+        path.with_suffix(".json").write_text(json.dumps(found) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
