@@ -548,6 +548,22 @@ WRONG: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
         {},
         "`data/demo_3` is not stored here: got a soft or external link",
     ),
+    "a demonstration that is a dataset": (
+        lambda p: hdf5(
+            p,
+            lambda f: (
+                f.__delitem__("data/demo_0"),
+                f.create_dataset("data/demo_0", (10**9,), "f8", chunks=(100,)),
+            ),
+        ),
+        {},
+        "The observations of demo_0 are not there: got no `obs`",
+    ),
+    "lists that are a dataset": (
+        lambda p: hdf5(p, lambda f: (f.__delitem__("mask"), f.__setitem__("mask", [1.0]))),
+        {"filter_key": "train"},
+        r"`filter_key` is not there: got 'train', expected one of \[\]",
+    ),
     "a demonstration of objects": (
         lambda p: hdf5(
             p,

@@ -605,6 +605,20 @@ def test_rewards_that_would_fill_the_memory(
     assert peak[0] < SLACK
 
 
+def test_a_dataset_in_the_place_of_an_episode_is_refused_unread(
+    make_minari: Make, minari_root: Path
+) -> None:
+    """To look for a name in it would read it, row by row."""
+    make_minari(episode())
+    with h5py.File(hdf5(minari_root), "a") as file:
+        del file["episode_0"]
+        file.create_dataset("episode_0", (10**7,), "f8", chunks=(100,), compression="gzip")
+    start = time.process_time()
+    with pytest.raises(DataError, match="`episode_0` has the wrong type: got a dataset"):
+        load_minari(ID)
+    assert time.process_time() - start < 1
+
+
 def test_what_is_not_asked_for_is_not_read(make_minari: Make, minari_root: Path) -> None:
     """Groups in groups, and infos of any size and kind."""
     make_minari(episode())
