@@ -25,7 +25,7 @@ from minari.data_collector import EpisodeBuffer
 from minari.serialization import serialize_space
 from PIL import Image
 
-from gtp_datasets import _hdf5, load_minari, minari_reference, normalized_score
+from gtp_datasets import _hdf5, load_minari, minari_loader, minari_reference, normalized_score
 from gtp_policy import ActionScaler, ObservationLayout
 from gtp_policy.errors import (
     DataError,
@@ -659,6 +659,21 @@ def encoded(form: str, size: tuple[int, int] = (48, 32), mode: str = "RGB") -> n
     buffer = io.BytesIO()
     Image.new(mode, size).save(buffer, form)
     return np.frombuffer(buffer.getvalue(), np.uint8)
+
+
+def test_memory_of_images_is_taken_after_their_size_is_known(
+    make_minari: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = np.zeros((5, 32, 48, 3), np.uint8)
+    make_minari(episode(observations=frames), observation_space=PICTURES)
+
+    def refuse(*_: object) -> None:
+        raise DataError("too large")
+
+    monkeypatch.setattr("gtp_datasets.minari_loader.check_expansion", refuse)
+    monkeypatch.setattr(minari_loader._Frames, "allocate", lambda _: pytest.fail("allocated"))
+    with pytest.raises(DataError, match="too large"):
+        load_minari(ID)
 
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 48 32\n%%EndComments\nshowpage\n"
