@@ -372,6 +372,11 @@ class OfflineDataset:
         return self._split(self._table)
 
     @property
+    def rewards(self) -> Tensor:
+        """Rewards of all transitions, a view of the table, shape (N,); NaN where there are none."""
+        return self._columns().reward
+
+    @property
     def images(self) -> tuple[str, ...]:
         """Keys of the observation's parts that are images; "" where it is one itself."""
         return tuple(self._store.frames) if self._store is not None else ()
@@ -556,8 +561,8 @@ class OfflineDataset:
             A dataset with a new table that shares flags and description.
 
         Raises:
-            DataError: If the transform is to divide by a spread that is 0, or there are no rewards,
-                or they are sums of several steps.
+            DataError: If the transform is to divide by a spread that is 0, or makes rewards that
+                are not finite, or there are none, or they are sums of several steps.
 
         Example:
             >>> from gtp_policy import OfflineDataset
@@ -571,10 +576,52 @@ class OfflineDataset:
         check_kind("transform", transform, *get_args(get_args(RewardTransform)[0]))
         self.check_one_step("with_rewards")
         self.check_rewards("with_rewards")
+        return self.with_reward_column(
+            transform.apply(self.rewards, self.terminated | self.truncated)
+        )
+
+    def with_reward_column(self, rewards: Tensor) -> Self:
+        """Returns the dataset with other rewards, as given; the original keeps its own.
+
+        For rewards of your own making, or for data that has none. Images are shared.
+
+        Args:
+            rewards: One per transition, as the dataset holds them: of n-step transitions, sums.
+                Finite, shape (N,).
+
+        Returns:
+            A dataset with a new table that shares flags and description, and has rewards.
+
+        Raises:
+            DataError: If ``rewards`` is no tensor of that shape, or not finite in the table's type.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import OfflineDataset
+            >>> dataset = OfflineDataset.from_arrays(
+            ...     obs=[[0.0], [0.0]], action=[[0.5], [-0.5]], terminated=[1, 1],
+            ...     truncated=[0, 0], low=[-1.0], high=[1.0])
+            >>> scored = dataset.with_reward_column(torch.tensor([2.0, 3.0]))
+            >>> scored.rewards, scored.has_rewards, dataset.has_rewards
+            (tensor([2., 3.]), True, False)
+        """
+        check_kind("rewards", rewards, Tensor)
+        if rewards.shape != (len(self),) or rewards.is_complex():
+            raise DataError(
+                f"`rewards` do not fit: got shape {tuple(rewards.shape)} of {rewards.dtype}, "
+                f"expected ({len(self)},) of numbers, one per transition."
+            )
+        column = rewards.to(self._table)
+        if not (fine := column.isfinite()).all():
+            row = int((~fine).nonzero()[0, 0])
+            raise DataError(
+                f"`rewards` are not finite: got {rewards[row].item()} at row {row}, expected "
+                f"numbers that {column.dtype} holds."
+            )
         changed = copy.copy(self)
         changed._table = self._table.clone()
-        reward = changed._columns().reward  # a view of the table
-        reward.copy_(transform.apply(reward, self.terminated | self.truncated))
+        changed.rewards.copy_(column)
+        changed.has_rewards = True
         return changed
 
     def with_best_episodes(self, share: float) -> Self:
@@ -611,7 +658,7 @@ class OfflineDataset:
         self.check_one_step("with_best_episodes")
         self.check_rewards("with_best_episodes")
         ends = self.terminated | self.truncated
-        returns = episode_returns(self._columns().reward, ends)
+        returns = episode_returns(self.rewards, ends)
         count = math.ceil(len(returns) * share - 1e-9)  # 100 * 0.07 is a little more than 7
         best = np.argsort(-returns, kind="stable")[: max(count, 1)]
         kept = np.isin(episode_numbers(ends), best)

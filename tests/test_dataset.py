@@ -498,6 +498,44 @@ def test_rewards_of_several_steps_are_not_taken_for_those_of_one() -> None:
             wrong()
 
 
+def test_a_column_of_rewards_is_taken_as_it_is() -> None:
+    """Of any number type, on data with rewards and without; the original keeps its own."""
+    dataset = build()
+    before, given = dataset.rewards.clone(), torch.arange(len(dataset))
+    changed = dataset.with_reward_column(given)
+    assert torch.equal(changed.rewards, given.float())
+    assert torch.equal(changed.transitions.reward, given.float())
+    assert torch.equal(dataset.rewards, before)
+    for name in ("obs", "action", "next_obs", "discount"):
+        assert torch.equal(getattr(changed.transitions, name), getattr(dataset.transitions, name))
+    without = build(reward=None)
+    assert not without.has_rewards
+    assert without.with_reward_column(given).has_rewards
+
+
+def bad_rewards(rows: int) -> dict[str, tuple[Any, str]]:
+    ones = torch.ones(rows)
+    return {
+        "a list": ([1.0] * rows, "of the wrong kind: got list, expected Tensor"),
+        "too few": (ones[1:], rf"got shape \({rows - 1},\) of torch.float32, expected \({rows},\)"),
+        "a column": (ones[:, None], rf"got shape \({rows}, 1\)"),
+        "complex": (ones + 1j, "of torch.complex64"),
+        "NaN": (ones.index_fill(0, torch.tensor(1), float("nan")), "got nan at row 1"),
+        "too large": (
+            1e39 * ones.double(),
+            r"got 1e\+39 at row 0, expected .* torch.float32 holds",
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", bad_rewards(2))
+def test_a_bad_column_of_rewards_is_named(name: str) -> None:
+    dataset = build()
+    rewards, message = bad_rewards(len(dataset))[name]
+    with pytest.raises(DataError, match=f"`rewards` (is|are|do) .*{message}"):
+        dataset.with_reward_column(rewards)
+
+
 @pytest.mark.parametrize("n", [0, -1, 1.5, True, "2"])
 def test_n_is_a_number_of_steps(n: Any) -> None:
     with pytest.raises(DataError, match=r"`n` is out of range: got .* expected an integer >= 1"):

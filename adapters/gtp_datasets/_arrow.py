@@ -1,7 +1,8 @@
 """Columns that pyarrow reads, as arrays: of CSV and Parquet from untrusted sources.
 
-CSV is bounded by its size: a cell takes a byte of the file and less than twenty of memory. Parquet
-is read within the counts that its metadata announce, which are compared with its size first.
+CSV is bounded by its size: every byte of the file is taken for twenty of memory, and holes in it
+count for nothing. Of Parquet, the counts of values and bytes that its metadata announce are
+compared with its size before anything is read.
 """
 
 import csv

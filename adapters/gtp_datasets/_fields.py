@@ -180,9 +180,14 @@ def ends_of(ids: Array) -> npt.NDArray[np.bool_]:
         ids: Number of the episode by row, shape (N,).
 
     Raises:
-        DataError: If an episode is in several places.
+        DataError: If an episode is in several places, or has several numbers.
     """
     ids = _column(ids)
+    if ids.ndim != 1:
+        raise DataError(
+            f"`episode` has the wrong shape: got {ids.shape}, expected one number per row. Name "
+            "one column."
+        )
     ends = np.append(ids[1:] != ids[:-1], True)
     if np.count_nonzero(ends) != len(np.unique(ids)):
         starts = np.flatnonzero(np.append(True, ends[:-1]))

@@ -227,6 +227,8 @@ class Episodes:
     def _measure_part(self, file: "h5py.File", name: str, space: "Space[Any] | None") -> int:
         parent, _, last = name.rpartition("/")
         there = file[parent] if parent else file  # which was checked before
+        if not hasattr(there, "keys"):  # to look for a name in a dataset would read all of it
+            raise DataError(f"`{parent}` has the wrong type: got a dataset, expected a group.")
         if last not in there:
             raise DataError(f"`{name}` is missing: got {sorted(there)[:9]}, expected {last!r}.")
         image = space is not None and self._is_image(space)

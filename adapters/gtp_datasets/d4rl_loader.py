@@ -99,6 +99,8 @@ def load_d4rl_hdf5(
         raise DataError(
             f"`next_obs` is unknown: got {next_obs!r}, expected 'auto', 'stored' or 'shifted'."
         )
+    if not isinstance(unbounded, str) or unbounded not in ("error", "data"):
+        raise DataError(f"`unbounded` is unknown: got {unbounded!r}, expected 'error' or 'data'.")
     choices = {"gamma": gamma, "out_of_bounds": out_of_bounds, "unbounded": unbounded}
     if isinstance(path, Mapping) and not hasattr(path, "filename"):  # which an open file has
         fields = {n: as_array(n, path[n]) for n in REQUIRED + OPTIONAL if n in path}

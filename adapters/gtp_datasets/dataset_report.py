@@ -4,8 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from gtp_policy import OfflineDataset
+
+_CHUNK = 256  # rows of observations at a time: images become numbers of four bytes each
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,9 @@ def report(dataset: OfflineDataset) -> DatasetReport:
     Returns:
         The report; print it.
 
+    Raises:
+        DataError: If rewards are sums of several steps, or actions are chunks.
+
     Example:
         >>> from gtp_datasets import report
         >>> from gtp_policy import OfflineDataset
@@ -168,17 +175,18 @@ def report(dataset: OfflineDataset) -> DatasetReport:
             0                 0         1     33.33 %
         observation  1 dimensions, 0 to 2; widest: dimension 0, 0 to 2
     """
-    batch = dataset.transitions
-    reward = batch.reward.cpu().numpy().astype(np.float64)
+    dataset.check_one_step("report")
+    _, action, *_ = dataset.stored()
+    reward = dataset.rewards.cpu().numpy().astype(np.float64)
     last = np.flatnonzero(dataset.terminated | dataset.truncated)
     starts = np.concatenate(([0], last[:-1] + 1))
     lengths = np.diff(np.append(starts, len(reward))).astype(np.float64)
     low, high = (
         dataset.action_scaler.to_box(bound.cpu().numpy())
-        for bound in (batch.action.amin(0).double(), batch.action.amax(0).double())
+        for bound in (action.amin(0).double(), action.amax(0).double())
     )
-    at_bounds = (batch.action.abs() >= 1 - 1e-6).double().mean(0).cpu().numpy()
-    obs_low, obs_high = (x.cpu().numpy() for x in (batch.obs.amin(0), batch.obs.amax(0)))
+    at_bounds = (action.abs() >= 1 - 1e-6).double().mean(0).cpu().numpy()
+    obs_low, obs_high = (bound.cpu().numpy() for bound in _extremes(dataset))
     return DatasetReport(
         source=dataset.source,
         obs_keys=dataset.obs_keys,
@@ -195,7 +203,16 @@ def report(dataset: OfflineDataset) -> DatasetReport:
         action_at_bounds=tuple(at_bounds.tolist()),
         obs_low=tuple(obs_low.tolist()),
         obs_high=tuple(obs_high.tolist()),
-        warnings=tuple(_warnings(dataset, reward, lengths, obs_low, obs_high, at_bounds)),
+        warnings=tuple(_warnings(dataset, action, reward, lengths, obs_low, obs_high, at_bounds)),
+    )
+
+
+def _extremes(dataset: OfflineDataset) -> tuple[Tensor, Tensor]:
+    """Returns the smallest and the largest observation by dimension."""
+    starts = range(0, len(dataset), _CHUNK)
+    bounds = [torch.aminmax(dataset.rows(i, i + _CHUNK).obs, dim=0) for i in starts]
+    return torch.stack([b.min for b in bounds]).amin(0), torch.stack([b.max for b in bounds]).amax(
+        0
     )
 
 
@@ -211,6 +228,7 @@ def _histogram(reward: npt.NDArray[np.float64]) -> tuple[tuple[float, float, int
 
 def _warnings(
     dataset: OfflineDataset,
+    action: Tensor,
     reward: npt.NDArray[np.float64],
     lengths: npt.NDArray[np.float64],
     obs_low: npt.NDArray[np.float32],
@@ -224,7 +242,6 @@ def _warnings(
         found.append("No episode terminates: right for an endless task, else check the flags.")
     if (one := int((lengths == 1).sum())) and len(lengths) > 1:
         found.append(f"{one} of {len(lengths)} episodes have a single transition.")
-    action = dataset.transitions.action
     spread = (action.amax(0) - action.amin(0)).cpu().numpy() / 2  # share of [-1, 1]
     for where, what in (
         (obs_low == obs_high, "Observation dimensions {} never change."),

@@ -107,6 +107,7 @@ def load_minari(
     table = table_bytes(episodes.steps, frames.columns, scaler.action_dim)
     needed = episodes.declared + table + frames.nbytes
     check_expansion(needed, episodes.on_disk, dataset.id)
+    frames.allocate()
     builder = OfflineDatasetBuilder(
         episodes.steps,
         obs_dim=frames.columns,
@@ -254,6 +255,12 @@ class _Frames:
         layout: The parts of it that are read.
         steps: Transitions of all episodes.
         episodes: Their number.
+
+    Attributes:
+        columns: Numbers that the table has for an observation.
+
+    Raises:
+        DataError: If there are more images than a table can number.
     """
 
     def __init__(
@@ -262,14 +269,15 @@ class _Frames:
         keys = layout.keys or ("",)
         boxes: Any = space
         self._keys, self._shapes, self.columns, self._kept = keys, layout.shapes, 0, 0
+        self._sizes: dict[str, tuple[int, ...]] = {}
         self._arrays: dict[str, npt.NDArray[np.uint8]] = {}
         for key, shape in zip(keys, layout.shapes, strict=True):
             if is_image_shape(shape, (boxes[key] if key else boxes).dtype):
-                self._arrays[key] = np.empty((steps + episodes, *shape), np.uint8)
+                self._sizes[key] = (steps + episodes, *shape)
                 self.columns += 1
             else:
                 self.columns += math.prod(shape)
-        if self._arrays and steps + episodes > MOST_FRAMES:
+        if self._sizes and steps + episodes > MOST_FRAMES:
             raise DataError(
                 f"There are too many images: got {steps + episodes}, expected at most "
                 f"{MOST_FRAMES}. Take a part of the dataset."
@@ -278,7 +286,11 @@ class _Frames:
     @property
     def nbytes(self) -> int:
         """Bytes of all images."""
-        return sum(array.nbytes for array in self._arrays.values())
+        return sum(math.prod(size) for size in self._sizes.values())
+
+    def allocate(self) -> None:
+        """Takes the memory, once its size has been checked."""
+        self._arrays = {key: np.empty(size, np.uint8) for key, size in self._sizes.items()}
 
     def columns_of(self, parts: Sequence[npt.NDArray[np.generic]]) -> npt.NDArray[np.generic]:
         """Returns an episode's observations with numbers instead of images."""

@@ -175,6 +175,12 @@ class _Reader:
 
     def __init__(self, file: NpzFile, prefix: str, chosen: dict[str, list[str]]) -> None:
         self._file, self._prefix, self.chosen = file, prefix, chosen
+        obs, next_obs = chosen["obs"], chosen.get("next_obs")
+        if next_obs is not None and len(next_obs) != len(obs):
+            raise DataError(
+                f"`next_obs` is of other arrays than `obs`: got {next_obs}, expected {len(obs)}, "
+                f"one for each of {obs}."
+            )
         names = [prefix + name for columns in chosen.values() for name in columns]
         self.declared = file.declared(list(dict.fromkeys(names)))
         self.shapes: dict[str, Shape] = {name: file.shape(name) for name in names}
@@ -197,7 +203,7 @@ class _Reader:
                 found[field] = arrays[0] if len(arrays) == 1 else _joined(field, names, arrays)
         if isinstance(found.get("next_obs"), dict):  # by the names of the observations
             found["next_obs"] = dict(
-                zip(self.chosen["obs"], found["next_obs"].values(), strict=False)
+                zip(self.chosen["obs"], found["next_obs"].values(), strict=True)
             )
         return found
 

@@ -120,15 +120,12 @@ def load_robomimic(
 
 def _demos(file: "h5py.File", filter_key: str | None) -> list[str]:
     """Returns the names of the demonstrations, in their order."""
-    import h5py
-
     if "data" not in set(file):
         raise DataError(
             f"`data` is missing: got {sorted(file)[:9]}, expected a group `data` with a group per "
             "demonstration. Is this a file of robomimic?"
         )
-    check_object(file, b"data")
-    there = natural(file["data"]) if isinstance(file["data"], h5py.Group) else []
+    there = natural(_children(file, "data"))
     if not there:
         raise DataError(
             "`data` holds no demonstration: got an empty group or a dataset, expected groups "
@@ -137,10 +134,7 @@ def _demos(file: "h5py.File", filter_key: str | None) -> list[str]:
     if filter_key is None:
         return there
     name = f"mask/{filter_key}"
-    masks = []
-    if "mask" in set(file):
-        check_object(file, b"mask")
-        masks = sorted(file["mask"])
+    masks = _children(file, "mask")
     if filter_key not in masks:
         raise DataError(f"`filter_key` is not there: got {filter_key!r}, expected one of {masks}.")
     size = check_object(file, name.encode())
@@ -156,7 +150,8 @@ def _demos(file: "h5py.File", filter_key: str | None) -> list[str]:
 def _children(file: "h5py.File", name: str) -> list[str]:
     """Returns what a group holds; nothing of what is none."""
     parent, _, last = name.rpartition("/")
-    if last not in set(file[parent]):
+    there = file[parent] if parent else file
+    if not hasattr(there, "keys") or last not in set(there):  # a dataset would be read whole
         return []
     check_object(file, name.encode())
     group = file[name]
@@ -188,7 +183,6 @@ def _keys(file: "h5py.File", demo: str, obs_keys: Sequence[str] | None) -> list[
 def _fields(file: "h5py.File", demo: str, keys: Sequence[str]) -> list[str]:
     """Returns the names of what is read of a demonstration, after a look at each group above."""
     base = f"data/{demo}"
-    check_object(file, base.encode())
     inside = set(_children(file, base))
     names = []
     for name in ("actions", "obs"):

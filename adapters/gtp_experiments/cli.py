@@ -101,6 +101,7 @@ def command_parser() -> argparse.ArgumentParser:
     add("--choice", choices=[*CHOICES], default="argmax")
     add("--episodes", type=int, default=100)
     add("--environment")
+    add("--device", help="where to compute; default: where the run did")
     command = commands.add_parser("plot", help="draw runs: learning, actions, flow, weights")
     command.set_defaults(do=_plot)
     add = command.add_argument
@@ -110,6 +111,7 @@ def command_parser() -> argparse.ArgumentParser:
     add("--row", type=int, default=0, help="of the data, for the flow at its observation")
     add("--rollout", choices=["gif", "mp4"], help="film an episode of each run")
     add("--environment", help="of the film; default the one of the evaluations")
+    add("--device", help="where to compute; default: where the run did")
     command = commands.add_parser("table", help="summarise the results below a folder")
     command.set_defaults(do=_table)
     command.add_argument("folder", type=Path)
@@ -136,6 +138,7 @@ def _evaluate(args: argparse.Namespace) -> int:
                 candidates=args.candidates,
                 choice=CHOICES[args.choice],
             ),
+            device=args.device,
         )
         for folder in args.folders
         for steps in args.steps
@@ -152,6 +155,7 @@ def _plot(args: argparse.Namespace) -> int:
         row=args.row,
         rollout=args.rollout,
         environment=args.environment,
+        device=args.device,
     ):
         print(path)
     return 0

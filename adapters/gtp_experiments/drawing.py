@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gtp_experiments.config import EvaluationConfig
-from gtp_experiments.environments import environment_of, registered
+from gtp_experiments.environments import environment_of
 from gtp_experiments.errors import ExperimentError
 from gtp_experiments.evaluation import policy_of
 from gtp_experiments.plots import film, plot_actions, plot_advantages, plot_curves, plot_flow
-from gtp_experiments.reevaluation import data_of, finished
+from gtp_experiments.reevaluation import data_of, finished, recorded_environment
 from gtp_experiments.results import RunResult
 from gtp_policy import load_checkpoint
 
@@ -21,6 +21,7 @@ def draw(
     row: int = 0,
     rollout: str | None = None,
     environment: str | None = None,
+    device: str | None = None,
 ) -> Iterator[Path]:
     """Draws finished runs: learning curves of all, actions, flow and weights of each.
 
@@ -31,6 +32,7 @@ def draw(
         row: Of the data, for the flow at its observation.
         rollout: ``"gif"`` or ``"mp4"``, to film an episode of each run.
         environment: Of the film; default the one of the evaluations, if gymnasium knows it.
+        device: Where to compute; default: where each run did.
 
     Yields:
         The paths of the pictures.
@@ -60,8 +62,9 @@ expected one. Run it to its end first.
     plot_curves(groups).savefig(path, dpi=120)
     yield path
     for folder, result, config, newest in runs:
-        checkpoint = load_checkpoint(newest, train_state=False, device=config.device)
-        dataset = data_of(folder, result, config, checkpoint.action_scaler).dataset
+        moved = config.replace(device=device or config.device)  # pictures keep the run's name
+        checkpoint = load_checkpoint(newest, train_state=False, device=moved.device)
+        dataset = data_of(folder, result, moved, checkpoint.action_scaler).dataset
         learner = checkpoint.learner
         if not 0 <= row < len(dataset):
             raise ExperimentError(
@@ -78,11 +81,8 @@ expected one. Run it to its end first.
             figure.savefig(path, dpi=120)
             yield path
         if rollout is not None:
-            named = config.evaluation.environment
-            env_name = environment
-            if env_name is None and named is not None:
-                # A file names no module to import, not even one that a run was started with.
-                env_name = registered(named, f"{folder}/result.json")
-            env_name = env_name or environment_of(config)
+            named = environment or recorded_environment(folder, config)
             act = policy_of(learner, dataset, EvaluationConfig())
-            yield film(act, dataset, env_name, out / f"{config.name}.{rollout}")
+            yield film(
+                act, dataset, named or environment_of(config), out / f"{config.name}.{rollout}"
+            )

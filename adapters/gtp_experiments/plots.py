@@ -16,7 +16,7 @@ import torch
 from gtp_datasets.spaces import members_of
 from gtp_experiments.environments import check_env, flat_observations, make_env
 from gtp_experiments.errors import ExperimentError
-from gtp_experiments.evaluation import Act
+from gtp_experiments.evaluation import Act, ChunkedPolicy
 from gtp_experiments.results import RunResult
 from gtp_policy import GTPLearner, OfflineDataset
 from gtp_policy.errors import DataError, MissingDependencyError
@@ -35,7 +35,8 @@ def plot_actions(
 ) -> "Figure":
     """Draws the policy's actions against the data's, a histogram per dimension.
 
-    Both are for the same observations, so that what differs is the policy.
+    Both are for the same observations, so that what differs is the policy. Of chunks, the first
+    step is drawn.
 
     Args:
         learner: The learner; its target actor acts, with sampled actions.
@@ -45,6 +46,9 @@ def plot_actions(
 
     Returns:
         The figure; axes are in the units of the environment.
+
+    Raises:
+        DataError: If the data has other histories or chunks than the policy.
 
     Example:
         >>> from gtp_experiments import plot_actions
@@ -56,11 +60,16 @@ def plot_actions(
         >>> plot_actions(learner, dataset).axes[0].get_title()
         'action 0'
     """
+    actor = learner.target_actor.config
+    dataset = dataset.with_steps(actor.history, actor.chunk)
     generator = torch.Generator(dataset.device).manual_seed(seed)
     batch = dataset.sample(min(rows, len(dataset)), generator=generator)
     drawn = learner.act(batch.obs, generator=torch.Generator(learner.device).manual_seed(seed))
     scaler = dataset.action_scaler
-    own, theirs = (scaler.to_box(x.cpu().numpy().astype(np.float64)) for x in (drawn, batch.action))
+    own, theirs = (
+        scaler.to_box(chunks[:, : scaler.action_dim].cpu().numpy().astype(np.float64))
+        for chunks in (drawn, batch.action)
+    )
     figure, axes = _grid(scaler.action_dim, "actions of the policy against those of the data")
     for i, one in enumerate(axes):
         bins = np.linspace(scaler.low[i], scaler.high[i], 41).tolist()
@@ -213,13 +222,14 @@ def plot_curves(results: Mapping[str, Sequence[RunResult]]) -> "Figure":
             f"There is nothing to draw: got {sum(map(len, results.values()))} runs and no "
             "evaluation, expected at least one. Run them first."
         )
+    scored = all(run.reference is not None for run in runs)  # one axis, one scale
     figure, (panel,) = _grid(1, "learning")
     for name, group in results.items():
         by_update: dict[int, list[float]] = {}
         for run in group:
             for evaluation in run.evaluations:
-                score = run.score(evaluation)
-                by_update.setdefault(evaluation.update, []).append(float(score or 0.0))
+                value = run.score(evaluation) if scored else evaluation.mean
+                by_update.setdefault(evaluation.update, []).append(float(value or 0.0))
         if not by_update:
             continue
         at = sorted(by_update)
@@ -228,7 +238,6 @@ def plot_curves(results: Mapping[str, Sequence[RunResult]]) -> "Figure":
         )
         low, high = ([end(by_update[u]) for u in at] for end in (min, max))
         panel.fill_between(at, low, high, color=line.get_color(), alpha=0.2, lw=0)
-    scored = all(run.reference is not None for run in runs)
     panel.set(xlabel="update", ylabel="score" if scored else "return")
     panel.legend()
     return figure
@@ -248,7 +257,7 @@ def film(
     Frames are collected by gymnasium's own wrapper, ``RenderCollection``.
 
     Args:
-        act: The policy, e.g. of `policy_of`.
+        act: The policy, e.g. of `policy_of`; of chunks too.
         dataset: What it was trained on; knows its units.
         environment: As for `make_env`, an id of gymnasium that renders to ``rgb_array``.
         path: Where to write; ends in ``.gif`` or ``.mp4``.
@@ -293,7 +302,9 @@ def film(
         fps = int(env.metadata.get("render_fps", 30))
         env = RenderCollection(env, pop_frames=True)
         obs, done = env.reset(seed=seed)[0], False
-        for _ in range(max_steps):
+        for step in range(max_steps):
+            if isinstance(act, ChunkedPolicy):
+                act.expect([0], [step == 0])
             action = act(flat_observations([obs], dataset))[0]
             obs, _, ended, cut, _ = env.step(members_of(env.action_space, action))
             done = ended or cut

@@ -20,7 +20,11 @@ TIMED_ACTIONS = 200
 
 
 def reevaluate(
-    folder: str | Path, evaluation: EvaluationConfig, *, method: str | None = None
+    folder: str | Path,
+    evaluation: EvaluationConfig,
+    *,
+    method: str | None = None,
+    device: str | None = None,
 ) -> RunResult:
     """Evaluates the last checkpoint of a run that has come to its end, and times its actions.
 
@@ -32,6 +36,7 @@ def reevaluate(
         folder: The run's folder.
         evaluation: How to evaluate; ``every`` plays no part.
         method: What tables call it; default: the run's method with K and candidates.
+        device: Where to compute; default: where the run did.
 
     Returns:
         The result, with one evaluation and ``ms_per_action``.
@@ -51,13 +56,13 @@ expected one. Run it to its end first.
     folder = Path(folder)
     trained, before, newest = finished(folder)
     steps = evaluation.steps or before.policy.actor.steps
-    named = before.evaluation.environment
-    if evaluation.environment is None and named is not None:
-        # A file names no module to import, not even one that a run was started with.
-        evaluation = evaluation.replace(environment=registered(named, f"{folder}/result.json"))
+    if evaluation.environment is None:
+        evaluation = evaluation.replace(environment=recorded_environment(folder, before))
     many = f", {evaluation.candidates} candidates" if evaluation.candidates > 1 else ""
     config = before.replace(
-        evaluation=evaluation, method=method or f"{before.method}, K = {steps}{many}"
+        evaluation=evaluation,
+        method=method or f"{before.method}, K = {steps}{many}",
+        device=device or before.device,
     )
     path = folder / f"{config.group}_result.json"
     if (done := read_result(path)) is not None:
@@ -118,6 +123,34 @@ expected one. Run it to its end first.
     return trained, config, newest
 
 
+def recorded_environment(folder: Path, config: RunConfig) -> str | None:
+    """Returns the environment that a run's record names; None where it leaves it to the data.
+
+    A file names no module to import, not even one that the run was started with.
+
+    Args:
+        folder: The run's folder.
+        config: Its config.
+
+    Returns:
+        An id that gymnasium knows, or None.
+
+    Raises:
+        ExperimentError: If it names something else.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from gtp_experiments import EvaluationConfig, RunConfig
+        >>> from gtp_experiments.reevaluation import recorded_environment
+        >>> evaluation = EvaluationConfig(environment="Pendulum-v1")
+        >>> config = RunConfig(dataset="a/b-v0", updates=1, evaluation=evaluation)
+        >>> recorded_environment(Path("runs/a"), config)
+        'Pendulum-v1'
+    """
+    named = config.evaluation.environment
+    return None if named is None else registered(named, f"{folder}/result.json")
+
+
 def data_of(
     folder: Path, trained: RunResult, config: RunConfig, scaler: ActionScaler | None
 ) -> Data:
@@ -154,7 +187,7 @@ def data_of(
 def _ms_per_action(act: Act, dataset: OfflineDataset) -> float:
     """Returns the median time of one action for one observation, after some to warm up."""
     # The newest observation; of chunks, the time of one call is shared by their steps.
-    obs = dataset.transitions.obs[:1, -dataset.layout.obs_dim :].cpu().numpy()
+    obs = dataset.rows(0, 1).obs[:, -dataset.layout.obs_dim :].cpu().numpy()
     if isinstance(act, ChunkedPolicy):
         act.expect([0], [True])
     before = torch.get_num_threads()

@@ -67,14 +67,16 @@ class HostDataset:
         """Returns consecutive transitions."""
         return self._read(self._index.transitions.map(lambda column: column[start:stop]))
 
-    def reward(self) -> Tensor:
-        """Returns all rewards."""
-        return self._index.transitions.reward
+    @property
+    def rewards(self) -> Tensor:
+        """Returns what `OfflineDataset.rewards` is."""
+        return self._index.rewards
 
-    def with_reward(self, reward: Tensor) -> Self:
-        """Returns the dataset with other rewards."""
+    def with_reward_column(self, rewards: Tensor) -> Self:
+        """Returns what `OfflineDataset.with_reward_column` does."""
         changed = copy.copy(self)
-        changed._index = replace_columns(self._index, reward=reward)
+        changed._index = self._index.with_reward_column(rewards)
+        changed.has_rewards = changed._index.has_rewards
         return changed
 
     def action_statistics(self) -> tuple[Tensor, Tensor]:
@@ -271,13 +273,10 @@ def _shaped(name: str, array: Array, shape: tuple[int, ...]) -> Array:
 
 
 def replace_columns(dataset: OfflineDataset, **columns: Tensor) -> OfflineDataset:
-    """Returns a table with some columns replaced."""
+    """Returns a table with some columns replaced; of a dataset without images."""
     rows = dataset.transitions._replace(**columns)
-    parts = [rows.obs, rows.action, rows.reward[:, None], rows.discount[:, None], rows.next_obs]
-    parts += [] if rows.next_action is None else [rows.next_action]
-    parts += [] if rows.chunk_length is None else [rows.chunk_length[:, None]]
     return OfflineDataset(
-        torch.cat(parts, 1),
+        torch.cat([part.view(len(dataset), -1) for part in rows.in_rows()], 1),
         layout=dataset.layout,
         terminated=dataset.terminated,
         truncated=dataset.truncated,

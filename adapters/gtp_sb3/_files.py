@@ -94,6 +94,10 @@ def located(place: Place) -> Iterator[pathlib.Path]:
             yield path
         return
     path = pathlib.Path(place)
+    if not path.name:
+        raise CheckpointError(
+            f"`path` names no file: got {str(place)!r}, expected one that GTP.save wrote."
+        )
     with_ending = path.with_name(f"{path.name}.zip")
     yield with_ending if not path.exists() and with_ending.exists() else path
 

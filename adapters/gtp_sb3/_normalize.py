@@ -46,20 +46,24 @@ def settle_(wrapper: VecNormalize, dataset: Dataset) -> bool:
 
 
 def normalized(wrapper: VecNormalize, dataset: Dataset) -> Dataset:
-    """Returns the dataset as the wrapper would show it."""
-    if isinstance(dataset, HostDataset):
-        reward = wrapper.normalize_reward(dataset.reward().cpu().numpy())
-        shown = dataset.with_reward(torch.from_numpy(reward).to(dataset.device))
+    """Returns the dataset as the wrapper would show it; images stay stored as they are."""
+    shown = dataset
+    if wrapper.norm_reward:
+        rewards = wrapper.normalize_reward(dataset.rewards.cpu().numpy())
+        shown = dataset.with_reward_column(torch.from_numpy(rewards))
+    if not wrapper.norm_obs:
+        return shown
+    if isinstance(shown, HostDataset):
+        shown = copy.copy(shown)
         shown.convert = wrapper.normalize_obs
         return shown
     columns = {}
-    whole = dataset.transitions
+    whole = shown.transitions
     for name in ("obs", "next_obs"):
-        parts = wrapper.normalize_obs(_parts(dataset, getattr(whole, name)))
-        flat: Any = dataset.layout.flatten(parts)
-        columns[name] = torch.from_numpy(flat).to(dataset.device)
-    reward = wrapper.normalize_reward(whole.reward.cpu().numpy())
-    return replace_columns(dataset, reward=torch.from_numpy(reward).to(dataset.device), **columns)
+        parts = wrapper.normalize_obs(_parts(shown, getattr(whole, name)))
+        flat: Any = shown.layout.flatten(parts)
+        columns[name] = torch.from_numpy(flat).to(shown.device)
+    return replace_columns(shown, **columns)
 
 
 def _rows(dataset: Dataset, start: int, stop: int) -> Transitions:
@@ -70,8 +74,8 @@ def _rows(dataset: Dataset, start: int, stop: int) -> Transitions:
     return raw.rows(start, stop)
 
 
-def check_keys(wrapper: VecNormalize, dataset: Dataset) -> None:
-    """Raises if the wrapper normalises parts of the observation that the dataset leaves out.
+def check_parts(wrapper: VecNormalize, dataset: Dataset) -> None:
+    """Raises if the wrapper normalises what the dataset leaves out, or keeps as images.
 
     Raises:
         DataError: If it does.
@@ -81,6 +85,14 @@ def check_keys(wrapper: VecNormalize, dataset: Dataset) -> None:
         raise DataError(
             f"VecNormalize normalises what the dataset leaves out: got {sorted(absent)}, expected "
             f"keys of {list(dataset.layout.keys)}. Pass norm_obs_keys= to VecNormalize."
+        )
+    if wrapper.norm_obs and isinstance(dataset, OfflineDataset) and dataset.images:
+        shown = " ".join(filter(None, dataset.images))
+        raise DataError(
+            "VecNormalize normalises observations with images, which an OfflineDataset keeps as "
+            f"bytes: got norm_obs=True and the images {shown or 'that are the observations'}, "
+            "expected norm_obs=False. An encoder takes pixels as they are; a dict of arrays can be "
+            "normalised."
         )
 
 
@@ -97,14 +109,10 @@ def _observation_statistics(wrapper: VecNormalize) -> dict[str, RunningMeanStd]:
 
 def _discounted(dataset: Dataset, gamma: float) -> "np.ndarray[Any, Any]":
     """Returns the running discounted rewards of which VecNormalize takes the variance."""
-    if isinstance(dataset, HostDataset):
-        reward = dataset.reward()
-    else:
-        reward = dataset.transitions.reward
     returns = np.empty(len(dataset))
     running = 0.0
     ended = dataset.terminated | dataset.truncated
-    for i, (r, end) in enumerate(zip(reward.tolist(), ended.tolist(), strict=True)):
+    for i, (r, end) in enumerate(zip(dataset.rewards.tolist(), ended.tolist(), strict=True)):
         running = running * gamma + r
         returns[i] = running
         running = 0.0 if end else running

@@ -66,7 +66,7 @@ class OfflineTraining:
         if policy.learner.config.critic_penalty:
             shown = dataset.with_next_actions()
         if wrapper is not None:
-            _normalize.check_keys(wrapper, dataset)
+            _normalize.check_parts(wrapper, dataset)
             if dataset.history > 1 or dataset.chunk > 1:
                 raise DataError(
                     f"VecNormalize knows single steps: got a dataset of history={dataset.history} "

@@ -52,13 +52,12 @@ class GTPPolicy(BasePolicy):
     extractor, of which actor and critic have a copy each. An ``encoder`` in the config takes the
     place of both: a policy with it loads in the core alone.
 
-    **deterministic=True** starts the sampler from noises that are fixed with the policy, and takes
-    the action that the critic values most: equal calls give equal actions, and an observation gets
-    the same one in any batch up to rounding (`gtp_policy.GTPLearner.act`). How many there are is
-    ``eval_candidates`` of the config, 16. It is the best of that many samples of the policy,
-    neither its mean nor its mode, since a generative policy has no cheap one. Without a critic, or
-    with ``candidates=1``, it is one sample. **deterministic=False** draws one sample with new
-    noise; with ``candidates=n``, the best of n.
+    **deterministic=True** starts the sampler from noises that are fixed with the policy, in pairs
+    of opposite ones, and takes where the actions lie densest, the policy's mode: equal calls give
+    equal actions, and an observation gets the same one in any batch up to rounding
+    (`gtp_policy.GTPLearner.act`). How many there are is ``eval_candidates`` of the config, 16, and
+    how one is chosen ``deterministic_choice``. **deterministic=False** draws one sample with new
+    noise. ``candidates=n`` makes either the one of n that the critic values most.
 
     Args:
         observation_space: Observation space.
@@ -77,9 +76,9 @@ class GTPPolicy(BasePolicy):
         share_features_extractor: Not supported; False.
         config: Every choice of the method.
         network: Backbone of the actor instead of the default MLP; copied.
-        candidates: Actions to draw per observation, of which the critic chooses one. Default:
-            ``eval_candidates`` of the config for a deterministic action, else 1. Can be changed at
-            any time: ``model.policy.candidates = 4``.
+        candidates: Actions to draw per observation, of which the critic chooses one. Default: the
+            mode for a deterministic action, else one sample. Can be changed at any time:
+            ``model.policy.candidates = 4``.
         layout: Order in which the parts of an observation are joined. Default: of the space.
 
     Attributes:
@@ -341,9 +340,9 @@ class GTPPolicy(BasePolicy):
                 as in a call alone. Other policies have no memory and return it as it came.
             episode_start: Which episodes begin with this observation; what is in the state of them
                 is forgotten. Policies without memory do not use it.
-            deterministic: Whether to take the best, as the critic sees it, of some actions that
-                start from fixed noises, so that equal calls give equal actions; see `GTPPolicy`.
-                Not the mean of the policy. False draws new noise.
+            deterministic: Whether to take the policy's mode, of actions that start from fixed
+                noises, so that equal calls give equal actions; see `GTPPolicy`. False draws new
+                noise.
 
         Returns:
             Actions in the units of the environment, always inside its Box, and the state.

@@ -38,7 +38,12 @@ def plain(obs: Any) -> Any:  # noqa: ANN401 - Tianshou's observations are of any
         return {key: plain(obs[key]) for key in obs.get_keys()}
     if isinstance(obs, Mapping):
         return {key: plain(value) for key, value in obs.items()}
-    return obs if isinstance(obs, Tensor) else np.asarray(obs)
+    if isinstance(obs, Tensor):
+        return obs
+    try:
+        return np.asarray(obs)
+    except ValueError as error:  # rows of several lengths
+        raise DataError(f"`obs` is no array: got {error}, expected rows of one length.") from error
 
 
 def flatten(layout: ObservationLayout, obs: Any) -> npt.NDArray[np.float32] | Tensor:  # noqa: ANN401

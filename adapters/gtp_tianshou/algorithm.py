@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -163,7 +164,6 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
         self.preload, self.out_of_bounds = preload, out_of_bounds
         self._floats: dict[str, float] = {}
         self._seconds, self._timed = 0.0, 0
-        self._acts_with_critic = False
         policy.act_with(self.learner)
 
     @classmethod
@@ -228,9 +228,13 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
             >>> round(algorithm.policy.actor.config.action_statistics.std[0], 4)
             0.8
         """
+        config = GTPConfig() if config is None else config
+        check_kind("config", config, GTPConfig)
+        check_kind("gamma", gamma, Real, type(None))
+        check_kind("layout", layout, ObservationLayout, type(None))
+        check_kind("candidates", candidates, Integral, type(None))
         if isinstance(buffer, OfflineDataset):
             dataset = buffer if device is None else buffer.to(device)
-            layout = layout or dataset.layout
         else:
             check_kind("buffer", buffer, ReplayBuffer, OfflineDataset)
             dataset = dataset_from_buffer(
@@ -242,7 +246,6 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
                 out_of_bounds=out_of_bounds,
                 device=device or "cpu",
             )
-        config = config or GTPConfig()
         if dataset.history == dataset.chunk == 1:  # otherwise it says what the policy's are
             dataset = dataset.with_steps(config.actor.history, config.actor.chunk)
         parts = GTPLearner.from_dataset(dataset, config, network=network, encoder=encoder)
@@ -327,7 +330,6 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
         config = clone.learner.continued(config or GTPConfig())
         algorithm = cls.from_buffer(buffer, config=config, **own | options)
         algorithm.learner.take_actor_(clone.learner)
-        algorithm.policy.act_with(algorithm.learner)
         return algorithm
 
     def create_trainer(self, params: OfflineTrainerParams) -> OfflineTrainer:
@@ -430,9 +432,6 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
                 like.device, like.dtype
             )
         metrics = self.learner.update(transitions)
-        if not self._acts_with_critic:  # a new one has not chosen among candidates
-            self.policy.act_with(self.learner)
-            self._acts_with_critic = True
         if hasattr(batch, "weight"):  # a prioritised buffer takes it for the new priority
             cast("PrioBatchProtocol", batch).weight = td_error(self.learner, transitions)
         return self._stats(metrics, start)

@@ -39,12 +39,12 @@ class GTPPolicy(Policy):
     deployed.
 
     Acting is deterministic if ``deterministic_eval`` and the policy is not within a training step:
-    actions then start from a few noises that are fixed with the weights, and the critic chooses.
-    Equal calls give equal actions, and an observation gets the same one in any batch up to rounding
-    (`gtp_policy.GTPLearner.act`). Without a critic it is one noise: repeatable, but the same
-    quantile of the policy everywhere, so that sampling is the better evaluation then. Never zero
-    noise, which can end between two modes. ``deterministic_eval``, ``steps`` and ``candidates`` may
-    be changed at any time.
+    actions then start from 16 noises that are fixed with the weights (``eval_candidates`` of the
+    learner's config), in pairs of opposite ones, and where they lie densest is taken, the policy's
+    mode, with a critic or without. Equal calls give equal actions, and an observation gets the same
+    one in any batch up to rounding (`gtp_policy.GTPLearner.act`). Never zero noise, which can end
+    between two modes. ``deterministic_eval``, ``steps`` and ``candidates`` may be changed at any
+    time.
 
     Args:
         actor: The flow map.
@@ -54,11 +54,11 @@ class GTPPolicy(Policy):
         critic: Chooses among several candidates.
         layout: Which parts of a Dict observation in which order; default: all, a goal observation
             as observation, achieved_goal, desired_goal, other keys in alphabetical order.
-        deterministic_eval: Whether evaluation starts from fixed noises, as above.
+        deterministic_eval: Whether evaluation takes the mode, as above.
         steps: K, jumps per action; default the actor's.
         candidates: Actions drawn per observation, of which the critic's favourite is taken (BCQ's
-            ``forward_sampled_times``). None: ``eval_candidates`` of the learner's config (16) where
-            actions are deterministic and there is a critic, else 1.
+            ``forward_sampled_times``). None: the mode where actions are deterministic, else one
+            sample.
         action_scaling: Whether [-1, 1] is mapped to the Box. False is possible where the Box is
             [-1, 1] itself.
         action_bound_method: Anything but ``"tanh"``: the actions are in [-1, 1] already.

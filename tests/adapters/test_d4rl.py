@@ -226,6 +226,7 @@ def test_a_group_is_no_field(path: Path) -> None:
         ({"next_obs": "guess"}, "`next_obs` is unknown: got 'guess'"),
         ({"out_of_bounds": "wrap"}, "`out_of_bounds` is unknown"),
         ({"gamma": 2.0}, "`gamma` is out of range"),
+        ({"unbounded": "guess"}, "`unbounded` is unknown: got 'guess', expected 'error' or 'data'"),
     ],
 )
 def test_unknown_options_are_refused(path: Path, option: dict[str, Any], message: str) -> None:

@@ -452,6 +452,16 @@ WRONG: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
         {},
         r"1.npz` cannot be read as npz",
     ),
+    "next observations of fewer arrays": (
+        lambda p: npz(p, **ROWS, more=np.zeros((4, 1))),
+        {"obs": ["obs", "more"], "next_obs": ["obs"]},
+        r"`next_obs` is of other arrays than `obs`: got \['obs'\], expected 2, one for each of",
+    ),
+    "several columns of one episode": (
+        lambda p: text(p, "obs,action,run,part\n1,0,0,0\n1,0,0,1\n"),
+        {"episode": ["run", "part"]},
+        r"`episode` has the wrong shape: got \(2, 2\), expected one number per row",
+    ),
     "an episode of a folder that does not fit": (
         lambda p: (
             npz(p, "0.npz", **EPISODES[0]),
@@ -547,6 +557,22 @@ WRONG: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
         ),
         {},
         "`data/demo_3` is not stored here: got a soft or external link",
+    ),
+    "a demonstration that is a dataset": (
+        lambda p: hdf5(
+            p,
+            lambda f: (
+                f.__delitem__("data/demo_0"),
+                f.create_dataset("data/demo_0", (10**9,), "f8", chunks=(100,)),
+            ),
+        ),
+        {},
+        "The observations of demo_0 are not there: got no `obs`",
+    ),
+    "lists that are a dataset": (
+        lambda p: hdf5(p, lambda f: (f.__delitem__("mask"), f.__setitem__("mask", [1.0]))),
+        {"filter_key": "train"},
+        r"`filter_key` is not there: got 'train', expected one of \[\]",
     ),
     "a demonstration of objects": (
         lambda p: hdf5(

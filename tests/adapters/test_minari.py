@@ -25,7 +25,7 @@ from minari.data_collector import EpisodeBuffer
 from minari.serialization import serialize_space
 from PIL import Image
 
-from gtp_datasets import _hdf5, load_minari, minari_reference, normalized_score
+from gtp_datasets import _hdf5, load_minari, minari_loader, minari_reference, normalized_score
 from gtp_policy import ActionScaler, ObservationLayout
 from gtp_policy.errors import (
     DataError,
@@ -605,6 +605,20 @@ def test_rewards_that_would_fill_the_memory(
     assert peak[0] < SLACK
 
 
+def test_a_dataset_in_the_place_of_an_episode_is_refused_unread(
+    make_minari: Make, minari_root: Path
+) -> None:
+    """To look for a name in it would read it, row by row."""
+    make_minari(episode())
+    with h5py.File(hdf5(minari_root), "a") as file:
+        del file["episode_0"]
+        file.create_dataset("episode_0", (10**7,), "f8", chunks=(100,), compression="gzip")
+    start = time.process_time()
+    with pytest.raises(DataError, match="`episode_0` has the wrong type: got a dataset"):
+        load_minari(ID)
+    assert time.process_time() - start < 1
+
+
 def test_what_is_not_asked_for_is_not_read(make_minari: Make, minari_root: Path) -> None:
     """Groups in groups, and infos of any size and kind."""
     make_minari(episode())
@@ -645,6 +659,21 @@ def encoded(form: str, size: tuple[int, int] = (48, 32), mode: str = "RGB") -> n
     buffer = io.BytesIO()
     Image.new(mode, size).save(buffer, form)
     return np.frombuffer(buffer.getvalue(), np.uint8)
+
+
+def test_memory_of_images_is_taken_after_their_size_is_known(
+    make_minari: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = np.zeros((5, 32, 48, 3), np.uint8)
+    make_minari(episode(observations=frames), observation_space=PICTURES)
+
+    def refuse(*_: object) -> None:
+        raise DataError("too large")
+
+    monkeypatch.setattr("gtp_datasets.minari_loader.check_expansion", refuse)
+    monkeypatch.setattr(minari_loader._Frames, "allocate", lambda _: pytest.fail("allocated"))
+    with pytest.raises(DataError, match="too large"):
+        load_minari(ID)
 
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 48 32\n%%EndComments\nshowpage\n"

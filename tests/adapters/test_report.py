@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,34 @@ def test_keys_of_a_dict_observation_are_shown() -> None:
     data = dataset()
     data.layout = ObservationLayout({"observation": (1,), "desired_goal": (1,)})
     assert "2 dimensions (observation, desired_goal)" in str(report(data))
+
+
+@pytest.mark.parametrize("change", [lambda d: d.with_chunks(2), lambda d: d.with_n_step(2)])
+def test_sums_of_rewards_are_not_reported_as_rewards(
+    change: Callable[[OfflineDataset], OfflineDataset],
+) -> None:
+    with pytest.raises(DataError, match="report needs rewards of single steps"):
+        report(change(dataset()))
+    assert report(dataset().with_history(2)).obs_low == (0, 7, -5, 7)
+
+
+def test_images_are_looked_at_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them as numbers would be eight times as large as the images."""
+    n = 600
+    images = np.random.default_rng(0).integers(0, 256, (n, 4, 5, 3), np.uint8)
+    columns: dict[str, Any] = {
+        "action": np.zeros((n, 1)),
+        "reward": np.arange(n),
+        "terminated": np.arange(n) % 100 == 99,
+        "truncated": np.zeros(n),
+        "low": [-1.0],
+        "high": [1.0],
+    }
+    flat = OfflineDataset.from_arrays(obs=images.reshape(n, -1), **columns)
+    expected, held = report(flat), OfflineDataset.from_arrays(obs=images, **columns)
+    assert held.images == ("",)
+    monkeypatch.delattr(OfflineDataset, "transitions")
+    assert report(held) == expected
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=9))

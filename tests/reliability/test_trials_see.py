@@ -268,6 +268,30 @@ def test_an_entry_point_that_passes_raw_errors_is_found() -> None:
     assert any("RuntimeError" in failure for failure in outcome.failures)
 
 
+OURS, HOST, OTHER = f"{misuse.OURS[1]}/a.py", "/x/tianshou/b.py", "/x/numpy/c.py"
+
+
+@pytest.mark.parametrize(
+    ("files", "excused"),
+    [
+        ((OURS, HOST), True),
+        ((OURS, HOST, OTHER), True),  # what a host makes numpy raise
+        ((OURS, OTHER), False),
+        ((OURS,), False),
+        ((HOST, OURS), False),  # a host calls what is ours
+        ((OURS, HOST, OURS, OTHER), False),
+    ],
+)
+def test_only_what_a_host_raises_is_excused(files: tuple[str, ...], excused: bool) -> None:
+    inner: Any = None
+    for file in reversed(files):  # each calls the next, and the last one raises
+        names: dict[str, Any] = {"inner": inner}
+        exec(compile("def call(x):\n return inner(x) if inner else [][0]", file, "exec"), names)
+        inner = names["call"]
+    outcome = misuse.misused(1, entry_points={"raw": misuse.Entry(inner, {"x": 0})})
+    assert (outcome.failures == []) is excused
+
+
 def test_a_loader_of_datasets_that_passes_raw_errors_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

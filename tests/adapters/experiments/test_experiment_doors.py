@@ -171,6 +171,20 @@ def test_what_is_no_record_is_not_read(finished: Path, kind: str) -> None:
         reevaluate(finished, EvaluationConfig())
 
 
+def test_a_run_of_another_device_is_looked_at_on_this_one(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(finished / "result.json", lambda d: d["config"].update(device="cuda:99"))
+    evaluate = ["evaluate", str(finished), "--steps", "1", "--episodes", "1"]
+    evaluate += ["--environment", "line_world:make"]
+    plot = ["plot", str(finished), "--out", str(finished.parent / "pictures")]
+    for command in (evaluate, plot):
+        assert main(command) == 2
+        assert "cuda:99" in capsys.readouterr().err
+        assert main([*command, "--device", "cpu"]) == 0
+        assert capsys.readouterr().out
+
+
 class Odd(gymnasium.Env[np.ndarray, np.ndarray]):
     """An environment that says something odd."""
 

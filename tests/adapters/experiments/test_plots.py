@@ -1,7 +1,7 @@
 """Pictures of policies and runs: what is drawn, read back from the figures and the files."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import av
 import gymnasium
@@ -13,9 +13,12 @@ from gymnasium.spaces import Box
 from PIL import Image
 
 from gtp_experiments import (
+    Evaluation,
     EvaluationConfig,
     ExperimentError,
+    Reference,
     RunConfig,
+    RunResult,
     film,
     plot_actions,
     plot_advantages,
@@ -24,7 +27,9 @@ from gtp_experiments import (
     run,
 )
 from gtp_experiments.__main__ import main
+from gtp_experiments.evaluation import ChunkedPolicy
 from gtp_policy import FlowMapActorConfig, GTPConfig, GTPLearner, OfflineDataset, QEnsembleConfig
+from gtp_policy.chunks import ChunkPlayer
 from gtp_policy.errors import DataError
 
 N = 80
@@ -63,6 +68,25 @@ def test_the_histogram_of_the_data_is_the_data() -> None:
         expected, _ = np.histogram(drawn[:, i].astype(np.float64), np.linspace(-2, 2, 41))
         np.testing.assert_allclose(heights(axes), expected / 20, atol=1e-9)
         assert len(axes.patches) == 41  # and the policy's outline
+
+
+def test_of_chunks_the_first_step_is_drawn() -> None:
+    """From data of single steps, which become chunks, and from data of chunks alike."""
+    dataset = make_data()
+    config = SMALL.fit_to_steps(history=2, chunk=3)
+    learner = GTPLearner.from_dataset(dataset.with_steps(2, 3), config)
+    single, chunks = (
+        plot_actions(learner, d, rows=20) for d in (dataset, dataset.with_steps(2, 3))
+    )
+    drawn = dataset.sample(20, generator=torch.Generator().manual_seed(0)).action.numpy() * 2.0
+    for figure in (single, chunks):
+        shown = [axes for axes in figure.axes if axes.get_visible()]
+        assert [axes.get_title() for axes in shown] == ["action 0", "action 1"]
+        for i, axes in enumerate(shown):
+            expected, _ = np.histogram(drawn[:, i].astype(np.float64), np.linspace(-2, 2, 41))
+            np.testing.assert_allclose(heights(axes), expected / 20, atol=1e-9)
+    with pytest.raises(DataError, match=r"got \(history, chunk\) = \(2, 2\), expected \(2, 3\)"):
+        plot_actions(learner, dataset.with_steps(2, 2))
 
 
 def test_the_flow_ends_in_what_the_policy_does() -> None:
@@ -104,6 +128,7 @@ class Painted(gymnasium.Env[Any, Any]):
 
     observation_space = Box(-9, 9, (3,), np.float32)
     action_space = Box(-2, 2, (1,), np.float32)
+    actions: ClassVar[list[float]] = []
 
     def __init__(self, render_mode: str | None = None) -> None:
         self.render_mode, self.metadata = render_mode, {"render_modes": ["rgb_array"]}
@@ -115,6 +140,7 @@ class Painted(gymnasium.Env[Any, Any]):
 
     def step(self, action: Any) -> Any:
         assert self.action_space.contains(action)
+        self.actions.append(float(action[0]))
         self.count += 1
         return np.zeros(3, np.float32), 0.0, False, False, {}
 
@@ -143,9 +169,45 @@ def test_a_film_shows_every_step(pendulum: OfflineDataset, tmp_path: Path, endin
         assert shades == sorted(set(shades))  # each step is brighter than the one before
 
 
+def test_a_film_of_chunks_plays_them_to_their_end(pendulum: OfflineDataset, tmp_path: Path) -> None:
+    """And begins anew with every film."""
+    chunk = torch.tensor([[0.1, 0.2, 0.3]])
+    player = ChunkPlayer(lambda obs: chunk.expand(len(obs), -1), chunk=3)
+    policy = ChunkedPolicy(player, lambda action: action)
+    for _ in range(2):
+        Painted.actions.clear()
+        film(policy, pendulum, f"{__name__}:Painted", tmp_path / "a.gif", max_steps=4)
+        assert [round(a, 1) for a in Painted.actions] == [0.1, 0.2, 0.3, 0.1]
+
+
 def test_a_film_needs_pictures_and_a_known_ending(pendulum: OfflineDataset, tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match=r"got '\.avi', expected \.gif or \.mp4"):
         film(constant, pendulum, "Pendulum-v1", tmp_path / "a.avi")
+
+
+def test_curves_have_one_scale() -> None:
+    """Returns, where one of the runs has no reference to score by."""
+    plain = RunResult(
+        method="gtp",
+        dataset="a/b-v0",
+        group="0",
+        seed=0,
+        updates=1,
+        status="finished",
+        evaluations=(Evaluation(update=1, returns=(50.0,), lengths=(3,)),),
+        ms_per_update=1.0,
+        data_sha256="",
+        config={},
+        provenance={},
+    )
+    scored = plain.replace(reference=Reference(min=0.0, max=200.0, source="by hand"))
+    for group, label, heights in (
+        ([scored, scored], "score", [25.0]),
+        ([plain, scored], "return", [50.0]),
+    ):
+        (panel,) = plot_curves({str(i): [run] for i, run in enumerate(group)}).axes
+        assert panel.get_ylabel() == label
+        assert [line.get_ydata().tolist() for line in panel.lines] == [heights, heights]
 
 
 def test_the_command_draws_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

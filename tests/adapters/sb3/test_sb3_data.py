@@ -674,3 +674,34 @@ def test_vec_normalize_of_a_dict_and_of_images(make_model: Make, arrays: Arrays)
     env.norm_obs_keys = ["speed", "radio"]
     with pytest.raises(DataError, match="normalises what the dataset leaves out"):
         model.learn(1)
+
+
+@has_extractor
+def test_vec_normalize_of_an_offline_dataset_of_images(
+    make_model: Make, untouchable: Any, arrays: Arrays
+) -> None:
+    """Rewards are normalised and images stay bytes; to normalise images is refused, unchanged."""
+    untouchable.observation_space = spaces.Box(0, 255, (1, 36, 36), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (60, 1, 36, 36), np.uint8)
+    columns = {k: v for k, v in arrays.items() if k != "next_obs"} | {"obs": images}
+    dataset = OfflineDataset.from_arrays(**columns, low=[-2.0], high=[2.0])
+    choices: dict[str, Any] = {
+        "policy": "CnnPolicy",
+        "dataset": dataset,
+        "policy_kwargs": {"features_extractor_kwargs": {"features_dim": 8}},
+    }
+    env = normalized_env(untouchable, norm_obs=False)
+    model = make_model(env, **choices).learn(1)
+    shown = model._offline.shown
+    assert isinstance(shown, OfflineDataset)
+    assert shown.images == ("",)
+    assert shown.nbytes < 1.1 * dataset.nbytes
+    torch.testing.assert_close(shown.transitions.obs, dataset.transitions.obs, rtol=0, atol=0)
+    expected = env.normalize_reward(dataset.rewards.numpy()).astype(np.float32)
+    np.testing.assert_array_equal(shown.rewards, expected)
+    env = normalized_env(untouchable)
+    floats = {"policy_kwargs": choices["policy_kwargs"] | {"normalize_images": False}}
+    with pytest.raises(DataError, match="got norm_obs=True and the images that are the obs"):
+        make_model(env, **choices | floats)
+    assert env.training  # untouched
+    assert env.obs_rms.count < 1

@@ -783,3 +783,9 @@ def test_metadata_is_small_and_readable(make_model: Make, tmp_path: Path) -> Non
     assert metadata["sb3"]["batch_size"] == 8  # type: ignore[index,call-overload]
     assert len(json.dumps(metadata)) < 5000
     assert isinstance(gymnasium.spaces.Box(-1, 1), spaces.Box)
+
+
+@pytest.mark.parametrize("path", ["", ".", Path()])
+def test_a_path_without_a_name_is_none_of_a_file(path: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"`path` names no file: got .*expected"):
+        GTP.load(path)

@@ -646,3 +646,14 @@ def test_q_values_of_a_chain_are_exact(make_policy: Any, params: Params) -> None
     q = algorithm.learner.critic(table.obs, table.action)[0]
     expected = torch.tensor([1.75, 1.5, 1.0, 2.0, 2.0, 2.0])
     assert (q - expected).abs().max() < 0.05
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"config": []}, {"gamma": "x"}, {"layout": 3}, {"candidates": 1.5}]
+)
+def test_a_choice_of_the_wrong_kind_is_named(
+    action_space: Box, dataset: OfflineDataset, wrong: dict[str, Any]
+) -> None:
+    (name,) = wrong
+    with pytest.raises(DataError, match=f"`{name}` is of the wrong kind: got .*expected"):
+        GTP.from_buffer(dataset, action_space=action_space, **wrong)
