@@ -60,6 +60,7 @@ class _Attributes(BaseModel):
     """What SB3 expects of its attributes; those of a subclass are as they are."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="allow", strict=True)
+    __pydantic_extra__: dict[str, Any]
 
     observation_space: Space[Any] | None = None
     action_space: Box | None = None
