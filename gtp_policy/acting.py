@@ -186,7 +186,7 @@ def margin_of_mode(action: Tensor) -> Tensor:
 Choice = Annotated[ArgmaxChoice | SoftmaxChoice | ModeChoice, Field(discriminator="kind")]
 
 
-def judged(candidates: int, choice: Choice | None) -> bool:
+def needs_critic(candidates: int, choice: Choice | None) -> bool:
     """Returns whether it takes a critic to choose an action.
 
     Args:
@@ -197,8 +197,8 @@ def judged(candidates: int, choice: Choice | None) -> bool:
         The answer.
 
     Example:
-        >>> from gtp_policy.acting import ModeChoice, judged
-        >>> judged(16, None), judged(16, ModeChoice()), judged(1, None)
+        >>> from gtp_policy.acting import ModeChoice, needs_critic
+        >>> needs_critic(16, None), needs_critic(16, ModeChoice()), needs_critic(1, None)
         (True, False, False)
     """
     return candidates > 1 and not isinstance(choice, ModeChoice)
@@ -228,11 +228,11 @@ def chosen_by(
     Args:
         config: The learner's choices.
         critic: Its critic; None for behaviour cloning.
-        candidates: As the caller asked for; None leaves it to the config.
+        candidates: As the caller gave it; None leaves it to the config.
         deterministic: Whether the action is to be the same every time.
 
     Returns:
-        n and the choice. A number that was asked for is one for the critic to choose from.
+        n and the choice. A number that was given is one for the critic to choose from.
 
     Example:
         >>> from gtp_policy import GTPLearnerConfig
@@ -400,10 +400,10 @@ class CPUSnapshot:
             with self._lock:
                 own = self._copy("actor", actor, stamp)
                 own.config = actor.config
-                asked = judged(candidates, choice)
+                needed = needs_critic(candidates, choice)
                 return act(
                     own,
-                    self._copy("critic", critic, stamp) if asked else None,
+                    self._copy("critic", critic, stamp) if needed else None,
                     obs,
                     steps=steps,
                     candidates=candidates,
@@ -486,7 +486,7 @@ def _check(critic: QEnsemble | None, candidates: int, choice: Choice | None) -> 
             f"`candidates` is out of range: got {candidates}, expected an integer >= 1, and at "
             f"most {_MOST_CANDIDATES}."
         )
-    if critic is None and judged(candidates, choice):
+    if critic is None and needs_critic(candidates, choice):
         raise ValueError(
             f"A choice among candidates needs a critic: got candidates={candidates} and no critic "
             "(behaviour cloning), expected a QEnsemble. Train one, or take candidates=1."
@@ -516,7 +516,7 @@ def _choose(
     action = actor.sample(tiled, steps=steps, noise=noise, generator=generator)
     q = None
     with torch.no_grad():
-        if judged(candidates, picker):
+        if needs_critic(candidates, picker):
             assert critic is not None  # `_check` has looked
             q = critic.config.reduce(critic(tiled, action)).view(batch, candidates)
         return picker.take(action.view(batch, candidates, actor.action_dim), q, generator)

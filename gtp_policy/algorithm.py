@@ -88,15 +88,15 @@ class Networks(Protocol):
         ...
 
     def fit_critic(
-        self, obs: Tensor, action: Tensor, y: Tensor, judged: Tensor | None
+        self, obs: Tensor, action: Tensor, y: Tensor, mask: Tensor | None
     ) -> dict[str, Tensor]:
         """Does a step of every critic towards y (S, B) and returns metrics, (S,) each.
 
-        Rows where ``judged`` (S, B) is 0 have no loss.
+        Rows where ``mask`` (S, B) is 0 have no loss.
         """
         ...
 
-    def fit_value(self, obs: Tensor, q: Tensor, judged: Tensor | None) -> None:
+    def fit_value(self, obs: Tensor, q: Tensor, mask: Tensor | None) -> None:
         """Does a step of every value network towards q (S, B), by the baseline's loss."""
         ...
 
@@ -277,15 +277,15 @@ def update(networks: Networks, batch: Transitions, draws: Draws) -> dict[str, Te
     if first.critic is not None:
         next_action, sampled = _sample_actions(networks, batch, draws)
         y = td_target(batch.reward, batch.discount, _next_value(networks, batch, next_action))
-        judged = batch.judged(first.actor.config.chunk)
-        metrics = networks.fit_critic(batch.obs, batch.action, y, judged)
+        mask = batch.critic_mask(first.actor.config.chunk)
+        metrics = networks.fit_critic(batch.obs, batch.action, y, mask)
         if first.value is not None:
             q = networks.target_q(batch.obs, batch.action.unsqueeze(1)).squeeze(2)
-            networks.fit_value(batch.obs, first.critic.config.reduce(q, 1), judged)
+            networks.fit_value(batch.obs, first.critic.config.reduce(q, 1), mask)
         if weighs(first.guidance):
             advantage = advantage_of(networks, batch.obs, batch.action, sampled)
-            if judged is not None:  # nothing is known for or against what a cut left incomplete
-                advantage = advantage * judged
+            if mask is not None:  # nothing is known for or against what a cut left incomplete
+                advantage = advantage * mask
             weight, of_weights = networks.weigh(advantage)
             metrics |= of_weights
     metrics |= networks.fit_actor(batch, weight, draws)

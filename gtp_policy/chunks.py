@@ -26,7 +26,7 @@ Plan = Callable[[Tensor], Tensor]
 class Playback(Config):
     r"""How chunks of h actions are played.
 
-    By default a chunk is played to its end before the next one is asked for: h steps of the
+    By default a chunk is played to its end before the next one is computed: h steps of the
     environment cost one call of the networks. With ``every=k`` a new chunk comes every k steps and
     replaces what is left of the old one. With ``ensemble`` the chunks that speak of the present
     step are averaged, the oldest being number 0:
@@ -53,7 +53,7 @@ class Playback(Config):
     every: Int | None = Field(
         default=None,
         ge=1,
-        description="k, steps until the policy is asked again, at most h; None: h.",
+        description="k, steps until the policy acts again, at most h; None: h.",
     )
     ensemble: Float | None = Field(
         default=None,
@@ -124,7 +124,7 @@ class ChunkPlayer:
     """Plays a policy of chunks and histories step by step, in any number of environments at once.
 
     In the first step of an episode the observation is repeated to make a history, as
-    `OfflineDataset.with_history` does, and a chunk is asked for. Environments need not be in step:
+    `OfflineDataset.with_history` does, and a chunk is computed. Environments need not be in step:
     the policy is called for those alone whose next chunk is due.
 
     Not offered is to let a new chunk go on from the part of the old one that is being played while
@@ -136,7 +136,7 @@ class ChunkPlayer:
         plan: The policy, called without gradient.
         chunk: h, steps of an action.
         history: m, observations that the policy looks at.
-        playback: How often the policy is asked, and what becomes of chunks that overlap.
+        playback: How often the policy acts, and what becomes of chunks that overlap.
 
     Attributes:
         state: Of `act`: what its environments are in the middle of, None before the first step.
@@ -147,12 +147,12 @@ class ChunkPlayer:
     Example:
         >>> import torch
         >>> from gtp_policy.chunks import ChunkPlayer
-        >>> asked = []
+        >>> rows = []
         >>> def plan(obs):
-        ...     asked.append(len(obs))
+        ...     rows.append(len(obs))
         ...     return torch.tensor([[0.1, 0.2, 0.3]]).expand(len(obs), 3)
         >>> player = ChunkPlayer(plan, chunk=3)
-        >>> [round(player.act(torch.zeros(1, 2)).item(), 1) for _ in range(4)], asked
+        >>> [round(player.act(torch.zeros(1, 2)).item(), 1) for _ in range(4)], rows
         ([0.1, 0.2, 0.3, 0.1], [1, 1])
     """
 
@@ -162,7 +162,7 @@ class ChunkPlayer:
         self.plan, self.chunk, self.history = plan, chunk, history
         self.playback = playback or Playback()
         self.playback.check(chunk)
-        # Of single steps, every one is asked for.
+        # Of single steps, every one is computed.
         self._every = min(self.playback.every or chunk, chunk)
         self.state: ChunkState | None = None
 
@@ -294,7 +294,7 @@ class ChunkPlayer:
         if self.playback.ensemble is None or self.chunk == 1:
             spoken: Array = plans[row, 0, now]
             return spoken
-        # Where each chunk is by now, and whether it was asked for in this episode.
+        # Where each chunk is by now, and whether it was computed in this episode.
         place = now[:, None] + self._every * np.arange(plans.shape[1])
         speaks = (place < self.chunk) & (place <= age[:, None])
         said = plans[row[:, None], np.arange(plans.shape[1]), place.clip(max=self.chunk - 1)]

@@ -144,7 +144,7 @@ class GTPLearnerConfig(Config):
     )
     choice: Choice = Field(
         default_factory=ArgmaxChoice,
-        description="How one of several candidates is chosen that were asked for by number.",
+        description="How one of ``candidates`` actions is chosen where their number is given.",
     )
     deterministic_choice: Choice = Field(
         default_factory=ModeChoice,

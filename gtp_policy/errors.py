@@ -135,7 +135,7 @@ class PolicyFileError(GTPError, ValueError):
 
 
 class ExportError(GTPError, RuntimeError):
-    """A policy that cannot be exported as asked, or whose file does not act as the policy does.
+    """A policy that cannot be exported so, or whose file does not act as the policy does.
 
     Example:
         >>> from gtp_policy.errors import ExportError

@@ -174,7 +174,7 @@ class GTPLearner(nn.Module):
             config: Every choice; default all defaults.
             network: Backbone of the actor instead of the default MLP.
             encoder: Module from normalised observations (B, O) to features (B, ``features_dim``);
-                every network gets a copy of its own.
+                every network gets a separate copy.
             optimizer: As for the constructor.
             device: Where parameters live.
 
@@ -794,7 +794,7 @@ class GTPLearner(nn.Module):
             DataError: If ``obs`` is no tensor of the dtype and device, or on the CPU holds
                 NaN or infinity.
             ValueError: If ``candidates`` or ``steps`` is smaller than 1, or several candidates are
-                asked for without a critic.
+                wanted without a critic.
 
         Example:
             >>> import torch

@@ -143,7 +143,7 @@ def one_step() -> GTPConfig:
 
     On the linear path, pairs of times are uniform draws off any grid, a tenth of them the one-step
     sampler's own. The target's two jumps through a point nearer to s teach the jump from t to s,
-    on the first half of the minibatch; the flow loss takes all rows at times of its own. Residuals
+    on the first half of the minibatch; the flow loss takes all rows at separate times. Residuals
     are velocities, those of jumps under a pseudo-Huber weight, times enter by the softened
     logarithm of noise over signal, and actions are standardised by the dataset. An update takes
     fewer passes of the network than `paper_loss`, five times fewer where a critic needs actions.

@@ -589,7 +589,7 @@ class Curriculum(Config):
 
         What is known at small times reaches large ones along the grid, one interval per round of
         the target network, so a stage needs a number of updates in proportion to
-        :math:`N / ema\_rate`. Asked for here: at least an eighth of it, since the network carries
+        :math:`N / ema\_rate`. Needed here: at least an eighth of it, since the network carries
         over what the coarser stages taught it.
 
         Deviation: the paper lets the grid grow to its end whatever the length of the run.

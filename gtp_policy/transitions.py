@@ -117,7 +117,7 @@ class Transitions(NamedTuple):
         inside = (step < self.chunk_length.unsqueeze(-1)).to(self.action.dtype)
         return inside.repeat_interleave(self.action.shape[-1] // chunk, -1)
 
-    def judged(self, chunk: int) -> Tensor | None:
+    def critic_mask(self, chunk: int) -> Tensor | None:
         """Returns which transitions say what their whole action is worth: what the critic learns.
 
         All of them but those of chunks that a cut left incomplete. Of a chunk in which the episode
@@ -135,7 +135,7 @@ class Transitions(NamedTuple):
             >>> batch = Transitions(torch.zeros(3, 3), torch.zeros(3, 4), torch.zeros(3),
             ...                     torch.zeros(3, 3), torch.tensor([0.9, 0.0, 0.8]),
             ...                     chunk_length=torch.tensor([1.0, 1.0, 2.0]))
-            >>> batch.judged(chunk=2)
+            >>> batch.critic_mask(chunk=2)
             tensor([0., 1., 1.])
         """
         if self.chunk_length is None:

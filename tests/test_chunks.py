@@ -113,7 +113,7 @@ def test_windows_are_those_of_a_walk_through_the_episodes(
                 assert float(found.chunk_length[row]) == known
                 mask = [float(j < known) for j in range(h) for _ in range(ACT)]
                 assert found.action_mask(h)[row].tolist() == mask
-                assert float(found.judged(h)[row]) == float(known == h or ended)
+                assert float(found.critic_mask(h)[row]) == float(known == h or ended)
             row += 1
     assert row == len(dataset)
     if h == 1:
@@ -255,12 +255,12 @@ def test_rewards_of_chunks_that_a_cut_left_incomplete_teach_nothing(
     config = config_of(**({} if baseline is None else {"baseline": baseline}))
     whole = dataset.sample(32, generator=torch.Generator().manual_seed(0))
     # Values of terminal rows are known, although they are incomplete.
-    judged = whole.judged(4).bool()
-    ends = judged & (whole.chunk_length < 4)
-    assert (~judged).any()
+    known = whole.critic_mask(4).bool()
+    ends = known & (whole.chunk_length < 4)
+    assert (~known).any()
     assert ends.any()
     learners = []
-    for rows in (torch.zeros_like(judged), ~judged, ends):
+    for rows in (torch.zeros_like(known), ~known, ends):
         learner = GTPLearner.from_dataset(dataset, config)
         reward = torch.where(rows, whole.reward + 5.0, whole.reward)
         with using(engine):

@@ -1,7 +1,7 @@
 """Access to Minari: opens local datasets only, and raises one type of error for its failures.
 
 What a dataset says of itself is measured before Minari believes it. Episodes in HDF5, the format
-that Minari writes, are read here: of each only what is asked for, and images in two formats alone.
+that Minari writes, are read here: of each only what is needed, and images in two formats alone.
 """
 
 import json

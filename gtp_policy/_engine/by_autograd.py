@@ -47,7 +47,7 @@ class ByAutograd:
         return _stack(_given(x.value)(o) for x, o in zip(self.learners, obs, strict=True))
 
     def fit_critic(
-        self, obs: Tensor, action: Tensor, y: Tensor, judged: Tensor | None
+        self, obs: Tensor, action: Tensor, y: Tensor, mask: Tensor | None
     ) -> dict[str, Tensor]:
         """Does a step of every critic on the mean of (Q - y)^2."""
         metrics = []
@@ -56,7 +56,7 @@ class ByAutograd:
         ):
             q = _given(learner.critic)(o, a)
             square = (q - target).square()
-            loss = (square if judged is None else square * judged[i]).mean()
+            loss = (square if mask is None else square * mask[i]).mean()
             norm = _step(learner, "critic", loss)
             metrics.append(
                 {
@@ -67,13 +67,13 @@ class ByAutograd:
             )
         return _join(metrics)
 
-    def fit_value(self, obs: Tensor, q: Tensor, judged: Tensor | None) -> None:
+    def fit_value(self, obs: Tensor, q: Tensor, mask: Tensor | None) -> None:
         """Does a step of every value network on the baseline's loss."""
         for i, (learner, o, target) in enumerate(zip(self.learners, obs, q, strict=True)):
             baseline = learner.config.baseline
             assert isinstance(baseline, NetworkBaseline)
             loss = baseline.loss(target, _given(learner.value)(o))
-            _step(learner, "value", (loss if judged is None else loss * judged[i]).mean())
+            _step(learner, "value", (loss if mask is None else loss * mask[i]).mean())
 
     def weigh(self, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the weighters' weights (S, B), and metrics of them."""

@@ -239,7 +239,7 @@ class ByHand:
         return self._value.run().squeeze(-1)
 
     def fit_critic(
-        self, obs: Tensor, action: Tensor, y: Tensor, judged: Tensor | None
+        self, obs: Tensor, action: Tensor, y: Tensor, mask: Tensor | None
     ) -> dict[str, Tensor]:
         """Does a step of every critic on the mean of (Q - y)^2."""
         q = self._critic.values_with_gradient(obs, action)
@@ -249,20 +249,20 @@ class ByHand:
             metrics = dict(zip(("critic_loss", "q_mean"), found, strict=True))
         else:
             error = q - y.unsqueeze(1)
-            if judged is not None:
-                error = error * judged.unsqueeze(1)
+            if mask is not None:
+                error = error * mask.unsqueeze(1)
             self._critic.gradients(error * (2 / error[0].numel()))
             # Before the step: q is a view of what the next pass overwrites.
             metrics = {"critic_loss": error.square().mean((1, 2)), "q_mean": q.mean((1, 2))}
         metrics["critic_grad_norm"] = self._step("critic")
         return metrics
 
-    def fit_value(self, obs: Tensor, q: Tensor, judged: Tensor | None) -> None:
+    def fit_value(self, obs: Tensor, q: Tensor, mask: Tensor | None) -> None:
         """Does a step of every value network on the baseline's loss."""
         baseline = cast(NetworkBaseline, self._config.baseline)
         slope = baseline.slope(q, self.value(obs)) * (1 / self.rows)
-        if judged is not None:
-            slope = slope * judged
+        if mask is not None:
+            slope = slope * mask
         self._value.gradients(slope.unsqueeze(-1))
         self._step("value")
 

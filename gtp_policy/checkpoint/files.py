@@ -536,7 +536,7 @@ class StopSignal:
             self.__exit__()
             signal.raise_signal(number)
         self._stopped = True
-        # Whoever has asked outside would not hear of it: here the signal ends.
+        # An outer StopSignal would not hear of it: here the signal ends.
         outer = getattr(self._previous.get(number), "__self__", None)
         if isinstance(outer, StopSignal) and not outer:
             outer._stop(number, frame)

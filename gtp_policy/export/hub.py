@@ -123,7 +123,7 @@ def from_pretrained(
     Raises:
         CheckpointError: If there is no such repository or file, or it is damaged or malicious.
         StateMismatchError: If ``network``, ``encoder`` or ``optimizer`` are not like those saved.
-        MissingDependencyError: If the Hub is asked and huggingface_hub is not installed.
+        MissingDependencyError: If the Hub is needed and huggingface_hub is not installed.
 
     Example:
         >>> from gtp_policy.export import from_pretrained

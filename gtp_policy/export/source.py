@@ -18,7 +18,7 @@ from gtp_policy.acting import (
     SoftmaxChoice,
     chosen_by,
     fixed_noise,
-    judged,
+    needs_critic,
 )
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.checkpoint import Checkpoint, load_checkpoint
@@ -208,13 +208,13 @@ class Plan:
             )
         self.steps = _number("steps", steps, source.steps, actor.config.steps)
         self.noise_dim = actor.noise_dim(self.steps)
-        # A number that is asked for is one for the critic to choose from.
+        # A number that is given is one for the critic to choose from.
         own = source.choice if candidates is None else None
         self.choice = choice or own or ArgmaxChoice()
         self.candidates = _number("candidates", candidates, source.candidates, 1)
         _check_choice(self.candidates, source, self.choice)
         self.actor = _plain(actor)
-        self.critic = _plain(source.critic) if judged(self.candidates, self.choice) else None
+        self.critic = _plain(source.critic) if needs_critic(self.candidates, self.choice) else None
         self.fixed = fixed_noise(self.actor, self.candidates, self.steps, self.choice).detach()
         _check_numbers(self.actor, self.critic)
 
@@ -315,7 +315,7 @@ def _number(name: str, *values: int | None) -> int:
 
 
 def _check_choice(candidates: int, source: PolicySource, choice: Choice) -> None:
-    if source.critic is None and judged(candidates, choice):
+    if source.critic is None and needs_critic(candidates, choice):
         raise ExportError(
             f"A choice among candidates needs a critic: got candidates={candidates} and no critic, "
             "expected a policy with one. Take candidates=1."

@@ -48,7 +48,7 @@ class Sizes(NamedTuple):
     backup: int  # sampled actions per next observation
     baseline: int  # per observation
     guide: int  # numbers per guided action; 0: there are none
-    flow: bool  # whether the flow loss has times of its own
+    flow: bool  # whether the flow loss has separate times
 
 
 class Grids:

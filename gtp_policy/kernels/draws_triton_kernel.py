@@ -108,7 +108,7 @@ def draws(
     STD: tl.constexpr,
     S_MEAN: tl.constexpr,
     S_STD: tl.constexpr,
-    FLOW: tl.constexpr,  # whether the flow loss has times of its own
+    FLOW: tl.constexpr,  # whether the flow loss has separate times
 ) -> None:
     """Everything random of some rows of a seed's minibatch, and these rows."""
     seed = tl.program_id(1).to(tl.int64)

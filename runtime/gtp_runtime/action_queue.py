@@ -82,7 +82,7 @@ class ActionQueue:
         if not single:
             raise ObservationError(
                 f"The observation has the wrong shape: got a batch of {len(checked[0])}, expected "
-                "one observation. Give each environment a queue of its own."
+                "one observation. Give each environment a separate queue."
             )
         if not self._actions:
             document = self._policy.document

@@ -214,7 +214,7 @@ class OnnxRuntimeBackend:
         options.inter_op_num_threads = 1
         options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 4  # what is wrong is raised; nothing is printed
-        # Waiting threads would take the cores of whoever else is there.
+        # Waiting threads would take the cores of other programs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         try:

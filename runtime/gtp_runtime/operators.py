@@ -30,7 +30,7 @@ class Meter:
         products: Largest number of multiplications in matrix products and convolutions.
 
     Raises:
-        PolicyFileError: By its methods, where more is asked for.
+        PolicyFileError: By its methods, where a file needs more.
 
     Example:
         >>> from gtp_runtime.operators import Meter

@@ -175,7 +175,7 @@ class Policy:
         Raises:
             ObservationError: If the observation has the wrong structure, shape or type, holds NaN
                 or infinity, or is out of bounds where they are refused.
-            NoiseError: If the file does not allow what is asked for, or more than one is.
+            NoiseError: If the file does not allow the noise or seed, or both are given.
             ActionError: If the action is not finite.
 
         Example:
@@ -356,7 +356,7 @@ class Policy:
             if there is one; None where the noise is inside the file.
 
         Raises:
-            NoiseError: If the file does not allow what is asked for, or both are.
+            NoiseError: If the file does not allow the noise or seed, or both are given.
 
         Example:
             >>> from gtp_runtime import Policy, example_file
@@ -378,7 +378,7 @@ class Policy:
         return noise
 
     def _refuse_noise(self, deterministic: bool, seed: int | None, noise: ArrayLike | None) -> None:
-        """Raises if a file whose noise is inside is asked for one."""
+        """Raises if noise is given to a file that has its noise inside."""
         source = self.document.noise
         wish = "a seed" if seed is not None else "a noise" if noise is not None else ""
         if source == "seeded" and deterministic:

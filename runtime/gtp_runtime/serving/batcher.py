@@ -104,7 +104,7 @@ class Batcher:
         """Returns the action of a request.
 
         Args:
-            request: What is asked for.
+            request: Observation and options.
 
         Returns:
             The action, as `Policy.act` returns it.
@@ -154,7 +154,7 @@ class Batcher:
             found: list[Array | Exception]
             try:
                 found = await loop.run_in_executor(self._thread, self._compute, batch)
-            except Exception as error:  # to those who asked, whatever it is
+            except Exception as error:  # to those who wait, whatever it is
                 found = [error] * len(batch)
             self._answer(batch, found)
         self._thread.shutdown()

@@ -30,7 +30,7 @@ class PatientProtocol(H11Protocol):
         asyncio.get_running_loop().call_later(self.seconds, self._give_up, transport)
 
     def _give_up(self, transport: asyncio.Transport) -> None:
-        # A request that has begun has limits of its own, and a WebSocket another protocol.
+        # A request that has begun has other limits, and a WebSocket another protocol.
         if self.cycle is None and transport.get_protocol() is self and not transport.is_closing():
             head = (
                 "HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\n"
@@ -54,7 +54,7 @@ def serve(
 
     Args:
         policy: The policy.
-        host: Address to listen at. Others than this machine's own are open to whoever reaches
+        host: Address to listen at. Others than this machine's own are open to everyone who reaches
             them: there is no encryption and no password.
         port: Port; 0 for a free one.
         limits: What it takes.

@@ -129,7 +129,7 @@ def test_reaches_sb3s_own_bar_on_its_identity_environment() -> None:
         batch_size=64,
         tau=0.02,
         seed=0,
-        # Online the critic knows what it judges: it chooses, as it does by its argument.
+        # Online the critic has seen what it values: it chooses, as it does by its argument.
         policy_kwargs={"net_arch": [64, 64], "candidates": 16},
     ).learn(400)
     evaluate_policy(model, env, n_eval_episodes=20, reward_threshold=90, warn=False)
