@@ -655,13 +655,10 @@ class OfflineDataset:
         """
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
             raise DataError(f"`share` is out of range: got {share!r}, expected 0 < share <= 1.")
-        self.check_one_step("with_best_episodes")
-        self.check_rewards("with_best_episodes")
-        ends = self.terminated | self.truncated
-        returns = episode_returns(self.rewards, ends)
+        episode, returns = self._episode_returns("with_best_episodes")
         count = math.ceil(len(returns) * share - 1e-9)  # 100 * 0.07 is a little more than 7
         best = np.argsort(-returns, kind="stable")[: max(count, 1)]
-        kept = np.isin(episode_numbers(ends), best)
+        kept = np.isin(episode, best)
         return self._with_rows(np.flatnonzero(kept))
 
     def with_return_weighting(self, tilt: float = 1.0) -> Self:
@@ -675,10 +672,9 @@ class OfflineDataset:
 
         rounded such that about N transitions stay; :math:`\mu` and :math:`\sigma` are mean and
         spread of the return over transitions. Whole episodes are repeated or left out, in time
-        order. What is learned from the new dataset improves on the mixture of those who made it,
-        where they differ in quality: a critic tells which action is better in a state, not whose
-        states are worth a network's attention. With ``tilt=0``, or where all returns are equal,
-        nothing changes.
+        order. Where agents of different quality made the data, what is cloned is more of the better
+        ones: a critic tells which action is better in a state, not whose states are worth a
+        network's attention. With ``tilt=0``, or where all returns are equal, nothing changes.
 
         Take it before a reward transform that makes long episodes look bad, and before
         `with_n_step`, `with_history` and `with_chunks`.
@@ -696,7 +692,7 @@ class OfflineDataset:
 
         References:
             | Harnessing Mixed Offline Reinforcement Learning Datasets via Trajectory Weighting
-            | (Hong et al., 2023), section 4.2, https://arxiv.org/abs/2306.13085
+            | (Hong et al., 2023), https://arxiv.org/abs/2306.13085
 
         Example:
             >>> from gtp_policy import OfflineDataset
@@ -708,11 +704,7 @@ class OfflineDataset:
         """
         if isinstance(tilt, bool) or not isinstance(tilt, int | float) or not 0 <= tilt <= 10:
             raise DataError(f"`tilt` is out of range: got {tilt!r}, expected 0 to 10.")
-        self.check_one_step("with_return_weighting")
-        self.check_rewards("with_return_weighting")
-        ends = self.terminated | self.truncated
-        episode = episode_numbers(ends)
-        returns = episode_returns(self._columns().reward, ends)
+        episode, returns = self._episode_returns("with_return_weighting")
         spread = float(returns[episode].std())
         if tilt == 0 or spread <= 1e-9 * float(np.abs(returns).max()):
             return self
@@ -728,6 +720,13 @@ class OfflineDataset:
         # Of the last row, which may have no flag, there can be copies that are not last.
         weighted.truncated |= (within == np.repeat(size, size) - 1) & ~weighted.terminated
         return weighted
+
+    def _episode_returns(self, what: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Returns the number of each row's episode and each episode's return, for a method."""
+        self.check_one_step(what)
+        self.check_rewards(what)
+        ends = self.terminated | self.truncated
+        return episode_numbers(ends), episode_returns(self.rewards, ends)
 
     def _with_rows(self, rows: npt.NDArray[np.intp]) -> Self:
         """Returns the dataset with these rows, whole episodes in time order."""
