@@ -292,12 +292,7 @@ class Policy:
             values = [obs]
         parts: list[Array] = []
         for part, value in zip(document.observation, values, strict=True):
-            try:
-                array = np.asarray(value)
-            except ValueError as error:  # ragged
-                raise ObservationError(
-                    f"`{part.input}` is no array: got {error}, expected one of shape {part.shape}."
-                ) from error
+            array = _array(part.input, value, part.shape, ObservationError)
             if array.dtype.kind not in "fiub":
                 raise ObservationError(
                     f"`{part.input}` has the wrong type: got {array.dtype}, expected real numbers."
@@ -407,12 +402,7 @@ class Policy:
 
     def _copy_noise(self, buffer: Array, given: ArrayLike, single: bool) -> None:
         target = buffer[0] if single else buffer
-        try:
-            noise = np.asarray(given)
-        except ValueError as error:  # ragged
-            raise NoiseError(
-                f"`noise` is no array: got {error}, expected one of shape {target.shape}."
-            ) from error
+        noise = _array("noise", given, target.shape, NoiseError)
         if noise.shape != target.shape or noise.dtype.kind not in "fi":
             raise NoiseError(
                 f"`noise` has the wrong shape or type: got {noise.dtype} of {noise.shape}, "
@@ -486,6 +476,21 @@ def _warm_up(backend: Backend) -> None:
     for buffer in slot.inputs.values():
         buffer.fill(0)
     slot.run()
+
+
+def _array(
+    name: str,
+    value: ArrayLike,
+    shape: tuple[int, ...],
+    error: type[ObservationError] | type[NoiseError],
+) -> Array:
+    """Returns a value as an array; what has rows of several lengths is none."""
+    try:
+        return np.asarray(value)
+    except ValueError as reason:
+        raise error(
+            f"`{name}` is no array: got {reason}, expected one of shape {shape}."
+        ) from reason
 
 
 def _copy(target: Array, value: Array) -> None:

@@ -139,14 +139,19 @@ def test_the_hash_sees_every_field(make_config: Make) -> None:
     torch.testing.assert_close(difference, torch.ones_like(difference))
 
 
-def test_the_best_episodes_are_chosen_by_the_rewards_of_the_data(tmp_path: Path) -> None:
-    # Returns 1 and 1.5; with the transformed rewards they would be 0 and -1.5.
-    with h5py.File(tmp_path / "two.hdf5", "w") as file:
+def write_two_episodes(path: Path, rewards: list[float]) -> None:
+    """Writes an episode of one transition and one of three; observations are their numbers."""
+    with h5py.File(path, "w") as file:
         file["observations"] = file["next_observations"] = np.arange(4.0)[:, None]
         file["actions"] = np.array([-1.0, 1.0, 0.0, 0.0])[:, None]
-        file["rewards"] = np.array([1.0, 0.5, 0.5, 0.5])
+        file["rewards"] = np.array(rewards)
         file["terminals"] = np.array([1, 0, 0, 1], bool)
         file["timeouts"] = np.zeros(4, bool)
+
+
+def test_the_best_episodes_are_chosen_by_the_rewards_of_the_data(tmp_path: Path) -> None:
+    # Returns 1 and 1.5; with the transformed rewards they would be 0 and -1.5.
+    write_two_episodes(tmp_path / "two.hdf5", [1.0, 0.5, 0.5, 0.5])
     config = RunConfig(
         dataset=str(tmp_path / "two.hdf5"),
         updates=1,
@@ -162,12 +167,7 @@ def test_the_best_episodes_are_chosen_by_the_rewards_of_the_data(tmp_path: Path)
 
 def test_episodes_are_weighted_by_the_rewards_of_the_data(tmp_path: Path) -> None:
     # Returns 1 and 3; with the transformed rewards they would be 0 and 0.
-    with h5py.File(tmp_path / "two.hdf5", "w") as file:
-        file["observations"] = file["next_observations"] = np.arange(4.0)[:, None]
-        file["actions"] = np.zeros((4, 1))
-        file["rewards"] = np.array([1.0, 1.0, 1.0, 1.0])
-        file["terminals"] = np.array([1, 0, 0, 1], bool)
-        file["timeouts"] = np.zeros(4, bool)
+    write_two_episodes(tmp_path / "two.hdf5", [1.0, 1.0, 1.0, 1.0])
     config = RunConfig(
         dataset=str(tmp_path / "two.hdf5"),
         updates=1,
