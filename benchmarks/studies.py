@@ -138,6 +138,7 @@ STUDIES = (
                 steps=(1, 2, 5, 10),
             ),
             Row("one_step_bc", f"{HOPPER} --preset one_step --set critic=null", steps=(1, 2, 5)),
+            Row("GTPConfig()", HOPPER, updates=MAZE_UPDATES, steps=(1, 5)),
             *peers(HOPPER, iql="--reward return_range", td3_bc=""),
         ),
     ),
@@ -171,6 +172,7 @@ STUDIES = (
                 f"{MEDIUM} --preset paper_loss --reward antmaze {GUIDED}",
                 updates=MAZE_UPDATES,
             ),
+            Row("GTPConfig()", f"{MEDIUM} --reward antmaze", updates=MAZE_UPDATES, steps=(1, 5)),
             Row(
                 "gtp_bc",
                 f"{MEDIUM} {PAPER_BC} {CLONING}",
