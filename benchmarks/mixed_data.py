@@ -14,7 +14,6 @@ new episode: not to the bit. Agents that are there are not trained again.
 """
 
 import argparse
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from benchmarks.pages import read, write
 from benchmarks.rollouts import Arrays, returns_of, rollout, save_d4rl, seeds_of
 from gtp_datasets import normalized_score
 from gtp_experiments.tasks import task_of
+from gtp_policy.files import replacing
 
 CHECKPOINT_EVERY = 5_000
 
@@ -88,10 +88,8 @@ def start_or_resume(task: Task, folder: Path, seed: int, **options: Any) -> Any:
 
 def keep(model: Any, path: Path) -> None:  # noqa: ANN401
     """Saves an agent; the file is there as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp.zip")
-    model.save(temporary)
-    os.replace(temporary, path)
+    with replacing(path, ".zip") as temporary:
+        model.save(temporary)
 
 
 def checkpoint(model: Any, place: Path) -> None:  # noqa: ANN401

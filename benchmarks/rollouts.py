@@ -4,12 +4,13 @@ An episode is a function of its seed, and each is kept in a file of its own unti
 collection that was interrupted goes on with the next one.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from gtp_policy.files import replacing
 
 Arrays = dict[str, np.ndarray]
 
@@ -92,10 +93,8 @@ def collect(play: Callable[[int], Arrays], seeds: Sequence[int], parts: Path) ->
 
 def save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes an npz file that is there as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
-    os.replace(temporary, path)
+    with replacing(path, ".npz") as temporary:
+        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
 
 
 def load(path: Path) -> Arrays:
@@ -108,9 +107,6 @@ def save_d4rl(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes an HDF5 file in D4RL's layout that is there as a whole or not at all."""
     import h5py
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp.hdf5")
-    with h5py.File(temporary, "w") as file:
+    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
         for field, values in arrays.items():
             file.create_dataset(field, data=values, compression="gzip")
-    os.replace(temporary, path)

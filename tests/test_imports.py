@@ -20,7 +20,7 @@ CORE = ROOT / "gtp_policy"
 
 # The core in reading order. A module imports only from the rows above its own.
 LAYERS: list[set[str]] = [
-    {"_config", "_contexts", "_fingerprint", "_random", "_version", "errors"},
+    {"_config", "_contexts", "_fingerprint", "_random", "_version", "errors", "files"},
     {"times", "spaces", "rewards", "kernels"},
     {"functional"},
     {"chunks", "networks", "dataset_builder", "teachers", "samplers", "transitions"},
@@ -53,6 +53,7 @@ PUBLIC_MODULES = (
     "gtp_policy.encoders",
     "gtp_policy.episodes",
     "gtp_policy.errors",
+    "gtp_policy.files",
     "gtp_policy.frames",
     "gtp_policy.functional",
     "gtp_policy.guidance",

@@ -2,12 +2,12 @@
 
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gtp_policy.errors import DataError
+from gtp_policy.files import replacing
 
 # A result with a thousand evaluations of a hundred episodes has some 6 million.
 _MOST = 2**24
@@ -123,12 +123,5 @@ def _damaged(path: Path, error: Exception) -> DataError:
 
 
 def _publish(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
-    try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("x", encoding="utf-8") as file:
+        file.write(text)

@@ -1,13 +1,9 @@
 """Models and policies as the core's checkpoints: SB3's naming of files, and no pickle."""
 
 import contextlib
-import glob
 import io
-import os
 import pathlib
-import secrets
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -24,6 +20,7 @@ from gtp_policy import (
     save_checkpoint,
 )
 from gtp_policy.errors import CheckpointError, GTPError
+from gtp_policy.files import replacing
 from gtp_policy.functional import check_kind
 from gtp_sb3 import _codec
 
@@ -63,15 +60,9 @@ def write(
     if path.suffix == ".zip":
         save_checkpoint(path, learner, **extras)
         return
-    prefix = f".{path.name}.tmp-"
-    temporary = path.with_name(f"{prefix}{secrets.token_hex(8)}.zip")
     try:
-        # What saves that were killed left behind; one that is going on takes no hour.
-        for leftover in path.parent.glob(f"{glob.escape(prefix)}*"):
-            if leftover.lstat().st_mtime < time.time() - 3600:
-                leftover.unlink()
-        save_checkpoint(temporary, learner, **extras)
-        os.replace(temporary, path)
+        with replacing(path, ".zip") as temporary:
+            save_checkpoint(temporary, learner, **extras)
     except OSError as error:
         if isinstance(error, CheckpointError):
             raise
@@ -79,8 +70,6 @@ def write(
             f"Checkpoint {path} cannot be written: got {error.strerror}, expected a writable "
             "place. What was there before is unchanged."
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -10,17 +10,15 @@ import hashlib
 import io
 import json
 import os
-import secrets
-import shutil
 import stat
 import struct
-import time
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from gtp_policy.errors import CheckpointError
+from gtp_policy.files import remove, sweep, temporary_name
 
 FORMAT = "gtp-policy checkpoint"
 FORMAT_VERSION = 1
@@ -31,8 +29,6 @@ MANIFEST_LIMIT = 2**16
 _END_OF_ZIP = struct.Struct("<4s4H2LH")
 # What stands before the end of a zip file whose table of contents is somewhere else.
 _LOCATOR, _LOCATOR_SIZE = b"PK\x06\x07", 20
-# A write takes no longer; what is left of an older one will never be finished.
-_ABANDONED_AFTER = 3600.0
 # A file with holes may say that it is longer than its disk; more than this is not read of them.
 _MOST_HOLES = 64 * 2**20
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -50,11 +46,11 @@ def write_bundle(path: Path, files: Mapping[str, bytes], *, written_by: str) -> 
             the folder that holds it, failed, as the message then says.
     """
     manifest = _make_manifest(files, written_by)
-    temporary = _temporary(path)
+    temporary = temporary_name(path)
     then = "What was there before is unchanged."
     try:
         os.makedirs(path.parent, exist_ok=True)
-        _sweep(path)
+        sweep(path)
         if path.suffix == ".zip":
             _write_file(temporary, _zipped({**files, MANIFEST: manifest}))
             os.replace(temporary, path)
@@ -141,37 +137,10 @@ def content_id_of(files: Mapping[str, bytes]) -> str:
 
 def discard(path: Path) -> None:
     """Removes a bundle, in one step for other readers of the folder."""
-    temporary = _temporary(path)
+    temporary = temporary_name(path)
     with contextlib.suppress(OSError):
         os.rename(path, temporary)
     remove(temporary)
-
-
-def remove(path: Path) -> None:
-    """Removes a file or a directory if it is there; what cannot be removed stays."""
-    # ignore_errors does not ignore a failing close; a name with a zero byte is no name.
-    with contextlib.suppress(OSError, ValueError):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def is_temporary(name: str) -> bool:
-    """Returns whether a name is that of a bundle that was never finished."""
-    return name.startswith(".") and ".tmp-" in name
-
-
-def _sweep(path: Path) -> None:
-    """Removes what writes to a place left behind that were killed long ago."""
-    prefix, old = f".{path.name}.tmp-", time.time() - _ABANDONED_AFTER
-    for leftover in path.parent.iterdir():
-        if leftover.name.startswith(prefix) and leftover.lstat().st_mtime < old:
-            remove(leftover)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
 
 
 def _make_manifest(files: Mapping[str, bytes], written_by: str) -> bytes:

@@ -34,6 +34,7 @@ from gtp_policy.checkpoint.document import (
 )
 from gtp_policy.config import GTPConfig
 from gtp_policy.errors import CheckpointError, StateMismatchError
+from gtp_policy.files import is_temporary, remove
 from gtp_policy.functional import check_device, check_kind
 from gtp_policy.learner import GTPLearner, OptimizerFactory
 from gtp_policy.spaces import ActionScaler, ObservationLayout
@@ -344,7 +345,7 @@ def latest_valid(directory: str | Path) -> Path | None:
 def _newest(directory: Path, is_candidate: Callable[[Path], bool]) -> Path | None:
     """Returns the candidate with the most updates whose every byte is right."""
     for _ in range(_MOST_LOOKS):
-        paths = [directory / n for n in _names_in(directory) if not bundle.is_temporary(n)]
+        paths = [directory / n for n in _names_in(directory) if not is_temporary(n)]
         found: list[tuple[int, float, Path]] = []
         for path in paths:
             try:
@@ -440,7 +441,7 @@ class CheckpointFolder:
         path = self.directory / f"step_{learner.updates:012d}"
         files = files_of(learner, action_scaler, layout, metadata)
         for leftover in self.directory.glob(".step_*.tmp-*"):
-            bundle.remove(leftover)
+            remove(leftover)
         if path.exists():
             try:
                 read_state(path)

@@ -1,9 +1,6 @@
 """Exported policies as files: made, tried against the policy, and only then put in their place."""
 
-import contextlib
 import math
-import os
-import secrets
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,6 +33,7 @@ from gtp_policy.export.source import (
     PolicyModule,
     source_of,
 )
+from gtp_policy.files import replacing
 from gtp_policy.spaces import ActionScaler, ObservationLayout
 
 Noise = Literal["input", "fixed", "seeded"]
@@ -222,23 +220,20 @@ def export_torch(
     with outside(), torch.no_grad():
         plan = _plan(policy, steps, candidates, choice, layout, action_scaler)
         document = _document(plan, "input", None, "float32")
-    program, temporary = _program(plan), _temporary(path)
+    program = _program(plan)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if compiled:
-            run = _compiled(program, temporary)
-        else:
-            extra = {f"{PROPERTY}.json": document.model_dump_json()}
-            torch.export.save(program, temporary, extra_files=extra)
-            run = torch.export.load(temporary).module()
-        with outside(), torch.no_grad():
-            _compare(plan, lambda inputs: run(*inputs).numpy(), "float32")
-        _place(temporary, path)
+        # Torch writes a program only under a name that ends in this.
+        with replacing(path, ".pt2") as temporary:
+            if compiled:
+                run = _compiled(program, temporary)
+            else:
+                extra = {f"{PROPERTY}.json": document.model_dump_json()}
+                torch.export.save(program, temporary, extra_files=extra)
+                run = torch.export.load(temporary).module()
+            with outside(), torch.no_grad():
+                _compare(plan, lambda inputs: run(*inputs).numpy(), "float32")
     except OSError as error:
         raise _unwritable(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):  # not there, nor anything above it
-            temporary.unlink()
     return document
 
 
@@ -496,16 +491,11 @@ def _check_in_box(plan: Plan, action: npt.NDArray[np.float32]) -> None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    temporary = _temporary(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        _place(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(data)
     except OSError as error:
         raise _unwritable(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):  # not there, nor anything above it
-            temporary.unlink()
 
 
 def _unwritable(path: Path, error: OSError) -> ExportError:
@@ -513,15 +503,3 @@ def _unwritable(path: Path, error: OSError) -> ExportError:
         f"{path} cannot be written: got {error}, expected a writable place. What was there before "
         "is unchanged."
     )
-
-
-def _temporary(path: Path) -> Path:
-    # Torch writes a program only under a name that ends in this.
-    return path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}.pt2")
-
-
-def _place(temporary: Path, path: Path) -> None:
-    """Flushes a file to the disk and puts it in its place in one step."""
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
