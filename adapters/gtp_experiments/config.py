@@ -245,7 +245,8 @@ class ExperimentConfig(Config):
     def _digested(self) -> str:
         exclude = _unset(self)
         exclude |= {name: True for name, at in _AT_FIRST.items() if getattr(self, name) == at}
-        return self.replace(seed=0).model_dump_json(exclude=exclude)
+        # Older versions of pydantic warn of unions of which fields are left out, and write them.
+        return self.replace(seed=0).model_dump_json(exclude=exclude, warnings=False)
 
     @property
     def name(self) -> str:

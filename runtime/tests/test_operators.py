@@ -12,6 +12,8 @@ from gtp_runtime.errors import PolicyFileError
 from gtp_runtime.graph import read_graph
 from gtp_runtime.operators import OPERATORS, RANDOM, Meter
 
+ONNX_RUNTIME = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+
 rng = np.random.default_rng(0)
 
 
@@ -170,6 +172,8 @@ def single(case: Case, outputs: int) -> bytes:
 @pytest.mark.parametrize("case", CASES, ids=[f"{i}-{c[0]}" for i, c in enumerate(CASES)])
 def test_operator_computes_what_onnx_runtime_does(case: Case) -> None:
     name, inputs, attributes = case
+    if attributes == {"noop_with_empty_axes": 1} and ONNX_RUNTIME < (1, 23):
+        pytest.skip("ONNX Runtime 1.22 cannot compute a reduction of no axes, which is the oracle")
     with np.errstate(all="ignore"):
         found = OPERATORS[name](Meter(), *inputs, **attributes)
     found = found if isinstance(found, tuple) else (found,)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
+import pydantic
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
@@ -454,8 +455,15 @@ def test_a_file_says_what_it_is(tmp_path: Path) -> None:
     assert path.read_bytes() == first  # equal policies are equal files
 
 
-def test_the_schema_is_the_documents_and_the_pages_example_obeys_it() -> None:
+@pytest.mark.skipif(
+    [int(part) for part in pydantic.VERSION.split(".")[:2]] < [2, 9],
+    reason="pydantic before 2.9 writes the same schema in other words",
+)
+def test_the_schema_is_the_documents() -> None:
     assert json.loads(SCHEMA.read_text(encoding="utf-8")) == json_schema()
+
+
+def test_the_pages_example_obeys_the_schema_and_every_field_is_described() -> None:
     page = Path(__file__).parents[2] / "docs" / "reference" / "policy-file.md"
     text = page.read_text(encoding="utf-8")
     example = text.split("```json\n")[1].split("```")[0]
