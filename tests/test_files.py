@@ -16,9 +16,11 @@ def test_the_file_appears_at_the_end_of_the_block_and_nothing_else(tmp_path: Pat
     path = tmp_path / "new" / "scores.json"
     with replacing(path, ".zip") as temporary:
         temporary.write_text("new")
-        assert temporary.name.endswith(".zip") and is_temporary(temporary.name)
+        assert temporary.name.endswith(".zip")
+        assert is_temporary(temporary.name)
         assert not path.exists()
-    assert path.read_text() == "new" and names(path.parent) == ["scores.json"]
+    assert path.read_text() == "new"
+    assert names(path.parent) == ["scores.json"]
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
@@ -27,10 +29,16 @@ def test_a_block_that_raises_leaves_the_old_file(
 ) -> None:
     path = tmp_path / "scores.json"
     path.write_text("old")
-    with pytest.raises(error), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise error
-    assert path.read_text() == "old" and names(tmp_path) == ["scores.json"]
+
+    def write() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        write()
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["scores.json"]
 
 
 def test_a_block_that_writes_nothing_leaves_the_old_file(tmp_path: Path) -> None:
