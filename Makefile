@@ -27,7 +27,7 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-quick test-packaging test-runtime test-extras lint format docs build release audit bench-bandit bench-pointmaze \
-	bench-datasets bench-hosts bench-speed bench-peers bench-growth bench-runtime bench-parity bench-memory bench-imports bench-host-speed \
+	bench-datasets bench-hosts bench-speed bench-peers bench-growth bench-runtime bench-parity robot-logs bench-memory bench-imports bench-host-speed \
 	bench-gpu bench-walks bench-page pointmaze-data ogbench-data metaworld-data pendulum-data mixed-data tasks aggregates results results-page scorecard test-lowest test-cpus \
 	tables clean FORCE
 
@@ -182,6 +182,11 @@ bench-runtime: $(STAMP)  ## latency without torch at 100 Hz (half an hour), and 
 bench-parity: $(STAMP)  ## how far exported files are from their policies (a quarter of an hour), as JSON
 	$(BIN)/python -m benchmarks.parity
 
+robot-logs: $(STAMP)  ## the tutorial from robot logs to a policy: its pictures and figures (some minutes)
+	$(BIN)/python examples/robot_logs.py
+	mkdir -p docs/tutorials/robot-logs && cp outputs/robot-logs/*.png docs/tutorials/robot-logs/
+	cp outputs/robot-logs/measured.json benchmarks/results/robot_logs.json
+
 bench-growth: $(STAMP)  ## time of an update as sizes grow, as JSON
 	$(BIN)/python -m benchmarks.growth
 
@@ -220,7 +225,7 @@ results: $(PEERS)/.installed  ## run the studies (hours; resumes), then write do
 results-page: $(STAMP)  ## write docs/results.md from the results that are there
 	$(BIN)/python -m benchmarks.results_page
 
-tables: $(STAMP)  ## write what is generated of the README and of the page on the architecture
+tables: $(STAMP)  ## write what is generated of the README and of other pages
 	$(BIN)/python -m benchmarks.tables
 	$(BIN)/python docs/architecture.py
 

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from benchmarks.clock import versions
 from benchmarks.pages import RESULTS, read, write
 from examples import bandit
+from gtp_experiments import sliced_distance
 from gtp_policy import GTPConfig, GTPLearner, OfflineDataset
 
 SAMPLES, STEPS = 50_000, (1, 2, 5)
@@ -134,13 +135,6 @@ def joints(n: int, rng: np.random.Generator) -> tuple[Array, Array]:
     return obs, RANGES * np.sin(phase)
 
 
-def sliced_distance(one: Array, other: Array, directions: int = 128) -> float:
-    """Returns the sliced Wasserstein-1 distance of two samples of one size, (n, D) each."""
-    axes = np.random.default_rng(5).normal(size=(one.shape[1], directions))
-    axes /= np.linalg.norm(axes, axis=0)
-    return float(np.abs(np.sort(one @ axes, 0) - np.sort(other @ axes, 0)).mean())
-
-
 TASKS: dict[str, Draw] = {
     "modes": FOUR.draw,
     "unequal": EIGHT.draw,
@@ -182,8 +176,8 @@ def measure(task: str, learner: GTPLearner, steps: int) -> dict[str, Any]:
     again = np.hstack(TASKS[task](SAMPLES, rng))
     data = np.hstack([obs, action])
     return {
-        "distance": sliced_distance(data, np.hstack([obs, sampled])),
-        "noise_floor": sliced_distance(data, again),
+        "distance": sliced_distance(data, np.hstack([obs, sampled]), seed=5),
+        "noise_floor": sliced_distance(data, again, seed=5),
     }
 
 

@@ -1,4 +1,4 @@
-"""Writes the results tables of the README from the benchmarks' JSON, between its two markers.
+"""Writes tables of the README and of other pages from JSON, between their markers.
 
     python -m benchmarks.tables [--check]
 
@@ -16,6 +16,7 @@ from benchmarks.pages import RESULTS, ROOT, fill, is_current, page_parser, publi
 
 README = ROOT / "README.md"
 EXPORT = ROOT / "docs" / "how-to" / "export.md"
+ROBOT_LOGS = ROOT / "docs" / "tutorials" / "robot-logs.md"
 
 
 def cell(figure: dict[str, Any], digits: int, scale: float = 1.0) -> str:
@@ -216,6 +217,37 @@ def parity(record: dict[str, Any]) -> str:
     )
 
 
+def robot_logs(text: str, record: dict[str, Any]) -> str:
+    """Returns the tutorial on robot logs with its two tables, of what its script measured."""
+    joints = [str(i) for i in range(len(record["error"]))]
+    units = ["rad"] * (len(joints) - 1) + ["m"]
+    errors = [
+        [i, f"{error:.2g} {unit}", f"{relative:.2f}"]
+        for i, error, unit, relative in zip(
+            joints, record["error"], units, record["relative_error"], strict=True
+        )
+    ]
+    fit = "\n\n".join(
+        [
+            table(["joint", "error", "over its spread in the data"], errors),
+            f"Distance of the clone from held-out data: {record['distance']:.3f}. Between two "
+            f"halves of that data: {record['floor']:.3f}.",
+        ]
+    )
+    rows = [
+        [name, f"{figures['mean']:.3f}", f"{figures['last']:.3f}"]
+        for name, figures in record["distances"].items()
+    ]
+    driven = "\n\n".join(
+        [
+            f"Mean distance, joints in units of their limits, after {record['updates']:,} updates "
+            f"of each and {record['episodes']} logged episodes, one seed:",
+            table(["who drives", "over the two seconds", "at the end"], rows),
+        ]
+    )
+    return fill(fill(text, "fit", fit), "drive", driven)
+
+
 def render(text: str) -> str:
     """Returns the README with its results filled in."""
     sections = [
@@ -227,12 +259,16 @@ def render(text: str) -> str:
 
 
 def main() -> None:
-    """Writes or checks the README and the page on exports."""
+    """Writes or checks the README, the page on exports and the tutorial on robot logs."""
     args = page_parser(__doc__).parse_args()
-    record = json.loads((RESULTS / "parity.json").read_text(encoding="utf-8"))
+    record, logs = (
+        json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("parity", "robot_logs")
+    )
     pages = {
         README: render(README.read_text(encoding="utf-8")),
         EXPORT: fill(EXPORT.read_text(encoding="utf-8"), "parity", parity(record)),
+        ROBOT_LOGS: robot_logs(ROBOT_LOGS.read_text(encoding="utf-8"), logs),
     }
     stale = [path for path, text in pages.items() if not is_current(path, text)]
     for path in stale or [README]:

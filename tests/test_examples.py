@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from examples.arm import LIMIT
+from gtp_datasets import load_dataset
+
 ROOT = Path(__file__).parents[1]
 SHORT = (
     "chunks",
@@ -19,7 +22,7 @@ SHORT = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize("name", [*SHORT, "robot_logs"])
 def test_example_runs_as_a_user_would_run_it(name: str, tmp_path: Path) -> None:
     script = ROOT / "examples" / f"{name}.py"
     result = subprocess.run(
@@ -32,6 +35,16 @@ def test_example_runs_as_a_user_would_run_it(name: str, tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip()
+
+
+def test_logs_of_the_arm_are_written_by_its_script(tmp_path: Path) -> None:
+    script = [sys.executable, str(ROOT / "examples" / "arm.py"), "logs", "--episodes", "2"]
+    result = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout == "2 episodes in logs\n"
+    logs = load_dataset(
+        tmp_path / "logs", obs=["joints", "target"], action="command", low=-LIMIT, high=LIMIT
+    )
+    assert (len(logs), logs.obs_dim, logs.action_dim) == (2 * 39, 14, 7)
 
 
 @pytest.mark.parametrize("name", SHORT)

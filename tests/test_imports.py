@@ -82,7 +82,15 @@ OUTER: dict[str, set[str]] = {
     "adapters/gtp_tianshou": CORE_LIBRARIES | {"gtp_datasets", "gymnasium", "minari", "tianshou"},
     "runtime/gtp_runtime": {"msgpack", "numpy", "onnxruntime", "starlette", "uvicorn"},
     "examples": CORE_LIBRARIES
-    | {"gtp_datasets", "gtp_runtime", "gtp_sb3", "gtp_tianshou", "gymnasium", "gymnasium_robotics"}
+    | {
+        "gtp_datasets",
+        "gtp_experiments",
+        "gtp_runtime",
+        "gtp_sb3",
+        "gtp_tianshou",
+        "gymnasium",
+        "gymnasium_robotics",
+    }
     | {"hypothesis", "matplotlib", "minari", "pytest", "stable_baselines3", "tianshou", "tqdm"},
 }
 # What `import gtp_policy` must not load: hosts, file formats and test tools.

@@ -6,12 +6,23 @@ from benchmarks import failing, performance, signatures, teachers
 from benchmarks.pages import RESULTS, fill
 from benchmarks.parity import KINDS
 from benchmarks.pictures import shows
-from benchmarks.tables import EXPORT, README, parity, render
+from benchmarks.tables import EXPORT, README, ROBOT_LOGS, parity, render, robot_logs
 
 
 def test_the_readme_says_what_the_json_says() -> None:
     text = README.read_text(encoding="utf-8")
     assert text == render(text), "run: make tables"
+
+
+def test_the_tutorial_on_robot_logs_says_what_its_script_measured() -> None:
+    record = json.loads((RESULTS / "robot_logs.json").read_text(encoding="utf-8"))
+    text = ROBOT_LOGS.read_text(encoding="utf-8")
+    assert text == robot_logs(text, record), "run: make tables"
+    mean = {name: figures["mean"] for name, figures in record["distances"].items()}
+    last = {name: figures["last"] for name, figures in record["distances"].items()}
+    assert mean["with rewards"] < mean["clone"]
+    assert last["with rewards"] < last["clone"]
+    assert max(record["relative_error"]) < 0.5
 
 
 def test_exported_files_act_as_the_policies_they_were_made_of() -> None:

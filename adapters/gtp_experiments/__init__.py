@@ -26,6 +26,7 @@ from gtp_experiments.drawing import draw
 from gtp_experiments.environments import check_env, environment_of, flat_observations, make_env
 from gtp_experiments.errors import ExperimentError
 from gtp_experiments.evaluation import Evaluation, Evaluator, policy_of
+from gtp_experiments.offline import ActionFit, fit_of_actions, sliced_distance
 from gtp_experiments.paper import PAPER
 from gtp_experiments.plots import film, plot_actions, plot_advantages, plot_curves, plot_flow
 from gtp_experiments.provenance import provenance
@@ -47,6 +48,7 @@ from gtp_experiments.tasks import TASKS, Task
 __all__ = [
     "PAPER",
     "TASKS",
+    "ActionFit",
     "Data",
     "Estimate",
     "Evaluation",
@@ -67,6 +69,7 @@ __all__ = [
     "draw",
     "environment_of",
     "film",
+    "fit_of_actions",
     "flat_observations",
     "interquartile_mean",
     "load_data",
@@ -86,6 +89,7 @@ __all__ = [
     "rows",
     "run",
     "run_all",
+    "sliced_distance",
     "spread",
     "table",
 ]
