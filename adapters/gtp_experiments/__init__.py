@@ -26,6 +26,7 @@ from gtp_experiments.drawing import draw
 from gtp_experiments.environments import check_env, environment_of, flat_observations, make_env
 from gtp_experiments.errors import ExperimentError
 from gtp_experiments.evaluation import Evaluation, Evaluator, policy_of
+from gtp_experiments.listing import list_of_runs, shown
 from gtp_experiments.offline import ActionFit, fit_of_actions, sliced_distance
 from gtp_experiments.paper import PAPER
 from gtp_experiments.plots import film, plot_actions, plot_advantages, plot_curves, plot_flow
@@ -72,6 +73,7 @@ __all__ = [
     "fit_of_actions",
     "flat_observations",
     "interquartile_mean",
+    "list_of_runs",
     "load_data",
     "make_env",
     "markdown",
@@ -89,6 +91,7 @@ __all__ = [
     "rows",
     "run",
     "run_all",
+    "shown",
     "sliced_distance",
     "spread",
     "table",

@@ -7,10 +7,12 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from gtp_experiments.config import Bounds, EvaluationConfig
-from gtp_experiments.errors import ExperimentError
+from gtp_experiments.config import Bounds, EvaluationConfig, ExperimentConfig
+from gtp_experiments.errors import ExperimentError, suggestion
+from gtp_experiments.tasks import TASKS
 from gtp_policy import Config, GTPConfig, presets
 from gtp_policy.acting import ArgmaxChoice, Choice, SoftmaxChoice
+from gtp_policy.errors import UnknownPresetError
 from gtp_policy.rewards import LinearReward, ReturnRangeReward, RewardTransform, StandardizedReward
 
 C = TypeVar("C", bound=Config)
@@ -34,36 +36,34 @@ def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
         parser: The parser.
     """
     add = parser.add_argument
+    add("--dataset", required=True, help=_help("dataset"))
+    tasks = ", ".join(TASKS)
+    add("--task", help=f"what scores go by: one of {tasks}; more may follow, as in hopper-medium")
+    add("--data-note", help=_help("data_note"))
+    add("--method", help="what tables call the policy (default: the preset)")
     add(
-        "--dataset",
-        required=True,
-        help="id of a Minari dataset, or path of a file: D4RL's HDF5 or OGBench's npz",
+        "--reward",
+        type=_reward,
+        metavar="NAME|JSON",
+        help=f"done to the rewards before training: one of {', '.join(REWARDS)}, or JSON "
+        "(default: none)",
     )
-    add("--task", help="name in D4RL's manner, e.g. hopper-medium: scores and the paper's figure")
-    add("--data-note", help="where the data comes from, in words, for tables")
-    add("--method", help="what tables call the policy")
-    add("--reward", type=_reward, metavar="NAME|JSON", help=f"one of {', '.join(REWARDS)}")
-    add("--best-episodes", type=float, metavar="SHARE", help="train on those with the best returns")
-    add(
-        "--return-weighting",
-        type=float,
-        metavar="TILT",
-        help="train more often on episodes with high returns",
-    )
-    add("--n-step", type=int, metavar="N", help="sum the rewards of N steps of the data")
-    add("--gamma", type=float)
-    add("--low", type=_bound, metavar="X[,X...]", help="lower bounds of the actions")
-    add("--high", type=_bound, metavar="X[,X...]", help="upper bounds of the actions")
-    add("--out-of-bounds", choices=["error", "clip"], help="actions of the data outside them")
-    add("--updates", type=int, required=True)
-    add("--batch-size", type=int)
-    add("--seeds", type=int, nargs="+", default=[0])
-    add("--environment", help="id of gymnasium, module:id or module:function")
-    add("--evaluate-every", type=int, metavar="UPDATES")
-    add("--episodes", type=int)
-    add("--device")
-    add("--jobs", type=int, default=1, help="processes")
-    add("--out", type=Path, required=True, help="folder of all runs; they resume from there")
+    add("--best-episodes", type=float, metavar="SHARE", help=_help("best_episodes"))
+    add("--return-weighting", type=float, metavar="TILT", help=_help("return_weighting"))
+    add("--n-step", type=int, metavar="N", help=_help("n_step"))
+    add("--gamma", type=float, help=_help("gamma"))
+    add("--low", type=_bound, metavar="X[,X...]", help=_help("low"))
+    add("--high", type=_bound, metavar="X[,X...]", help=_help("high"))
+    add("--out-of-bounds", choices=["error", "clip"], help=_help("out_of_bounds"))
+    add("--updates", type=int, required=True, help=_help("updates"))
+    add("--batch-size", type=int, help=_help("batch_size"))
+    add("--seeds", type=int, nargs="+", default=[0], help="a run for each (default: 0)")
+    add("--environment", help=_help("environment", EvaluationConfig))
+    add("--evaluate-every", type=int, metavar="UPDATES", help=_help("every", EvaluationConfig))
+    add("--episodes", type=int, help=_help("episodes", EvaluationConfig))
+    add("--device", help=_help("device"))
+    add("--jobs", type=int, default=1, help="processes, of one seed each (default: 1)")
+    add("--out", type=path, required=True, help="folder of all runs; they resume from there")
 
 
 def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,11 +73,34 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
         parser: The parser, with the arguments of `add_experiment_arguments`.
     """
     add = parser.add_argument
-    add("--preset", default="gtp", help="the policy to start from")
+    names = ", ".join(presets.NAMES)
+    add("--preset", default="gtp", help=f"the policy to start from: {names} (default: gtp)")
     add("--set", action="append", default=[], metavar="PATH=VALUE", help="change of the preset")
-    add("--steps", type=int, help="K at evaluation")
-    add("--candidates", type=int, help="actions to choose from at evaluation")
-    add("--choice", choices=[*CHOICES])
+    add("--steps", type=int, help=_help("steps", EvaluationConfig))
+    add("--candidates", type=int, help=_help("candidates", EvaluationConfig))
+    add("--choice", choices=[*CHOICES], help="how one of them is chosen (default: argmax)")
+    add("--deterministic", action="store_true", default=None, help="evaluate without sampling")
+
+
+def path(text: str) -> Path:
+    """Returns a path that was given as an argument, ``~`` expanded.
+
+    Args:
+        text: The argument.
+
+    Returns:
+        The path.
+    """
+    return Path(text).expanduser()
+
+
+def _help(field: str, of: type[Config] = ExperimentConfig) -> str:
+    """Returns what a field is and its default: its own description, without the full stop."""
+    info = of.model_fields[field]
+    # What argparse would take for a place to fill in.
+    text = f"{info.description}".rstrip(".").replace("%", "%%")
+    given = info.is_required() or info.default is None or info.default == ""
+    return text if given else f"{text} (default: {info.default})"
 
 
 def run_fields(args: argparse.Namespace) -> dict[str, Any]:
@@ -92,7 +115,11 @@ def run_fields(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ExperimentError: If there is no such field to set, or the value does not fit.
     """
-    policy = presets.get(args.preset)
+    try:
+        policy = presets.get(args.preset)
+    except UnknownPresetError as error:
+        hint = suggestion(args.preset, presets.NAMES)
+        raise ExperimentError(f"{error.args[0]}{hint}") from error
     for assignment in args.set:
         policy = assign(policy, assignment)
     return {"method": args.preset, **experiment_fields(args), "policy": policy}
@@ -114,6 +141,7 @@ def experiment_fields(args: argparse.Namespace) -> dict[str, Any]:
         "steps": getattr(args, "steps", None),
         "candidates": getattr(args, "candidates", None),
         "choice": CHOICES.get(getattr(args, "choice", None) or ""),
+        "deterministic": getattr(args, "deterministic", None),
     }
     fields: dict[str, Any] = {
         name: getattr(args, name)
@@ -193,9 +221,10 @@ def assign(config: GTPConfig, assignment: str) -> GTPConfig:
         return _replaced(config, path.split("."), value)
     except ValidationError as error:
         problem = error.errors()[0]
+        hint = _meant(config, path) if problem["type"] == "extra_forbidden" else ""
         raise ExperimentError(
-            f"--set does not fit: got {assignment!r}, and the config says: {problem['msg']}. "
-            "`show` prints all fields."
+            f"--set does not fit: got {assignment!r}, and the config says: {problem['msg']}.{hint} "
+            "`config` prints all fields."
         ) from error
 
 
@@ -205,8 +234,16 @@ def _replaced(config: C, path: list[str], value: object) -> C:
         part = getattr(config, name, None) if name in type(config).model_fields else None
         if not isinstance(part, Config):
             raise ExperimentError(
-                f"--set leads nowhere: got {'.'.join(path)!r}, expected {name!r} to have fields. "
-                "`show` prints all fields."
+                f"--set leads nowhere: got {'.'.join(path)!r}, expected {name!r} to have fields."
+                f"{suggestion(name, type(config).model_fields)} `config` prints all fields."
             )
         value = _replaced(part, rest, value)
     return config.replace(**{name: value})
+
+
+def _meant(config: Config, path: str) -> str:
+    """Returns a guess at which field the last name of a path was to be."""
+    *outer, name = path.split(".")
+    for part in outer:
+        config = getattr(config, part)
+    return suggestion(name, type(config).model_fields)

@@ -1,8 +1,9 @@
-"""The command: ``run``, ``show`` the config, ``evaluate`` once more, ``plot``, ``table``."""
+"""The command: ``run``, ``config``, ``list``, ``show``, ``evaluate``, ``plot`` and ``table``."""
 
 import argparse
 import sys
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -11,10 +12,13 @@ from gtp_experiments.arguments import (
     CHOICES,
     add_experiment_arguments,
     add_policy_arguments,
+    path,
     run_fields,
 )
 from gtp_experiments.config import EvaluationConfig, RunConfig
 from gtp_experiments.drawing import draw
+from gtp_experiments.errors import ExperimentError
+from gtp_experiments.listing import list_of_runs, shown
 from gtp_experiments.reevaluation import reevaluate
 from gtp_experiments.results import read_results
 from gtp_experiments.runner import run_all
@@ -36,10 +40,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(args.do(args))
     except ValidationError as error:
         for problem in error.errors():
-            place = ".".join(str(part) for part in problem["loc"]) or error.title
-            print(f"error: {place}: {problem['msg']}, got {problem['input']!r}", file=sys.stderr)
-    except GTPError as error:
+            place = ".".join(str(part) for part in problem["loc"])
+            # An error of a whole config says itself what it got; its input is all of it.
+            words = (
+                f"{place}: {problem['msg']}, got {problem['input']!r}" if place else problem["msg"]
+            )
+            print(f"error: {words}", file=sys.stderr)
+    except (GTPError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+    except BrokenProcessPool:
+        print(
+            "error: A process of the runs was killed: got its end without an answer, expected a "
+            "result. Machines do that when memory runs out: take fewer --jobs. The same command "
+            "goes on from the last checkpoints.",
+            file=sys.stderr,
+        )
     return 2
 
 
@@ -82,31 +97,39 @@ def command_parser() -> argparse.ArgumentParser:
     Returns:
         The parser.
     """
-    parser = argparse.ArgumentParser(prog="python -m gtp_experiments", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="run|show|evaluate|plot|table")
+    parser = argparse.ArgumentParser(prog="gtp-experiments", description=__doc__)
+    names = "run|config|list|show|evaluate|plot|table"
+    commands = parser.add_subparsers(required=True, metavar=names)
     for name, do, text in (
         ("run", _run, "train and evaluate; resumes what a kill has left"),
-        ("show", _show, "print the config of the first seed as JSON, run nothing"),
+        ("config", _config, "print the config of the first seed as JSON, run nothing"),
     ):
         command = commands.add_parser(name, help=text)
         command.set_defaults(do=do)
         add_experiment_arguments(command)
         add_policy_arguments(command)
+    command = commands.add_parser("list", help="list the runs below a folder, done or not")
+    command.set_defaults(do=_list)
+    command.add_argument("folder", type=path)
+    command = commands.add_parser("show", help="show runs: what was chosen, how they went")
+    command.set_defaults(do=_show)
+    command.add_argument("folders", type=path, nargs="+", metavar="RUN", help="folder of a run")
     command = commands.add_parser("evaluate", help="evaluate the last weights of a run otherwise")
     command.set_defaults(do=_evaluate)
     add = command.add_argument
-    add("folders", type=Path, nargs="+", metavar="RUN", help="folder of a finished run")
+    add("folders", type=path, nargs="+", metavar="RUN", help="folder of a finished run")
     add("--steps", type=int, nargs="+", required=True, metavar="K", help="one result for each")
-    add("--candidates", type=int, default=1)
-    add("--choice", choices=[*CHOICES], default="argmax")
-    add("--episodes", type=int, default=100)
-    add("--environment")
+    add("--candidates", type=int, default=1, help="actions to choose from (default: 1)")
+    add("--choice", choices=[*CHOICES], default="argmax", help="how (default: argmax)")
+    add("--deterministic", action="store_true", help="without sampling")
+    add("--episodes", type=int, default=100, help="per result (default: 100)")
+    add("--environment", help="where, if the run's is no id that gymnasium knows")
     add("--device", help="where to compute; default: where the run did")
     command = commands.add_parser("plot", help="draw runs: learning, actions, flow, weights")
     command.set_defaults(do=_plot)
     add = command.add_argument
-    add("folders", type=Path, nargs="+", metavar="RUN", help="folder of a finished run")
-    add("--out", type=Path, required=True, help="folder of the pictures")
+    add("folders", type=path, nargs="+", metavar="RUN", help="folder of a finished run")
+    add("--out", type=path, required=True, help="folder of the pictures")
     add("--episode", type=int, default=0, help="of the data, for advantages and weights")
     add("--row", type=int, default=0, help="of the data, for the flow at its observation")
     add("--rollout", choices=["gif", "mp4"], help="film an episode of each run")
@@ -114,7 +137,7 @@ def command_parser() -> argparse.ArgumentParser:
     add("--device", help="where to compute; default: where the run did")
     command = commands.add_parser("table", help="summarise the results below a folder")
     command.set_defaults(do=_table)
-    command.add_argument("folder", type=Path)
+    command.add_argument("folder", type=path)
     return parser
 
 
@@ -122,8 +145,19 @@ def _run(args: argparse.Namespace) -> int:
     return run_and_report(configs_of(args), args.out, args.jobs)
 
 
-def _show(args: argparse.Namespace) -> int:
+def _config(args: argparse.Namespace) -> int:
     print(configs_of(args)[0].model_dump_json(indent=1))
+    return 0
+
+
+def _list(args: argparse.Namespace) -> int:
+    _check_folder(args.folder)
+    print(list_of_runs(args.folder))
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    print("\n\n".join(shown(folder) for folder in args.folders))
     return 0
 
 
@@ -137,6 +171,7 @@ def _evaluate(args: argparse.Namespace) -> int:
                 steps=steps,
                 candidates=args.candidates,
                 choice=CHOICES[args.choice],
+                deterministic=args.deterministic,
             ),
             device=args.device,
         )
@@ -148,7 +183,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _plot(args: argparse.Namespace) -> int:
-    for path in draw(
+    for picture in draw(
         args.folders,
         args.out,
         episode=args.episode,
@@ -157,13 +192,19 @@ def _plot(args: argparse.Namespace) -> int:
         environment=args.environment,
         device=args.device,
     ):
-        print(path)
+        print(picture)
     return 0
 
 
 def _table(args: argparse.Namespace) -> int:
-    if not args.folder.is_dir():
-        print(f"error: {args.folder} is no folder of runs.", file=sys.stderr)
-        return 2
+    _check_folder(args.folder)
     print(table(read_results(args.folder)))
     return 0
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ExperimentError(
+            f"{folder} is no folder of runs: got {'a file' if folder.exists() else 'nothing'}, "
+            "expected the folder that `run --out` wrote to."
+        )

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from gtp_datasets import ReferenceScores
+from gtp_experiments.errors import suggestion
 from gtp_experiments.tasks import TASKS, Figure, task_of
 from gtp_policy import (
     AdvantageWeighterConfig,
@@ -72,6 +73,12 @@ class EvaluationConfig(Config):
     choice: Choice = Field(
         default_factory=ArgmaxChoice, description="How one of several candidates is chosen."
     )
+    deterministic: bool = Field(
+        default=False,
+        strict=True,
+        description="Whether the policy acts deterministically, as `GTPLearner.act` does, with one "
+        "candidate here; else its actions are sampled.",
+    )
     seed: int = Field(
         default=0,
         ge=0,
@@ -79,10 +86,20 @@ class EvaluationConfig(Config):
         description="Together with the run's seed and update: the starts.",
     )
 
+    @model_validator(mode="after")
+    def _one_way_to_choose(self) -> Self:
+        if self.deterministic and self.candidates > 1:
+            raise ValueError(
+                "deterministic actions have their own candidates (learner.eval_candidates): leave "
+                "candidates at 1"
+            )
+        return self
+
 
 # Fields that came after runs had been published. Where they are what was done
 # before, they are left out of the digest, so that older runs keep their names.
 _ADDED_LATER: dict[type[Config], tuple[str, ...]] = {
+    EvaluationConfig: ("deterministic",),
     GTPConfig: ("encoder",),
     FlowMapActorConfig: ("embedding", "action_statistics", "history", "chunk"),
     LinearTimes: ("rho",),
@@ -216,8 +233,9 @@ class ExperimentConfig(Config):
     @model_validator(mode="after")
     def _known_task(self) -> Self:
         if self.task is not None and task_of(self.task) is None:
-            known = ", ".join(TASKS)
-            raise ValueError(f"task={self.task!r} must start with one of {known}")
+            known, first = ", ".join(TASKS), self.task.split("-")[0]
+            hint = suggestion(first, TASKS) or suggestion(self.task, TASKS)
+            raise ValueError(f"task={self.task!r} must start with one of {known}.{hint}")
         return self
 
     @property

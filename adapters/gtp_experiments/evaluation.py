@@ -137,12 +137,15 @@ class Evaluator:
             self.close()
             raise
 
-    def run(self, act: Act, update: int) -> Evaluation:
+    def run(
+        self, act: Act, update: int, on_step: Callable[[int], None] = lambda left: None
+    ) -> Evaluation:
         """Runs the episodes of one evaluation.
 
         Args:
             act: The policy; it gets the observations of all running episodes at once.
             update: Number of updates that it had; the starts depend on it.
+            on_step: Called before each step with the number of episodes that are not done.
 
         Returns:
             What was seen.
@@ -155,7 +158,9 @@ class Evaluator:
         config = self._config.evaluation
         entropy = np.random.SeedSequence([config.seed, self._config.seed, update])
         seeds = [int(word) for word in entropy.generate_state(config.episodes)]
-        seen = _run_episodes(act, self._envs, self._dataset, seeds, update, config.max_steps)
+        seen = _run_episodes(
+            act, self._envs, self._dataset, seeds, update, config.max_steps, on_step
+        )
         if self._config.scored_by == "success" and seen.success is None:
             raise ExperimentError(
                 f"{self._config.task} is scored by success: got no `success` in the environment's "
@@ -176,14 +181,16 @@ def _run_episodes(
     seeds: Sequence[int],
     update: int,
     max_steps: int | None,
+    on_step: Callable[[int], None],
 ) -> Evaluation:
     """Runs one episode per seed; an environment whose episode ends takes the next one."""
     returns, lengths = [0.0] * len(seeds), [0] * len(seeds)
     success: list[bool | None] = [None] * len(seeds)
-    waiting = iter(range(len(seeds)))
+    waiting, left = iter(range(len(seeds))), len(seeds)
     running = dict(enumerate(next(waiting) for _ in range(min(len(envs), len(seeds)))))
     obs = {i: envs[i].reset(seed=seeds[episode])[0] for i, episode in running.items()}
     while running:
+        on_step(left)
         flat = flat_observations([obs[i] for i in running], dataset)
         if not np.isfinite(flat).all():
             raise ExperimentError(
@@ -208,6 +215,7 @@ def _run_episodes(
             if reached is not None:
                 success[episode] = _number("success", reached) != 0 or bool(success[episode])
             if terminated or truncated or lengths[episode] == max_steps:
+                left -= 1
                 following = next(waiting, None)
                 if following is None:
                     del running[i]
@@ -240,14 +248,15 @@ def _number(name: str, value: object) -> float:
 
 
 def policy_of(learner: GTPLearner, dataset: OfflineDataset, config: EvaluationConfig) -> Act:
-    """Makes a learner act as an evaluation needs: with sampled actions of the target actor.
+    """Makes a learner act as an evaluation needs: with actions of the target actor.
 
-    The noise is a function of the learner's seed and number of updates.
+    They are sampled unless ``config.deterministic`` says otherwise, and the noise is a function of
+    the learner's seed and number of updates.
 
     Args:
         learner: The learner.
         dataset: What it was trained on; knows the units of the actions.
-        config: K, candidates and how one of them is chosen.
+        config: K, candidates and how one of them is chosen, or that actions are deterministic.
 
     Returns:
         The policy, with its own stream of noise: make a new one for each evaluation.
@@ -269,6 +278,8 @@ def policy_of(learner: GTPLearner, dataset: OfflineDataset, config: EvaluationCo
     generator = learner.stream("evaluation")
 
     def whole(obs: torch.Tensor) -> torch.Tensor:
+        if config.deterministic:
+            return learner.act(obs, steps=config.steps, deterministic=True)
         return act_with(
             learner.target_actor,
             learner.target_critic,

@@ -35,7 +35,7 @@ def reevaluate(
     Args:
         folder: The run's folder.
         evaluation: How to evaluate; ``every`` plays no part.
-        method: What tables call it; default: the run's method with K and candidates.
+        method: What tables call it; default: the run's method with K and how one acts.
         device: Where to compute; default: where the run did.
 
     Returns:
@@ -58,10 +58,11 @@ expected one. Run it to its end first.
     steps = evaluation.steps or before.policy.actor.steps
     if evaluation.environment is None:
         evaluation = evaluation.replace(environment=recorded_environment(folder, before))
-    many = f", {evaluation.candidates} candidates" if evaluation.candidates > 1 else ""
+    how = f", {evaluation.candidates} candidates" if evaluation.candidates > 1 else ""
+    how += ", deterministic" if evaluation.deterministic else ""
     config = before.replace(
         evaluation=evaluation,
-        method=method or f"{before.method}, K = {steps}{many}",
+        method=method or f"{before.method}, K = {steps}{how}",
         device=device or before.device,
     )
     path = folder / f"{config.group}_result.json"

@@ -169,7 +169,7 @@ class RunFolder:
             "config": config.model_dump(mode="json"),
             "data_sha256": data_sha256,
         }
-        self._check_links()
+        _check_links(self.path)
         there = read_json(self.path / "run.json")
         if there is None:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -190,15 +190,33 @@ class RunFolder:
                     "experiment's. Choose another folder for the results, or delete that one."
                 )
 
-    def _check_links(self) -> None:
-        """Raises if a run would write, or delete, where a link of the folder leads."""
-        names = ("run.json", "metrics.jsonl", "evaluations.jsonl", "checkpoints", _LOCK)
-        for path in (self.path, *(self.path / name for name in names)):
-            if path.is_symlink():
-                raise ExperimentError(
-                    f"{path} is a link: got one to {os.readlink(path)}, expected a run's own files "
-                    "and folders. Choose another folder for the results, or remove the link."
-                )
+    @staticmethod
+    def finished(out: str | Path, config: ExperimentConfig) -> RunResult | None:
+        """Returns the result of an experiment that has come to its end, without its data.
+
+        Args:
+            out: The folder of all runs.
+            config: The experiment.
+
+        Returns:
+            The result; None if there is none, or one of another config, which a run will refuse.
+
+        Raises:
+            ExperimentError: If the file is there and is no result, or behind a link.
+
+        Example:
+            >>> from gtp_experiments import RunConfig, RunFolder
+            >>> RunFolder.finished("runs", RunConfig(dataset="a/b-v0", updates=10)) is None
+            True
+        """
+        path = Path(out) / config.name
+        _check_links(path)
+        result = read_result(path / "result.json")
+        try:
+            same = result is not None and type(config).from_record(result.config) == config
+        except ValidationError:
+            same = False
+        return result if same else None
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -309,6 +327,17 @@ class RunFolder:
         )
         write_json(self.path / "result.json", result.model_dump(mode="json"))
         return result
+
+
+def _check_links(folder: Path) -> None:
+    """Raises if a run would write, or delete, where a link of its folder leads."""
+    names = ("run.json", "metrics.jsonl", "evaluations.jsonl", "checkpoints", "result.json", _LOCK)
+    for path in (folder, *(folder / name for name in names)):
+        if path.is_symlink():
+            raise ExperimentError(
+                f"{path} is a link: got one to {os.readlink(path)}, expected a run's own files "
+                "and folders. Choose another folder for the results, or remove the link."
+            )
 
 
 def read_result(path: str | Path) -> RunResult | None:

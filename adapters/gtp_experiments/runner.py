@@ -16,6 +16,7 @@ from gtp_experiments.config import RunConfig
 from gtp_experiments.data import Data, load_data
 from gtp_experiments.errors import ExperimentError
 from gtp_experiments.evaluation import Evaluator, policy_of
+from gtp_experiments.progress import Progress
 from gtp_experiments.results import RunFolder, RunResult
 from gtp_policy import CheckpointFolder, StopSignal, restore_
 from gtp_policy.errors import NonFiniteError
@@ -41,7 +42,8 @@ def run(
         line: Line of the terminal for the progress bar.
 
     Returns:
-        The result; None if the run was stopped.
+        The result; None if the run was stopped. Of a run that is finished it is what its folder
+        holds; the data are not read again.
 
     Raises:
         DataError: If the dataset cannot be read.
@@ -55,6 +57,10 @@ def run(
         ...
         gtp_policy.errors.DataError: `missing.hdf5` cannot be read as HDF5: ...
     """
+    if (done := RunFolder.finished(out, config)) is not None:
+        return done
+    progress = Progress(f"{config.method} seed {config.seed}", config.updates, line=line)
+    progress.say(f"reads {config.dataset}")
     data = load_data(config)
     folder = RunFolder(out, config, data.sha256)
     if (done := folder.result()) is not None:
@@ -65,9 +71,12 @@ def run(
         evaluator = Evaluator(config, data.dataset)
         try:
             with _torch_threads(config.threads), StopSignal() as signal:
-                return _train(config, data, folder, evaluator, lambda: bool(signal) or stop(), line)
+                return _train(
+                    config, data, folder, evaluator, lambda: bool(signal) or stop(), progress
+                )
         finally:
             evaluator.close()
+            progress.close()
 
 
 def _train(
@@ -76,7 +85,7 @@ def _train(
     folder: RunFolder,
     evaluator: Evaluator,
     stop: Callable[[], bool],
-    line: int,
+    progress: Progress,
 ) -> RunResult | None:
     dataset = data.dataset
     learner = config.build_learner(dataset)
@@ -85,13 +94,7 @@ def _train(
     if (newest := checkpoints.latest()) is not None:
         seconds = _seconds_of(restore_(learner, newest).metadata, newest)
     folder.resume_at_(learner.updates)
-    bar = tqdm(
-        total=config.updates,
-        initial=learner.updates,
-        desc=f"{config.method} seed {config.seed}",
-        position=line,
-        disable=None,
-    )
+    progress.start(learner.updates)
     every = config.log_every, config.evaluation.every, config.checkpoint_every
     try:
         while learner.updates < config.updates:
@@ -106,12 +109,15 @@ def _train(
             done = learner.updates
             last = done == config.updates
             if last or not done % config.log_every:
-                folder.metrics.append(update=done, **metrics.to_floats())
+                figures = metrics.to_floats()
+                folder.metrics.append(update=done, **figures)
+                progress.measured(figures)
             seconds += time.perf_counter() - began
             if last or not done % config.evaluation.every:
-                evaluation = evaluator.run(policy_of(learner, dataset, config.evaluation), done)
+                act = policy_of(learner, dataset, config.evaluation)
+                evaluation = evaluator.run(act, done, progress.evaluates)
                 folder.record(evaluation)
-                bar.set_postfix(mean_return=f"{evaluation.mean:.4g}", refresh=False)
+                progress.measured({"mean_return": evaluation.mean})
             leave = stop()
             if last or leave or not done % config.checkpoint_every:
                 checkpoints.save(
@@ -120,14 +126,12 @@ def _train(
                     layout=dataset.layout,
                     metadata={"seconds": seconds, "run": config.name},
                 )
-            bar.update(at_once)
+            progress.advance(at_once)
             if leave and not last:
                 return None
     except NonFiniteError as error:
         message = f"after {learner.updates} updates: {error}"
         return folder.finish(1000 * seconds / max(learner.updates, 1), diverged=message)
-    finally:
-        bar.close()
     return folder.finish(1000 * seconds / config.updates)
 
 

@@ -1,7 +1,8 @@
 """One line per method: statistics over seeds, last and best apart, next to the paper's figures."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from gtp_experiments.paper import PAPER
 from gtp_experiments.results import RunResult
@@ -82,6 +83,54 @@ def _row(group: list[RunResult]) -> Row:
         ms_per_update=sum(result.ms_per_update for result in group) / len(group),
         paper=PAPER.get((first.task or "", first.method), ""),
     )
+
+
+def differences(found: Sequence[Row]) -> list[str]:
+    """Says of rows that go by one name which choices tell them apart.
+
+    Args:
+        found: The rows of a table.
+
+    Returns:
+        A text per row, such as `` (policy.weighter.eta=3.0)``; empty where data and method are the
+        row's alone.
+
+    Example:
+        >>> from gtp_experiments.table import differences
+        >>> differences([])
+        []
+    """
+    named: dict[tuple[str, str], list[dict[str, str]]] = {}
+    choices = []
+    for first in (row.results[0] for row in found):
+        config = dict(_flat(first.config))
+        named.setdefault((first.task or first.dataset, first.method), []).append(config)
+        choices.append(config)
+    words = []
+    for first, config in zip((row.results[0] for row in found), choices, strict=True):
+        others = named[first.task or first.dataset, first.method]
+        apart = sorted(
+            name
+            for name in {key for other in others for key in other} - _NOT_A_CHOICE
+            if len({other.get(name) for other in others}) > 1
+        )
+        chosen = [f"{name}={config.get(name, 'none')}" for name in apart]
+        more = [f"and {len(chosen) - 3} more"] if len(chosen) > 3 else []
+        words.append(f" ({', '.join([*chosen[:3], *more])})" if chosen else "")
+    return words
+
+
+# What follows from other fields, or has a column.
+_NOT_A_CHOICE = {"seed", "updates", "policy.learner.seed", "policy.learner.total_updates", "method"}
+
+
+def _flat(config: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """Yields the fields of a config and of those in it, by their paths."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", json.dumps(value)
 
 
 HEADER = (
@@ -184,9 +233,10 @@ def table(results: Sequence[RunResult]) -> str:
         + (f"; data: {r.data_note}" if r.data_note else "")
         for r in (row.results[0] for row in found)
     }
-    return "\n".join(
-        [markdown(HEADER, [cells(row) for row in found]), "", *(f"- {n}" for n in sorted(notes))]
-    )
+    lines = [cells(row) for row in found]
+    for line, what in zip(lines, differences(found), strict=True):
+        line[1] += what
+    return "\n".join([markdown(HEADER, lines), "", *(f"- {n}" for n in sorted(notes))])
 
 
 def _mean(figure: Spread | None) -> str:

@@ -496,8 +496,10 @@ def test_the_revision_is_what_git_says(tmp_path: Path) -> None:
     assert _git_revision(tmp_path) == git("rev-parse", "HEAD")
 
 
-def test_show_prints_a_config_that_can_be_read_back(capsys: pytest.CaptureFixture[str]) -> None:
-    words = "show --dataset a/b-v0 --updates 70 --out x --preset gtp_bc --reward antmaze --seeds 3"
+def test_config_prints_a_document_that_can_be_read_back(capsys: pytest.CaptureFixture[str]) -> None:
+    words = (
+        "config --dataset a/b-v0 --updates 70 --out x --preset gtp_bc --reward antmaze --seeds 3"
+    )
     words += " --set learner.actor_lr=1e-3 --set actor.hidden=[64,64] --task antmaze-umaze"
     assert main(words.split()) == 0
     config = RunConfig.model_validate_json(capsys.readouterr().out)
@@ -540,7 +542,7 @@ def test_a_wrong_command_says_why(
 
 def test_a_wrong_reward_is_a_mistake_of_usage(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        main("show --dataset a/b-v0 --updates 5 --out x --reward plenty".split())
+        main("config --dataset a/b-v0 --updates 5 --out x --reward plenty".split())
     assert left.value.code == 2
     assert "got 'plenty', expected one of none, antmaze" in capsys.readouterr().err
 
