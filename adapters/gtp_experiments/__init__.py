@@ -34,6 +34,7 @@ from gtp_experiments.provenance import provenance
 from gtp_experiments.reevaluation import reevaluate
 from gtp_experiments.results import Reference, RunFolder, RunResult, read_result, read_results
 from gtp_experiments.runner import run, run_all
+from gtp_experiments.slurm import submit
 from gtp_experiments.statistics import (
     Estimate,
     Spread,
@@ -43,12 +44,15 @@ from gtp_experiments.statistics import (
     probability_of_improvement,
     spread,
 )
+from gtp_experiments.sweep import Range, SweepConfig, outcome, sweep
 from gtp_experiments.table import Row, markdown, rows, table
 from gtp_experiments.tasks import TASKS, Task
+from gtp_experiments.trackers import TRACKERS, Tracker, tracking
 
 __all__ = [
     "PAPER",
     "TASKS",
+    "TRACKERS",
     "ActionFit",
     "Data",
     "Estimate",
@@ -57,13 +61,16 @@ __all__ = [
     "Evaluator",
     "ExperimentConfig",
     "ExperimentError",
+    "Range",
     "Reference",
     "Row",
     "RunConfig",
     "RunFolder",
     "RunResult",
     "Spread",
+    "SweepConfig",
     "Task",
+    "Tracker",
     "check_env",
     "data_hash",
     "difference_interval",
@@ -78,6 +85,7 @@ __all__ = [
     "make_env",
     "markdown",
     "mean_interval",
+    "outcome",
     "plot_actions",
     "plot_advantages",
     "plot_curves",
@@ -94,5 +102,8 @@ __all__ = [
     "shown",
     "sliced_distance",
     "spread",
+    "submit",
+    "sweep",
     "table",
+    "tracking",
 ]

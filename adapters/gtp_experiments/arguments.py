@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from gtp_experiments.config import Bounds, EvaluationConfig, ExperimentConfig
+from gtp_experiments.config import Bounds, EvaluationConfig, ExperimentConfig, RunConfig
 from gtp_experiments.errors import ExperimentError, suggestion
 from gtp_experiments.tasks import TASKS
+from gtp_experiments.trackers import TRACKERS
 from gtp_policy import Config, GTPConfig, presets
 from gtp_policy.acting import ArgmaxChoice, Choice, SoftmaxChoice
 from gtp_policy.errors import UnknownPresetError
@@ -63,6 +64,7 @@ def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
     add("--episodes", type=int, help=_help("episodes", EvaluationConfig))
     add("--device", help=_help("device"))
     add("--jobs", type=int, default=1, help="processes, of one seed each (default: 1)")
+    add("--track", nargs="+", choices=TRACKERS, default=[], help="send figures there as well")
     add("--out", type=path, required=True, help="folder of all runs; they resume from there")
 
 
@@ -80,6 +82,35 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     add("--candidates", type=int, help=_help("candidates", EvaluationConfig))
     add("--choice", choices=[*CHOICES], help="how one of them is chosen (default: argmax)")
     add("--deterministic", action="store_true", default=None, help="evaluate without sampling")
+
+
+def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what a sweep searches for, and how, to a parser.
+
+    Args:
+        parser: The parser, with the arguments of `add_experiment_arguments`.
+    """
+    add = parser.add_argument
+    add("--space", type=path, required=True, metavar="FILE", help="JSON: values or a range by path")
+    add("--sampler", choices=["tpe", "random", "grid"], default="tpe", help="(default: tpe)")
+    add("--trials", type=int, default=20, help="how many (default: 20)")
+    add("--storage", help="Optuna's, as sqlite:///sweep.db (default: a file in --out)")
+    add("--no-prune", action="store_true", help="let trials that are worse come to their end")
+    add("--sweep-seed", type=int, default=0, help="of the draws (default: 0)")
+    add(
+        "--slurm",
+        type=_setting,
+        nargs="*",
+        metavar="NAME=VALUE",
+        help="submit --jobs workers to SLURM with these settings of submitit, as partition=gpu",
+    )
+
+
+def _setting(text: str) -> tuple[str, str | int]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected name=value, as partition=gpu")
+    return name, int(value) if value.isdigit() else value
 
 
 def path(text: str) -> Path:
@@ -217,13 +248,43 @@ def assign(config: GTPConfig, assignment: str) -> GTPConfig:
         value = json.loads(text)
     except ValueError:
         value = text
+    return _assigned(config, path, value, assignment)
+
+
+def assigned(config: RunConfig, path: str, value: object) -> RunConfig:
+    """Changes one field of a run or of its policy, as a sweep requests.
+
+    Args:
+        config: What to start from.
+        path: Field of the run, as ``batch_size``, or of the policy, as ``weighter.eta``.
+        value: The value.
+
+    Returns:
+        The changed config.
+
+    Raises:
+        ExperimentError: If the path leads nowhere, or the value does not fit.
+
+    Example:
+        >>> from gtp_experiments import RunConfig
+        >>> from gtp_experiments.arguments import assigned
+        >>> config = RunConfig(dataset="a/b-v0", updates=1)
+        >>> assigned(config, "weighter.eta", 2.0).policy.weighter.eta
+        2.0
+    """
+    if path in RunConfig.model_fields:
+        return _assigned(config, path, value, f"{path}={value}")
+    return config.replace(policy=_assigned(config.policy, path, value, f"{path}={value}"))
+
+
+def _assigned(config: C, path: str, value: object, words: str) -> C:
     try:
         return _replaced(config, path.split("."), value)
     except ValidationError as error:
         problem = error.errors()[0]
         hint = _meant(config, path) if problem["type"] == "extra_forbidden" else ""
         raise ExperimentError(
-            f"--set does not fit: got {assignment!r}, and the config says: {problem['msg']}.{hint} "
+            f"--set does not fit: got {words!r}, and the config says: {problem['msg']}.{hint} "
             "`config` prints all fields."
         ) from error
 

@@ -12,6 +12,7 @@ from gtp_experiments.arguments import (
     CHOICES,
     add_experiment_arguments,
     add_policy_arguments,
+    add_sweep_arguments,
     path,
     run_fields,
 )
@@ -22,7 +23,11 @@ from gtp_experiments.listing import list_of_runs, shown
 from gtp_experiments.reevaluation import reevaluate
 from gtp_experiments.results import read_results
 from gtp_experiments.runner import run_all
+from gtp_experiments.slurm import submit
+from gtp_experiments.sweep import SweepConfig, draw_outcome, outcome, read_space, sweep
 from gtp_experiments.table import table
+from gtp_experiments.trackers import TrackerName
+from gtp_policy import StopSignal
 from gtp_policy.errors import GTPError
 
 
@@ -71,18 +76,21 @@ def configs_of(args: argparse.Namespace) -> list[RunConfig]:
     return [RunConfig(seed=seed, **fields) for seed in args.seeds]
 
 
-def run_and_report(configs: Sequence[RunConfig], out: Path, jobs: int) -> int:
+def run_and_report(
+    configs: Sequence[RunConfig], out: Path, jobs: int, track: Sequence[TrackerName] = ()
+) -> int:
     """Runs experiments and prints their table.
 
     Args:
         configs: The experiments.
         out: The folder of all runs.
         jobs: How many at a time.
+        track: Where figures go as well.
 
     Returns:
         Exit status: 0; 3 if runs were stopped before their end.
     """
-    results = run_all(configs, out, jobs=jobs)
+    results = run_all(configs, out, jobs=jobs, track=track)
     done = [result for result in results if result is not None]
     print(table(done))
     if len(done) < len(results):
@@ -98,7 +106,7 @@ def command_parser() -> argparse.ArgumentParser:
         The parser.
     """
     parser = argparse.ArgumentParser(prog="gtp-experiments", description=__doc__)
-    names = "run|config|list|show|evaluate|plot|table"
+    names = "run|config|sweep|list|show|evaluate|plot|table"
     commands = parser.add_subparsers(required=True, metavar=names)
     for name, do, text in (
         ("run", _run, "train and evaluate; resumes what a kill has left"),
@@ -108,6 +116,11 @@ def command_parser() -> argparse.ArgumentParser:
         command.set_defaults(do=do)
         add_experiment_arguments(command)
         add_policy_arguments(command)
+    command = commands.add_parser("sweep", help="search for choices with Optuna; resumes, shares")
+    command.set_defaults(do=_sweep)
+    add_experiment_arguments(command)
+    add_policy_arguments(command)
+    add_sweep_arguments(command)
     command = commands.add_parser("list", help="list the runs below a folder, done or not")
     command.set_defaults(do=_list)
     command.add_argument("folder", type=path)
@@ -142,11 +155,44 @@ def command_parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> int:
-    return run_and_report(configs_of(args), args.out, args.jobs)
+    return run_and_report(configs_of(args), args.out, args.jobs, args.track)
 
 
 def _config(args: argparse.Namespace) -> int:
     print(configs_of(args)[0].model_dump_json(indent=1))
+    return 0
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    search = SweepConfig(
+        space=read_space(args.space),
+        trials=args.trials,
+        sampler=args.sampler,
+        prune=not args.no_prune,
+        seed=args.sweep_seed,
+    )
+    configs = configs_of(args)
+    if args.slurm is not None:
+        for job in submit(
+            configs, search, args.out, storage=args.storage, jobs=args.jobs, **dict(args.slurm)
+        ):
+            print(f"submitted {job.job_id}")
+        return 0
+    with StopSignal() as signal:
+        study = sweep(
+            configs,
+            search,
+            args.out,
+            storage=args.storage,
+            workers=args.jobs,
+            stop=lambda: bool(signal),
+        )
+    print(outcome(study))
+    for picture in draw_outcome(study, args.out):
+        print(picture)
+    if signal:
+        print("The sweep was stopped; the same command goes on with it.")
+        return 3
     return 0
 
 

@@ -332,6 +332,7 @@ class RunFolder:
 def _check_links(folder: Path) -> None:
     """Raises if a run would write, or delete, where a link of its folder leads."""
     names = ("run.json", "metrics.jsonl", "evaluations.jsonl", "checkpoints", "result.json", _LOCK)
+    names += ("tensorboard", "wandb")
     for path in (folder, *(folder / name for name in names)):
         if path.is_symlink():
             raise ExperimentError(

@@ -12,12 +12,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from gtp_datasets import normalized_score
 from gtp_experiments.config import RunConfig
 from gtp_experiments.data import Data, load_data
 from gtp_experiments.errors import ExperimentError
-from gtp_experiments.evaluation import Evaluator, policy_of
+from gtp_experiments.evaluation import Evaluation, Evaluator, policy_of
 from gtp_experiments.progress import Progress
 from gtp_experiments.results import RunFolder, RunResult
+from gtp_experiments.trackers import Tracker, TrackerName, tracking
 from gtp_policy import CheckpointFolder, StopSignal, restore_
 from gtp_policy.errors import NonFiniteError
 
@@ -28,6 +30,7 @@ def run(
     *,
     stop: Callable[[], bool] = lambda: False,
     line: int = 0,
+    track: Sequence[TrackerName | Tracker] = (),
 ) -> RunResult | None:
     """Runs one experiment to its end, from its newest checkpoint if there is one.
 
@@ -40,6 +43,8 @@ def run(
         out: The folder of all runs; this one gets ``config.name`` in it.
         stop: Called after each update; True saves and leaves, as SIGTERM and Ctrl-C do.
         line: Line of the terminal for the progress bar.
+        track: Where figures go as well: ``"tensorboard"``, ``"wandb"``, or a `Tracker` of your own,
+            which stays open.
 
     Returns:
         The result; None if the run was stopped. Of a run that is finished it is what its folder
@@ -71,9 +76,8 @@ def run(
         evaluator = Evaluator(config, data.dataset)
         try:
             with _torch_threads(config.threads), StopSignal() as signal:
-                return _train(
-                    config, data, folder, evaluator, lambda: bool(signal) or stop(), progress
-                )
+                leave = lambda: bool(signal) or stop()  # noqa: E731
+                return _train(config, data, folder, evaluator, leave, progress, track)
         finally:
             evaluator.close()
             progress.close()
@@ -86,6 +90,7 @@ def _train(
     evaluator: Evaluator,
     stop: Callable[[], bool],
     progress: Progress,
+    track: Sequence[TrackerName | Tracker],
 ) -> RunResult | None:
     dataset = data.dataset
     learner = config.build_learner(dataset)
@@ -96,43 +101,57 @@ def _train(
     folder.resume_at_(learner.updates)
     progress.start(learner.updates)
     every = config.log_every, config.evaluation.every, config.checkpoint_every
-    try:
-        while learner.updates < config.updates:
-            began = time.perf_counter()
-            # On a GPU several updates are one launch; never beyond what comes between updates.
-            at_once = min(
-                learner.updates_per_launch(config.batch_size),
-                config.updates - learner.updates,
-                *(n - learner.updates % n for n in every),
-            )
-            metrics = learner.update_from(dataset, at_once, batch_size=config.batch_size)
-            done = learner.updates
-            last = done == config.updates
-            if last or not done % config.log_every:
-                figures = metrics.to_floats()
-                folder.metrics.append(update=done, **figures)
-                progress.measured(figures)
-            seconds += time.perf_counter() - began
-            if last or not done % config.evaluation.every:
-                act = policy_of(learner, dataset, config.evaluation)
-                evaluation = evaluator.run(act, done, progress.evaluates)
-                folder.record(evaluation)
-                progress.measured({"mean_return": evaluation.mean})
-            leave = stop()
-            if last or leave or not done % config.checkpoint_every:
-                checkpoints.save(
-                    learner,
-                    action_scaler=dataset.action_scaler,
-                    layout=dataset.layout,
-                    metadata={"seconds": seconds, "run": config.name},
+    with tracking(track, config, folder.path, learner.updates) as trackers:
+        try:
+            while learner.updates < config.updates:
+                began = time.perf_counter()
+                # On a GPU several updates are one launch; never beyond what comes between updates.
+                at_once = min(
+                    learner.updates_per_launch(config.batch_size),
+                    config.updates - learner.updates,
+                    *(n - learner.updates % n for n in every),
                 )
-            progress.advance(at_once)
-            if leave and not last:
-                return None
-    except NonFiniteError as error:
-        message = f"after {learner.updates} updates: {error}"
-        return folder.finish(1000 * seconds / max(learner.updates, 1), diverged=message)
+                metrics = learner.update_from(dataset, at_once, batch_size=config.batch_size)
+                done = learner.updates
+                last = done == config.updates
+                if last or not done % config.log_every:
+                    figures = metrics.to_floats()
+                    folder.metrics.append(update=done, **figures)
+                    progress.measured(figures)
+                    trackers.log(done, {f"train/{name}": x for name, x in figures.items()})
+                seconds += time.perf_counter() - began
+                if last or not done % config.evaluation.every:
+                    act = policy_of(learner, dataset, config.evaluation)
+                    evaluation = evaluator.run(act, done, progress.evaluates)
+                    folder.record(evaluation)
+                    progress.measured({"mean_return": evaluation.mean})
+                    trackers.log(done, _figures(evaluation, config))
+                leave = stop()
+                if last or leave or not done % config.checkpoint_every:
+                    checkpoints.save(
+                        learner,
+                        action_scaler=dataset.action_scaler,
+                        layout=dataset.layout,
+                        metadata={"seconds": seconds, "run": config.name},
+                    )
+                progress.advance(at_once)
+                if leave and not last:
+                    return None
+        except NonFiniteError as error:
+            message = f"after {learner.updates} updates: {error}"
+            return folder.finish(1000 * seconds / max(learner.updates, 1), diverged=message)
     return folder.finish(1000 * seconds / config.updates)
+
+
+def _figures(evaluation: Evaluation, config: RunConfig) -> dict[str, float]:
+    """Returns what trackers get of an evaluation."""
+    found = {"evaluation/mean_return": evaluation.mean}
+    if evaluation.success is not None:
+        found["evaluation/success"] = sum(evaluation.success) / len(evaluation.success)
+    scored = found.get(f"evaluation/{config.scored_by}", evaluation.mean)
+    if config.reference is not None:
+        scored = normalized_score([scored], config.reference).value
+    return {**found, "evaluation/score": scored}
 
 
 def _seconds_of(metadata: Mapping[str, object], path: Path) -> float:
@@ -156,7 +175,11 @@ def _torch_threads(count: int) -> Iterator[None]:
 
 
 def run_all(
-    configs: Sequence[RunConfig], out: str | Path, *, jobs: int = 1
+    configs: Sequence[RunConfig],
+    out: str | Path,
+    *,
+    jobs: int = 1,
+    track: Sequence[TrackerName] = (),
 ) -> list[RunResult | None]:
     """Runs several experiments, each in a separate process.
 
@@ -166,6 +189,7 @@ def run_all(
         configs: The experiments; no two of them equal.
         out: The folder of all runs.
         jobs: How many at a time; 1 runs them here, one after the other.
+        track: Where figures go as well, as for `run`.
 
     Returns:
         Their results in that order; None for those that were stopped or not started.
@@ -186,22 +210,28 @@ def run_all(
             f"{len({config.name for config in configs})} different ones, expected no double."
         )
     if jobs == 1:
-        return _run_here(configs, out)
+        return _run_here(configs, out, track)
     with StopSignal() as signal:
-        return _run_in_processes(configs, out, jobs, signal)
+        return _run_in_processes(configs, out, jobs, signal, track)
 
 
-def _run_here(configs: Sequence[RunConfig], out: str | Path) -> list[RunResult | None]:
+def _run_here(
+    configs: Sequence[RunConfig], out: str | Path, track: Sequence[TrackerName]
+) -> list[RunResult | None]:
     results: list[RunResult | None] = []
     for config in configs:
-        results.append(run(config, out))
+        results.append(run(config, out, track=track))
         if results[-1] is None:  # a signal, which is meant for all of them
             break
     return results + [None] * (len(configs) - len(results))
 
 
 def _run_in_processes(
-    configs: Sequence[RunConfig], out: str | Path, jobs: int, signal: StopSignal
+    configs: Sequence[RunConfig],
+    out: str | Path,
+    jobs: int,
+    signal: StopSignal,
+    track: Sequence[TrackerName],
 ) -> list[RunResult | None]:
     # Spawned, since a fork would copy torch's thread pool in an undefined state.
     context = multiprocessing.get_context("spawn")
@@ -212,7 +242,7 @@ def _run_in_processes(
         initializer=_start_worker,
         initargs=(stop, context.RLock()),
     ) as pool:
-        futures = [pool.submit(_work, c, out, i % jobs) for i, c in enumerate(configs)]
+        futures = [pool.submit(_work, c, out, i % jobs, track) for i, c in enumerate(configs)]
         try:
             _wait(futures, signal, stop.set)
             return [f.result() if not f.cancelled() else None for f in futures]
@@ -262,5 +292,7 @@ def _start_worker(stop: "multiprocessing.synchronize.Event", lock: object) -> No
     tqdm.set_lock(lock)
 
 
-def _work(config: RunConfig, out: str | Path, line: int) -> RunResult | None:
-    return run(config, out, stop=_stops[0], line=line)
+def _work(
+    config: RunConfig, out: str | Path, line: int, track: Sequence[TrackerName]
+) -> RunResult | None:
+    return run(config, out, stop=_stops[0], line=line, track=track)

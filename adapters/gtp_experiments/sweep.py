@@ -1,0 +1,572 @@
+"""A search over choices with Optuna: trials are runs, shared by any number of workers.
+
+The k-th draw depends on the seed and on k alone (for TPE also on the scores before it), not on
+which worker draws. Workers on one storage share the folder of the runs as well: files there are
+locked while a worker draws or runs a trial, so that no trial is done twice, none is lost, and one
+whose worker was killed is known at once and goes on from its last checkpoint.
+"""
+
+import contextlib
+import json
+import math
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from filelock import FileLock, Timeout
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+
+from gtp_experiments.arguments import assigned
+from gtp_experiments.config import RunConfig
+from gtp_experiments.errors import ExperimentError
+from gtp_experiments.results import RunResult
+from gtp_experiments.runner import leave_with_parent, run
+from gtp_experiments.table import markdown
+from gtp_policy import Config, StopSignal
+from gtp_policy.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    import optuna
+
+Value = bool | int | float | str | None
+_WAIT = 1.0  # seconds until a worker without a trial looks again
+_SCORE = "evaluation/score"
+
+
+class Range(Config):
+    """A range of numbers to draw from.
+
+    Integers are drawn if both ends are integers.
+
+    Example:
+        >>> from gtp_experiments.sweep import Range
+        >>> Range(low=1e-4, high=1e-2, log=True).step is None
+        True
+    """
+
+    low: float | int = Field(description="The smallest.")
+    high: float | int = Field(description="The largest.")
+    log: bool = Field(default=False, description="Whether every power of ten is as likely.")
+    step: float | int | None = Field(default=None, gt=0, description="Distance of neighbours.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Range":
+        if not self.low <= self.high:
+            raise ValueError(f"low must not be above high: got {self.low} and {self.high}")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise ValueError("a logarithmic range begins above 0 and has no step")
+        return self
+
+    @property
+    def whole(self) -> bool:
+        """Whether integers are drawn."""
+        return all(type(x) is int for x in (self.low, self.high))
+
+    def values(self) -> list[float | int]:
+        """Returns all numbers of a range with steps, for a grid.
+
+        Returns:
+            The numbers.
+
+        Raises:
+            ExperimentError: If there is no step, and the numbers are no integers.
+
+        Example:
+            >>> from gtp_experiments.sweep import Range
+            >>> Range(low=1, high=4).values()
+            [1, 2, 3, 4]
+        """
+        step = self.step if self.step is not None else 1 if self.whole and not self.log else None
+        if step is None:
+            raise ExperimentError(
+                f"A grid needs values: got a range from {self.low} to {self.high} without a step, "
+                "expected a list, or a range with a step."
+            )
+        count = math.floor((self.high - self.low) / step + 1e-9) + 1
+        return [self.low + i * step for i in range(count)]
+
+
+Entry = Range | Annotated[list[Value], Field(min_length=1)]
+
+
+class SweepConfig(Config):
+    """What is searched for, how, and how often it is tried.
+
+    Raises:
+        pydantic.ValidationError: If a field is unknown or out of range.
+
+    Example:
+        >>> from gtp_experiments import SweepConfig
+        >>> config = SweepConfig(
+        ...     space={"weighter.eta": [1.0, 3.0], "learner.actor_lr": {"low": 1e-4, "high": 1e-3}},
+        ...     trials=20)
+        >>> config.sampler, config.space["learner.actor_lr"].high
+        ('tpe', 0.001)
+    """
+
+    space: dict[str, Entry] = Field(
+        min_length=1,
+        description="By path: a list of values, or a range {low, high, log, step}. A path is that "
+        "of a field of the policy, as weighter.eta, or of the run, as batch_size.",
+    )
+    trials: int = Field(
+        default=20, ge=1, strict=True, description="How many; a grid has as many as it has points."
+    )
+    sampler: Literal["tpe", "random", "grid"] = Field(
+        default="tpe", description="What draws them: Optuna's samplers."
+    )
+    prune: bool = Field(
+        default=True,
+        description="Whether trials stop at an evaluation that is below the median of the others.",
+    )
+    seed: int = Field(default=0, ge=0, strict=True, description="Of the draws.")
+
+    @property
+    def count(self) -> int:
+        """Number of trials: of a grid at most its points."""
+        if self.sampler != "grid":
+            return self.trials
+        return min(self.trials, math.prod(len(values) for values in self.grid().values()))
+
+    def grid(self) -> dict[str, list[Any]]:
+        """Returns the values of every path, for a grid.
+
+        Returns:
+            Lists by path.
+
+        Raises:
+            ExperimentError: If a range has no step.
+
+        Example:
+            >>> from gtp_experiments import SweepConfig
+            >>> SweepConfig(space={"batch_size": {"low": 1, "high": 2}}, sampler="grid").grid()
+            {'batch_size': [1, 2]}
+        """
+        return {
+            path: entry.values() if isinstance(entry, Range) else list(entry)
+            for path, entry in self.space.items()
+        }
+
+
+def sweep(
+    configs: Sequence[RunConfig],
+    search: SweepConfig,
+    out: str | Path,
+    *,
+    storage: str | None = None,
+    workers: int = 1,
+    stop: Callable[[], bool] = lambda: False,
+) -> "optuna.Study":
+    """Searches for the choices with the highest last score, mean over the configs.
+
+    Called again with the same arguments, it goes on where it stopped.
+
+    Args:
+        configs: What every trial starts from: one experiment per seed.
+        search: What is searched for.
+        out: Folder of all runs, and of the locks that workers share.
+        storage: Optuna's, such as ``sqlite:///sweep.db``; default a file in ``out``.
+        workers: Processes; 1 works here.
+        stop: Called after each update; True leaves.
+
+    Returns:
+        Optuna's study, with a trial for each that was drawn.
+
+    Raises:
+        ExperimentError: If a path or a value does not fit, or the storage holds another search.
+        MissingDependencyError: If Optuna is not installed.
+
+    Example:
+        >>> from gtp_experiments import RunConfig, SweepConfig, sweep
+        >>> search = SweepConfig(space={"weighter.etta": [1.0]})
+        >>> sweep([RunConfig(dataset="a/b-v0", updates=1)], search, "runs")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        gtp_experiments.errors.ExperimentError: --set does not fit: got 'weighter.etta=1.0', ...
+    """
+    for path, entry in search.space.items():  # before anything is written
+        for value in (entry.low, entry.high) if isinstance(entry, Range) else entry:
+            assigned(configs[0], path, value)
+    out = Path(out)
+    study = open_study(configs, search, out, storage)
+    if workers == 1:
+        work(configs, search, out, storage, stop=stop)
+        return study
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=_work_alone, args=(configs, search, out, storage))
+        for _ in range(workers)
+    ]
+    with StopSignal() as signal:
+        for process in processes:
+            process.start()
+        while any(process.is_alive() for process in processes):
+            for process in processes:
+                process.join(0.1)
+            if signal or stop():
+                for process in processes:
+                    process.terminate()  # they save and leave
+    ended = [process.exitcode for process in processes]
+    if any(ended):
+        raise ExperimentError(
+            f"Workers of the sweep ended early: got exit codes {ended}, expected 0. What they said "
+            "stands above; the same command goes on."
+        )
+    return study
+
+
+def work(
+    configs: Sequence[RunConfig],
+    search: SweepConfig,
+    out: str | Path,
+    storage: str | None = None,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Runs trials of a sweep until all are done: one worker of any number.
+
+    Args:
+        configs: As for `sweep`.
+        search: As for `sweep`.
+        out: As for `sweep`; all workers have the same.
+        storage: As for `sweep`.
+        stop: Called after each update; True leaves.
+
+    Example:
+        >>> from gtp_experiments.sweep import work
+        >>> work.__name__
+        'work'
+    """
+    out = Path(out)
+    study = open_study(configs, search, out, storage)
+    with StopSignal() as signal:
+
+        def leave() -> bool:
+            return bool(signal) or stop()
+
+        while not leave():
+            with _trial(study, search, out) as trial:
+                if trial is not None:
+                    if not _try(study, trial, configs, search, out, leave):
+                        return
+                    continue
+                if not _others_run(study):
+                    return
+            time.sleep(_WAIT)
+
+
+def open_study(
+    configs: Sequence[RunConfig], search: SweepConfig, out: Path, storage: str | None
+) -> "optuna.Study":
+    """Opens the study of a sweep, or makes it.
+
+    Args:
+        configs: As for `sweep`.
+        search: As for `sweep`.
+        out: As for `sweep`.
+        storage: As for `sweep`.
+
+    Returns:
+        Optuna's study.
+
+    Raises:
+        ExperimentError: If it cannot be opened, or holds the trials of another search.
+        MissingDependencyError: If Optuna is not installed.
+
+    Example:
+        >>> from gtp_experiments.sweep import open_study
+        >>> open_study.__name__
+        'open_study'
+    """
+    optuna = _optuna()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    out.mkdir(parents=True, exist_ok=True)
+    place = storage or f"sqlite:///{out.resolve() / 'sweep.db'}"
+    what = {
+        "configs": [config.model_dump(mode="json") for config in configs],
+        "search": search.model_dump(mode="json", exclude={"trials"}),
+    }
+    with _locked(out):  # two that make the tables at once fail
+        try:
+            study = optuna.create_study(
+                study_name="sweep", storage=place, direction="maximize", load_if_exists=True
+            )
+        except Exception as error:  # of Optuna, SQLAlchemy or a driver
+            raise ExperimentError(
+                f"The storage {place} cannot be used: got {type(error).__name__} ({error}), "
+                "expected a place for Optuna's studies such as sqlite:///sweep.db."
+            ) from error
+        before = study.user_attrs.get("what")
+        if before is None:
+            study.set_user_attr("what", what)
+        elif before != what:
+            raise ExperimentError(
+                f"The storage {place} holds another search: got other runs or another space, "
+                "expected these. Choose another --storage and --out, or delete that one. More "
+                "trials of the same search are no other search."
+            )
+    return study
+
+
+def outcome(study: "optuna.Study") -> str:
+    """Summarises a sweep as a table in Markdown, the best first.
+
+    Args:
+        study: What `sweep` returned.
+
+    Returns:
+        The text.
+
+    Example:
+        >>> import optuna
+        >>> from gtp_experiments.sweep import outcome
+        >>> optuna.logging.set_verbosity(optuna.logging.WARNING)
+        >>> outcome(optuna.create_study())
+        'No trial.'
+    """
+    trials = [t for t in study.trials if t.state.name != "FAIL"]
+    if not trials:
+        return "No trial."
+    paths = sorted({path for trial in trials for path in trial.params})
+    trials.sort(key=lambda t: (t.state.name != "COMPLETE", -(t.value or 0.0), t.number))
+    return markdown(
+        ["trial", "state", "score", *paths],
+        [
+            [
+                str(trial.number),
+                trial.user_attrs.get("ended", trial.state.name.lower()),
+                "" if trial.value is None else f"{trial.value:.1f}",
+                *(_short(trial.params.get(path)) for path in paths),
+            ]
+            for trial in trials
+        ],
+    )
+
+
+def draw_outcome(study: "optuna.Study", out: Path) -> list[Path]:
+    """Draws the scores in the order of the trials, and over each choice.
+
+    Args:
+        study: What `sweep` returned.
+        out: Folder of the pictures.
+
+    Returns:
+        The files; none if no trial has come to its end.
+
+    Example:
+        >>> import optuna
+        >>> from pathlib import Path
+        >>> from gtp_experiments.sweep import draw_outcome
+        >>> optuna.logging.set_verbosity(optuna.logging.WARNING)
+        >>> draw_outcome(optuna.create_study(), Path("pictures"))
+        []
+    """
+    optuna = _optuna()
+    if not any(trial.state.name == "COMPLETE" for trial in study.trials):
+        return []
+    import warnings
+
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
+
+    files = []
+    with mpl.rc_context({"backend": "Agg"}), warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        pictures = optuna.visualization.matplotlib
+        for name in ("optimization_history", "slice"):
+            axes = getattr(pictures, f"plot_{name}")(study, target_name="score")
+            figure = np.ravel(axes)[0].figure
+            files.append(out / f"sweep_{name}.png")
+            figure.savefig(files[-1], dpi=110, bbox_inches="tight")
+            plt.close(figure)
+    return files
+
+
+def read_space(path: Path) -> dict[str, Entry]:
+    """Reads what is searched over.
+
+    Args:
+        path: A JSON file: values or a range by path, as in `SweepConfig.space`.
+
+    Returns:
+        The space.
+
+    Raises:
+        ExperimentError: If it cannot be read, or is none.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from gtp_experiments.sweep import read_space
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "space.json")
+        ...     _ = path.write_text('{"weighter.eta": [1, 3]}')
+        ...     read_space(path)
+        {'weighter.eta': [1, 3]}
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        return TypeAdapter(dict[str, Entry]).validate_json(text)
+    except OSError as error:
+        raise ExperimentError(
+            f"{path} cannot be read: got {error.strerror}, expected a JSON file with the space."
+        ) from error
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise ExperimentError(
+            f"{path} is no space of a sweep: got {error}, expected lists of values or ranges by "
+            'path, such as {"weighter.eta": [1, 3], "learner.actor_lr": {"low": 1e-4, "high": '
+            '1e-2, "log": true}}.'
+        ) from error
+
+
+@contextlib.contextmanager
+def _trial(
+    study: "optuna.Study", search: SweepConfig, out: Path
+) -> Iterator["optuna.trial.Trial | None"]:
+    """Draws the next trial and keeps its lock, as long as the block lasts; None if none is left."""
+    optuna = _optuna()
+    running, waiting = optuna.trial.TrialState.RUNNING, optuna.trial.TrialState.WAITING
+    with contextlib.ExitStack() as stack:
+        trial = None
+        with _locked(out):
+            trials = study.get_trials(deepcopy=False)
+            for old in trials:
+                if old.state == running and (lock := _free(out, old.number)) is not None:
+                    # Its worker is gone. Another trial takes its place, and goes on with its runs.
+                    lock.release()
+                    study.tell(old.number, state=optuna.trial.TrialState.FAIL)
+                    study.enqueue_trial(old.params)
+            trials = study.get_trials(deepcopy=False)
+            drawn = sum(t.state.name != "FAIL" for t in trials)
+            if drawn < search.count or any(t.state == waiting for t in trials):
+                study.sampler = _sampler(search, drawn)
+                trial = study.ask()
+                lock = _free(out, trial.number)
+                assert lock is not None  # numbers are given once
+                stack.callback(lock.release)
+                for path, entry in search.space.items():
+                    _suggest(trial, path, entry)
+                # All is drawn. A grid that is at its end would stop Optuna's own loop, which is not
+                # what runs here.
+                study.sampler = optuna.samplers.RandomSampler()
+        yield trial
+
+
+def _try(
+    study: "optuna.Study",
+    trial: "optuna.trial.Trial",
+    configs: Sequence[RunConfig],
+    search: SweepConfig,
+    out: Path,
+    stop: Callable[[], bool],
+) -> bool:
+    """Runs one trial; False if it was stopped before its end."""
+    state = _optuna().trial.TrialState
+    scores = []
+    for number, config in enumerate(configs):
+        for path, value in trial.params.items():
+            config = assigned(config, path, value)
+        pruner = _Pruner(trial, active=search.prune and number == 0)
+        result = run(config, out, stop=lambda p=pruner: p.pruned or stop(), track=[pruner])
+        if result is None:
+            if not pruner.pruned:
+                return False
+            trial.set_user_attr("ended", "pruned")
+            study.tell(trial, state=state.PRUNED)
+            return True
+        if result.status == "diverged":
+            trial.set_user_attr("ended", "diverged")
+            study.tell(trial, state=state.PRUNED)
+            return True
+        scores.append(_score_of(result))
+    study.tell(trial, statistics.fmean(scores))
+    return True
+
+
+def _score_of(result: RunResult) -> float:
+    score = result.score(result.last)
+    assert score is not None  # a finished run was evaluated
+    return score
+
+
+class _Pruner:
+    """Reports evaluations to Optuna, and remembers that it wants the trial to end."""
+
+    def __init__(self, trial: "optuna.trial.Trial", *, active: bool) -> None:
+        self._trial, self._active, self.pruned = trial, active, False
+
+    def log(self, update: int, figures: Mapping[str, float]) -> None:
+        if self._active and _SCORE in figures:
+            self._trial.report(figures[_SCORE], update)
+            self.pruned = self._trial.should_prune()
+
+    def close(self) -> None:
+        """Has nothing to write."""
+
+
+def _sampler(search: SweepConfig, drawn: int) -> "optuna.samplers.BaseSampler":
+    samplers = _optuna().samplers
+    # So it does not matter which worker draws, or how often one began.
+    seed = int(np.random.SeedSequence((search.seed, drawn)).generate_state(1)[0])
+    if search.sampler == "grid":
+        grid: Any = search.grid()
+        return samplers.GridSampler(grid, seed=search.seed)
+    if search.sampler == "random":
+        return samplers.RandomSampler(seed=seed)
+    # Trials that are still running count as bad ones, so that workers do not draw the same.
+    return samplers.TPESampler(seed=seed, constant_liar=True)
+
+
+def _suggest(trial: "optuna.trial.Trial", path: str, entry: Entry) -> None:
+    if not isinstance(entry, Range):
+        trial.suggest_categorical(path, entry)
+    elif entry.whole:
+        step = 1 if entry.step is None else int(entry.step)
+        trial.suggest_int(path, int(entry.low), int(entry.high), step=step, log=entry.log)
+    else:
+        trial.suggest_float(path, entry.low, entry.high, step=entry.step, log=entry.log)
+
+
+def _others_run(study: "optuna.Study") -> bool:
+    return any(t.state.name == "RUNNING" for t in study.get_trials(deepcopy=False))
+
+
+def _locked(out: Path) -> FileLock:
+    return FileLock(out / "sweep.lock")
+
+
+def _free(out: Path, number: int) -> FileLock | None:
+    """Takes the lock of a trial; None if a worker has it."""
+    folder = out / "sweep_trials"
+    folder.mkdir(exist_ok=True)
+    lock = FileLock(folder / f"{number}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    return lock
+
+
+def _work_alone(
+    configs: Sequence[RunConfig], search: SweepConfig, out: Path, storage: str | None
+) -> None:
+    leave_with_parent()
+    work(configs, search, out, storage)
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value)
+
+
+def _optuna() -> Any:  # noqa: ANN401 - a module
+    try:
+        import optuna
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"Optuna is not installed: got {error}. Run `pip install 'gtp-policy[sweep]'`."
+        ) from error
+    return optuna

@@ -1,0 +1,204 @@
+"""Sweeps: every trial once, whatever ends; draws that do not depend on workers; what is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+
+from gtp_experiments import (
+    ExperimentError,
+    Range,
+    RunConfig,
+    SweepConfig,
+    list_of_runs,
+    outcome,
+    submit,
+    sweep,
+)
+from gtp_experiments.cli import main
+from gtp_experiments.sweep import _Pruner, read_space
+
+Make = Callable[..., RunConfig]
+SPACE = {"weighter.eta": {"low": 0.5, "high": 3.0}, "batch_size": [8, 16]}
+SPEC = json.dumps(SPACE)
+
+
+def search(trials: int, sampler: str = "random", **more: object) -> SweepConfig:
+    fields = {"space": SPACE, "trials": trials, "sampler": sampler, "prune": False}
+    return SweepConfig.model_validate({**fields, **more})
+
+
+def params(study: optuna.Study, *states: str) -> list[tuple[float, int]]:
+    names = states or ("COMPLETE",)
+    return [
+        (t.params["weighter.eta"], t.params["batch_size"])
+        for t in study.trials
+        if t.state.name in names
+    ]
+
+
+def test_a_sweep_is_done_once_and_can_grow(make_config: Make, tmp_path: Path) -> None:
+    configs = [make_config(updates=10, seed=seed) for seed in (0, 1)]
+    study = sweep(configs, search(3), tmp_path)
+    first, best = params(study), study.best_trial
+    assert len(first) == 3
+    again = sweep(configs, search(3), tmp_path)
+    assert [t.number for t in again.trials] == [0, 1, 2]
+    more = sweep(configs, search(5), tmp_path)
+    assert params(more)[:3] == first
+    assert len(set(params(more))) == 5
+    # A run per trial and seed, with the choices of its trial; the score is their mean.
+    folders = [line.split("|")[1].strip() for line in list_of_runs(tmp_path).splitlines()[2:]]
+    assert len(folders) == 10
+    records = [json.loads((tmp_path / f / "result.json").read_text()) for f in folders]
+    own = [
+        sum(r["evaluations"][-1]["returns"]) / 5
+        for r in records
+        if r["config"]["policy"]["weighter"]["eta"] == best.params["weighter.eta"]
+    ]
+    assert best.value == pytest.approx(sum(own) / 2)
+
+
+def test_draws_depend_on_their_number_and_not_on_the_workers(
+    make_config: Make, tmp_path: Path
+) -> None:
+    configs = [make_config(updates=10)]
+    alone = sweep(configs, search(4), tmp_path / "alone")
+    shared = sweep(configs, search(4), tmp_path / "shared", workers=2)
+    assert sorted(params(alone)) == sorted(params(shared))
+    other = sweep(configs, search(4, seed=1), tmp_path / "other")
+    assert not set(params(other)) & set(params(alone))
+
+
+def test_a_grid_has_every_point_once(make_config: Make, tmp_path: Path) -> None:
+    space = {"weighter.eta": [1.0, 2.0], "batch_size": {"low": 8, "high": 16, "step": 4}}
+    study = sweep([make_config(updates=10)], search(99, "grid", space=space), tmp_path)
+    assert sorted(params(study)) == [(e, b) for e in (1.0, 2.0) for b in (8, 12, 16)]
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_no_trial_and_repeats_none(
+    line_data: Path, make_config: Make, tmp_path: Path
+) -> None:
+    """Twenty trials by two workers; one of them is killed in the middle of a trial."""
+    out = tmp_path / "runs"
+    (tmp_path / "space.json").write_text(SPEC)
+    config = make_config(updates=400, evaluation={"every": 400, "episodes": 1})
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from gtp_experiments import RunConfig, SweepConfig\n"
+        "from gtp_experiments.sweep import read_space, work\n"
+        "config = RunConfig.model_validate_json(Path('config.json').read_text())\n"
+        "search = SweepConfig(space=read_space(Path('space.json')), trials=20, sampler='random',\n"
+        "                     prune=False)\n"
+        "work([config], search, Path('runs'))\n"
+    )
+    command = [sys.executable, "-c", script]
+    workers = [
+        subprocess.Popen(command, cwd=tmp_path, env=dict(os.environ), stderr=subprocess.DEVNULL)
+        for _ in range(2)
+    ]
+
+    def done() -> int:
+        return len(list(out.glob("*/result.json")))
+
+    deadline = time.monotonic() + 240
+    while done() < 5 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    workers[0].send_signal(signal.SIGKILL)
+    assert [worker.wait(240) for worker in workers] == [-signal.SIGKILL, 0]
+    full = SweepConfig.model_validate(
+        {"space": SPACE, "trials": 20, "sampler": "random", "prune": False}
+    )
+    study = sweep([config], full, out)  # nothing is left to do
+    assert len(params(study)) == 20
+    assert len(set(params(study))) == 20
+    lost = params(study, "FAIL")
+    assert len(lost) <= 1
+    assert set(lost) <= set(params(study))
+    assert done() == 20
+    uninterrupted = sweep([config.replace(updates=1)], full, tmp_path / "other")
+    assert set(params(uninterrupted)) == set(params(study))
+
+
+def test_a_trial_below_the_median_is_pruned_and_no_other() -> None:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize")
+    for value in (1.0, 2.0, 3.0, 4.0, 5.0):
+        trial = study.ask()
+        trial.report(value, 10)
+        study.tell(trial, value)
+    for value, expected in ((4.0, False), (1.0, True)):
+        trial = study.ask()
+        pruner = _Pruner(trial, active=True)
+        pruner.log(10, {"train/actor_loss": 0.0})
+        pruner.log(10, {"evaluation/score": value})
+        assert pruner.pruned == expected
+        off = _Pruner(study.ask(), active=False)
+        off.log(10, {"evaluation/score": value})
+        assert not off.pruned
+
+
+def test_workers_can_be_submitted_as_jobs(make_config: Make, tmp_path: Path) -> None:
+    configs = [make_config(updates=5)]
+    jobs = submit(configs, search(3), tmp_path, jobs=2, cluster="local", timeout_min=5)
+    for job in jobs:
+        job.result()
+    assert len(params(sweep(configs, search(3), tmp_path))) == 3
+    with pytest.raises(ExperimentError, match="submitit refuses"):
+        submit(configs, search(3), tmp_path, cluster="nowhere")
+
+
+def test_the_command_prints_a_table_and_draws(
+    line_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "space.json").write_text('{"weighter.eta": [1, 3]}')
+    words = f"sweep --dataset {line_data} --updates 5 --batch-size 8 --episodes 1"
+    words += f" --environment line_world:make --space {tmp_path}/space.json --sampler grid"
+    words += f" --out {tmp_path}/runs --set actor.hidden=[8] --set critic.hidden=[8]"
+    assert main(words.split()) == 0
+    text = capsys.readouterr().out
+    assert "| trial | state    | score" in text
+    assert text.count("complete") == 2
+    pictures = sorted(path.name for path in (tmp_path / "runs").glob("*.png"))
+    assert pictures == ["sweep_optimization_history.png", "sweep_slice.png"]
+    assert outcome(optuna.create_study()) == "No trial."
+
+
+def test_wrong_requests_say_why(make_config: Make, tmp_path: Path) -> None:
+    configs = [make_config(updates=5)]
+
+    def refused(space: dict[str, object], message: str, sampler: str = "random") -> None:
+        with pytest.raises(ExperimentError, match=message):
+            sweep(configs, search(1, sampler, space=space), tmp_path / "none")
+        assert not list(tmp_path.glob("none/*/run.json"))
+
+    refused({"weighter.etta": [1.0]}, "Did you mean eta?")
+    refused({"weighter.eta": ["high"]}, "valid number")
+    refused({"batch_size": {"low": 0, "high": 4}}, "greater than or equal to 1")
+    refused({"weighter.eta": {"low": 0.1, "high": 1.0}}, "A grid needs values", "grid")
+    sweep(configs, search(1), tmp_path / "one")
+    with pytest.raises(ExperimentError, match="holds another search"):
+        sweep([make_config(updates=6)], search(1), tmp_path / "one")
+    with pytest.raises(ExperimentError, match="cannot be used"):
+        sweep(configs, search(1), tmp_path / "two", storage="nonsense://x")
+    for text, message in (
+        ("{", "no space of a sweep"),
+        ('{"a": {"low": 2, "high": 1}}', "low must not be above high"),
+        ('{"a": {"low": 0, "high": 1, "log": true}}', "begins above 0"),
+        ('{"a": []}', "at least 1 item"),
+    ):
+        (tmp_path / "space.json").write_text(text)
+        with pytest.raises(ExperimentError, match=message):
+            read_space(tmp_path / "space.json")
+    with pytest.raises(ExperimentError, match="cannot be read: got No such file"):
+        read_space(tmp_path / "missing.json")
+    assert Range(low=0.0, high=1.0, step=0.25).values() == [0.0, 0.25, 0.5, 0.75, 1.0]
