@@ -12,6 +12,7 @@ RUNTIME := .venv-runtime
 BUILD := .venv-build
 PEERS := outputs/peers
 OGBENCH := outputs/ogbench
+WANDB := outputs/wandb
 METAWORLD := outputs/metaworld
 # Quiet: neither a newer pip nor a successful installation is worth a newcomer's reading.
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
@@ -127,10 +128,11 @@ test-lowest:  ## the tests of core and hosts with the lowest versions that users
 	PYTHONPATH=.:adapters:runtime $(LOWEST)/bin/python -m pytest -p no:cacheprovider tests/adapters tests/export tests/kernels \
 		tests/testing runtime/tests tests/test_checkpoint.py tests/test_config.py tests/test_learner.py tests/test_actor.py tests/test_loss.py
 
-test-extras: $(PEERS)/.installed $(OGBENCH)/.installed $(METAWORLD)/.installed  ## the tests that need d3rlpy, OGBench or Meta-World (two minutes)
+test-extras: $(PEERS)/.installed $(OGBENCH)/.installed $(METAWORLD)/.installed $(WANDB)/.installed  ## the tests that need d3rlpy, OGBench, Meta-World or W&B (two minutes)
 	PYTHONPATH=$(PEERS) $(BIN)/python -m pytest tests/adapters/experiments/test_peers.py
 	PYTHONPATH=$(OGBENCH) $(BIN)/python -m pytest tests/adapters/test_ogbench.py tests/benchmarks/test_ogbench_data.py
 	PYTHONPATH=$(METAWORLD) $(BIN)/python -m pytest tests/benchmarks/test_metaworld_data.py
+	PYTHONPATH=$(WANDB) $(BIN)/python -m pytest tests/adapters/experiments/test_trackers.py
 
 test-cpus: $(STAMP)  ## the numerical tests as other processors would compute (some minutes for each of twelve settings)
 	$(BIN)/python -m tests.cpus -n 2 --dist loadgroup
@@ -173,6 +175,11 @@ ogbench-data: $(OGBENCH)/.installed  ## data of OGBench's manipulation tasks fro
 $(OGBENCH)/.installed: benchmarks/constraints-ogbench.txt | $(STAMP)
 	@rm -rf $(OGBENCH)
 	@$(PIP) install --no-deps --target $(OGBENCH) -r benchmarks/constraints-ogbench.txt
+	@touch $@
+
+$(WANDB)/.installed: | $(STAMP)
+	@rm -rf $(WANDB)
+	@$(PIP) install --target $(WANDB) -c constraints.txt wandb==0.31.0
 	@touch $@
 
 bench-runtime: $(STAMP)  ## latency without torch at 100 Hz (half an hour), and a server under load (ten minutes), as JSON

@@ -75,8 +75,8 @@ OUTER: dict[str, set[str]] = {
     "adapters/gtp_datasets": CORE_LIBRARIES
     | {"PIL", "av", "gymnasium", "h5py", "minari", "pyarrow"},
     "adapters/gtp_experiments": CORE_LIBRARIES
-    | {"PIL", "av", "filelock", "gtp_datasets", "gymnasium", "matplotlib", "minari", "scipy"}
-    | {"tqdm"},
+    | {"PIL", "av", "filelock", "gtp_datasets", "gymnasium", "matplotlib", "minari", "optuna"}
+    | {"scipy", "submitit", "tqdm", "wandb"},
     "adapters/gtp_sb3": CORE_LIBRARIES
     | {"gtp_datasets", "gymnasium", "minari", "stable_baselines3", "tqdm"},
     "adapters/gtp_tianshou": CORE_LIBRARIES | {"gtp_datasets", "gymnasium", "minari", "tianshou"},
