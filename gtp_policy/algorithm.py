@@ -10,7 +10,7 @@ and several that are updated side by side.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -28,6 +28,38 @@ from gtp_policy.times import LogitNormalPairs, Times
 from gtp_policy.transitions import Transitions
 
 
+class Shared(Protocol):
+    """What an update needs of others where several processes compute one: some rows each."""
+
+    def own(self, tensor: Tensor, dim: int = 1) -> Tensor:
+        """Returns this process's rows of a tensor."""
+        ...
+
+    def gather(self, own: Tensor) -> Tensor:
+        """Returns the rows of all processes, (S, B), of those of each."""
+        ...
+
+    def mean_(self, tensors: Iterable[Tensor]) -> None:
+        """Replaces tensors, in place, by their means over the processes."""
+        ...
+
+    def means(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Returns metrics, (S,) each, as means over the processes."""
+        ...
+
+    def rows_of(self, rows: int, mapped: int) -> int:
+        """Returns how many of B rows, M of them for the map's loss, this process computes."""
+        ...
+
+    def batch(self, batch: Transitions) -> Transitions:
+        """Returns this process's rows of minibatches."""
+        ...
+
+    def draws(self, draws: "Draws") -> "Draws":
+        """Returns what was drawn for this process's rows."""
+        ...
+
+
 class Learner(Protocol):
     """What an update reads and changes: `gtp_policy.GTPLearner` is one."""
 
@@ -42,6 +74,7 @@ class Learner(Protocol):
     optimizers: dict[str, torch.optim.Optimizer]
     updates: int
     broken: str | None
+    shards: "Shared | None"
 
     @property
     def progress(self) -> float:
@@ -286,11 +319,20 @@ def update(networks: Networks, batch: Transitions, draws: Draws) -> dict[str, Te
             advantage = advantage_of(networks, batch.obs, batch.action, sampled)
             if mask is not None:  # nothing is known for or against what a cut left incomplete
                 advantage = advantage * mask
-            weight, of_weights = networks.weigh(advantage)
+            weight, of_weights = _weigh(networks, advantage)
             metrics |= of_weights
     metrics |= networks.fit_actor(batch, weight, draws)
     networks.follow()
-    return metrics
+    return metrics if first.shards is None else first.shards.means(metrics)
+
+
+def _weigh(networks: Networks, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Returns weights (S, B) and metrics of them; their scale is that of all processes' rows."""
+    shards = networks.learners[0].shards
+    if shards is None:
+        return networks.weigh(advantage)
+    weight, metrics = networks.weigh(shards.gather(advantage))
+    return shards.own(weight), metrics
 
 
 def _sample_actions(

@@ -111,6 +111,16 @@ class DeviceError(GTPError, RuntimeError):
     """
 
 
+class DistributedError(GTPError, RuntimeError):
+    """Processes that share updates and have lost each other, or do not hold the same learner.
+
+    Example:
+        >>> from gtp_policy.errors import DistributedError
+        >>> issubclass(DistributedError, RuntimeError)
+        True
+    """
+
+
 class CheckpointError(GTPError, OSError):
     """A checkpoint that is missing, damaged, foreign or malicious, or that could not be written.
 

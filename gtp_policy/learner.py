@@ -1,6 +1,7 @@
 """The learner: networks, optimisers and the counter behind one method, ``update``."""
 
 import copy
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Self, cast
@@ -12,6 +13,7 @@ from gtp_policy._engine.adam import Adam, check_moments
 from gtp_policy._engine.by_autograd import ByAutograd
 from gtp_policy._engine.choice import LAUNCH, Dispatcher, explain
 from gtp_policy._engine.launches import update_from
+from gtp_policy._engine.shards import Shards
 from gtp_policy._engine.whole import changing, check_whole
 from gtp_policy._random import new_stream
 from gtp_policy.acting import act, chosen_by
@@ -141,6 +143,7 @@ class GTPLearner(nn.Module):
             self.target_critic = copy.deepcopy(critic).requires_grad_(False).eval()
         self.updates = 0
         self.broken: str | None = None
+        self.shards: Shards | None = None
         self._dispatcher = Dispatcher()
         self._own_rates = optimizer is not None
         parts = {"actor": self.actor, "critic": self.critic, "value": self.value}
@@ -556,6 +559,47 @@ class GTPLearner(nn.Module):
             check_device(device)
         device = device or self.device
         return new_stream(self.config.seed, name, self.updates, device)
+
+    def distribute_(self, group: Any = None) -> None:  # noqa: ANN401 - a process group of torch
+        """Shares every further update with the other processes of a group: data-parallel training.
+
+        To be called in each process, with learners that were built alike. From then on, every
+        process calls `update` with the same whole minibatch, or `update_from`, and computes its
+        share of the rows; gradients are averaged, and the advantages' scale, the weights and the
+        metrics are those of the whole minibatch. So any number of processes compute the update
+        that one would, up to the order of floating-point sums, and a checkpoint of one process is a
+        checkpoint of all: save in one, resume with any number.
+
+        Args:
+            group: Of `torch.distributed`; None for the default one, which torchrun with
+                ``accelerate.PartialState()`` or `torch.distributed.init_process_group` makes.
+
+        Raises:
+            DistributedError: If there is no process group, or another process holds another
+                learner.
+            ValueError: If the config divides by a mean over a minibatch that no process has as a
+                whole: linear-Q guidance with ``normalize``.
+
+        Example:
+            >>> import tempfile, torch
+            >>> from gtp_policy import GTPConfig, GTPLearner
+            >>> learner = GTPLearner.build(3, 2, GTPConfig(critic=None))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     torch.distributed.init_process_group(
+            ...         "gloo", init_method=f"file://{folder}/meet", rank=0, world_size=1)
+            ...     learner.distribute_()
+            ...     torch.distributed.destroy_process_group()
+        """
+        check_whole([self])
+        guidance = self.config.guidance
+        if isinstance(guidance, LinearQGuidance) and guidance.normalize:
+            raise ValueError(
+                "Linear-Q guidance cannot be shared between processes: got normalize=True, whose "
+                "divisor is a mean over the whole minibatch, expected False. Scale it by `scale`."
+            )
+        shards = Shards(group)
+        shards.check_equal([self.updates, *_digests(self)], "learners")
+        self.shards = shards
 
     def update(self, batch: Transitions) -> UpdateMetrics:
         """Does one update of everything: Algorithm 1, lines 4 to 9. Nothing leaves the device.
@@ -977,3 +1021,13 @@ class GTPLearner(nn.Module):
             optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))
             check_moments(name, optimizer)
         self.updates = updates
+
+
+def _digests(learner: GTPLearner) -> list[int]:
+    """Returns numbers that differ where learners do: of their choices, and of their parameters."""
+    words = hashlib.blake2b(learner.open_config.model_dump_json().encode(), digest_size=7)
+    state = hashlib.blake2b(digest_size=7)
+    for module in (learner.actor, learner.target_actor, learner.critic, learner.value):
+        for name, value in () if module is None else module.state_dict().items():
+            state.update(name.encode() + value.detach().cpu().double().numpy().tobytes())
+    return [int.from_bytes(digest.digest(), "little") for digest in (words, state)]

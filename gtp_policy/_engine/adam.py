@@ -104,7 +104,7 @@ class Optimizer:
     ) -> None:
         self._optimizers, self._max_norm = optimizers, max_norm
         self._own = [list(module.parameters()) for module in modules]
-        self._parameters, self._gradients = parameters, gradients
+        self._parameters, self.gradients = parameters, gradients
         self._views = [[g[i] for g in gradients] for i in range(len(self._own))]
         self.adam = all(map(is_plain_adam, optimizers, self._own)) and _alike(optimizers)
         self._triton: Any = triton if self.adam else None
@@ -200,7 +200,7 @@ class Optimizer:
 
         torch._fused_adam_(
             self._parameters if several else list[Tensor](self._own[0]),
-            self._gradients if several else self._views[0],
+            self.gradients if several else self._views[0],
             moments("exp_avg"),
             moments("exp_avg_sq"),
             [],

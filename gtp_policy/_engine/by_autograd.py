@@ -141,7 +141,10 @@ def _step(learner: Learner, name: str, loss: Tensor) -> Tensor:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if learner.shards is not None:
+        learner.shards.mean_(gradients)
+    norm = nn.utils.get_total_norm(gradients)
     if learner.config.max_grad_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, learner.config.max_grad_norm, norm)
     optimizer.step()

@@ -4,6 +4,7 @@ The choice is made once for learners as they stand, and anew whenever something 
 has changed: a parameter that moved, a module or a hook that came, a config, the number of rows.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -59,7 +60,10 @@ class Dispatcher:
         Returns:
             The function; its metrics are S each by name.
         """
-        rows = batch.obs.shape[1]
+        rows, shards = batch.obs.shape[1], learners[0].shards
+        if shards is not None:
+            mapped = math.ceil(learners[0].loss.config.map_share * rows)
+            rows = shards.rows_of(rows, mapped)
         fast = self._find(learners, rows)
         if self._records(fast):
             planned = self._recorded(learners, 1, None, batch)
@@ -73,7 +77,9 @@ class Dispatcher:
     ) -> Call:
         """Returns a function that computes an update operator by operator."""
         with _named(learners):
-            draws = draw(learners, batch.action)
+            draws, shards = draw(learners, batch.action), learners[0].shards
+            if shards is not None:
+                draws, batch = shards.draws(draws), shards.batch(batch)
 
         def call() -> Metrics:
             with _named(learners):
@@ -222,6 +228,7 @@ def _facts(learners: Sequence[Learner]) -> Iterator[Any]:
     for name in learners[0].optimizers:  # not the rates themselves, which a schedule changes
         yield len({x.optimizers[name].param_groups[0]["lr"] for x in learners}) == 1
     for learner in learners:
+        yield learner.shards
         yield from (learner.config, learner.guidance, learner.loss.config, learner.weighter.config)
         yield from (learner.actor.config, learner.target_actor.config)
         for critic in (learner.critic, learner.target_critic):
