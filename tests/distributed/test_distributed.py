@@ -88,7 +88,7 @@ def test_what_cannot_be_shared_is_refused_before_anything_changes() -> None:
     assert learner.shards is not None
     learner.shards.size = 3  # as if there were two others
     dataset = worker.data()
-    with pytest.raises(ShapeError, match="got 64 rows, .* and 3 processes, expected multiples"):
+    with pytest.raises(ShapeError, match=r"got 64 rows, .* and 3 processes, expected multiples"):
         learner.update(dataset.sample(64, generator=learner.stream("batch")))
     assert (learner.updates, learner.broken) == (0, None)
     with pytest.raises(ValueError, match="side by side"):
@@ -99,6 +99,6 @@ def test_what_cannot_be_shared_is_refused_before_anything_changes() -> None:
 def test_a_copy_is_not_shared() -> None:
     learner = GTPLearner.build(3, 2)
     learner.distribute_()
-    for other in (copy.deepcopy(learner), pickle.loads(pickle.dumps(learner))):
+    for other in (copy.deepcopy(learner), pickle.loads(pickle.dumps(learner))):  # noqa: S301
         assert other.shards is None
         assert other.updates == 0
