@@ -74,7 +74,7 @@ class Learner(Protocol):
     optimizers: dict[str, torch.optim.Optimizer]
     updates: int
     broken: str | None
-    shards: "Shared | None"
+    processes: "Shared | None"
 
     @property
     def progress(self) -> float:
@@ -323,16 +323,16 @@ def update(networks: Networks, batch: Transitions, draws: Draws) -> dict[str, Te
             metrics |= of_weights
     metrics |= networks.fit_actor(batch, weight, draws)
     networks.follow()
-    return metrics if first.shards is None else first.shards.means(metrics)
+    return metrics if first.processes is None else first.processes.means(metrics)
 
 
 def _weigh(networks: Networks, advantage: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns weights (S, B) and metrics of them; their scale is that of all processes' rows."""
-    shards = networks.learners[0].shards
-    if shards is None:
+    processes = networks.learners[0].processes
+    if processes is None:
         return networks.weigh(advantage)
-    weight, metrics = networks.weigh(shards.gather(advantage))
-    return shards.own(weight), metrics
+    weight, metrics = networks.weigh(processes.gather(advantage))
+    return processes.own(weight), metrics
 
 
 def _sample_actions(

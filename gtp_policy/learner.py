@@ -13,7 +13,7 @@ from gtp_policy._engine.adam import Adam, check_moments
 from gtp_policy._engine.by_autograd import ByAutograd
 from gtp_policy._engine.choice import LAUNCH, Dispatcher, explain
 from gtp_policy._engine.launches import update_from
-from gtp_policy._engine.shards import Shards
+from gtp_policy._engine.processes import Processes
 from gtp_policy._engine.whole import changing, check_whole
 from gtp_policy._random import new_stream
 from gtp_policy.acting import act, chosen_by
@@ -143,7 +143,7 @@ class GTPLearner(nn.Module):
             self.target_critic = copy.deepcopy(critic).requires_grad_(False).eval()
         self.updates = 0
         self.broken: str | None = None
-        self.shards: Shards | None = None
+        self.processes: Processes | None = None
         self._dispatcher = Dispatcher()
         self._own_rates = optimizer is not None
         parts = {"actor": self.actor, "critic": self.critic, "value": self.value}
@@ -597,9 +597,9 @@ class GTPLearner(nn.Module):
                 "Linear-Q guidance cannot be shared between processes: got normalize=True, whose "
                 "divisor is a mean over the whole minibatch, expected False. Scale it by `scale`."
             )
-        shards = Shards(group)
-        shards.check_equal([self.updates, *_digests(self)], "learners")
-        self.shards = shards
+        processes = Processes(group)
+        processes.check_equal([self.updates, *_digests(self)], "learners")
+        self.processes = processes
 
     def update(self, batch: Transitions) -> UpdateMetrics:
         """Does one update of everything: Algorithm 1, lines 4 to 9. Nothing leaves the device.

@@ -61,7 +61,7 @@ class MultiSeedLearner:
                 "one learner per seed, and at least one."
             )
         self.learners: tuple[GTPLearner, ...] = tuple(learners)
-        if any(learner.shards is not None for learner in learners):
+        if any(learner.processes is not None for learner in learners):
             raise ValueError(
                 "Learners that share their updates with other processes cannot be updated side by "
                 "side: got some, expected none. Leave `distribute_` out."

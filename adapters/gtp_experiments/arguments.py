@@ -64,7 +64,6 @@ def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
     add("--episodes", type=int, help=_help("episodes", EvaluationConfig))
     add("--device", help=_help("device"))
     add("--jobs", type=int, default=1, help="processes, of one seed each (default: 1)")
-    add("--track", nargs="+", choices=TRACKERS, default=[], help="send figures there as well")
     add("--out", type=path, required=True, help="folder of all runs; they resume from there")
 
 
@@ -82,6 +81,8 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     add("--candidates", type=int, help=_help("candidates", EvaluationConfig))
     add("--choice", choices=[*CHOICES], help="how one of them is chosen (default: argmax)")
     add("--deterministic", action="store_true", default=None, help="evaluate without sampling")
+    add("--processes", type=int, default=1, help="that share the updates of a run (default: 1)")
+    add("--track", nargs="+", choices=TRACKERS, default=[], help="send figures there as well")
 
 
 def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:

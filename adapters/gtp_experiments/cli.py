@@ -1,6 +1,7 @@
 """The command: ``run``, ``config``, ``list``, ``show``, ``evaluate``, ``plot`` and ``table``."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -20,6 +21,7 @@ from gtp_experiments.config import EvaluationConfig, RunConfig
 from gtp_experiments.drawing import draw
 from gtp_experiments.errors import ExperimentError
 from gtp_experiments.listing import list_of_runs, shown
+from gtp_experiments.processes import start
 from gtp_experiments.reevaluation import reevaluate
 from gtp_experiments.results import read_results
 from gtp_experiments.runner import run_all
@@ -41,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0; 2 for a mistake in the request; 3 if runs were stopped before their end.
     """
     args = command_parser().parse_args(arguments)
+    args.words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return int(args.do(args))
     except ValidationError as error:
@@ -92,7 +95,8 @@ def run_and_report(
     """
     results = run_all(configs, out, jobs=jobs, track=track)
     done = [result for result in results if result is not None]
-    print(table(done))
+    if os.environ.get("RANK", "0") == "0":  # of processes that share runs, one reports
+        print(table(done))
     if len(done) < len(results):
         print(f"{len(results) - len(done)} runs were stopped; the same command goes on with them.")
         return 3
@@ -155,7 +159,24 @@ def command_parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> int:
-    return run_and_report(configs_of(args), args.out, args.jobs, args.track)
+    configs = configs_of(args)
+    if args.processes != 1:
+        if args.processes < 1 or args.jobs != 1:
+            raise ExperimentError(
+                f"`processes` is out of range: got {args.processes} and {args.jobs} jobs, expected "
+                "at least 1, and 1 job: processes share one run."
+            )
+        if "WORLD_SIZE" not in os.environ:  # else this is one of them
+            return start(_without_processes(args.words), args.processes)
+    return run_and_report(configs, args.out, args.jobs, args.track)
+
+
+def _without_processes(words: list[str]) -> list[str]:
+    kept = [word for word in words if not word.startswith("--processes=")]
+    if "--processes" in kept:
+        place = kept.index("--processes")
+        del kept[place : place + 2]
+    return kept
 
 
 def _config(args: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """Runs experiments: trains, evaluates, records; goes on where a killed run has stopped."""
 
 import contextlib
+import io
 import multiprocessing
 import os
 import threading
@@ -17,11 +18,13 @@ from gtp_experiments.config import RunConfig
 from gtp_experiments.data import Data, load_data
 from gtp_experiments.errors import ExperimentError
 from gtp_experiments.evaluation import Evaluation, Evaluator, policy_of
+from gtp_experiments.processes import agreed, first_does, joined, together, writes
 from gtp_experiments.progress import Progress
 from gtp_experiments.results import RunFolder, RunResult
 from gtp_experiments.trackers import Tracker, TrackerName, tracking
 from gtp_policy import CheckpointFolder, StopSignal, restore_
 from gtp_policy.errors import NonFiniteError
+from gtp_policy.metrics import UpdateMetrics
 
 
 def run(
@@ -37,6 +40,9 @@ def run(
     A run is a function of its config, its data, the versions of software and the machine: one that
     was killed and resumed has the parameters and the records of one that was not, and on another
     machine it goes on with other rounding. A run that has its ``result.json`` is not repeated.
+
+    Where torchrun or Accelerate started several processes, they share every update; the first one
+    writes.
 
     Args:
         config: The experiment.
@@ -62,32 +68,44 @@ def run(
         ...
         gtp_policy.errors.DataError: `missing.hdf5` cannot be read as HDF5: ...
     """
-    if (done := RunFolder.finished(out, config)) is not None:
-        return done
-    progress = Progress(f"{config.method} seed {config.seed}", config.updates, line=line)
-    progress.say(f"reads {config.dataset}")
-    data = load_data(config)
-    folder = RunFolder(out, config, data.sha256)
-    if (done := folder.result()) is not None:
-        return done
-    with folder.locked():
-        if (done := folder.result()) is not None:  # while this one waited to begin
+    with joined(config.device):
+        if (done := RunFolder.finished(out, config)) is not None:
             return done
-        evaluator = Evaluator(config, data.dataset)
-        try:
-            with _torch_threads(config.threads), StopSignal() as signal:
-                leave = lambda: bool(signal) or stop()  # noqa: E731
-                return _train(config, data, folder, evaluator, leave, progress, track)
-        finally:
-            evaluator.close()
-            progress.close()
+        quiet = None if writes() else io.StringIO()
+        title = f"{config.method} seed {config.seed}"
+        progress = Progress(title, config.updates, line=line, stream=quiet)
+        progress.say(f"reads {config.dataset}")
+        data = load_data(config)
+        with contextlib.ExitStack() as stack:
+            stack.callback(progress.close)
+
+            def open_folder() -> None:
+                folder = RunFolder(out, config, data.sha256)
+                if folder.result() is None:
+                    stack.enter_context(folder.locked())
+
+            first_does(open_folder)
+            folder = RunFolder(out, config, data.sha256)
+            if (done := folder.result()) is not None:  # of another one, while this one waited
+                return done
+            evaluators: list[Evaluator] = []
+            first_does(lambda: evaluators.append(Evaluator(config, data.dataset)))
+            for evaluator in evaluators:
+                stack.callback(evaluator.close)
+            stack.enter_context(_torch_threads(config.threads))
+            signal = stack.enter_context(StopSignal())
+
+            def leave() -> bool:
+                return agreed(bool(signal) or stop(), config.device)
+
+            return _train(config, data, folder, evaluators, leave, progress, track)
 
 
 def _train(
     config: RunConfig,
     data: Data,
     folder: RunFolder,
-    evaluator: Evaluator,
+    evaluators: Sequence[Evaluator],
     stop: Callable[[], bool],
     progress: Progress,
     track: Sequence[TrackerName | Tracker],
@@ -96,12 +114,38 @@ def _train(
     learner = config.build_learner(dataset)
     checkpoints = CheckpointFolder(folder.checkpoints, keep=config.keep_checkpoints)
     seconds = 0.0
-    if (newest := checkpoints.latest()) is not None:
+    if (newest := first_does(checkpoints.latest)) is not None:
         seconds = _seconds_of(restore_(learner, newest).metadata, newest)
-    folder.resume_at_(learner.updates)
+    first_does(lambda: folder.resume_at_(learner.updates))
+    if together():
+        learner.distribute_()
     progress.start(learner.updates)
     every = config.log_every, config.evaluation.every, config.checkpoint_every
-    with tracking(track, config, folder.path, learner.updates) as trackers:
+
+    with tracking(track if writes() else (), config, folder.path, learner.updates) as trackers:
+
+        def log(metrics: UpdateMetrics) -> None:
+            figures = metrics.to_floats()
+            folder.metrics.append(update=learner.updates, **figures)
+            progress.measured(figures)
+            trackers.log(learner.updates, {f"train/{name}": x for name, x in figures.items()})
+
+        def evaluate() -> None:
+            (evaluator,) = evaluators
+            act = policy_of(learner, dataset, config.evaluation)
+            evaluation = evaluator.run(act, learner.updates, progress.evaluates)
+            folder.record(evaluation)
+            progress.measured({"mean_return": evaluation.mean})
+            trackers.log(learner.updates, _figures(evaluation, config))
+
+        def save() -> None:
+            checkpoints.save(
+                learner,
+                action_scaler=dataset.action_scaler,
+                layout=dataset.layout,
+                metadata={"seconds": seconds, "run": config.name},
+            )
+
         try:
             while learner.updates < config.updates:
                 began = time.perf_counter()
@@ -114,33 +158,22 @@ def _train(
                 metrics = learner.update_from(dataset, at_once, batch_size=config.batch_size)
                 done = learner.updates
                 last = done == config.updates
-                if last or not done % config.log_every:
-                    figures = metrics.to_floats()
-                    folder.metrics.append(update=done, **figures)
-                    progress.measured(figures)
-                    trackers.log(done, {f"train/{name}": x for name, x in figures.items()})
+                if writes() and (last or not done % config.log_every):
+                    log(metrics)
                 seconds += time.perf_counter() - began
                 if last or not done % config.evaluation.every:
-                    act = policy_of(learner, dataset, config.evaluation)
-                    evaluation = evaluator.run(act, done, progress.evaluates)
-                    folder.record(evaluation)
-                    progress.measured({"mean_return": evaluation.mean})
-                    trackers.log(done, _figures(evaluation, config))
+                    first_does(evaluate)
                 leave = stop()
                 if last or leave or not done % config.checkpoint_every:
-                    checkpoints.save(
-                        learner,
-                        action_scaler=dataset.action_scaler,
-                        layout=dataset.layout,
-                        metadata={"seconds": seconds, "run": config.name},
-                    )
+                    first_does(save)
                 progress.advance(at_once)
                 if leave and not last:
                     return None
         except NonFiniteError as error:
             message = f"after {learner.updates} updates: {error}"
-            return folder.finish(1000 * seconds / max(learner.updates, 1), diverged=message)
-    return folder.finish(1000 * seconds / config.updates)
+            per_update = 1000 * seconds / max(learner.updates, 1)
+            return first_does(lambda: folder.finish(per_update, diverged=message))
+    return first_does(lambda: folder.finish(1000 * seconds / config.updates))
 
 
 def _figures(evaluation: Evaluation, config: RunConfig) -> dict[str, float]:
@@ -210,7 +243,8 @@ def run_all(
             f"{len({config.name for config in configs})} different ones, expected no double."
         )
     if jobs == 1:
-        return _run_here(configs, out, track)
+        with joined(configs[0].device if configs else "cpu"):
+            return _run_here(configs, out, track)
     with StopSignal() as signal:
         return _run_in_processes(configs, out, jobs, signal, track)
 

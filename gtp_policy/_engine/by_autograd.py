@@ -142,8 +142,8 @@ def _step(learner: Learner, name: str, loss: Tensor) -> Tensor:
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     gradients = [p.grad for p in parameters if p.grad is not None]
-    if learner.shards is not None:
-        learner.shards.mean_(gradients)
+    if learner.processes is not None:
+        learner.processes.mean_(gradients)
     norm = nn.utils.get_total_norm(gradients)
     if learner.config.max_grad_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, learner.config.max_grad_norm, norm)

@@ -327,8 +327,8 @@ class ByHand:
         return {"actor_loss": actor_loss, "guided_q": guided_q}
 
     def _step(self, name: str) -> Tensor:
-        if self._first.shards is not None:
-            self._first.shards.mean_(self._optimizers[name].gradients)
+        if self._first.processes is not None:
+            self._first.processes.mean_(self._optimizers[name].gradients)
         return self._optimizers[name].step(self._rates.get(name))
 
     def _coarse(self) -> AbstractContextManager[None]:

@@ -60,10 +60,10 @@ class Dispatcher:
         Returns:
             The function; its metrics are S each by name.
         """
-        rows, shards = batch.obs.shape[1], learners[0].shards
-        if shards is not None:
+        rows, processes = batch.obs.shape[1], learners[0].processes
+        if processes is not None:
             mapped = math.ceil(learners[0].loss.config.map_share * rows)
-            rows = shards.rows_of(rows, mapped)
+            rows = processes.rows_of(rows, mapped)
         fast = self._find(learners, rows)
         if self._records(fast):
             planned = self._recorded(learners, 1, None, batch)
@@ -77,9 +77,9 @@ class Dispatcher:
     ) -> Call:
         """Returns a function that computes an update operator by operator."""
         with _named(learners):
-            draws, shards = draw(learners, batch.action), learners[0].shards
-            if shards is not None:
-                draws, batch = shards.draws(draws), shards.batch(batch)
+            draws, processes = draw(learners, batch.action), learners[0].processes
+            if processes is not None:
+                draws, batch = processes.draws(draws), processes.batch(batch)
 
         def call() -> Metrics:
             with _named(learners):
@@ -228,7 +228,7 @@ def _facts(learners: Sequence[Learner]) -> Iterator[Any]:
     for name in learners[0].optimizers:  # not the rates themselves, which a schedule changes
         yield len({x.optimizers[name].param_groups[0]["lr"] for x in learners}) == 1
     for learner in learners:
-        yield learner.shards
+        yield learner.processes
         yield from (learner.config, learner.guidance, learner.loss.config, learner.weighter.config)
         yield from (learner.actor.config, learner.target_actor.config)
         for critic in (learner.critic, learner.target_critic):

@@ -48,7 +48,7 @@ def against_recording(learners: Sequence[Learner]) -> str | None:
                 return f"the optimiser of {name} is not a plain torch.optim.Adam"
     if type(first.loss).draw is not GTPLoss.draw:
         return "the loss draws in a custom way"
-    if first.shards is not None:
+    if first.processes is not None:
         return "several processes share it"
     if not philox.serves(first.actor.device):
         return "CUDA graphs need a CUDA device"

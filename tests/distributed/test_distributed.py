@@ -85,8 +85,8 @@ def test_what_cannot_be_shared_is_refused_before_anything_changes() -> None:
         GTPLearner.build(3, 2, normalised).distribute_()
     learner = GTPLearner.build(3, 2)
     learner.distribute_()
-    assert learner.shards is not None
-    learner.shards.size = 3  # as if there were two others
+    assert learner.processes is not None
+    learner.processes.size = 3  # as if there were two others
     dataset = worker.data()
     with pytest.raises(ShapeError, match=r"got 64 rows, .* and 3 processes, expected multiples"):
         learner.update(dataset.sample(64, generator=learner.stream("batch")))
@@ -100,5 +100,5 @@ def test_a_copy_is_not_shared() -> None:
     learner = GTPLearner.build(3, 2)
     learner.distribute_()
     for other in (copy.deepcopy(learner), pickle.loads(pickle.dumps(learner))):  # noqa: S301
-        assert other.shards is None
+        assert other.processes is None
         assert other.updates == 0

@@ -53,7 +53,6 @@ def small(config: GTPConfig, **learner: Any) -> GTPConfig:
 
 def configs() -> dict[str, GTPConfig]:
     default = small(GTPConfig())
-    plain, share = QEnsembleConfig(hidden=(32,), layer_norm=False), 0.5
     return {
         "default": default,
         "cloning": small(GTPConfig(critic=None)),

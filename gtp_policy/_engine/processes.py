@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gtp_policy.algorithm import Draws
 
 
-class Shards:
+class Processes:
     """The rows that this process computes, and what processes tell each other.
 
     Args:
@@ -133,8 +133,8 @@ def _none() -> None:
 class _named:
     """Within it, an error of the connection says which process noticed, and what to do."""
 
-    def __init__(self, shards: Shards) -> None:
-        self._shards = shards
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
 
     def __enter__(self) -> None:
         """Does nothing."""
@@ -143,7 +143,7 @@ class _named:
         """Raises the typed error."""
         if isinstance(error, RuntimeError) and not isinstance(error, DistributedError):
             raise DistributedError(
-                f"Process {self._shards.rank} of {self._shards.size} has lost another one: got "
+                f"Process {self._processes.rank} of {self._processes.size} has lost another one: got "
                 f"{str(error).splitlines()[0]}, expected its share of an update. Start all of them "
                 "again from the last checkpoint."
             ) from error

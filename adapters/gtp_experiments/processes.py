@@ -1,0 +1,198 @@
+"""Several processes that do one run together: who writes, what they agree on, how they start."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import types
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from gtp_experiments.errors import ExperimentError
+from gtp_policy.errors import DistributedError, MissingDependencyError, NonFiniteError
+
+T = TypeVar("T")
+
+# While one process evaluates, the others wait.
+_PATIENCE = timedelta(hours=12)
+
+
+def together() -> bool:
+    """Returns whether this process is one of several that share their runs.
+
+    Returns:
+        The answer.
+
+    Example:
+        >>> from gtp_experiments.processes import together
+        >>> together()
+        False
+    """
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def writes() -> bool:
+    """Returns whether this process writes records and checkpoints: the first one does.
+
+    Returns:
+        The answer.
+
+    Example:
+        >>> from gtp_experiments.processes import writes
+        >>> writes()
+        True
+    """
+    return not together() or dist.get_rank() == 0
+
+
+def agreed(leave: bool, device: str) -> bool:
+    """Returns whether any of the processes wants to leave, so that all do after the same update.
+
+    Args:
+        leave: What this one wants.
+        device: Where the run computes.
+
+    Returns:
+        The answer, the same in all.
+
+    Example:
+        >>> from gtp_experiments.processes import agreed
+        >>> agreed(True, "cpu"), agreed(False, "cpu")
+        (True, False)
+    """
+    if not together():
+        return leave
+    flag = torch.tensor([int(leave)], device=device)
+    with _connected():
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag.item())
+
+
+def first_does(work: Callable[[], T]) -> T:
+    """Lets the first process do something while the others wait, and gives all its result.
+
+    Args:
+        work: What to do; its result is a plain object that can be pickled.
+
+    Returns:
+        The result.
+
+    Raises:
+        ExperimentError: In the others, if it failed in the first, which raises its own error.
+        NonFiniteError: In all, if the first one found that training has diverged.
+
+    Example:
+        >>> from gtp_experiments.processes import first_does
+        >>> first_does(lambda: 1 + 1)
+        2
+    """
+    if not together():
+        return work()
+    box: list[tuple[str, str, T | None]] = [("", "", None)]
+    if writes():
+        try:
+            box = [("", "", work())]
+        except BaseException as error:
+            _tell([(type(error).__name__, str(error), None)])
+            raise
+    _tell(box)
+    kind, failed, found = box[0]
+    if kind == NonFiniteError.__name__:
+        raise NonFiniteError(failed)
+    if kind:
+        raise ExperimentError(
+            f"The first process failed: got {kind} ({failed}), expected its result."
+        )
+    return found  # type: ignore[return-value]  # None only where the first has None
+
+
+def _tell(box: list[Any]) -> None:
+    """Replaces what is in a list by what the first process has in its own."""
+    with _connected():
+        dist.broadcast_object_list(box)
+
+
+@contextlib.contextmanager
+def _connected() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise DistributedError(
+            f"Process {dist.get_rank()} of {dist.get_world_size()} has lost another one: got "
+            f"{str(error).splitlines()[0]}, expected its answer. The same command goes on from the "
+            "last checkpoint."
+        ) from error
+
+
+@contextlib.contextmanager
+def joined(device: str) -> Iterator[None]:
+    """Joins the other processes that torchrun or Accelerate started, if it did; leaves at the end.
+
+    Args:
+        device: Where the run computes.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        MissingDependencyError: If there are others and Accelerate is not installed.
+
+    Example:
+        >>> from gtp_experiments.processes import joined
+        >>> with joined("cpu"):
+        ...     pass
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or together():
+        yield
+        return
+    try:
+        from accelerate import PartialState
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"Accelerate is not installed: got {error}. Run `pip install "
+            "'gtp-policy[distributed]'`."
+        ) from error
+    PartialState(cpu=device == "cpu", timeout=_PATIENCE)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(Exception):  # after an error there may be nobody to leave
+            dist.destroy_process_group()
+        PartialState._reset_state()
+
+
+def start(arguments: Sequence[str], processes: int) -> int:
+    """Starts this command in several processes by torchrun and waits for them.
+
+    Args:
+        arguments: Of the command, without ``--processes``.
+        processes: How many.
+
+    Returns:
+        Exit status: that of the processes, 1 if one of them was killed.
+
+    Example:
+        >>> from gtp_experiments.processes import start
+        >>> start.__name__
+        'start'
+    """
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    words += ["--nproc-per-node", str(processes), "-m", "gtp_experiments", *arguments]
+    # Another session: a Ctrl-C would reach the processes directly as well, and count as a second.
+    child = subprocess.Popen(words, start_new_session=True)
+
+    def pass_on(number: int, _: types.FrameType | None) -> None:
+        child.send_signal(number)
+
+    before = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        status = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return status if status >= 0 else 1
