@@ -38,6 +38,7 @@ from gtp_policy.shards import (
     ShardWriter,
     builders_write,
     checked_folder,
+    images_column,
     open_shards,
     pieces,
 )
@@ -412,7 +413,7 @@ class OfflineDataset:
                 dict(zip(index.keys, index.shapes, strict=True)) if index.keys else index.shapes[0]
             )
             scaler = ActionScaler(index.low, index.high)
-            frames = {key: columns.pop(f"images{i}") for i, key in enumerate(index.images)}
+            frames = {key: columns.pop(images_column(i)) for i, key in enumerate(index.images)}
             table, terminated, truncated = (
                 columns.pop(name) for name in ("table", "terminated", "truncated")
             )
@@ -521,8 +522,9 @@ class OfflineDataset:
         for name, flags in (("terminated", self.terminated), ("truncated", self.truncated)):
             writer.add(name, flags, one_file=True)
         for i, images in enumerate(self._store.frames.values() if self._store else ()):
-            for piece in pieces(images):
-                writer.add(f"images{i}", images[piece].numpy(force=True))
+            if (name := images_column(i)) not in writer:  # unless they came with the rows
+                for piece in pieces(images):
+                    writer.add(name, images[piece].numpy(force=True))
         moments = self._moments()
         writer.finish(
             source=self.source.encode(errors="backslashreplace").decode(),

@@ -382,6 +382,10 @@ class ShardWriter:
             self._columns[name] = _ColumnWriter(self.folder, name, rows, most)
         self._columns[name].add(rows)
 
+    def __contains__(self, name: object) -> bool:
+        """Returns whether a column has rows."""
+        return name in self._columns
+
     def rows(self, name: str, moments: Moments | None = None) -> ShardedRows:
         """Finishes a column and returns its rows.
 
@@ -520,8 +524,25 @@ def take_writer() -> ShardWriter | None:
     return writer
 
 
+def images_column(number: int) -> str:
+    """Returns the name of a column of images.
+
+    Args:
+        number: Which of the parts that are images, in the order of the layout.
+
+    Returns:
+        The name.
+
+    Example:
+        >>> from gtp_policy.shards import images_column
+        >>> images_column(0)
+        'images0'
+    """
+    return f"images{number}"
+
+
 def pieces(rows: Tensor | ShardedRows) -> Iterator[slice]:
-    """Returns slices of rows, one after the other, of about four million numbers each.
+    """Returns slices of rows, one after the other, of about a million numbers each.
 
     Args:
         rows: Shape (N, ...).
@@ -533,11 +554,11 @@ def pieces(rows: Tensor | ShardedRows) -> Iterator[slice]:
     Example:
         >>> import torch
         >>> from gtp_policy.shards import pieces
-        >>> list(pieces(torch.zeros(5, 2**21)))
+        >>> list(pieces(torch.zeros(5, 2**19)))
         [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
     """
     size, *row = rows.shape
-    step = max(1, 2**22 // max(1, math.prod(row)))
+    step = max(1, 2**20 // max(1, math.prod(row)))
     for start in range(0, size, step):
         yield slice(start, min(start + step, size))
 
@@ -583,7 +604,8 @@ gtp_datasets.convert has written.
                     )
         moments = None
         if name == "table":
-            moments = Moments(*(torch.tensor(m).double() for m in (index.mean, index.variance)))
+            numbers = (index.mean, index.variance)
+            moments = Moments(*(torch.tensor(x, dtype=torch.float64) for x in numbers))
         columns[name] = ShardedRows(folder, column, moments)
     return index, columns
 

@@ -19,11 +19,11 @@ def convert(
 ) -> OfflineDataset:
     """Writes data to a folder that `gtp_policy.OfflineDataset.memmap` opens.
 
-    Rows are checked and written as they come, and the table is never in memory. What a loader
-    itself reads whole stays: the arrays of an npz or a CSV file and the images of a dataset are
-    held until they are written. D4RL's and robomimic's HDF5, Minari, folders with a file per
-    episode and episodes from a generator are read piece by piece. With ``unbounded="data"``
-    episodes are held until all actions are known.
+    Rows are checked and written as they come: the table is never in memory. D4RL's and robomimic's
+    HDF5, Minari, folders with a file per episode and episodes from a generator are read piece by
+    piece. What a loader reads whole is still held whole: the arrays of an npz file (OGBench's, too)
+    or of a CSV file, the columns of a LeRobotDataset; and with ``unbounded="data"`` all episodes,
+    until their actions are known.
 
     The folder then has the table and images as shards, the flags, and ``dataset.json``: lengths,
     SHA-256, statistics and how observations and actions became numbers. That index is written last:
