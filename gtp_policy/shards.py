@@ -593,21 +593,25 @@ gtp_datasets.convert has written.
             expected = f"{name}-{number:05d}.npy"
             if shard.file != expected or not _OURS.fullmatch(expected):
                 raise _bad_index(folder, f"the name {shard.file!r}, expected {expected!r}")
-            if verify:
-                with _opened(folder, shard.file) as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-                if digest != shard.sha256:
-                    raise DataError(
-                        f"The shard `{folder / shard.file}` is damaged: got the SHA-256 "
-                        f"{digest[:16]}..., expected {shard.sha256[:16]}... Copy it again, or "
-                        "convert the data again."
-                    )
         moments = None
         if name == "table":
             numbers = (index.mean, index.variance)
             moments = Moments(*(torch.tensor(x, dtype=torch.float64) for x in numbers))
         columns[name] = ShardedRows(folder, column, moments)
+    if verify:  # once all lengths are right, which takes no time
+        for shard in (s for column in index.columns.values() for s in column.shards):
+            _check_hash(folder, shard)
     return index, columns
+
+
+def _check_hash(folder: Path, shard: Shard) -> None:
+    with _opened(folder, shard.file) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != shard.sha256:
+        raise DataError(
+            f"The shard `{folder / shard.file}` is damaged: got the SHA-256 {digest[:16]}..., "
+            f"expected {shard.sha256[:16]}... Copy it again, or convert the data again."
+        )
 
 
 def _read_index(folder: Path) -> Index:

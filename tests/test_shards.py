@@ -518,8 +518,6 @@ def test_a_damaged_shard_is_named_before_training(
         with pytest.raises(DataError) as caught:
             OfflineDataset.memmap(folder, verify=verify)
     assert name in str(caught.value)
-    if verify and damage not in ("missing", "link", "pipe", "directory"):
-        message = "is damaged: got the SHA-256"
     assert message in str(caught.value)
     assert not (folder / "loaded").exists()
 

@@ -104,7 +104,7 @@ def check_same(found: OfflineDataset, expected: OfflineDataset) -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.filterwarnings("ignore:Bounds|ignore:.*taken from the data")
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("kind", SOURCES)
 def test_what_is_converted_is_what_is_loaded(tmp_path: Path, kind: str) -> None:
     write, options = SOURCES[kind]
