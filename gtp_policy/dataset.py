@@ -376,9 +376,9 @@ class OfflineDataset:
         Minibatches are those of the same dataset in memory, bit for bit: the same rows are drawn
         and they alone are read. Statistics stand in the index. Learners train from it as from any
         other; what needs the whole table at once (`transitions`, `rewards`, `with_rewards`,
-        `with_n_step` and so on) raises: call it before the data is converted. Files are mapped for
-        reading, so that several processes share one copy, and rows in use are given back: the
-        resident set stays below about a gigabyte. Nothing may write to the folder meanwhile.
+        `with_n_step` and so on) raises: call it before the data is converted. Flags are mapped,
+        read-only. Several processes share one copy, in the system's page cache, and the resident
+        set does not grow with the table. Nothing may write to the folder meanwhile.
 
         Args:
             folder: The folder.

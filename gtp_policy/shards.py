@@ -1,4 +1,4 @@
-"""Rows in files: a table that need not fit into memory, mapped from shards and never loaded.
+"""Rows in files: a table that need not fit into memory, read from shards row by row.
 
 A folder holds columns, each of them one or more ``.npy`` files of equal rows, and ``dataset.json``,
 which lists the files with their lengths and hashes. The index is written last: a folder without it
@@ -8,13 +8,15 @@ is one that a conversion has not finished.
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import math
-import mmap
 import os
 import re
 import stat
 import struct
+import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -32,7 +34,7 @@ from gtp_policy.files import is_temporary, remove, replacing
 FORMAT: Final = "gtp-policy dataset"
 VERSION: Final = 1
 INDEX = "dataset.json"
-# A shard is an open file for as long as it is mapped, and systems allow about a thousand of them.
+# A shard is an open file for as long as it is in use, and systems allow about a thousand of them.
 SHARD_BYTES = 2**30
 
 _DTYPES = ("<f4", "<f8", "|u1", "|b1")
@@ -40,10 +42,8 @@ _HEADER = 192  # bytes, a multiple of 64: rows begin where NumPy wants them
 _LONGEST_HEADER = 4096
 _LONGEST_INDEX = 2**26
 _OURS = re.compile(r"[a-z]+\d*-\d{5}\.npy")
-# A page that is touched counts as resident, and the system maps its neighbours with it, 64 KiB as
-# Linux is set up. Beyond this many bytes all are given back: they stay in the page cache.
-_PER_TOUCH = 2**16
-_MOST_MAPPED = 2**29
+# One call reads no more; the system's own limit is 2 GiB.
+_LONGEST_READ = 2**26
 
 Count = Annotated[int, Field(ge=1, lt=2**53)]
 
@@ -128,13 +128,30 @@ class Moments(NamedTuple):
     variance: Tensor
 
 
+def _close(files: list[int]) -> None:
+    for file in files:
+        os.close(file)
+
+
+if hasattr(os, "pread"):
+    _read_at = os.pread
+else:  # a system where files have one place each: one thread at a time
+    _PLACE = threading.Lock()
+
+    def _read_at(file: int, count: int, place: int, /) -> bytes:
+        with _PLACE:
+            os.lseek(file, place, os.SEEK_SET)
+            return os.read(file, count)
+
+
 class ShardedRows:
     """Rows in several files: what a dataset asks of a tensor, without one that holds them.
 
-    Files are mapped for reading. Rows that are asked for are copied, others are never touched, and
-    several processes share one copy in the system's page cache. The resident set of a process does
-    not grow with the table: what is mapped is given back again and again. Nothing may write to the
-    files meanwhile.
+    Rows that are asked for are read, others are never touched. Read, not mapped: pages of a mapping
+    count as resident until they are given back, and to map and unmap one for a row takes several
+    times as long as to copy the row out of the system's page cache. Several processes share one
+    copy there. Nothing may write to the files meanwhile; a file that is cut is an error, where a
+    mapping would end the process.
 
     Args:
         folder: Where the files are.
@@ -164,22 +181,25 @@ class ShardedRows:
     """
 
     def __init__(self, folder: Path, column: Column, moments: Moments | None = None) -> None:
-        self._folder, self._column, self.moments = folder, column, moments
+        # Absolute: another process may stand elsewhere.
+        self._folder, self._column, self.moments = folder.absolute(), column, moments
         self._kind = np.dtype(column.dtype)
-        self._maps: list[mmap.mmap] = []
-        self._parts: list[npt.NDArray[Any]] = []
-        for shard in column.shards:
-            with _opened(folder, shard.file) as file:
-                self._map(file, shard)
         self._starts = np.cumsum([0, *(shard.rows for shard in column.shards)])
         self.shape = (int(self._starts[-1]), *column.shape)
         self.dtype: torch.dtype = torch.from_numpy(np.empty(0, self._kind)).dtype
         self.device = torch.device("cpu")
         self._row_bytes = math.prod(column.shape) * self._kind.itemsize
-        self._mapped = 0
+        files: list[int] = []
+        weakref.finalize(self, _close, files)
+        begins = []
+        for shard in column.shards:
+            with _opened(folder, shard.file) as file:
+                begins.append(self._begin(file, shard))
+                files.append(os.dup(file.fileno()))
+        self._files, self._begins = np.array(files), np.array(begins)
 
-    def _map(self, file: BinaryIO, shard: Shard) -> None:
-        """Maps one file, once its header and its size are what they should be."""
+    def _begin(self, file: BinaryIO, shard: Shard) -> int:
+        """Returns where rows begin, once header and size are what they should be."""
         name = file.name
         shape = (shard.rows, *self._column.shape)
         begin, got = _read_header(file, name)
@@ -189,22 +209,17 @@ class ShardedRows:
                 f"{' by columns' if got[1] else ''}, expected {self._kind} of shape {shape}. "
                 "Convert the data again."
             )
-        count = math.prod(shape)
-        expected = begin + count * self._kind.itemsize
+        expected = begin + shard.rows * self._row_bytes
         size = os.fstat(file.fileno()).st_size
         if size != expected:
             raise DataError(
                 f"The shard `{name}` has the wrong length: got {size} bytes, expected {expected}. "
                 "Copy it again, or convert the data again."
             )
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if hasattr(mmap, "MADV_RANDOM"):  # a minibatch wants single rows, not what is around them
-            mapped.madvise(mmap.MADV_RANDOM)
-        self._maps.append(mapped)
-        self._parts.append(np.frombuffer(mapped, self._kind, count, begin).reshape(shape))
+        return begin
 
     def __reduce__(self) -> tuple[type[Self], tuple[Path, Column, Moments | None]]:
-        """Copies and other processes map the same files."""
+        """Copies and other processes open the same files."""
         return type(self), (self._folder, self._column, self.moments)
 
     def __len__(self) -> int:
@@ -231,40 +246,70 @@ class ShardedRows:
         """
         assert dim == 0, dim
         rows = index.numpy()
-        out = np.empty((len(rows), *self.shape[1:]), self._kind)
-        if len(rows):
-            # In the order of the files: every shard is asked once, and a disk need not go back.
-            order = np.argsort(rows)
-            ordered = rows[order]
-            if ordered[0] < 0 or ordered[-1] >= len(self):
-                wrong = ordered[0] if ordered[0] < 0 else ordered[-1]
-                raise IndexError(
-                    f"`index` is out of range: got {wrong}, expected 0 to {len(self) - 1}."
-                )
-            edges = np.searchsorted(ordered, self._starts)
-            for i in np.flatnonzero(np.diff(edges)):
-                some = slice(edges[i], edges[i + 1])
-                out[order[some]] = self._parts[i].take(ordered[some] - self._starts[i], axis=0)
-            self._give_back(len(rows) * (_PER_TOUCH + self._row_bytes))
-        return torch.from_numpy(out)
+        if len(rows) and not (0 <= rows.min() and rows.max() < len(self)):
+            wrong = rows.min() if rows.min() < 0 else rows.max()
+            raise IndexError(
+                f"`index` is out of range: got {wrong}, expected 0 to {len(self) - 1}."
+            )
+        shard = np.searchsorted(self._starts, rows, side="right") - 1
+        places = self._begins[shard] + (rows - self._starts[shard]) * self._row_bytes
+        # A list of calls, not a loop: for a short row the call is most of the work.
+        read = bytearray().join(
+            map(
+                _read_at,
+                self._files[shard].tolist(),
+                itertools.repeat(self._row_bytes),
+                places.tolist(),
+            )
+        )
+        if len(read) != len(rows) * self._row_bytes:
+            raise self._cut(shard)
+        found = np.frombuffer(read, self._kind).reshape(len(rows), *self.shape[1:])
+        return torch.from_numpy(found)
 
     def __getitem__(self, rows: slice) -> Tensor:
         """Returns copies of consecutive rows."""
         start, stop, step = rows.indices(len(self))
         assert step == 1, step
         out = np.empty((max(stop - start, 0), *self.shape[1:]), self._kind)
-        for i in range(len(self._parts)):
-            first, last = int(self._starts[i]), int(self._starts[i + 1])
-            a, b = max(start, first), min(stop, last)
-            if a < b:
-                self._announce(i, a - first, b - first)
-                out[a - start : b - start] = self._parts[i][a - first : b - first]
-        self._give_back(out.nbytes)
+        into = out.reshape(-1).view(np.uint8).data
+        done = 0
+        for i, first in enumerate(self._starts[:-1].tolist()):
+            a, b = max(start, first), min(stop, int(self._starts[i + 1]))
+            at = int(self._begins[i]) + (a - first) * self._row_bytes
+            end = at + (b - a) * self._row_bytes
+            while at < end:
+                read = _read_at(int(self._files[i]), min(end - at, _LONGEST_READ), at)
+                if not read:
+                    raise self._cut(np.array([i]))
+                into[done : done + len(read)] = read
+                at, done = at + len(read), done + len(read)
         return torch.from_numpy(out)
 
+    def _cut(self, numbers: npt.NDArray[np.intp]) -> DataError:
+        """Returns the error for rows that end early: of one of these shards, the first such."""
+        for i in np.unique(numbers):
+            shard = self._column.shards[i]
+            expected = int(self._begins[i]) + shard.rows * self._row_bytes
+            size = os.fstat(int(self._files[i])).st_size
+            if size != expected:
+                break
+        return DataError(
+            f"The shard `{self._folder / shard.file}` was cut while it was in use: got {size} "
+            f"bytes, expected {expected}. Copy it again, or convert the data again."
+        )
+
     def array(self) -> npt.NDArray[Any]:
-        """Returns all rows as an array: that of the file itself where there is one file."""
-        return self._parts[0] if len(self._parts) == 1 else np.concatenate(self._parts)
+        """Returns all rows as an array that is mapped from the file, read-only; of several, copied.
+
+        For what is looked at as a whole if at all, such as flags.
+        """
+        parts = []
+        for shard, begin in zip(self._column.shards, self._begins.tolist(), strict=True):
+            shape = (shard.rows, *self.shape[1:])
+            with _opened(self._folder, shard.file) as file:
+                parts.append(np.memmap(file, self._kind, "r", begin, shape))
+        return np.asarray(parts[0]) if len(parts) == 1 else np.concatenate(parts)
 
     def to(self, device: torch.device | str) -> "Tensor | ShardedRows":
         """Returns the rows on a device: as a tensor there, or as they are on the CPU.
@@ -281,23 +326,6 @@ class ShardedRows:
         for piece in pieces(self):
             moved[piece].copy_(self[piece])
         return moved
-
-    def _announce(self, i: int, first: int, last: int) -> None:
-        """Has the system read rows ahead, which it would not do by itself."""
-        if hasattr(mmap, "MADV_WILLNEED"):
-            offset = self._maps[i].size() - self._parts[i].nbytes
-            start = offset + first * self._row_bytes
-            start -= start % mmap.PAGESIZE
-            stop = offset + last * self._row_bytes
-            self._maps[i].madvise(mmap.MADV_WILLNEED, start, stop - start)
-
-    def _give_back(self, mapped: int) -> None:
-        """Counts what has been mapped, and unmaps all of it from time to time."""
-        self._mapped += mapped
-        if self._mapped > _MOST_MAPPED and hasattr(mmap, "MADV_DONTNEED"):
-            for part in self._maps:
-                part.madvise(mmap.MADV_DONTNEED)
-            self._mapped = 0
 
 
 class ShardWriter:
@@ -394,7 +422,7 @@ class ShardWriter:
             moments: As for `ShardedRows`.
 
         Returns:
-            The rows, mapped.
+            The rows, open.
         """
         return ShardedRows(self.folder, self._columns[name].finished(), moments)
 
@@ -564,7 +592,7 @@ def pieces(rows: Tensor | ShardedRows) -> Iterator[slice]:
 
 
 def open_shards(folder: Path, *, verify: bool) -> tuple[Index, dict[str, ShardedRows]]:
-    """Opens a folder: reads the index, looks at every file, and maps it.
+    """Opens a folder: reads the index, and looks at every file.
 
     Args:
         folder: The folder.
