@@ -28,7 +28,7 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-quick test-packaging test-runtime test-extras lint format docs build release audit bench-bandit bench-pointmaze \
-	bench-datasets bench-hosts bench-speed bench-peers bench-growth bench-runtime bench-parity robot-logs bench-memory bench-imports bench-host-speed \
+	bench-datasets bench-hosts bench-speed bench-peers bench-growth bench-runtime bench-parity robot-logs bench-memory bench-memmap bench-imports bench-host-speed \
 	bench-gpu bench-walks bench-page pointmaze-data ogbench-data metaworld-data pendulum-data mixed-data tasks aggregates results results-page scorecard test-lowest test-cpus \
 	tables clean FORCE
 
@@ -199,6 +199,9 @@ bench-growth: $(STAMP)  ## time of an update as sizes grow, as JSON
 
 bench-memory: $(STAMP)  ## memory of training over imports, as JSON
 	$(BIN)/python -m benchmarks.memory
+
+bench-memmap: $(STAMP)  ## training on a table in files, beside one in memory (22 GB of disk), as JSON
+	$(BIN)/python -m benchmarks.memmap
 
 bench-imports: $(STAMP)  ## import time over torch's, as JSON
 	$(BIN)/python -m benchmarks.imports

@@ -6,7 +6,9 @@ A row is ``obs (O) | action (A) | reward (1) | discount (1) | next_obs (O)``, wi
 """
 
 import copy
+import itertools
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Self, get_args
 
@@ -20,14 +22,26 @@ from gtp_policy.episodes import (
     Episode,
     append_episode,
     check_any,
+    check_like,
     layout_of,
     read_episode,
     scaler_of,
 )
-from gtp_policy.errors import DataError, EmptyDatasetError, ShapeError
+from gtp_policy.errors import DataError, EmptyDatasetError, GTPError, ShapeError
 from gtp_policy.frames import FrameStore, is_image, stored_columns
 from gtp_policy.functional import check_device, check_kind, named_device_errors
 from gtp_policy.rewards import RewardTransform, episode_numbers, episode_returns
+from gtp_policy.shards import (
+    SHARD_BYTES,
+    Moments,
+    ShardedRows,
+    ShardWriter,
+    builders_write,
+    checked_folder,
+    images_column,
+    open_shards,
+    pieces,
+)
 from gtp_policy.spaces import ActionScaler, ObservationLayout
 from gtp_policy.transitions import Transitions, missing_rewards, unpack
 
@@ -37,10 +51,11 @@ class OfflineDataset:
 
     Made by `OfflineDataset.from_arrays` or `OfflineDataset.from_episodes`, from an
     `OfflineDatasetBuilder`, or by the loaders of ``gtp_datasets``; the constructor itself checks
-    nothing.
+    nothing. Data that is larger than the memory stays in files: `OfflineDataset.memmap`.
 
     Args:
-        table: Rows as above, float32, shape (N, 2 O + A + 2), or wider by A or by 1.
+        table: Rows as above, float32, shape (N, 2 O + A + 2), or wider by A or by 1; in memory or
+            in files.
         layout: How one observation became numbers, of which a row's ``obs`` has one or more.
         terminated: Episode ended by itself after this transition, numpy bool (N,).
         truncated: Episode was cut after this transition, numpy bool (N,). Both flags are kept as
@@ -73,7 +88,7 @@ class OfflineDataset:
 
     def __init__(
         self,
-        table: Tensor,
+        table: Tensor | ShardedRows,
         *,
         layout: ObservationLayout,
         terminated: npt.NDArray[np.bool_],
@@ -234,7 +249,8 @@ class OfflineDataset:
         `from_arrays`.
 
         Args:
-            episodes: The episodes; read once.
+            episodes: The episodes; read once. Where they are converted to files, one after the
+                other, and all of them are held in memory only for ``unbounded="data"``.
             low: As for `from_arrays`.
             high: As for `from_arrays`.
             obs_keys: Parts of a mapping of observations in the order to join them; others are left
@@ -264,20 +280,25 @@ class OfflineDataset:
             >>> dataset.has_rewards
             False
         """
-        found = [
+        named = (
             e if isinstance(e, Episode) else read_episode(e, f"Episode {number}")
             for number, e in enumerate(episodes)
-        ]
+        )
+        # A table in memory needs its size first, and bounds of the data all actions; files do not.
+        found = list(
+            itertools.islice(named, 1 if builders_write() and unbounded != "data" else None)
+        )
         check_any(found, source)
         layout = layout_of(found[0], obs_keys)
         builder = OfflineDatasetBuilder(
-            sum(len(episode.action) for episode in found),
+            None if builders_write() else sum(len(episode.action) for episode in found),
             obs_dim=layout.obs_dim,
             action_scaler=scaler_of((e.action for e in found), low, high, unbounded),
             gamma=gamma,
             out_of_bounds=out_of_bounds,
         )
-        for episode in found:
+        for episode in itertools.chain(found, named):
+            check_like(episode, found[0])
             append_episode(builder, episode, layout)
         return cls.from_builder(builder, device=device, layout=layout, source=source)
 
@@ -289,9 +310,11 @@ class OfflineDataset:
         device: torch.device | str = "cpu",
         layout: ObservationLayout | None = None,
         source: str = "arrays",
-        frames: Mapping[str, Tensor] | None = None,
+        frames: Mapping[str, Tensor | ShardedRows] | None = None,
     ) -> Self:
         """Takes over what a builder has filled; a last transition without a flag is truncated.
+
+        Of one that wrote to files, the index is written, and the dataset stays there.
 
         Args:
             builder: A builder, not to be appended to any more: its memory is shared.
@@ -307,8 +330,14 @@ class OfflineDataset:
         Raises:
             EmptyDatasetError: If the builder holds no transition.
             ShapeError: If the layout's ``obs_dim`` is not the builder's.
+            DataError: If there is no such device, or rows in files are to be on another one.
         """
         check_device(device)
+        if builder.writer is not None and torch.device(device).type != "cpu":
+            raise DataError(
+                f"`device` does not fit: got {str(device)!r} for rows that go to files, expected "
+                "'cpu'. Call .to(device) on the dataset, where it has room for the table."
+            )
         size = builder.filled
         if not size:
             raise _empty(source)
@@ -322,8 +351,13 @@ class OfflineDataset:
             )
         terminated, truncated = builder.terminated[:size], builder.truncated[:size]
         truncated[-1] |= not terminated[-1]
-        return cls(
-            torch.from_numpy(builder.table[:size]).to(device),
+        table: Tensor | ShardedRows
+        if builder.writer is None:
+            table = torch.from_numpy(builder.table[:size]).to(device)
+        else:
+            table = builder.writer.rows("table")
+        made = cls(
+            table,
             layout=layout,
             terminated=terminated,
             truncated=truncated,
@@ -333,6 +367,181 @@ class OfflineDataset:
             has_rewards=builder.has_rewards,
             store=store,
         )
+        return made if builder.writer is None else made._finished(builder.writer)
+
+    @classmethod
+    def memmap(cls, folder: str | os.PathLike[str], *, verify: bool = True) -> Self:
+        """Opens a dataset whose rows stay in files, as ``gtp_datasets.convert`` writes them.
+
+        Minibatches are those of the same dataset in memory, bit for bit: the same rows are drawn
+        and they alone are read. Statistics stand in the index. Learners train from it as from any
+        other; what needs the whole table at once (`transitions`, `rewards`, `with_rewards`,
+        `with_n_step` and so on) raises: call it before the data is converted. Flags are mapped,
+        read-only. Several processes share one copy, in the system's page cache, and the resident
+        set does not grow with the table. Nothing may write to the folder meanwhile.
+
+        Args:
+            folder: The folder.
+            verify: Whether the SHA-256 of every file is compared, which reads all of them once.
+                Lengths and headers always are.
+
+        Returns:
+            The dataset, on the CPU; `to` loads it to another device.
+
+        Raises:
+            DataError: If the folder is no dataset, or an incomplete one, or one of another version,
+                or a file in it is missing, damaged, of another length or a link; the message names
+                the file.
+
+        Example:
+            >>> import tempfile, torch
+            >>> from gtp_policy import OfflineDataset
+            >>> dataset = OfflineDataset.from_arrays(
+            ...     obs=[[0.0], [2.0]], action=[[0.0], [0.0]], reward=[0.0, 1.0],
+            ...     terminated=[1, 1], truncated=[0, 0], low=[-1.0], high=[1.0])
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     _ = dataset.to_memmap(folder)
+            ...     mapped = OfflineDataset.memmap(folder)
+            >>> batches = [d.sample(9, generator=torch.Generator()) for d in (dataset, mapped)]
+            >>> torch.equal(batches[0].obs, batches[1].obs)
+            True
+        """
+        path = checked_folder(folder)
+        index, columns = open_shards(path, verify=verify)
+        try:
+            layout = ObservationLayout(
+                dict(zip(index.keys, index.shapes, strict=True)) if index.keys else index.shapes[0]
+            )
+            scaler = ActionScaler(index.low, index.high)
+            frames = {key: columns.pop(images_column(i)) for i, key in enumerate(index.images)}
+            table, terminated, truncated = (
+                columns.pop(name) for name in ("table", "terminated", "truncated")
+            )
+            opened = cls(
+                table,
+                layout=layout,
+                terminated=terminated.array(),
+                truncated=truncated.array(),
+                action_scaler=scaler,
+                gamma=index.gamma,
+                source=index.source,
+                n_step=index.n_step,
+                has_rewards=index.has_rewards,
+                history=index.history,
+                chunk=index.chunk,
+                store=FrameStore(layout, frames) if frames else None,
+            )
+            fault = opened._fault(columns)
+        except (GTPError, KeyError, ValueError) as error:
+            fault = f"{type(error).__name__} ({error})"
+        if fault:
+            raise DataError(
+                f"The index of `{path}` does not fit together: got {fault}. Copy it again, or "
+                "convert the data again."
+            )
+        return opened
+
+    def _fault(self, more: Mapping[str, ShardedRows]) -> str:
+        """Returns what is wrong with what an index says, "" if nothing is."""
+        table = self._table
+        parts = dict(zip(self.layout.keys or ("",), self.layout.shapes, strict=True))
+        assert isinstance(table, ShardedRows)
+        assert table.moments is not None
+        narrow = 2 * self._obs_columns + self.action_dim + 2
+        wide = narrow + (1 if self.chunk > 1 else self.action_dim)
+        widths = {wide} if self.chunk > 1 else {narrow, wide}
+        measured = (self._obs_columns + self.action_scaler.action_dim,)
+        for what, fits in (
+            (f"more columns, {sorted(more)}", not more),
+            (
+                f"rows of {table.dtype} and shape {table.shape[1:]}, expected {sorted(widths)}",
+                table.dtype.is_floating_point and table.shape[1:] in {(w,) for w in widths},
+            ),
+            (
+                f"{table.moments.mean.shape} and {table.moments.variance.shape} moments, "
+                f"expected {measured}",
+                {m.shape for m in table.moments} == {measured},
+            ),
+            *(
+                (
+                    f"flags of {flags.dtype} and shape {flags.shape}, expected ({len(table)},)",
+                    flags.dtype == np.bool_ and flags.shape == (len(table),),
+                )
+                for flags in (self.terminated, self.truncated)
+            ),
+            *(
+                (
+                    f"images {key!r} of {images.dtype} and shape {images.shape[1:]}, expected "
+                    f"those of {self.layout}",
+                    images.dtype == torch.uint8 and images.shape[1:] == parts.get(key),
+                )
+                for key, images in (self._store.frames.items() if self._store else ())
+            ),
+        ):
+            if not fits:
+                return what
+        return ""
+
+    def to_memmap(self, folder: str | os.PathLike[str], *, shard_bytes: int = SHARD_BYTES) -> Self:
+        """Writes the dataset to a folder, for `memmap` to open: rows, flags, images, statistics.
+
+        The index is written last. What an interrupted call left in the folder is replaced.
+
+        Args:
+            folder: A new folder, or one that is empty or incomplete.
+            shard_bytes: Bytes of rows in one file at most. Every file stays open for as long as the
+                dataset is in use, and systems allow about a thousand.
+
+        Returns:
+            The dataset, opened from there.
+
+        Raises:
+            DataError: If the folder holds a dataset or other files, or an argument is wrong.
+            OSError: If the operating system refuses.
+
+        Example:
+            >>> import tempfile
+            >>> from gtp_policy import OfflineDataset
+            >>> dataset = OfflineDataset.from_arrays(
+            ...     obs=[[0.0], [2.0]], action=[[0.0], [0.0]], reward=[0.0, 1.0],
+            ...     terminated=[1, 1], truncated=[0, 0], low=[-1.0], high=[1.0])
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     dataset.to_memmap(folder)
+            OfflineDataset('arrays', 2 transitions, obs_dim=1, action_dim=1, gamma=0.99, in files,
+                           device='cpu')
+        """
+        with ShardWriter(folder, shard_bytes) as writer:
+            for piece in pieces(self._table):
+                writer.add("table", self._table[piece].numpy(force=True))
+            written = copy.copy(self)
+            written._table = writer.rows("table")
+            return written._finished(writer)
+
+    def _finished(self, writer: ShardWriter) -> Self:
+        """Writes what is left once the table is in files, and returns the dataset from there."""
+        for name, flags in (("terminated", self.terminated), ("truncated", self.truncated)):
+            writer.add(name, flags, one_file=True)
+        for i, images in enumerate(self._store.frames.values() if self._store else ()):
+            if (name := images_column(i)) not in writer:  # unless they came with the rows
+                for piece in pieces(images):
+                    writer.add(name, images[piece].numpy(force=True))
+        moments = self._moments()
+        writer.finish(
+            source=self.source.encode(errors="backslashreplace").decode(),
+            gamma=self.gamma,
+            n_step=self.n_step,
+            history=self.history,
+            chunk=self.chunk,
+            has_rewards=self.has_rewards,
+            keys=self.layout.keys,
+            shapes=self.layout.shapes,
+            images=self.images,
+            low=tuple(self.action_scaler.low.tolist()),
+            high=tuple(self.action_scaler.high.tolist()),
+            mean=tuple(moments.mean.tolist()),
+            variance=tuple(moments.variance.tolist()),
+        )
+        return self.memmap(writer.folder, verify=False)
 
     def __len__(self) -> int:
         """Returns N, the number of transitions."""
@@ -347,6 +556,7 @@ class OfflineDataset:
             + ("" if self.has_rewards else "no rewards, ")
             + (f"history={self.history}, " if self.history > 1 else "")
             + (f"chunk={self.chunk}, " if self.chunk > 1 else "")
+            + ("in files, " if isinstance(self._table, ShardedRows) else "")
             + f"device='{self.device}')"
         )
 
@@ -361,15 +571,20 @@ class OfflineDataset:
         return self._table.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Type of the table's numbers."""
+        return self._table.dtype
+
+    @property
     def nbytes(self) -> int:
-        """Bytes that the table, the flags and the images occupy."""
+        """Bytes that the table, the flags and the images occupy, in memory or in files."""
         images = self._store.nbytes if self._store is not None else 0
         return self._table.nbytes + self.terminated.nbytes + self.truncated.nbytes + images
 
     @property
     def transitions(self) -> Transitions:
         """All transitions in time order, as views of the table; of images, a copy as numbers."""
-        return self._split(self._table)
+        return self._split(self.table)
 
     @property
     def rewards(self) -> Tensor:
@@ -401,7 +616,8 @@ class OfflineDataset:
             pixels, and behind them the images, uint8, one tensor per key.
         """
         images = [] if self._store is None else [*self._store.frames.values()]
-        return [*self._columns().present(), *images]
+        # Where the table is in memory its images are there, too.
+        return [*self._columns().present(), *(i for i in images if isinstance(i, Tensor))]
 
     def sample(self, batch_size: int, *, generator: torch.Generator) -> Transitions:
         """Draws a minibatch uniformly with replacement, by one gather on the dataset's device.
@@ -448,9 +664,16 @@ class OfflineDataset:
         """All rows: obs, action, reward, discount, next_obs, and what may follow, shape (n, W).
 
         What may follow is next_action or chunk_length. Not a copy: do not write to it. Of images,
-        rows hold numbers.
+        rows hold numbers. A DataError if rows stay in files.
         """
-        return self._table
+        if isinstance(self._table, Tensor):
+            return self._table
+        raise DataError(
+            f"The whole table is needed in memory: got {self!r}, whose rows stay in files. Call "
+            "with_rewards, with_n_step, with_history, with_chunks, with_next_actions and what else "
+            "makes or shows a whole table before the data is converted, and convert what it "
+            "returns."
+        )
 
     def sample_rows(self, batch_size: int, generators: Sequence[torch.Generator]) -> Tensor:
         """Draws several minibatches like `sample`, one below the other, by one gather for all.
@@ -508,7 +731,9 @@ class OfflineDataset:
             >>> dataset.observation_statistics()
             (tensor([1.]), tensor([1.]))
         """
-        std, mean = torch.std_mean(self._columns().obs, 0, correction=0)
+        moments, stop = self._moments(), self._obs_columns
+        mean = moments.mean[:stop].to(self.dtype)
+        std = moments.variance[:stop].sqrt().to(self.dtype)
         if self._store is not None:
             return self._store.spread(mean, 0.0), self._store.spread(std, 1.0)
         return mean, std
@@ -529,8 +754,9 @@ class OfflineDataset:
             ... ).action_statistics()
             (tensor([0.]), tensor([0.5000]))
         """
-        std, mean = torch.std_mean(self._single_actions(), 0, correction=0)
-        return mean.repeat(self.chunk), std.repeat(self.chunk)
+        mean, variance = (m[self._obs_columns :] for m in self._moments())
+        of_one = mean.to(self.dtype), variance.sqrt().to(self.dtype)
+        return of_one[0].repeat(self.chunk), of_one[1].repeat(self.chunk)
 
     def action_std(self) -> float:
         """Measures the spread of the actions: the natural ``sigma_data`` of an actor.
@@ -545,11 +771,28 @@ class OfflineDataset:
             ...     terminated=[1, 1], truncated=[0, 0], low=[-1.0], high=[1.0]).action_std()
             0.5
         """
-        return float(self._single_actions().var(0, correction=0).mean().sqrt())
+        return float(self._moments().variance[self._obs_columns :].mean().sqrt())
 
-    def _single_actions(self) -> Tensor:
-        """Returns the first step of every row's action, which is that row's own."""
-        return self._columns().action[:, : self.action_scaler.action_dim]
+    def _moments(self) -> Moments:
+        """Measures the columns of observations and of the first step of actions, a row's own.
+
+        Piece by piece in double precision (Chan et al., 1979), so that rows in files, which are
+        measured once, have the statistics of rows in memory.
+        """
+        if isinstance(self._table, ShardedRows) and self._table.moments is not None:
+            return self._table.moments
+        stop = self._obs_columns + self.action_scaler.action_dim
+        mean = torch.zeros(stop, dtype=torch.float64, device=self.device)
+        squares, count = torch.zeros_like(mean), 0
+        for piece in pieces(self._table):
+            rows = self._table[piece][:, :stop].double()
+            of_rows = rows.mean(0)
+            squares += (rows - of_rows).square_().sum(0)
+            difference, total = of_rows - mean, count + len(rows)
+            squares += difference.square() * (count * len(rows) / total)
+            mean += difference * (len(rows) / total)
+            count = total
+        return Moments(mean, squares / count)
 
     def with_rewards(self, transform: RewardTransform) -> Self:
         """Returns the dataset with transformed rewards; the original keeps its own.
@@ -611,7 +854,7 @@ class OfflineDataset:
                 f"`rewards` do not fit: got shape {tuple(rewards.shape)} of {rewards.dtype}, "
                 f"expected ({len(self)},) of numbers, one per transition."
             )
-        column = rewards.to(self._table)
+        column = rewards.to(self.table)
         if not (fine := column.isfinite()).all():
             row = int((~fine).nonzero()[0, 0])
             raise DataError(
@@ -619,7 +862,7 @@ class OfflineDataset:
                 f"numbers that {column.dtype} holds."
             )
         changed = copy.copy(self)
-        changed._table = self._table.clone()
+        changed._table = self.table.clone()
         changed.rewards.copy_(column)
         changed.has_rewards = True
         return changed
@@ -731,7 +974,7 @@ class OfflineDataset:
     def _with_rows(self, rows: npt.NDArray[np.intp]) -> Self:
         """Returns the dataset with these rows, whole episodes in time order."""
         chosen = copy.copy(self)
-        chosen._table = self._table[torch.from_numpy(rows).to(self.device)]
+        chosen._table = self.table[torch.from_numpy(rows).to(self.device)]
         chosen.terminated, chosen.truncated = self.terminated[rows], self.truncated[rows]
         return chosen
 
@@ -933,10 +1176,10 @@ class OfflineDataset:
         row = torch.arange(len(self), device="cpu")
         actions = self._columns().action
         chunk = [actions[torch.minimum(row + step, last).to(self.device)] for step in range(h)]
-        length = (last - row + 1).to(self._table).unsqueeze(1)
+        length = (last - row + 1).to(self.table).unsqueeze(1)
         of_action, of_reward = self._obs_columns, self._obs_columns + self.action_dim
         changed._table = torch.cat(
-            [changed._table[:, :of_action], *chunk, changed._table[:, of_reward:], length], 1
+            [changed.table[:, :of_action], *chunk, changed.table[:, of_reward:], length], 1
         )
         changed.chunk, changed.action_dim = h, self.action_dim * h
         return changed
@@ -980,7 +1223,7 @@ class OfflineDataset:
     def _over_steps(self, n: int) -> tuple[Self, Tensor]:
         """Returns the dataset with transitions of n steps, and the last row that each spans."""
         changed = copy.copy(self)
-        changed._table = self._table.clone()
+        changed._table = self.table.clone()
         ends = torch.from_numpy(self.terminated | self.truncated)
         ends[-1] = True  # whatever its flags say, nothing follows the last row
         one = self._columns()
@@ -995,9 +1238,9 @@ class OfflineDataset:
             reward[rows] += discount[rows] * one.reward[ahead]
             discount[rows] *= one.discount[ahead]
         of_reward = self._obs_columns + self.action_dim
-        changed._table[:, of_reward] = reward.to(self._table)
-        changed._table[:, of_reward + 1] = discount.to(self._table)
-        changed._table[:, of_reward + 2 :] = self._table[last.to(self.device), of_reward + 2 :]
+        changed.table[:, of_reward] = reward.to(self.table)
+        changed.table[:, of_reward + 1] = discount.to(self.table)
+        changed.table[:, of_reward + 2 :] = self.table[last.to(self.device), of_reward + 2 :]
         return changed, last
 
     def _starts(self) -> npt.NDArray[np.intp]:
@@ -1047,7 +1290,7 @@ class OfflineDataset:
         following = rows + torch.from_numpy(~self.terminated[kept])
         changed = copy.copy(self)
         actions = self._columns().action[following.to(self.device)]
-        changed._table = torch.cat([self._table[rows.to(self.device)], actions], 1)
+        changed._table = torch.cat([self.table[rows.to(self.device)], actions], 1)
         changed.terminated = self.terminated[kept]
         changed.truncated = self.truncated[kept] | (~changed.terminated & cut[following.numpy()])
         return changed
@@ -1097,7 +1340,7 @@ class OfflineDataset:
             DeviceError: If it has no memory left for the table, or another process has taken it.
         """
         check_device(device)
-        moved, size = copy.copy(self), self._table.numel() * self._table.element_size()
+        moved, size = copy.copy(self), self._table.nbytes
         size += 0 if self._store is None else self._store.nbytes
         with named_device_errors(f"a table of {len(self)} transitions", device, size):
             moved._table = self._table.to(device)
@@ -1113,7 +1356,7 @@ class OfflineDataset:
 
     def _columns(self) -> Transitions:
         """Returns views of the table, in which images are numbers of images."""
-        return unpack(self._table, self._obs_columns, self.action_dim, self.chunk)
+        return unpack(self.table, self._obs_columns, self.action_dim, self.chunk)
 
     def _split(self, rows: Tensor, generator: torch.Generator | None = None) -> Transitions:
         found = unpack(rows, self._obs_columns, self.action_dim, self.chunk)

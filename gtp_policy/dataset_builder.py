@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gtp_policy.errors import DataError, EmptyDatasetError
+from gtp_policy.shards import take_writer
 from gtp_policy.spaces import ActionScaler
 
 # A chunk of `extend` holds about so many bytes: what a conversion needs on top of its result stays
@@ -41,10 +42,12 @@ class OfflineDatasetBuilder:
 
     A row is ``obs (O) | action (A) | reward (1) | discount (1) | next_obs (O)`` in float32. The
     table is allocated once at its final size, so that converting a dataset never needs twice the
-    memory of the result.
+    memory of the result; within `gtp_policy.shards.builders_write_to` there is none, and every
+    piece goes to files.
 
     Args:
-        size: N, an upper bound on the number of transitions.
+        size: N, an upper bound on the number of transitions. None where it is not known, which only
+            files allow.
         obs_dim: O.
         action_scaler: Bounds of the action Box.
         gamma: Discount factor, in [0, 1].
@@ -53,9 +56,10 @@ class OfflineDatasetBuilder:
     Attributes:
         has_rewards: Whether what was appended has rewards. Where it has none, NaN stands in the
             table: a critic that would learn from it raises.
+        writer: Where rows go instead of the table, if they go to files.
 
     Raises:
-        DataError: If ``gamma`` lies outside [0, 1] or ``out_of_bounds`` is unknown.
+        DataError: If ``gamma`` lies outside [0, 1] or ``out_of_bounds`` or ``size`` is unknown.
 
     Example:
         >>> import numpy as np
@@ -73,7 +77,7 @@ class OfflineDatasetBuilder:
 
     def __init__(
         self,
-        size: int,
+        size: int | None,
         *,
         obs_dim: int,
         action_scaler: ActionScaler,
@@ -89,9 +93,17 @@ class OfflineDatasetBuilder:
         self.action_scaler = action_scaler
         self.gamma = gamma
         self.obs_dim = obs_dim
-        self.table = np.empty((size, 2 * obs_dim + action_scaler.action_dim + 2), np.float32)
-        self.terminated = np.zeros(size, np.bool_)
-        self.truncated = np.zeros(size, np.bool_)
+        self.writer = take_writer()
+        if size is None and self.writer is None:
+            raise DataError(
+                "`size` is not known: got None for a table in memory, expected the number of "
+                "transitions at most."
+            )
+        self._most = size
+        held = 0 if self.writer is not None or size is None else size
+        self.table = np.empty((held, 2 * obs_dim + action_scaler.action_dim + 2), np.float32)
+        self.terminated = np.zeros(held, np.bool_)
+        self.truncated = np.zeros(held, np.bool_)
         self.filled = 0
         self.has_rewards = True
         self._clip = out_of_bounds == "clip"
@@ -140,10 +152,9 @@ class OfflineDatasetBuilder:
             as_flags(name, value, n, rows)
             for name, value in (("terminated", terminated), ("truncated", truncated))
         ]
-        if start + n > len(self.table):
+        if self._most is not None and start + n > self._most:
             raise DataError(
-                f"More transitions than announced: got {start + n}, expected at most "
-                f"{len(self.table)}."
+                f"More transitions than announced: got {start + n}, expected at most {self._most}."
             )
         if start and self.has_rewards != (reward is not None):
             raise DataError(
@@ -151,7 +162,10 @@ class OfflineDatasetBuilder:
                 f"one, from row {rows[0] if n else start} on, expected it everywhere or nowhere. "
                 "Leave out the episodes without rewards, or the rewards."
             )
-        table = self.table[start : start + n]
+        if self.writer is None:
+            table = self.table[start : start + n]
+        else:
+            table = np.empty((n, self.table.shape[1]), np.float32)
         with np.errstate(over="ignore"):  # 1e39 becomes infinite here; the check below finds it
             table[:, :o] = values["obs"]
             table[:, o : o + a] = values["action"]
@@ -168,8 +182,19 @@ class OfflineDatasetBuilder:
         self.has_rewards = reward is not None
         if not self.has_rewards:
             table[:, o + a] = np.nan
+        if self.writer is not None:
+            self.writer.add("table", table)
+            self._grow(start + n)
         self.terminated[start : start + n], self.truncated[start : start + n] = flags
         self.filled += n
+
+    def _grow(self, size: int) -> None:
+        """Makes room for so many flags, which stay in memory until the last one is known."""
+        more = size - len(self.terminated)
+        if more > 0:
+            room = np.zeros(max(more, len(self.terminated)), np.bool_)
+            self.terminated = np.concatenate([self.terminated, room])
+            self.truncated = np.concatenate([self.truncated, room])
 
     def extend(
         self,

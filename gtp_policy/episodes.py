@@ -399,9 +399,27 @@ least 1.
     if not episodes:
         raise EmptyDatasetError(f"There is no episode: got 0 from {source}, expected at least 1.")
     for episode in episodes:
-        got, expected = episode.action.shape[1:], episodes[0].action.shape[1:]
-        if got != expected:
-            raise DataError(
-                f"{episode.name}: `action` has the wrong shape: got rows of {got}, expected rows "
-                f"of {expected} as in {episodes[0].name}."
-            )
+        check_like(episode, episodes[0])
+
+
+def check_like(episode: Episode, first: Episode) -> None:
+    """Raises unless an episode has actions of the shape that those of the first one have.
+
+    Args:
+        episode: The episode.
+        first: The first one.
+
+    Raises:
+        DataError: If it has others.
+
+    Example:
+        >>> from gtp_policy.episodes import check_like, read_episode
+        >>> one = read_episode({"obs": [[0.0], [1.0]], "action": [[0.5]]}, "first")
+        >>> check_like(one, one)
+    """
+    got, expected = episode.action.shape[1:], first.action.shape[1:]
+    if got != expected:
+        raise DataError(
+            f"{episode.name}: `action` has the wrong shape: got rows of {got}, expected rows "
+            f"of {expected} as in {first.name}."
+        )

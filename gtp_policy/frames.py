@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gtp_policy.dataset_builder import as_array
 from gtp_policy.errors import DataError, EmptyDatasetError
+from gtp_policy.shards import ShardedRows
 from gtp_policy.spaces import ObservationLayout
 
 # float32 holds every integer up to there.
@@ -30,7 +31,8 @@ class FrameStore:
 
     Args:
         layout: Parts of an observation.
-        frames: Images by key, uint8, shape (F, ...); the key of a plain array is "".
+        frames: Images by key, uint8, shape (F, ...), in memory or in files; the key of a plain
+            array is "".
         shift: As for `OfflineDataset.with_random_shift`.
 
     Example:
@@ -44,9 +46,13 @@ class FrameStore:
     """
 
     def __init__(
-        self, layout: ObservationLayout, frames: Mapping[str, Tensor], shift: int = 0
+        self,
+        layout: ObservationLayout,
+        frames: Mapping[str, Tensor | ShardedRows],
+        shift: int = 0,
     ) -> None:
-        self.layout, self.frames, self.shift = layout, dict(frames), shift
+        self.layout, self.shift = layout, shift
+        self.frames: dict[str, Tensor | ShardedRows] = dict(frames)
         self._widths = [
             1 if key in self.frames else math.prod(shape)
             for key, shape in zip(layout.keys or ("",), layout.shapes, strict=True)
@@ -73,7 +79,7 @@ class FrameStore:
         """
         return self.replace({k: v.to(device) for k, v in self.frames.items()}, self.shift)
 
-    def replace(self, frames: Mapping[str, Tensor], shift: int) -> Self:
+    def replace(self, frames: Mapping[str, Tensor | ShardedRows], shift: int) -> Self:
         """Returns a store with other images or another shift.
 
         Args:
@@ -123,7 +129,7 @@ class FrameStore:
         found = []
         for key, part in zip(self.layout.keys or ("",), parts, strict=True):
             if key in self.frames:
-                images = self.frames[key][part[:, 0].long()]
+                images = self.frames[key].index_select(0, part[:, 0].long())
                 if self.shift and generator is not None:
                     images = self._shifted(images, len(rows), generator)
                 part = images.reshape(len(single), -1).to(rows.dtype)

@@ -296,8 +296,8 @@ class GTPLearner(nn.Module):
             device=dataset.device,
         )
         # Whatever torch's default type is: the data's decides.
-        if learner.dtype != dataset.table.dtype:
-            learner.to(dtype=dataset.table.dtype)
+        if learner.dtype != dataset.dtype:
+            learner.to(dtype=dataset.dtype)
         if config.learner.normalize_obs:
             learner.set_observation_statistics_(*dataset.observation_statistics())
         return learner

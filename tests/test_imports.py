@@ -21,7 +21,7 @@ CORE = ROOT / "gtp_policy"
 # The core in reading order. A module imports only from the rows above its own.
 LAYERS: list[set[str]] = [
     {"_config", "_contexts", "_fingerprint", "_random", "_version", "errors", "files"},
-    {"times", "spaces", "rewards", "kernels"},
+    {"times", "spaces", "rewards", "shards", "kernels"},
     {"functional"},
     {"chunks", "networks", "dataset_builder", "teachers", "samplers", "transitions"},
     {"_folding", "critic", "episodes", "frames", "metrics"},
@@ -63,6 +63,7 @@ PUBLIC_MODULES = (
     "gtp_policy.presets",
     "gtp_policy.rewards",
     "gtp_policy.samplers",
+    "gtp_policy.shards",
     "gtp_policy.spaces",
     "gtp_policy.teachers",
     "gtp_policy.times",

@@ -150,3 +150,11 @@ def test_speed_and_memory_reach_what_the_page_says_they_do() -> None:
         "slowest host's update rate over the core's",
     ):
         assert reached[name][1], (name, reached[name][0])
+
+
+def test_a_table_in_files_trains_as_fast_as_it_should_within_its_memory() -> None:
+    record = json.loads((RESULTS / "memmap.json").read_text(encoding="utf-8"))
+    assert record["gigabytes"]["in files"] >= 20
+    assert record["equal_minibatches"] == "100 of 100"
+    assert record["rate_of_that_in_memory"] >= 0.8
+    assert record["resident"]["peak_mib"] <= 2048

@@ -4,6 +4,7 @@ Loading builds no environment, downloads nothing and executes nothing that a fil
 and h5py (extra ``datasets``), pyarrow (``csv``) and PyAV (``lerobot``) are imported on first use.
 """
 
+from gtp_datasets.conversion import convert
 from gtp_datasets.csv_loader import load_csv
 from gtp_datasets.d4rl_loader import load_d4rl_hdf5
 from gtp_datasets.dataset_report import DatasetReport, Summary, report
@@ -26,6 +27,7 @@ __all__ = [
     "NormalizedScore",
     "ReferenceScores",
     "Summary",
+    "convert",
     "load_csv",
     "load_d4rl_hdf5",
     "load_dataset",

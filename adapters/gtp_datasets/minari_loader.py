@@ -19,6 +19,7 @@ from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_array, as_flags
 from gtp_policy.episodes import scaler_of
 from gtp_policy.errors import DataError, UnsupportedSpaceError
 from gtp_policy.frames import MOST_FRAMES, is_image_shape
+from gtp_policy.shards import ShardedRows, ShardWriter, images_column
 
 if TYPE_CHECKING:
     from gymnasium import Space
@@ -107,7 +108,6 @@ def load_minari(
     table = table_bytes(episodes.steps, frames.columns, scaler.action_dim)
     needed = episodes.declared + table + frames.nbytes
     check_expansion(needed, episodes.on_disk, dataset.id)
-    frames.allocate()
     builder = OfflineDatasetBuilder(
         episodes.steps,
         obs_dim=frames.columns,
@@ -115,6 +115,7 @@ def load_minari(
         gamma=gamma,
         out_of_bounds=out_of_bounds,
     )
+    frames.allocate(builder.writer)
     shape = dataset.action_space.shape or ()
     skipped: list[str] = []
     for number, read in episodes:
@@ -131,7 +132,7 @@ def load_minari(
         source += f" ({note})"
         warnings.warn(f"{note}. First: {skipped[0]}", stacklevel=2)
     return OfflineDataset.from_builder(
-        builder, device=device, layout=layout, source=source, frames=frames.tensors()
+        builder, device=device, layout=layout, source=source, frames=frames.stored()
     )
 
 
@@ -271,6 +272,7 @@ class _Frames:
         self._keys, self._shapes, self.columns, self._kept = keys, layout.shapes, 0, 0
         self._sizes: dict[str, tuple[int, ...]] = {}
         self._arrays: dict[str, npt.NDArray[np.uint8]] = {}
+        self._writer: ShardWriter | None = None
         for key, shape in zip(keys, layout.shapes, strict=True):
             if is_image_shape(shape, (boxes[key] if key else boxes).dtype):
                 self._sizes[key] = (steps + episodes, *shape)
@@ -288,15 +290,17 @@ class _Frames:
         """Bytes of all images."""
         return sum(math.prod(size) for size in self._sizes.values())
 
-    def allocate(self) -> None:
-        """Takes the memory, once its size has been checked."""
-        self._arrays = {key: np.empty(size, np.uint8) for key, size in self._sizes.items()}
+    def allocate(self, writer: ShardWriter | None) -> None:
+        """Takes the memory, once its size has been checked, unless images go to files."""
+        self._writer = writer
+        if writer is None:
+            self._arrays = {key: np.empty(size, np.uint8) for key, size in self._sizes.items()}
 
     def columns_of(self, parts: Sequence[npt.NDArray[np.generic]]) -> npt.NDArray[np.generic]:
         """Returns an episode's observations with numbers instead of images."""
         found: list[npt.NDArray[Any]] = []
         for key, part in zip(self._keys, parts, strict=True):
-            if key in self._arrays:
+            if key in self._sizes:
                 if part.dtype != np.uint8:
                     raise DataError(
                         f"`observations` are no images: got {part.dtype} for {key!r}, expected "
@@ -308,17 +312,22 @@ class _Frames:
         return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
 
     def keep(self, parts: Sequence[npt.NDArray[np.generic]]) -> None:
-        """Copies the images of an episode that was taken."""
-        if not self._arrays:
+        """Copies the images of an episode that was taken, or writes them."""
+        if not self._sizes:
             return
         stop = self._kept + len(parts[0])
-        for key, part in zip(self._keys, parts, strict=True):
-            if key in self._arrays:
-                self._arrays[key][self._kept : stop] = part
+        named = dict(zip(self._keys, parts, strict=True))
+        for i, key in enumerate(self._sizes):
+            if self._writer is not None:
+                self._writer.add(images_column(i), named[key])
+            else:
+                self._arrays[key][self._kept : stop] = named[key]
         self._kept = stop
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Returns the images by key."""
+    def stored(self) -> "Mapping[str, torch.Tensor | ShardedRows]":
+        """Returns the images by key, in memory or in files."""
+        if self._writer is not None and self._kept:
+            return {k: self._writer.rows(images_column(i)) for i, k in enumerate(self._sizes)}
         return {k: torch.from_numpy(array[: self._kept]) for k, array in self._arrays.items()}
 
 

@@ -1,5 +1,6 @@
 """NumPy's npz files: one of transitions, one of episodes, or a folder with a file per episode."""
 
+import itertools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -120,9 +121,10 @@ def load_npz(
 
 def _of_episodes(episodes: Iterator[Episode], options: Mapping[str, Any]) -> OfflineDataset:
     """Puts episodes together, parts of the observation in the order in which they were named."""
-    found = list(episodes)
-    keys = [*found[0].obs] if found and isinstance(found[0].obs, Mapping) else None
-    return OfflineDataset.from_episodes(found, obs_keys=keys, **options)
+    first = list(itertools.islice(episodes, 1))
+    keys = [*first[0].obs] if first and isinstance(first[0].obs, Mapping) else None
+    whole = itertools.chain(first, episodes)
+    return OfflineDataset.from_episodes(whole, obs_keys=keys, **options)
 
 
 def _of_folder(folder: Path, choose: "_Choice") -> Iterator[Episode]:

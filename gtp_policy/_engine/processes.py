@@ -143,7 +143,7 @@ class _named:
         """Raises the typed error."""
         if isinstance(error, RuntimeError) and not isinstance(error, DistributedError):
             raise DistributedError(
-                f"Process {self._processes.rank} of {self._processes.size} has lost another one: got "
-                f"{str(error).splitlines()[0]}, expected its share of an update. Start all of them "
-                "again from the last checkpoint."
+                f"Process {self._processes.rank} of {self._processes.size} has lost another one: "
+                f"got {str(error).splitlines()[0]}, expected its share of an update. Start all of "
+                "them again from the last checkpoint."
             ) from error
