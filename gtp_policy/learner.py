@@ -18,7 +18,7 @@ from gtp_policy._engine.whole import changing, check_whole
 from gtp_policy._random import new_stream
 from gtp_policy.acting import act, chosen_by
 from gtp_policy.actor import FlowMapActor
-from gtp_policy.algorithm import advantage_of, minibatch
+from gtp_policy.algorithm import Shared, advantage_of, minibatch
 from gtp_policy.chunks import ChunkPlayer, Playback
 from gtp_policy.config import GTPConfig, GTPLearnerConfig
 from gtp_policy.critic import (
@@ -143,7 +143,7 @@ class GTPLearner(nn.Module):
             self.target_critic = copy.deepcopy(critic).requires_grad_(False).eval()
         self.updates = 0
         self.broken: str | None = None
-        self.processes: Processes | None = None
+        self.processes: Shared | None = None
         self._dispatcher = Dispatcher()
         self._own_rates = optimizer is not None
         parts = {"actor": self.actor, "critic": self.critic, "value": self.value}

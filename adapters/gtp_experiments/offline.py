@@ -89,16 +89,15 @@ def fit_of_actions(
 
     def in_box(action: torch.Tensor) -> npt.NDArray[np.float64]:
         steps = action.cpu().double().numpy().reshape(-1, scaler.action_dim)
-        return scaler.to_box(steps).reshape(rows, -1, scaler.action_dim)
+        boxed: npt.NDArray[np.float64] = scaler.to_box(steps).astype(np.float64)
+        return boxed.reshape(rows, -1, scaler.action_dim)
 
     theirs = in_box(batch.action)
-    best, drawn = (
-        in_box(learner.act(batch.obs, deterministic=True)),
-        in_box(learner.act(batch.obs, generator=noise)),
-    )
-    made = np.ones(theirs.shape[:2], bool)
+    best = in_box(learner.act(batch.obs, deterministic=True))
+    drawn = in_box(learner.act(batch.obs, generator=noise))
+    made = np.ones((rows, dataset.chunk), bool)
     if batch.chunk_length is not None:
-        made = np.arange(made.shape[1]) < batch.chunk_length.cpu().numpy()[:, None]
+        made = np.arange(dataset.chunk) < batch.chunk_length.cpu().numpy()[:, None]
     error = np.sqrt(((best - theirs)[made] ** 2).mean(0))
     std = theirs[made].std(0)
     obs = batch.obs.cpu().double().numpy()

@@ -331,9 +331,9 @@ class RunFolder:
 
 def _check_links(folder: Path) -> None:
     """Raises if a run would write, or delete, where a link of its folder leads."""
-    names = ("run.json", "metrics.jsonl", "evaluations.jsonl", "checkpoints", "result.json", _LOCK)
-    names += ("tensorboard", "wandb")
-    for path in (folder, *(folder / name for name in names)):
+    files = ("run.json", "metrics.jsonl", "evaluations.jsonl", "result.json", _LOCK)
+    folders = ("checkpoints", "tensorboard", "wandb")
+    for path in (folder, *(folder / name for name in (*files, *folders))):
         if path.is_symlink():
             raise ExperimentError(
                 f"{path} is a link: got one to {os.readlink(path)}, expected a run's own files "

@@ -471,7 +471,11 @@ def _try(
         for path, value in trial.params.items():
             config = assigned(config, path, value)
         pruner = _Pruner(trial, active=search.prune and number == 0)
-        result = run(config, out, stop=lambda p=pruner: p.pruned or stop(), track=[pruner])
+
+        def leave(of: _Pruner = pruner) -> bool:
+            return of.pruned or stop()
+
+        result = run(config, out, stop=leave, track=[pruner])
         if result is None:
             if not pruner.pruned:
                 return False

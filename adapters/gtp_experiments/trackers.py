@@ -1,6 +1,6 @@
 """What a run measures, sent to TensorBoard or Weights & Biases while it goes on."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal, Protocol
@@ -69,7 +69,10 @@ def tracking(
         >>> with tracking([], RunConfig(dataset="a/b-v0", updates=1), Path("runs/a"), 0) as tracker:
         ...     tracker.log(1, {"train/actor_loss": 0.5})
     """
-    make = {"tensorboard": _TensorBoard, "wandb": _Wandb}
+    make: dict[str, Callable[[ExperimentConfig, Path, int], Tracker]] = {
+        "tensorboard": _TensorBoard,
+        "wandb": _Wandb,
+    }
     for one in track:
         if isinstance(one, str) and one not in make:
             raise ExperimentError(
@@ -97,14 +100,14 @@ class _TensorBoard:
             raise _missing("tensorboard", error) from error
         # Steps that a crash took back are hidden by those that follow.
         purge = done + 1 if done else None
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
 
     def log(self, update: int, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():
-            self._writer.add_scalar(name, value, update)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, update)
 
     def close(self) -> None:
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class _Wandb:

@@ -97,7 +97,8 @@ class Processes:
         with _named(self):
             dist.all_reduce(flat, group=self._group)
         flat /= self.size
-        for part, mean in zip(parts, flat.split([p.numel() for p in parts]), strict=True):
+        means = torch.split(flat, [part.numel() for part in parts])
+        for part, mean in zip(parts, means, strict=True):
             part.copy_(mean.view_as(part))
 
     def means(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
