@@ -17,6 +17,7 @@ from gtp_policy.errors import DistributedError, ShapeError
 from tests.distributed import worker
 
 HERE = Path(__file__).parent
+PAGE = HERE.parents[1] / "docs" / "how-to" / "distributed.md"
 Found = dict[str, tuple[dict[str, torch.Tensor], dict[str, float]]]
 pytestmark = pytest.mark.slow
 
@@ -64,6 +65,26 @@ def test_statistics_of_each_process_alone_would_be_seen(trained: dict[int, list[
     alone = trained[1][0]["default"][0]
     for size in (2, 4):
         assert apart(alone, trained[size][0]["own statistics"][0]) > 1e-3
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_script_of_the_page_runs_by_the_commands_of_the_page(
+    tmp_path: Path, count: int
+) -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    script = text.split("```python\n")[1].split("```")[0]
+    (tmp_path / "train.py").write_text(
+        script + 'print("process", state.process_index, "of", state.num_processes)\n'
+    )
+    command = ["python", "train.py"]
+    if count > 1:
+        command = ["torchrun", "--standalone", "--nproc-per-node", str(count), "train.py"]
+    assert " ".join(command) in text
+    words = [sys.executable, *(["-m", "torch.distributed.run"] if count > 1 else []), *command[1:]]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert lines.count("5") == 1  # one of them prints
+    assert {f"process {rank} of {count}" for rank in range(count)} <= set(lines)
 
 
 @pytest.fixture
