@@ -211,9 +211,14 @@ class RunFolder:
         """
         path = Path(out) / config.name
         _check_links(path)
-        result = read_result(path / "result.json")
+        result, begun = read_result(path / "result.json"), read_json(path / "run.json")
+        if result is None or not isinstance(begun, dict):
+            return None
         try:
-            same = result is not None and type(config).from_record(result.config) == config
+            same = all(
+                type(config).from_record(record) == config
+                for record in (result.config, begun.get("config"))
+            )
         except ValidationError:
             same = False
         return result if same else None
