@@ -1,4 +1,4 @@
-"""Conversion of a Minari dataset of 1M x 17: time and memory, as JSON.
+"""Conversion of datasets of 1M x 17, and of a folder of 10,000 npz files: time and memory, as JSON.
 
     python -m benchmarks.datasets [--steps 1000000] [--output datasets.json]
 
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-OBS_DIM, ACTION_DIM, EPISODE_STEPS = 17, 6, 1000
+OBS_DIM, ACTION_DIM, EPISODE_STEPS, NPZ_STEPS = 17, 6, 1000, 50
 DATASET_ID = "benchmark/conversion-v0"
 
 
@@ -69,6 +69,19 @@ def write_d4rl(path: Path, steps: int) -> None:
             file.create_dataset(name, data=data, compression="gzip")
 
 
+def write_npz(folder: Path, episodes: int) -> None:
+    """Writes a folder with a file per episode of 50 random steps."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(episodes):
+        np.savez(
+            folder / f"episode_{number}.npz",
+            obs=rng.normal(size=(NPZ_STEPS + 1, OBS_DIM)).astype(np.float32),
+            action=rng.uniform(-1, 1, (NPZ_STEPS, ACTION_DIM)).astype(np.float32),
+            reward=rng.normal(size=NPZ_STEPS).astype(np.float32),
+        )
+
+
 def peak_rss() -> int:
     """Returns the largest resident set so far in bytes: Linux counts in KiB, macOS in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -80,12 +93,17 @@ def convert(what: str, where: str) -> dict[str, float]:
     import h5py  # noqa: F401 (imports are not what is measured)
     import minari  # noqa: F401
 
-    from gtp_datasets import load_d4rl_hdf5, load_minari, report
+    from gtp_datasets import load_d4rl_hdf5, load_minari, load_npz, report
 
     torch.set_num_threads(1)
     before = peak_rss()
     start = time.perf_counter()
-    dataset = load_minari(where) if what == "minari" else load_d4rl_hdf5(where)
+    if what == "minari":
+        dataset = load_minari(where)
+    elif what == "d4rl":
+        dataset = load_d4rl_hdf5(where)
+    else:
+        dataset = load_npz(where, low=-1, high=1)
     seconds = time.perf_counter() - start
     grown = peak_rss() - before
     start = time.perf_counter()
@@ -104,17 +122,20 @@ def main() -> None:
     """Makes the files, converts them and prints the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=1_000_000)
+    parser.add_argument("--episodes", type=int, default=10_000, help="files in the npz folder")
     parser.add_argument("--output", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     fresh = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MINARI_DATASETS_PATH"] = folder  # inherited by the processes below
-        path = Path(folder) / "d4rl.hdf5"
+        path, logs = Path(folder) / "d4rl.hdf5", Path(folder) / "npz"
         jobs = (
             (write_minari, (arguments.steps,)),
             (convert, ("minari", DATASET_ID)),
             (write_d4rl, (path, arguments.steps)),
             (convert, ("d4rl", str(path))),
+            (write_npz, (logs, arguments.episodes)),
+            (convert, ("npz", str(logs))),
         )
         done = []
         for function, inputs in jobs:
@@ -125,6 +146,7 @@ def main() -> None:
         "versions": {name: version(name) for name in ("minari", "h5py", "numpy", "torch")},
         "minari": done[1],
         "d4rl_gzip": done[3],
+        "npz_folder": {"episodes": arguments.episodes, **done[5]},
     }
     text = json.dumps(figures, indent=2)
     print(text)

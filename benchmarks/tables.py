@@ -145,13 +145,14 @@ def pointmaze(record: dict[str, Any]) -> str:
 
 def datasets(record: dict[str, Any]) -> str:
     """Returns the sentence on the conversion of datasets."""
-    minari, d4rl = record["minari"], record["d4rl_gzip"]
+    minari, d4rl, npz = record["minari"], record["d4rl_gzip"], record["npz_folder"]
     shape = f"{minari['transitions']:,} transitions of {record['shape']['obs_dim']} dimensions"
     return (
         f"**Loading** {shape} (`python -m benchmarks.datasets`): Minari's HDF5 in "
         f"{minari['seconds']} s with a peak memory of {minari['peak_over_result']} times the "
         f"result, D4RL's compressed HDF5 in {d4rl['seconds']} s with "
-        f"{d4rl['peak_over_result']} times."
+        f"{d4rl['peak_over_result']} times. A folder of {npz['episodes']:,} npz files with "
+        f"{npz['transitions']:,} transitions takes {npz['seconds']} s."
     )
 
 

@@ -23,6 +23,9 @@ _FEW_ROWS = 32
 _MOST_CANDIDATES = 1_000_000
 # Candidates that are all alike, in a dimension or as a whole: what is divided by instead of 0.
 LEAST_SPREAD, LEAST_WIDTH = 1e-6, 1e-12
+# Candidates as central as the medoid up to this share of its distances are equal, and the first of
+# them is taken. In one dimension there are always two in the middle of an even number.
+EQUALLY_CENTRAL = 1e-4
 
 
 class ArgmaxChoice(Config):
@@ -96,7 +99,7 @@ class ModeChoice(Config):
     r"""Takes where the candidates lie densest: the policy's mode, without asking a critic.
 
     The place where the kernel density of the n candidates, each dimension over its own standard
-    deviation, is largest, by mean shift from the medoid:
+    deviation, is largest, by mean shift from the medoid, of equal ones the first:
 
     .. math:: c \leftarrow \frac{\sum_i k_i(c)\, a_i}{\sum_i k_i(c)}, \quad
         k_i(c) = \exp\left(-\frac{\lVert a_i - c \rVert^2}{2 h^2}\right)
@@ -143,7 +146,8 @@ class ModeChoice(Config):
             return action[:, 0]
         point, scale = _scaled(action)
         apart = (point.unsqueeze(1) - point.unsqueeze(2)).square().sum(3)
-        centre = _at(point, apart.sqrt().sum(2).argmin(1))
+        total = apart.sqrt().sum(2)
+        centre = _at(point, _beyond(total).clamp_min(0).argmin(1))
         pairs = apart.flatten(1).sort(1).values[:, n:]  # without those of one and the same
         width = pairs[:, math.ceil(self.neighbours * pairs.shape[1]) - 1].clamp_min(LEAST_WIDTH)
         for _ in range(self.iterations):
@@ -161,26 +165,34 @@ def _scaled(action: Tensor) -> tuple[Tensor, Tensor]:
     return action / scale, scale
 
 
+def _beyond(total: Tensor) -> Tensor:
+    """Returns by how much sums of distances (B, n) are larger than what counts as the smallest."""
+    return total - (1 + EQUALLY_CENTRAL) * total.amin(1, keepdim=True)
+
+
 def margin_of_mode(action: Tensor) -> Tensor:
-    """Returns by how much the medoid, where the mean shift starts, is more central than any other.
+    """Returns how clear it is which candidates are the most central, where the mean shift starts.
 
     Args:
         action: Candidates, shape (B, n, A), n at least 2.
 
     Returns:
-        The gap between its distances to all others and those of the next, over the former, (B,):
-        where it is rounding, the mode may be another one on another processor.
+        The smallest distance of a candidate's sum of distances from what counts as the smallest
+        sum, over the latter, (B,): where it is rounding, the mode may be another one on another
+        processor.
 
     Example:
         >>> import torch
         >>> from gtp_policy.acting import margin_of_mode
         >>> margin_of_mode(torch.tensor([[[-1.0], [0.0], [1.0]]]))
-        tensor([0.5000])
+        tensor([0.4999])
     """
     point, _ = _scaled(action)
-    away = torch.cdist(point, point).sum(2)
-    first, second = away.topk(2, largest=False).values.unbind(1)
-    return (second - first) / first.clamp_min(1e-12)
+    total = torch.cdist(point, point).sum(2)
+    smallest = total.amin(1)
+    # The smallest itself is where it is by definition.
+    gap = _beyond(total).abs().scatter(1, total.argmin(1, keepdim=True), torch.inf)
+    return gap.amin(1) / smallest.clamp_min(1e-12)
 
 
 Choice = Annotated[ArgmaxChoice | SoftmaxChoice | ModeChoice, Field(discriminator="kind")]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gtp_policy import FlowMapActor, GTPConfig, GTPLearner, QEnsemble, act
-from gtp_policy.acting import ArgmaxChoice, ModeChoice, SoftmaxChoice
+from gtp_policy.acting import ArgmaxChoice, ModeChoice, SoftmaxChoice, margin_of_mode
 from gtp_policy.testing import assert_frequencies_close
 
 
@@ -112,3 +112,15 @@ def test_a_deterministic_action_is_the_mode_and_needs_no_critic() -> None:
     )
     single = learner.act(obs, deterministic=True, candidates=1)
     assert not torch.equal(got, single)  # a number asked for is one of noises
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_mode_does_not_hang_on_the_last_bit(size: int) -> None:
+    """In one dimension an even number of candidates always has two in the middle."""
+    g = torch.Generator().manual_seed(0)
+    action = torch.randn(200, 16, size, generator=g).clamp(-1, 1)
+    nudged = action * (1 + 1e-7 * torch.randn(action.shape, generator=g))
+    first, second = (ModeChoice().take(x, None, None) for x in (action, nudged))
+    clear = margin_of_mode(action) > 1e-6
+    assert clear.float().mean() > 0.9
+    torch.testing.assert_close(first[clear], second[clear], atol=1e-5, rtol=0)

@@ -76,7 +76,17 @@ OUTER: dict[str, set[str]] = {
     "adapters/gtp_datasets": CORE_LIBRARIES
     | {"PIL", "av", "gymnasium", "h5py", "minari", "pyarrow"},
     "adapters/gtp_experiments": CORE_LIBRARIES
-    | {"PIL", "av", "filelock", "gtp_datasets", "gymnasium", "matplotlib", "minari", "optuna"}
+    | {
+        "PIL",
+        "accelerate",
+        "av",
+        "filelock",
+        "gtp_datasets",
+        "gymnasium",
+        "matplotlib",
+        "minari",
+        "optuna",
+    }
     | {"scipy", "submitit", "tqdm", "wandb"},
     "adapters/gtp_sb3": CORE_LIBRARIES
     | {"gtp_datasets", "gymnasium", "minari", "stable_baselines3", "tqdm"},

@@ -113,6 +113,9 @@ def test_a_million_transitions_load_in_time_and_memory() -> None:
         assert record[kind]["transitions"] > 990_000
         assert record[kind]["seconds"] < 10
         assert record[kind]["peak_over_result"] < 2
+    folder = record["npz_folder"]
+    assert folder["episodes"] == 10_000
+    assert folder["seconds"] < 20
 
 
 def test_the_maze_is_solved_at_least_as_well_as_by_cloning() -> None:

@@ -25,6 +25,11 @@ class ActionFit(NamedTuple):
             action, and pairs of the data, every dimension over its standard deviation.
         floor: The same distance between two halves of the data: what a policy that is the data's
             own law would have.
+
+    Example:
+        >>> from gtp_experiments import ActionFit
+        >>> ActionFit._fields
+        ('error', 'relative_error', 'distance', 'floor')
     """
 
     error: npt.NDArray[np.float64]

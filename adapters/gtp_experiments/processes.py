@@ -2,10 +2,8 @@
 
 import contextlib
 import os
-import signal
-import subprocess
+import secrets
 import sys
-import types
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -129,26 +127,22 @@ def _connected() -> Iterator[None]:
         ) from error
 
 
-@contextlib.contextmanager
-def joined(device: str) -> Iterator[None]:
-    """Joins the other processes that torchrun or Accelerate started, if it did; leaves at the end.
+def join(device: str) -> None:
+    """Joins the other processes that torchrun or Accelerate started, if it did, for good.
 
     Args:
         device: Where the run computes.
-
-    Yields:
-        Nothing.
 
     Raises:
         MissingDependencyError: If there are others and Accelerate is not installed.
 
     Example:
-        >>> from gtp_experiments.processes import joined
-        >>> with joined("cpu"):
-        ...     pass
+        >>> from gtp_experiments.processes import join, together
+        >>> join("cpu")
+        >>> together()
+        False
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or together():
-        yield
         return
     try:
         from accelerate import PartialState
@@ -158,12 +152,6 @@ def joined(device: str) -> Iterator[None]:
             "'gtp-policy[distributed]'`."
         ) from error
     PartialState(cpu=device == "cpu", timeout=_PATIENCE)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(Exception):  # after an error there may be nobody to leave
-            dist.destroy_process_group()
-        PartialState._reset_state()
 
 
 def start(arguments: Sequence[str], processes: int) -> int:
@@ -174,25 +162,40 @@ def start(arguments: Sequence[str], processes: int) -> int:
         processes: How many.
 
     Returns:
-        Exit status: that of the processes, 1 if one of them was killed.
+        Exit status of the processes.
+
+    Raises:
+        ExperimentError: If one of them was killed.
 
     Example:
         >>> from gtp_experiments.processes import start
         >>> start.__name__
         'start'
     """
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    words += ["--nproc-per-node", str(processes), "-m", "gtp_experiments", *arguments]
-    # Another session: a Ctrl-C would reach the processes directly as well, and count as a second.
-    child = subprocess.Popen(words, start_new_session=True)
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    def pass_on(number: int, _: types.FrameType | None) -> None:
-        child.send_signal(number)
-
-    before = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
+    # What `torchrun --standalone` does.
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=secrets.token_hex(8),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
     try:
-        status = child.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return status if status >= 0 else 1
+        elastic_launch(config, sys.executable)("-m", "gtp_experiments", *arguments)
+    except SignalException:  # the processes got it too, and saved
+        return 3
+    except ChildFailedError as error:
+        codes = [failure.exitcode for failure in error.failures.values()]
+        if any(code < 0 for code in codes):
+            raise ExperimentError(
+                f"A process of the run was killed: got signal {-min(codes)}, expected its end. The "
+                "same command goes on from the last checkpoint."
+            ) from error
+        return max(codes)  # what was wrong stands above
+    return 0

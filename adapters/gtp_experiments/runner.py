@@ -18,7 +18,7 @@ from gtp_experiments.config import RunConfig
 from gtp_experiments.data import Data, load_data
 from gtp_experiments.errors import ExperimentError
 from gtp_experiments.evaluation import Evaluation, Evaluator, policy_of
-from gtp_experiments.processes import agreed, first_does, joined, together, writes
+from gtp_experiments.processes import agreed, first_does, join, together, writes
 from gtp_experiments.progress import Progress
 from gtp_experiments.results import RunFolder, RunResult
 from gtp_experiments.trackers import Tracker, TrackerName, tracking
@@ -68,37 +68,37 @@ def run(
         ...
         gtp_policy.errors.DataError: `missing.hdf5` cannot be read as HDF5: ...
     """
-    with joined(config.device):
-        if (done := RunFolder.finished(out, config)) is not None:
-            return done
-        quiet = None if writes() else io.StringIO()
-        title = f"{config.method} seed {config.seed}"
-        progress = Progress(title, config.updates, line=line, stream=quiet)
-        progress.say(f"reads {config.dataset}")
-        data = load_data(config)
-        with contextlib.ExitStack() as stack:
-            stack.callback(progress.close)
+    join(config.device)
+    if (done := RunFolder.finished(out, config)) is not None:
+        return done
+    quiet = None if writes() else io.StringIO()
+    title = f"{config.method} seed {config.seed}"
+    progress = Progress(title, config.updates, line=line, stream=quiet)
+    progress.say(f"reads {config.dataset}")
+    data = load_data(config)
+    with contextlib.ExitStack() as stack:
+        stack.callback(progress.close)
 
-            def open_folder() -> None:
-                folder = RunFolder(out, config, data.sha256)
-                if folder.result() is None:
-                    stack.enter_context(folder.locked())
-
-            first_does(open_folder)
+        def open_folder() -> None:
             folder = RunFolder(out, config, data.sha256)
-            if (done := folder.result()) is not None:  # of another one, while this one waited
-                return done
-            evaluators: list[Evaluator] = []
-            first_does(lambda: evaluators.append(Evaluator(config, data.dataset)))
-            for evaluator in evaluators:
-                stack.callback(evaluator.close)
-            stack.enter_context(_torch_threads(config.threads))
-            signal = stack.enter_context(StopSignal())
+            if folder.result() is None:
+                stack.enter_context(folder.locked())
 
-            def leave() -> bool:
-                return agreed(bool(signal) or stop(), config.device)
+        first_does(open_folder)
+        folder = RunFolder(out, config, data.sha256)
+        if (done := folder.result()) is not None:  # of another one, while this one waited
+            return done
+        evaluators: list[Evaluator] = []
+        first_does(lambda: evaluators.append(Evaluator(config, data.dataset)))
+        for evaluator in evaluators:
+            stack.callback(evaluator.close)
+        stack.enter_context(_torch_threads(config.threads))
+        signal = stack.enter_context(StopSignal())
 
-            return _train(config, data, folder, evaluators, leave, progress, track)
+        def leave() -> bool:
+            return agreed(bool(signal) or stop(), config.device)
+
+        return _train(config, data, folder, evaluators, leave, progress, track)
 
 
 def _train(
@@ -243,8 +243,7 @@ def run_all(
             f"{len({config.name for config in configs})} different ones, expected no double."
         )
     if jobs == 1:
-        with joined(configs[0].device if configs else "cpu"):
-            return _run_here(configs, out, track)
+        return _run_here(configs, out, track)
     with StopSignal() as signal:
         return _run_in_processes(configs, out, jobs, signal, track)
 

@@ -15,7 +15,13 @@ TRACKERS: tuple[TrackerName, ...] = ("tensorboard", "wandb")
 
 
 class Tracker(Protocol):
-    """Takes figures by the number of updates they belong to."""
+    """Takes figures by the number of updates they belong to.
+
+    Example:
+        >>> from gtp_experiments import Tracker
+        >>> sorted(name for name in vars(Tracker) if not name.startswith("_"))
+        ['close', 'log']
+    """
 
     def log(self, update: int, figures: Mapping[str, float]) -> None:
         """Adds figures.

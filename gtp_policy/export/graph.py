@@ -18,7 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from gtp_policy.acting import LEAST_SPREAD, LEAST_WIDTH, ModeChoice
+from gtp_policy.acting import EQUALLY_CENTRAL, LEAST_SPREAD, LEAST_WIDTH, ModeChoice
 from gtp_policy.critic import QEnsemble
 from gtp_policy.export.opset import ACTION, IR_VERSION, NOISE, OPSET, Precision
 from gtp_policy.export.source import Plan
@@ -166,7 +166,10 @@ def _mode(graph: "_Graph", choice: ModeChoice, several: str, n: int) -> str:
     pair = (graph.op("Unsqueeze", point, axis) for axis in (first, second))
     apart = graph.op("ReduceSum", square(graph.op("Sub", *pair)), third, keepdims=0)
     away = graph.op("ReduceSum", graph.op("Sqrt", apart), second, keepdims=0)
-    medoid = graph.op("ArgMin", away, axis=1, keepdims=1)
+    least = graph.op("ReduceMin", away, first, keepdims=1)
+    beyond = graph.op("Sub", away, graph.op("Mul", least, graph.number(1 + EQUALLY_CENTRAL)))
+    # Of those that are equally central, the first.
+    medoid = graph.op("ArgMin", graph.op("Max", beyond, graph.number(0.0)), axis=1, keepdims=1)
     centre = graph.op("GatherND", point, medoid, batch_dims=1)
     # The nearest of all pairs, those of one and the same candidate among them, up to the width.
     k = n + math.ceil(choice.neighbours * (n * n - n))
