@@ -1,6 +1,6 @@
 """The studies behind `docs/results.md`: what is run on which data, with which seeds.
 
-    python -m benchmarks.studies run [--only STUDY ...] [--jobs 2]   # hours; resumes
+    python -m benchmarks.studies run [--only STUDY ...] [--jobs 2]   # hours; what is left
     python -m benchmarks.studies list                                # every command
     python -m benchmarks.studies collect                             # results that can be committed
 
@@ -24,7 +24,7 @@ from benchmarks import disturbed
 from benchmarks.pages import RESULTS
 from benchmarks.peers import peer_configs, peer_parser
 from benchmarks.tasks import Task, surroundings
-from gtp_experiments import ExperimentConfig, read_results
+from gtp_experiments import ExperimentConfig, RunResult, read_results
 from gtp_experiments.cli import command_parser, configs_of
 from gtp_policy import StopSignal
 
@@ -269,12 +269,33 @@ def call(words: list[str], stop: StopSignal, variables: dict[str, str]) -> int:
                 passed_on = True
 
 
+def left_of(row: Row, results: Sequence[RunResult]) -> Row | None:
+    """Returns a row with the seeds that have no result yet, or lack one with other steps.
+
+    Args:
+        row: The row.
+        results: Those that are collected: they count without the folders they came from.
+
+    Returns:
+        What is left to be run; None if it is nothing.
+    """
+    (group,) = {config.group for config in row.configs(OUT)}
+    done = {(r.method, r.seed) for r in results if r.method != row.method or r.group == group}
+    wanted = [row.method, *(f"{row.method}, K = {k}" for k in row.steps)]
+    seeds = tuple(s for s in row.seeds if any((name, s) not in done for name in wanted))
+    return dataclasses.replace(row, seeds=seeds) if seeds else None
+
+
 def run(studies: Iterator[Study], out: Path, jobs: int, stop: StopSignal) -> int:
-    """Runs row after row; returns how many could not be run."""
+    """Runs what is left, row after row; returns how many rows could not be run."""
     failed = 0
     for study in studies:
-        for row in study.rows:
+        collected = read_results(folder_of(study, COLLECTED))
+        for whole in study.rows:
             folder = folder_of(study, out)
+            if (row := left_of(whole, collected)) is None:
+                print(f"{study.name}: {whole.method} is in {COLLECTED}", flush=True)
+                continue
             words = [sys.executable, "-m", *row.command(folder, jobs)]
             print(f"\n{study.name}: {row.method}\n  {shlex.join(words)}", flush=True)
             given = dict(os.environ)

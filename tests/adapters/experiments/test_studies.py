@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from benchmarks import studies
 from benchmarks.results_page import PAGE, matches, render, results_of, study_section
-from benchmarks.studies import OUT, STUDIES, Row, chosen, collect, folder_of
+from benchmarks.studies import OUT, STUDIES, Row, chosen, collect, folder_of, left_of
 from gtp_experiments import Evaluation, Reference, RunResult
 from gtp_experiments.records import write_json
 
@@ -125,6 +125,28 @@ def test_collected_results_are_the_runs_own(tmp_path: Path) -> None:
     (path,) = (tmp_path / "into" / "hopper").iterdir()
     assert TypeAdapter(RunResult).validate_json(path.read_text()) == one
     assert "| gtp         | 0       | 50000   | 60.0 " in render(tmp_path / "into")
+
+
+def test_what_is_collected_is_not_run_again() -> None:
+    gtp = HOPPER.rows[0]
+    assert gtp.steps == (1, 2, 5, 10)
+
+    def with_steps(seed: int, *steps: int) -> list[RunResult]:
+        one = result(gtp, seed, 60)
+        others = [one.replace(method=f"gtp, K = {k}", group=f"k{k}") for k in steps]
+        return [one, *others]
+
+    assert left_of(gtp, []) == gtp
+    some = [*with_steps(0, 1, 2, 5, 10), *with_steps(1, 1, 2, 5)]
+    left = left_of(gtp, some)
+    assert left is not None
+    assert left.seeds == (1, 2)  # of seed 1 an evaluation is missing, which takes its weights
+    everything = [r for seed in gtp.seeds for r in with_steps(seed, 1, 2, 5, 10)]
+    assert left_of(gtp, everything) is None
+    stale = [everything[0].replace(group="other"), *everything[1:]]
+    left = left_of(gtp, stale)
+    assert left is not None
+    assert left.seeds == (0,)
 
 
 def test_the_page_in_the_documentation_is_current() -> None:
