@@ -181,7 +181,7 @@ def _run_episodes(
     seeds: Sequence[int],
     update: int,
     max_steps: int | None,
-    on_step: Callable[[int], None],
+    on_step: Callable[[int], None] = lambda left: None,
 ) -> Evaluation:
     """Runs one episode per seed; an environment whose episode ends takes the next one."""
     returns, lengths = [0.0] * len(seeds), [0] * len(seeds)
