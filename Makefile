@@ -122,7 +122,7 @@ test-lowest:  ## the tests of core and hosts with the lowest versions that users
 		$(PYTHON) -m venv $(LOWEST) && \
 		$(LOWEST)/bin/python -m pip --disable-pip-version-check -q install -c constraints-lowest.txt torch hatchling && \
 		$(LOWEST)/bin/python -m pip --disable-pip-version-check -q install -c constraints-lowest.txt \
-			--no-build-isolation '.[csv,datasets,experiments,export,fast,hub,lerobot,plots,sb3,testing,tianshou]' './runtime[serve]' \
+			--no-build-isolation '.[csv,datasets,distributed,experiments,export,fast,hub,lerobot,plots,sb3,slurm,tensorboard,testing,tianshou]' './runtime[serve]' \
 			pytest-timeout tensorboard rich psutil && \
 		$(LOWEST)/bin/python -m pip -q uninstall -y gtp-policy gtp-policy-runtime && touch $(LOWEST)/.installed; }
 	PYTHONPATH=.:adapters:runtime $(LOWEST)/bin/python -m pytest -p no:cacheprovider tests/adapters tests/export tests/kernels \
