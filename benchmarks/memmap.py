@@ -14,8 +14,6 @@ from the system's own files.
 import argparse
 import json
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -28,8 +26,8 @@ import torch
 from benchmarks.clock import command, compare, conditions, measure, parser, say, versions
 from benchmarks.contenders import Case, config, dataset, random_data
 from benchmarks.memory import resident
-from benchmarks.pages import RESULTS, ROOT, write
-from benchmarks.processes import environment
+from benchmarks.pages import RESULTS, write
+from benchmarks.processes import answer_of
 from gtp_datasets import convert
 from gtp_policy import GTPLearner, OfflineDataset
 
@@ -91,17 +89,7 @@ def child(folder: Path, case: Case, updates: int) -> dict[str, float]:
 
 def fresh(folder: Path, updates: int) -> dict[str, float]:
     """Runs `child` in a fresh process."""
-    words = ["--child", "--folder", str(folder), "--updates", str(updates)]
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "benchmarks.memmap", *words],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    answer: dict[str, float] = json.loads(result.stdout)
-    return answer
+    return answer_of("benchmarks.memmap", ["--folder", folder, "--updates", updates])
 
 
 def equal_minibatches(a: OfflineDataset, b: OfflineDataset, batch: int, count: int) -> int:

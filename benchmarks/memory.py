@@ -14,7 +14,6 @@ Linux only: the resident set is read from the system's own files.
 import argparse
 import importlib.util
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,8 +33,8 @@ from benchmarks.clock import (
     versions,
 )
 from benchmarks.contenders import Case, random_data
-from benchmarks.pages import RESULTS, ROOT, write
-from benchmarks.processes import environment
+from benchmarks.pages import RESULTS, write
+from benchmarks.processes import answer_of
 
 RESULT = RESULTS / "memory.json"
 MIB = 2**20
@@ -125,18 +124,9 @@ def _stage(name: str, start: float, known: set[str]) -> dict[str, Any]:
 
 def fresh(contender: str, folder: Path, case: Case, updates: int) -> dict[str, Any]:
     """Runs `child` in a fresh process."""
-    words = ["--child", contender, "--folder", folder, "--samples", case.samples]
-    words += ["--width", case.width, "--device", case.device, "--updates", updates]
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "benchmarks.memory", *map(str, words)],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    answer: dict[str, Any] = json.loads(result.stdout)
-    return answer
+    words = [contender, "--folder", folder, "--samples", case.samples, "--width", case.width]
+    words += ["--device", case.device, "--updates", updates]
+    return answer_of("benchmarks.memory", words)
 
 
 def run(

@@ -158,12 +158,12 @@ def main() -> None:
     }
     for name, figures in measured.items():
         print(f"{name}: mean distance {figures['mean']:.3f}, at the end {figures['last']:.3f}")
-    record_ = {
+    found = {
         "updates": updates, "episodes": episodes, "distances": measured,
         "relative_error": fit.relative_error.tolist(), "error": fit.error.tolist(),
         "distance": fit.distance, "floor": fit.floor,
     }  # fmt: skip
-    (out / "measured.json").write_text(json.dumps(record_, indent=1) + "\n", encoding="utf-8")
+    (out / "measured.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -21,11 +21,12 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from gtp_policy._contexts import transforming
-from gtp_policy.errors import DataError, DeviceError, ShapeError
+from gtp_policy.errors import DataError, DeviceError, DistributedError, ShapeError
 from gtp_policy.times import Path, TimeSchedule
 
 _T = TypeVar("_T")
@@ -310,6 +311,44 @@ def check_device(device: torch.device | str) -> None:
         raise DataError(
             f"`device` cannot be used: got {device!r} ({reason:.100}), expected a device of this "
             "machine, such as 'cpu'."
+        ) from error
+
+
+@contextmanager
+def named_connection_errors(expected: str, group: Any = None) -> Iterator[None]:  # noqa: ANN401
+    """Raises a typed error where torch's would not say that a process has lost another one.
+
+    Args:
+        expected: What the block waits for, for the message.
+        group: Process group of `torch.distributed`; None for the default one.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        DistributedError: If the connection fails.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from gtp_policy.functional import named_connection_errors
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.distributed.init_process_group(
+        ...         "gloo", init_method=f"file://{folder}/meet", rank=0, world_size=1)
+        ...     with named_connection_errors("its answer"):
+        ...         raise RuntimeError("Connection closed by peer")
+        Traceback (most recent call last):
+        ...
+        gtp_policy.errors.DistributedError: Process 0 of 1 has lost another one: got Connection \
+closed by peer, expected its answer. Start all of them again from the last checkpoint.
+        >>> torch.distributed.destroy_process_group()
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        rank, size = dist.get_rank(group), dist.get_world_size(group)
+        raise DistributedError(
+            f"Process {rank} of {size} has lost another one: got {_first_line(error)}, expected "
+            f"{expected}. Start all of them again from the last checkpoint."
         ) from error
 
 

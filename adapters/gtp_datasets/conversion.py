@@ -1,4 +1,4 @@
-"""Data that is larger than the memory: from whatever the loaders read to files that are mapped."""
+"""Data that is larger than the memory: from whatever loaders read to files, read row by row."""
 
 import os
 from typing import Any

@@ -81,6 +81,15 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     add("--candidates", type=int, help=_help("candidates", EvaluationConfig))
     add("--choice", choices=[*CHOICES], help="how one of them is chosen (default: argmax)")
     add("--deterministic", action="store_true", default=None, help="evaluate without sampling")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what changes how runs are carried out, and not what they are, to a parser.
+
+    Args:
+        parser: The parser, with the arguments of `add_experiment_arguments`.
+    """
+    add = parser.add_argument
     add("--processes", type=int, default=1, help="that share the updates of a run (default: 1)")
     add("--track", nargs="+", choices=TRACKERS, default=[], help="send figures there as well")
 

@@ -1,4 +1,4 @@
-"""The command: ``run``, ``config``, ``list``, ``show``, ``evaluate``, ``plot`` and ``table``."""
+"""The command: train by ``run`` or ``sweep``, look at runs, evaluate them once more."""
 
 import argparse
 import os
@@ -13,6 +13,7 @@ from gtp_experiments.arguments import (
     CHOICES,
     add_experiment_arguments,
     add_policy_arguments,
+    add_run_arguments,
     add_sweep_arguments,
     path,
     run_fields,
@@ -120,6 +121,7 @@ def command_parser() -> argparse.ArgumentParser:
         command.set_defaults(do=do)
         add_experiment_arguments(command)
         add_policy_arguments(command)
+        add_run_arguments(command)
     command = commands.add_parser("sweep", help="search for choices with Optuna; resumes, shares")
     command.set_defaults(do=_sweep)
     add_experiment_arguments(command)

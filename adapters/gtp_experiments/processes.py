@@ -1,10 +1,9 @@
 """Several processes that do one run together: who writes, what they agree on, how they start."""
 
-import contextlib
 import os
 import secrets
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -12,7 +11,8 @@ import torch
 import torch.distributed as dist
 
 from gtp_experiments.errors import ExperimentError
-from gtp_policy.errors import DistributedError, MissingDependencyError, NonFiniteError
+from gtp_policy.errors import MissingDependencyError, NonFiniteError
+from gtp_policy.functional import named_connection_errors
 
 T = TypeVar("T")
 
@@ -66,7 +66,7 @@ def agreed(leave: bool, device: str) -> bool:
     if not together():
         return leave
     flag = torch.tensor([int(leave)], device=device)
-    with _connected():
+    with named_connection_errors("its answer"):
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
     return bool(flag.item())
 
@@ -111,20 +111,8 @@ def first_does(work: Callable[[], T]) -> T:
 
 def _tell(box: list[Any]) -> None:
     """Replaces what is in a list by what the first process has in its own."""
-    with _connected():
+    with named_connection_errors("its answer"):
         dist.broadcast_object_list(box)
-
-
-@contextlib.contextmanager
-def _connected() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        raise DistributedError(
-            f"Process {dist.get_rank()} of {dist.get_world_size()} has lost another one: got "
-            f"{str(error).splitlines()[0]}, expected its answer. The same command goes on from the "
-            "last checkpoint."
-        ) from error
 
 
 def join(device: str) -> None:

@@ -74,10 +74,10 @@ def run(
     quiet = None if writes() else io.StringIO()
     title = f"{config.method} seed {config.seed}"
     progress = Progress(title, config.updates, line=line, stream=quiet)
-    progress.say(f"reads {config.dataset}")
-    data = load_data(config)
     with contextlib.ExitStack() as stack:
         stack.callback(progress.close)
+        progress.say(f"reads {config.dataset}")
+        data = load_data(config)
 
         def open_folder() -> None:
             folder = RunFolder(out, config, data.sha256)

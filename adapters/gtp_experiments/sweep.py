@@ -12,6 +12,7 @@ import math
 import multiprocessing
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -201,15 +202,17 @@ def sweep(
         context.Process(target=_work_alone, args=(configs, search, out, storage))
         for _ in range(workers)
     ]
+    passed_on = False
     with StopSignal() as signal:
         for process in processes:
             process.start()
         while any(process.is_alive() for process in processes):
             for process in processes:
                 process.join(0.1)
-            if signal or stop():
+            if (signal or stop()) and not passed_on:
+                passed_on = True  # once: at a second one they would leave without saving
                 for process in processes:
-                    process.terminate()  # they save and leave
+                    process.terminate()
     ended = [process.exitcode for process in processes]
     if any(ended):
         raise ExperimentError(
@@ -368,8 +371,6 @@ def draw_outcome(study: "optuna.Study", out: Path) -> list[Path]:
     optuna = _optuna()
     if not any(trial.state.name == "COMPLETE" for trial in study.trials):
         return []
-    import warnings
-
     import matplotlib as mpl
     import matplotlib.pyplot as plt
 
@@ -465,7 +466,6 @@ def _try(
     stop: Callable[[], bool],
 ) -> bool:
     """Runs one trial; False if it was stopped before its end."""
-    state = _optuna().trial.TrialState
     scores = []
     for number, config in enumerate(configs):
         for path, value in trial.params.items():
@@ -476,15 +476,11 @@ def _try(
             return of.pruned or stop()
 
         result = run(config, out, stop=leave, track=[pruner])
-        if result is None:
-            if not pruner.pruned:
-                return False
-            trial.set_user_attr("ended", "pruned")
-            study.tell(trial, state=state.PRUNED)
-            return True
-        if result.status == "diverged":
-            trial.set_user_attr("ended", "diverged")
-            study.tell(trial, state=state.PRUNED)
+        if result is None and not pruner.pruned:
+            return False
+        if result is None or result.status == "diverged":
+            trial.set_user_attr("ended", "pruned" if result is None else "diverged")
+            study.tell(trial, state=_optuna().trial.TrialState.PRUNED)
             return True
         scores.append(_score_of(result))
     study.tell(trial, statistics.fmean(scores))

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gtp_policy.errors import DistributedError, ShapeError
+from gtp_policy.functional import named_connection_errors
 from gtp_policy.transitions import Transitions
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Processes:
     def gather(self, own: Tensor) -> Tensor:
         """Returns the rows of all processes, (S, B), of those of each, (S, B / size)."""
         found = [torch.empty_like(own) for _ in range(self.size)]
-        with _named(self):
+        with named_connection_errors("its share of an update", self._group):
             dist.all_gather(found, own.contiguous(), group=self._group)
         return torch.stack(found, 2).flatten(1)
 
@@ -94,7 +95,7 @@ class Processes:
         """Replaces tensors, in place, by their means over the processes; one message for all."""
         parts = list(tensors)
         flat = torch.cat([part.reshape(-1) for part in parts])
-        with _named(self):
+        with named_connection_errors("its share of an update", self._group):
             dist.all_reduce(flat, group=self._group)
         flat /= self.size
         means = torch.split(flat, [part.numel() for part in parts])
@@ -117,7 +118,7 @@ class Processes:
         device = "cuda" if backend == "nccl" else "cpu"
         own = torch.tensor([numbers], dtype=torch.int64, device=device)
         all_of_them = [torch.empty_like(own) for _ in range(self.size)]
-        with _named(self):
+        with named_connection_errors("its share of an update", self._group):
             dist.all_gather(all_of_them, own, group=self._group)
         if any(not torch.equal(own, other) for other in all_of_them):
             raise DistributedError(
@@ -129,22 +130,3 @@ class Processes:
 
 def _none() -> None:
     return None
-
-
-class _named:
-    """Within it, an error of the connection says which process noticed, and what to do."""
-
-    def __init__(self, processes: Processes) -> None:
-        self._processes = processes
-
-    def __enter__(self) -> None:
-        """Does nothing."""
-
-    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        """Raises the typed error."""
-        if isinstance(error, RuntimeError) and not isinstance(error, DistributedError):
-            raise DistributedError(
-                f"Process {self._processes.rank} of {self._processes.size} has lost another one: "
-                f"got {str(error).splitlines()[0]}, expected its share of an update. Start all of "
-                "them again from the last checkpoint."
-            ) from error

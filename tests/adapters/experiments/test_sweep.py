@@ -138,6 +138,18 @@ def test_a_killed_worker_costs_no_trial_and_repeats_none(
     assert set(params(study)) == draws(full)
 
 
+@pytest.mark.slow
+def test_workers_that_are_stopped_save_and_leave(make_config: Make, tmp_path: Path) -> None:
+    config = make_config(updates=1_000_000, checkpoint_every=1_000_000)
+
+    def begun() -> bool:
+        return len(list(tmp_path.glob("*/metrics.jsonl"))) == 2
+
+    study = sweep([config], search(2), tmp_path, workers=2, stop=begun)  # no worker was killed
+    assert [trial.state.name for trial in study.trials] == ["RUNNING"] * 2
+    assert len(list(tmp_path.glob("*/checkpoints/step_*"))) == 2
+
+
 def test_a_trial_below_the_median_is_pruned_and_no_other() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize")
