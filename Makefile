@@ -56,8 +56,8 @@ test: lint  ## lint, types, then every test with coverage (but for test-packagin
 
 test-quick: $(STAMP)  ## the fast tests of the core, about a minute
 	$(PYTEST) -m "not slow and not packaging" gtp_policy tests --ignore=tests/adapters --ignore=tests/benchmarks \
-		--ignore=tests/examples --ignore=tests/reliability --ignore=tests/test_documentation.py \
-		--ignore=tests/test_packaging.py
+		--ignore=tests/distributed --ignore=tests/examples --ignore=tests/export --ignore=tests/reliability \
+		--ignore=tests/test_documentation.py --ignore=tests/test_packaging.py
 
 # Minutes, most of them pip's: the wheel's dependencies are installed once more.
 test-packaging: $(STAMP)  ## build the release, install it into a new environment, use it there

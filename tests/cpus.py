@@ -22,6 +22,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 
 # What computes with floating-point numbers. The rest of the suite compares texts, files and errors.
+# Of these without what is slow: each setting is to take minutes.
 NUMERICAL = (
     "gtp_policy",
     "tests/adapters/sb3/test_sb3_files.py",
@@ -115,7 +116,16 @@ def run(name: str, options: list[str]) -> Result:
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory, "report.xml")
         command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
-        command += [f"--junitxml={report}", "-k", f"not ({ELSEWHERE})", *own, *options, *NUMERICAL]
+        command += [
+            f"--junitxml={report}",
+            "-k",
+            f"not ({ELSEWHERE})",
+            "-m",
+            "not slow",
+            *own,
+            *options,
+            *NUMERICAL,
+        ]
         start = time.monotonic()
         code = subprocess.run(command, cwd=ROOT, env=os.environ | variables, check=False).returncode
         seconds = time.monotonic() - start

@@ -46,6 +46,7 @@ def small(**choices: Any) -> FlowMapActor:
 # --- structure
 
 
+@pytest.mark.slow
 @given(actors(st.integers(1, 5), st.integers(1, 3)))
 def test_an_actor_is_a_flow_map_whatever_its_parameters(actor: FlowMapActor) -> None:
     check_flow_map(actor, obs_dim=actor.obs_dim, action_dim=actor.action_dim, batch=8)

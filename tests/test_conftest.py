@@ -7,6 +7,7 @@ import pytest
 CONFTEST = Path(__file__).with_name("conftest.py")
 
 
+@pytest.mark.slow
 def test_a_test_that_moves_a_global_generator_fails(pytester: pytest.Pytester) -> None:
     pytester.makeconftest(CONFTEST.read_text(encoding="utf-8"))
     pytester.makeini("[pytest]\nmarkers = global_rng: may move a global generator\n")
@@ -44,6 +45,7 @@ def test_a_test_that_moves_a_global_generator_fails(pytester: pytest.Pytester) -
     result.stdout.fnmatch_lines(["*global random state of torch changed during the test*"])
 
 
+@pytest.mark.slow
 def test_a_folder_gives_its_tests_their_tier(pytester: pytest.Pytester) -> None:
     pytester.makeini("[pytest]\nmarkers =\n    hosts: a tier\n    reliability: a tier\n")
     tiers = {

@@ -251,6 +251,7 @@ FIRST: dict[str, Callable[[GTPLearner, OfflineDataset], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.global_rng
 @pytest.mark.filterwarnings(
     "ignore::torch.jit.TracerWarning", "ignore:`torch.jit:DeprecationWarning"
@@ -357,6 +358,7 @@ def test_outside_is_outside_of_all_at_once_and_comes_back() -> None:
 # --- a traced policy is the policy
 
 
+@pytest.mark.slow
 @pytest.mark.global_rng
 @pytest.mark.filterwarnings(
     "ignore::torch.jit.TracerWarning", "ignore:`torch.jit:DeprecationWarning"

@@ -62,6 +62,7 @@ TIMES = [
 ]
 
 
+@pytest.mark.slow
 @given(
     actor=st.builds(
         lambda obs, act, dtype, seed, **choices: FlowMapActor(

@@ -224,6 +224,7 @@ def test_actor_and_critic_have_encoders_of_their_own() -> None:
     assert changed == {"actor": False, "critic": True}
 
 
+@pytest.mark.slow
 def test_an_encoder_finds_what_is_in_a_picture() -> None:
     """One bright column; the action says which. The mean action would be 0.5 away on average."""
     random = np.random.default_rng(0)

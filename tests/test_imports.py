@@ -352,6 +352,7 @@ def private_names_of_others(path: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_outer_packages_leave_the_private_names_of_others_alone() -> None:
     found = {
         (path.relative_to((ROOT / folder).parent).as_posix(), name)
@@ -429,6 +430,7 @@ def test_the_rule_sees_hidden_imports(tmp_path: Path, monkeypatch: pytest.Monkey
     ]
 
 
+@pytest.mark.slow
 def test_importing_the_core_loads_no_host_and_no_test_tool() -> None:
     code = "import sys, gtp_policy; print(*sorted({m.partition('.')[0] for m in sys.modules}))"
     result = subprocess.run(

@@ -91,6 +91,7 @@ def test_the_exact_flow_map_of_one_action_has_no_loss(
     assert float(GTPLoss(config)(wrong, oracle, obs, action, generator=generator).loss) > 1e-6
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_the_residual_form_is_the_difference_of_arrivals(draw: st.DataObject) -> None:
     batch = draw.draw(st.integers(1, 3))
@@ -206,6 +207,7 @@ class Closed(nn.Module):
         return self.loss(self.actor, self.frozen[0], obs, action, weight, generator=seeded(1)).loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("time_weight", ["none", "gap", "endpoint"])
 @pytest.mark.parametrize("huber", [None, 0.3])

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,6 +37,7 @@ def test_seed_name_and_step_do_not_run_into_each_other() -> None:
     assert len(set(seeds)) == 4
 
 
+@pytest.mark.slow
 def test_streams_are_the_same_in_every_process() -> None:
     code = (
         "from gtp_policy._random import new_stream; print(new_stream(7, 'loss', 3).initial_seed())"

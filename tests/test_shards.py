@@ -147,6 +147,7 @@ def test_everything_is_as_in_memory_bit_for_bit(
     assert mapped.source.encode() == dataset.source.encode(errors="backslashreplace")
 
 
+@pytest.mark.slow
 @given(
     shard_bytes=st.integers(200, 3000),
     rows=st.lists(st.integers(0, N - 1), max_size=40),
@@ -279,6 +280,7 @@ def test_a_device_with_room_takes_the_table(tmp_path: Path) -> None:
 # --- several processes, one copy
 
 
+@pytest.mark.slow
 def test_other_processes_read_the_same_files_and_write_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,6 +338,7 @@ def test_a_shard_that_is_cut_in_use_is_named(tmp_path: Path) -> None:
             read()
 
 
+@pytest.mark.slow
 def test_a_system_without_reads_at_a_place(tmp_path: Path) -> None:
     code = (
         "import os, sys, torch\n"
@@ -528,6 +531,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, bool]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["table-00001.npy", "images1-00000.npy"])
 @pytest.mark.parametrize("verify", [True, False])
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -596,6 +600,7 @@ INDICES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", INDICES)
 def test_a_wrong_index_is_named_before_training(folder: Path, change: str) -> None:
     edited(folder, INDICES[change][0])

@@ -159,6 +159,7 @@ def test_backups_that_cannot_be() -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "choices",
     [
@@ -214,6 +215,7 @@ def test_a_penalty_needs_the_next_actions_of_the_data(engine: Any) -> None:
         learner.update(make_batch()._replace(next_action=torch.zeros(ROWS, ACT)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 3, 9])
 def test_a_chain_gets_its_known_values_over_n_steps(n: int) -> None:
     """Six steps from end to end; half of the episodes are cut after four, which bootstraps on."""
@@ -302,6 +304,7 @@ def test_the_slope_of_a_reduction_is_that_of_autograd(values: list[list[int]], r
         torch.testing.assert_close(turned, slope.T)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantile", [0.1, 0.5, 0.9])
 @given(values=st.lists(st.integers(-80, 80), min_size=1, max_size=20))
 def test_the_minimiser_is_the_quantile(quantile: float, values: list[int]) -> None:

@@ -150,6 +150,7 @@ def largest_residual(
 # --- every teacher
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("teacher", TEACHERS, ids=name_of)
 @paths
 @given(generators(), st.sampled_from(["uniform", "zero", "equal_u", "dyadic"]))
@@ -171,6 +172,7 @@ def test_data_that_is_one_action_leaves_nothing_to_learn(
     assert float(GTPLoss(config)(wrong, oracle, obs, action, generator=generator).loss) > 1e-6
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_the_residual_is_the_difference_of_arrivals(draw: st.DataObject) -> None:
     """The form that avoids cancellation against the definitions, formed at moderate times."""

@@ -75,6 +75,7 @@ LOSSES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @every_wrapper
 @pytest.mark.parametrize("choices", LOSSES.values(), ids=LOSSES.keys())
 def test_the_loss_and_its_gradients_are_those_without_a_wrapper(

@@ -718,6 +718,7 @@ def explain_actor(learner: GTPLearner) -> str:
 # --- on other devices than the CPU: everything in one launch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_batched_products_compute_the_same(
@@ -844,6 +845,7 @@ def make_seeds(config: GTPConfig, seeds: tuple[int, ...], dtype: torch.dtype) ->
     return [make_learner(c, dtype=dtype) for c in configs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_seed_does_what_it_would_do_alone(variant: str) -> None:
     config, seeds = make_config(**VARIANTS[variant]), (0, 7, 3)

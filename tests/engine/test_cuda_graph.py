@@ -92,6 +92,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_launches_are_the_updates_of_the_reference(case: str, seen: list[int]) -> None:
     """Draws, minibatches, grids and rates included: the reference draws them in other ways."""
@@ -117,6 +118,7 @@ def test_launches_are_the_updates_of_the_reference(case: str, seen: list[int]) -
     assert seen == [2, 2, 1, 1]
 
 
+@pytest.mark.slow
 def test_how_updates_are_divided_among_calls_does_not_matter(seen: list[int]) -> None:
     dataset = make_dataset()
     one, other = (GTPLearner.from_dataset(dataset, make_config()) for _ in range(2))
@@ -127,6 +129,7 @@ def test_how_updates_are_divided_among_calls_does_not_matter(seen: list[int]) ->
     assert distance(one, other) == 0
 
 
+@pytest.mark.slow
 def test_seeds_are_recorded_side_by_side(seen: list[int]) -> None:
     dataset = make_dataset()
     several = MultiSeedLearner.from_dataset(dataset, make_config(), seeds=(0, 3))
@@ -137,6 +140,7 @@ def test_seeds_are_recorded_side_by_side(seen: list[int]) -> None:
     assert distance(several.learners[1], alone) <= 1e-5
 
 
+@pytest.mark.slow
 def test_late_guidance_begins_between_launches(seen: list[int]) -> None:
     dataset, config = make_dataset(), make_config(guidance_start=3)
     learner, reference = (GTPLearner.from_dataset(dataset, config) for _ in range(2))
@@ -148,6 +152,7 @@ def test_late_guidance_begins_between_launches(seen: list[int]) -> None:
     assert distance(learner, reference) <= 1e-5
 
 
+@pytest.mark.slow
 def test_a_loaded_state_and_another_dataset_are_recorded_anew(
     seen: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

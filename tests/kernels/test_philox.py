@@ -98,6 +98,7 @@ LAWS: dict[str, tuple[TimeLaw, str, str]] = {
 }
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize("linear", [False, True])
 @pytest.mark.parametrize("name", LAWS)

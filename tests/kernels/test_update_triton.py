@@ -103,6 +103,7 @@ def interpreted() -> Iterator[None]:
 QUICK = ["off the grid", "layer norm, gelu, three members", "one jump, its own weights", "solver"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant",
     [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS],

@@ -221,6 +221,7 @@ def test_the_suite_finds_every_mutant(mutant: type[Sound]) -> None:
         check_flow_map(mutant(), obs_dim=OBS_DIM, action_dim=ACTION_DIM)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", [MovesWithoutTime, JumpsToTheWrongPlace, LeaksAcrossTheBatch])
 def test_checks_find_mutants_on_the_points_of_hypothesis(mutant: type[Sound]) -> None:
     check = next(check for check, m, _ in MUTANTS if m is mutant)
@@ -233,6 +234,7 @@ def test_checks_find_mutants_on_the_points_of_hypothesis(mutant: type[Sound]) ->
         run()
 
 
+@pytest.mark.slow
 @given(actors(OBS_DIM, ACTION_DIM))
 def test_actors_with_random_parameters_pass(actor: FlowMap) -> None:
     check_flow_map(actor, obs_dim=OBS_DIM, action_dim=ACTION_DIM)

@@ -102,6 +102,7 @@ def log_density(oracle: MixtureFlowMap, x: Tensor, t: Tensor) -> Tensor:
     return (oracle._weights.log() - (square + variance.log()) / 2).logsumexp(-1)
 
 
+@pytest.mark.slow
 @given(cases(MIXTURES))
 def test_mixtures_keep_the_semigroup(case: tuple[AnalyticFlowMap, Probe]) -> None:
     oracle, (obs, x, (t, u, s)) = case
@@ -115,6 +116,7 @@ def test_mixtures_keep_the_semigroup(case: tuple[AnalyticFlowMap, Probe]) -> Non
     assert (error <= 1e-11 * (1 + stretch.nan_to_num(nan=torch.inf))).all()
 
 
+@pytest.mark.slow
 @given(probes(2, 1, LINEAR))
 def test_a_linear_mixture_keeps_the_semigroup_where_data_is(probe: Probe) -> None:
     oracle = LinearPathFlowMap(MixtureFlowMap(MEANS, 0.3, WEIGHTS))  # overlapping modes: no void
@@ -262,6 +264,7 @@ def test_linear_paths_agree_with_a_solver(z: float, a: float, b: float) -> None:
     )
 
 
+@pytest.mark.slow
 @given(st.floats(-2.5, 2.5), st.floats(0.02, 0.98), st.floats(0.0, 0.98))
 def test_linear_paths_are_the_noising_path_in_other_coordinates(
     y: float, a: float, share: float
@@ -296,6 +299,7 @@ def test_samples_have_the_moments_that_the_oracle_states(
     assert_moments_close(sample, oracle.mean, oracle.std)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 5])
 @pytest.mark.parametrize("name", ["full covariance", "bandit", "two points", "mixture"])
 def test_noisy_data_flows_back_to_the_data(

@@ -55,6 +55,7 @@ def draw(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tenso
 # --- moments --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["normal", "uniform", "two modes"])
 def test_moments_raise_false_alarms_as_often_as_stated(
     name: str, generator: torch.Generator

@@ -45,6 +45,7 @@ def test_times_stay_apart_in_float32(times: Times) -> None:
     assert ordered(times)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", [KarrasTimes(t_max=80.0), UniformTimes(t_max=2.0)], ids=str)
 @pytest.mark.parametrize(
     "reached",
