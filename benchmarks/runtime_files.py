@@ -6,6 +6,7 @@ Untrained small policies of every kind that `export_onnx` writes, each with obse
 the core's own actions for them. Files that are there stay: they show that later runtimes read them.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from gtp_policy import (
 from gtp_policy.acting import ModeChoice
 from gtp_policy.actor import ActionStatistics
 from gtp_policy.export import export_onnx
+from gtp_policy.keyed_noise import keyed_noise
 
 FILES = ROOT / "runtime" / "tests" / "files"
 EXAMPLE = ROOT / "runtime" / "gtp_runtime" / "example.onnx"
@@ -89,7 +91,7 @@ def policies() -> Iterator[tuple[str, Any, dict[str, Any]]]:
     yield "box", actor(), box
     yield "one_step", actor(), box | {"steps": 1}
     yield "unit", actor(), {}
-    yield "fixed", actor(), box | {"noise": "fixed"}
+    yield "keyed", actor(), box | {"noise": "keyed"}
     yield "float16", actor(), box | {"precision": "float16"}
     statistics = ActionStatistics(mean=(0.1, -0.2), std=(0.3, 0.05))
     yield "standardised", actor(action_statistics=statistics), box
@@ -121,12 +123,13 @@ def write(name: str, policy: Any, options: dict[str, Any], folder: Path) -> None
         for part in document.observation.parts
     }
     noise = rng.standard_normal((ROWS, *document.noise.shape), np.float32)
-    fixed = np.float32(document.noise.fixed).reshape(1, *document.noise.shape)
+    flat = np.concatenate([part.reshape(ROWS, -1) for part in obs.values()], 1)
+    keyed = keyed_noise(torch.from_numpy(flat), math.prod(document.noise.shape)).numpy()
     np.savez_compressed(
         folder / f"{name}.npz",
         noise=noise,
         action=_core(policy, document, obs, noise, options),
-        deterministic=_core(policy, document, obs, np.repeat(fixed, ROWS, 0), options),
+        deterministic=_core(policy, document, obs, keyed.reshape(noise.shape), options),
         **obs,
     )
 

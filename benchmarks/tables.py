@@ -11,11 +11,14 @@ from collections.abc import Callable
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
+
 from benchmarks import performance
 from benchmarks.pages import RESULTS, ROOT, fill, is_current, page_parser, publish, table
 
 README = ROOT / "README.md"
 EXPORT = ROOT / "docs" / "how-to" / "export.md"
+DEVIATIONS = ROOT / "docs" / "explanation" / "deviations.md"
 ROBOT_LOGS = ROOT / "docs" / "tutorials" / "robot-logs.md"
 
 
@@ -218,6 +221,26 @@ def parity(record: dict[str, Any]) -> str:
     )
 
 
+def deterministic(record: dict[str, Any]) -> str:
+    """Returns the table on what a deterministic action starts from, by run."""
+    rows, names = [], list(next(iter(record["rows"].values()))["scores"])
+    for row in record["rows"].values():
+        scale = 100 if row["scored_by"] == "success" else 1
+        scores = [scale * np.array(row["scores"][name], float) for name in names]
+        cells = [f"{s.mean():.0f} ± {s.std(ddof=1) / len(s) ** 0.5:.0f}" for s in scores]
+        unit = "success, %" if row["scored_by"] == "success" else "return"
+        rows.append([f"{row['task']}, seed {row['seed']}, {unit}", *cells])
+    first = next(iter(record["rows"].values()))
+    return "\n\n".join(
+        [
+            f"`{first['method']}` after {first['updates']:,} updates, K = 1, mean ± standard error "
+            f"over {len(first['scores'][names[0]])} episodes (`{record['command']}`). The default "
+            "is the mode of 16 for noise of the observation:",
+            table(["", *names], rows),
+        ]
+    )
+
+
 def robot_logs(text: str, record: dict[str, Any]) -> str:
     """Returns the tutorial on robot logs with its two tables, of what its script measured."""
     joints = [str(i) for i in range(len(record["error"]))]
@@ -262,13 +285,16 @@ def render(text: str) -> str:
 def main() -> None:
     """Writes or checks the README, the page on exports and the tutorial on robot logs."""
     args = page_parser(__doc__).parse_args()
-    record, logs = (
+    record, logs, rules = (
         json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("parity", "robot_logs")
+        for name in ("parity", "robot_logs", "deterministic")
     )
     pages = {
         README: render(README.read_text(encoding="utf-8")),
         EXPORT: fill(EXPORT.read_text(encoding="utf-8"), "parity", parity(record)),
+        DEVIATIONS: fill(
+            DEVIATIONS.read_text(encoding="utf-8"), "deterministic", deterministic(rules)
+        ),
         ROBOT_LOGS: robot_logs(ROBOT_LOGS.read_text(encoding="utf-8"), logs),
     }
     stale = [path for path, text in pages.items() if not is_current(path, text)]

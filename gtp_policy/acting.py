@@ -11,12 +11,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gtp_policy._config import Config, Float, Int
-from gtp_policy._contexts import constant, outside
+from gtp_policy._contexts import outside
 from gtp_policy._fingerprint import Fingerprint
-from gtp_policy._random import generator_or_private, new_stream
+from gtp_policy._random import generator_or_private
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.critic import QEnsemble
 from gtp_policy.functional import check_kind, unwrapped
+from gtp_policy.keyed_noise import keyed_noise
 
 # So many take a CPU about as long as a device takes to start the sampler's operators one by one.
 _FEW_ROWS = 32
@@ -221,7 +222,7 @@ class _Choices(Protocol):
 
     @property
     def eval_candidates(self) -> int:
-        """Number of fixed noises of a deterministic action."""
+        """Number of noises of a deterministic action."""
 
     @property
     def choice(self) -> Choice:
@@ -288,10 +289,9 @@ def act(
         candidates: n, actions to draw per observation.
         choice: How one of several candidates is chosen; default `ArgmaxChoice`, which a
             deterministic action takes instead of a choice that draws.
-        deterministic: Start from noises that are fixed with the actor. Equal calls then give equal
-            bits; an observation in another row, or in a batch of another size, gets the same action
-            up to rounding (`GTPLearner.act`). Never from zero noise, which can end between two
-            modes.
+        deterministic: Start from noises that are a function of the observation (`keyed_noise`).
+            Equal calls then give equal bits; an observation in another row, or in a batch of
+            another size, gets the same action up to rounding (`GTPLearner.act`).
         generator: Source of the noise; default a stream of the package's own.
 
     Returns:
@@ -335,10 +335,8 @@ def act(
         return actor.sample(obs, steps=steps, generator=generator)
     actor.check_observations(obs)
     picker = _picker(choice, deterministic)
-    fixed = None
-    if deterministic:
-        fixed = fixed_noise(actor, candidates, steps, picker).repeat(len(obs), 1)
-    return _choose(actor, critic, obs, fixed, steps, candidates, picker, generator)
+    own = keyed_noise(obs, candidates * actor.noise_dim(steps)) if deterministic else None
+    return _choose(actor, critic, obs, own, steps, candidates, picker, generator)
 
 
 class CPUSnapshot:
@@ -427,11 +425,11 @@ class CPUSnapshot:
         moved = obs.to(like.device)
         actor.check_observations(moved)
         source, picker = generator_or_private(generator, obs.device), _picker(choice, deterministic)
+        width = actor.noise_dim(steps)
         if deterministic:
-            noise = fixed_noise(actor, candidates, steps, picker).repeat(len(obs), 1)
+            noise = keyed_noise(obs, candidates * width)
         else:
-            shape = rows, actor.noise_dim(steps)
-            noise = torch.randn(shape, generator=source, dtype=like.dtype, device="cpu")
+            noise = torch.randn((rows, width), generator=source, dtype=like.dtype, device="cpu")
         noise = noise.to(like.device)
         return _choose(actor, critic, moved, noise, steps, candidates, picker, source).cpu()
 
@@ -520,7 +518,9 @@ def _choose(
     picker: Choice,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Returns actions for noise that is given or, where there is none, drawn."""
+    """Returns actions for noise that is given, (B n, D) or (B, n D), or drawn if there is none."""
+    if noise is not None:
+        noise = noise.reshape(-1, actor.noise_dim(steps))
     if candidates == 1:
         return actor.sample(obs, steps=steps, noise=noise, generator=generator)
     batch = obs.shape[0]
@@ -532,52 +532,3 @@ def _choose(
             assert critic is not None  # `_check` has looked
             q = critic.config.reduce(critic(tiled, action)).view(batch, candidates)
         return picker.take(action.view(batch, candidates, actor.action_dim), q, generator)
-
-
-def fixed_noise(
-    actor: FlowMapActor,
-    candidates: int = 1,
-    steps: int | None = None,
-    choice: Choice | None = None,
-) -> Tensor:
-    """Returns the noises that a deterministic action starts from.
-
-    Args:
-        actor: The policy.
-        candidates: n, actions per observation.
-        steps: K; default the actor's.
-        choice: What chooses among them; `ModeChoice` has them in pairs of opposite ones.
-
-    Returns:
-        Shape (n, D) with D = `FlowMapActor.noise_dim`; the first row starts with the actor's own.
-
-    Example:
-        >>> import torch
-        >>> from gtp_policy import FlowMapActor, act
-        >>> from gtp_policy.acting import fixed_noise
-        >>> actor, obs = FlowMapActor(3, 2), torch.zeros(1, 3)
-        >>> action = actor.sample(obs, noise=fixed_noise(actor))
-        >>> torch.equal(action, act(actor, None, obs, deterministic=True))
-        True
-    """
-    actor = unwrapped(actor)
-    noise = actor.fixed_noise.unsqueeze(0)
-    if candidates > 1 and isinstance(choice, ModeChoice):
-        # In pairs of opposite noises, whose mean is that of the noise: 0.
-        more = _more_noise((candidates + 1) // 2, actor.action_dim, "fixed candidates").to(noise)
-        noise = torch.cat([more, -more])[:candidates]
-    elif candidates > 1:
-        more = _more_noise(candidates - 1, actor.action_dim, "fixed candidates")
-        noise = torch.cat([noise, more.to(noise)])
-    later = actor.noise_dim(steps) - actor.action_dim
-    if later:  # a stochastic sampler takes further noises on its way
-        more = _more_noise(candidates, later, "fixed steps")
-        noise = torch.cat([noise, more.to(noise)], 1)
-    return noise
-
-
-@constant(maxsize=16)
-def _more_noise(rows: int, width: int, name: str) -> Tensor:
-    """Returns the same numbers every time, shared by all callers."""
-    generator = new_stream(0, name)
-    return torch.randn((rows, width), generator=generator, dtype=torch.float32, device="cpu")

@@ -456,9 +456,9 @@ class FlowMapActor(nn.Module):
         .. math:: x_{t_0} = T z, \quad x_{t_{i+1}} = \Phi(o, x_{t_i}, t_i, t_{i+1})
 
         or as ``config.sampler`` says. The same noise gives the same action: to the last bit in an
-        equal call, up to rounding in a batch of another size. For a deterministic policy pass
-        ``noise=actor.fixed_noise.expand(len(obs), -1)``; a zero noise would start a symmetric
-        two-mode policy exactly between its modes and end there.
+        equal call, up to rounding in a batch of another size. For a deterministic policy see
+        `act`; a zero noise would start a symmetric two-mode policy exactly between its modes and
+        end there.
 
         Args:
             obs: Observation, shape (B, O).

@@ -826,8 +826,9 @@ class GTPLearner(nn.Module):
                 them, as ``config.choice`` says. Default: 1; ``config.eval_candidates`` for a
                 deterministic action, of which ``config.deterministic_choice`` makes one: by
                 default the mode of the policy.
-            deterministic: Start from noises that are fixed with the policy, as above. Never from
-                zero noise, which can end between two modes.
+            deterministic: Start from noises that are a function of the observation
+                (`gtp_policy.keyed_noise`), as above. Never from zero noise, which can end between
+                two modes.
             generator: Source of the noise; default a stream of the package's own.
 
         Returns:

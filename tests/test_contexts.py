@@ -160,7 +160,7 @@ def exported(learner: GTPLearner, dataset: OfflineDataset) -> None:
 def written(learner: GTPLearner, dataset: OfflineDataset) -> None:
     with tempfile.TemporaryDirectory() as folder:
         export_onnx(learner, f"{folder}/policy.onnx")
-        export_onnx(learner, f"{folder}/policy.onnx", candidates=3, noise="fixed")
+        export_onnx(learner, f"{folder}/policy.onnx", candidates=3, noise="keyed")
 
 
 def written_by_torch(learner: GTPLearner, dataset: OfflineDataset) -> None:

@@ -21,7 +21,7 @@ CORE = ROOT / "gtp_policy"
 # The core in reading order. A module imports only from the rows above its own.
 LAYERS: list[set[str]] = [
     {"_config", "_contexts", "_fingerprint", "_random", "_version", "errors", "files"},
-    {"times", "spaces", "rewards", "shards", "kernels"},
+    {"times", "spaces", "rewards", "shards", "kernels", "keyed_noise"},
     {"functional"},
     {"chunks", "networks", "dataset_builder", "teachers", "samplers", "transitions"},
     {"_folding", "critic", "episodes", "frames", "metrics"},
@@ -57,6 +57,7 @@ PUBLIC_MODULES = (
     "gtp_policy.frames",
     "gtp_policy.functional",
     "gtp_policy.guidance",
+    "gtp_policy.keyed_noise",
     "gtp_policy.loss",
     "gtp_policy.metrics",
     "gtp_policy.networks",

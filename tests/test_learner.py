@@ -42,6 +42,7 @@ from gtp_policy.errors import (
     StateMismatchError,
 )
 from gtp_policy.functional import precondition
+from gtp_policy.keyed_noise import keyed_noise
 from gtp_policy.networks import linear
 from gtp_policy.times import KarrasTimes
 
@@ -448,7 +449,8 @@ def test_running_statistics_of_a_users_network_reach_the_target(batch: Transitio
 def test_acting_uses_the_target_network(dataset: OfflineDataset) -> None:
     learner = make_learner(ema_rate=0.01, total_updates=1000)
     train(learner, dataset, 3)
-    obs, noise = torch.ones(4, OBS), learner.actor.fixed_noise.expand(4, -1)
+    obs = torch.ones(4, OBS)
+    noise = keyed_noise(obs, ACT)
     got = learner.act(obs, deterministic=True, candidates=1)
     assert torch.equal(got, learner.target_actor.sample(obs, noise=noise))
     assert not torch.equal(got, learner.actor.sample(obs, noise=noise))

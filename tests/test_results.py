@@ -2,11 +2,22 @@
 
 import json
 
+import numpy as np
+
 from benchmarks import failing, performance, signatures, teachers
 from benchmarks.pages import RESULTS, fill
 from benchmarks.parity import KINDS
 from benchmarks.pictures import shows
-from benchmarks.tables import EXPORT, README, ROBOT_LOGS, parity, render, robot_logs
+from benchmarks.tables import (
+    DEVIATIONS,
+    EXPORT,
+    README,
+    ROBOT_LOGS,
+    deterministic,
+    parity,
+    render,
+    robot_logs,
+)
 
 
 def test_the_readme_says_what_the_json_says() -> None:
@@ -23,6 +34,19 @@ def test_the_tutorial_on_robot_logs_says_what_its_script_measured() -> None:
     assert mean["with rewards"] < mean["clone"]
     assert last["with rewards"] < last["clone"]
     assert max(record["relative_error"]) < 0.5
+
+
+def test_a_deterministic_action_is_no_worse_than_a_sampled_one() -> None:
+    record = json.loads((RESULTS / "deterministic.json").read_text(encoding="utf-8"))
+    text = DEVIATIONS.read_text(encoding="utf-8")
+    assert text == fill(text, "deterministic", deterministic(record)), "run: make tables"
+    for row in record["rows"].values():
+        sampled, default = (
+            np.array(row["scores"][name], float)
+            for name in ("sampled", "noise of the observation, mode of 16")
+        )
+        error = np.hypot(*(s.std(ddof=1) / len(s) ** 0.5 for s in (sampled, default)))
+        assert default.mean() >= sampled.mean() - 2 * error
 
 
 def test_exported_files_act_as_the_policies_they_were_made_of() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from gtp_policy import FlowMapActor, FlowMapActorConfig, GTPConfig, GTPLearner
 from gtp_policy.errors import ShapeError
 from gtp_policy.functional import precondition
+from gtp_policy.keyed_noise import keyed_noise
 from gtp_policy.samplers import JumpSampler, OdeSampler, Sampler
 from gtp_policy.testing import (
     AnalyticFlowMap,
@@ -152,7 +153,7 @@ def test_how_many_numbers_an_action_takes() -> None:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
-def test_deterministic_actions_are_those_of_fixed_noises(sampler: Sampler) -> None:
+def test_deterministic_actions_are_those_of_the_observations_noise(sampler: Sampler) -> None:
     config = FlowMapActorConfig(hidden=(8,), time_dim=4, sampler=sampler)
     learner = GTPLearner.build(2, 3, GTPConfig(actor=config))
     obs = normal(1, 2, 1).float().expand(3, 2)
@@ -163,10 +164,9 @@ def test_deterministic_actions_are_those_of_fixed_noises(sampler: Sampler) -> No
         assert torch.equal(action, again)
         # Rows of one batch may be added up in different orders.
         torch.testing.assert_close(action, action[:1].expand(3, 3), rtol=0, atol=2e-6)
-    # The first noise does not depend on the sampler, so that they can be compared.
-    noise = learner.target_actor.fixed_noise
-    plain = GTPLearner.build(2, 3, GTPConfig(actor=config.replace(sampler=JumpSampler())))
-    assert torch.equal(plain.target_actor.fixed_noise, noise)
+    noise = keyed_noise(obs, learner.target_actor.noise_dim())
+    alone = learner.act(obs, deterministic=True, candidates=1)
+    torch.testing.assert_close(learner.target_actor.sample(obs, noise=noise), alone)
 
 
 # --- the linear path in the actor

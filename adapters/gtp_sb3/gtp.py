@@ -67,11 +67,11 @@ class GTP(OfflineLoop):
     `set_dataset` changes from one to the other.
 
     **deterministic=True** of `predict` takes where 16 actions (``eval_candidates`` of the config)
-    that start from fixed noises lie densest, the policy's mode: equal calls give equal actions, and
-    an observation gets the same one in any batch up to rounding. ``deterministic=False`` draws one
-    sample; ``policy_kwargs=dict(candidates=n)`` makes either the one of n that the critic values
-    most. Online, where the critic sees what its choices lead to, choose that, with n = 16 say: the
-    mode is good where the policy is close to the data.
+    that start from noises of the observation lie densest, the policy's mode: equal calls give equal
+    actions, and an observation gets the same one in any batch up to rounding.
+    ``deterministic=False`` draws one sample; ``policy_kwargs=dict(candidates=n)`` makes either the
+    one of n that the critic values most. Online, where the critic sees what its choices lead to,
+    choose that, with n = 16 say: the mode is good where the policy is close to the data.
 
     Arguments of SB3 keep SB3's meaning. What belongs to the method stands in ``gtp_config``. A
     choice that can be made in both places (``learning_rate``, ``tau``, ``seed``, ``net_arch``,
@@ -618,9 +618,9 @@ class GTP(OfflineLoop):
             state: What the step before returned, for a policy with chunks or a history; None where
                 all episodes begin. See `GTPPolicy.predict`.
             episode_start: Which episodes begin with this observation.
-            deterministic: Whether to take the policy's mode, of actions that start from fixed
-                noises, so that equal calls give equal actions; see `GTPPolicy`. False draws new
-                noise.
+            deterministic: Whether to take the policy's mode, of actions that start from noises of
+                the observation, so that equal calls give equal actions; see `GTPPolicy`. False
+                draws new noise.
 
         Returns:
             Actions in the units of the environment, always inside its Box, and the state.

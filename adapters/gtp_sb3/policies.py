@@ -52,9 +52,9 @@ class GTPPolicy(BasePolicy):
     extractor, of which actor and critic have a copy each. An ``encoder`` in the config takes the
     place of both: a policy with it loads in the core alone.
 
-    **deterministic=True** starts the sampler from noises that are fixed with the policy, in pairs
-    of opposite ones, and takes where the actions lie densest, the policy's mode: equal calls give
-    equal actions, and an observation gets the same one in any batch up to rounding
+    **deterministic=True** starts the sampler from noises that are a function of the observation,
+    and takes where the actions lie densest, the policy's mode: equal calls give equal actions, and
+    an observation gets the same one in any batch up to rounding
     (`gtp_policy.GTPLearner.act`). How many there are is ``eval_candidates`` of the config, 16, and
     how one is chosen ``deterministic_choice``. **deterministic=False** draws one sample with new
     noise. ``candidates=n`` makes either the one of n that the critic values most.
@@ -274,7 +274,7 @@ class GTPPolicy(BasePolicy):
 
         Args:
             obs: Observations as SB3's ``obs_to_tensor`` makes them: a tensor or a dict of tensors.
-            deterministic: Whether to start from fixed noises.
+            deterministic: Whether to start from noises that are a function of the observation.
 
         Returns:
             Actions in [-1, 1], shape (B, A).
@@ -340,9 +340,9 @@ class GTPPolicy(BasePolicy):
                 as in a call alone. Other policies have no memory and return it as it came.
             episode_start: Which episodes begin with this observation; what is in the state of them
                 is forgotten. Policies without memory do not use it.
-            deterministic: Whether to take the policy's mode, of actions that start from fixed
-                noises, so that equal calls give equal actions; see `GTPPolicy`. False draws new
-                noise.
+            deterministic: Whether to take the policy's mode, of actions that start from noises of
+                the observation, so that equal calls give equal actions; see `GTPPolicy`. False
+                draws new noise.
 
         Returns:
             Actions in the units of the environment, always inside its Box, and the state.

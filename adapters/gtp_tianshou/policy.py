@@ -39,10 +39,10 @@ class GTPPolicy(Policy):
     deployed.
 
     Acting is deterministic if ``deterministic_eval`` and the policy is not within a training step:
-    actions then start from 16 noises that are fixed with the weights (``eval_candidates`` of the
-    learner's config), in pairs of opposite ones, and where they lie densest is taken, the policy's
-    mode, with a critic or without. Equal calls give equal actions, and an observation gets the same
-    one in any batch up to rounding (`gtp_policy.GTPLearner.act`). Never zero noise, which can end
+    actions then start from 16 noises that are a function of the observation (``eval_candidates`` of
+    the learner's config), and where they lie densest is taken, the policy's mode, with a critic or
+    without. Equal calls give equal actions, and an observation gets the same one in any batch up to
+    rounding (`gtp_policy.GTPLearner.act`). Never zero noise, which can end
     between two modes. ``deterministic_eval``, ``steps`` and ``candidates`` may be changed at any
     time.
 

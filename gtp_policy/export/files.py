@@ -36,7 +36,7 @@ from gtp_policy.export.source import (
 from gtp_policy.files import replacing
 from gtp_policy.spaces import ActionScaler, ObservationLayout
 
-Noise = Literal["input", "fixed", "seeded"]
+Noise = Literal["input", "keyed", "seeded"]
 _Outputs = Callable[[Sequence[Tensor]], npt.NDArray[np.float32]]
 # How far an exported action may be from the policy's, in [-1, 1]: rounding of float32 and, ten bits
 # less, of float16 through all layers and jumps.
@@ -72,8 +72,8 @@ def export_onnx(
         candidates: n, actions per observation of which the critic chooses one; default as the
             policy is evaluated: the mode of a learner's ``eval_candidates``.
         choice: Replaces a choice by chance, which no file can hold, by `ArgmaxChoice`.
-        noise: ``"input"``: the caller gives it. ``"fixed"``: that of deterministic actions, inside.
-            ``"seeded"``: drawn inside by the runtime.
+        noise: ``"input"``: the caller gives it. ``"keyed"``: that of deterministic actions, a
+            function of the observation, inside. ``"seeded"``: drawn inside by the runtime.
         seed: Of ``"seeded"`` noise, below 2^24; default 0.
         precision: ``"float16"`` halves the flow map's network and rounds its products to 11 bits:
             up to about 1e-3 of an action's range. Only for default networks.
@@ -265,7 +265,7 @@ def _check_options(noise: Noise, seed: int | None, precision: Precision) -> None
     if seed is not None and noise != "seeded":
         raise ExportError(
             f"A seed belongs to noise that the file draws: got seed={seed} and noise={noise!r}, "
-            "expected noise='seeded'. Else the noise is the caller's, or fixed."
+            "expected noise='seeded'. Else it is the caller's, or a function of the observation."
         )
     if seed is not None and (type(seed) is not int or not 0 <= seed < _SEEDS):
         raise ExportError(
@@ -311,7 +311,6 @@ def _document(plan: Plan, noise: Noise, seed: int | None, precision: Precision) 
             source=noise,
             input=NOISE if noise == "input" else None,
             shape=plan.noise_shape,
-            fixed=tuple(plan.fixed.flatten().tolist()),
             seed=(seed or 0) if noise == "seeded" else None,
         ),
         checkpoint=CheckpointOrigin(sha256=plan.sha256(), updates=plan.source.updates),

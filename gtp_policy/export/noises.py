@@ -1,15 +1,17 @@
-"""Noise inside a graph instead of its input: fixed, or drawn by the runtime."""
+"""Noise inside a graph instead of its input: of the observation, or drawn by the runtime."""
 
+import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from gtp_policy.export.opset import NOISE
 from gtp_policy.export.policy_file import NoiseInput
 from gtp_policy.export.source import Plan
+from gtp_policy.keyed_noise import FARTHEST, HASH, PRIME, STEP, TERMS, UNITS, powers
 
 
 def replace_(model: onnx.ModelProto, plan: Plan, noise: NoiseInput) -> None:
@@ -26,27 +28,68 @@ def replace_(model: onnx.ModelProto, plan: Plan, noise: NoiseInput) -> None:
     kept = [entry for entry in graph.input if entry.name != NOISE]
     del graph.input[:]
     graph.input.extend(kept)
-    fixed = np.array(noise.fixed, np.float32).reshape(1, *noise.shape)
-    constants: dict[str, npt.NDArray[Any]] = {
-        "noise_rest": np.array(noise.shape, np.int64),
-        **({"noise_fixed": fixed} if noise.source == "fixed" else {}),
-    }
-    graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in constants.items())
-    nodes = [
-        _node("Shape", [plan.inputs[0]], "noise_batch", start=0, end=1),
-        _node("Concat", ["noise_batch", "noise_rest"], "noise_shape", axis=0),
-    ]
-    if noise.source == "fixed":
-        nodes.append(_node("Expand", ["noise_fixed", "noise_shape"], NOISE))
+    own = _Nodes()
+    if noise.source == "keyed":
+        _keyed(own, plan)
     else:
-        nodes += [
-            _node("ConstantOfShape", ["noise_shape"], "noise_zeros"),
-            _node("RandomNormalLike", ["noise_zeros"], NOISE, seed=float(noise.seed or 0)),
-        ]
+        batch = own.op("Shape", plan.inputs[0], start=0, end=1)
+        shape = own.op("Concat", batch, own.integers(*noise.shape), axis=0)
+        zeros = own.op("ConstantOfShape", shape)
+        own.op("RandomNormalLike", zeros, output=NOISE, seed=float(noise.seed or 0))
+    graph.initializer.extend(own.constants)
     rest = list(graph.node)
     del graph.node[:]
-    graph.node.extend([*nodes, *rest])
+    graph.node.extend([*own.nodes, *rest])
 
 
-def _node(kind: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:  # noqa: ANN401
-    return helper.make_node(kind, inputs, [output], name=output, **attributes)
+def _keyed(graph: "_Nodes", plan: Plan) -> None:
+    """Adds `gtp_policy.keyed_noise`, operator by operator."""
+    parts = [
+        graph.op("Reshape", name, graph.integers(-1, plan.history, math.prod(shape)))
+        for name, shape in zip(plan.inputs, plan.layout.shapes, strict=True)
+    ]
+    steps = graph.op("Concat", *parts, axis=2) if len(parts) > 1 else parts[0]
+    obs = graph.op("Reshape", steps, graph.integers(-1, plan.actor.obs_dim))
+    far = (graph.constant(np.float32(v)) for v in (-FARTHEST, FARTHEST))
+    units = graph.op("Mul", graph.op("Clip", obs, *far), graph.constant(np.float32(UNITS)))
+    prime, one = graph.constant(np.int64(PRIME)), graph.integers(1)
+
+    def product(a: str, b: str) -> str:
+        return graph.op("Mod", graph.op("Mul", a, b), prime)
+
+    whole = graph.op("Mod", graph.op("Cast", units, to=TensorProto.INT64), prime)
+    weighted = product(whole, graph.constant(powers(HASH, plan.actor.obs_dim).numpy()))
+    key = graph.op("Mod", graph.op("ReduceSum", weighted, one), prime)
+    key = graph.op("Mod", key, graph.constant(np.int64(PRIME - 1)))
+    key = graph.op("Add", key, one)
+    square = product(key, key)
+    key = product(product(square, square), key)
+    count = math.prod(plan.noise_shape)
+    uniform = product(key, graph.constant(powers(STEP, TERMS * count).numpy()))
+    terms = graph.op("Reshape", uniform, graph.integers(-1, count, TERMS))
+    total = graph.op("ReduceSum", terms, graph.integers(2), keepdims=0)
+    total = graph.op("Sub", total, graph.constant(np.int64(TERMS // 2 * PRIME)))
+    total = graph.op("Cast", total, to=TensorProto.FLOAT)
+    normal = graph.op("Div", total, graph.constant(np.float32(PRIME)))
+    graph.op("Reshape", normal, graph.integers(-1, *plan.noise_shape), output=NOISE)
+
+
+class _Nodes:
+    """Nodes and constants to come before those of a graph, under names of their own."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def op(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:  # noqa: ANN401
+        name = output or f"noise_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
+        return name
+
+    def constant(self, value: npt.ArrayLike) -> str:
+        name = f"noise_constant_{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def integers(self, *values: int) -> str:
+        return self.constant(np.array(values, np.int64))

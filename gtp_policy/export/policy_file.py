@@ -88,16 +88,13 @@ class ActionSpace(_Part):
 class NoiseInput(_Part):
     """Where the randomness of actions comes from."""
 
-    source: Literal["input", "fixed", "seeded"] = Field(
-        description="An input of the graph; or inside the graph, the fixed noise for every row; or "
-        "inside, drawn by the runtime from a seed."
+    source: Literal["input", "keyed", "seeded"] = Field(
+        description="An input of the graph; or inside the graph, the noise of a deterministic "
+        "action, a function of the observation; or inside, drawn by the runtime from a seed."
     )
     input: str | None = Field(description="Name of the graph's input; null without one.")
     shape: tuple[Width, ...] = Field(
         description="Shape for one observation: (D,), or (n, D) for n candidates."
-    )
-    fixed: tuple[Float, ...] = Field(
-        description="The noise of a deterministic action, float32 numbers in C order."
     )
     seed: Int | None = Field(default=None, description="Of a source that is seeded.")
 

@@ -17,7 +17,6 @@ from gtp_policy.acting import (
     Choice,
     SoftmaxChoice,
     chosen_by,
-    fixed_noise,
     needs_critic,
 )
 from gtp_policy.actor import FlowMapActor
@@ -215,7 +214,6 @@ class Plan:
         _check_choice(self.candidates, source, self.choice)
         self.actor = _plain(actor)
         self.critic = _plain(source.critic) if needs_critic(self.candidates, self.choice) else None
-        self.fixed = fixed_noise(self.actor, self.candidates, self.steps, self.choice).detach()
         _check_numbers(self.actor, self.critic)
 
     @property

@@ -23,7 +23,7 @@ class ActionQueue:
     Args:
         policy: The policy.
         play: Actions of each chunk that are played, 1 to h; default all.
-        deterministic: Whether actions start from the fixed noise.
+        deterministic: Whether actions start from noises that are a function of the observation.
 
     Raises:
         ValueError: If ``play`` is out of range.
@@ -86,15 +86,15 @@ class ActionQueue:
             )
         if not self._actions:
             document = self._policy.document
-            chunk = self._policy.compute(checked, self._noise())
+            chunk = self._policy.compute(checked, self._noise(checked))
             self._actions.extend(chunk.reshape(-1, *document.action_shape)[: self._play])
         self._past.append(obs)
         return self._actions.popleft()
 
-    def _noise(self) -> Array | None:
+    def _noise(self, parts: list[Array]) -> Array | None:
         document = self._policy.document
         if self._random is None or self._deterministic or document.noise_input is None:
-            return self._policy.draw_noise(1, deterministic=self._deterministic)
+            return self._policy.draw_noise(parts, deterministic=self._deterministic)
         return self._random.standard_normal((1, *document.noise_shape), np.float32)
 
     def _window(self, obs: Observation) -> Observation:

@@ -62,10 +62,9 @@ class Document:
         chunk: h, actions that one call returns.
         low: Least values of an action, float32, of its shape.
         high: Largest values, likewise.
-        noise: ``input``, ``fixed`` or ``seeded``: where the randomness comes from.
+        noise: ``input``, ``keyed`` or ``seeded``: where the randomness comes from.
         noise_input: Name of the graph's input; None without one.
         noise_shape: Shape of the noise of one observation.
-        fixed_noise: The noise of a deterministic action, float32, of that shape.
         checkpoint_sha256: Hash of what the file was made from.
         content: The whole document as it stands in the file.
 
@@ -90,7 +89,6 @@ class Document:
     noise: str
     noise_input: str | None
     noise_shape: Shape
-    fixed_noise: Array
     checkpoint_sha256: str
     content: Mapping[str, Any]
 
@@ -186,10 +184,7 @@ expected at most 1. gtp-policy 3.0 wrote it: install gtp-policy-runtime of that 
     if low is None or high is None or not np.all(low < high):
         raise _wrong("no `action.low` below `action.high`")
     noise_shape = noise.shape("shape")
-    fixed = noise.numbers("fixed", noise_shape)
-    if fixed is None:
-        raise _wrong("no `noise.fixed`")
-    source = noise.one_of("source", "input", "fixed", "seeded")
+    source = noise.one_of("source", "input", "keyed", "seeded")
     named = noise.value.get("input")
     if (source == "input") != isinstance(named, str):
         raise _wrong(f"a `noise.input` of {named!r:.40} for the source {source!r}")
@@ -210,7 +205,6 @@ expected at most 1. gtp-policy 3.0 wrote it: install gtp-policy-runtime of that 
         noise=source,
         noise_input=named,
         noise_shape=noise_shape,
-        fixed_noise=fixed,
         checkpoint_sha256=root.member("checkpoint").string("sha256"),
         content=content,
     )

@@ -25,6 +25,7 @@ from gtp_runtime.errors import (
     PolicyFileError,
 )
 from gtp_runtime.graph import Array, read_graph
+from gtp_runtime.keyed_noise import keyed_noise
 from gtp_runtime.operators import Meter
 
 Observation = ArrayLike | Mapping[str, ArrayLike]
@@ -156,14 +157,14 @@ class Policy:
     ) -> Array:
         """Returns the action for an observation, or for each of a batch.
 
-        At random unless one of the three says otherwise. A file whose noise is ``fixed`` inside
-        always acts deterministically.
+        At random unless one of the three says otherwise. A file whose noise is ``keyed``
+        inside always acts deterministically.
 
         Args:
             obs: Observation in the units of the environment, not normalised: one array of shape
                 ``shape`` or (B, ...), of a Dict a mapping of such arrays by key. Of any type of
                 real numbers; computed in float32.
-            deterministic: Start from the noise that is fixed with the policy.
+            deterministic: Start from a noise that is a function of the observation.
             seed: Seed of the noise.
             noise: The noise itself, standard normal: the file's ``noise.shape``, with the batch in
                 front if ``obs`` has one.
@@ -200,8 +201,11 @@ class Policy:
             self._refuse_noise(deterministic, seed, noise)
         elif noise is not None:
             self._copy_noise(slot.inputs[document.noise_input], noise, single)
+        elif deterministic:
+            parts = [slot.inputs[part.input] for part in document.observation]
+            np.copyto(slot.inputs[document.noise_input], self._keyed(parts))
         else:
-            self._draw(slot.inputs[document.noise_input], deterministic, seed)
+            self._draw(slot.inputs[document.noise_input], seed)
         result = self._run(slot, batch)
         return result[0] if single else result
 
@@ -222,7 +226,7 @@ class Policy:
             >>> from gtp_runtime import Policy, example_file
             >>> policy = Policy.load(example_file())
             >>> parts, _ = policy.check([[1, 2, 3], [4, 5, 6]])
-            >>> policy.compute(parts, policy.draw_noise(2)).shape
+            >>> policy.compute(parts, policy.draw_noise(parts)).shape
             (2, 1)
         """
         batch = len(parts[0])
@@ -337,26 +341,28 @@ class Policy:
             )
 
     def draw_noise(
-        self, batch: int | None = None, *, deterministic: bool = False, seed: int | None = None
+        self, parts: Sequence[Array], *, deterministic: bool = False, seed: int | None = None
     ) -> Array | None:
-        """Returns the noise that `act` starts from for the same arguments.
+        """Returns the noise that `act` starts from for the same observations and arguments.
 
         Args:
-            batch: Number of observations; None for one without a batch in front.
+            parts: What `check` has returned, with the batch in front.
             deterministic: As for `act`.
             seed: As for `act`.
 
         Returns:
-            Standard normal numbers, float32, of the file's ``noise.shape``, with the batch in front
-            if there is one; None where the noise is inside the file.
+            Standard normal numbers, float32, (B, ``*noise.shape``); None where the noise is inside
+            the file.
 
         Raises:
             NoiseError: If the file does not allow the noise or seed, or both are given.
 
         Example:
             >>> from gtp_runtime import Policy, example_file
-            >>> Policy.load(example_file()).draw_noise(5, seed=0).shape
-            (5, 1)
+            >>> policy = Policy.load(example_file())
+            >>> parts, _ = policy.check([[1, 2, 3], [4, 5, 6]])
+            >>> policy.draw_noise(parts, seed=0).shape
+            (2, 1)
         """
         document = self.document
         if deterministic and seed is not None:
@@ -367,10 +373,14 @@ class Policy:
         if document.noise_input is None:
             self._refuse_noise(deterministic, seed, None)
             return None
-        shape = document.noise_shape if batch is None else (batch, *document.noise_shape)
-        noise = np.empty(shape, np.float32)
-        self._draw(noise, deterministic, seed)
+        if deterministic:
+            return self._keyed(parts)
+        noise = np.empty((len(parts[0]), *document.noise_shape), np.float32)
+        self._draw(noise, seed)
         return noise
+
+    def _keyed(self, parts: Sequence[Array]) -> Array:
+        return keyed_noise(parts, self.document.history, self.document.noise_shape)
 
     def _refuse_noise(self, deterministic: bool, seed: int | None, noise: ArrayLike | None) -> None:
         """Raises if noise is given to a file that has its noise inside."""
@@ -384,11 +394,9 @@ class Policy:
                 "none. Export the policy with the noise as an input to choose it per action."
             )
 
-    def _draw(self, buffer: Array, deterministic: bool, seed: int | None) -> None:
+    def _draw(self, buffer: Array, seed: int | None) -> None:
         """Writes noise into a buffer."""
-        if deterministic:
-            np.copyto(buffer, self.document.fixed_noise)
-        elif seed is not None:
+        if seed is not None:
             try:
                 random = np.random.default_rng(seed)
             except (TypeError, ValueError) as error:

@@ -102,8 +102,7 @@ def document(**changes: Any) -> dict[str, Any]:
         "observation": {"kind": "box", "parts": [part | {"low": None, "high": None}], "history": 1},
         "action": {"output": "action", "shape": [2], "dtype": "float32", "chunk": 1}
         | {"low": [-2.0, 0.0], "high": [2.0, 1.0]},
-        "noise": {"source": "input", "input": "noise", "shape": [2], "seed": None}
-        | {"fixed": [0.25, -0.5]},
+        "noise": {"source": "input", "input": "noise", "shape": [2], "seed": None},
         "checkpoint": {"sha256": "0" * 64, "updates": 1},
     }
     for name, value in changes.items():

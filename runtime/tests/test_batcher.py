@@ -20,7 +20,7 @@ from gtp_runtime.serving.bodies import Request
 def root() -> Policy:
     """Returns a policy that acts by the square root of what it sees: NaN below 0."""
     content = document(action__shape=[3], action__low=[-9.0] * 3, action__high=[9.0] * 3)
-    content["noise"] = {"source": "fixed", "input": None, "shape": [1], "fixed": [0.0]}
+    content["noise"] = {"source": "keyed", "input": None, "shape": [1]}
     ports = [port("obs", ("batch", 3))], [port("action", ("batch", 3))]
     nodes = [node("Sqrt", ["obs"], ["action"])]
     return Policy.load(model(graph(nodes, {}, *ports), {"gtp_policy": json.dumps(content)}))

@@ -32,7 +32,7 @@ def test_a_file_acts_as_the_policy_did(path: Path, backend: Any) -> None:
         assert (difference < limit).all(1).mean() > (0.95 if document.candidates > 1 else 0.9999)
 
     compare(policy.act(obs, deterministic=True), right["deterministic"])
-    if document.noise == "fixed":
+    if document.noise == "keyed":
         with pytest.raises(NoiseError):
             policy.act(obs, noise=right["noise"])
         return
@@ -58,7 +58,7 @@ def test_files_of_every_kind_are_there() -> None:
         "mode",
         "pixels",
         "float16",
-        "fixed",
+        "keyed",
     } <= names
     assert all(path.with_suffix(".npz").exists() for path in FILES)
 

@@ -36,7 +36,7 @@ CONTENT = document(
     action__shape=[3],
     action__low=[-1.0] * 3,
     action__high=[1.0] * 3,
-    noise={"source": "fixed", "input": None, "shape": [1], "fixed": [0.0]},
+    noise={"source": "keyed", "input": None, "shape": [1]},
 )
 PROPERTY = {"gtp_policy": json.dumps(CONTENT)}
 ECHO = node("Identity", ["obs"], ["action"])
@@ -257,7 +257,6 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "low above high": ({"action__low": [3.0, 0.0]}, "`action.low` below `action.high`"),
     "noise source": ({"noise__source": "internet"}, "`noise.source`"),
     "noise input": ({"noise__input": None}, "`noise.input` of None"),
-    "fixed": ({"noise__fixed": None}, "no `noise.fixed`"),
     "checkpoint": ({"checkpoint": 3}, "no object at `checkpoint`"),
     "history": (
         {
@@ -280,7 +279,7 @@ def test_a_wrong_document_is_named(name: str) -> None:
     ("changes", "match"),
     [
         ({"action__output": "u"}, "got the outputs action"),
-        ({"noise__shape": [3], "noise__fixed": [0.0] * 3}, "got the inputs"),
+        ({"noise__shape": [3]}, "got the inputs"),
         ({"action__chunk": 2}, "got the outputs"),
         ({"opset": 17}, "got opset 18"),
     ],

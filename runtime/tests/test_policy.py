@@ -33,9 +33,9 @@ DICT = document(
         "history": 1,
     }
 )
-CANDIDATES = document(noise__shape=[3, 2], noise__fixed=[0.1] * 6, candidates=3)
+CANDIDATES = document(noise__shape=[3, 2], candidates=3)
 CHUNKS = document(action__chunk=4, observation__history=2)
-FIXED = document(noise={"source": "fixed", "input": None, "shape": [2], "fixed": [0.0, 1.0]})
+KEYED = document(noise={"source": "keyed", "input": None, "shape": [2]})
 
 
 def draw(content: dict[str, Any], batch: int) -> tuple[list[np.ndarray], np.ndarray]:
@@ -62,11 +62,11 @@ def test_actions_are_those_of_the_formula(
     found = policy.act(given, noise=noise)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, right, atol=1e-6)
-    fixed = np.broadcast_to(
-        np.reshape(content["noise"]["fixed"], content["noise"]["shape"]), noise.shape
-    )
+    own = policy.draw_noise(policy.check(given)[0], deterministic=True)
+    assert own is not None
+    assert own.shape == noise.shape
     np.testing.assert_allclose(
-        policy.act(given, deterministic=True), expected(content, obs, fixed), atol=1e-6
+        policy.act(given, deterministic=True), expected(content, obs, own), atol=1e-6
     )
     first = {k: v[0] for k, v in given.items()} if isinstance(given, dict) else given[0]
     alone = policy.act(first, noise=noise[0])
@@ -75,21 +75,21 @@ def test_actions_are_those_of_the_formula(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_fixed_noise_inside_takes_none(backend: Any) -> None:
-    policy = Policy.load(policy_bytes(FIXED), backend=backend)
+def test_a_keyed_noise_inside_takes_none(backend: Any) -> None:
+    policy = Policy.load(policy_bytes(KEYED), backend=backend)
     obs = RNG.normal(size=(5, 3))
-    right = expected(FIXED, [obs], None)
+    right = expected(KEYED, [obs], None)
     for how in ({}, {"deterministic": True}):
         np.testing.assert_allclose(policy.act(obs, **how), right, atol=1e-6)
     for how in ({"seed": 1}, {"noise": np.zeros((5, 2))}):
         with pytest.raises(NoiseError, match="inside the file"):
             policy.act(obs, **how)
-    assert policy.draw_noise(5) is None
+    assert policy.draw_noise(policy.check(obs)[0]) is None
 
 
 def seeded() -> tuple[dict[str, Any], bytes]:
     content = document(
-        noise={"source": "seeded", "input": None, "shape": [3], "fixed": [0.0] * 3, "seed": 7},
+        noise={"source": "seeded", "input": None, "shape": [3], "seed": 7},
         action__shape=[3],
         action__low=[-9.0] * 3,
         action__high=[9.0] * 3,
@@ -110,8 +110,8 @@ def test_a_seeded_noise_inside_needs_onnx_runtime() -> None:
         policy.act(np.zeros(3), deterministic=True)
     with pytest.raises(PolicyFileError, match="needs ONNX Runtime"):
         Policy.load(data, backend="numpy")
-    content["noise"]["source"] = "fixed"
-    silent = data.replace(b'"seeded"', b'"fixed" ')
+    content["noise"]["source"] = "keyed"
+    silent = data.replace(b'"seeded"', b'"keyed" ')
     with pytest.raises(PolicyFileError, match="draws numbers"):
         Policy.load(silent)
 
@@ -122,7 +122,7 @@ def test_a_seed_is_that_of_numpy_and_moves_nothing_else() -> None:
     before = np.random.get_state()[1].tolist()  # noqa: NPY002 (read here, never drawn from)
     noise = np.random.default_rng(5).standard_normal((4, 2), np.float32)
     assert np.array_equal(policy.act(obs, seed=5), policy.act(obs, noise=noise))
-    assert np.array_equal(policy.draw_noise(4, seed=5), noise)
+    assert np.array_equal(policy.draw_noise(policy.check(obs)[0], seed=5), noise)
     assert not np.array_equal(policy.act(obs), policy.act(obs))
     assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
 
@@ -252,7 +252,7 @@ def test_every_finite_observation_gives_an_action_in_the_box(
 
 def test_a_graph_that_leaves_the_box_or_gives_nan_does_not_act_so() -> None:
     content = document(action__shape=[3], action__low=[-1.0] * 3, action__high=[1.0] * 3)
-    content["noise"] = {"source": "fixed", "input": None, "shape": [1], "fixed": [0.0]}
+    content["noise"] = {"source": "keyed", "input": None, "shape": [1]}
     ports = [port("obs", ("batch", 3))], [port("action", ("batch", 3))]
     wide = model(
         graph([node("Identity", ["obs"], ["action"])], {}, *ports),

@@ -375,7 +375,9 @@ def test_dict_observations_are_served(tmp_path: Path) -> None:
     server = Server(path)
     try:
         a, b = np.array([[0.1, 0.2]]), np.array([[0.3]])
-        right = expected(DICT, [a, b], np.array([[0.25, -0.5]]))
+        policy = Policy.load(path)
+        noise = policy.draw_noise(policy.check({"a": a, "b": b})[0], deterministic=True)
+        right = expected(DICT, [a, b], noise)
         obs = {"a": a.tolist(), "b": b.tolist()}
         status, found = server.act(obs=obs, deterministic=True)
         assert status == 200

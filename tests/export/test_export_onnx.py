@@ -33,7 +33,6 @@ from gtp_policy.acting import (
     ArgmaxChoice,
     ModeChoice,
     SoftmaxChoice,
-    fixed_noise,
     margin_of_mode,
 )
 from gtp_policy.actor import ActionStatistics
@@ -46,6 +45,7 @@ from gtp_policy.export import (
     read_policy_file,
 )
 from gtp_policy.export.policy_file import PROPERTY, SCHEMA, json_schema
+from gtp_policy.keyed_noise import keyed_noise
 from gtp_policy.samplers import JumpSampler, OdeSampler
 from gtp_runtime import ActionQueue, Policy
 
@@ -129,9 +129,15 @@ def test_the_critic_chooses_as_the_learner_does(tmp_path: Path, critic: dict[str
     assert file.candidates == 6
     assert file.noise.shape == (6, ACT)
     obs = observations(300)
-    fixed = torch.tensor(file.noise.fixed).reshape(1, *file.noise.shape).expand(300, -1, -1)
     expected = learner.act(obs, steps=2, candidates=6, deterministic=True)
-    away = ((run(path, obs, fixed.contiguous()) - SCALER.to_box(expected)) / HALF).abs().amax(1)
+    away = (
+        (
+            (run(path, obs, keyed_noise(obs, 6 * ACT).view(300, 6, ACT)) - SCALER.to_box(expected))
+            / HALF
+        )
+        .abs()
+        .amax(1)
+    )
     # Of two candidates of one value up to rounding, it may be the other.
     assert (away <= 1e-5).float().mean() >= 0.99
     assert len({tuple(row) for row in expected.round(decimals=3).tolist()}) > 1
@@ -148,13 +154,13 @@ def test_a_learner_is_exported_as_it_is_evaluated(tmp_path: Path) -> None:
     assert export_onnx(make("gtp_bc"), path, candidates=1).candidates == 1
 
 
-def test_the_fixed_noise_gives_the_deterministic_action(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e20])
+def test_a_keyed_noise_gives_the_deterministic_action(tmp_path: Path, scale: float) -> None:
     learner, path = make("one_step"), tmp_path / "policy.onnx"
-    file = export_onnx(learner, path, candidates=1, noise="fixed", action_scaler=SCALER)
+    file = export_onnx(learner, path, candidates=1, noise="keyed", action_scaler=SCALER)
     assert file.noise.input is None
-    assert torch.equal(torch.tensor(file.noise.fixed), fixed_noise(learner.target_actor).flatten())
     for rows in (1, 5):
-        obs = observations(rows)
+        obs = scale * observations(rows)
         expected = SCALER.to_box(learner.act(obs, candidates=1, deterministic=True))
         assert distance(run(path, obs), expected) <= 1e-5
 
@@ -165,16 +171,16 @@ def test_a_file_without_choices_acts_as_a_deterministic_learner(
 ) -> None:
     """The mode of sixteen noises, without a critic; of the paper's the critic's favourite."""
     learner, path = make(preset), tmp_path / "policy.onnx"
-    file = export_onnx(learner, path, noise="fixed", action_scaler=SCALER)
-    fixed = torch.tensor(file.noise.fixed).view(-1, ACT)
+    file = export_onnx(learner, path, noise="keyed", action_scaler=SCALER)
+    n = file.candidates
     for rows in (1, 7, 50):
         obs = observations(rows)
         expected = SCALER.to_box(learner.act(obs, deterministic=True))
         away = ((run(path, obs) - expected) / HALF).abs().amax(1)
         if learner.config.deterministic_choice == ModeChoice():
             # Where two are as central up to rounding, it may be the other one.
-            tiled = obs.repeat_interleave(len(fixed), 0)
-            drawn = learner.target_actor.sample(tiled, noise=fixed.repeat(rows, 1))
+            noise = keyed_noise(obs, n * ACT).view(-1, ACT)
+            drawn = learner.target_actor.sample(obs.repeat_interleave(n, 0), noise=noise)
             clear = margin_of_mode(drawn.view(rows, -1, ACT)) > 1e-5
             assert clear.float().mean() >= 0.9
             away = away[clear]
@@ -254,7 +260,7 @@ def test_actions_stay_in_the_box_for_observations_of_any_size(
 def test_a_mode_at_the_edge_stays_in_the_box(tmp_path: Path) -> None:
     """Without bounds of a Box to end in, by the graph and by torch alike."""
     learner, path = make(), tmp_path / "policy.onnx"
-    export_onnx(learner, path, noise="fixed")
+    export_onnx(learner, path, noise="keyed")
     obs = observations(4000) * torch.linspace(1, 50, 4000)[:, None]
     action, expected = run(path, obs), learner.act(obs, deterministic=True)
     assert (expected.abs() == 1).any()
@@ -289,7 +295,7 @@ def test_chunks_and_histories_are_planned_as_the_learner_does(
     learner = GTPLearner.build(history * OBS, chunk * ACT, config)
     layout, path = ObservationLayout(shapes), tmp_path / "policy.onnx"
     file = export_onnx(
-        learner, path, candidates=candidates, layout=layout, action_scaler=SCALER, noise="fixed"
+        learner, path, candidates=candidates, layout=layout, action_scaler=SCALER, noise="keyed"
     )
     assert (file.observation.history, file.action.chunk) == (history, chunk)
     assert file.action.low == tuple(SCALER.low.tolist())
@@ -412,11 +418,11 @@ def test_networks_of_your_own_go_through_torch(tmp_path: Path, what: str) -> Non
     actor = learner.target_actor
     for rows in (1, 7, 256):
         flat = torch.randn(rows, obs_dim)
-        fixed = fixed_noise(actor, n).expand(rows, -1, -1).reshape(rows, *file.noise.shape)
+        noise = keyed_noise(flat, n * actor.noise_dim()).view(rows, *file.noise.shape)
         obs = flat if layout is None else layout.unflatten(flat)
         assert isinstance(obs, Tensor)
         expected = SCALER.to_box(learner.act(flat, candidates=n, deterministic=True))
-        assert distance(run(path, obs, fixed), expected) <= 1e-5
+        assert distance(run(path, obs, noise), expected) <= 1e-5
     text = path.read_bytes()
     assert str(Path(__file__).parent).encode() not in text
     assert b"stack_trace" not in text
@@ -481,7 +487,7 @@ def test_the_page_names_every_operator(tmp_path: Path) -> None:
     cases: list[tuple[Any, dict[str, Any]]] = [
         *((make(**critic), {"candidates": 3}) for critic in CRITICS.values()),
         (make("one_step"), {"noise": "seeded"}),
-        (make(), {"noise": "fixed", "precision": "float16", "layout": layout}),
+        (make(), {"noise": "keyed", "precision": "float16", "layout": layout}),
         (GTPLearner.build(2 * OBS, ACT, past), {"layout": layout}),
     ]
     for policy, options in cases:

@@ -128,7 +128,7 @@ class Batcher:
                     f"Too many observations: got {rows}, expected at most {self._max_rows}."
                 )
             noise = self._policy.draw_noise(
-                rows, deterministic=request.deterministic, seed=request.seed
+                parts, deterministic=request.deterministic, seed=request.seed
             )
             waiting = _Waiting(parts, noise)
             self._waiting.append(waiting)

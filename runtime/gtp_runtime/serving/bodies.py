@@ -39,7 +39,7 @@ class Request:
 
     Attributes:
         obs: The observation, unchecked.
-        deterministic: Whether the action starts from the fixed noise.
+        deterministic: Whether the action starts from a noise that is a function of the observation.
         seed: Seed of the noise; None for a random one.
         id: Anything that the answer is to repeat; None for nothing.
     """

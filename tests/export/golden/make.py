@@ -6,6 +6,7 @@ it; files that are there stay. The tests run every golden file there is.
 """
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from gtp_policy import (
     QEnsembleConfig,
 )
 from gtp_policy.export import export_onnx
+from gtp_policy.keyed_noise import keyed_noise
 
 
 def main() -> None:
@@ -38,7 +40,7 @@ def main() -> None:
         file = export_onnx(
             learner, path, candidates=candidates, layout=layout, action_scaler=scaler
         )
-        noise = torch.tensor(file.noise.fixed).reshape(1, *file.noise.shape).expand(7, -1, -1)
+        noise = keyed_noise(flat, math.prod(file.noise.shape)).view(7, *file.noise.shape)
         action = scaler.to_box(learner.act(flat, candidates=candidates, deterministic=True))
         found = {
             "format_version": file.format_version,
