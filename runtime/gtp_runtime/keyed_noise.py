@@ -44,7 +44,7 @@ def keyed_noise(parts: Sequence[Array], history: int, shape: Sequence[int]) -> A
     key = square * square % _PRIME * key % _PRIME
     uniform = key * _powers(_STEP, _TERMS * count) % _PRIME
     total = uniform.reshape(batch, count, _TERMS).sum(2) - _TERMS // 2 * _PRIME
-    return (total.astype(np.float32) / np.float32(_PRIME)).reshape(batch, *shape)
+    return np.asarray(total.astype(np.float32) / np.float32(_PRIME)).reshape(batch, *shape)
 
 
 @functools.lru_cache(maxsize=32)
