@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 # `make test-cpus` looks at what two of them compute.
 torch.set_num_threads(int(os.environ.get("GTP_TEST_THREADS", "1")))
 
-for name, max_examples in {"dev": 25, "ci": 100, "deep": 2000}.items():
+for name, max_examples in {"few": 5, "dev": 25, "ci": 100, "deep": 2000}.items():
     settings.register_profile(
         name,
         max_examples=max_examples,
