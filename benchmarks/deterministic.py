@@ -44,6 +44,7 @@ def one_for_all(obs: Tensor, count: int) -> Tensor:
 RULES: dict[str, tuple[int, Noise]] = {
     "noise of the observation, 1": (1, of_the_observation),
     "noise of the observation, mode of 4": (4, of_the_observation),
+    "noise of the observation, mode of 8": (8, of_the_observation),
     "noise of the observation, mode of 16": (16, of_the_observation),
     "one noise for all, mode of 16": (16, one_for_all),
 }
