@@ -58,13 +58,17 @@ SUITES: dict[str, tuple[str, Place, tuple[str, ...]]] = {
 
 
 class Result(NamedTuple):
-    """What became of the tests of a suite; excluded by name, with the reason."""
+    """What became of the tests of a suite.
+
+    Excluded are tests by name, with the reason; notes say what was changed in the calls, by how
+    many of the tests that passed.
+    """
 
     passed: int
     excluded: dict[str, str]
     failed: tuple[str, ...]
     skipped: int
-    left_out: Counter[str]
+    notes: Counter[str]
     seconds: float
 
 
@@ -104,7 +108,7 @@ def run(name: str, checkout: Path, options: list[str], *, stock: bool = False) -
 
 def _result(cases: list[ET.Element], seconds: float) -> Result:
     excluded, failed, skipped = {}, [], 0
-    left_out: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
     for case in cases:
         name = f"{case.get('classname')}::{case.get('name')}"
         skip = case.find("skipped")
@@ -115,11 +119,9 @@ def _result(cases: list[ET.Element], seconds: float) -> Result:
         elif skip is not None:
             skipped += 1
         else:
-            left_out.update(
-                str(p.get("value")) for p in case.iter("property") if p.get("name") == "left out"
-            )
+            notes.update(f"{p.get('name')}: {p.get('value')}" for p in case.iter("property"))
     passed = len(cases) - len(failed) - len(excluded) - skipped
-    return Result(passed, excluded, tuple(failed), skipped, left_out, seconds)
+    return Result(passed, excluded, tuple(failed), skipped, notes, seconds)
 
 
 def show(results: dict[str, Result]) -> None:
@@ -135,8 +137,8 @@ def show(results: dict[str, Result]) -> None:
         for reason in dict.fromkeys(r.excluded.values()):
             print(f"  excluded: {reason}")
             print(*(f"    {test}" for test, why in r.excluded.items() if why == reason), sep="\n")
-        for argument, count in sorted(r.left_out.items()):
-            print(f"  left out of the calls: {argument}, in {count} of the tests passed")
+        for note, count in sorted(r.notes.items()):
+            print(f"  {note}, in {count} of the tests passed")
         for test in r.failed:
             print(f"  failed: {test}")
 
