@@ -68,7 +68,7 @@ class Result(NamedTuple):
     excluded: dict[str, str]
     failed: tuple[str, ...]
     skipped: int
-    notes: Counter[str]
+    notes: Counter[tuple[str, str]]
     seconds: float
 
 
@@ -108,7 +108,7 @@ def run(name: str, checkout: Path, options: list[str], *, stock: bool = False) -
 
 def _result(cases: list[ET.Element], seconds: float) -> Result:
     excluded, failed, skipped = {}, [], 0
-    notes: Counter[str] = Counter()
+    notes: Counter[tuple[str, str]] = Counter()
     for case in cases:
         name = f"{case.get('classname')}::{case.get('name')}"
         skip = case.find("skipped")
@@ -119,7 +119,7 @@ def _result(cases: list[ET.Element], seconds: float) -> Result:
         elif skip is not None:
             skipped += 1
         else:
-            notes.update(f"{p.get('name')}: {p.get('value')}" for p in case.iter("property"))
+            notes.update((str(p.get("name")), str(p.get("value"))) for p in case.iter("property"))
     passed = len(cases) - len(failed) - len(excluded) - skipped
     return Result(passed, excluded, tuple(failed), skipped, notes, seconds)
 
@@ -137,8 +137,11 @@ def show(results: dict[str, Result]) -> None:
         for reason in dict.fromkeys(r.excluded.values()):
             print(f"  excluded: {reason}")
             print(*(f"    {test}" for test, why in r.excluded.items() if why == reason), sep="\n")
-        for note, count in sorted(r.notes.items()):
-            print(f"  {note}, in {count} of the tests passed")
+        for what in sorted({what for what, _ in r.notes}):
+            print(f"  {what}, in so many of the tests passed:")
+            for (kind, note), count in sorted(r.notes.items()):
+                if kind == what:
+                    print(f"    {note}: {count}")
         for test in r.failed:
             print(f"  failed: {test}")
 

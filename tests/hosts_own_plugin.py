@@ -221,7 +221,7 @@ def _for_tianshou(way: str) -> Any:
         GTPConfig,
         QEnsemble,
     )
-    from gtp_tianshou import GTP, GTPPolicy
+    from gtp_tianshou import GTP, GTPPolicy, dataset_from_buffer
 
     def make(*, policy: Any, gamma: float = 0.99, **left_out: Any) -> Any:
         for argument in left_out:
@@ -237,13 +237,21 @@ def _for_tianshou(way: str) -> Any:
         if way == "from_buffer":
             config = GTPConfig(weighter=weighter)
             return GTP.from_buffer(buffer, action_space=space, gamma=gamma, config=config)
-        obs_dim, action_dim = np.size(buffer.obs[0]), np.size(space.low)
-        return GTP(
-            policy=GTPPolicy(actor=FlowMapActor(obs_dim, action_dim), action_space=space),
-            critic=QEnsemble(obs_dim, action_dim),
+        # The constructor takes networks as they are: scales of the data are the caller's to set.
+        _note("set by hand", "scales of actions and observations, which from_buffer sets by itself")
+        dataset = dataset_from_buffer(buffer, action_space=space, gamma=gamma)
+        dims, actor = (
+            (dataset.obs_dim, dataset.action_dim),
+            GTPConfig().fit_to_actions(dataset).actor,
+        )
+        algorithm = GTP(
+            policy=GTPPolicy(actor=FlowMapActor(*dims, actor), action_space=space),
+            critic=QEnsemble(*dims),
             weighter=AdvantageWeighter(weighter),
             gamma=gamma,
         )
+        algorithm.learner.set_observation_statistics_(*dataset.observation_statistics())
+        return algorithm
 
     return make
 
