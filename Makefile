@@ -29,7 +29,7 @@ export OMP_NUM_THREADS ?= 1
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-quick test-packaging test-runtime test-extras lint format docs build release audit bench-bandit bench-pointmaze \
 	bench-datasets bench-hosts bench-speed bench-peers bench-growth bench-runtime bench-parity robot-logs bench-memory bench-memmap bench-imports bench-host-speed \
-	bench-gpu bench-walks bench-page pointmaze-data ogbench-data metaworld-data pendulum-data mixed-data tasks aggregates results results-page scorecard test-lowest test-cpus \
+	bench-gpu bench-walks bench-page pointmaze-data ogbench-data metaworld-data pendulum-data mixed-data tasks aggregates results results-page scorecard test-lowest test-cpus test-hosts-own \
 	tables clean FORCE
 
 help:  ## show this list
@@ -136,6 +136,11 @@ test-extras: $(PEERS)/.installed $(OGBENCH)/.installed $(METAWORLD)/.installed $
 
 test-cpus: $(STAMP)  ## the numerical tests as other processors would compute (some minutes for each of twelve settings)
 	$(BIN)/python -m tests.cpus -n 2 --dist loadgroup
+
+# Nothing is fetched: sb3-contrib has to be installed for its suites, or on PYTHONPATH.
+test-hosts-own: $(STAMP)  ## the hosts' own tests with GTP in their algorithm's place: SB3=, CONTRIB=, TIANSHOU= name checkouts (an hour)
+	$(BIN)/python -m tests.hosts_own $(if $(SB3),--sb3 '$(SB3)') $(if $(CONTRIB),--contrib '$(CONTRIB)') \
+		$(if $(TIANSHOU),--tianshou '$(TIANSHOU)') $(if $(SUITE),--only '$(SUITE)')
 
 bench-speed: $(STAMP)  ## time of updates and actions against a naive transcription and Tianshou, as JSON
 	$(BIN)/python -m benchmarks.speed

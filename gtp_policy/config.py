@@ -77,14 +77,15 @@ class GTPLearnerConfig(Config):
     )
     ema_rate: Float | None = Field(
         default=None,
-        gt=0,
+        ge=0,
         le=1,
-        description="Rate at which the actor's target network follows, every update. None: by the "
-        "length of the run, 1500 / total_updates between 0.005 and 0.05.",
+        description="Rate at which the actor's target network follows, every update; 0 leaves it, "
+        "which acts, as it is. None: by the length of the run, 1500 / total_updates between 0.005 "
+        "and 0.05.",
     )
     critic_ema_rate: Float | None = Field(
         default=None,
-        gt=0,
+        ge=0,
         le=1,
         description="Rate of the critic's target. Values reach 95 % of the level of the returns "
         "after 3 / (rate * (1 - gamma)) updates. None: ema_rate where that is set, otherwise the "

@@ -596,7 +596,7 @@ class Curriculum(Config):
 
         Args:
             total_updates: Length of the run.
-            ema_rate: Rate of the target network, in (0, 1].
+            ema_rate: Rate of the target network, in [0, 1].
 
         Returns:
             A curriculum with the same start, and ``end`` at least ``start``.

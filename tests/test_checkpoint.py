@@ -754,6 +754,26 @@ def test_a_second_table_of_contents_is_not_read(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
+def test_a_zip_of_more_than_two_gibibytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Python writes wide numbers beyond this limit, which is two gibibytes.
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 1000)
+    path = save_checkpoint(tmp_path / "a.zip", GTPLearner.build(3, 2, SMALL))
+    data = path.read_bytes()
+    assert data[-98:-94] == b"PK\x06\x06"
+    assert load_checkpoint(path).learner.updates == 0
+    # Of the wide end: its rest, disks, members here and in all, length and begin of the table; of
+    # the locator: disk, place, disks; of the narrow end: members, length and begin.
+    for place in (-94, -82, -78, -74, -66, -58, -50, -38, -34, -26, -12, -10, -6):
+        changed = bytearray(data)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(CheckpointError, match="second table of contents"):
+            load_checkpoint(path)
+    path.write_bytes(data[:-98] + b"stuff" + data[-98:])  # the locator says where it was before
+    with pytest.raises(CheckpointError, match="second table of contents"):
+        load_checkpoint(path)
+
+
 def test_holes_are_not_read(tmp_path: Path) -> None:
     size = 100 * 2**20
     path = tmp_path / "a"

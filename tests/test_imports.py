@@ -289,6 +289,7 @@ OF_NAMED_TUPLES = {"_asdict", "_field_defaults", "_fields", "_make", "_replace"}
 FORCED = {
     ("gtp_experiments/runner.py", "os._exit"): "ends a process in spite of its threads",
     ("gtp_sb3/gtp.py", "target._orig_mod"): "where torch.compile keeps the module",
+    ("gtp_sb3/policies.py", "state._metadata"): "where a state of torch says more than numbers",
     ("gtp_tianshou/buffers.py", "buffer._size"): "a batch that is set counts as no transition",
     (
         "gtp_tianshou/highlevel.py",

@@ -390,14 +390,17 @@ def test_gradients_are_clipped_and_their_norm_is_reported_before(batch: Transiti
 # --- the targets
 
 
-@pytest.mark.parametrize(("given", "of_critic"), [(None, 0.125), (0.5, 0.5)])
+@pytest.mark.parametrize(
+    ("of_actor", "given", "of_critic"),
+    [(0.125, None, 0.125), (0.125, 0.5, 0.5), (0.0, None, 0.0), (0.125, 0.0, 0.0)],
+)
 def test_targets_follow_at_the_ema_rate(
-    batch: Transitions, given: float | None, of_critic: float
+    batch: Transitions, of_actor: float, given: float | None, of_critic: float
 ) -> None:
-    learner = make_learner(ema_rate=0.125, critic_ema_rate=given, total_updates=1000)
+    learner = make_learner(ema_rate=of_actor, critic_ema_rate=given, total_updates=1000)
     before = copy.deepcopy(learner)
     learner.update(batch)
-    for name, rate in (("actor", 0.125), ("critic", of_critic)):
+    for name, rate in (("actor", of_actor), ("critic", of_critic)):
         old, new, kept = (
             torch.cat([p.flatten().double() for p in module.parameters()])
             for module in (

@@ -4,13 +4,14 @@ import pathlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Literal
 
-from gymnasium.spaces import Box, Space
+import numpy as np
+from gymnasium.spaces import Box, Dict, Space
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import Schedule, TrainFreq
 from stable_baselines3.common.utils import check_for_correct_spaces
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from gtp_datasets.spaces import action_scaler_of, box_of
 from gtp_policy import CheckpointInfo, load_checkpoint
@@ -35,14 +36,17 @@ EXCLUDED = (
     "value",
     "_clock",
     "_last_episode_starts",
-    "_last_obs",
-    "_last_original_obs",
     "_layout",
     "_metrics",
     "_offline",
     "_replay_buffer",
     "_stand_in",
+    "_tau_in_use",
 )
+# At what the environment stands, as a policy and as a replay buffer sees it; with more numbers than
+# this (images) it is not in a file, and training begins with a reset.
+_STANDING = ("_last_obs", "_last_original_obs")
+_MOST_STANDING = 2**12
 # What SB3 leaves out itself. In a file, either would replace a part of the model that is built.
 _NEVER = frozenset(EXCLUDED) - {"tensorboard_log"} | {
     "device",
@@ -54,6 +58,9 @@ _NEVER = frozenset(EXCLUDED) - {"tensorboard_log"} | {
     "_logger",
     "_vec_normalize_env",
 }
+
+
+_Observations = np.ndarray[Any, Any] | dict[str, np.ndarray[Any, Any]]
 
 
 class _Attributes(BaseModel):
@@ -80,11 +87,13 @@ class _Attributes(BaseModel):
     replay_buffer_class: type[ReplayBuffer] | None = None
     replay_buffer_kwargs: dict[str, Any] | None = None
     seed: int | None = Field(None, ge=0)
-    tau: float = Field(1, gt=0, le=1)
+    tau: float = Field(1, ge=0, le=1)
     train_freq: TrainFreq | int | tuple[int, str] = 1
     use_sde: Literal[False] = False
     verbose: int = 0
     # Names that begin with an underscore, which pydantic keeps for itself.
+    last_obs: _Observations | None = Field(None, alias="_last_obs")
+    last_original_obs: _Observations | None = Field(None, alias="_last_original_obs")
     horizon: Literal["config", "first run"] | None = Field(None, alias="_horizon")
     n_updates: int = Field(0, ge=0, alias="_n_updates")
     offline_updates: int = Field(0, ge=0, alias="_offline_updates")
@@ -113,6 +122,9 @@ def encode(
             f"Attributes cannot be saved: got {foreign}, which the class has too, expected other "
             "names. Rename them, or leave them out with exclude=."
         )
+    standing = [part for name in _STANDING for part in _parts(attributes.get(name)).values()]
+    if sum(part.size for part in standing) > _MOST_STANDING:
+        attributes = {k: v for k, v in attributes.items() if k not in _STANDING}
     encoded = _files.encode_attributes(attributes)
     for name in included:
         value = encoded.get(name)
@@ -219,6 +231,32 @@ def complete(
         "n_envs": env.num_envs,
         "_spaces_are_derived": False,
     }
+
+
+def standing(attributes: Mapping[str, Any], env: VecEnv | None) -> dict[str, Any]:
+    """Returns at what an environment stands, by the attributes of a file.
+
+    Both are None, so that the environment is reset, if there is none or it has other observations.
+    """
+    now, original = (attributes.get(name) for name in _STANDING)
+    if env is not None and _is_of(now, env):
+        if unwrap_vec_normalize(env) is None or _is_of(original, env):
+            return {"_last_obs": now, "_last_original_obs": original}
+    return dict.fromkeys(_STANDING)
+
+
+def _is_of(obs: object, env: VecEnv) -> bool:
+    space = env.observation_space
+    wanted = space.spaces if isinstance(space, Dict) else {"": space}
+    given = _parts(obs)
+    return given.keys() == wanted.keys() and all(
+        given[key].shape == (env.num_envs, *(part.shape or ())) for key, part in wanted.items()
+    )
+
+
+def _parts(obs: object) -> dict[str, np.ndarray[Any, Any]]:
+    parts = obs if isinstance(obs, dict) else {"": obs}
+    return {key: part for key, part in parts.items() if isinstance(part, np.ndarray)}
 
 
 def _check_spaces(

@@ -21,6 +21,23 @@ from torch import Tensor, nn
 
 from gtp_datasets import spaces as any_host
 from gtp_policy import ActionScaler, ObservationLayout
+from gtp_policy.errors import UnsupportedSpaceError
+
+
+class HostSpaceError(UnsupportedSpaceError, AssertionError):
+    """An `UnsupportedSpaceError` for those who expect what SB3 raises: an AssertionError."""
+
+
+def action_scaler_of(space: spaces.Space[Any], *, advice: str = "") -> ActionScaler:
+    """Returns the bounds of an action space.
+
+    Raises:
+        HostSpaceError: If it is no bounded Box.
+    """
+    try:
+        return any_host.action_scaler_of(space, advice=advice)
+    except UnsupportedSpaceError as error:
+        raise HostSpaceError(str(error)) from None
 
 
 def _shape_of(part: spaces.Space[Any]) -> tuple[int, ...]:
@@ -51,7 +68,7 @@ def check_env(env: VecEnv, layout: ObservationLayout, scaler: ActionScaler) -> N
         raise ValueError(
             f"The observations of the environment do not fit: got {theirs}, expected {layout}."
         )
-    got = any_host.action_scaler_of(env.action_space)
+    got = action_scaler_of(env.action_space)
     if not got.is_close(scaler):
         raise ValueError(
             f"The actions of the environment do not fit: got {got}, expected {scaler}."

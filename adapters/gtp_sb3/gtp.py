@@ -25,7 +25,6 @@ from stable_baselines3.common.utils import get_system_info
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
-from gtp_datasets.spaces import action_scaler_of
 from gtp_policy import (
     CheckpointInfo,
     GTPConfig,
@@ -48,7 +47,7 @@ from gtp_sb3._choices import (
 from gtp_sb3._data import Dataset, Frame
 from gtp_sb3._loop import OfflineLoop
 from gtp_sb3._offline import OfflineTraining
-from gtp_sb3._spaces import check_env, layout_of
+from gtp_sb3._spaces import action_scaler_of, check_env, layout_of
 from gtp_sb3.policies import CnnPolicy, GTPPolicy, MlpPolicy, MultiInputPolicy, Observation
 
 SelfGTP = TypeVar("SelfGTP", bound="GTP")
@@ -89,7 +88,8 @@ class GTP(OfflineLoop):
             trained on a dataset acts itself from the start.
         batch_size: Transitions per update.
         tau: Rate at which the target networks follow, ``ema_rate`` of the config; the critic's has
-            a separate rate if ``critic_ema_rate`` is given. Default: by the length of the run.
+            a separate rate if ``critic_ema_rate`` is given. Default: by the length of the run. The
+            next update goes by what ``model.tau`` is set to, as in SB3.
         gamma: Discount factor. Default: the one of an ``OfflineDataset``, or 0.99.
         train_freq: How often to learn, online.
         gradient_steps: Updates per round online, per timestep offline; -1 means as many as steps
@@ -120,7 +120,8 @@ class GTP(OfflineLoop):
         dataset: What the model learns from offline, or None.
 
     Raises:
-        UnsupportedSpaceError: If the action space is no bounded Box.
+        UnsupportedSpaceError: If the action space is no bounded Box; an AssertionError too, as SB3
+            raises.
         DataError: If the dataset is bad or does not fit, or has no rewards for the critic.
         ValueError: If a choice is made twice, or not offered.
 
@@ -227,6 +228,7 @@ class GTP(OfflineLoop):
         self.out_of_bounds = out_of_bounds
         self._seeds_globally = seed is not None
         self._spaces_are_derived = False
+        self._tau_in_use = self.tau
         self._metrics: UpdateMetrics | None = None
         self._clock = [0.0, 0]  # seconds and updates since the last log
         if env is None and dataset is not None:
@@ -367,7 +369,16 @@ class GTP(OfflineLoop):
 
     @property
     def replay_buffer(self) -> ReplayBuffer | None:
-        """The replay buffer; None as long as the model learns from a dataset."""
+        """The replay buffer; None as long as the model learns from a dataset.
+
+        Raises:
+            AttributeError: If it was deleted; SB3's way to have none of it in memory.
+        """
+        if not hasattr(self, "_replay_buffer"):
+            raise AttributeError(
+                "The replay buffer was deleted: got none, expected one. Call load_replay_buffer(), "
+                "or set model.replay_buffer to one, or to None for a new one."
+            )
         if self._replay_buffer is None and self.dataset is None and hasattr(self, "policy"):
             self._make_replay_buffer()
         return self._replay_buffer
@@ -375,6 +386,10 @@ class GTP(OfflineLoop):
     @replay_buffer.setter
     def replay_buffer(self, buffer: ReplayBuffer | None) -> None:
         self._replay_buffer = buffer
+
+    @replay_buffer.deleter
+    def replay_buffer(self) -> None:
+        del self._replay_buffer
 
     def _make_replay_buffer(self) -> None:
         kind = cast(spaces.Box, self.action_space).dtype
@@ -466,7 +481,7 @@ class GTP(OfflineLoop):
         if keep_data:
             if self.dataset is None:
                 raise ValueError("`keep_data` has nothing to keep: got no dataset, expected one.")
-            if self._replay_buffer is None:
+            if getattr(self, "_replay_buffer", None) is None:
                 self._make_replay_buffer()
             _replay.fill_(cast(ReplayBuffer, self._replay_buffer), self.dataset)
         self._offline.detach()
@@ -559,6 +574,8 @@ class GTP(OfflineLoop):
             self.policy.set_training_mode(True)
         if self.learning_rate is not None:
             self._update_learning_rate(list(learner.optimizers.values()))
+        if self.tau != self._tau_in_use:
+            self._use_tau()
         start = time.perf_counter()
         shown = self._offline.shown
         whole = isinstance(shown, OfflineDataset)  # others are drawn from by themselves
@@ -569,8 +586,15 @@ class GTP(OfflineLoop):
         self._clock[0] += time.perf_counter() - start
         self._clock[1] += gradient_steps
         self._n_updates = learner.updates
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if self.dataset is not None:
             self._offline.updates += gradient_steps
+
+    def _use_tau(self) -> None:
+        """Makes the learner's targets follow at the rate that the attribute ``tau`` says."""
+        learner = self.learner
+        learner.config = learner.config.replace(ema_rate=float(self.tau))
+        self._tau_in_use = self.tau
 
     def _minibatch(self, batch_size: int) -> Transitions:
         if self._offline.shown is not None:
@@ -591,7 +615,6 @@ class GTP(OfflineLoop):
             seconds, updates = self._clock
             seconds += time.perf_counter() - start  # for what the device had still to do
             self.logger.record("time/ms_per_update", 1000 * seconds / max(updates, 1))
-            self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
             rate = self.learner.optimizers["actor"].param_groups[0]["lr"]
             self.logger.record("train/learning_rate", float(rate))
             self._metrics, self._clock = None, [0.0, 0]
@@ -718,7 +741,9 @@ class GTP(OfflineLoop):
             custom_objects: Attributes instead of what the file says, and what no file can hold:
                 schedules that are functions, ``policy_kwargs`` with custom classes.
             print_system_info: Whether to print the versions here and where it was saved.
-            force_reset: As in SB3; the environment is always reset before training.
+            force_reset: Whether the environment is reset before training, as in SB3. False goes on
+                with the observation that the file holds, of an environment that still stands there;
+                a file holds none of more than some thousand numbers.
             **kwargs: Attributes to set, such as ``learning_rate`` or ``dataset``.
 
         Returns:
@@ -745,6 +770,7 @@ class GTP(OfflineLoop):
             if env is not None:
                 env = cls._wrap_env(env, attributes.get("verbose", 0))
             attributes = _saving.complete(file, info, attributes, env)
+            attributes |= _saving.standing(attributes, None if force_reset else env)
             of_dict = isinstance(attributes["observation_space"], spaces.Dict)
             policy = attributes.get("policy_class", MultiInputPolicy if of_dict else MlpPolicy)
             dataset, tau, seed = (kwargs.pop(name, None) for name in ("dataset", "tau", "seed"))
@@ -756,7 +782,7 @@ class GTP(OfflineLoop):
                 model._take_over(file, info, attributes | kwargs)
         if tau is not None:
             model.tau = float(tau)
-            model.learner.config = model.learner.config.replace(ema_rate=float(tau))
+            model._use_tau()
         if seed is not None:
             model.set_random_seed(seed)
         if dataset is not None:
@@ -769,6 +795,7 @@ class GTP(OfflineLoop):
         """Makes a model that was not set up the one of a checkpoint."""
         self._offline.take_attributes_(attributes)
         self.__dict__.update(attributes)
+        self._tau_in_use = self.tau
         self.gtp_config = info.config
         if self._offline.horizon is None:
             self.gtp_config = reopen_curriculum(info.config)

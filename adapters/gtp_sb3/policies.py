@@ -21,7 +21,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.common.utils import get_device
 from torch import Tensor, nn
 
-from gtp_datasets.spaces import action_scaler_of, members_of, observation_facts
+from gtp_datasets.spaces import members_of, observation_facts
 from gtp_policy import (
     FlowMapActor,
     GTPConfig,
@@ -38,7 +38,14 @@ from gtp_policy.errors import CheckpointError, DataError, UnsupportedSpaceError
 from gtp_policy.export import PolicySource
 from gtp_sb3 import _codec, _files
 from gtp_sb3._choices import check_policy_choices, merge_networks
-from gtp_sb3._spaces import ObservationEncoder, is_vector, layout_of, parts_of, with_axes
+from gtp_sb3._spaces import (
+    ObservationEncoder,
+    action_scaler_of,
+    is_vector,
+    layout_of,
+    parts_of,
+    with_axes,
+)
 
 OptimizerFactory = Callable[[str, nn.Module], torch.optim.Optimizer]
 Observation = npt.NDArray[Any] | dict[str, npt.NDArray[Any]]
@@ -182,6 +189,10 @@ class GTPPolicy(BasePolicy):
         self.value = learner.value
         for name, optimizer in learner.optimizers.items():
             getattr(self, name).optimizer = optimizer
+        for module in (self.actor, self.actor_target, self.critic, self.critic_target, self.value):
+            if module is not None and isinstance(module.encoder, ObservationEncoder):
+                # SB3's name for it; not registered, or the parameters would have two names.
+                module.__dict__["features_extractor"] = module.encoder.extractor
         self.train(False)
 
     def make_network(self) -> nn.Module | None:
@@ -268,6 +279,48 @@ class GTPPolicy(BasePolicy):
             mode: Whether to train.
         """
         self.train(mode)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - torch's arguments
+        """Returns parameters and buffers alone, as policies of SB3 do.
+
+        For what choices of the flow map they are made stands in ``_metadata`` of the result, which
+        copies and ``torch.save`` keep, and `load_state_dict` checks where it is there.
+
+        Args:
+            *args: As for any module of torch.
+            **kwargs: Likewise.
+
+        Returns:
+            The state.
+        """
+        state = super().state_dict(*args, **kwargs)
+        prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
+        made_for = {}
+        for name in self._extra_states():
+            made_for[name] = bytes(state.pop(prefix + name).tolist()).decode()
+        state._metadata[prefix[:-1]]["made_for"] = made_for
+        return state
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        *args: Any,  # noqa: ANN401 - torch's arguments
+    ) -> None:
+        told = local_metadata.get("made_for", {})
+        for name, own in self._extra_states().items():
+            # As the flow map itself reads it; states of earlier versions hold it themselves.
+            text = told.get(name)
+            given = own if text is None else torch.tensor(list(text.encode()), dtype=torch.uint8)
+            state_dict.setdefault(prefix + name, given)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+    def _extra_states(self) -> dict[str, Tensor]:
+        return {
+            f"{name}._extra_state": getattr(self, name).get_extra_state()
+            for name in ("actor", "actor_target")
+        }
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> Tensor:
         """Acts on tensors, of episodes that begin with them.

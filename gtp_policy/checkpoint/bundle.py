@@ -27,8 +27,9 @@ MANIFEST = "manifest.json"
 MANIFEST_LIMIT = 2**16
 
 _END_OF_ZIP = struct.Struct("<4s4H2LH")
-# What stands before the end of a zip file whose table of contents is somewhere else.
-_LOCATOR, _LOCATOR_SIZE = b"PK\x06\x07", 20
+# Before the end of a zip file of more than 2 GiB: the same in wider numbers, and where that is.
+_WIDE_END = struct.Struct("<4sQ2H2L4Q")
+_LOCATOR = struct.Struct("<4sLQL")
 # A file with holes may say that it is longer than its disk; more than this is not read of them.
 _MOST_HOLES = 64 * 2**20
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -203,17 +204,40 @@ def _opened(path: Path) -> Iterator[Any]:
 def _check_end_of_zip(file: io.BufferedReader) -> None:
     # Read by hand first: a long table of contents would fill the memory before it was refused.
     size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - _END_OF_ZIP.size))
+    both = _WIDE_END.size + _LOCATOR.size
+    before = max(0, size - _END_OF_ZIP.size - both)
+    file.seek(before)
     tail = file.read()
-    if len(tail) < _END_OF_ZIP.size or tail[:4] != b"PK\x05\x06":
+    end, tail = tail[-_END_OF_ZIP.size :], tail[: -_END_OF_ZIP.size]
+    if len(end) < _END_OF_ZIP.size or end[:4] != b"PK\x05\x06":
         raise ValueError("no zip file, or one with something behind its end")
-    _, _, _, _, count, length, _, comment = _END_OF_ZIP.unpack(tail)
-    file.seek(max(0, size - _END_OF_ZIP.size - _LOCATOR_SIZE))
-    # Either would send zipfile to another table of contents than the one that was looked at.
-    if comment or file.read(4) == _LOCATOR:
+    _, _, _, _, count, length, start, comment = _END_OF_ZIP.unpack(end)
+    facts: tuple[int, ...] = (count, length, start)
+    if tail[-_LOCATOR.size :][:4] == b"PK\x06\x07":
+        facts = _wide_end_of_zip(tail, before, facts)
+    # It would send zipfile to another table of contents than the one that was looked at.
+    if comment or not facts:
         raise ValueError("a zip file with a second table of contents")
-    if count > 64 or length > MANIFEST_LIMIT:
-        raise ValueError(f"a zip file of {count} members")
+    if facts[0] > 64 or facts[1] > MANIFEST_LIMIT:
+        raise ValueError(f"a zip file of {facts[0]} members")
+
+
+def _wide_end_of_zip(data: bytes, place: int, narrow: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns number of members, and length and begin of the table of contents, by the wide end.
+
+    Nothing if it contradicts the locator behind it or the narrow end: a reader might believe those.
+    """
+    if len(data) != _WIDE_END.size + _LOCATOR.size or data[:4] != b"PK\x06\x06":
+        return ()
+    _, rest, _, _, *disks, here, count, length, start = _WIDE_END.unpack_from(data)
+    _, disk, where, of_disks = _LOCATOR.unpack_from(data, _WIDE_END.size)
+    told = (rest, *disks, here, disk, where, of_disks)
+    if told != (_WIDE_END.size - 12, 0, 0, count, 0, place, 1):
+        return ()
+    # A narrow number that does not suffice is the highest that it can be.
+    highest = (2**16 - 1, 2**32 - 1, 2**32 - 1)
+    wide = (count, length, start)
+    return wide if narrow == tuple(map(min, wide, highest)) else ()
 
 
 def _read_member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:

@@ -1,6 +1,7 @@
 """Learning from an environment: wherever SB3 code takes an off-policy algorithm, GTP fits."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -458,3 +459,78 @@ def test_greedier_weights_are_a_choice_of_the_config(make_online: Make, walk: An
     config = GTPConfig(weighter=AdvantageWeighterConfig(eta=3.0))
     model = make_online(walk(), gtp_config=config, policy_kwargs={"net_arch": [8]})
     assert model.learner.weighter.config.eta == 3.0
+
+
+def test_tau_may_be_changed_at_any_time(make_online: Make, walk: Any) -> None:
+    model = make_online(walk(), tau=0.5).learn(20)
+    names = ("actor_target", "critic_target")
+
+    def targets() -> list[torch.Tensor]:
+        return [p.detach().clone() for name in names for p in getattr(model, name).parameters()]
+
+    for tau, moves in ((0.0, False), (0.01, True), (0.0, False)):
+        before = targets()
+        model.tau = tau
+        model.train(gradient_steps=1, batch_size=8)
+        assert model.learner.config.ema_rate == tau
+        assert [torch.equal(*pair) for pair in zip(before, targets(), strict=True)] == [
+            not moves
+        ] * len(before)
+
+
+def test_tau_of_zero_is_kept_in_the_file(make_online: Make, walk: Any, tmp_path: Path) -> None:
+    model = make_online(walk(), tau=0)
+    model.save(tmp_path / "model")
+    loaded = GTP.load(tmp_path / "model")
+    assert (loaded.tau, loaded.learner.config.ema_rate) == (0, 0)
+    assert GTP.load(tmp_path / "model", tau=0.25).learner.config.ema_rate == 0.25
+
+
+def test_the_number_of_updates_is_in_the_log_at_once(make_online: Make, walk: Any) -> None:
+    model = make_online(
+        make_vec_env(walk, 2), learning_starts=0, train_freq=3, gradient_steps=-1
+    ).learn(3, log_interval=None)
+    assert model.logger.name_to_value["train/n_updates"] == 6
+
+
+def test_a_deleted_replay_buffer_is_gone_until_one_is_given(
+    make_online: Make, walk: Any, tmp_path: Path
+) -> None:
+    model = make_online(walk()).learn(15)
+    model.save_replay_buffer(tmp_path / "buffer")
+    del model.replay_buffer
+    with pytest.raises(AttributeError, match="was deleted"):
+        model.replay_buffer  # noqa: B018
+    model.save(tmp_path / "model")  # what it is deleted for
+    model.load_replay_buffer(tmp_path / "buffer")
+    assert model.replay_buffer.size() == 15
+    del model.replay_buffer
+    model.replay_buffer = None  # a new one
+    assert model.learn(5, reset_num_timesteps=False).replay_buffer.size() == 5
+
+
+@pytest.mark.parametrize("wrapper", [lambda env: env, VecNormalize])
+def test_a_loaded_model_goes_on_where_the_environment_stands(
+    make_online: Make, walk: Any, tmp_path: Path, wrapper: Any
+) -> None:
+    env = wrapper(DummyVecEnv([walk]))
+    model = make_online(env).learn(13)
+    model.save(tmp_path / "model")
+    steps = env.unwrapped.envs[0].steps
+    loaded = GTP.load(tmp_path / "model", env=env, force_reset=False)
+    np.testing.assert_array_equal(loaded._last_obs, model._last_obs)
+    loaded.learn(2, reset_num_timesteps=False)
+    assert env.unwrapped.envs[0].steps == steps + 2
+    assert loaded.num_timesteps == 15
+    for changes in ({"env": env}, {}, {"env": make_vec_env(walk, 2), "force_reset": False}):
+        assert GTP.load(tmp_path / "model", **changes)._last_obs is None
+
+
+def test_images_are_not_kept_as_the_place_where_an_environment_stands(
+    make_online: Make, tmp_path: Path
+) -> None:
+    env = DummyVecEnv([lambda: FakeImageEnv(64, 64, n_channels=3, discrete=False)])
+    model = make_online(env, "CnnPolicy", buffer_size=50).learn(5)
+    model.save(tmp_path / "model")
+    loaded = GTP.load(tmp_path / "model", env=env, force_reset=False)
+    assert loaded._last_obs is None

@@ -1,6 +1,7 @@
 """Policies: pure prediction, the core's action, SB3's extractors, compiled policies."""
 
 import copy
+import io
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ from gtp_policy import (
     QEnsembleConfig,
 )
 from gtp_policy.acting import act
-from gtp_policy.errors import DataError, UnsupportedSpaceError
+from gtp_policy.errors import DataError, StateMismatchError, UnsupportedSpaceError
 from gtp_sb3 import GTP, CnnPolicy, GTPPolicy, MlpPolicy, MultiInputPolicy
 
 Make = Callable[..., GTP]
@@ -504,3 +505,64 @@ def test_environment_ids_are_made(dataset: Any, config: GTPConfig) -> None:
     model = GTP("MlpPolicy", "Pendulum-v1", dataset=dataset, gtp_config=config, device="cpu")
     assert isinstance(model.get_env(), DummyVecEnv)
     assert isinstance(model.observation_space, gymnasium.spaces.Box)
+
+
+# --- what the host's own tests look at
+
+
+@pytest.mark.global_rng
+def test_a_state_holds_numbers_alone_and_is_still_checked() -> None:
+    policy = make_policy()
+    state = policy.state_dict()
+    assert all(value.is_floating_point() for value in state.values())
+    other = make_policy(config=GTPConfig(actor=FlowMapActorConfig(sigma_data=0.1)))
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    nested = nn.ModuleDict({"policy": policy}).state_dict()
+    for given, module in (
+        (state, other),
+        (copy.deepcopy(state), other),
+        (torch.load(file, weights_only=True), other),
+        (nested, nn.ModuleDict({"policy": other})),
+    ):
+        with pytest.raises(StateMismatchError, match="another flow map"):
+            module.load_state_dict(given)
+    nn.ModuleDict({"policy": make_policy()}).load_state_dict(nested)
+    # Numbers from anywhere say nothing of what they are for.
+    drawn = {name: torch.rand_like(value) for name, value in state.items()}
+    other.load_state_dict(drawn)
+    assert all(torch.equal(value, drawn[name]) for name, value in other.state_dict().items())
+
+
+def test_a_state_of_earlier_versions_is_loaded_and_checked() -> None:
+    policy = make_policy()
+    state = dict(policy.state_dict())
+    for name in ("actor", "actor_target"):
+        state[f"{name}._extra_state"] = getattr(policy, name).get_extra_state()
+    make_policy().load_state_dict(state)
+    other = make_policy(config=GTPConfig(actor=FlowMapActorConfig(sigma_data=0.1)))
+    with pytest.raises(StateMismatchError, match="another flow map"):
+        other.load_state_dict(state)
+
+
+@pytest.mark.global_rng
+def test_extractors_have_the_hosts_name_and_no_second_one_in_the_state() -> None:
+    policy = CnnPolicy(FIRST, ACTIONS)
+    networks = (policy.actor, policy.actor_target, policy.critic, policy.critic_target)
+    extractors = {id(network.features_extractor) for network in networks}
+    assert len(extractors) == 4
+    assert not any("features_extractor" in name for name in policy.state_dict())
+    copied = copy.deepcopy(policy)
+    assert copied.actor.features_extractor is copied.actor.encoder.extractor
+
+
+def test_a_space_that_does_not_fit_is_an_assertion_error_as_in_sb3() -> None:
+    for make in (
+        lambda: GTP("MlpPolicy", "CartPole-v1"),
+        lambda: MlpPolicy(BOX, spaces.Discrete(3)),
+        lambda: MlpPolicy(BOX, spaces.Box(-np.inf, np.inf, (1,))),
+    ):
+        with pytest.raises(AssertionError) as caught:
+            make()
+        assert isinstance(caught.value, UnsupportedSpaceError)
