@@ -94,6 +94,15 @@ class Row:
             return ["benchmarks.disturbed", *common]
         return ["gtp_experiments", "run", *common]
 
+    def again(self, out: Path) -> list[str]:
+        """Returns the words behind ``python -m`` that evaluate the row's runs with other steps."""
+        configs = self.configs(out)
+        words = ["gtp_experiments", "evaluate", *(str(out / config.name) for config in configs)]
+        words += ["--steps", *map(str, self.steps)]
+        # A record may name no module to import: the command does.
+        environments = {config.evaluation.environment for config in configs} - {None}
+        return words + [word for name in environments for word in ("--environment", str(name))]
+
     def configs(self, out: Path) -> Sequence[ExperimentConfig]:
         """Returns the row's experiments, one per seed."""
         words = self.command(out)[1:]
@@ -304,10 +313,7 @@ def run(studies: Iterator[Study], out: Path, jobs: int, stop: StopSignal) -> int
             if stop:
                 return failed + 1
             if status == 0 and row.steps:
-                runs = [str(folder / config.name) for config in row.configs(folder)]
-                steps = [str(k) for k in row.steps]
-                again = ["gtp_experiments", "evaluate", *runs, "--steps", *steps]
-                status = call([sys.executable, "-m", *again], stop, variables)
+                status = call([sys.executable, "-m", *row.again(folder)], stop, variables)
             failed += status != 0
     return failed
 

@@ -104,14 +104,15 @@ def cloning(record: dict[str, Any]) -> str:
             last = [run["measured"][str(run["updates"])] for run in runs]
             cells = [f"{over(figure(m[k]) for m in last):.3g}" for k in steps]
             cells.append(f"{mean(run['ms_per_update'] for run in runs):.1f}")
-            name = {"one_step": "default", "gtp": "`paper_loss`"}[method]
+            name = {"one_step": "the default's", "gtp": "`paper_loss`"}[method]
             rows.append([title, name, str(len(runs)), *cells])
     return "\n\n".join(
         [
             f"**One network call per action** (cloning of what is known; `{record['command']}`). "
             "The default's objective beside the paper's, by K, the number of network calls; "
-            "15000 updates, 3000 for the last two. Distances are sliced Wasserstein-1, and 1 is "
-            "that of two samples of the truth:",
+            "15000 updates, 3000 for the last two; learning rates 4e-3 and 2e-3, each objective's "
+            "own (`GTPConfig()` takes 2e-3 for runs of this length). Distances are sliced "
+            "Wasserstein-1, and 1 is that of two samples of the truth:",
             table(["", "objective", "seeds", *(f"K = {k}" for k in steps), "ms/update"], rows),
         ]
     )

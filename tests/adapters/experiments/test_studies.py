@@ -151,3 +151,16 @@ def test_what_is_collected_is_not_run_again() -> None:
 
 def test_the_page_in_the_documentation_is_current() -> None:
     assert PAGE.read_text(encoding="utf-8") == render(), "run: make results-page"
+
+
+def test_runs_are_evaluated_again_in_the_environment_they_were_evaluated_in() -> None:
+    """A run's record names no module to import, so the second command has to."""
+    rows = [row for study in STUDIES for row in study.rows if row.steps]
+    assert rows
+    for row in rows:
+        words = row.again(OUT)
+        given = words[words.index("--environment") + 1] if "--environment" in words else None
+        (named,) = {config.evaluation.environment for config in row.configs(OUT)}
+        assert given == named
+        runs = words[2 : words.index("--steps")]
+        assert runs == [str(OUT / config.name) for config in row.configs(OUT)]
