@@ -40,6 +40,7 @@ from gtp_policy import (
     restore_,
     save_checkpoint,
 )
+from gtp_policy._random import new_stream
 from gtp_policy.checkpoint import bundle
 from gtp_policy.errors import (
     CheckpointError,
@@ -523,9 +524,17 @@ def test_golden_files_still_answer_alike(golden: Path) -> None:
     expected = json.loads(golden.with_suffix(".json").read_text("utf-8"))
     learner, scaler, layout, _ = load_checkpoint(golden)
     obs = torch.linspace(-2.0, 2.0, 21).reshape(7, 3)
-    for name, candidates in (("one", 1), ("best_of_8", 8)):
-        action = learner.act(obs, deterministic=True, candidates=candidates)
-        torch.testing.assert_close(action, torch.tensor(expected[name]), rtol=0, atol=1e-6)
+    # A deterministic action started from the actor's own noise then, and from seven others.
+    actor, critic = learner.target_actor, learner.target_critic
+    assert critic is not None
+    more = torch.randn(7, 2, generator=new_stream(0, "fixed candidates"))
+    noise = torch.cat([actor.fixed_noise[None], more])
+    tiled = obs.repeat_interleave(8, 0)
+    action = actor.sample(tiled, noise=noise.repeat(7, 1))
+    best = critic(tiled, action).amin(0).view(7, 8).argmax(1)
+    action = action.view(7, 8, 2)
+    for name, found in (("one", action[:, 0]), ("best_of_8", action[torch.arange(7), best])):
+        torch.testing.assert_close(found, torch.tensor(expected[name]), rtol=0, atol=1e-6)
     assert learner.updates == expected["updates"] == 5
     assert scaler == ActionScaler([-2.0, 0.0], [2.0, 1.0])
     assert layout == ObservationLayout({"position": (2,), "speed": (1,)})
