@@ -236,7 +236,7 @@ def deterministic(record: dict[str, Any]) -> str:
         [
             f"`{first['method']}` after {first['updates']:,} updates, K = 1, mean ± standard error "
             f"over {len(first['scores'][names[0]])} episodes (`{record['command']}`). The default "
-            "is the mode of 16 for noise of the observation:",
+            "is one noise of the observation:",
             table(["", *names], rows),
         ]
     )

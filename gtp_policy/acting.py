@@ -251,7 +251,7 @@ def chosen_by(
         >>> from gtp_policy import GTPLearnerConfig
         >>> from gtp_policy.acting import chosen_by
         >>> chosen_by(GTPLearnerConfig(), None, None, True)
-        (16, ModeChoice(kind='mode', neighbours=0.3, iterations=5))
+        (1, ModeChoice(kind='mode', neighbours=0.3, iterations=5))
     """
     if candidates is not None or not deterministic:
         return 1 if candidates is None else candidates, config.choice

@@ -824,8 +824,8 @@ class GTPLearner(nn.Module):
             steps: K; default the actor's.
             candidates: Actions to draw per observation; above 1 the target critic chooses among
                 them, as ``config.choice`` says. Default: 1; ``config.eval_candidates`` for a
-                deterministic action, of which ``config.deterministic_choice`` makes one: by
-                default the mode of the policy.
+                deterministic action, 1 by default; of more ``config.deterministic_choice`` makes
+                one, their mode.
             deterministic: Start from noises that are a function of the observation
                 (`gtp_policy.keyed_noise`), as above. Never from zero noise, which can end between
                 two modes.

@@ -102,8 +102,10 @@ def test_a_mode_lies_among_its_candidates_whatever_they_are(
     torch.testing.assert_close(got, alone, atol=1e-4, rtol=0)
 
 
-def test_a_deterministic_action_is_the_mode_and_needs_no_critic() -> None:
-    learner = GTPLearner.build(2, 3, GTPConfig(critic=None))
+def test_of_several_noises_a_deterministic_action_is_the_mode_and_needs_no_critic() -> None:
+    config = GTPConfig(critic=None)
+    config = config.replace(learner=config.learner.replace(eval_candidates=16))
+    learner = GTPLearner.build(2, 3, config)
     obs = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
     got = learner.act(obs, deterministic=True)
     assert torch.equal(got, learner.act(obs, deterministic=True))

@@ -43,7 +43,7 @@ def test_a_deterministic_action_is_no_worse_than_a_sampled_one() -> None:
     for row in record["rows"].values():
         sampled, default = (
             np.array(row["scores"][name], float)
-            for name in ("sampled", "noise of the observation, mode of 16")
+            for name in ("sampled", "noise of the observation, 1")
         )
         error = np.hypot(*(s.std(ddof=1) / len(s) ** 0.5 for s in (sampled, default)))
         assert default.mean() >= sampled.mean() - 2 * error

@@ -65,12 +65,12 @@ class GTP(OfflineLoop):
     off-policy algorithm like any other, with replay buffer, exploration and ``train_freq``.
     `set_dataset` changes from one to the other.
 
-    **deterministic=True** of `predict` takes where 16 actions (``eval_candidates`` of the config)
-    that start from noises of the observation lie densest, the policy's mode: equal calls give equal
-    actions, and an observation gets the same one in any batch up to rounding.
-    ``deterministic=False`` draws one sample; ``policy_kwargs=dict(candidates=n)`` makes either the
-    one of n that the critic values most. Online, where the critic sees what its choices lead to,
-    choose that, with n = 16 say: the mode is good where the policy is close to the data.
+    **deterministic=True** of `predict` starts from a noise that is a function of the observation:
+    equal calls give equal actions, an observation gets the same one in any batch up to rounding,
+    and over observations they are distributed as sampled ones are. ``eval_candidates=16`` in the
+    config takes the mode of 16 such actions. ``deterministic=False`` draws one sample;
+    ``policy_kwargs=dict(candidates=n)`` makes either the one of n that the critic values most.
+    Online, where the critic sees what its choices lead to, choose that, with n = 16 say.
 
     Arguments of SB3 keep SB3's meaning. What belongs to the method stands in ``gtp_config``. A
     choice that can be made in both places (``learning_rate``, ``tau``, ``seed``, ``net_arch``,
@@ -641,9 +641,8 @@ class GTP(OfflineLoop):
             state: What the step before returned, for a policy with chunks or a history; None where
                 all episodes begin. See `GTPPolicy.predict`.
             episode_start: Which episodes begin with this observation.
-            deterministic: Whether to take the policy's mode, of actions that start from noises of
-                the observation, so that equal calls give equal actions; see `GTPPolicy`. False
-                draws new noise.
+            deterministic: Whether to start from a noise that is a function of the observation, so
+                that equal calls give equal actions; see `GTPPolicy`. False draws new noise.
 
         Returns:
             Actions in the units of the environment, always inside its Box, and the state.

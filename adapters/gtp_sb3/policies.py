@@ -59,11 +59,11 @@ class GTPPolicy(BasePolicy):
     extractor, of which actor and critic have a copy each. An ``encoder`` in the config takes the
     place of both: a policy with it loads in the core alone.
 
-    **deterministic=True** starts the sampler from noises that are a function of the observation,
-    and takes where the actions lie densest, the policy's mode: equal calls give equal actions, and
-    an observation gets the same one in any batch up to rounding
-    (`gtp_policy.GTPLearner.act`). How many there are is ``eval_candidates`` of the config, 16, and
-    how one is chosen ``deterministic_choice``. **deterministic=False** draws one sample with new
+    **deterministic=True** starts the sampler from a noise that is a function of the observation:
+    equal calls give equal actions, an observation gets the same one in any batch up to rounding
+    (`gtp_policy.GTPLearner.act`), and over observations they are distributed as sampled ones are.
+    With ``eval_candidates`` of the config above 1 it is where those of several noises lie densest,
+    or as ``deterministic_choice`` says. **deterministic=False** draws one sample with new
     noise. ``candidates=n`` makes either the one of n that the critic values most.
 
     Args:
@@ -393,9 +393,8 @@ class GTPPolicy(BasePolicy):
                 as in a call alone. Other policies have no memory and return it as it came.
             episode_start: Which episodes begin with this observation; what is in the state of them
                 is forgotten. Policies without memory do not use it.
-            deterministic: Whether to take the policy's mode, of actions that start from noises of
-                the observation, so that equal calls give equal actions; see `GTPPolicy`. False
-                draws new noise.
+            deterministic: Whether to start from a noise that is a function of the observation, so
+                that equal calls give equal actions; see `GTPPolicy`. False draws new noise.
 
         Returns:
             Actions in the units of the environment, always inside its Box, and the state.

@@ -39,12 +39,12 @@ class GTPPolicy(Policy):
     deployed.
 
     Acting is deterministic if ``deterministic_eval`` and the policy is not within a training step:
-    actions then start from 16 noises that are a function of the observation (``eval_candidates`` of
-    the learner's config), and where they lie densest is taken, the policy's mode, with a critic or
-    without. Equal calls give equal actions, and an observation gets the same one in any batch up to
-    rounding (`gtp_policy.GTPLearner.act`). Never zero noise, which can end
-    between two modes. ``deterministic_eval``, ``steps`` and ``candidates`` may be changed at any
-    time.
+    an action then starts from a noise that is a function of the observation. Equal calls give equal
+    actions, an observation gets the same one in any batch up to rounding
+    (`gtp_policy.GTPLearner.act`), and over observations they are distributed as samples are. With
+    ``eval_candidates`` of the learner's config above 1 it is the mode of so many. Never zero noise,
+    which can end between two modes. ``deterministic_eval``, ``steps`` and ``candidates`` may be
+    changed at any time.
 
     Args:
         actor: The flow map.
@@ -54,11 +54,11 @@ class GTPPolicy(Policy):
         critic: Chooses among several candidates.
         layout: Which parts of a Dict observation in which order; default: all, a goal observation
             as observation, achieved_goal, desired_goal, other keys in alphabetical order.
-        deterministic_eval: Whether evaluation takes the mode, as above.
+        deterministic_eval: Whether evaluation is deterministic, as above.
         steps: K, jumps per action; default the actor's.
         candidates: Actions drawn per observation, of which the critic's favourite is taken (BCQ's
-            ``forward_sampled_times``). None: the mode where actions are deterministic, else one
-            sample.
+            ``forward_sampled_times``). None: ``eval_candidates`` of the learner's config where
+            actions are deterministic, else one sample.
         action_scaling: Whether [-1, 1] is mapped to the Box. False is possible where the Box is
             [-1, 1] itself.
         action_bound_method: Anything but ``"tanh"``: the actions are in [-1, 1] already.

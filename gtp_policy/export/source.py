@@ -71,7 +71,7 @@ class PolicySource(NamedTuple):
         >>> from gtp_policy import GTPConfig, GTPLearner
         >>> from gtp_policy.export import PolicySource
         >>> PolicySource.of_learner(GTPLearner.build(3, 2, GTPConfig(critic=None))).candidates
-        16
+        1
     """
 
     actor: FlowMapActor

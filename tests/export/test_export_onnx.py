@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,13 @@ OBS, ACT = 5, 3
 SCALER = ActionScaler([-2.0, -1.0, 0.0], [2.0, 0.5, 10.0])
 HALF = torch.tensor([2.0, 0.75, 5.0])
 Array = npt.NDArray[np.float32]
+
+
+def several(preset: str) -> GTPLearner:
+    """Returns a learner whose deterministic actions are made of sixteen."""
+    learner = make(preset)
+    learner.config = learner.config.replace(eval_candidates=16)
+    return learner
 
 
 def make(preset: str = "gtp", **critic: Any) -> GTPLearner:
@@ -150,8 +158,9 @@ def test_a_learner_is_exported_as_it_is_evaluated(tmp_path: Path) -> None:
         learner.full_config.actor.steps,
         learner.config.eval_candidates,
     )
-    assert export_onnx(make("gtp_bc"), path).candidates == 16
-    assert export_onnx(make("gtp_bc"), path, candidates=1).candidates == 1
+    assert export_onnx(make("gtp_bc"), path).candidates == 1
+    assert export_onnx(several("gtp_bc"), path).candidates == 16
+    assert export_onnx(several("gtp_bc"), path, candidates=1).candidates == 1
 
 
 @pytest.mark.parametrize("scale", [1e-9, 1.0, 1e20])
@@ -166,18 +175,19 @@ def test_a_keyed_noise_gives_the_deterministic_action(tmp_path: Path, scale: flo
 
 
 @pytest.mark.parametrize("preset", ["gtp", "gtp_bc", "paper_loss"])
+@pytest.mark.parametrize("make_learner", [make, several], ids=["as it is", "of 16"])
 def test_a_file_without_choices_acts_as_a_deterministic_learner(
-    tmp_path: Path, preset: str
+    tmp_path: Path, make_learner: Callable[[str], GTPLearner], preset: str
 ) -> None:
-    """The mode of sixteen noises, without a critic; of the paper's the critic's favourite."""
-    learner, path = make(preset), tmp_path / "policy.onnx"
+    """One noise, or the mode of sixteen, without a critic; of the paper's the critic's choice."""
+    learner, path = make_learner(preset), tmp_path / "policy.onnx"
     file = export_onnx(learner, path, noise="keyed", action_scaler=SCALER)
     n = file.candidates
     for rows in (1, 7, 50):
         obs = observations(rows)
         expected = SCALER.to_box(learner.act(obs, deterministic=True))
         away = ((run(path, obs) - expected) / HALF).abs().amax(1)
-        if learner.config.deterministic_choice == ModeChoice():
+        if n > 1 and learner.config.deterministic_choice == ModeChoice():
             # Where two are as central up to rounding, it may be the other one.
             noise = keyed_noise(obs, n * ACT).view(-1, ACT)
             drawn = learner.target_actor.sample(obs.repeat_interleave(n, 0), noise=noise)
@@ -555,7 +565,7 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
 
 def test_what_no_file_can_hold_is_refused(tmp_path: Path) -> None:
     path, bc = tmp_path / "policy.onnx", make("gtp_bc")
-    drawing = make()
+    drawing = several("gtp")
     drawing.config = drawing.config.replace(deterministic_choice=SoftmaxChoice())
     with pytest.raises(ExportError, match=r"SoftmaxChoice.*choice=ArgmaxChoice\(\)"):
         export_onnx(drawing, path)

@@ -19,6 +19,7 @@ from gtp_policy import (
     ActionScaler,
     FlowMapActor,
     GTPConfig,
+    GTPLearnerConfig,
     ObservationLayout,
     QEnsemble,
     act,
@@ -81,9 +82,12 @@ def test_evaluation_is_repeatable_and_training_is_not(make_policy: Make) -> None
 def test_default_candidates_need_determinism_and_no_critic(make_policy: Make) -> None:
     batch, obs = Batch(obs=OBS), torch.from_numpy(OBS)
     policy = make_policy()
-    mode = act(policy.actor, None, obs, candidates=16, choice=ModeChoice(), deterministic=True)
-    assert torch.equal(policy(batch).act, mode)
+    alone = act(policy.actor, None, obs, deterministic=True)
+    assert torch.equal(policy(batch).act, alone)
     policy.critic = None
+    assert torch.equal(policy(batch).act, alone)
+    policy._choices = GTPLearnerConfig(eval_candidates=16)
+    mode = act(policy.actor, None, obs, candidates=16, choice=ModeChoice(), deterministic=True)
     assert torch.equal(policy(batch).act, mode)
     sampling, same = make_policy(deterministic_eval=False, seed=5), torch.Generator()
     expected = act(sampling.actor, None, obs, generator=same.manual_seed(5))

@@ -16,6 +16,7 @@ from gtp_policy import (
     FlowMapActorConfig,
     GTPConfig,
     GTPLearner,
+    GTPLearnerConfig,
     ObservationLayout,
     QEnsembleConfig,
 )
@@ -27,6 +28,7 @@ def main() -> None:
     config = GTPConfig(
         actor=FlowMapActorConfig(hidden=(8, 8), time_dim=4, steps=2),
         critic=QEnsembleConfig(hidden=(8,)),
+        learner=GTPLearnerConfig(eval_candidates=16),
     )
     learner = GTPLearner.build(3, 2, config)
     learner.set_observation_statistics_(torch.tensor([0.0, 1.0, 2.0]), torch.ones(3))
