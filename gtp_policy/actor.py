@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from gtp_policy._config import AnyFloat, Config, Float, Int, Width
+from gtp_policy._fingerprint import SAMPLING, knows
 from gtp_policy._folding import DEVICES, FoldedActor, Foldings, fold, reasons
 from gtp_policy._random import generator_or_private, new_stream
 from gtp_policy.errors import StateMismatchError
@@ -611,8 +612,12 @@ class FlowMapActor(nn.Module):
         if self.config.sampler != JumpSampler():
             yield "has a sampler that is not the default one"
         own = type(self)
-        if own is not FlowMapActor and (own._features, own._endpoint, own._jump) != _REFERENCE:
-            yield f"is a {own.__name__}, which changes the flow map"
+        # Of this class itself, whatever else makes it fast says what was replaced.
+        for name in SAMPLING[1:] if own is not FlowMapActor else ():
+            if getattr(own, name) is not _REFERENCE[name]:
+                what = "its end" if name == "to_action" else "the flow map"
+                yield f"is a {own.__name__}, which changes {what} ({name})"
+                return
 
     def explain(self, rows: int | None = None, *, steps: int | None = None) -> list[str]:
         """Returns what samples the actions, and why not what would be faster.
@@ -755,6 +760,7 @@ def _autocast() -> bool:
     return any(map(torch.is_autocast_enabled, DEVICES))
 
 
-_REFERENCE = FlowMapActor._features, FlowMapActor._endpoint, FlowMapActor._jump
+knows(FlowMapActor)
+_REFERENCE = {name: getattr(FlowMapActor, name) for name in SAMPLING}
 # What of the config parameters are made for.
 _FLOW_MAP = {"sigma_data", "times", "embedding", "action_statistics"}
