@@ -252,6 +252,13 @@ class FlowMapActor(nn.Module):
         self.obs_dim, self.action_dim = obs_dim, action_dim
         self.normalizer = ObservationNormalizer(obs_dim)
         self.encoder = encoder
+        given = {
+            parameter.dtype
+            for module in (network, encoder)
+            if isinstance(module, nn.Module)
+            for parameter in module.parameters()
+            if parameter.is_floating_point()
+        }
         if network is not None:
             check_kind("network", network, nn.Module)
         else:
@@ -267,13 +274,21 @@ class FlowMapActor(nn.Module):
                 generator=new_stream(seed, "actor"),
             )
         self.network = network
-        noise = torch.randn(action_dim, generator=new_stream(seed, "fixed noise"), device="cpu")
+        # Not in torch's default dtype, in which also other numbers would be drawn.
+        noise = torch.randn(
+            action_dim,
+            generator=new_stream(seed, "fixed noise"),
+            dtype=torch.float32,
+            device="cpu",
+        )
         self.register_buffer("fixed_noise", noise)
         # The config says them: the state need not.
         for name in ("action_mean", "action_scale"):
-            self.register_buffer(name, torch.empty(action_dim, device="cpu"), persistent=False)
-        self._place_statistics_()
+            self.register_buffer(name, torch.empty_like(noise), persistent=False)
         self._foldings = Foldings()
+        if given == {torch.float64}:  # modules of the caller's, which take nothing else
+            self.to(torch.float64)
+        self._place_statistics_()
 
     @property
     def times(self) -> TimeSchedule:

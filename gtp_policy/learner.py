@@ -220,7 +220,7 @@ class GTPLearner(nn.Module):
         if config.critic is not None:
             critic = QEnsemble(
                 obs_dim, action_dim, config.critic, encoder=copy.deepcopy(encoder), seed=seed
-            ).to(device)
+            ).to(device, actor.dtype)
         return cls(
             actor.to(device),
             critic,

@@ -252,7 +252,7 @@ def mlp(
         generator: Source of the initial parameters.
 
     Returns:
-        The network, on the CPU in torch's default dtype.
+        The network, on the CPU, in float32 whatever torch's default dtype is.
 
     Example:
         >>> import torch
@@ -292,9 +292,9 @@ def linear(
     """
     # On the meta device the layer's own initialisation draws nothing from the global generator;
     # `to_empty` would load sympy.
-    layer = nn.Linear(inputs, outputs, device="meta")
-    layer.weight = nn.Parameter(torch.empty(outputs, inputs, device="cpu"))
-    layer.bias = nn.Parameter(torch.empty(outputs, device="cpu"))
+    layer = nn.Linear(inputs, outputs, dtype=torch.float32, device="meta")
+    layer.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=torch.float32, device="cpu"))
+    layer.bias = nn.Parameter(torch.empty(outputs, dtype=torch.float32, device="cpu"))
     for parameter in layer.parameters():
         uniform_(parameter, inputs, generator)
     if gain != 1:
