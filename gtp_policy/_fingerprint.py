@@ -6,8 +6,8 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as every_module
 
 # What of a module is computed by other code, where that is the faster: to sample actions, and to
 # do an update.
@@ -19,10 +19,10 @@ UPDATING = (
 )
 # Hooks of all modules there are, in the order of `hooks_of`. Torch never makes new dictionaries.
 GLOBAL_HOOKS: tuple[dict[int, Any], ...] = (
-    every_module._global_forward_hooks,
-    every_module._global_forward_pre_hooks,
-    every_module._global_backward_hooks,
-    every_module._global_backward_pre_hooks,
+    torch.nn.modules.module._global_forward_hooks,
+    torch.nn.modules.module._global_forward_pre_hooks,
+    torch.nn.modules.module._global_backward_hooks,
+    torch.nn.modules.module._global_backward_pre_hooks,
 )
 _own: dict[tuple[type[nn.Module], str], Any] = {}
 _address, _layout = Tensor.data_ptr, Tensor.stride

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gtp_policy._config import Config, Float, Int
 from gtp_policy._contexts import outside
 from gtp_policy._fingerprint import UPDATING, Fingerprint
+from gtp_policy._numbers import as_int
 from gtp_policy._random import generator_or_private
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.critic import QEnsemble
@@ -314,7 +315,7 @@ def act(
     """
     actor, critic = unwrapped(actor), unwrapped(critic)
     check_kind("actor", actor, FlowMapActor)
-    _check(critic, candidates, choice)
+    candidates = _check(critic, candidates, choice)
     if (
         isinstance(obs, Tensor)
         and obs.is_cpu
@@ -404,7 +405,7 @@ class CPUSnapshot:
             ValueError: As for `act`.
         """
         actor, critic = unwrapped(actor), unwrapped(critic)
-        _check(critic, candidates, choice)
+        candidates = _check(critic, candidates, choice)
         rows = candidates * obs.shape[0]
         if rows <= _FEW_ROWS:
             # One thread at a time: another one would renew the copies while this one samples.
@@ -496,19 +497,22 @@ def _at(action: Tensor, index: Tensor) -> Tensor:
     return action.gather(1, index[:, None, None].expand(-1, 1, action.shape[-1])).squeeze(1)
 
 
-def _check(critic: QEnsemble | None, candidates: int, choice: Choice | None) -> None:
+def _check(critic: QEnsemble | None, candidates: int, choice: Choice | None) -> int:
+    """Returns the number of candidates, checked."""
     if critic is not None:
         check_kind("critic", critic, QEnsemble)
-    if type(candidates) is not int or not 1 <= candidates <= _MOST_CANDIDATES:
+    n = as_int(candidates)
+    if n is None or not 1 <= n <= _MOST_CANDIDATES:
         raise ValueError(
-            f"`candidates` is out of range: got {candidates}, expected an integer >= 1, and at "
+            f"`candidates` is out of range: got {candidates!r}, expected an integer >= 1, and at "
             f"most {_MOST_CANDIDATES}."
         )
-    if critic is None and needs_critic(candidates, choice):
+    if critic is None and needs_critic(n, choice):
         raise ValueError(
             f"A choice among candidates needs a critic: got candidates={candidates} and no critic "
             "(behaviour cloning), expected a QEnsemble. Train one, or take candidates=1."
         )
+    return n
 
 
 def _picker(choice: Choice | None, deterministic: bool) -> Choice:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gtp_policy._config import AnyFloat, Config, Float, Int, Width
 from gtp_policy._fingerprint import SAMPLING, knows
 from gtp_policy._folding import DEVICES, FoldedActor, Foldings, fold, reasons
+from gtp_policy._numbers import as_int
 from gtp_policy._random import generator_or_private, new_stream
 from gtp_policy.errors import StateMismatchError
 from gtp_policy.functional import (
@@ -236,7 +237,7 @@ class FlowMapActor(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_dims(obs_dim, action_dim)
+        obs_dim, action_dim = check_dims(obs_dim, action_dim)
         config = FlowMapActorConfig() if config is None else config
         check_kind("config", config, FlowMapActorConfig)
         for name, dim, of in (
@@ -505,9 +506,7 @@ class FlowMapActor(nn.Module):
             True
         """
         self.check_observations(obs)
-        steps = self.config.steps if steps is None else steps
-        if type(steps) is not int or not 1 <= steps <= _MOST_STEPS:
-            self.noise_dim(steps)  # says what is wrong
+        steps = self._steps(steps)
         folded = self._folded(obs, steps)
         # What is folded takes one noise per action.
         shape = obs.shape[0], self.noise_dim(steps) if folded is None else self.action_dim
@@ -575,17 +574,20 @@ class FlowMapActor(nn.Module):
             >>> FlowMapActor(3, 2, FlowMapActorConfig(sampler=JumpSampler(gamma=1.0))).noise_dim(3)
             6
         """
-        steps = self.config.steps if steps is None else steps
-        if type(steps) is not int or not 1 <= steps <= _MOST_STEPS:
+        return self.config.sampler.noises(self._steps(steps)) * self.action_dim
+
+    def _steps(self, steps: int | None) -> int:
+        """Returns K, checked."""
+        found = self.config.steps if steps is None else as_int(steps)
+        if found is None or not 1 <= found <= _MOST_STEPS:
             raise ValueError(
-                f"`steps` is out of range: got {steps}, expected an integer >= 1, and at most "
+                f"`steps` is out of range: got {steps!r}, expected an integer >= 1, and at most "
                 f"{_MOST_STEPS}."
             )
-        return self.config.sampler.noises(steps) * self.action_dim
+        return found
 
     def _grid(self, steps: int | None, obs: Tensor) -> Tensor:
-        steps = self.config.steps if steps is None else steps
-        return self.times.grid(steps, device=obs.device, dtype=obs.dtype)
+        return self.times.grid(self._steps(steps), device=obs.device, dtype=obs.dtype)
 
     def _follow(self, obs: Tensor, noise: Tensor, grid: Tensor) -> Tensor:
         # What depends on the observation alone is computed once, not once per jump.
@@ -616,8 +618,7 @@ class FlowMapActor(nn.Module):
             >>> FlowMapActor(3, 2).fold(2).steps
             2
         """
-        steps = self.config.steps if steps is None else steps
-        self.noise_dim(steps)  # says what is wrong
+        steps = self._steps(steps)
         if next(reasons(self, steps, self._changes()), None) is not None:
             return None
         return fold(self, steps)

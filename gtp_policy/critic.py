@@ -157,7 +157,7 @@ class QEnsemble(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_dims(obs_dim, action_dim)
+        obs_dim, action_dim = check_dims(obs_dim, action_dim)
         self.config = config = QEnsembleConfig() if config is None else config
         check_kind("config", config, QEnsembleConfig)
         self.obs_dim, self.action_dim = obs_dim, action_dim

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from gtp_policy._contexts import transforming
+from gtp_policy._numbers import as_int
 from gtp_policy.errors import DataError, DeviceError, DistributedError, ShapeError
 from gtp_policy.times import Path, TimeSchedule
 
@@ -269,26 +270,32 @@ def check_kind(name: str, value: object, *kinds: type) -> None:
         )
 
 
-def check_dims(obs_dim: object, action_dim: object) -> None:
-    """Raises unless dimensions are integers of at least 1.
+def check_dims(obs_dim: object, action_dim: object) -> tuple[int, int]:
+    """Returns dimensions as plain integers, which are at least 1.
 
     Args:
         obs_dim: O.
         action_dim: A.
 
+    Returns:
+        Both, also where they came as integers of NumPy or torch.
+
     Raises:
-        ValueError: If one of them is not.
+        ValueError: If one of them is none.
 
     Example:
+        >>> import numpy as np
         >>> from gtp_policy.functional import check_dims
-        >>> check_dims(3, 2)
+        >>> check_dims(np.prod((3, 2)), 2)
+        (6, 2)
     """
-    for n in (obs_dim, action_dim):
-        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-            raise ValueError(
-                f"Dimensions are out of range: got obs_dim={obs_dim!r}, action_dim={action_dim!r}, "
-                "expected integers of at least 1."
-            )
+    obs, action = as_int(obs_dim), as_int(action_dim)
+    if obs is None or action is None or obs < 1 or action < 1:
+        raise ValueError(
+            f"Dimensions are out of range: got obs_dim={obs_dim!r}, action_dim={action_dim!r}, "
+            "expected integers of at least 1."
+        )
+    return obs, action
 
 
 def check_device(device: torch.device | str) -> None:

@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from gtp_policy._numbers import as_int
 from gtp_policy.functional import signal
 from gtp_policy.kernels.mish import mish
 from gtp_policy.times import Path
@@ -224,8 +225,8 @@ def features_dim(encoder: nn.Module | None, obs_dim: int) -> int:
     """
     if encoder is None:
         return obs_dim
-    width = getattr(encoder, "features_dim", None)
-    if not isinstance(width, int) or width < 1:
+    width = as_int(getattr(encoder, "features_dim", None))
+    if width is None or width < 1:
         raise ValueError(
             f"`encoder` does not say how wide its features are: got {type(encoder).__name__} "
             "without an integer `features_dim`, expected one. Set encoder.features_dim."
