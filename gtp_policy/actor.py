@@ -511,12 +511,7 @@ class FlowMapActor(nn.Module):
         # What is folded takes one noise per action.
         shape = obs.shape[0], self.noise_dim(steps) if folded is None else self.action_dim
         if noise is None:
-            noise = torch.randn(
-                shape,
-                generator=generator_or_private(generator, obs.device),
-                device=obs.device,
-                dtype=obs.dtype,
-            )
+            noise = _drawn(shape, obs, generator)
         else:
             check_like("noise", noise, obs)
             check_shape("noise", noise, shape)
@@ -770,6 +765,15 @@ def _decoded(state: Tensor | Mapping[str, Any]) -> object:
         return json.loads(bytes(state.double().round().to(torch.uint8).tolist()))
     except (ValueError, RecursionError):
         return "something unreadable"
+
+
+def _drawn(shape: tuple[int, int], obs: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Returns noise for observations."""
+    if generator is None and isinstance(shape[0], torch.SymInt):
+        # A program for any number of rows draws for itself: it can hold no generator.
+        return torch.randn(shape, device=obs.device, dtype=obs.dtype)
+    generator = generator_or_private(generator, obs.device)
+    return torch.randn(shape, generator=generator, device=obs.device, dtype=obs.dtype)
 
 
 def _autocast() -> bool:

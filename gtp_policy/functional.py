@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from gtp_policy._contexts import transforming
 from gtp_policy._numbers import as_int
@@ -31,7 +32,7 @@ from gtp_policy.errors import DataError, DeviceError, DistributedError, ShapeErr
 from gtp_policy.times import Path, TimeSchedule
 
 _T = TypeVar("_T")
-PARALLEL = DistributedDataParallel, DataParallel
+WRAPPERS = DistributedDataParallel, DataParallel, AveragedModel
 """Wrappers that keep the module they stand around as ``module``."""
 # Of an interval of 20 octaves: what is left of it is less than float32 resolves.
 HALVINGS = 24
@@ -751,7 +752,7 @@ def td_target(reward: Tensor, discount: Tensor, next_q: Tensor) -> Tensor:
 
 
 def unwrapped(module: _T) -> _T:
-    """Returns what torch's wrappers stand around: of several processes, of devices, of a compiler.
+    """Returns what torch's wrappers stand around: of processes, devices, averages, a compiler.
 
     For what a module says of itself. What is trained is called through its wrapper, which reduces
     the gradients of what it has computed itself.
@@ -760,7 +761,8 @@ def unwrapped(module: _T) -> _T:
         module: Anything; what is no wrapper is returned as it is.
 
     Returns:
-        The module inside ``DistributedDataParallel``, ``DataParallel`` and ``torch.compile``.
+        The module inside ``DistributedDataParallel``, ``DataParallel``, ``AveragedModel`` and
+        ``torch.compile``.
 
     Example:
         >>> from torch import nn
@@ -773,7 +775,7 @@ def unwrapped(module: _T) -> _T:
     while isinstance(found, nn.Module):
         inside = found._modules.get("_orig_mod")
         # To compare with an abstract class takes microseconds, and every action comes by here.
-        if inside is None and "module" in found._modules and isinstance(found, PARALLEL):
+        if inside is None and "module" in found._modules and isinstance(found, WRAPPERS):
             inside = found.module
         if inside is None:
             break

@@ -313,6 +313,35 @@ def test_a_default_device_is_not_where_networks_are_built(name: str) -> None:
     assert torch.equal(learner.act(obs, deterministic=True), other.act(obs, deterministic=True))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "choices", [{"deterministic": True}, {}, {"candidates": 3}, {"deterministic": True, "steps": 2}]
+)
+def test_policies_are_exported_for_any_number_of_rows(choices: dict[str, Any]) -> None:
+    learner = GTPLearner.build(OBS, ACT, CONFIG)
+
+    class Acting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.actor, self.critic = learner.target_actor, learner.target_critic
+
+        def forward(self, obs: Tensor) -> Tensor:
+            return act(self.actor, self.critic, obs, **choices)
+
+    rows = {0: torch.export.Dim("B")}
+    program = torch.export.export(Acting(), (torch.zeros(5, OBS),), dynamic_shapes=(rows,)).module()
+    for n in (2, 5, 40):
+        obs = torch.linspace(-1, 1, n * OBS).view(n, OBS)
+        with torch.random.fork_rng():
+            got = program(obs)
+            assert got.shape == (n, ACT)
+            if choices.get("deterministic"):
+                expected = Acting()(obs)
+                torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+            else:
+                assert not torch.equal(program(obs), got)
+
+
 class Backbone(nn.Module):
     def __init__(self) -> None:
         super().__init__()
