@@ -3,7 +3,17 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    model_validator,
+)
+
+from gtp_policy._numbers import plain_float, plain_int
 
 # Of a number that is computed with, the square and its inverse have to be float32's, too.
 _SMALLEST, _LARGEST = 1e-12, 1e12
@@ -18,11 +28,14 @@ def _computable(value: float) -> float:
     return value
 
 
-# Lax pydantic turns `True` into 1.0 and "1e-3" into 0.001; a configuration should not guess.
-AnyFloat = Annotated[float, Field(strict=True)]
-Float = Annotated[float, Field(strict=True), AfterValidator(_computable)]
-Int = Annotated[int, Field(strict=True)]
-Width = Annotated[int, Field(strict=True, ge=1)]
+# Lax pydantic turns `True` into 1.0 and "1e-3" into 0.001; a configuration should not guess. What
+# is a number of NumPy or torch is no guess, and becomes a plain one: configs are written as JSON.
+AnyFloat = Annotated[float, Field(strict=True), BeforeValidator(plain_float)]
+Float = Annotated[
+    float, Field(strict=True), BeforeValidator(plain_float), AfterValidator(_computable)
+]
+Int = Annotated[int, Field(strict=True), BeforeValidator(plain_int)]
+Width = Annotated[int, Field(strict=True, ge=1), BeforeValidator(plain_int)]
 Bool = Annotated[bool, Field(strict=True)]
 
 

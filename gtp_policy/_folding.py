@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gtp_policy._config import Config
 from gtp_policy._contexts import outside
-from gtp_policy._fingerprint import Fingerprint, hooks_of
+from gtp_policy._fingerprint import GLOBAL_HOOKS, SAMPLING, Fingerprint, hooks_of, knows, replaced
 from gtp_policy.functional import precondition
 from gtp_policy.kernels.folded import Folded, FoldedSampler, Precision, TorchSampler, compiled
 from gtp_policy.kernels.switch import engine
@@ -29,6 +29,9 @@ DEVICES = ("cpu", "cuda")
 _MOST_STEPS = 32
 # Beyond it torch's matrix products gain more from the rows than the compiled sampler does.
 _FEW_ROWS = 24
+_EMBEDDINGS = TimeEmbedding, LogRatioEmbedding
+
+knows(nn.Linear, nn.Sequential, Mish, FlowMapMLP, ObservationNormalizer, *_EMBEDDINGS)
 
 
 @torch.no_grad()
@@ -58,15 +61,20 @@ def fold(
     skip, out, inner = (
         c.double().numpy() for c in precondition(grid[:-1], actor.sigma_data, actor.times.path)
     )
+    standardised = actor.config.action_statistics is not None
+    # Without statistics the reference does not look at these buffers, whatever is in them.
+    center, spread = actor.action_mean, actor.action_scale
+    if not standardised:
+        center, spread = torch.zeros_like(center), torch.ones_like(spread)
     ratio = (grid[1:] / grid[:-1]).double().numpy()
     return Folded(
         weights=tuple(weight.detach() for weight in weights),
         biases=tuple(bias.detach() for bias in biases),
         mean=mean.detach(),
         scale=scale.detach(),
-        center=actor.action_mean,
-        spread=actor.action_scale,
-        standardised=actor.config.action_statistics is not None,
+        center=center,
+        spread=spread,
+        standardised=standardised,
         embedded=torch.cat([embedded[:-1], embedded[1:]], 1),
         start=grid.numpy()[0].item(),
         inner=tuple(inner.tolist()),
@@ -184,12 +192,18 @@ def reasons(actor: Any, steps: int, changes: Iterable[str]) -> Iterator[str]:  #
         yield f"the actor {reason}"
 
 
-def network_reasons(module: Any, *, flow_map: bool) -> Iterator[str]:  # noqa: ANN401
+def network_reasons(
+    module: Any,  # noqa: ANN401
+    *,
+    flow_map: bool,
+    methods: tuple[str, ...] = SAMPLING,
+) -> Iterator[str]:
     """Yields in what an actor, critic or value network is not as the library builds it.
 
     Args:
         module: With an encoder, a normaliser and, unless it is an ensemble, a network.
         flow_map: Whether the network is that of an actor.
+        methods: Those that are computed in another way.
     """
     if module.encoder is not None:
         yield "has an encoder"
@@ -197,8 +211,7 @@ def network_reasons(module: Any, *, flow_map: bool) -> Iterator[str]:  # noqa: A
         yield "has a custom normaliser"
     mlp = getattr(module, "network", None)
     if flow_map:
-        embeddings = TimeEmbedding, LogRatioEmbedding
-        if type(mlp) is not FlowMapMLP or type(mlp.embedding) not in embeddings:
+        if type(mlp) is not FlowMapMLP or type(mlp.embedding) not in _EMBEDDINGS:
             yield "has a custom network"
             return
         mlp = mlp.mlp
@@ -210,6 +223,13 @@ def network_reasons(module: Any, *, flow_map: bool) -> Iterator[str]:  # noqa: A
             yield "has a layer without bias"
     if any(any(hooks_of(m)) for m in module.modules()):
         yield "has hooks"
+    if any(GLOBAL_HOOKS):
+        yield "is under hooks of all modules of this process"
+    for name, part in module.named_modules():
+        changed = replaced(part, methods)
+        if changed:
+            where = f" of {name}" if name else ""
+            yield f"has a {changed[0]}{where} that was put in the place of its class's"
     tensors = [*module.parameters(), *module.normalizer.buffers()]
     if len({t.device for t in tensors}) > 1:
         yield "has parameters on several devices"

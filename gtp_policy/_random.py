@@ -10,13 +10,15 @@ import hashlib
 
 import torch
 
+from gtp_policy._numbers import plain_int
+
 
 def stream_(generator: torch.Generator, seed: int, name: str, step: int) -> torch.Generator:
     """Points a generator at the start of the stream ``(seed, name, step)`` and returns it.
 
     A hash spreads the three parts over 63 bits, so that neighbouring seeds and steps share nothing.
     """
-    digest = hashlib.blake2b(f"{seed}/{name}/{step}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(f"{plain_int(seed)}/{name}/{step}".encode(), digest_size=8).digest()
     return generator.manual_seed(int.from_bytes(digest, "little") >> 1)
 
 

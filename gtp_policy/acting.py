@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from gtp_policy._config import Config, Float, Int
 from gtp_policy._contexts import outside
-from gtp_policy._fingerprint import Fingerprint
+from gtp_policy._fingerprint import UPDATING, Fingerprint
+from gtp_policy._numbers import as_int
 from gtp_policy._random import generator_or_private
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.critic import QEnsemble
@@ -314,7 +315,7 @@ def act(
     """
     actor, critic = unwrapped(actor), unwrapped(critic)
     check_kind("actor", actor, FlowMapActor)
-    _check(critic, candidates, choice)
+    candidates = _check(critic, candidates, choice)
     if (
         isinstance(obs, Tensor)
         and obs.is_cpu
@@ -348,7 +349,8 @@ class CPUSnapshot:
     noise on the CPU, so that the same generator gives the same actions up to rounding.
 
     The copies follow every parameter, buffer and module. What is none of these, such as a hook or
-    a plain attribute, is copied along with the modules and not looked at again.
+    a plain attribute, is copied along with the modules and not looked at again. Modules with a
+    method of their own, such as another ``forward``, are not copied: their rows go to the device.
 
     Example:
         >>> import torch
@@ -403,24 +405,26 @@ class CPUSnapshot:
             ValueError: As for `act`.
         """
         actor, critic = unwrapped(actor), unwrapped(critic)
-        _check(critic, candidates, choice)
-        rows = candidates * len(obs)
+        candidates = _check(critic, candidates, choice)
+        rows = candidates * obs.shape[0]
         if rows <= _FEW_ROWS:
             # One thread at a time: another one would renew the copies while this one samples.
             with self._lock:
                 own = self._copy("actor", actor, stamp)
-                own.config = actor.config
                 needed = needs_critic(candidates, choice)
-                return act(
-                    own,
-                    self._copy("critic", critic, stamp) if needed else None,
-                    obs,
-                    steps=steps,
-                    candidates=candidates,
-                    choice=choice,
-                    deterministic=deterministic,
-                    generator=generator,
-                )
+                valued_by = self._copy("critic", critic, stamp) if needed else None
+                if own is not None and not (needed and valued_by is None):
+                    own.config = actor.config
+                    return act(
+                        own,
+                        valued_by,
+                        obs,
+                        steps=steps,
+                        candidates=candidates,
+                        choice=choice,
+                        deterministic=deterministic,
+                        generator=generator,
+                    )
         like = actor.fixed_noise
         moved = obs.to(like.device)
         actor.check_observations(moved)
@@ -451,6 +455,11 @@ class _Copy:
         # It holds no module: the actor is the key under which all this is kept.
         self._fingerprint = Fingerprint(module)
         self._seen = self._look(stamp)
+        self.module: nn.Module | None = None
+        self._own: list[Tensor] = []
+        # A function put in a method's place is not copied: it would compute where the module is.
+        if any(name in vars(part) for part in module.modules() for name in UPDATING):
+            return
         with outside():  # or nothing there could use it
             self.module = copy.deepcopy(module).cpu().requires_grad_(False)
         self._own = Fingerprint(self.module).tensors
@@ -460,7 +469,7 @@ class _Copy:
         if not self._fingerprint.holds():
             return False
         seen = self._look(stamp)
-        if seen != self._seen:
+        if seen != self._seen and self.module is not None:
             with outside():
                 _copy_all_(self._own, self._fingerprint.tensors)
             self._seen = seen
@@ -488,19 +497,22 @@ def _at(action: Tensor, index: Tensor) -> Tensor:
     return action.gather(1, index[:, None, None].expand(-1, 1, action.shape[-1])).squeeze(1)
 
 
-def _check(critic: QEnsemble | None, candidates: int, choice: Choice | None) -> None:
+def _check(critic: QEnsemble | None, candidates: int, choice: Choice | None) -> int:
+    """Returns the number of candidates, checked."""
     if critic is not None:
         check_kind("critic", critic, QEnsemble)
-    if type(candidates) is not int or not 1 <= candidates <= _MOST_CANDIDATES:
+    n = as_int(candidates)
+    if n is None or not 1 <= n <= _MOST_CANDIDATES:
         raise ValueError(
-            f"`candidates` is out of range: got {candidates}, expected an integer >= 1, and at "
+            f"`candidates` is out of range: got {candidates!r}, expected an integer >= 1, and at "
             f"most {_MOST_CANDIDATES}."
         )
-    if critic is None and needs_critic(candidates, choice):
+    if critic is None and needs_critic(n, choice):
         raise ValueError(
             f"A choice among candidates needs a critic: got candidates={candidates} and no critic "
             "(behaviour cloning), expected a QEnsemble. Train one, or take candidates=1."
         )
+    return n
 
 
 def _picker(choice: Choice | None, deterministic: bool) -> Choice:

@@ -10,7 +10,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from gtp_policy._config import AnyFloat, Config, Float, Int, Width
+from gtp_policy._fingerprint import SAMPLING, knows
 from gtp_policy._folding import DEVICES, FoldedActor, Foldings, fold, reasons
+from gtp_policy._numbers import as_int
 from gtp_policy._random import generator_or_private, new_stream
 from gtp_policy.errors import StateMismatchError
 from gtp_policy.functional import (
@@ -235,7 +237,7 @@ class FlowMapActor(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_dims(obs_dim, action_dim)
+        obs_dim, action_dim = check_dims(obs_dim, action_dim)
         config = FlowMapActorConfig() if config is None else config
         check_kind("config", config, FlowMapActorConfig)
         for name, dim, of in (
@@ -251,6 +253,13 @@ class FlowMapActor(nn.Module):
         self.obs_dim, self.action_dim = obs_dim, action_dim
         self.normalizer = ObservationNormalizer(obs_dim)
         self.encoder = encoder
+        given = {
+            parameter.dtype
+            for module in (network, encoder)
+            if isinstance(module, nn.Module)
+            for parameter in module.parameters()
+            if parameter.is_floating_point()
+        }
         if network is not None:
             check_kind("network", network, nn.Module)
         else:
@@ -266,13 +275,21 @@ class FlowMapActor(nn.Module):
                 generator=new_stream(seed, "actor"),
             )
         self.network = network
-        noise = torch.randn(action_dim, generator=new_stream(seed, "fixed noise"), device="cpu")
+        # Not in torch's default dtype, in which also other numbers would be drawn.
+        noise = torch.randn(
+            action_dim,
+            generator=new_stream(seed, "fixed noise"),
+            dtype=torch.float32,
+            device="cpu",
+        )
         self.register_buffer("fixed_noise", noise)
         # The config says them: the state need not.
         for name in ("action_mean", "action_scale"):
-            self.register_buffer(name, torch.empty(action_dim, device="cpu"), persistent=False)
-        self._place_statistics_()
+            self.register_buffer(name, torch.empty_like(noise), persistent=False)
         self._foldings = Foldings()
+        if given == {torch.float64}:  # modules of the caller's, which take nothing else
+            self.to(torch.float64)
+        self._place_statistics_()
 
     @property
     def times(self) -> TimeSchedule:
@@ -489,19 +506,12 @@ class FlowMapActor(nn.Module):
             True
         """
         self.check_observations(obs)
-        steps = self.config.steps if steps is None else steps
-        if type(steps) is not int or not 1 <= steps <= _MOST_STEPS:
-            self.noise_dim(steps)  # says what is wrong
+        steps = self._steps(steps)
         folded = self._folded(obs, steps)
         # What is folded takes one noise per action.
         shape = obs.shape[0], self.noise_dim(steps) if folded is None else self.action_dim
         if noise is None:
-            noise = torch.randn(
-                shape,
-                generator=generator_or_private(generator, obs.device),
-                device=obs.device,
-                dtype=obs.dtype,
-            )
+            noise = _drawn(shape, obs, generator)
         else:
             check_like("noise", noise, obs)
             check_shape("noise", noise, shape)
@@ -559,17 +569,20 @@ class FlowMapActor(nn.Module):
             >>> FlowMapActor(3, 2, FlowMapActorConfig(sampler=JumpSampler(gamma=1.0))).noise_dim(3)
             6
         """
-        steps = self.config.steps if steps is None else steps
-        if type(steps) is not int or not 1 <= steps <= _MOST_STEPS:
+        return self.config.sampler.noises(self._steps(steps)) * self.action_dim
+
+    def _steps(self, steps: int | None) -> int:
+        """Returns K, checked."""
+        found = self.config.steps if steps is None else as_int(steps)
+        if found is None or not 1 <= found <= _MOST_STEPS:
             raise ValueError(
-                f"`steps` is out of range: got {steps}, expected an integer >= 1, and at most "
+                f"`steps` is out of range: got {steps!r}, expected an integer >= 1, and at most "
                 f"{_MOST_STEPS}."
             )
-        return self.config.sampler.noises(steps) * self.action_dim
+        return found
 
     def _grid(self, steps: int | None, obs: Tensor) -> Tensor:
-        steps = self.config.steps if steps is None else steps
-        return self.times.grid(steps, device=obs.device, dtype=obs.dtype)
+        return self.times.grid(self._steps(steps), device=obs.device, dtype=obs.dtype)
 
     def _follow(self, obs: Tensor, noise: Tensor, grid: Tensor) -> Tensor:
         # What depends on the observation alone is computed once, not once per jump.
@@ -600,8 +613,7 @@ class FlowMapActor(nn.Module):
             >>> FlowMapActor(3, 2).fold(2).steps
             2
         """
-        steps = self.config.steps if steps is None else steps
-        self.noise_dim(steps)  # says what is wrong
+        steps = self._steps(steps)
         if next(reasons(self, steps, self._changes()), None) is not None:
             return None
         return fold(self, steps)
@@ -611,8 +623,12 @@ class FlowMapActor(nn.Module):
         if self.config.sampler != JumpSampler():
             yield "has a sampler that is not the default one"
         own = type(self)
-        if own is not FlowMapActor and (own._features, own._endpoint, own._jump) != _REFERENCE:
-            yield f"is a {own.__name__}, which changes the flow map"
+        # Of this class itself, whatever else makes it fast says what was replaced.
+        for name in SAMPLING[1:] if own is not FlowMapActor else ():
+            if getattr(own, name) is not _REFERENCE[name]:
+                what = "its end" if name == "to_action" else "the flow map"
+                yield f"is a {own.__name__}, which changes {what} ({name})"
+                return
 
     def explain(self, rows: int | None = None, *, steps: int | None = None) -> list[str]:
         """Returns what samples the actions, and why not what would be faster.
@@ -751,10 +767,20 @@ def _decoded(state: Tensor | Mapping[str, Any]) -> object:
         return "something unreadable"
 
 
+def _drawn(shape: tuple[int, int], obs: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Returns noise for observations."""
+    if generator is None and isinstance(shape[0], torch.SymInt):
+        # A program for any number of rows draws for itself: it can hold no generator.
+        return torch.randn(shape, device=obs.device, dtype=obs.dtype)
+    generator = generator_or_private(generator, obs.device)
+    return torch.randn(shape, generator=generator, device=obs.device, dtype=obs.dtype)
+
+
 def _autocast() -> bool:
     return any(map(torch.is_autocast_enabled, DEVICES))
 
 
-_REFERENCE = FlowMapActor._features, FlowMapActor._endpoint, FlowMapActor._jump
+knows(FlowMapActor)
+_REFERENCE = {name: getattr(FlowMapActor, name) for name in SAMPLING}
 # What of the config parameters are made for.
 _FLOW_MAP = {"sigma_data", "times", "embedding", "action_statistics"}

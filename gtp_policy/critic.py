@@ -157,7 +157,7 @@ class QEnsemble(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_dims(obs_dim, action_dim)
+        obs_dim, action_dim = check_dims(obs_dim, action_dim)
         self.config = config = QEnsembleConfig() if config is None else config
         check_kind("config", config, QEnsembleConfig)
         self.obs_dim, self.action_dim = obs_dim, action_dim
@@ -168,15 +168,15 @@ class QEnsemble(nn.Module):
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         self.gains, self.shifts = nn.ParameterList(), nn.ParameterList()
         for i, o in itertools.pairwise(widths):
-            weight = torch.empty(config.members, i, o, device="cpu")
-            bias = torch.empty(config.members, 1, o, device="cpu")
+            weight = torch.empty(config.members, i, o, dtype=torch.float32, device="cpu")
+            bias = torch.empty(config.members, 1, o, dtype=torch.float32, device="cpu")
             uniform_(weight, i, generator)
             uniform_(bias, i, generator)
             self.weights.append(nn.Parameter(weight))
             self.biases.append(nn.Parameter(bias))
         if config.layer_norm:
             for width in config.hidden:
-                gain = torch.ones(config.members, 1, width, device="cpu")
+                gain = torch.ones(config.members, 1, width, dtype=torch.float32, device="cpu")
                 self.gains.append(nn.Parameter(gain))
                 self.shifts.append(nn.Parameter(torch.zeros_like(gain)))
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gtp_policy._numbers import as_float, as_int
 from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_array
 from gtp_policy.episodes import (
     Episode,
@@ -699,7 +700,7 @@ class OfflineDataset:
             >>> dataset.sample_rows(4, [torch.Generator(), torch.Generator()]).shape
             torch.Size([8, 5])
         """
-        check_batch_size(batch_size)
+        batch_size = check_batch_size(batch_size)
         if not isinstance(generators, list | tuple) or not generators:
             raise TypeError(
                 f"`generators` are none: got {generators!r:.60}, expected a list with a "
@@ -896,10 +897,11 @@ class OfflineDataset:
             >>> dataset.with_best_episodes(0.5).transitions.obs
             tensor([[1.]])
         """
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+        found = as_float(share)
+        if found is None or not 0 < found <= 1:
             raise DataError(f"`share` is out of range: got {share!r}, expected 0 < share <= 1.")
         episode, returns = self._episode_returns("with_best_episodes")
-        count = math.ceil(len(returns) * share - 1e-9)  # 100 * 0.07 is a little more than 7
+        count = math.ceil(len(returns) * found - 1e-9)  # 100 * 0.07 is a little more than 7
         best = np.argsort(-returns, kind="stable")[: max(count, 1)]
         kept = np.isin(episode, best)
         return self._with_rows(np.flatnonzero(kept))
@@ -945,13 +947,14 @@ class OfflineDataset:
             >>> dataset.with_return_weighting(1.0).transitions.obs.flatten()
             tensor([1., 2., 2.])
         """
-        if isinstance(tilt, bool) or not isinstance(tilt, int | float) or not 0 <= tilt <= 10:
+        found = as_float(tilt)
+        if found is None or not 0 <= found <= 10:
             raise DataError(f"`tilt` is out of range: got {tilt!r}, expected 0 to 10.")
         episode, returns = self._episode_returns("with_return_weighting")
         spread = float(returns[episode].std())
-        if tilt == 0 or spread <= 1e-9 * float(np.abs(returns).max()):
+        if found == 0 or spread <= 1e-9 * float(np.abs(returns).max()):
             return self
-        weight = np.exp(tilt * (returns - returns.max()) / spread)  # the mean cancels
+        weight = np.exp(found * (returns - returns.max()) / spread)  # the mean cancels
         counts = len(self) * weight / weight[episode].sum()
         # Rounded sums: what one episode loses, a later one gets.
         counts = np.diff(np.rint(np.cumsum(counts)).astype(np.int64), prepend=0)
@@ -1015,7 +1018,7 @@ class OfflineDataset:
             >>> two.reward, two.discount, two.next_obs.flatten()
             (tensor([2., 4., 4.]), tensor([0.2500, 0.0000, 0.0000]), tensor([2., 3., 3.]))
         """
-        check_steps("n", n)
+        n = check_steps("n", n)
         self.check_one_step("with_n_step")
         changed, _ = self._over_steps(n)
         changed.n_step = n
@@ -1051,7 +1054,8 @@ class OfflineDataset:
             >>> dataset.with_random_shift(2).obs_dim
             192
         """
-        if not isinstance(pixels, int) or isinstance(pixels, bool) or pixels < 0:
+        found = as_int(pixels)
+        if found is None or found < 0:
             raise DataError(f"`pixels` is out of range: got {pixels!r}, expected an integer >= 0.")
         if self._store is None:
             raise DataError(
@@ -1059,7 +1063,7 @@ class OfflineDataset:
                 "expected some of type uint8."
             )
         changed = copy.copy(self)
-        changed._store = self._store.replace(self._store.frames, pixels)
+        changed._store = self._store.replace(self._store.frames, found)
         return changed
 
     def with_history(self, m: int) -> Self:
@@ -1091,7 +1095,7 @@ class OfflineDataset:
             >>> two.obs.tolist(), two.next_obs.tolist()
             ([[0.0, 0.0], [0.0, 1.0], [5.0, 5.0]], [[0.0, 1.0], [1.0, 2.0], [5.0, 6.0]])
         """
-        check_steps("m", m)
+        m = check_steps("m", m)
         if m == 1:
             return self
         self.check_one_step("with_history")
@@ -1163,7 +1167,7 @@ class OfflineDataset:
             >>> two.reward, two.discount, two.chunk_length
             (tensor([2., 4., 4.]), tensor([0.2500, 0.0000, 0.0000]), tensor([2., 2., 1.]))
         """
-        check_steps("h", h)
+        h = check_steps("h", h)
         if h == 1:
             return self
         self.check_one_step("with_chunks")
@@ -1376,19 +1380,23 @@ def _plain(next_obs: npt.ArrayLike | Mapping[str, npt.ArrayLike]) -> npt.ArrayLi
     return next_obs
 
 
-def check_steps(name: str, steps: object) -> None:
-    """Raises a DataError unless a number of steps is an integer of at least 1."""
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+def check_steps(name: str, steps: object) -> int:
+    """Returns a number of steps as a plain integer, or raises a DataError unless it is >= 1."""
+    found = as_int(steps)
+    if found is None or found < 1:
         raise DataError(f"`{name}` is out of range: got {steps!r}, expected an integer >= 1.")
+    return found
 
 
-def check_batch_size(batch_size: object) -> None:
-    """Raises a DataError unless a batch size is an integer of at least 1, and below 2^31."""
-    if type(batch_size) is not int or not 1 <= batch_size < 2**31:
+def check_batch_size(batch_size: object) -> int:
+    """Returns a batch size as a plain integer, or raises a DataError unless it is 1 to 2^31 - 1."""
+    found = as_int(batch_size)
+    if found is None or not 1 <= found < 2**31:
         raise DataError(
             f"`batch_size` is out of range: got {batch_size!r}, expected an integer >= 1 and below "
             "2^31."
         )
+    return found
 
 
 def _empty(source: str) -> EmptyDatasetError:

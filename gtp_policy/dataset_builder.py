@@ -5,6 +5,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from gtp_policy._numbers import as_float
 from gtp_policy.errors import DataError, EmptyDatasetError
 from gtp_policy.shards import take_writer
 from gtp_policy.spaces import ActionScaler
@@ -84,14 +85,15 @@ class OfflineDatasetBuilder:
         gamma: float = 0.99,
         out_of_bounds: Literal["error", "clip"] = "error",
     ) -> None:
-        if not isinstance(gamma, int | float) or not 0.0 <= gamma <= 1.0:
+        discount = as_float(gamma)
+        if discount is None or not 0.0 <= discount <= 1.0:
             raise DataError(f"`gamma` is out of range: got {gamma!r}, expected 0 to 1.")
         if not isinstance(out_of_bounds, str) or out_of_bounds not in ("error", "clip"):
             raise DataError(
                 f"`out_of_bounds` is unknown: got {out_of_bounds!r}, expected 'error' or 'clip'."
             )
         self.action_scaler = action_scaler
-        self.gamma = gamma
+        self.gamma = discount
         self.obs_dim = obs_dim
         self.writer = take_writer()
         if size is None and self.writer is None:

@@ -213,7 +213,7 @@ class _Tower(nn.Module):
             height, width = (height + 1) // 2, (width + 1) // 2
         inputs = widths[-1] * height * width
         self.out = (
-            nn.Linear(inputs, config.features, device="meta")
+            nn.Linear(inputs, config.features, dtype=torch.float32, device="meta")
             if generator is None
             else linear(inputs, config.features, generator=generator)
         )
@@ -235,10 +235,12 @@ class _Tower(nn.Module):
 
 def _convolution(inputs: int, outputs: int, generator: torch.Generator | None) -> nn.Conv2d:
     """Returns a convolution of 3 by 3 that keeps the size, in torch's law from ``generator``."""
-    layer = nn.Conv2d(inputs, outputs, 3, padding=1, device="meta")
+    layer = nn.Conv2d(inputs, outputs, 3, padding=1, dtype=torch.float32, device="meta")
     if generator is not None:
-        layer.weight = nn.Parameter(torch.empty(outputs, inputs, 3, 3, device="cpu"))
-        layer.bias = nn.Parameter(torch.empty(outputs, device="cpu"))
+        layer.weight = nn.Parameter(
+            torch.empty(outputs, inputs, 3, 3, dtype=torch.float32, device="cpu")
+        )
+        layer.bias = nn.Parameter(torch.empty(outputs, dtype=torch.float32, device="cpu"))
         for parameter in layer.parameters():
             uniform_(parameter, 9 * inputs, generator)
     return layer

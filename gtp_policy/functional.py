@@ -24,13 +24,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from gtp_policy._contexts import transforming
+from gtp_policy._numbers import as_int
 from gtp_policy.errors import DataError, DeviceError, DistributedError, ShapeError
 from gtp_policy.times import Path, TimeSchedule
 
 _T = TypeVar("_T")
-PARALLEL = DistributedDataParallel, DataParallel
+WRAPPERS = DistributedDataParallel, DataParallel, AveragedModel
 """Wrappers that keep the module they stand around as ``module``."""
 # Of an interval of 20 octaves: what is left of it is less than float32 resolves.
 HALVINGS = 24
@@ -269,26 +271,32 @@ def check_kind(name: str, value: object, *kinds: type) -> None:
         )
 
 
-def check_dims(obs_dim: object, action_dim: object) -> None:
-    """Raises unless dimensions are integers of at least 1.
+def check_dims(obs_dim: object, action_dim: object) -> tuple[int, int]:
+    """Returns dimensions as plain integers, which are at least 1.
 
     Args:
         obs_dim: O.
         action_dim: A.
 
+    Returns:
+        Both, also where they came as integers of NumPy or torch.
+
     Raises:
-        ValueError: If one of them is not.
+        ValueError: If one of them is none.
 
     Example:
+        >>> import numpy as np
         >>> from gtp_policy.functional import check_dims
-        >>> check_dims(3, 2)
+        >>> check_dims(np.prod((3, 2)), 2)
+        (6, 2)
     """
-    for n in (obs_dim, action_dim):
-        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-            raise ValueError(
-                f"Dimensions are out of range: got obs_dim={obs_dim!r}, action_dim={action_dim!r}, "
-                "expected integers of at least 1."
-            )
+    obs, action = as_int(obs_dim), as_int(action_dim)
+    if obs is None or action is None or obs < 1 or action < 1:
+        raise ValueError(
+            f"Dimensions are out of range: got obs_dim={obs_dim!r}, action_dim={action_dim!r}, "
+            "expected integers of at least 1."
+        )
+    return obs, action
 
 
 def check_device(device: torch.device | str) -> None:
@@ -744,7 +752,7 @@ def td_target(reward: Tensor, discount: Tensor, next_q: Tensor) -> Tensor:
 
 
 def unwrapped(module: _T) -> _T:
-    """Returns what torch's wrappers stand around: of several processes, of devices, of a compiler.
+    """Returns what torch's wrappers stand around: of processes, devices, averages, a compiler.
 
     For what a module says of itself. What is trained is called through its wrapper, which reduces
     the gradients of what it has computed itself.
@@ -753,7 +761,8 @@ def unwrapped(module: _T) -> _T:
         module: Anything; what is no wrapper is returned as it is.
 
     Returns:
-        The module inside ``DistributedDataParallel``, ``DataParallel`` and ``torch.compile``.
+        The module inside ``DistributedDataParallel``, ``DataParallel``, ``AveragedModel`` and
+        ``torch.compile``.
 
     Example:
         >>> from torch import nn
@@ -766,7 +775,7 @@ def unwrapped(module: _T) -> _T:
     while isinstance(found, nn.Module):
         inside = found._modules.get("_orig_mod")
         # To compare with an abstract class takes microseconds, and every action comes by here.
-        if inside is None and "module" in found._modules and isinstance(found, PARALLEL):
+        if inside is None and "module" in found._modules and isinstance(found, WRAPPERS):
             inside = found.module
         if inside is None:
             break

@@ -31,7 +31,7 @@ from gtp_policy.dataset import OfflineDataset
 from gtp_policy.encoders import ImpalaEncoder
 from gtp_policy.errors import DataError, StateMismatchError
 from gtp_policy.functional import (
-    PARALLEL,
+    WRAPPERS,
     check_device,
     check_kind,
     check_like,
@@ -107,12 +107,12 @@ class GTPLearner(nn.Module):
     ) -> None:
         super().__init__()
         for part in (actor, critic):
-            if isinstance(part, PARALLEL):
+            if isinstance(part, WRAPPERS):
                 raise DataError(
                     "The learner takes networks as they are: got a "
                     f"{type(part).__name__}, expected a {type(unwrapped(part)).__name__}. On "
-                    "several devices train by a loop of your own: GTPLoss, act and ema_ take "
-                    "wrapped networks."
+                    "several devices, or with averages of your own, train by a loop of your own: "
+                    "GTPLoss, act and ema_ take wrapped networks."
                 )
         dims = [(m.obs_dim, m.action_dim) for m in (actor, critic) if m is not None]
         if len(set(dims)) > 1:
@@ -220,7 +220,7 @@ class GTPLearner(nn.Module):
         if config.critic is not None:
             critic = QEnsemble(
                 obs_dim, action_dim, config.critic, encoder=copy.deepcopy(encoder), seed=seed
-            ).to(device)
+            ).to(device, actor.dtype)
         return cls(
             actor.to(device),
             critic,

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from gtp_policy._config import Bool, Config, Float, Int
+from gtp_policy._config import AnyFloat, Bool, Config, Float, Int
 from gtp_policy._random import generator_or_private
 from gtp_policy.errors import ShapeError
 from gtp_policy.functional import (
@@ -38,7 +38,7 @@ from gtp_policy.times import (
     times_of,
 )
 
-_InnerPoint = Annotated[float, Field(strict=True, ge=0.001, le=0.999)]
+_InnerPoint = Annotated[AnyFloat, Field(ge=0.001, le=0.999)]
 
 
 class AlphaSchedule(Config):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,6 +11,7 @@ from gtp_policy._engine.choice import Dispatcher
 from gtp_policy._engine.launches import update_from
 from gtp_policy._engine.seeds import share_
 from gtp_policy._engine.whole import changing, check_whole
+from gtp_policy._numbers import as_int
 from gtp_policy.algorithm import minibatch
 from gtp_policy.config import GTPConfig
 from gtp_policy.dataset import OfflineDataset
@@ -102,13 +104,15 @@ class MultiSeedLearner:
             >>> [learner.config.seed for learner in both.learners]
             [0, 1]
         """
-        if not isinstance(seeds, list | tuple | range) or any(type(s) is not int for s in seeds):
+        sequence = isinstance(seeds, list | tuple | range | np.ndarray)
+        found = [as_int(seed) for seed in seeds] if sequence else [None]
+        if None in found:
             raise ValueError(f"Seeds are unusable: got {seeds!r:.60}, expected a list of integers.")
-        if len(set(seeds)) < len(seeds):
-            raise ValueError(f"Seeds are not all different: got {list(seeds)}, expected each once.")
+        if len(set(found)) < len(found):
+            raise ValueError(f"Seeds are not all different: got {found}, expected each once.")
         config = GTPConfig() if config is None else config
         check_kind("config", config, GTPConfig)
-        configs = [config.replace(learner=config.learner.replace(seed=s)) for s in seeds]
+        configs = [config.replace(learner=config.learner.replace(seed=s)) for s in found]
         return cls([GTPLearner.from_dataset(dataset, c) for c in configs])
 
     @property

@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from gtp_policy._numbers import as_int
 from gtp_policy.functional import signal
 from gtp_policy.kernels.mish import mish
 from gtp_policy.times import Path
@@ -224,8 +225,8 @@ def features_dim(encoder: nn.Module | None, obs_dim: int) -> int:
     """
     if encoder is None:
         return obs_dim
-    width = getattr(encoder, "features_dim", None)
-    if not isinstance(width, int) or width < 1:
+    width = as_int(getattr(encoder, "features_dim", None))
+    if width is None or width < 1:
         raise ValueError(
             f"`encoder` does not say how wide its features are: got {type(encoder).__name__} "
             "without an integer `features_dim`, expected one. Set encoder.features_dim."
@@ -252,7 +253,7 @@ def mlp(
         generator: Source of the initial parameters.
 
     Returns:
-        The network, on the CPU in torch's default dtype.
+        The network, on the CPU, in float32 whatever torch's default dtype is.
 
     Example:
         >>> import torch
@@ -292,9 +293,9 @@ def linear(
     """
     # On the meta device the layer's own initialisation draws nothing from the global generator;
     # `to_empty` would load sympy.
-    layer = nn.Linear(inputs, outputs, device="meta")
-    layer.weight = nn.Parameter(torch.empty(outputs, inputs, device="cpu"))
-    layer.bias = nn.Parameter(torch.empty(outputs, device="cpu"))
+    layer = nn.Linear(inputs, outputs, dtype=torch.float32, device="meta")
+    layer.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=torch.float32, device="cpu"))
+    layer.bias = nn.Parameter(torch.empty(outputs, dtype=torch.float32, device="cpu"))
     for parameter in layer.parameters():
         uniform_(parameter, inputs, generator)
     if gain != 1:

@@ -28,6 +28,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from gtp_policy._numbers import as_int
 from gtp_policy.errors import DataError
 from gtp_policy.files import is_temporary, remove, replacing
 
@@ -356,12 +357,13 @@ class ShardWriter:
     """
 
     def __init__(self, folder: str | os.PathLike[str], shard_bytes: int = SHARD_BYTES) -> None:
-        if type(shard_bytes) is not int or shard_bytes < 1:
+        size = as_int(shard_bytes)
+        if size is None or size < 1:
             raise DataError(
                 f"`shard_bytes` is out of range: got {shard_bytes!r}, expected an integer >= 1."
             )
         self.folder = checked_folder(folder)
-        self._shard_bytes = shard_bytes
+        self._shard_bytes = size
         self._columns: dict[str, _ColumnWriter] = {}
         self._clear()
 

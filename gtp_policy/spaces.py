@@ -453,8 +453,8 @@ class ObservationNormalizer(nn.Module):
 
     def __init__(self, obs_dim: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(obs_dim, device="cpu"))
-        self.register_buffer("scale", torch.ones(obs_dim, device="cpu"))
+        self.register_buffer("mean", torch.zeros(obs_dim, dtype=torch.float32, device="cpu"))
+        self.register_buffer("scale", torch.ones(obs_dim, dtype=torch.float32, device="cpu"))
 
     def check_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Raises unless `set_statistics_` can take them; changes nothing.

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from gtp_policy._config import Config, Float, Int
 from gtp_policy._contexts import constant
+from gtp_policy._numbers import as_float
 
 Path = Literal["ve", "linear"]
 
@@ -564,9 +565,10 @@ class Curriculum(Config):
             >>> Curriculum(start=10, end=1280).intervals(0.0)
             10
         """
-        if not isinstance(progress, int | float) or not 0.0 <= progress <= 1.0:
+        share = as_float(progress)
+        if share is None or not 0.0 <= share <= 1.0:
             raise ValueError(f"`progress` is out of range: got {progress}, expected 0 to 1.")
-        return min(self.start << math.floor(progress * self.stages), self.end)
+        return min(self.start << math.floor(share * self.stages), self.end)
 
     def every_interval(self) -> list[int]:
         """Returns every number of grid intervals that a run passes through.

@@ -159,6 +159,20 @@ def test_few_rows_never_reach_the_networks_and_nothing_is_copied_twice(
     assert sampled[-1] is sampled[0]
 
 
+def test_a_method_of_its_own_is_not_copied() -> None:
+    actor, _ = networks()
+    snapshot, obs = CPUSnapshot(), observations(4)
+    layer = actor.network.mlp[0]
+    before = snapshot.act(actor, None, obs, stamp=0, deterministic=True)
+    layer.forward = lambda x: nn.functional.linear(x, layer.weight)  # what it holds stays there
+    got = snapshot.act(actor, None, obs, stamp=0, deterministic=True)
+    assert snapshot._copies["actor"].module is None
+    assert not torch.equal(got, before)
+    torch.testing.assert_close(got, act(actor, None, obs, deterministic=True), atol=1e-6, rtol=0)
+    del layer.forward
+    assert torch.equal(snapshot.act(actor, None, obs, stamp=0, deterministic=True), before)
+
+
 def test_copies_are_good_outside_inference_mode_too() -> None:
     actor, _ = networks()
     snapshot, obs = CPUSnapshot(), observations(4)

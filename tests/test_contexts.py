@@ -9,6 +9,7 @@ import tempfile
 import types
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,18 +26,25 @@ from gtp_policy import (
     GTPConfig,
     GTPLearner,
     GTPLearnerConfig,
+    ObservationLayout,
     OfflineDataset,
     QEnsemble,
     QEnsembleConfig,
     act,
+    load_checkpoint,
     presets,
+    save_checkpoint,
 )
 from gtp_policy._contexts import constant, outside, transforming
 from gtp_policy.acting import CPUSnapshot
+from gtp_policy.critic import ValueNetwork
+from gtp_policy.encoders import ImpalaEncoderConfig
 from gtp_policy.errors import StateMismatchError
 from gtp_policy.export import export_onnx, export_torch
 from gtp_policy.kernels import using
+from gtp_policy.networks import linear
 from gtp_policy.times import KarrasTimes, LinearTimes, LogNormalIndex, draw_times
+from tests.spread import spread_apart
 
 OBS, ACT, ROWS = 3, 2, 40
 OF_TRACING = "ignore::torch.jit.TracerWarning", "ignore:`torch.jit:DeprecationWarning"
@@ -303,6 +311,96 @@ def test_a_default_device_is_not_where_networks_are_built(name: str) -> None:
     other = GTPLearner.build(OBS, ACT, config)
     obs = torch.zeros(2, OBS)
     assert torch.equal(learner.act(obs, deterministic=True), other.act(obs, deterministic=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "choices", [{"deterministic": True}, {}, {"candidates": 3}, {"deterministic": True, "steps": 2}]
+)
+def test_policies_are_exported_for_any_number_of_rows(choices: dict[str, Any]) -> None:
+    learner = GTPLearner.build(OBS, ACT, CONFIG)
+
+    class Acting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.actor, self.critic = learner.target_actor, learner.target_critic
+
+        def forward(self, obs: Tensor) -> Tensor:
+            return act(self.actor, self.critic, obs, **choices)
+
+    rows = {0: torch.export.Dim("B")}
+    program = torch.export.export(Acting(), (torch.zeros(5, OBS),), dynamic_shapes=(rows,)).module()
+    for n in (2, 5, 40):
+        obs = torch.linspace(-1, 1, n * OBS).view(n, OBS)
+        with torch.random.fork_rng():
+            got = program(obs)
+            assert got.shape == (n, ACT)
+            if choices.get("deterministic"):
+                expected = Acting()(obs)
+                torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+            else:
+                assert not torch.equal(program(obs), got)
+
+
+class Backbone(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = linear(OBS + ACT, ACT, generator=torch.Generator())
+
+    def forward(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        found: Tensor = self.layer(torch.cat([obs, x], 1))
+        return found
+
+
+def images(shape: tuple[int, ...]) -> GTPConfig:
+    layout, encoder = ObservationLayout(shape), ImpalaEncoderConfig(channels=(2,), features=4)
+    config = GTPConfig(encoder=encoder, critic=QEnsembleConfig(hidden=(8,)))
+    return config.fit_to_observations(layout, ("",))
+
+
+BUILT: dict[str, Callable[[Path, OfflineDataset], nn.Module]] = {
+    "actor": lambda path, dataset: FlowMapActor(OBS, ACT),
+    "actor of statistics": lambda path, dataset: FlowMapActor(
+        OBS, ACT, FlowMapActorConfig(action_statistics=spread_apart(ACT))
+    ),
+    "critic": lambda path, dataset: QEnsemble(OBS, ACT),
+    "value": lambda path, dataset: ValueNetwork(OBS, (8,)),
+    "learner": lambda path, dataset: GTPLearner.build(OBS, ACT),
+    "learner of images": lambda path, dataset: GTPLearner.build(48, ACT, images((4, 4, 3))),
+    "from_dataset": lambda path, dataset: GTPLearner.from_dataset(dataset, CONFIG),
+    "from_actor": lambda path, dataset: GTPLearner.from_actor(
+        load_checkpoint(path).learner, CONFIG
+    ),
+    "load_checkpoint": lambda path, dataset: load_checkpoint(path).learner,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", BUILT)
+def test_a_default_dtype_changes_nothing_of_what_is_built(
+    name: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    dataset, path = data(), tmp_path / "checkpoint"
+    save_checkpoint(path, GTPLearner.from_dataset(dataset, CONFIG))
+    expected = BUILT[name](path, dataset)
+    with default_dtype(dtype):
+        got = BUILT[name](path, dataset)
+        if isinstance(got, FlowMapActor):
+            got.sample(torch.zeros(1, OBS, dtype=torch.float32))
+    tensors = [[*module.parameters(), *module.buffers()] for module in (got, expected)]
+    for a, b in zip(*tensors, strict=True):
+        assert a.dtype == b.dtype == torch.float32
+        assert torch.equal(a, b)
+
+
+def test_a_network_of_the_callers_in_float64_is_taken_as_it_is() -> None:
+    network = Backbone().double()
+    learner = GTPLearner.build(OBS, ACT, CONFIG, network=network)
+    assert learner.dtype == torch.float64
+    assert learner.act(torch.zeros(1, OBS, dtype=torch.float64)).dtype == torch.float64
+    of_data = GTPLearner.from_dataset(data(), CONFIG, network=network)
+    assert {parameter.dtype for parameter in of_data.parameters()} == {torch.float32}
+    of_data.update_from(data(), 1, batch_size=4)
 
 
 def test_a_walk_finds_what_is_not_plain(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,10 @@
 """The prepared sampler: the reference's numbers, whatever happens to the network in between."""
 
 import copy
+import gc
 import io
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -276,6 +278,11 @@ class Mirrored(FlowMapActor):
         return -super()._endpoint(features, x, t, s)
 
 
+class Halved(FlowMapActor):
+    def to_action(self, x: Tensor) -> Tensor:
+        return super().to_action(x) / 2
+
+
 def without_bias() -> FlowMapActor:
     actor = make()
     layer = nn.Linear(16, 8, bias=False, device="meta").to_empty(device="cpu")
@@ -319,6 +326,7 @@ NO_PLAN: list[tuple[str, Callable[[], FlowMapActor]]] = [
     ("without bias", without_bias),
     ("other layers", other_activation),
     ("hooks", hooked),
+    ("which changes its end (to_action)", lambda: Halved(OBS, ACT)),
     ("other layers", longer),
 ]
 
@@ -333,6 +341,82 @@ def test_what_a_plan_does_not_know_is_left_to_the_reference(
     (line,) = actor.explain()
     assert line.startswith("sample: reference (")
     assert why in line.partition(" because ")[2]
+
+
+def part(actor: FlowMapActor, name: str) -> Any:
+    return actor.get_submodule(name)
+
+
+def halved(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda *args, **kwargs: function(*args, **kwargs) / 2
+
+
+PATCHED = [
+    *[(name, "forward") for name in ("normalizer", "network", "network.embedding", "network.mlp")],
+    *[("network.mlp.0", "forward"), ("network.mlp.1", "forward")],
+    *[("", name) for name in ("_features", "_endpoint", "_jump", "to_action")],
+]
+
+
+@pytest.mark.parametrize("on_class", [False, True])
+@pytest.mark.parametrize(("name", "method"), PATCHED)
+def test_a_method_that_comes_and_goes_is_noticed(name: str, method: str, on_class: bool) -> None:
+    actor = make()
+    expected = actor.sample(**inputs(actor))
+    assert planned(actor)
+    patched = part(actor, name)
+    with pytest.MonkeyPatch.context() as patch:
+        place = type(patched) if on_class else patched
+        patch.setattr(place, method, halved(getattr(place, method)))
+        assert not planned(actor)
+        check_equal(actor, atol=0.0)
+        assert not torch.equal(actor.sample(**inputs(actor)), expected)
+        (line,) = actor.explain()
+        assert f"has a {method}{f' of {name}' if name else ''} that was put in" in line
+    assert planned(actor)
+    assert torch.equal(actor.sample(**inputs(actor)), expected)
+    setattr(patched, method, getattr(patched, method))  # as some give a method back
+    assert planned(actor)
+
+
+@pytest.mark.parametrize("register", ["forward", "forward_pre"])
+def test_hooks_of_all_modules_are_noticed(register: str) -> None:
+    actor = make()
+    expected = actor.sample(**inputs(actor))
+    hooks = {
+        "forward": lambda module, args, output: output / 2 if type(module) is Mish else None,
+        "forward_pre": lambda module, args: args[0] / 2 if type(module) is Mish else None,
+    }
+    handle = getattr(nn.modules.module, f"register_module_{register}_hook")(hooks[register])
+    try:
+        assert "hooks of all modules" in actor.explain()[0]
+        check_equal(actor, atol=0.0)
+        assert not torch.equal(actor.sample(**inputs(actor)), expected)
+    finally:
+        handle.remove()
+    assert planned(actor)
+    assert torch.equal(actor.sample(**inputs(actor)), expected)
+
+
+def test_what_is_in_unused_buffers_changes_nothing() -> None:
+    actor = make()
+    expected = actor.sample(**inputs(actor))
+    actor.action_scale.mul_(0.5)
+    actor.action_mean.add_(0.5)
+    assert torch.equal(actor.sample(**inputs(actor)), expected)
+    check_equal(actor)
+
+
+def test_an_actor_is_freed_without_the_garbage_collector() -> None:
+    actor = make()
+    actor.sample(**inputs(actor))
+    gone = weakref.ref(actor.network)
+    gc.disable()
+    try:
+        del actor
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_the_reference_under_autocast_and_function_transforms() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gtp_policy import (
     AdvantageWeighter,
@@ -26,6 +27,7 @@ from gtp_policy.actor import ActionStatistics
 from gtp_policy.errors import DataError
 from gtp_policy.export.source import source_of
 from gtp_policy.functional import ema_, unwrapped
+from gtp_policy.testing import check_flow_map, parametrize_with_checks
 
 OBS, ACT, ROWS = 3, 2, 8
 
@@ -46,6 +48,8 @@ WRAPPERS: dict[str, Callable[[nn.Module], Any]] = {
     "processes": DistributedDataParallel,
     "devices": DataParallel,
     "a compiler": compiled,
+    "an average": AveragedModel,
+    "an average, compiled": lambda module: compiled(AveragedModel(module)),
     "processes, compiled": lambda module: compiled(DistributedDataParallel(module)),
 }
 every_wrapper = pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS.keys())
@@ -122,6 +126,27 @@ def test_processes_exchange_every_gradient(guided: bool) -> None:
 
 
 @every_wrapper
+def test_wrapped_flow_maps_pass_every_check(wrap: Callable[[nn.Module], Any]) -> None:
+    wrapped = wrap(networks()[0])
+    check_flow_map(wrapped, obs_dim=OBS, action_dim=ACT, batch=4)
+    mark = parametrize_with_checks([wrapped], obs_dim=OBS, action_dim=ACT, batch=4)
+    for case in mark.args[1]:
+        flow_map, check = case.values
+        check(flow_map)
+
+
+def test_an_average_is_the_target_of_a_loss() -> None:
+    actor, _ = networks()
+    average = AveragedModel(actor, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    average.update_parameters(actor)
+    expected, got = (
+        GTPLoss()(actor, target, *rows(), progress=0.5, generator=torch.Generator()).loss
+        for target in (average.module, average)
+    )
+    assert torch.equal(got, expected)
+
+
+@every_wrapper
 def test_wrapped_networks_act_as_they_do_without(wrap: Callable[[nn.Module], Any]) -> None:
     actor, critic = networks()
     pair = wrap(actor), wrap(critic)
@@ -151,16 +176,17 @@ def test_a_critic_learns_through_its_wrapper_and_guides_from_inside(
 def test_targets_follow_what_is_wrapped(wrap: Callable[[nn.Module], Any]) -> None:
     actor, _ = networks()
     target, wrapped = copy.deepcopy(actor).requires_grad_(False), wrap(actor)
+    inside = unwrapped(wrapped)
     with torch.no_grad():
-        for parameter in actor.parameters():
+        for parameter in inside.parameters():
             parameter.add_(1.0)
     ema_(target.parameters(), wrapped.parameters(), 1.0)
-    assert all(map(torch.equal, target.parameters(), actor.parameters()))
-    assert unwrapped(wrapped) is actor
-    assert source_of(wrapped).actor is actor
+    assert all(map(torch.equal, target.parameters(), inside.parameters()))
+    assert type(inside) is FlowMapActor  # an average holds a copy of its own
+    assert source_of(wrapped).actor is inside
 
 
-@pytest.mark.parametrize("wrap", [DistributedDataParallel, DataParallel])
+@pytest.mark.parametrize("wrap", [DistributedDataParallel, DataParallel, AveragedModel])
 def test_a_learner_says_that_it_takes_no_wrapper(wrap: Callable[[nn.Module], Any]) -> None:
     actor, critic = networks()
     with pytest.raises(DataError, match=f"got a {wrap.__name__}, expected a FlowMapActor"):

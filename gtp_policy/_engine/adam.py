@@ -111,7 +111,11 @@ class Optimizer:
         # Triton's step, and where moments and counts were when `prepare` last looked.
         self._compiled: Any = None
         self.places: list[int] = []
-        self._rate = torch.zeros((), device=parameters[0].device) if self._triton else None
+        self._rate = (
+            torch.zeros((), dtype=torch.float32, device=parameters[0].device)
+            if self._triton
+            else None
+        )
 
     def prepare(self, rate: float | None) -> None:
         """Sets the learning rate, and makes what Adam's first step would make.

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from gtp_policy._engine.choice import LAUNCH, Dispatcher
 from gtp_policy._engine.whole import changing, check_whole
+from gtp_policy._numbers import as_int
 from gtp_policy.algorithm import Learner
 from gtp_policy.dataset import OfflineDataset, check_batch_size
 from gtp_policy.functional import check_kind
@@ -28,7 +29,8 @@ def update_from(
         batch_size: B.
         one: Does one update of all learners on minibatches of the dataset.
     """
-    if not isinstance(updates, int) or isinstance(updates, bool) or updates < 1:
+    left = as_int(updates)
+    if left is None or left < 1:
         raise ValueError(f"`updates` is out of range: got {updates!r}, expected an integer >= 1.")
     check_whole(learners)
     check_kind("dataset", dataset, OfflineDataset)
@@ -41,22 +43,22 @@ def update_from(
     dataset.rows(0, 1).check(
         actor.obs_dim, actor.action_dim, like=actor, next_action=penalty, chunk=chunk
     )
-    check_batch_size(batch_size)
+    batch_size = check_batch_size(batch_size)
     # A custom way to draw minibatches is respected.
     plain = type(dataset).sample is OfflineDataset.sample and not dataset.images
     metrics: list[UpdateMetrics] = []
     records, guided = None, None
-    while updates:
+    while left:
         # Nothing but guidance that begins changes meanwhile: to look at everything takes a while.
         if records is None or guided != first.guidance:
             records, guided = plain and dispatcher.records(learners, batch_size), first.guidance
         until_guided = first.config.guided_from - first.updates
-        n = 1 if updates < LAUNCH or 0 < until_guided < LAUNCH else LAUNCH
+        n = 1 if left < LAUNCH or 0 < until_guided < LAUNCH else LAUNCH
         if records and (found := _launch(learners, dispatcher, dataset, n)) is not None:
-            metrics, updates = found, updates - n
+            metrics, left = found, left - n
             continue
         records = False
-        metrics, updates = one(), updates - 1
+        metrics, left = one(), left - 1
     return metrics
 
 

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gtp_policy._engine.adam import is_plain_adam
-from gtp_policy._fingerprint import watched
+from gtp_policy._fingerprint import UPDATING, knows, replaced, watched
 from gtp_policy._folding import DEVICES, layer_parameters, network_reasons
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.algorithm import Learner
@@ -18,6 +18,8 @@ from gtp_policy.kernels.switch import engine
 from gtp_policy.loss import GTPLoss
 from gtp_policy.samplers import JumpSampler
 from gtp_policy.teachers import JvpTeacher
+
+knows(QEnsemble, ValueNetwork, GTPLoss, AdvantageWeighter)
 
 _KINDS: dict[str, type[Any]] = {"actor": FlowMapActor, "critic": QEnsemble, "value": ValueNetwork}
 
@@ -46,7 +48,7 @@ def against_recording(learners: Sequence[Learner]) -> str | None:
         for name, optimizer in learner.optimizers.items():
             if not is_plain_adam(optimizer, list(getattr(learner, name).parameters())):
                 return f"the optimiser of {name} is not a plain torch.optim.Adam"
-    if type(first.loss).draw is not GTPLoss.draw:
+    if type(first.loss).draw is not GTPLoss.draw or "draw" in vars(first.loss):
         return "the loss draws in a custom way"
     if first.processes is not None:
         return "several processes share it"
@@ -115,7 +117,7 @@ def _reasons(learner: Learner) -> Iterator[str]:
         if type(module) is not _KINDS[name]:
             yield f"{name} is a {type(module).__name__}, a custom class"
             return
-        for reason in network_reasons(module, flow_map=name == "actor"):
+        for reason in network_reasons(module, flow_map=name == "actor", methods=UPDATING):
             yield f"{name} {reason}"
         own = list(module.parameters())
         if [id(p) for p in own] != [id(p) for p in _known(module)]:
@@ -134,6 +136,12 @@ def _reasons(learner: Learner) -> Iterator[str]:
     if type(learner.loss) is not GTPLoss:
         yield f"the loss is a {type(learner.loss).__name__}, a custom class"
         return
+    parts: dict[str, nn.Module] = {"loss": learner.loss}
+    if not _custom_weighter(learner):  # which is called as it is
+        parts["weighter"] = learner.weighter
+    for name, part in parts.items():
+        for method in replaced(part, UPDATING):
+            yield f"the {name} has a {method} that was put in the place of its class's"
     if learner.loss.config.compare_at != "s":
         yield f"the loss compares at {learner.loss.config.compare_at!r}"
     for name, optimizer in learner.optimizers.items():

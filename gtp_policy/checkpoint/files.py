@@ -21,6 +21,7 @@ import torch
 from pydantic import JsonValue
 from torch import nn
 
+from gtp_policy._numbers import as_int
 from gtp_policy._version import __version__
 from gtp_policy.checkpoint import bundle
 from gtp_policy.checkpoint.document import (
@@ -408,9 +409,12 @@ class CheckpointFolder:
     """
 
     def __init__(self, directory: str | Path, *, keep: int | None = None) -> None:
-        if keep is not None and (not isinstance(keep, int) or keep < 1):
-            raise ValueError(f"`keep` is out of range: got {keep}, expected None or at least 1.")
-        self.directory, self.keep = _place(directory, "directory"), keep
+        kept = as_int(keep)
+        if keep is not None and (kept is None or kept < 1):
+            raise ValueError(
+                f"`keep` is out of range: got {keep!r}, expected an integer >= 1, or None."
+            )
+        self.directory, self.keep = _place(directory, "directory"), kept
 
     def save(
         self,

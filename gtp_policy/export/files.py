@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gtp_policy._contexts import outside
+from gtp_policy._numbers import as_int
 from gtp_policy._version import __version__
 from gtp_policy.acting import Choice, margin_of_mode
 from gtp_policy.errors import ExportError, MissingDependencyError, PolicyFileError
@@ -267,7 +268,8 @@ def _check_options(noise: Noise, seed: int | None, precision: Precision) -> None
             f"A seed belongs to noise that the file draws: got seed={seed} and noise={noise!r}, "
             "expected noise='seeded'. Else it is the caller's, or a function of the observation."
         )
-    if seed is not None and (type(seed) is not int or not 0 <= seed < _SEEDS):
+    number = as_int(seed)
+    if seed is not None and (number is None or not 0 <= number < _SEEDS):
         raise ExportError(
             f"`seed` is out of range: got {seed!r}, expected an integer from 0 below {_SEEDS}: "
             "ONNX holds it as a float32, which has no others exactly."
@@ -311,7 +313,7 @@ def _document(plan: Plan, noise: Noise, seed: int | None, precision: Precision) 
             source=noise,
             input=NOISE if noise == "input" else None,
             shape=plan.noise_shape,
-            seed=(seed or 0) if noise == "seeded" else None,
+            seed=(as_int(seed) or 0) if noise == "seeded" else None,
         ),
         checkpoint=CheckpointOrigin(sha256=plan.sha256(), updates=plan.source.updates),
     )

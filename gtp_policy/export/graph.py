@@ -18,6 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
+from gtp_policy._folding import network_reasons
 from gtp_policy.acting import EQUALLY_CENTRAL, LEAST_SPREAD, LEAST_WIDTH, ModeChoice
 from gtp_policy.critic import QEnsemble
 from gtp_policy.export.opset import ACTION, IR_VERSION, NOISE, OPSET, Precision
@@ -39,7 +40,7 @@ def default_graph(plan: Plan, precision: Precision) -> onnx.ModelProto | None:
         precision: Of the flow map's network.
     """
     folded = plan.actor.fold(plan.steps)
-    if folded is None or (plan.critic is not None and plan.critic.encoder is not None):
+    if folded is None or (plan.critic is not None and not _is_default(plan.critic)):
         return None
     graph = _Graph()
     flat = _flat(graph, plan)
@@ -62,6 +63,10 @@ def default_graph(plan: Plan, precision: Precision) -> onnx.ModelProto | None:
         action = graph.op("Min", action, graph.number(high))
     graph.op("Reshape", action, graph.integers(-1, *plan.result_shape), output=ACTION)
     return graph.model(plan)
+
+
+def _is_default(critic: QEnsemble) -> bool:
+    return type(critic) is QEnsemble and not any(network_reasons(critic, flow_map=False))
 
 
 def _flat(graph: "_Graph", plan: Plan) -> str:

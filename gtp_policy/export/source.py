@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from gtp_policy._numbers import as_int
 from gtp_policy.acting import (
     ArgmaxChoice,
     Choice,
@@ -306,9 +307,10 @@ class Plan:
 
 def _number(name: str, *values: int | None) -> int:
     """Returns the first of some numbers that is given; 0 is one, and out of range."""
-    number = next(value for value in values if value is not None)
-    if type(number) is not int or number < 1:
-        raise ExportError(f"`{name}` is out of range: got {number!r}, expected an integer >= 1.")
+    given = next(value for value in values if value is not None)
+    number = as_int(given)
+    if number is None or number < 1:
+        raise ExportError(f"`{name}` is out of range: got {given!r}, expected an integer >= 1.")
     return number
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from gtp_policy._contexts import transforming
+from gtp_policy._numbers import as_int
 
 EngineName = Literal["auto", "torch", "reference"]
 _ENGINE: ContextVar[EngineName] = ContextVar("engine", default="auto")
@@ -50,10 +51,11 @@ def using(engine: EngineName, *, threads: int | None = None) -> Iterator[None]:
         raise ValueError(
             f"Unknown engine: got {engine!r}, expected 'auto', 'torch' or 'reference'."
         )
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
+    count = as_int(threads)
+    if threads is not None and (count is None or count < 1):
         raise ValueError(f"`threads` is out of range: got {threads!r}, expected an integer >= 1.")
     token = _ENGINE.set(engine)
-    limit = _THREADS.set(threads or _THREADS.get())
+    limit = _THREADS.set(count or _THREADS.get())
     try:
         yield
     finally:

@@ -338,7 +338,7 @@ class Adam:
         self._chunks = len(table) // self._seeds
         device = self._like.device
         self._table = torch.tensor(table, dtype=torch.int64).to(device)
-        self._partial = torch.empty(len(table), device=device)
+        self._partial = torch.empty(len(table), dtype=torch.float32, device=device)
         self._constants = {
             "CHUNK": _CHUNK,
             "CHUNKS": self._chunks,

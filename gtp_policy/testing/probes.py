@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gtp_policy.functional import FlowMap, perturb
+from gtp_policy.functional import FlowMap, perturb, unwrapped
 from gtp_policy.times import KarrasTimes, Times, TimeSchedule
 
 
@@ -76,6 +76,7 @@ def draw_probe(
     if batch < 2:
         raise ValueError(f"`batch` is out of range: got {batch}, expected at least 2.")
     generator = generator or torch.Generator().manual_seed(0)
+    flow_map = unwrapped(flow_map)
     first = next(flow_map.parameters(), None) if isinstance(flow_map, nn.Module) else None
     device = device or (first.device if first is not None else "cpu")
     dtype = dtype or (first.dtype if first is not None else torch.get_default_dtype())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from gtp_policy.functional import FlowMap
+from gtp_policy.functional import FlowMap, unwrapped
 from gtp_policy.testing import checks
 from gtp_policy.testing.probes import Probe, draw_probe
 
@@ -47,6 +47,7 @@ def check_flow_map(
         >>> oracle = GaussianFlowMap([0.0, 0.5], 0.3)
         >>> check_flow_map(oracle, obs_dim=3, action_dim=2, semigroup_atol=1e-4)
     """
+    flow_map = unwrapped(flow_map)  # wrappers have no `endpoint`
     for check in _due(flow_map, semigroup_atol).values():
         probe = draw_probe(flow_map, obs_dim, action_dim, batch=batch, device=device, dtype=dtype)
         check(flow_map, probe)
@@ -94,7 +95,7 @@ def parametrize_with_checks(
     reasons = dict(expected_failures or {})
     cases = []
     for name, flow_map in _named(flow_maps).items():
-        for check_name, check in _due(flow_map, semigroup_atol).items():
+        for check_name, check in _due(unwrapped(flow_map), semigroup_atol).items():
             case = f"{name}-{check_name}"
             reason = reasons.pop(case, None)
             run = functools.partial(
@@ -122,6 +123,7 @@ def _run(
     device: torch.device | str | None,
     dtype: torch.dtype | None,
 ) -> None:
+    flow_map = unwrapped(flow_map)
     check(
         flow_map,
         draw_probe(flow_map, obs_dim, action_dim, batch=batch, device=device, dtype=dtype),

@@ -512,8 +512,66 @@ def test_optimisers_of_a_users_own(factory: Any) -> None:
     assert distance(fused, reference) <= 1e-8
 
 
+PATCHED = [
+    *[(name, "forward") for name in ("critic", "target_critic", "value", "actor.network.mlp.1")],
+    *[("target_actor", name) for name in ("_endpoint", "to_action", "sample", "endpoint")],
+    *[("actor", name) for name in ("_features", "to_standard")],
+    *[("critic.normalizer", "forward"), ("target_actor.network.embedding", "forward")],
+    ("value.network.0", "forward"),
+]
+
+
+@pytest.mark.parametrize(("name", "method"), PATCHED)
+def test_a_method_that_comes_and_goes_between_updates_counts(name: str, method: str) -> None:
+    config = make_config(
+        action_statistics=STATISTICS,
+        baseline=ExpectileBaseline(hidden=(8,)) if "value" in name else PolicyBaseline(samples=2),
+    )
+    plain, chosen = (make_learner(config, dtype=torch.float64) for _ in range(2))
+    for step in range(3):
+        batch = make_batch(step, dtype=torch.float64)
+        for learner in (plain, chosen):
+            module = learner.get_submodule(name)
+            if step == 1:
+                halve(module, method)
+            if step == 2:
+                delattr(module, method)
+        assert (f"has a {method}" in explain(chosen)) == (step == 1)
+        with using("reference"):
+            plain.update(batch)
+        chosen.update(batch)
+        assert distance(chosen, plain) <= 1e-9
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook")
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+def test_hooks_of_all_modules_count_at_once(kind: str) -> None:
+    learner, called = make_learner(), []
+    learner.update(make_batch())
+    register = getattr(nn.modules.module, f"register_module_{kind}_hook")
+    handle = register(lambda module, *_: called.append(module))
+    try:
+        assert "hooks of all modules" in explain(learner)
+        learner.update(make_batch())
+    finally:
+        handle.remove()
+    assert learner.actor.network.mlp[0] in called
+    assert explain(learner).startswith("update: fused")
+
+
 def freeze(learner: GTPLearner) -> None:
     next(learner.actor.parameters()).requires_grad_(False)
+
+
+def halve(module: nn.Module, method: str) -> None:
+    """Puts a function in a method's place, as quantisers, adapters and probes do."""
+    function = getattr(module, method)
+
+    def put(*args: Any, **kwargs: Any) -> Any:
+        found = function(*args, **kwargs)
+        return found / 2 if isinstance(found, Tensor) else tuple(part / 2 for part in found)
+
+    setattr(module, method, put)
 
 
 class OwnLoss(GTPLoss):
@@ -531,6 +589,8 @@ UNSUPPORTED: dict[str, tuple[Callable[[GTPLearner], Any], str]] = {
         lambda x: x.actor.network.mlp.__setitem__(1, nn.Tanh()),
         "actor has a network of other layers",
     ),
+    "weighter": (lambda x: halve(x.weighter, "forward"), "the weighter has a forward that was put"),
+    "terms": (lambda x: halve(x.loss, "time_weights"), "the loss has a time_weights that was put"),
     "dtype": (lambda x: x.critic.normalizer.float(), "critic has parameters of several dtypes"),
 }
 
