@@ -63,7 +63,11 @@ def rule(actor: FlowMapActor, steps: int, count: int, noise: Noise) -> Callable[
 
 
 def evaluate(
-    folder: Path, episodes: int, environment: str | None, before: dict[str, Any]
+    folder: Path,
+    episodes: int,
+    environment: str | None,
+    before: dict[str, Any],
+    rules: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Evaluates a run.
 
@@ -72,6 +76,7 @@ def evaluate(
         episodes: Per rule.
         environment: The run's own, if it is not registered.
         before: What was found by rule; those are not evaluated again.
+        rules: By which to act; None: all of them.
 
     Returns:
         Task, seed, updates, and by rule the episodes' scores.
@@ -91,7 +96,7 @@ def evaluate(
     evaluator, found = Evaluator(config, data.dataset), dict(before)
 
     def run(name: str, act: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> None:
-        if name in found:
+        if name in found or (rules is not None and name not in rules):
             return
         seen = evaluator.run(act, learner.updates)
         succeeded = config.scored_by == "success" and seen.success is not None
@@ -122,16 +127,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     options.add_argument("--episodes", type=int, default=50)
+    options.add_argument("--rules", nargs="+", choices=["sampled", *RULES], metavar="RULE")
     options.add_argument("--environment", help="of these runs, if it is not registered")
     options.add_argument("--output", type=Path, default=RESULT)
     args = options.parse_args(arguments)
     torch.set_num_threads(1)
     record = read(args.output) or {"rows": {}}
-    record["command"] = f"python -m benchmarks.deterministic RUN ... --episodes {args.episodes}"
+    record["command"] = "python -m benchmarks.deterministic RUN ..."
     for folder in args.runs:
         row = record["rows"].get(folder.name, {})
         record["rows"][folder.name] = evaluate(
-            folder, args.episodes, args.environment, row.get("scores", {})
+            folder, args.episodes, args.environment, row.get("scores", {}), args.rules
         )
         write(record, args.output)
 

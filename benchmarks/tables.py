@@ -224,20 +224,27 @@ def parity(record: dict[str, Any]) -> str:
 
 def deterministic(record: dict[str, Any]) -> str:
     """Returns the table on what a deterministic action starts from, by run."""
-    rows, names = [], list(next(iter(record["rows"].values()))["scores"])
+    names = sorted(
+        {name for row in record["rows"].values() for name in row["scores"]},
+        key=lambda name: (name.startswith("one"), "noise" in name, len(name), name),
+    )
+    rows = []
     for row in record["rows"].values():
         scale = 100 if row["scored_by"] == "success" else 1
-        scores = [scale * np.array(row["scores"][name], float) for name in names]
-        cells = [f"{s.mean():.0f} ± {s.std(ddof=1) / len(s) ** 0.5:.0f}" for s in scores]
+        cells = []
+        for name in names:
+            s = scale * np.array(row["scores"].get(name, []), float)
+            spread = s.std(ddof=1) / len(s) ** 0.5 if len(s) else 0.0
+            cells.append(f"{s.mean():.0f} ± {spread:.0f}" if len(s) else "–")
         unit = "success, %" if row["scored_by"] == "success" else "return"
-        rows.append([f"{row['task']}, seed {row['seed']}, {unit}", *cells])
+        episodes = len(row["scores"]["sampled"])
+        rows.append([f"{row['task']}, seed {row['seed']}, {unit}", str(episodes), *cells])
     first = next(iter(record["rows"].values()))
     return "\n\n".join(
         [
             f"`{first['method']}` after {first['updates']:,} updates, K = 1, mean ± standard error "
-            f"over {len(first['scores'][names[0]])} episodes (`{record['command']}`). The default "
-            "is one noise of the observation:",
-            table(["", *names], rows),
+            f"over episodes (`{record['command']}`). The default is one noise of the observation:",
+            table(["", "episodes", *names], rows),
         ]
     )
 
