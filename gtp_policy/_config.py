@@ -1,7 +1,7 @@
 """The one base class of every configuration: frozen, closed, finite, and exact in JSON."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from gtp_policy._numbers import plain_float, plain_int
+from gtp_policy.errors import suggestion
 
 # Of a number that is computed with, the square and its inverse have to be float32's, too.
 _SMALLEST, _LARGEST = 1e-12, 1e12
@@ -37,6 +38,22 @@ Float = Annotated[
 Int = Annotated[int, Field(strict=True), BeforeValidator(plain_int)]
 Width = Annotated[int, Field(strict=True, ge=1), BeforeValidator(plain_int)]
 Bool = Annotated[bool, Field(strict=True)]
+
+
+def _paths(kind: type["Config"], outer: str = "", depth: int = 3) -> Iterator[str]:
+    """Yields where the fields of the configs inside one are, such as ``learner.seed``."""
+    for name, field in kind.model_fields.items():
+        if outer:
+            yield f"{outer}{name}"
+        for inside in _kinds_in(field.annotation) if depth else ():
+            yield from _paths(inside, f"{outer}{name}.", depth - 1)
+
+
+def _kinds_in(annotation: Any) -> Iterator[type["Config"]]:  # noqa: ANN401 - of any kind
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _kinds_in(part)
 
 
 RECORDED = {"recorded": True}
@@ -76,9 +93,24 @@ class Config(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _as_it_was(cls, fields: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - whatever was given
-        if info.context is RECORDED and isinstance(fields, Mapping):
-            return {**cls.before, **fields}
-        return fields
+        if not isinstance(fields, Mapping):
+            return fields
+        for name in fields:
+            # What is like nothing is left to pydantic, which names all of them.
+            meant = cls._meant(name) if isinstance(name, str) else ""
+            if name not in cls.model_fields and meant:
+                raise ValueError(
+                    f"Extra inputs are not permitted: got {name!r} for a {cls.__name__}.{meant}"
+                )
+        return {**cls.before, **fields} if info.context is RECORDED else fields
+
+    @classmethod
+    def _meant(cls, name: str) -> str:
+        """Returns a guess at what an unknown field was to be, of this config or one inside."""
+        paths = dict.fromkeys(path for path in _paths(cls) if path.rpartition(".")[2] == name)
+        if paths:
+            return f" Did you mean {' or '.join(paths)}?"
+        return suggestion(name, cls.model_fields)
 
     @classmethod
     def from_record(cls, record: Any) -> Self:  # noqa: ANN401 - decoded JSON

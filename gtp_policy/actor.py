@@ -769,10 +769,10 @@ def _decoded(state: Tensor | Mapping[str, Any]) -> object:
 
 def _drawn(shape: tuple[int, int], obs: Tensor, generator: torch.Generator | None) -> Tensor:
     """Returns noise for observations."""
-    if generator is None and isinstance(shape[0], torch.SymInt):
-        # A program for any number of rows draws for itself: it can hold no generator.
-        return torch.randn(shape, device=obs.device, dtype=obs.dtype)
     generator = generator_or_private(generator, obs.device)
+    if isinstance(shape[0], torch.SymInt):  # of any number of rows, `randn` takes no generator
+        empty = torch.empty(shape, device=obs.device, dtype=obs.dtype)
+        return empty.normal_(generator=generator)
     return torch.randn(shape, generator=generator, device=obs.device, dtype=obs.dtype)
 
 

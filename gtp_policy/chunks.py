@@ -17,6 +17,8 @@ from torch import Tensor
 
 from gtp_policy._config import Config, Float, Int
 from gtp_policy.errors import DataError, ShapeError
+from gtp_policy.functional import check_finite
+from gtp_policy.spaces import real_array
 
 Array = npt.NDArray[np.floating]
 Plan = Callable[[Tensor], Tensor]
@@ -205,11 +207,22 @@ class ChunkPlayer:
 
         Raises:
             ShapeError: If a shape is another one than before.
-            DataError: If ``state`` is none of this player.
+            DataError: If ``state`` is none of this player, or an observation is no array of real,
+                finite numbers, or masked.
         """
-        like = torch.as_tensor(obs)
+        # A copy: torch warns of arrays that must not be written to.
+        like = obs if isinstance(obs, Tensor) else torch.from_numpy(real_array("obs", obs).copy())
+        if like.is_complex():
+            raise DataError(
+                f"`obs` has the wrong dtype: got {like.dtype}, expected real numbers. Convert it "
+                "first."
+            )
         like = like if like.is_floating_point() else like.float()
-        seen: Array = like.detach().cpu().numpy()
+        here = like.detach().cpu()
+        here = here.float() if here.dtype == torch.bfloat16 else here  # which NumPy has not
+        # Also those that no chunk is computed for: they become history, and are a fault anyway.
+        check_finite("obs", here)
+        seen: Array = here.numpy()
         if seen.ndim != 2 or not len(seen):
             raise ShapeError(
                 f"`obs` has the wrong shape: got {seen.shape}, expected (B, O), B >= 1. Flatten "
@@ -234,7 +247,7 @@ class ChunkPlayer:
             plans = plans.copy()
             plans[due] = np.concatenate([new[:, None], plans[due, :-1]], 1)
         assert plans is not None  # where there was none, every episode begins
-        action = torch.from_numpy(self._spoken(plans, age)).to(like.device)
+        action = torch.from_numpy(self._spoken(plans, age)).to(like)
         return action, ChunkState(age + 1, window[:, 1:], plans)
 
     def from_rows(self, rows: npt.ArrayLike, obs_dim: int) -> ChunkState:
@@ -285,7 +298,9 @@ class ChunkPlayer:
                 f"The policy's chunks have the wrong shape: got {tuple(planned.shape)}, expected "
                 f"({len(obs)}, {self.chunk} * A)."
             )
-        chunks: Array = planned.to(obs).cpu().numpy().reshape(len(obs), self.chunk, -1)
+        planned = planned.to(obs).cpu()
+        planned = planned.float() if planned.dtype == torch.bfloat16 else planned
+        chunks: Array = planned.numpy().reshape(len(obs), self.chunk, -1)
         return chunks
 
     def _spoken(self, plans: Array, age: npt.NDArray[np.int64]) -> Array:

@@ -181,7 +181,7 @@ class ImpalaEncoder(nn.Module):
         """
         parts = self.config.parts or ()
         pieces = torch.split(
-            obs.reshape(len(obs), self.history, -1), [part.size for part in parts], 2
+            obs.reshape(obs.shape[0], self.history, -1), [part.size for part in parts], 2
         )
         towers, found = iter(self.towers), []
         for part, piece in zip(parts, pieces, strict=True):

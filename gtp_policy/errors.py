@@ -4,6 +4,9 @@ A mistake in a config is a ``pydantic.ValidationError``, which already names fie
 Every other mistake is a `GTPError` that is also the built-in error one would expect.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class GTPError(Exception):
     """The root of all errors that gtp-policy raises itself.
@@ -190,3 +193,22 @@ class TrainingWarning(UserWarning):
         >>> issubclass(TrainingWarning, UserWarning)
         True
     """
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """Returns a sentence with the known word that is most like a misspelt one.
+
+    Args:
+        word: What was given.
+        known: What there is.
+
+    Returns:
+        The sentence with a space before it; empty if nothing is alike.
+
+    Example:
+        >>> from gtp_policy.errors import suggestion
+        >>> suggestion("actor_rl", ["actor_lr", "critic_lr"])
+        ' Did you mean actor_lr?'
+    """
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean {close[0]}?" if close else ""

@@ -25,7 +25,7 @@ from gtp_policy._config import Config
 from gtp_policy.actor import FlowMapActorConfig
 from gtp_policy.config import GTPConfig, GTPLearnerConfig
 from gtp_policy.critic import QEnsembleConfig
-from gtp_policy.errors import UnknownPresetError
+from gtp_policy.errors import UnknownPresetError, suggestion
 from gtp_policy.guidance import AdvantageWeighterConfig, LinearQGuidance
 from gtp_policy.loss import GTPLossConfig
 from gtp_policy.rewards import LinearReward, RewardTransform, StandardizedReward
@@ -407,7 +407,7 @@ def get(name: str) -> GTPConfig:
     """
     if not isinstance(name, str) or name not in NAMES:
         of_task = isinstance(name, str) and name in TASKS
-        hint = " For a task, call presets.task." if of_task else ""
+        hint = " For a task, call presets.task." if of_task else suggestion(str(name), NAMES)
         raise UnknownPresetError(
             f"Unknown preset: got {name!r}, expected one of {', '.join(NAMES)}.{hint}"
         )
@@ -484,7 +484,7 @@ def task(name: str, policy: GTPConfig | None = None) -> TaskPreset:
     """
     if not isinstance(name, str) or name not in _TASKS:
         of_method = isinstance(name, str) and name in NAMES
-        hint = " For a method, call presets.get." if of_method else ""
+        hint = " For a method, call presets.get." if of_method else suggestion(str(name), _TASKS)
         raise UnknownPresetError(
             f"Unknown task: got {name!r}, expected one of {', '.join(TASKS)}.{hint}"
         )

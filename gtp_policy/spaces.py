@@ -28,10 +28,77 @@ def _check_array(name: str, value: object, *kinds: type) -> None:
             f"`{name}` is no {'tensor' if kinds else 'array'}: got "
             f"{type(value).__name__}, expected numpy's or torch's. Convert it first."
         )
-    if isinstance(value, np.ndarray) and value.dtype.kind not in "fiub":
+    complex_ = isinstance(value, Tensor) and value.is_complex()
+    if complex_ or (isinstance(value, np.ndarray) and value.dtype.kind not in "fiub"):
+        dtype = cast("Tensor", value).dtype
         raise DataError(
-            f"`{name}` has the wrong dtype: got {value.dtype}, expected numbers. Convert it first."
+            f"`{name}` has the wrong dtype: got {dtype}, expected real numbers. Convert it first."
         )
+    if isinstance(value, np.ma.MaskedArray) and _is_masked(value):
+        raise _masked_error(name)
+
+
+def _is_masked(value: object) -> bool:
+    """Returns whether something in arrays, or in lists of them, is masked."""
+    if isinstance(value, list | tuple):
+        return any(map(_is_masked, value))
+    return isinstance(value, np.ma.MaskedArray) and bool(np.ma.getmaskarray(value).any())
+
+
+def _masked_error(name: str) -> DataError:
+    return DataError(
+        f"`{name}` is masked: got elements without a value, expected numbers only. What lies under "
+        "a mask is no observation: fill it with what the policy was trained on, or do not act."
+    )
+
+
+def real_array(name: str, value: object) -> npt.NDArray[Any]:
+    """Returns what an environment shows as an array of real numbers that torch takes, too.
+
+    Numbers in another order of bytes, in objects or in steps through memory are copied; a type is
+    kept that torch has.
+
+    Args:
+        name: What the message calls the value.
+        value: An array, or what makes one.
+
+    Returns:
+        The array, without a mask.
+
+    Raises:
+        DataError: If an element is masked, or the numbers are complex or none, such as text.
+
+    Example:
+        >>> import numpy as np
+        >>> from gtp_policy.spaces import real_array
+        >>> real_array("obs", np.ma.masked_equal([0.5, -999.0], -999.0))
+        Traceback (most recent call last):
+        ...
+        gtp_policy.errors.DataError: `obs` is masked: got elements without a value, expected \
+numbers only. What lies under a mask is no observation: fill it with what the policy was trained \
+on, or do not act.
+    """
+    if _is_masked(value):
+        raise _masked_error(name)
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind == "O":
+            if any(map(_is_masked, array.flat)):
+                raise _masked_error(name)
+            if any(isinstance(element, str | bytes) for element in array.flat):
+                raise TypeError("text")
+            array = array.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"`{name}` is no array of numbers: got {error}, expected real numbers in rows of one "
+            "length."
+        ) from error
+    _check_array(name, array)
+    wide = array.dtype.kind == "f" and array.dtype.itemsize > 8
+    dtype = np.dtype(np.float64) if wide else array.dtype.newbyteorder("=")
+    return np.asarray(array, dtype, order="C")
 
 
 class ActionScaler:

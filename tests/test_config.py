@@ -4,6 +4,7 @@ import importlib
 import inspect
 import math
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,12 @@ from gtp_policy import (
     PolicyBaseline,
     QEnsembleConfig,
     QuantileBaseline,
+    presets,
 )
 from gtp_policy.acting import ArgmaxChoice, ModeChoice, SoftmaxChoice
 from gtp_policy.actor import ActionStatistics
 from gtp_policy.encoders import ObservationPart
+from gtp_policy.errors import UnknownPresetError
 from gtp_policy.loss import AlphaSchedule
 from gtp_policy.rewards import LinearReward, ReturnRangeReward
 from gtp_policy.samplers import JumpSampler, OdeSampler
@@ -460,3 +463,23 @@ def test_a_grid_that_does_not_fall_is_refused_before_anything_acts() -> None:
 def test_a_schedule_of_alpha_is_finite_however_sharp() -> None:
     places = [AlphaSchedule(sharpness=1e12).at(progress) for progress in (0.0, 0.5, 1.0)]
     assert places == [0.0, 0.5, 0.995]
+
+
+@pytest.mark.parametrize(
+    ("build", "meant"),
+    [
+        (lambda: GTPLearnerConfig(total_update=3), "Did you mean total_updates?"),
+        (lambda: GTPConfig(eta=3), "Did you mean weighter.eta?"),
+        (lambda: GTPConfig(critics=None), "Did you mean critic?"),
+        (lambda: GTPConfig().replace(rho=1.0), "critic.rho"),
+        (lambda: GTPConfig(learner={"sed": 3}), "Did you mean seed?"),
+        (lambda: GTPConfig.from_record({"lerner": {}}), "Did you mean learner?"),
+        (lambda: presets.get("gtpp"), "Did you mean gtp?"),
+        (lambda: presets.get("shortcuts"), "Did you mean shortcut?"),
+        (lambda: GTPConfig(quux=1), "Extra inputs are not permitted"),
+    ],
+)
+def test_an_unknown_name_gets_a_guess(build: Callable[[], Any], meant: str) -> None:
+    with pytest.raises((pydantic.ValidationError, UnknownPresetError)) as caught:
+        build()
+    assert meant in str(caught.value)

@@ -20,8 +20,8 @@ CORE = ROOT / "gtp_policy"
 
 # The core in reading order. A module imports only from the rows above its own.
 LAYERS: list[set[str]] = [
-    {"_numbers"},
-    {"_config", "_contexts", "_fingerprint", "_random", "_version", "errors", "files"},
+    {"_numbers", "errors"},
+    {"_config", "_contexts", "_fingerprint", "_random", "_version", "files"},
     {"times", "spaces", "rewards", "shards", "kernels", "keyed_noise"},
     {"functional"},
     {"chunks", "networks", "dataset_builder", "teachers", "samplers", "transitions"},

@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from gtp_experiments.config import Bounds, EvaluationConfig, ExperimentConfig, RunConfig
-from gtp_experiments.errors import ExperimentError, suggestion
+from gtp_experiments.errors import ExperimentError
 from gtp_experiments.tasks import TASKS
 from gtp_experiments.trackers import TRACKERS
 from gtp_policy import Config, GTPConfig, presets
 from gtp_policy.acting import ArgmaxChoice, Choice, SoftmaxChoice
-from gtp_policy.errors import UnknownPresetError
+from gtp_policy.errors import UnknownPresetError, suggestion
 from gtp_policy.rewards import LinearReward, ReturnRangeReward, RewardTransform, StandardizedReward
 
 C = TypeVar("C", bound=Config)
@@ -291,10 +291,10 @@ def _assigned(config: C, path: str, value: object, words: str) -> C:
     try:
         return _replaced(config, path.split("."), value)
     except ValidationError as error:
-        problem = error.errors()[0]
-        hint = _meant(config, path) if problem["type"] == "extra_forbidden" else ""
+        said = error.errors()[0]["msg"].removeprefix("Value error, ").rstrip(".")
+        said += "" if said.endswith("?") else "."
         raise ExperimentError(
-            f"--set does not fit: got {words!r}, and the config says: {problem['msg']}.{hint} "
+            f"--set does not fit: got {words!r}, and the config says: {said} "
             "`config` prints all fields."
         ) from error
 
@@ -310,11 +310,3 @@ def _replaced(config: C, path: list[str], value: object) -> C:
             )
         value = _replaced(part, rest, value)
     return config.replace(**{name: value})
-
-
-def _meant(config: Config, path: str) -> str:
-    """Returns a guess at which field the last name of a path was to be."""
-    *outer, name = path.split(".")
-    for part in outer:
-        config = getattr(config, part)
-    return suggestion(name, type(config).model_fields)

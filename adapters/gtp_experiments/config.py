@@ -7,7 +7,6 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from gtp_datasets import ReferenceScores
-from gtp_experiments.errors import suggestion
 from gtp_experiments.tasks import TASKS, Figure, task_of
 from gtp_policy import (
     AdvantageWeighterConfig,
@@ -22,6 +21,7 @@ from gtp_policy import (
     QEnsembleConfig,
 )
 from gtp_policy.acting import ArgmaxChoice, Choice
+from gtp_policy.errors import suggestion
 from gtp_policy.rewards import LinearReward, RewardTransform
 from gtp_policy.times import LinearTimes
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from gtp_experiments.config import ExperimentConfig
-from gtp_experiments.errors import ExperimentError, suggestion
-from gtp_policy.errors import MissingDependencyError
+from gtp_experiments.errors import ExperimentError
+from gtp_policy.errors import MissingDependencyError, suggestion
 
 TrackerName = Literal["tensorboard", "wandb"]
 TRACKERS: tuple[TrackerName, ...] = ("tensorboard", "wandb")

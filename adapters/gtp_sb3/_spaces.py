@@ -155,7 +155,7 @@ class ObservationEncoder(nn.Module):
         """Returns features (B, m F) of flat observations (B, m O)."""
         parts = self.layout.unflatten(obs.reshape(-1, self.layout.obs_dim))
         features: Tensor = self.extractor(preprocess_obs(parts, self.space, self.normalize_images))
-        return features.reshape(len(obs), self.features_dim)
+        return features.reshape(obs.shape[0], self.features_dim)
 
 
 def with_axes(obs: Any, layout: ObservationLayout) -> Any:  # noqa: ANN401 - one tensor or a dict

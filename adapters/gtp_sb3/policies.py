@@ -36,6 +36,7 @@ from gtp_policy.chunks import ChunkState
 from gtp_policy.critic import ValueNetwork
 from gtp_policy.errors import CheckpointError, DataError, UnsupportedSpaceError
 from gtp_policy.export import PolicySource
+from gtp_policy.spaces import real_array
 from gtp_sb3 import _codec, _files
 from gtp_sb3._choices import check_policy_choices, merge_networks
 from gtp_sb3._spaces import (
@@ -400,7 +401,7 @@ class GTPPolicy(BasePolicy):
             Actions in the units of the environment, always inside its Box, and the state.
 
         Raises:
-            DataError: If the observation holds NaN or infinity.
+            DataError: If the observation holds NaN or infinity, or masked or complex numbers.
             ValueError: If it does not fit the space, or is the pair that ``gymnasium`` returns.
 
         Example:
@@ -417,6 +418,10 @@ class GTPPolicy(BasePolicy):
                 "an array or a dict. Unpack it: `obs, info = env.reset()`; the VecEnv of SB3 "
                 "returns the observation alone."
             )
+        if isinstance(observation, dict):
+            observation = {key: _real(f"obs[{key!r}]", part) for key, part in observation.items()}
+        else:
+            observation = _real("obs", observation)
         tensors, vectorized = self.obs_to_tensor(observation)
         with torch.no_grad():
             played, state = self._play(tensors, state, episode_start, deterministic)
@@ -652,3 +657,8 @@ _codec.CLASSES |= {
     "gtp_sb3.CnnPolicy": CnnPolicy,
     "gtp_sb3.MultiInputPolicy": MultiInputPolicy,
 }
+
+
+def _real(name: str, part: Any) -> Any:  # noqa: ANN401 - an array of any kind
+    """Returns an observation without a mask: SB3 would act on what lies under it."""
+    return part if isinstance(part, Tensor) else real_array(name, part)

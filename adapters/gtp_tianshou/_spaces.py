@@ -12,6 +12,7 @@ from torch import Tensor
 from gtp_datasets import spaces
 from gtp_policy import ActionScaler, ObservationLayout
 from gtp_policy.errors import DataError, GTPError, UnsupportedSpaceError
+from gtp_policy.spaces import real_array
 
 
 def action_scaler_of(space: gym.Space[Any]) -> ActionScaler:
@@ -38,12 +39,7 @@ def plain(obs: Any) -> Any:  # noqa: ANN401 - Tianshou's observations are of any
         return {key: plain(obs[key]) for key in obs.get_keys()}
     if isinstance(obs, Mapping):
         return {key: plain(value) for key, value in obs.items()}
-    if isinstance(obs, Tensor):
-        return obs
-    try:
-        return np.asarray(obs)
-    except ValueError as error:  # rows of several lengths
-        raise DataError(f"`obs` is no array: got {error}, expected rows of one length.") from error
+    return obs if isinstance(obs, Tensor) else real_array("obs", obs)
 
 
 def flatten(layout: ObservationLayout, obs: Any) -> npt.NDArray[np.float32] | Tensor:  # noqa: ANN401

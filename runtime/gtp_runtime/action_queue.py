@@ -7,7 +7,7 @@ import numpy as np
 
 from gtp_runtime.errors import ObservationError
 from gtp_runtime.graph import Array
-from gtp_runtime.policy import Observation, Policy
+from gtp_runtime.policy import Observation, Policy, is_masked
 
 
 class ActionQueue:
@@ -102,6 +102,12 @@ class ActionQueue:
         history = self._policy.document.history
         if history == 1:
             return obs
+        for part in obs.values() if isinstance(obs, Mapping) else [obs]:
+            if is_masked(part):  # stacked, there is no mask any more
+                raise ObservationError(
+                    "The observation is masked: got elements without a value, expected numbers "
+                    "only. What lies under a mask is no number to act on."
+                )
         seen = [*self._past, obs][-history:]
         seen = [seen[0]] * (history - len(seen)) + seen
         try:

@@ -492,13 +492,25 @@ def _array(
     shape: tuple[int, ...],
     error: type[ObservationError] | type[NoiseError],
 ) -> Array:
-    """Returns a value as an array; what has rows of several lengths is none."""
+    """Returns a value as an array; what has rows of several lengths is none, nor what is masked."""
+    if is_masked(value):
+        raise error(
+            f"`{name}` is masked: got elements without a value, expected numbers only. What lies "
+            "under a mask is no number to act on."
+        )
     try:
         return np.asarray(value)
     except ValueError as reason:
         raise error(
             f"`{name}` is no array: got {reason}, expected one of shape {shape}."
         ) from reason
+
+
+def is_masked(value: object) -> bool:
+    """Returns whether something in arrays, or in lists of them, is masked."""
+    if isinstance(value, list | tuple):
+        return any(map(is_masked, value))
+    return isinstance(value, np.ma.MaskedArray) and bool(np.ma.getmaskarray(value).any())
 
 
 def _copy(target: Array, value: Array) -> None:
