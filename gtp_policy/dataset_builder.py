@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from gtp_policy.errors import DataError, EmptyDatasetError
 from gtp_policy.shards import take_writer
-from gtp_policy.spaces import ActionScaler
+from gtp_policy.spaces import ActionScaler, first_masked
 
 # A chunk of `extend` holds about so many bytes: what a conversion needs on top of its result stays
 # small, however long the file and however wide the observation.
@@ -319,8 +319,7 @@ def as_array(name: str, values: npt.ArrayLike) -> npt.NDArray[np.generic]:
         >>> as_array("reward", [0.0, 1.0])
         array([0., 1.])
     """
-    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
-        row = int(np.argwhere(np.ma.getmaskarray(values))[0, 0])
+    if (row := first_masked(values)) is not None:
         raise DataError(
             f"`{name}` has masked values: got the first at row {row}, expected numbers. Fill them, "
             "or leave the rows out."

@@ -35,11 +35,22 @@ def choose_all(available: Sequence[str], wanted: Mapping[str, Wanted]) -> dict[s
         DataError: If a field is unknown, or a column is not there, or needed and not found.
     """
     unknown = sorted(wanted.keys() - set(FIELDS))
+    own = dict(wanted)
+    if own.get("terminated") is False or None not in (own.get("terminated"), own.get("truncated")):
+        own |= {"done": False, "is_last": False}  # what the caller says goes for all rows
     if unknown:
         raise DataError(
             f"The mapping names no field: got {unknown}, expected some of {', '.join(FIELDS)}."
         )
-    found = {field: _choose(available, field, wanted.get(field)) for field in FIELDS}
+    found = {field: _choose(available, field, own.get(field)) for field in FIELDS}
+    if found["done"] and not found["terminated"] and not found["truncated"]:
+        name = found["done"][0]
+        raise DataError(
+            f"`{name}` mixes two things: got it without `terminated` and `truncated`, expected one "
+            "of these too. An episode that ended by itself is terminated; one that was cut (a time "
+            f"limit, the end of a log) is truncated. Say which it is: terminated={name!r} or "
+            f"truncated={name!r}; terminated=False leaves it out."
+        )
     for field in ("obs", "action"):
         if not found[field]:
             raise DataError(
@@ -126,20 +137,16 @@ def flat_dataset(
         raise EmptyDatasetError(
             f"The dataset is empty: got 0 transitions from {source}, expected at least 1."
         )
-    if ends is None and not fields.keys() & {"terminated", "truncated"}:
+    if ends is None and not fields.keys() & set(episodes.FLAGS):
         raise DataError(
             "Nothing shows where an episode ends: got neither `terminated` nor `truncated` nor "
             "`episode`, expected one of them. Name the column, or pass episode=False if all rows "
             "are one episode."
         )
-    flags = {
-        name: as_flags(name, _column(fields[name]), size)
-        if name in fields
-        else np.zeros(size, np.bool_)
-        for name in ("terminated", "truncated")
-    }
+    given = {n: as_flags(n, _column(fields[n]), size) for n in episodes.FLAGS if n in fields}
+    terminated, truncated = episodes.ends_of_flags(given, size)
     if ends is not None:
-        flags["truncated"] = flags["truncated"] | (ends & ~flags["terminated"])
+        truncated = truncated | (ends & ~terminated)
     parts = obs if isinstance(obs, Mapping) else {"": obs}
     for key, part in parts.items():
         if part.shape[:1] != (size,):
@@ -164,7 +171,8 @@ def flat_dataset(
             next_obs=layout.flatten(cast(Any, fields["next_obs"]))
             if "next_obs" in fields
             else None,
-            **flags,
+            terminated=terminated,
+            truncated=truncated,
         )
     return OfflineDataset.from_builder(builder, device=device, layout=layout, source=source)
 

@@ -107,6 +107,8 @@ def load_lerobot(
             "terminated": terminated,
             "truncated": False,
             "next_obs": False,
+            "done": False,
+            "is_last": False,
             "episode": False,
         },
     )

@@ -324,6 +324,51 @@ def test_one_call_loads_what_each_loader_does_and_says_which(tmp_path: Path) -> 
     assert given.action_scaler == ActionScaler([-1, -1], [1, 1])
 
 
+@pytest.mark.parametrize(
+    ("flags", "options", "terminated", "truncated"),
+    [
+        ({"dones": "0101", "timeouts": "0000"}, {}, "0101", "0000"),
+        ({"dones": "0101", "timeouts": "0001"}, {}, "0100", "0001"),
+        ({"done": "0101", "terminals": "0100"}, {}, "0100", "0001"),
+        ({"terminal": "0101"}, {}, "0101", "0000"),
+        ({"is_terminal": "0100", "is_last": "0101"}, {}, "0100", "0001"),
+        ({"is_last": "0101"}, {}, "0000", "0101"),
+        ({"dones": "0101"}, {"terminated": "dones"}, "0101", "0000"),
+        ({"dones": "0101"}, {"truncated": "dones"}, "0000", "0101"),
+        ({"dones": "0111"}, {"terminated": False, "episode": "run"}, "0000", "0101"),
+        ({"dones": "0101"}, {"episode": "run"}, "", "mixes two things"),
+        ({"dones": "0001", "terminals": "0101"}, {}, "", "contradicts `done`"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["npz", "csv"])
+def test_every_flag_of_a_file_is_read(
+    kind: str,
+    flags: dict[str, str],
+    options: dict[str, Any],
+    terminated: str,
+    truncated: str,
+    tmp_path: Path,
+) -> None:
+    columns: dict[str, Any] = {name: [int(x) for x in of] for name, of in flags.items()}
+    columns |= {"obs": [0, 1, 2, 3], "next_obs": [1, 2, 3, 4], "action": [0] * 4}
+    columns |= {"run": [0, 0, 1, 1]}
+    if kind == "npz":
+        vectors = {n: np.array(c)[:, None] for n, c in columns.items() if "obs" in n}
+        path = npz(tmp_path, **columns | vectors)
+    else:
+        rows = zip(*columns.values(), strict=True)
+        lines = [",".join(columns), *(",".join(map(str, row)) for row in rows)]
+        path = text(tmp_path, "\n".join(lines))
+    box = {"low": -1.0, "high": 1.0}
+    if not terminated:
+        with pytest.raises(DataError, match=truncated):
+            load_dataset(path, **box, **options)
+        return
+    dataset = load_dataset(path, **box, **options)
+    assert dataset.terminated.tolist() == [x == "1" for x in terminated]
+    assert dataset.truncated.tolist() == [x == "1" for x in truncated]
+
+
 # --- what is wrong: files and mappings, each with what it says
 
 
