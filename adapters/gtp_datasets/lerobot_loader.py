@@ -114,7 +114,7 @@ def load_lerobot(
     )
     images = [name for name in chosen["obs"] if name not in numbers]
     table = _rows(root, features, chosen, images)
-    ends = ends_of(table["episode_index"])
+    ends = ends_of(table["episode_index"], "episode_index")
     stops = np.flatnonzero(ends) + 1
     shapes = {name: _shape(name, features[name]) for name in chosen["obs"]}
     if images:
@@ -338,7 +338,15 @@ def _clips(
                 f"`{path}` lacks columns: got {file.names[:20]}, expected {missing} too."
             )
         rows = file.read()
-        index, length, chunk, number, since = (column(n, rows.column(n), ()) for n in wanted)
+        parts = [column(n, rows.column(n), ()) for n in wanted]
+        for name_of, part in zip(wanted, parts, strict=True):
+            if not np.isfinite(part).all():
+                row = int(np.flatnonzero(~np.isfinite(part))[0])
+                raise DataError(
+                    f"`{path}` lacks a number: got {part[row]} as {name_of} at row {row}, expected "
+                    "where the frames of the episode are."
+                )
+        index, length, chunk, number, since = parts
         for i in range(file.rows):
             places[int(index[i])] = (
                 int(chunk[i]),

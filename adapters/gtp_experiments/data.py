@@ -70,7 +70,7 @@ def load_data(config: ExperimentConfig) -> Data:
     if not config.is_file:
         dataset = load_minari(name, low=config.low, high=config.high, device=device, **choices)
     else:
-        load = load_ogbench if name.endswith(".npz") else load_d4rl_hdf5
+        load = load_ogbench if name.lower().endswith(".npz") else load_d4rl_hdf5
         low, high = _bounds(config)
         dataset = load(name, low=low, high=high, device=device, **choices)
     digest = data_hash(dataset)
