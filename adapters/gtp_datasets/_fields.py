@@ -135,6 +135,8 @@ def _paired(obs: list[list[str]], next_obs: list[list[str]]) -> list[list[str]]:
     By what their names have besides what all of them have: a number, or a word. A single name
     stands where the caller has put it.
     """
+    if not next_obs:
+        return []
     if list(map(len, obs)) != list(map(len, next_obs)):
         obs, next_obs = ([[name for group in side for name in group]] for side in (obs, next_obs))
     found = []
