@@ -11,6 +11,7 @@ import torch
 
 from gtp_datasets._arrow import csv_columns, read_csv
 from gtp_datasets._fields import Wanted, choose_all, ends_of, files_of, flat_dataset, shown_id
+from gtp_datasets._hdf5 import located
 from gtp_policy import OfflineDataset
 from gtp_policy.episodes import Episode, read_episode
 
@@ -85,6 +86,7 @@ def load_csv(
         tensor([[0.6000, 2.0000],
                 [1.0000, 1.0000]])
     """
+    path = located(path)
     wanted: dict[str, Wanted] = {
         "obs": obs,
         "action": action,
@@ -101,10 +103,10 @@ def load_csv(
         "out_of_bounds": out_of_bounds,
         "unbounded": unbounded,
         "device": device,
-        "source": f"CSV {Path(path).name}",
+        "source": f"CSV {path.name}",
     }
     if os.path.isdir(path):
-        found = _of_folder(Path(path), wanted, delimiter)
+        found = _of_folder(path, wanted, delimiter)
         return OfflineDataset.from_episodes(found, **options)
     fields, chosen = _read(path, wanted, delimiter)
     size, ids = len(fields["action"]), fields.pop("episode", None)

@@ -252,7 +252,7 @@ def _jumps(obs: Column, next_obs: Column) -> npt.NDArray[np.bool_]:
         stop = min(i + step, size - 1)
         own = obs[i + 1 : stop + 1].astype(np.float64)
         # Comparing so, NaN is a jump: what is not finite is found by the builder.
-        same = np.abs(next_obs[i:stop] - own) <= floor + rounding * np.abs(own)
+        same = np.abs(next_obs[i:stop].astype(np.float64) - own) <= floor + rounding * np.abs(own)
         jumps[i:stop] = ~same.all(axis=1)
     return jumps
 
@@ -276,8 +276,8 @@ def _tolerance(obs: Column, next_obs: Column, most: int) -> tuple[npt.NDArray[np
         np.concatenate([column[w.start + ahead : w.stop + ahead] for w in windows]).astype("f8")
         for column, ahead in ((obs, 0), (next_obs, 0), (obs, 1))
     )
-    kinds = [np.dtype(column.dtype) for column in (obs, next_obs)]
-    rounding = 2 * max(np.finfo(k if k.kind == "f" else "f4").eps for k in (*kinds, np.dtype("f4")))
+    narrow = any(column.dtype == np.float16 for column in (obs, next_obs))
+    rounding = 2 * float(np.finfo(np.float16 if narrow else np.float32).eps)
     with np.errstate(all="ignore"):
         moved, gap = np.abs(seen - own), np.abs(seen - after)
         moved[~(moved > rounding * np.abs(own))] = np.nan
@@ -290,4 +290,4 @@ def _tolerance(obs: Column, next_obs: Column, most: int) -> tuple[npt.NDArray[np
     floor = np.maximum(
         np.where(changes > 0, middle, 0.0) / 10, np.where(10 * noise < spread, noise, 0.0)
     )
-    return floor, float(rounding)
+    return floor, rounding

@@ -14,7 +14,7 @@ import torch
 
 from gtp_datasets._arrow import ParquetFile, column
 from gtp_datasets._fields import Wanted, choose_all, ends_of
-from gtp_datasets._hdf5 import check_expansion, stored_bytes, table_bytes
+from gtp_datasets._hdf5 import check_expansion, located, stored_bytes, table_bytes
 from gtp_datasets._images import decoded
 from gtp_datasets._video import Clip, read_clips
 from gtp_policy import OfflineDataset
@@ -90,7 +90,7 @@ def load_lerobot(
         ...
         gtp_policy.errors.DataError: `missing` is no LeRobotDataset: got no meta/info.json, ...
     """
-    root = Path(path)
+    root = located(path)
     info = _info(root)
     features: Mapping[str, Any] = info["features"]
     numbers = [name for name, f in features.items() if _NUMBERS.fullmatch(str(f["dtype"]))]

@@ -20,7 +20,7 @@ from gtp_datasets._fields import (
     natural,
     shown_id,
 )
-from gtp_datasets._hdf5 import check_expansion, table_bytes
+from gtp_datasets._hdf5 import check_expansion, located, table_bytes
 from gtp_datasets._npz import NpzFile, Shape, check_rows, open_npz
 from gtp_policy import OfflineDataset
 from gtp_policy.episodes import Episode, read_episode
@@ -109,7 +109,7 @@ def load_npz(
         "next_obs": next_obs,
         "episode": episode,
     }
-    choose = _Choice(wanted)
+    choose, path = _Choice(wanted), located(path)
     options: dict[str, Any] = {
         "low": low,
         "high": high,
@@ -117,10 +117,10 @@ def load_npz(
         "out_of_bounds": out_of_bounds,
         "unbounded": unbounded,
         "device": device,
-        "source": f"npz {Path(path).name}",
+        "source": f"npz {path.name}",
     }
     if os.path.isdir(path):
-        return _of_episodes(_of_folder(Path(path), choose), options)
+        return _of_episodes(_of_folder(path, choose), options)
     with open_npz(path) as file:
         if any("/" in name for name in file.names):
             return _of_episodes(_read_groups(file, choose), options)

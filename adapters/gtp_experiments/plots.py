@@ -20,6 +20,7 @@ from gtp_experiments.evaluation import Act, ChunkedPolicy
 from gtp_experiments.results import RunResult
 from gtp_policy import GTPLearner, OfflineDataset
 from gtp_policy.errors import DataError, MissingDependencyError
+from gtp_policy.files import expanded
 from gtp_policy.functional import sample_flow
 from gtp_policy.rewards import episode_numbers
 
@@ -286,7 +287,7 @@ def film(
     """
     from gymnasium.wrappers import RenderCollection
 
-    path = Path(path)
+    path = expanded(path)
     if path.suffix not in (".gif", ".mp4"):
         raise ExperimentError(
             f"The film's ending is unknown: got {path.suffix!r}, expected .gif or .mp4."

@@ -8,6 +8,7 @@ from gtp_experiments.config import RunConfig
 from gtp_experiments.errors import ExperimentError
 from gtp_experiments.sweep import SweepConfig, open_study, work
 from gtp_policy.errors import MissingDependencyError
+from gtp_policy.files import expanded
 
 if TYPE_CHECKING:
     import submitit
@@ -54,7 +55,7 @@ def submit(
         raise MissingDependencyError(
             f"submitit is not installed: got {error}. Run `pip install 'gtp-policy[slurm]'`."
         ) from error
-    out = Path(out).resolve()
+    out = expanded(out).resolve()
     open_study(configs, search, out, storage)
     named: dict[str, Any] = {
         f"slurm_{name}" if name in ("partition", "qos", "account", "constraint") else name: value

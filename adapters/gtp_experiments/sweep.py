@@ -29,6 +29,7 @@ from gtp_experiments.runner import leave_with_parent, run
 from gtp_experiments.table import markdown
 from gtp_policy import Config, StopSignal
 from gtp_policy.errors import MissingDependencyError
+from gtp_policy.files import expanded
 
 if TYPE_CHECKING:
     import optuna
@@ -192,7 +193,7 @@ def sweep(
     for path, entry in search.space.items():  # before anything is written
         for value in (entry.low, entry.high) if isinstance(entry, Range) else entry:
             assigned(configs[0], path, value)
-    out = Path(out)
+    out = expanded(out)
     study = open_study(configs, search, out, storage)
     if workers == 1:
         work(configs, search, out, storage, stop=stop)
@@ -244,7 +245,7 @@ def work(
         >>> work.__name__
         'work'
     """
-    out = Path(out)
+    out = expanded(out)
     study = open_study(configs, search, out, storage)
     with StopSignal() as signal:
 

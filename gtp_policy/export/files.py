@@ -33,7 +33,7 @@ from gtp_policy.export.source import (
     PolicyModule,
     source_of,
 )
-from gtp_policy.files import replacing
+from gtp_policy.files import expanded, replacing
 from gtp_policy.spaces import ActionScaler, ObservationLayout
 
 Noise = Literal["input", "keyed", "seeded"]
@@ -67,7 +67,7 @@ def export_onnx(
     Args:
         policy: A learner, an actor, a loaded checkpoint or the path of one; or a policy, algorithm
             or model of ``gtp_sb3`` or ``gtp_tianshou``.
-        path: Where to write; a file that is there is replaced.
+        path: Where to write; a file or link that is there is replaced. ``~`` is the home directory.
         steps: K; default the policy's.
         candidates: n, actions per observation of which the critic chooses one; default as the
             policy is evaluated: the mode of a learner's ``eval_candidates``.
@@ -124,7 +124,7 @@ def export_onnx(
         onnx.checker.check_model(model, full_check=True)
         if noise != "input":
             _check_ranges(plan, _session(model, plan.inputs))
-    _write(Path(path), model.SerializeToString(deterministic=True))
+    _write(expanded(path), model.SerializeToString(deterministic=True))
     return document
 
 
@@ -152,7 +152,7 @@ def read_policy_file(path: str | Path) -> PolicyFile:
     """
     onnx = _onnx()
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.load(expanded(path), load_external_data=False)
         found = {entry.key: entry.value for entry in model.metadata_props}
     except Exception as error:  # whatever a foreign file makes the parser raise
         raise PolicyFileError(
@@ -216,7 +216,7 @@ def export_torch(
         >>> policy(torch.zeros(4, 3), torch.ones(4, 2)).shape
         torch.Size([4, 2])
     """
-    path = Path(path)
+    path = expanded(path)
     with outside(), torch.no_grad():
         plan = _plan(policy, steps, candidates, choice, layout, action_scaler)
         document = _document(plan, "input", None, "float32")
