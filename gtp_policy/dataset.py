@@ -1327,7 +1327,13 @@ class OfflineDataset:
             DataError: If ``has_rewards`` is False.
         """
         if not self.has_rewards:
-            raise missing_rewards(what, f"got a dataset without any ({self.source})")
+            # What makes another dataset can be left out; a learner's own advice is another.
+            advice = (
+                f"Leave {what} out, load data with rewards, or give them: "
+                "dataset.with_reward_column(rewards)."
+            )
+            got = f"got a dataset without any ({self.source})"
+            raise missing_rewards(what, got, advice if hasattr(type(self), what) else None)
 
     def to(self, device: torch.device | str) -> Self:
         """Returns the dataset with its table on another device.

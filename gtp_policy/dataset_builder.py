@@ -277,9 +277,14 @@ class OfflineDatasetBuilder:
                 )
             if tuple(column.shape) != expected:
                 hint = f" Pass {name}[:, 0]." if tuple(column.shape) == (*expected, 1) else ""
+                if name == "action" and len(column.shape) == 2 and column.shape[0] == size:
+                    hint = (
+                        f", since `low` and `high` are of {width} dimensions. Correct the actions, "
+                        "or the bounds: one number for all dimensions, or one for each."
+                    )
                 raise DataError(
-                    f"`{name}` has the wrong shape: got {tuple(column.shape)}, expected {expected}."
-                    f"{hint}"
+                    f"`{name}` has the wrong shape: got {tuple(column.shape)}, expected {expected}"
+                    f"{hint if hint.startswith(',') else f'.{hint}'}"
                 )
 
     def _check_bounds(

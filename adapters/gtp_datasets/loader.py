@@ -16,7 +16,9 @@ from gtp_datasets.npz_loader import load_npz
 from gtp_datasets.ogbench_loader import load_ogbench
 from gtp_datasets.robomimic_loader import load_robomimic
 from gtp_policy import OfflineDataset
+from gtp_policy.episodes import NAMES
 from gtp_policy.errors import DataError, GTPError
+from gtp_policy.shards import INDEX
 
 KINDS: Mapping[str, Callable[..., OfflineDataset]] = {
     "minari": load_minari,
@@ -123,6 +125,11 @@ def kind_of(source: Any) -> str:  # noqa: ANN401 - anything
     if isinstance(source, Mapping):
         if source.keys() >= _FIELDS_OF_D4RL:
             return "ogbench" if "masks" in source else "d4rl"
+        if all(source.keys() & set(NAMES[field]) for field in ("obs", "action")):
+            raise _unknown(
+                f"a dict with {sorted(map(str, source))[:9]}",
+                " One episode goes as a list of one: OfflineDataset.from_episodes([episode]).",
+            )
         raise _unknown(f"a dict with {sorted(map(str, source))[:9]}")
     if isinstance(source, Sequence) or hasattr(source, "__next__"):
         return "episodes"
@@ -152,6 +159,12 @@ def _of_path(path: Path) -> str:
 def _of_folder(path: Path) -> str:
     if (path / "meta" / "info.json").is_file():
         return "lerobot"
+    if (path / INDEX).is_file():
+        raise DataError(
+            f"The folder {str(path)!r} holds a dataset that to_memmap or convert wrote: got "
+            f"{INDEX} in it, expected data to load. Open it with OfflineDataset.memmap("
+            f"{str(path)!r})."
+        )
     counts = {kind: len(files_of(path, kind)) for kind in ENDINGS}
     kinds = [kind for kind, count in counts.items() if count]
     if len(kinds) > 1:

@@ -285,6 +285,7 @@ def film(
         gtp_experiments.errors.ExperimentError: The film's ending is unknown: got '.avi', expected \
 .gif or .mp4.
     """
+    from gymnasium.error import DependencyNotInstalled
     from gymnasium.wrappers import RenderCollection
 
     path = expanded(path)
@@ -312,6 +313,11 @@ def film(
             if done:
                 break
         frames = np.stack([np.asarray(frame, np.uint8) for frame in env.render()])
+    except DependencyNotInstalled as error:
+        raise MissingDependencyError(
+            f"{environment} cannot be filmed: got `{error}`, expected what it draws with. Install "
+            "that, or leave --rollout out."
+        ) from error
     finally:
         env.close()
     (_write_gif if path.suffix == ".gif" else _write_mp4)(path, frames, fps)

@@ -337,6 +337,12 @@ class RunFolder:
 
 def _check_links(folder: Path) -> None:
     """Raises if a run would write, or delete, where a link of its folder leads."""
+    there = next((place for place in folder.parents if place.exists()), None)
+    if there is not None and not there.is_dir():
+        raise ExperimentError(
+            f"{there} is no folder: got a file, expected the folder of all runs, or a name that is "
+            "free. Choose another folder for the results."
+        )
     files = ("run.json", "metrics.jsonl", "evaluations.jsonl", "result.json", _LOCK)
     folders = ("checkpoints", "tensorboard", "wandb")
     for path in (folder, *(folder / name for name in (*files, *folders))):

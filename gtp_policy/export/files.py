@@ -1,8 +1,9 @@
 """Exported policies as files: made, tried against the policy, and only then put in their place."""
 
+import contextlib
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -104,7 +105,7 @@ def export_onnx(
     _check_options(noise, seed, precision)
     from gtp_policy.export import graph, noises  # they need onnx
 
-    with outside(), torch.no_grad():
+    with _plainly():
         plan = _plan(policy, steps, candidates, choice, layout, action_scaler)
         document = _document(plan, noise, seed, precision)
         model = graph.default_graph(plan, precision)
@@ -115,8 +116,9 @@ def export_onnx(
             "precision='float32'."
         )
     if model is None:
-        model = _by_torch(plan)
-    with outside(), torch.no_grad():
+        with torch.autocast("cpu", enabled=False):
+            model = _by_torch(plan)
+    with _plainly():
         _compare(plan, _session(model, [*plan.inputs, NOISE]), precision)
         noises.replace_(model, plan, document.noise)
         model.producer_name, model.producer_version = "gtp-policy", __version__
@@ -217,10 +219,11 @@ def export_torch(
         torch.Size([4, 2])
     """
     path = expanded(path)
-    with outside(), torch.no_grad():
+    with _plainly():
         plan = _plan(policy, steps, candidates, choice, layout, action_scaler)
         document = _document(plan, "input", None, "float32")
-    program = _program(plan)
+    with torch.autocast("cpu", enabled=False):
+        program = _program(plan)
     try:
         # Torch writes a program only under a name that ends in this.
         with replacing(path, ".pt2") as temporary:
@@ -230,7 +233,7 @@ def export_torch(
                 extra = {f"{PROPERTY}.json": document.model_dump_json()}
                 torch.export.save(program, temporary, extra_files=extra)
                 run = torch.export.load(temporary).module()
-            with outside(), torch.no_grad():
+            with _plainly():
                 _compare(plan, lambda inputs: run(*inputs).numpy(), "float32")
     except OSError as error:
         raise _unwritable(path, error) from error
@@ -437,6 +440,13 @@ def _session(model: Any, names: Sequence[str]) -> _Outputs:  # noqa: ANN401 - on
         return result
 
     return run
+
+
+@contextlib.contextmanager
+def _plainly() -> Iterator[None]:
+    """Computes in the precision of the weights, whatever the caller's context asks for."""
+    with outside(), torch.no_grad(), torch.autocast("cpu", enabled=False):
+        yield
 
 
 def _compare(plan: Plan, run: _Outputs, precision: Precision) -> None:

@@ -713,6 +713,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
         "cannot be read as CSV: got UnicodeDecodeError",
     ),
     "CSV without rows": (lambda p: text(p, "obs,action\n"), {"episode": False}, "is empty: got 0"),
+    "CSV of a first line alone": (lambda p: text(p, "obs,action,episode\n"), {}, "is empty: got 0"),
     # HDF5
     "HDF5 that is cut short": (lambda p: damaged(hdf5(p, bool)), {}, "cannot be read as HDF5"),
     "HDF5 of neither layout": (

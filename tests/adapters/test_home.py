@@ -80,7 +80,7 @@ WRITERS: dict[str, Callable[[str], object]] = {
     "save_pretrained": lambda p: save_pretrained(learner(), p, onnx=False),
     "to_memmap": lambda p: dataset().to_memmap(p),
     "convert": lambda p: convert(EPISODES, p, **BOX),
-    "RunFolder": lambda p: run_folder(p).path.mkdir(parents=True),
+    "RunFolder": run_folder,
 }
 
 
