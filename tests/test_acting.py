@@ -278,14 +278,17 @@ def _sampled(rank: int | None) -> list[float]:
     return learner.act(torch.zeros(1, 3), generator=generator).flatten().tolist()
 
 
+def _both(rank: int) -> tuple[list[float], list[float]]:
+    return _sampled(None), _sampled(rank)
+
+
 @pytest.mark.slow
 def test_workers_draw_alike_unless_each_has_a_generator_of_its_own() -> None:
     """As the docstring of `act` says, and its line that avoids it."""
     with concurrent.futures.ProcessPoolExecutor(
         2, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1
     ) as pool:
-        plain = list(pool.map(_sampled, [None, None]))
-        own = list(pool.map(_sampled, [0, 1]))
+        plain, own = zip(*pool.map(_both, [0, 1]), strict=True)
     assert plain[0] == plain[1]
     assert own[0] != own[1]
-    assert own == [_sampled(0), _sampled(1)]  # and repeats itself
+    assert list(own) == [_sampled(0), _sampled(1)]  # and repeats itself

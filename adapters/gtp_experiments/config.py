@@ -21,7 +21,6 @@ from gtp_policy import (
     OfflineDataset,
     QEnsembleConfig,
 )
-from gtp_policy._config import RECORDED
 from gtp_policy.acting import ArgmaxChoice, Choice
 from gtp_policy.rewards import LinearReward, RewardTransform
 from gtp_policy.times import LinearTimes
@@ -90,8 +89,9 @@ class EvaluationConfig(Config):
     @model_validator(mode="after")
     def _one_way_to_choose(self, info: ValidationInfo) -> Self:
         chooses = self.choice != ArgmaxChoice()
-        # Earlier versions took such a choice, and did not look at it.
-        if chooses and info.context is not RECORDED and (self.deterministic or self.candidates < 2):
+        # Earlier versions took such a choice, and did not look at it: a record, which has a
+        # context, may hold one.
+        if chooses and info.context is None and (self.deterministic or self.candidates < 2):
             raise ValueError(
                 f"choice says how one of several candidates is chosen: got {self.choice.kind} with "
                 f"candidates={self.candidates}{' and deterministic' * self.deterministic}, "
