@@ -293,7 +293,9 @@ def act(
         deterministic: Start from noises that are a function of the observation (`keyed_noise`).
             Equal calls then give equal bits; an observation in another row, or in a batch of
             another size, gets the same action up to rounding (`GTPLearner.act`).
-        generator: Source of the noise; default a stream of the package's own.
+        generator: Source of the noise; default a stream of the package's own, which begins at the
+            same place in every process: give each of several workers a generator of its own, as
+            ``learner.stream(f"worker {rank}")``.
 
     Returns:
         Actions in [-1, 1], shape (B, A).

@@ -240,14 +240,17 @@ class OfflineDataset:
         ``terminated`` and ``truncated``: a flag per row, or one for the whole episode. Rows are
         arrays, tensors, lists or arrays of objects; an observation is an array or a mapping of
         arrays. The long names ``observations``, ``actions``, ``rewards``, ``terminations``,
-        ``truncations`` are known as well; what else is there is not looked at.
+        ``truncations`` and the singular ones are known as well, and ``terminals``, ``is_terminal``
+        and ``timeouts``; what else is there is not looked at.
 
         **How an episode ends.** Where ``terminated`` is set the episode ended by itself, and
         nothing is earned after it. An episode that does not say so was cut: it counts as truncated
         at its last row, whose value goes on. ``terminated`` may also be set before the last row,
         where a goal was reached and the log went on. The last row of an episode that was cut,
         without an observation after it, has no next observation and is left out, as in
-        `from_arrays`.
+        `from_arrays`. ``done`` or ``dones`` says that it ended, not how: next to ``truncated`` a
+        row is terminated where it is done and not truncated, and next to ``terminated`` the other
+        way round; alone it is an error. ``is_last`` marks the last row, and no more.
 
         Args:
             episodes: The episodes; read once. Where they are converted to files, one after the
@@ -1328,7 +1331,13 @@ class OfflineDataset:
             DataError: If ``has_rewards`` is False.
         """
         if not self.has_rewards:
-            raise missing_rewards(what, f"got a dataset without any ({self.source})")
+            # What makes another dataset can be left out; a learner's own advice is another.
+            advice = (
+                f"Leave {what} out, load data with rewards, or give them: "
+                "dataset.with_reward_column(rewards)."
+            )
+            got = f"got a dataset without any ({self.source})"
+            raise missing_rewards(what, got, advice if hasattr(type(self), what) else None)
 
     def to(self, device: torch.device | str) -> Self:
         """Returns the dataset with its table on another device.

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from gtp_policy._numbers import as_float
 from gtp_policy.errors import DataError, EmptyDatasetError
 from gtp_policy.shards import take_writer
-from gtp_policy.spaces import ActionScaler
+from gtp_policy.spaces import ActionScaler, first_masked
 
 # A chunk of `extend` holds about so many bytes: what a conversion needs on top of its result stays
 # small, however long the file and however wide the observation.
@@ -279,9 +279,14 @@ class OfflineDatasetBuilder:
                 )
             if tuple(column.shape) != expected:
                 hint = f" Pass {name}[:, 0]." if tuple(column.shape) == (*expected, 1) else ""
+                if name == "action" and len(column.shape) == 2 and column.shape[0] == size:
+                    hint = (
+                        f", since `low` and `high` are of {width} dimensions. Correct the actions, "
+                        "or the bounds: one number for all dimensions, or one for each."
+                    )
                 raise DataError(
-                    f"`{name}` has the wrong shape: got {tuple(column.shape)}, expected {expected}."
-                    f"{hint}"
+                    f"`{name}` has the wrong shape: got {tuple(column.shape)}, expected {expected}"
+                    f"{hint if hint.startswith(',') else f'.{hint}'}"
                 )
 
     def _check_bounds(
@@ -321,8 +326,7 @@ def as_array(name: str, values: npt.ArrayLike) -> npt.NDArray[np.generic]:
         >>> as_array("reward", [0.0, 1.0])
         array([0., 1.])
     """
-    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
-        row = int(np.argwhere(np.ma.getmaskarray(values))[0, 0])
+    if (row := first_masked(values)) is not None:
         raise DataError(
             f"`{name}` has masked values: got the first at row {row}, expected numbers. Fill them, "
             "or leave the rows out."

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_array, as_flags
 from gtp_policy.errors import DataError, EmptyDatasetError, ShapeError, UnsupportedSpaceError
-from gtp_policy.spaces import ActionScaler, ObservationLayout
+from gtp_policy.spaces import ActionScaler, ObservationLayout, check_not_masked
 
 Array = npt.NDArray[Any]
 Observations = Array | Mapping[str, Array]
@@ -19,12 +19,22 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "obs": ("obs", "observation", "observations"),
     "action": ("action", "actions"),
     "reward": ("reward", "rewards"),
-    "terminated": ("terminated", "terminations", "terminals"),
-    "truncated": ("truncated", "truncations", "timeouts"),
+    "terminated": (
+        "terminated",
+        "termination",
+        "terminations",
+        "terminal",
+        "terminals",
+        "is_terminal",
+    ),
+    "truncated": ("truncated", "truncation", "truncations", "timeout", "timeouts"),
     "next_obs": ("next_obs", "next_observation", "next_observations"),
+    "done": ("done", "dones"),
+    "is_last": ("is_last",),
 }
 """The names of each field that `read_episode` knows; others are not looked at."""
-_MIXED = ("done", "dones")
+FLAGS = ("terminated", "truncated", "done", "is_last")
+"""The fields that say where an episode ends, as `ends_of_flags` reads them."""
 
 
 class Episode(NamedTuple):
@@ -52,6 +62,82 @@ class Episode(NamedTuple):
     terminated: npt.NDArray[np.bool_]
     truncated: npt.NDArray[np.bool_]
     next_obs: Observations | None
+
+
+def ends_of_flags(
+    flags: Mapping[str, npt.NDArray[np.bool_]], size: int
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Returns which rows are terminated and which truncated, by all flags that there are.
+
+    ``done`` says that an episode has ended, not how. Next to ``truncated`` a row is terminated
+    where it is done and not truncated; next to ``terminated`` it is truncated where it is done and
+    not terminated. ``is_last`` marks the last row of an episode, which was cut unless
+    ``terminated`` says otherwise.
+
+    Args:
+        flags: ``terminated``, ``truncated``, ``done`` and ``is_last``, as far as they are there, of
+            shape (N,).
+        size: N.
+
+    Returns:
+        Terminated and truncated, shape (N,) each.
+
+    Raises:
+        DataError: If ``done`` is there without ``terminated`` and ``truncated``, or flags
+            contradict each other.
+
+    Example:
+        >>> import numpy as np
+        >>> from gtp_policy.episodes import ends_of_flags
+        >>> done, cut = np.array([False, True, True]), np.array([False, False, True])
+        >>> ends_of_flags({"done": done, "truncated": cut}, 3)
+        (array([False,  True, False]), array([False, False,  True]))
+    """
+    never = np.zeros(size, np.bool_)
+    terminated, truncated = flags.get("terminated"), flags.get("truncated")
+    for end in ("done", "is_last"):
+        if end not in flags:
+            continue
+        if end == "done" and terminated is None and truncated is None:
+            raise DataError(
+                "`done` mixes two things: got it without `terminated` and `truncated`, expected "
+                "one of these too. An episode that ended by itself is terminated; one that was cut "
+                "(a time limit, the end of a log) is truncated. Say which it is."
+            )
+        _check_ends(end, flags[end], "terminated", terminated)
+        if end == "is_last":
+            _check_ends(end, flags[end], "truncated", truncated)
+    if "done" in flags:
+        done = flags["done"]
+        if terminated is None:
+            terminated = done & ~(never if truncated is None else truncated)
+        elif truncated is None:
+            truncated = done & ~terminated
+        elif (odd := np.flatnonzero(done & ~terminated & ~truncated)).size:
+            raise DataError(
+                f"`done` contradicts the other flags: got it set at row {odd[0]}, where neither "
+                "`terminated` nor `truncated` is, expected one of them. Correct them, or leave "
+                "`done` out."
+            )
+    terminated = never if terminated is None else terminated
+    truncated = never if truncated is None else truncated
+    if "is_last" in flags:
+        truncated = truncated | (flags["is_last"] & ~terminated)
+    return terminated, truncated
+
+
+def _check_ends(
+    end: str,
+    ends: npt.NDArray[np.bool_],
+    name: str,
+    flag: npt.NDArray[np.bool_] | None,
+) -> None:
+    """Raises where a flag says that an episode ends and the one for all ends does not."""
+    if flag is not None and (odd := np.flatnonzero(flag & ~ends)).size:
+        raise DataError(
+            f"`{name}` contradicts `{end}`: got it set at row {odd[0]}, where `{end}` is not, "
+            f"expected both. Correct them, or leave `{end}` out."
+        )
 
 
 def read_episode(episode: Mapping[str, Any], name: str) -> Episode:
@@ -99,13 +185,6 @@ def _fields(episode: Mapping[str, Any]) -> dict[str, Any]:
                 f"`{field}` is missing: got {sorted(map(str, episode))}, expected one of "
                 f"{', '.join(NAMES[field])}. Rename the field."
             )
-    if mixed := [name for name in _MIXED if name in episode]:
-        if not found.keys() & {"terminated", "truncated"}:
-            raise DataError(
-                f"`{mixed[0]}` mixes two things: got it without `terminated` and `truncated`, "
-                "expected these. An episode that ended by itself is terminated; one that was cut "
-                "(a time limit, the end of a log) is truncated."
-            )
     return found
 
 
@@ -135,9 +214,8 @@ def _read(given: Mapping[str, Any], name: str) -> Episode:
                 f"`reward` has the wrong shape: got {reward.shape}, expected ({steps},), one per "
                 "action."
             )
-    terminated, truncated = (
-        _flags(flag, given.get(flag), steps) for flag in ("terminated", "truncated")
-    )
+    flags = {name: _flags(name, given[name], steps) for name in FLAGS if name in given}
+    terminated, truncated = ends_of_flags(flags, steps)
     early = np.flatnonzero(truncated[:-1])
     if len(early):
         raise DataError(
@@ -151,8 +229,6 @@ def _read(given: Mapping[str, Any], name: str) -> Episode:
 
 def _flags(name: str, value: Any, steps: int) -> npt.NDArray[np.bool_]:  # noqa: ANN401
     """Returns a flag per row: of one for the whole episode, at the last row."""
-    if value is None:
-        return np.zeros(steps, np.bool_)
     array = _array(name, value)
     if array.ndim == 0:
         return np.concatenate([np.zeros(steps - 1, np.bool_), as_flags(name, array[None], 1)])
@@ -208,6 +284,8 @@ def _rows(values: Any) -> Any:  # noqa: ANN401 - whatever the caller has
     """Returns tensors as arrays, and arrays of objects as lists of what they hold."""
     if isinstance(values, Tensor):
         return values.detach().cpu().numpy()
+    if isinstance(values, np.ma.MaskedArray):  # which would forget its mask as a list
+        return values
     if isinstance(values, np.ndarray) and values.dtype.hasobject and values.ndim:
         values = values.tolist()
     if isinstance(values, Sequence) and not isinstance(values, str | bytes):
@@ -302,6 +380,7 @@ def scaler_of(
     """
     if unbounded not in ("error", "data"):
         raise DataError(f"`unbounded` is unknown: got {unbounded!r}, expected 'error' or 'data'.")
+    check_not_masked(low, high)
     arrays = [array for array in actions if len(array)]
     shape = arrays[0].shape[1:] if arrays else np.asarray(low).shape
     bounds = []

@@ -18,7 +18,8 @@ def replacing(path: Path, suffix: str = "") -> Iterator[Path]:
     """Yields a name to write a file to, which then replaces the one at ``path`` in one step.
 
     Readers see the old file or the new one. The new one is flushed to the disk first; if the block
-    raises, it is removed, and the old one stays. The folder is made if there is none. Names of
+    raises, it is removed, and the old one stays. Where ``path`` is a link, the link is replaced:
+    what it points to is never written to. The folder is made if there is none. Names of
     writers that were killed more than an hour ago are removed.
 
     Args:
@@ -51,6 +52,28 @@ def replacing(path: Path, suffix: str = "") -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         remove(temporary)
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Returns a path in which a leading ``~`` or ``~user`` is a home directory, as in a shell.
+
+    Every function that takes a path from outside calls it. A user that there is not stays as it is.
+
+    Args:
+        path: The path.
+
+    Returns:
+        The path.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from gtp_policy.files import expanded
+        >>> expanded("~/runs/model.zip") == Path.home() / "runs" / "model.zip"
+        True
+        >>> expanded("runs/~model.zip").name
+        '~model.zip'
+    """
+    return Path(os.path.expanduser(path))
 
 
 def temporary_name(path: Path, suffix: str = "") -> Path:

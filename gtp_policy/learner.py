@@ -829,7 +829,10 @@ class GTPLearner(nn.Module):
             deterministic: Start from noises that are a function of the observation
                 (`gtp_policy.keyed_noise`), as above. Never from zero noise, which can end between
                 two modes.
-            generator: Source of the noise; default a stream of the package's own.
+            generator: Source of the noise; default a stream of the package's own, which begins at
+                the same place in every process. Workers that collect side by side, forked or
+                spawned, would draw the same noise: give each a generator that it keeps,
+                ``generator = learner.stream(f"worker {rank}")``.
 
         Returns:
             Actions in [-1, 1], shape (B, A).

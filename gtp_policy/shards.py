@@ -30,7 +30,7 @@ from torch import Tensor
 
 from gtp_policy._numbers import as_int
 from gtp_policy.errors import DataError
-from gtp_policy.files import is_temporary, remove, replacing
+from gtp_policy.files import expanded, is_temporary, remove, replacing
 
 FORMAT: Final = "gtp-policy dataset"
 VERSION: Final = 1
@@ -716,7 +716,7 @@ def checked_folder(folder: str | os.PathLike[str]) -> Path:
         raise DataError(
             f"`folder` is no path: got {folder!r:.60}, expected the name of a folder."
         ) from error
-    return Path(name).expanduser()
+    return expanded(name)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ No gymnasium here: a Box is two arrays, ``low`` and ``high``.
 import math
 import operator
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self, TypeVar, cast
 
 import numpy as np
@@ -101,6 +101,67 @@ on, or do not act.
     return np.asarray(array, dtype, order="C")
 
 
+def first_masked(values: object) -> int | None:
+    """Returns the row of the first masked value, however deep in lists it is.
+
+    NumPy makes a plain array of what holds masked ones, with the hidden numbers in it.
+
+    Args:
+        values: Anything; lists, tuples and arrays of objects are looked into.
+
+    Returns:
+        The row, 0 of a value without rows; None where nothing is masked.
+
+    Example:
+        >>> import numpy as np
+        >>> from gtp_policy.spaces import first_masked
+        >>> rows = np.ma.masked_equal([[0.5], [-999.0]], -999.0)
+        >>> first_masked(rows), first_masked(list(rows)), first_masked([0.5, -999.0])
+        (1, 1, None)
+    """
+    return _first_masked(values, 64)  # NumPy's arrays have no more dimensions
+
+
+def check_not_masked(low: object, high: object) -> None:
+    """Raises if a bound is masked.
+
+    Args:
+        low: Lower bounds.
+        high: Upper bounds.
+
+    Raises:
+        UnsupportedSpaceError: If one is.
+
+    Example:
+        >>> from gtp_policy.spaces import check_not_masked
+        >>> check_not_masked([-1.0], [1.0])
+    """
+    for name, bound in (("low", low), ("high", high)):
+        if (row := first_masked(bound)) is not None:
+            raise UnsupportedSpaceError(
+                f"Action bounds are masked: got `{name}` without a value for dimension {row}, "
+                "expected numbers. Fill them: an infinite one is one that is not known."
+            )
+
+
+def _first_masked(values: object, depth: int) -> int | None:
+    if isinstance(values, np.ma.MaskedArray):
+        mask = np.ma.getmaskarray(values)
+        if mask.dtype == np.bool_ and mask.any():
+            return int(np.argwhere(mask)[0, 0]) if mask.ndim else 0
+    if isinstance(values, np.ndarray):
+        if not values.dtype.hasobject or not values.ndim:
+            return None
+        values = values.tolist()
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes | range) or not depth:
+        return None
+    for row, value in enumerate(values):
+        deep = not isinstance(value, float | int)  # most are: a call for each would take long
+        if deep and _first_masked(value, depth - 1) is not None:
+            return row
+    return None
+
+
 class ActionScaler:
     r"""Maps actions between a Box and [-1, 1], each dimension by its own range.
 
@@ -125,6 +186,7 @@ class ActionScaler:
     """
 
     def __init__(self, low: npt.ArrayLike, high: npt.ArrayLike) -> None:
+        check_not_masked(low, high)
         try:
             self.low = np.asarray(low, dtype=np.float64).copy()  # writable, as torch requires
             self.high = np.asarray(high, dtype=np.float64).copy()
@@ -187,6 +249,7 @@ class ActionScaler:
             Action dimensions [1] have no bounds: their limits are those of the data, [-3.0] to
             [4.0]. Pass low= and high= where actions beyond them should be possible.
         """
+        check_not_masked(low, high)
         shape = action.shape[1:]
         bounds = [np.asarray(given, np.float64) for given in (low, high)]
         if len(shape) != 1 or any(b.shape not in ((), shape) for b in bounds):

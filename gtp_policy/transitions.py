@@ -303,18 +303,19 @@ class Transitions(NamedTuple):
                 )
 
 
-def missing_rewards(what: str, got: str) -> DataError:
+def missing_rewards(what: str, got: str, advice: str | None = None) -> DataError:
     """Returns the error of something that needs rewards and finds none.
 
     Args:
         what: What needs them, as the beginning of a sentence.
         got: What there is instead.
+        advice: What to do; default: what helps a learner.
     """
-    return DataError(
-        f"{what} needs rewards: {got}, expected one per transition. Clone without a critic, "
-        "GTPConfig(critic=None); or load data with rewards, and go on from the clone with "
-        "GTPLearner.from_actor."
+    advice = advice or (
+        "Clone without a critic, GTPConfig(critic=None); or load data with rewards, and go on from "
+        "the clone with GTPLearner.from_actor."
     )
+    return DataError(f"{what} needs rewards: {got}, expected one per transition. {advice}")
 
 
 def unpack(rows: Tensor, obs_dim: int, action_dim: int, chunk: int = 1) -> Transitions:

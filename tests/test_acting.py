@@ -1,8 +1,10 @@
 """Acting: candidates and the copies on the CPU of networks that live elsewhere."""
 
+import concurrent.futures
 import copy
 import gc
 import io
+import multiprocessing
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 from gtp_policy import (
     FlowMapActor,
     FlowMapActorConfig,
+    GTPConfig,
+    GTPLearner,
     QEnsemble,
     QEnsembleConfig,
     acting,
@@ -279,3 +283,26 @@ def test_a_copy_is_not_renewed_while_another_thread_samples_from_it(
     for thread in (first, second):
         thread.join(60)
     assert renewed == [1]
+
+
+def _sampled(rank: int | None) -> list[float]:
+    """What one worker samples first; without a number, from the package's own stream."""
+    learner = GTPLearner.build(3, 2, GTPConfig(critic=None))
+    generator = None if rank is None else learner.stream(f"worker {rank}")
+    return learner.act(torch.zeros(1, 3), generator=generator).flatten().tolist()
+
+
+def _both(rank: int) -> tuple[list[float], list[float]]:
+    return _sampled(None), _sampled(rank)
+
+
+@pytest.mark.slow
+def test_workers_draw_alike_unless_each_has_a_generator_of_its_own() -> None:
+    """As the docstring of `act` says, and its line that avoids it."""
+    with concurrent.futures.ProcessPoolExecutor(
+        2, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1
+    ) as pool:
+        plain, own = zip(*pool.map(_both, [0, 1]), strict=True)
+    assert plain[0] == plain[1]
+    assert own[0] != own[1]
+    assert list(own) == [_sampled(0), _sampled(1)]  # and repeats itself

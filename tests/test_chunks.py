@@ -289,7 +289,9 @@ def test_a_chunk_is_cloned_with_its_steps_in_order() -> None:
         actor=FlowMapActorConfig(hidden=(64, 64), times=LinearTimes(), sampler=OdeSampler()),
         critic=None,
         loss=GTPLossConfig(teacher=NoTeacher()),
-        learner=GTPLearnerConfig(total_updates=600, actor_lr=3e-3, ema_rate=0.05),
+        learner=GTPLearnerConfig(
+            total_updates=600, actor_lr=3e-3, ema_rate=0.05, eval_candidates=16
+        ),
     )
     learner = GTPLearner.from_dataset(dataset, config)
     learner.update_from(dataset, 600, batch_size=64)

@@ -223,12 +223,119 @@ def test_limits_from_the_data_hold_all_of_it(values: list[float], low: float, hi
         ({"terminated": [0, 0, 2, 0]}, "`terminated` is not a flag: got 2 at row 2"),
         ({"terminated": np.zeros(3)}, "`terminated` has the wrong shape"),
         ({"truncated": [0, 1, 0, 0]}, "`truncated` is set before the end: got True at row 1 of 4"),
-        ({"terminated": None, "dones": [0, 0, 0, 1]}, "`dones` mixes two things"),
+        ({"terminated": None, "dones": [0, 0, 0, 1]}, "`done` mixes two things"),
     ],
 )
 def test_a_wrong_episode_is_named_with_its_field(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=f"Episode 1: .*{message}"):
         OfflineDataset.from_episodes([make_episode(), make_episode(**changes)], **BOX)
+
+
+HIDDEN = np.ma.masked_equal([[0.1], [0.2], [-0.5], [0.3]], -0.5)
+KEPT = np.asarray(HIDDEN)
+MASKS: dict[str, Any] = {
+    "one array": HIDDEN,
+    "a list of rows": list(HIDDEN),
+    "a tuple of rows": tuple(HIDDEN),
+    "lists of numbers": [[x for x in row] for row in HIDDEN],
+    "an array of objects": as_objects(HIDDEN),
+    "objects that are masked": HIDDEN.astype(object),
+    "a part": {"a": HIDDEN},
+    "a part of rows": {"a": list(HIDDEN), "b": KEPT},
+    "rows with parts": [{"a": row, "b": [0.0]} for row in HIDDEN],
+}
+WHERE = ("obs", "next_obs", "action", "reward", "terminated", "truncated", "low", "high")
+
+
+@pytest.mark.parametrize(
+    ("field", "kind"),
+    [(f, k) for f in WHERE for k in MASKS if "part" not in k or "obs" in f],
+)
+def test_no_hidden_number_gets_in_wherever_it_is(field: str, kind: str) -> None:
+    """As an array of its own or deep in lists, of rows, of parts, in bounds."""
+    value = MASKS[kind]
+    plain = {"a": KEPT, "b": KEPT} if "part" in kind else KEPT
+    rows = {"obs": plain, "next_obs": plain, "action": KEPT, "reward": np.zeros(4)}
+    rows |= {"terminated": [0, 0, 0, 1], "truncated": [0] * 4}
+    box: dict[str, Any] = {"low": -1.0, "high": 1.0}
+    wrong = {**rows, **box, field: value}
+    bounds = {name: wrong.pop(name) for name in ("low", "high")}
+    with pytest.raises((DataError, UnsupportedSpaceError), match="mask"):
+        OfflineDataset.from_episodes([wrong], **bounds)
+    if kind == "rows with parts":
+        return  # which from_arrays does not take
+    with pytest.raises((DataError, UnsupportedSpaceError), match="mask"):
+        OfflineDataset.from_arrays(**wrong, **bounds)
+
+
+def test_a_masked_flag_or_bound_of_all_is_named() -> None:
+    with pytest.raises(DataError, match="`terminated` has masked values: got the first at row 0"):
+        OfflineDataset.from_episodes([make_episode(terminated=np.ma.masked)], **BOX)
+    for box in ({"low": np.ma.masked, "high": 1.0}, {"low": -1.0, "high": [1.0, np.ma.masked]}):
+        with pytest.raises(UnsupportedSpaceError, match="Action bounds are masked"):
+            OfflineDataset.from_episodes([make_episode()], **box)
+        with pytest.raises(UnsupportedSpaceError, match="Action bounds are masked"):
+            OfflineDataset.from_episodes([make_episode()], **box, unbounded="data")
+    with pytest.raises(UnsupportedSpaceError, match=r"got `low` without a value for dimension 1"):
+        ActionScaler(np.ma.array([-7.0, -7.0], mask=[False, True]), [1.0, 1.0])
+    plain = np.ma.array(np.zeros((5, 3)))
+    assert len(OfflineDataset.from_episodes([make_episode(obs=list(plain))], **BOX)) == 4
+
+
+# --- flags: what is there, then terminated and truncated of three steps; None: an error
+ENDS: list[tuple[dict[str, Any], str | None, str]] = [
+    ({"dones": [0, 0, 1], "truncated": [0, 0, 0]}, "001", "000"),
+    ({"dones": [0, 0, 1], "truncated": [0, 0, 1]}, "000", "001"),
+    ({"done": [0, 0, 0], "truncated": [0, 0, 1]}, "000", "001"),
+    ({"done": True, "timeouts": [0, 0, 0]}, "001", "000"),
+    ({"done": [0, 0, 1], "terminated": [0, 0, 0]}, "000", "001"),
+    ({"done": [0, 0, 1], "terminated": [0, 0, 1]}, "001", "000"),
+    ({"done": [0, 1, 1], "truncated": [0, 0, 1]}, "010", "001"),
+    ({"done": [0, 0, 1], "terminated": [0, 0, 1], "truncated": [0, 0, 0]}, "001", "000"),
+    ({"terminal": [0, 0, 1]}, "001", "000"),
+    ({"termination": True}, "001", "000"),
+    ({"timeout": [0, 0, 1]}, "000", "001"),
+    ({"truncation": True}, "000", "001"),
+    ({"is_terminal": [0, 0, 1], "is_last": [0, 0, 1]}, "001", "000"),
+    ({"is_terminal": [0, 0, 0], "is_last": [0, 0, 1]}, "000", "001"),
+    ({"is_last": [0, 0, 1]}, "000", "001"),
+    ({"done": None, "is_last": None, "terminal": True}, "001", "000"),
+    ({"done": [0, 0, 1]}, None, "`done` mixes two things"),
+    ({"dones": [0, 0, 1], "is_last": [0, 0, 1]}, None, "`done` mixes two things"),
+    ({"done": [0, 0, 0], "terminated": [0, 0, 1]}, None, "`terminated` contradicts `done`.*row 2"),
+    (
+        {"done": [0, 0, 1], "terminated": [0, 0, 0], "truncated": [0, 0, 0]},
+        None,
+        "`done` contradicts the other flags: got it set at row 2",
+    ),
+    (
+        {"is_terminal": [0, 1, 0], "is_last": [0, 0, 1]},
+        None,
+        "`terminated` contradicts `is_last`.*row 1",
+    ),
+    (
+        {"truncated": [0, 0, 1], "is_last": [0, 0, 0]},
+        None,
+        "`truncated` contradicts `is_last`.*row 2",
+    ),
+    ({"terminal": True, "terminated": True}, None, "`terminated` is given twice"),
+    ({"done": True, "dones": True}, None, "`done` is given twice"),
+]
+
+
+@pytest.mark.parametrize(("flags", "terminated", "truncated"), ENDS)
+def test_every_name_of_an_end_is_read(
+    flags: dict[str, Any], terminated: str | None, truncated: str
+) -> None:
+    """No flag is dropped: what a step earned and how the episode ended stay."""
+    episode = make_episode(3, **{"terminated": None} | flags)
+    if terminated is None:
+        with pytest.raises(DataError, match=truncated):
+            OfflineDataset.from_episodes([episode], **BOX)
+        return
+    dataset = OfflineDataset.from_episodes([episode], **BOX)
+    assert dataset.terminated.tolist() == [x == "1" for x in terminated]
+    assert dataset.truncated.tolist() == [x == "1" for x in truncated]
 
 
 def test_episodes_that_do_not_go_together() -> None:

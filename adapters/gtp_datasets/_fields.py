@@ -1,6 +1,7 @@
 """Which columns of a file are which field: by the names that are known, or as the caller says."""
 
 import fnmatch
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, cast
@@ -17,6 +18,12 @@ Array = npt.NDArray[np.generic]
 Wanted = str | Sequence[str] | None | Literal[False]
 """Names or patterns of columns; None: by the known names; False: none, although there are some."""
 
+ENDINGS: Mapping[str, tuple[str, ...]] = {
+    "npz": (".npz",),
+    "csv": (".csv", ".tsv"),
+    "hdf5": (".hdf5", ".h5"),
+}
+"""How names of files end, in small letters, by their kind."""
 EPISODE = ("episode", "episode_id", "episode_index", "traj_id")
 FIELDS = (*episodes.NAMES, "episode")
 
@@ -35,11 +42,27 @@ def choose_all(available: Sequence[str], wanted: Mapping[str, Wanted]) -> dict[s
         DataError: If a field is unknown, or a column is not there, or needed and not found.
     """
     unknown = sorted(wanted.keys() - set(FIELDS))
+    own = dict(wanted)
+    if own.get("terminated") is False or None not in (own.get("terminated"), own.get("truncated")):
+        own |= {"done": False, "is_last": False}  # what the caller says goes for all rows
     if unknown:
         raise DataError(
             f"The mapping names no field: got {unknown}, expected some of {', '.join(FIELDS)}."
         )
-    found = {field: _choose(available, field, wanted.get(field)) for field in FIELDS}
+    groups = {field: _choose(available, field, own.get(field)) for field in FIELDS}
+    groups["next_obs"] = _paired(groups["obs"], groups["next_obs"])
+    found = {
+        field: list(dict.fromkeys(name for group in own_groups for name in group))
+        for field, own_groups in groups.items()
+    }
+    if found["done"] and not found["terminated"] and not found["truncated"]:
+        name = found["done"][0]
+        raise DataError(
+            f"`{name}` mixes two things: got it without `terminated` and `truncated`, expected one "
+            "of these too. An episode that ended by itself is terminated; one that was cut (a time "
+            f"limit, the end of a log) is truncated. Say which it is: terminated={name!r} or "
+            f"truncated={name!r}; terminated=False leaves it out."
+        )
     for field in ("obs", "action"):
         if not found[field]:
             raise DataError(
@@ -50,17 +73,18 @@ def choose_all(available: Sequence[str], wanted: Mapping[str, Wanted]) -> dict[s
     return {field: columns for field, columns in found.items() if columns}
 
 
-def _choose(available: Sequence[str], field: str, wanted: Wanted) -> list[str]:
+def _choose(available: Sequence[str], field: str, wanted: Wanted) -> list[list[str]]:
+    """Returns the columns of a field: those of each name or pattern together."""
     if wanted is False:
         return []
     if wanted is None:
         names = EPISODE if field == "episode" else episodes.NAMES[field]
         for name in names:
             if name in available:
-                return [name]
+                return [[name]]
             parts = re.compile(rf"{re.escape(name)}[_.\[ ]?\d+\]?")  # obs_0, obs.0, obs[0]
             if numbered := [column for column in available if parts.fullmatch(column)]:
-                return numbered
+                return [_counted(field, numbered)]
         return []
     patterns = [wanted] if isinstance(wanted, str) else wanted
     if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
@@ -68,7 +92,7 @@ def _choose(available: Sequence[str], field: str, wanted: Wanted) -> list[str]:
             f"`{field}` is no name of a column: got {wanted!r}, expected a name, a pattern, a list "
             "of these, or False."
         )
-    found: list[str] = []
+    found: list[list[str]] = []
     for pattern in patterns:
         matches = [pattern] if pattern in available else fnmatch.filter(available, pattern)
         if not matches:
@@ -76,8 +100,74 @@ def _choose(available: Sequence[str], field: str, wanted: Wanted) -> list[str]:
                 f"`{field}` names a column that is not there: got {pattern!r}, expected some of "
                 f"{_shown(available)}."
             )
-        found += [match for match in matches if match not in found]
+        numbers = _numbers(matches)
+        found.append(
+            matches if numbers is None else [numbers[number] for number in sorted(numbers)]
+        )
     return found
+
+
+def _numbers(names: Sequence[str]) -> dict[int, str] | None:
+    """Returns names by their numbers, where they are one name and a number; None: they are not."""
+    split = [re.fullmatch(r"(.*?)[_.\[ ]?(\d+)\]?", name) for name in names]
+    if not all(split) or len({match[1] for match in split if match}) != 1:
+        return None
+    found = {int(match[2]): name for match, name in zip(split, names, strict=True) if match}
+    return found if len(found) == len(names) else None
+
+
+def _counted(field: str, names: Sequence[str]) -> list[str]:
+    """Returns numbered columns in the order of their numbers, which have to be all there."""
+    numbers = _numbers(names) or {}
+    first = min(numbers, default=0)
+    if set(numbers) != set(range(first, first + len(names))) or first > 1:
+        raise DataError(
+            f"`{field}` has numbered columns that do not follow each other: got {_shown(names)}, "
+            "expected each number once, from 0 or 1 on. Say which they are with a list or a "
+            f"pattern, e.g. {field}={f'{_beginning(names)}*'!r}."
+        )
+    return [numbers[number] for number in sorted(numbers)]
+
+
+def _paired(obs: list[list[str]], next_obs: list[list[str]]) -> list[list[str]]:
+    """Returns next observations in the order of the observations that they follow.
+
+    By what their names have besides what all of them have: a number, or a word. A single name
+    stands where the caller has put it.
+    """
+    if not next_obs:
+        return []
+    if list(map(len, obs)) != list(map(len, next_obs)):
+        obs, next_obs = ([[name for group in side for name in group]] for side in (obs, next_obs))
+    found = []
+    for own, following in zip(obs, next_obs, strict=True):
+        keys, others = _keys(own), _keys(following)
+        if len(own) == 1 or len(own) != len(following):  # which the loaders refuse
+            found.append(following)
+        elif keys.keys() == others.keys():
+            found.append([others[key] for key in keys])
+        else:
+            raise DataError(
+                f"`next_obs` is of other columns than `obs`: got {_shown(following)} for "
+                f"{_shown(own)}, expected the same numbers or endings. Pass both as lists in the "
+                "same order."
+            )
+    return found
+
+
+def _keys(names: Sequence[str]) -> dict[int | str, str]:
+    """Returns names by what tells them apart, in their order."""
+    if (numbers := _numbers(names)) is not None:
+        return {number: name for number, name in numbers.items()}
+    same = len(_beginning(names))
+    return {name[same:]: name for name in names}
+
+
+def _beginning(names: Sequence[str]) -> str:
+    """Returns the letters that all names begin with."""
+    first, last = min(names), max(names)
+    same = (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
+    return first[: next(same, min(len(first), len(last)))]
 
 
 def _shown(names: Sequence[str]) -> str:
@@ -126,20 +216,16 @@ def flat_dataset(
         raise EmptyDatasetError(
             f"The dataset is empty: got 0 transitions from {source}, expected at least 1."
         )
-    if ends is None and not fields.keys() & {"terminated", "truncated"}:
+    if ends is None and not fields.keys() & set(episodes.FLAGS):
         raise DataError(
             "Nothing shows where an episode ends: got neither `terminated` nor `truncated` nor "
             "`episode`, expected one of them. Name the column, or pass episode=False if all rows "
             "are one episode."
         )
-    flags = {
-        name: as_flags(name, _column(fields[name]), size)
-        if name in fields
-        else np.zeros(size, np.bool_)
-        for name in ("terminated", "truncated")
-    }
+    given = {n: as_flags(n, _column(fields[n]), size) for n in episodes.FLAGS if n in fields}
+    terminated, truncated = episodes.ends_of_flags(given, size)
     if ends is not None:
-        flags["truncated"] = flags["truncated"] | (ends & ~flags["terminated"])
+        truncated = truncated | (ends & ~terminated)
     parts = obs if isinstance(obs, Mapping) else {"": obs}
     for key, part in parts.items():
         if part.shape[:1] != (size,):
@@ -164,7 +250,8 @@ def flat_dataset(
             next_obs=layout.flatten(cast(Any, fields["next_obs"]))
             if "next_obs" in fields
             else None,
-            **flags,
+            terminated=terminated,
+            truncated=truncated,
         )
     return OfflineDataset.from_builder(builder, device=device, layout=layout, source=source)
 
@@ -173,31 +260,65 @@ def _column(array: Array) -> Array:
     return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
 
 
-def ends_of(ids: Array) -> npt.NDArray[np.bool_]:
+def ends_of(ids: Array, name: str = "episode") -> npt.NDArray[np.bool_]:
     """Returns where the number of the episode changes, and the last row.
 
     Args:
         ids: Number of the episode by row, shape (N,).
+        name: What messages call them: the column.
 
     Raises:
-        DataError: If an episode is in several places, or has several numbers.
+        DataError: If a row has no number, an episode is in several places, or has several numbers.
     """
     ids = _column(ids)
     if ids.ndim != 1:
         raise DataError(
-            f"`episode` has the wrong shape: got {ids.shape}, expected one number per row. Name "
+            f"`{name}` has the wrong shape: got {ids.shape}, expected one number per row. Name "
             "one column."
         )
+    if ids.dtype.kind not in "fiubUS":
+        raise DataError(
+            f"`{name}` has the wrong dtype: got {ids.dtype}, expected numbers or words. Number the "
+            "episodes."
+        )
+    if ids.dtype.kind == "f" and (unknown := np.flatnonzero(~np.isfinite(ids))).size:
+        raise DataError(
+            f"`{name}` has no number of the episode: got {ids[unknown[0]]} at row {unknown[0]} "
+            f"({unknown.size} such rows among {len(ids)}), expected one in every row. Fill the "
+            "empty cells, or leave the rows out."
+        )
+    if not len(ids):
+        return np.zeros(0, np.bool_)
     ends = np.append(ids[1:] != ids[:-1], True)
     if np.count_nonzero(ends) != len(np.unique(ids)):
         starts = np.flatnonzero(np.append(True, ends[:-1]))
         _, first = np.unique(ids[starts], return_index=True)
         again = np.setdiff1d(starts, starts[first])
         raise DataError(
-            f"`episode` is not in order: got {ids[again[0]]} again at row {again[0]}, expected the "
+            f"`{name}` is not in order: got {ids[again[0]]} again at row {again[0]}, expected the "
             "rows of an episode together. Sort them by episode and time."
         )
     return ends
+
+
+def shown_id(chosen: Mapping[str, Sequence[str]]) -> str:
+    """Returns what messages call the number of the episode: its column, if it is one.
+
+    Args:
+        chosen: Names of columns by field.
+    """
+    columns = chosen.get("episode", ())
+    return columns[0] if len(columns) == 1 else "episode"
+
+
+def files_of(folder: str | os.PathLike[str], kind: str) -> list[str]:
+    """Returns the names of the files of a kind in a folder, in the order of their numbers.
+
+    Args:
+        folder: The folder.
+        kind: One of `ENDINGS`.
+    """
+    return natural(e.name for e in os.scandir(folder) if e.name.lower().endswith(ENDINGS[kind]))
 
 
 def natural(names: Iterable[str]) -> list[str]:
@@ -209,6 +330,6 @@ def natural(names: Iterable[str]) -> list[str]:
 
     def key(name: str) -> list[tuple[bool, int, str]]:
         parts = re.split(r"(\d+)", name)
-        return [(not p.isdigit(), int(p) if p.isdigit() else 0, p) for p in parts]
+        return [(not p.isdecimal(), int(p) if p.isdecimal() else 0, p) for p in parts]
 
     return sorted(names, key=key)

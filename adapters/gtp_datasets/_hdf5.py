@@ -8,11 +8,13 @@ import contextlib
 import math
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from gtp_policy.errors import DataError, GTPError, MissingDependencyError
+from gtp_policy.files import expanded
 
 if TYPE_CHECKING:
     import h5py
@@ -51,8 +53,8 @@ def open_hdf5(path: "str | os.PathLike[str] | h5py.File") -> Iterator["h5py.File
             "The file is closed: got an h5py.File that was closed, expected an open one."
         )
     if not is_open:
-        check_place(path, "HDF5")
-    shown = str(given.filename) if is_open else os.fspath(given)
+        path = check_place(path, "HDF5")
+    shown = str(given.filename) if is_open else str(path)
     try:
         if is_open:
             yield path
@@ -68,8 +70,26 @@ def open_hdf5(path: "str | os.PathLike[str] | h5py.File") -> Iterator["h5py.File
         ) from error
 
 
-def check_place(path: object, kind: str) -> None:
-    """Raises if something is no name of a file: a pipe, for one, would wait for its writer.
+def located(path: object) -> Path:
+    """Returns the path that something names; ``~`` is the home directory.
+
+    Args:
+        path: Anything.
+
+    Raises:
+        DataError: If it is no path.
+    """
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise DataError(
+            f"`path` is no path: got {type(path).__name__}, expected the name of a file as str or "
+            "Path. Arrays go through OfflineDataset.from_arrays; what is open, or in memory, has "
+            "to be written to a file first."
+        )
+    return expanded(path)
+
+
+def check_place(path: object, kind: str) -> Path:
+    """Returns the path of a file: a pipe, for one, would wait for its writer.
 
     Args:
         path: Anything.
@@ -78,13 +98,10 @@ def check_place(path: object, kind: str) -> None:
     Raises:
         DataError: If it is no path, or one of something that is there and no file.
     """
-    if not isinstance(path, str | os.PathLike):
-        raise DataError(
-            f"`path` is no path: got {type(path).__name__}, expected the name of a file. Arrays go "
-            "through OfflineDataset.from_arrays."
-        )
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise DataError(f"`{os.fspath(path)}` is no file: got something else, expected {kind}.")
+    place = located(path)
+    if os.path.exists(place) and not os.path.isfile(place):
+        raise DataError(f"`{place}` is no file: got something else, expected {kind}.")
+    return place
 
 
 def check_object(file: "h5py.File", name: bytes, *, images: bool = False) -> int:

@@ -92,7 +92,7 @@ def open_npz(path: str | os.PathLike[str]) -> Iterator[NpzFile]:
     Raises:
         DataError: If it cannot be opened or read.
     """
-    check_place(path, "npz")
+    path = check_place(path, "npz")
     shown = os.fspath(path)
     try:
         with zipfile.ZipFile(path) as archive:

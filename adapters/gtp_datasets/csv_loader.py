@@ -10,7 +10,8 @@ import numpy.typing as npt
 import torch
 
 from gtp_datasets._arrow import csv_columns, read_csv
-from gtp_datasets._fields import Wanted, choose_all, ends_of, flat_dataset, natural
+from gtp_datasets._fields import Wanted, choose_all, ends_of, files_of, flat_dataset, shown_id
+from gtp_datasets._hdf5 import located
 from gtp_policy import OfflineDataset
 from gtp_policy.episodes import Episode, read_episode
 
@@ -36,15 +37,16 @@ def load_csv(
     r"""Reads tables with names in their first line, by pyarrow.
 
     A *file* holds rows in time order; where episodes end is said by a column with their number, or
-    by flags. Of a *folder*, every ``.csv`` or ``.tsv`` file is one episode, in the order of the
-    numbers in their names. Episodes follow the rules of `OfflineDataset.from_episodes`: one that
-    does not say how it ends was cut, and its last row, which has no next observation, is left out.
+    by flags. Of a *folder*, every ``.csv`` or ``.tsv`` file, in small letters or capitals, is one
+    episode, in the order of the numbers in their names. Episodes follow the rules of
+    `OfflineDataset.from_episodes`: one that does not say how it ends was cut, and its last row,
+    which has no next observation, is left out.
 
     Args:
         path: The file or folder.
-        obs: Column that is ``obs``, or several, as a list or a pattern such as ``"joint_*"``, in
-            their order. None: ``obs``, ``observation`` or ``observations``, alone or numbered
-            (``obs_0``, ``obs_1``).
+        obs: Column that is ``obs``, or several, as a list, in its order, or a pattern such as
+            ``"joint_*"``: numbered columns by their numbers, others in the order of the file. None:
+            ``obs``, ``observation`` or ``observations``, alone or numbered (``obs_0``, ``obs_1``).
         action: Likewise.
         reward: Likewise; False leaves rewards out.
         terminated: Likewise.
@@ -84,6 +86,7 @@ def load_csv(
         tensor([[0.6000, 2.0000],
                 [1.0000, 1.0000]])
     """
+    path = located(path)
     wanted: dict[str, Wanted] = {
         "obs": obs,
         "action": action,
@@ -100,14 +103,14 @@ def load_csv(
         "out_of_bounds": out_of_bounds,
         "unbounded": unbounded,
         "device": device,
-        "source": f"CSV {Path(path).name}",
+        "source": f"CSV {path.name}",
     }
     if os.path.isdir(path):
-        found = _of_folder(Path(path), wanted, delimiter)
+        found = _of_folder(path, wanted, delimiter)
         return OfflineDataset.from_episodes(found, **options)
-    fields = _read(path, wanted, delimiter)
+    fields, chosen = _read(path, wanted, delimiter)
     size, ids = len(fields["action"]), fields.pop("episode", None)
-    ends = ends_of(ids) if ids is not None else None
+    ends = ends_of(ids, shown_id(chosen)) if ids is not None else None
     if ids is None and episode is False:
         ends = np.arange(size) == size - 1
     return flat_dataset(fields.pop("obs"), fields, ends=ends, **options)
@@ -116,22 +119,24 @@ def load_csv(
 def _of_folder(
     folder: Path, wanted: Mapping[str, Wanted], delimiter: str | None
 ) -> Iterator[Episode]:
-    for name in natural(e.name for e in os.scandir(folder) if e.name.endswith((".csv", ".tsv"))):
-        yield read_episode(_read(folder / name, wanted, delimiter), name)
+    for name in files_of(folder, "csv"):
+        yield read_episode(_read(folder / name, wanted, delimiter)[0], name)
 
 
 def _read(
     path: str | os.PathLike[str], wanted: Mapping[str, Wanted], delimiter: str | None
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Returns the fields, and the columns that each of them is of."""
     if delimiter is None:
-        delimiter = "\t" if os.fspath(path).endswith(".tsv") else ","
+        delimiter = "\t" if os.fspath(path).lower().endswith(".tsv") else ","
     chosen = choose_all(csv_columns(path, delimiter), wanted)
     names = list(dict.fromkeys(name for columns in chosen.values() for name in columns))
     table = read_csv(path, names, delimiter)
     vectors = ("obs", "next_obs", "action")
-    return {
+    fields = {
         field: np.stack([table[name] for name in columns], 1)
         if field in vectors or len(columns) > 1
         else table[columns[0]]
         for field, columns in chosen.items()
     }
+    return fields, chosen

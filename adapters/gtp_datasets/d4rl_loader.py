@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import h5py
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
+_PIECES = 64
 OPTIONAL = ("timeouts", "next_observations")
 
 
@@ -47,8 +48,10 @@ def load_d4rl_hdf5(
     Two conventions are understood. The *raw* layout has ``observations, actions, rewards,
     terminals, timeouts``, often ``next_observations``, and ``infos``, which is not read. The fields
     of ``qlearning_dataset`` are ``observations, actions, next_observations, rewards, terminals``;
-    an episode is then taken as cut where a next observation is not the next row's observation, up
-    to rounding.
+    an episode is then taken as cut where a next observation is not the next row's observation:
+    where they differ by more than a tenth of what a dimension typically changes in a step, and by
+    more than the rounding of float32. A file of which more than a quarter of the rows end an
+    episode so brings a warning.
     ``terminals`` stop bootstrapping, ``timeouts`` only end the episode.
 
     Without stored next observations the last transition of a timed-out episode has none, and is
@@ -186,9 +189,10 @@ def _dataset(
         next_obs=fields["next_observations"] if stored else None,
     )
     cuts = np.count_nonzero(truncated[:-1])
-    if "timeouts" not in fields and 2 * cuts > rows:
+    # Few rows say little: two episodes of two steps have an end every second row.
+    if "timeouts" not in fields and (2 * cuts > rows or cuts > max(rows / 4, 20)):
         warnings.warn(
-            f"Most rows of {source} end an episode: {cuts} of {rows} have another observation in "
+            f"Many rows of {source} end an episode: {cuts} of {rows} have another observation in "
             "`next_observations` than the next row has. Where that is not meant, add `timeouts`.",
             stacklevel=3,
         )
@@ -232,7 +236,8 @@ def _fields(file: "h5py.File") -> tuple[Mapping[str, "h5py.Dataset"], int]:
 def _jumps(obs: Column, next_obs: Column) -> npt.NDArray[np.bool_]:
     """Returns, row by row, whether the next observation is not the next row's observation.
 
-    Up to rounding: the two may be stored in different types, or be measured twice.
+    Up to what the data itself shows to be little: the two may be stored in different types, or be
+    measured twice.
     """
     if obs.shape != next_obs.shape:
         raise DataError(
@@ -242,8 +247,47 @@ def _jumps(obs: Column, next_obs: Column) -> npt.NDArray[np.bool_]:
     size, width = obs.shape
     jumps = np.ones(size, np.bool_)  # the last row has no next one
     step = max(1, 2**20 // max(1, width))
+    floor, rounding = _tolerance(obs, next_obs, max(_PIECES, step // 4))
     for i in range(0, size - 1, step):
         stop = min(i + step, size - 1)
-        same = np.isclose(next_obs[i:stop], obs[i + 1 : stop + 1], rtol=1e-5, atol=1e-5)
+        own = obs[i + 1 : stop + 1].astype(np.float64)
+        # Comparing so, NaN is a jump: what is not finite is found by the builder.
+        same = np.abs(next_obs[i:stop].astype(np.float64) - own) <= floor + rounding * np.abs(own)
         jumps[i:stop] = ~same.all(axis=1)
     return jumps
+
+
+def _tolerance(obs: Column, next_obs: Column, most: int) -> tuple[npt.NDArray[np.float64], float]:
+    """Returns how far a next observation may be from the next row's: by dimension, and relatively.
+
+    A tenth of what a dimension typically changes in a step, where it changes; and ten times what
+    typically lies between the two, where that is little beside the spread of the data: a sensor
+    that is read twice. Both go by the data's own units. Relatively, the rounding of the narrower
+    type: of float32 at least, as which the table holds them.
+    """
+    count = min(obs.shape[0] - 1, max(1, most))
+    if count < 1:
+        return np.zeros(obs.shape[1]), 0.0
+    # Pieces from all over the data: of a file, whole chunks are read anyway.
+    size = -(-count // _PIECES)
+    starts = np.unique(np.linspace(0, obs.shape[0] - 1 - size, _PIECES).astype(np.intp))
+    windows = [slice(int(start), int(start) + size) for start in starts]
+    own, seen, after = (
+        np.concatenate([column[w.start + ahead : w.stop + ahead] for w in windows]).astype("f8")
+        for column, ahead in ((obs, 0), (next_obs, 0), (obs, 1))
+    )
+    narrow = any(column.dtype == np.float16 for column in (obs, next_obs))
+    rounding = 2 * float(np.finfo(np.float16 if narrow else np.float32).eps)
+    with np.errstate(all="ignore"):
+        moved, gap = np.abs(seen - own), np.abs(seen - after)
+        moved[~(moved > rounding * np.abs(own))] = np.nan
+        gap = np.nan_to_num(gap, nan=0.0, posinf=0.0)
+        spread = np.nan_to_num(own, nan=0.0, posinf=0.0, neginf=0.0).std(0)
+    moved.sort(axis=0)  # NaN comes last
+    changes = np.count_nonzero(~np.isnan(moved), axis=0)
+    middle = np.take_along_axis(moved, np.maximum(changes - 1, 0)[None] // 2, 0)[0]
+    noise = 10 * np.median(gap, axis=0)
+    floor = np.maximum(
+        np.where(changes > 0, middle, 0.0) / 10, np.where(10 * noise < spread, noise, 0.0)
+    )
+    return floor, rounding

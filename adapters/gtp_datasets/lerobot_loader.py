@@ -14,7 +14,7 @@ import torch
 
 from gtp_datasets._arrow import ParquetFile, column
 from gtp_datasets._fields import Wanted, choose_all, ends_of
-from gtp_datasets._hdf5 import check_expansion, stored_bytes, table_bytes
+from gtp_datasets._hdf5 import check_expansion, located, stored_bytes, table_bytes
 from gtp_datasets._images import decoded
 from gtp_datasets._video import Clip, read_clips
 from gtp_policy import OfflineDataset
@@ -90,7 +90,7 @@ def load_lerobot(
         ...
         gtp_policy.errors.DataError: `missing` is no LeRobotDataset: got no meta/info.json, ...
     """
-    root = Path(path)
+    root = located(path)
     info = _info(root)
     features: Mapping[str, Any] = info["features"]
     numbers = [name for name, f in features.items() if _NUMBERS.fullmatch(str(f["dtype"]))]
@@ -107,12 +107,14 @@ def load_lerobot(
             "terminated": terminated,
             "truncated": False,
             "next_obs": False,
+            "done": False,
+            "is_last": False,
             "episode": False,
         },
     )
     images = [name for name in chosen["obs"] if name not in numbers]
     table = _rows(root, features, chosen, images)
-    ends = ends_of(table["episode_index"])
+    ends = ends_of(table["episode_index"], "episode_index")
     stops = np.flatnonzero(ends) + 1
     shapes = {name: _shape(name, features[name]) for name in chosen["obs"]}
     if images:
@@ -336,7 +338,15 @@ def _clips(
                 f"`{path}` lacks columns: got {file.names[:20]}, expected {missing} too."
             )
         rows = file.read()
-        index, length, chunk, number, since = (column(n, rows.column(n), ()) for n in wanted)
+        parts = [column(n, rows.column(n), ()) for n in wanted]
+        for name_of, part in zip(wanted, parts, strict=True):
+            if not np.isfinite(part).all():
+                row = int(np.flatnonzero(~np.isfinite(part))[0])
+                raise DataError(
+                    f"`{path}` lacks a number: got {part[row]} as {name_of} at row {row}, expected "
+                    "where the frames of the episode are."
+                )
+        index, length, chunk, number, since = parts
         for i in range(file.rows):
             places[int(index[i])] = (
                 int(chunk[i]),

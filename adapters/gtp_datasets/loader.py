@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gtp_datasets._fields import ENDINGS, files_of
 from gtp_datasets._hdf5 import open_hdf5
 from gtp_datasets._npz import open_npz
 from gtp_datasets.csv_loader import load_csv
@@ -15,7 +16,9 @@ from gtp_datasets.npz_loader import load_npz
 from gtp_datasets.ogbench_loader import load_ogbench
 from gtp_datasets.robomimic_loader import load_robomimic
 from gtp_policy import OfflineDataset
+from gtp_policy.episodes import NAMES
 from gtp_policy.errors import DataError, GTPError
+from gtp_policy.shards import INDEX
 
 KINDS: Mapping[str, Callable[..., OfflineDataset]] = {
     "minari": load_minari,
@@ -122,6 +125,11 @@ def kind_of(source: Any) -> str:  # noqa: ANN401 - anything
     if isinstance(source, Mapping):
         if source.keys() >= _FIELDS_OF_D4RL:
             return "ogbench" if "masks" in source else "d4rl"
+        if all(source.keys() & set(NAMES[field]) for field in ("obs", "action")):
+            raise _unknown(
+                f"a dict with {sorted(map(str, source))[:9]}",
+                " One episode goes as a list of one: OfflineDataset.from_episodes([episode]).",
+            )
         raise _unknown(f"a dict with {sorted(map(str, source))[:9]}")
     if isinstance(source, Sequence) or hasattr(source, "__next__"):
         return "episodes"
@@ -132,13 +140,13 @@ def _of_path(path: Path) -> str:
     suffix = path.suffix.lower()
     if path.is_dir():
         return _of_folder(path)
-    if suffix in (".hdf5", ".h5"):
+    if suffix in ENDINGS["hdf5"]:
         return _of_hdf5(path)
-    if suffix == ".npz":
+    if suffix in ENDINGS["npz"]:
         with open_npz(path) as file:
             names = set(file.names)
         return "ogbench" if names >= _FIELDS_OF_D4RL | {"masks", "rewards"} else "npz"
-    if suffix in (".csv", ".tsv"):
+    if suffix in ENDINGS["csv"]:
         return "csv"
     if path.exists():
         more = " Pickles are never read." if suffix in _PICKLED else ""
@@ -151,11 +159,23 @@ def _of_path(path: Path) -> str:
 def _of_folder(path: Path) -> str:
     if (path / "meta" / "info.json").is_file():
         return "lerobot"
+    if (path / INDEX).is_file():
+        raise DataError(
+            f"The folder {str(path)!r} holds a dataset that to_memmap or convert wrote: got "
+            f"{INDEX} in it, expected data to load. Open it with OfflineDataset.memmap("
+            f"{str(path)!r})."
+        )
+    counts = {kind: len(files_of(path, kind)) for kind in ENDINGS}
+    kinds = [kind for kind, count in counts.items() if count]
+    if len(kinds) > 1:
+        shown = " and ".join(f"{counts[kind]} of {kind}" for kind in kinds)
+        raise DataError(
+            f"The folder {str(path)!r} holds files of several kinds: got {shown}, expected one "
+            f"kind. Move the others away, or say which to read with kind={kinds[0]!r}."
+        )
+    if kinds and kinds[0] in KINDS:
+        return kinds[0]
     names = [entry.name for entry in os.scandir(path)]
-    for kind, endings in (("npz", (".npz",)), ("csv", (".csv", ".tsv"))):
-        own = [name for name in names if name.endswith(endings)]
-        if own:
-            return kind
     raise _unknown(f"the folder {str(path)!r} with {sorted(names)[:9]}")
 
 

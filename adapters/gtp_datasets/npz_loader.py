@@ -11,8 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gtp_datasets._fields import Wanted, choose_all, ends_of, flat_dataset, natural
-from gtp_datasets._hdf5 import check_expansion, table_bytes
+from gtp_datasets._fields import (
+    Wanted,
+    choose_all,
+    ends_of,
+    files_of,
+    flat_dataset,
+    natural,
+    shown_id,
+)
+from gtp_datasets._hdf5 import check_expansion, located, table_bytes
 from gtp_datasets._npz import NpzFile, Shape, check_rows, open_npz
 from gtp_policy import OfflineDataset
 from gtp_policy.episodes import Episode, read_episode
@@ -56,6 +64,7 @@ def load_npz(
         obs: Name of the array that is ``obs``, or names or patterns (``"joint_*"``) of several that
             become parts of a Dict. None: by the names that
             `gtp_policy.episodes.read_episode` knows.
+            Numbered ones are in the order of their numbers.
         action: Likewise; several are joined.
         reward: Likewise; False leaves rewards out.
         terminated: Likewise.
@@ -100,7 +109,7 @@ def load_npz(
         "next_obs": next_obs,
         "episode": episode,
     }
-    choose = _Choice(wanted)
+    choose, path = _Choice(wanted), located(path)
     options: dict[str, Any] = {
         "low": low,
         "high": high,
@@ -108,10 +117,10 @@ def load_npz(
         "out_of_bounds": out_of_bounds,
         "unbounded": unbounded,
         "device": device,
-        "source": f"npz {Path(path).name}",
+        "source": f"npz {path.name}",
     }
     if os.path.isdir(path):
-        return _of_episodes(_of_folder(Path(path), choose), options)
+        return _of_episodes(_of_folder(path, choose), options)
     with open_npz(path) as file:
         if any("/" in name for name in file.names):
             return _of_episodes(_read_groups(file, choose), options)
@@ -129,7 +138,7 @@ def _of_episodes(episodes: Iterator[Episode], options: Mapping[str, Any]) -> Off
 
 def _of_folder(folder: Path, choose: "_Choice") -> Iterator[Episode]:
     declared = on_disk = 0
-    for name in natural(entry.name for entry in os.scandir(folder) if entry.name.endswith(".npz")):
+    for name in files_of(folder, "npz"):
         with open_npz(folder / name) as file:
             read = _Reader(file, "", choose(file.names))
             declared, on_disk = declared + read.declared, on_disk + file.on_disk
@@ -232,7 +241,7 @@ def _read_flat(
     size = len(fields["action"]) if fields["action"].ndim else 0
     ids = fields.pop("episode", None)
     if ids is not None:
-        return fields, ends_of(ids)
+        return fields, ends_of(ids, shown_id(reader.chosen))
     if choose.wanted.get("episode") is False:
         return fields, np.arange(size) == size - 1
     if _ENDS not in file.names:

@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -103,8 +102,7 @@ def load_ogbench(
         }
         source = "OGBench"
     else:
-        check_place(dataset_or_path, "npz")
-        path = Path(dataset_or_path)
+        path = check_place(dataset_or_path, "npz")
         if split == "validation":
             path = path.with_name(f"{path.stem}-val{path.suffix}")
         fields = read_npz(path, REQUIRED + LABELS + OPTIONAL, _made_of)

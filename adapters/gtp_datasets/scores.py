@@ -7,6 +7,7 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
+from gtp_policy.dataset_builder import as_array
 from gtp_policy.errors import DataError
 
 
@@ -108,7 +109,7 @@ def normalized_score(returns: npt.ArrayLike, reference: ReferenceScores) -> Norm
         >>> print(normalized_score(3234.3, D4RL_REFERENCE["hopper"]))
         100.0 (reference: D4RL hopper)
     """
-    array = np.asarray(returns, dtype=np.float64)
+    array = as_array("returns", returns).astype(np.float64)
     if array.ndim > 1 or not array.size or not np.isfinite(array).all():
         raise DataError(
             f"`returns` is unusable: got {returns!r}, expected one finite number or a vector of "

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from gtp_policy import ActionScaler, ObservationLayout
 from gtp_policy.errors import DataError, UnsupportedSpaceError
 from gtp_policy.export import ObservationFacts
+from gtp_policy.spaces import check_not_masked
 
 if TYPE_CHECKING:
     from gymnasium.spaces import Box, Space
@@ -49,6 +50,7 @@ def action_scaler(
         >>> action_scaler(-1.0, [1.0, 2.0], (2,))
         ActionScaler(low=[-1.0, -1.0], high=[1.0, 2.0])
     """
+    check_not_masked(low, high)
     try:
         vectors = [np.broadcast_to(bound, shape).reshape(-1) for bound in (low, high)]
     except ValueError as error:

@@ -266,7 +266,8 @@ def assigned(config: RunConfig, path: str, value: object) -> RunConfig:
 
     Args:
         config: What to start from.
-        path: Field of the run, as ``batch_size``, or of the policy, as ``weighter.eta``.
+        path: Field of the run, as ``batch_size`` or ``evaluation.candidates``, or of the policy,
+            as ``weighter.eta``.
         value: The value.
 
     Returns:
@@ -282,7 +283,7 @@ def assigned(config: RunConfig, path: str, value: object) -> RunConfig:
         >>> assigned(config, "weighter.eta", 2.0).policy.weighter.eta
         2.0
     """
-    if path in RunConfig.model_fields:
+    if path.split(".")[0] in RunConfig.model_fields:
         return _assigned(config, path, value, f"{path}={value}")
     return config.replace(policy=_assigned(config.policy, path, value, f"{path}={value}"))
 
@@ -293,6 +294,7 @@ def _assigned(config: C, path: str, value: object, words: str) -> C:
     except ValidationError as error:
         said = error.errors()[0]["msg"].removeprefix("Value error, ").rstrip(".")
         said += "" if said.endswith("?") else "."
+        said += _whole(config, path.split("."), value)
         raise ExperimentError(
             f"--set does not fit: got {words!r}, and the config says: {said} "
             "`config` prints all fields."
@@ -302,11 +304,36 @@ def _assigned(config: C, path: str, value: object, words: str) -> C:
 def _replaced(config: C, path: list[str], value: object) -> C:
     name, *rest = path
     if rest:
-        part = getattr(config, name, None) if name in type(config).model_fields else None
+        there = name in type(config).model_fields
+        part = getattr(config, name) if there else None
         if not isinstance(part, Config):
+            is_now = f", which is {json.dumps(part, default=str)} now," if there else ""
+            hint = "" if there else suggestion(name, type(config).model_fields)
+            whole = _whole(config, path, value) if there else ""
             raise ExperimentError(
-                f"--set leads nowhere: got {'.'.join(path)!r}, expected {name!r} to have fields."
-                f"{suggestion(name, type(config).model_fields)} `config` prints all fields."
+                f"--set leads nowhere: got {'.'.join(path)!r}, expected {name!r}{is_now} to have "
+                f"fields.{hint or whole} `config` prints all fields."
             )
         value = _replaced(part, rest, value)
     return config.replace(**{name: value})
+
+
+def _whole(config: Config, path: list[str], value: object) -> str:
+    """Returns how to set a part as a whole, where its kind is to be another; empty if that is not.
+
+    The fields of a part go by its kind, so that none of them can be kept.
+    """
+    *outer, last = path
+    if not outer or last != "kind":
+        return ""
+    part = {last: value}
+    try:
+        _replaced(config, outer, part)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        known = problem["type"] == "union_tag_invalid"
+        return f" Of kinds there are {problem['ctx']['expected_tags']}." if known else ""
+    except ExperimentError:
+        return ""
+    words = f"{'.'.join(outer)}={json.dumps(part)}"
+    return f" Another kind is another object, set as a whole: --set '{words}'."

@@ -43,8 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0; 2 for a mistake in the request; 3 if runs were stopped before their end.
     """
-    args = command_parser().parse_args(arguments)
-    args.words = list(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    args = command_parser().parse_args(_joined(given))
+    args.words = given
     try:
         return int(args.do(args))
     except ValidationError as error:
@@ -65,6 +66,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
     return 2
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """Returns words in which a bound such as ``-1,-1`` belongs to its option.
+
+    argparse takes what begins with a dash and is no number for an option of its own.
+    """
+    found: list[str] = []
+    for word in words:
+        if found and found[-1] in ("--low", "--high") and word[:1] == "-" and "," in word:
+            found[-1] += f"={word}"
+        else:
+            found.append(word)
+    return found
 
 
 def configs_of(args: argparse.Namespace) -> list[RunConfig]:
@@ -168,6 +183,12 @@ def _run(args: argparse.Namespace) -> int:
                 f"`processes` is out of range: got {args.processes} and {args.jobs} jobs, expected "
                 "at least 1, and 1 job: processes share one run."
             )
+        size = configs[0].batch_size
+        if size % args.processes:
+            raise ExperimentError(
+                f"`batch_size` does not fit: got {size} with {args.processes} processes, expected "
+                "a multiple of their number. Set --batch-size or --processes."
+            )
         if "WORLD_SIZE" not in os.environ:  # else this is one of them
             return start(_without_processes(args.words), args.processes)
     return run_and_report(configs, args.out, args.jobs, args.track)
@@ -187,6 +208,8 @@ def _config(args: argparse.Namespace) -> int:
 
 
 def _sweep(args: argparse.Namespace) -> int:
+    if args.jobs < 1:
+        raise ExperimentError(f"`jobs` is out of range: got {args.jobs}, expected at least 1.")
     search = SweepConfig(
         space=read_space(args.space),
         trials=args.trials,

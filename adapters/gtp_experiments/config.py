@@ -87,7 +87,17 @@ class EvaluationConfig(Config):
     )
 
     @model_validator(mode="after")
-    def _one_way_to_choose(self) -> Self:
+    def _one_way_to_choose(self, info: ValidationInfo) -> Self:
+        chooses = self.choice != ArgmaxChoice()
+        # Earlier versions took such a choice, and did not look at it: a record, which has a
+        # context, may hold one.
+        if chooses and info.context is None and (self.deterministic or self.candidates < 2):
+            raise ValueError(
+                f"choice says how one of several candidates is chosen: got {self.choice.kind} with "
+                f"candidates={self.candidates}{' and deterministic' * self.deterministic}, "
+                "expected candidates of 2 or more that are sampled. Set candidates, leave choice "
+                "out, or for deterministic actions set the policy's learner.deterministic_choice"
+            )
         if self.deterministic and self.candidates > 1:
             raise ValueError(
                 "deterministic actions have their own candidates (learner.eval_candidates): leave "
@@ -332,4 +342,14 @@ class RunConfig(ExperimentConfig):
     def _critic_for_candidates(self) -> Self:
         if self.evaluation.candidates > 1 and self.policy.critic is None:
             raise ValueError("evaluation.candidates > 1 needs a critic, and policy.critic is None")
+        return self
+
+    @model_validator(mode="after")
+    def _one_sum_of_rewards(self) -> Self:
+        if self.n_step > 1 and self.policy.actor.chunk > 1:
+            raise ValueError(
+                f"a chunk sums the rewards of its own steps: got n_step={self.n_step} with "
+                f"actor.chunk={self.policy.actor.chunk}, expected one of them to be 1. Leave "
+                "n_step at 1"
+            )
         return self

@@ -17,6 +17,19 @@ from gtp_policy import OfflineDataset
 from gtp_policy.functional import check_kind
 from gtp_policy.rewards import LinearReward
 
+_OTHER_FILES = (
+    ".csv",
+    ".tsv",
+    ".npy",
+    ".parquet",
+    ".pkl",
+    ".pickle",
+    ".pt",
+    ".zarr",
+    ".json",
+    ".zip",
+)
+
 
 class Data(NamedTuple):
     """A dataset as it is trained on, and what it was before.
@@ -68,9 +81,10 @@ def load_data(config: ExperimentConfig) -> Data:
     name, device = os.path.expanduser(config.dataset), config.device
     choices: dict[str, Any] = {"gamma": config.gamma, "out_of_bounds": config.out_of_bounds}
     if not config.is_file:
+        _check_id(name)
         dataset = load_minari(name, low=config.low, high=config.high, device=device, **choices)
     else:
-        load = load_ogbench if name.endswith(".npz") else load_d4rl_hdf5
+        load = load_ogbench if name.lower().endswith(".npz") else load_d4rl_hdf5
         low, high = _bounds(config)
         dataset = load(name, low=low, high=high, device=device, **choices)
     digest = data_hash(dataset)
@@ -86,6 +100,17 @@ def load_data(config: ExperimentConfig) -> Data:
     if isinstance(config, RunConfig):
         dataset = dataset.with_steps(config.policy.actor.history, config.policy.actor.chunk)
     return Data(dataset, digest)
+
+
+def _check_id(name: str) -> None:
+    """Raises if what is taken for the id of a Minari dataset is the name of a file."""
+    if os.path.isfile(name) or os.path.splitext(name)[1].lower() in _OTHER_FILES:
+        raise ExperimentError(
+            f"`dataset` names a file that runs do not read: got {name!r}, expected the id of a "
+            "Minari dataset, or a file that ends in .hdf5, .h5 (as D4RL's) or .npz (as OGBench's). "
+            "gtp_datasets.load_dataset reads other files, for a loop of your own: "
+            "GTPLearner.from_dataset and update_from."
+        )
 
 
 def _bounds(config: ExperimentConfig) -> tuple[npt.ArrayLike, npt.ArrayLike]:

@@ -11,6 +11,7 @@ from gtp_experiments.plots import film, plot_actions, plot_advantages, plot_curv
 from gtp_experiments.reevaluation import data_of, finished, recorded_environment
 from gtp_experiments.results import RunResult
 from gtp_policy import load_checkpoint
+from gtp_policy.files import expanded
 
 
 def draw(
@@ -49,8 +50,8 @@ def draw(
         gtp_experiments.errors.ExperimentError: nowhere has no finished run: got no result.json, \
 expected one. Run it to its end first.
     """
-    out = Path(out)
-    runs = [(Path(folder), *finished(Path(folder))) for folder in folders]
+    out = expanded(out)
+    runs = [(folder, *finished(folder)) for folder in map(expanded, folders)]
     out.mkdir(parents=True, exist_ok=True)
     groups: dict[str, list[RunResult]] = {}
     for _, result, config, _ in runs:

@@ -50,6 +50,12 @@ def make_env(name: str, **options: Any) -> Env:  # noqa: ANN401 - those of the e
             warnings.filterwarnings("ignore", ".*out of date", DeprecationWarning)
             return build(**options) if callable(build) else gymnasium.make(attribute, **options)
     except Exception as error:  # whatever somebody else's constructor raises
+        if options and isinstance(error, TypeError) and "unexpected keyword" in str(error):
+            wanted = ", ".join(f"{option}=None" for option in options)
+            raise ExperimentError(
+                f"The environment {name!r} takes no {', '.join(options)}: got TypeError ({error}), "
+                f"expected a function that passes it on: def {attribute}({wanted})."
+            ) from error
         raise ExperimentError(
             f"The environment {name!r} cannot be built: got {type(error).__name__} ({error}), "
             "expected an id of gymnasium or module:function. Install what it needs, or set "

@@ -11,6 +11,7 @@ from gtp_experiments.errors import ExperimentError
 from gtp_experiments.records import Lines, read_json
 from gtp_experiments.results import read_result
 from gtp_experiments.table import markdown
+from gtp_policy.files import expanded
 from gtp_policy.functional import check_kind
 
 
@@ -33,7 +34,7 @@ def list_of_runs(out: str | Path) -> str:
         'No run.'
     """
     check_kind("out", out, str, Path)
-    folders = sorted(path.parent for path in Path(out).rglob("run.json"))
+    folders = sorted(path.parent for path in expanded(out).rglob("run.json"))
     if not folders:
         return "No run."
     lines = []
@@ -74,7 +75,7 @@ def shown(folder: str | Path) -> str:
 `list` says which there are.
     """
     check_kind("folder", folder, str, Path)
-    folder = Path(folder)
+    folder = expanded(folder)
     config, state, done, score = _state(folder)
     result = read_result(folder / "result.json")
     words = [f"{folder.name}: {state}, {done:,} of {config.get('updates', 0):,} updates"]

@@ -20,6 +20,7 @@ from gtp_experiments.evaluation import Act, ChunkedPolicy
 from gtp_experiments.results import RunResult
 from gtp_policy import GTPLearner, OfflineDataset
 from gtp_policy.errors import DataError, MissingDependencyError
+from gtp_policy.files import expanded
 from gtp_policy.functional import sample_flow
 from gtp_policy.rewards import episode_numbers
 
@@ -284,9 +285,10 @@ def film(
         gtp_experiments.errors.ExperimentError: The film's ending is unknown: got '.avi', expected \
 .gif or .mp4.
     """
+    from gymnasium.error import DependencyNotInstalled
     from gymnasium.wrappers import RenderCollection
 
-    path = Path(path)
+    path = expanded(path)
     if path.suffix not in (".gif", ".mp4"):
         raise ExperimentError(
             f"The film's ending is unknown: got {path.suffix!r}, expected .gif or .mp4."
@@ -311,6 +313,11 @@ def film(
             if done:
                 break
         frames = np.stack([np.asarray(frame, np.uint8) for frame in env.render()])
+    except DependencyNotInstalled as error:
+        raise MissingDependencyError(
+            f"{environment} cannot be filmed: got `{error}`, expected what it draws with. Install "
+            "that, or leave --rollout out."
+        ) from error
     finally:
         env.close()
     (_write_gif if path.suffix == ".gif" else _write_mp4)(path, frames, fps)

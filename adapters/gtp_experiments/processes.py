@@ -180,7 +180,8 @@ def start(arguments: Sequence[str], processes: int) -> int:
         return 3
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
-        if any(code < 0 for code in codes):
+        # One that raises has the others ended by a signal, which then is not what was wrong.
+        if not any(code > 0 for code in codes):
             raise ExperimentError(
                 f"A process of the run was killed: got signal {-min(codes)}, expected its end. The "
                 "same command goes on from the last checkpoint."

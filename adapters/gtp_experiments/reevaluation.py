@@ -15,6 +15,7 @@ from gtp_experiments.evaluation import Act, ChunkedPolicy, Evaluator, policy_of
 from gtp_experiments.records import write_json
 from gtp_experiments.results import RunResult, read_result
 from gtp_policy import ActionScaler, CheckpointFolder, OfflineDataset, load_checkpoint
+from gtp_policy.files import expanded
 
 TIMED_ACTIONS = 200
 
@@ -53,7 +54,7 @@ def reevaluate(
         gtp_experiments.errors.ExperimentError: nowhere has no finished run: got no result.json, \
 expected one. Run it to its end first.
     """
-    folder = Path(folder)
+    folder = expanded(folder)
     trained, before, newest = finished(folder)
     steps = evaluation.steps or before.policy.actor.steps
     if evaluation.environment is None:

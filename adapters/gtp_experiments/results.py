@@ -19,6 +19,7 @@ from gtp_experiments.provenance import provenance
 from gtp_experiments.records import Lines, read_json, write_json
 from gtp_experiments.tasks import Figure
 from gtp_policy import Config
+from gtp_policy.files import expanded
 from gtp_policy.functional import check_kind
 
 _LOCK = ".lock"
@@ -161,7 +162,7 @@ class RunFolder:
         packages: tuple[str, ...] = (),
     ) -> None:
         self.config, self.data_sha256, self._packages = config, data_sha256, packages
-        self.path = Path(out) / config.name
+        self.path = expanded(out) / config.name
         self.metrics = Lines(self.path / "metrics.jsonl")
         self.evaluations = Lines(self.path / "evaluations.jsonl")
         self.checkpoints = self.path / "checkpoints"
@@ -209,7 +210,7 @@ class RunFolder:
             >>> RunFolder.finished("runs", RunConfig(dataset="a/b-v0", updates=10)) is None
             True
         """
-        path = Path(out) / config.name
+        path = expanded(out) / config.name
         _check_links(path)
         result, begun = read_result(path / "result.json"), read_json(path / "run.json")
         if result is None or not isinstance(begun, dict):
@@ -336,6 +337,12 @@ class RunFolder:
 
 def _check_links(folder: Path) -> None:
     """Raises if a run would write, or delete, where a link of its folder leads."""
+    there = next((place for place in folder.parents if place.exists()), None)
+    if there is not None and not there.is_dir():
+        raise ExperimentError(
+            f"{there} is no folder: got a file, expected the folder of all runs, or a name that is "
+            "free. Choose another folder for the results."
+        )
     files = ("run.json", "metrics.jsonl", "evaluations.jsonl", "result.json", _LOCK)
     folders = ("checkpoints", "tensorboard", "wandb")
     for path in (folder, *(folder / name for name in (*files, *folders))):
@@ -364,7 +371,7 @@ def read_result(path: str | Path) -> RunResult | None:
         True
     """
     check_kind("path", path, str, os.PathLike)
-    content = read_json(Path(path))
+    content = read_json(expanded(path))
     if content is None:
         return None
     try:
@@ -395,5 +402,5 @@ def read_results(out: str | Path) -> list[RunResult]:
         []
     """
     check_kind("out", out, str, os.PathLike)
-    found = (read_result(path) for path in sorted(Path(out).rglob("*result.json")))
+    found = (read_result(path) for path in sorted(expanded(out).rglob("*result.json")))
     return [result for result in found if result is not None]

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from gtp_experiments.config import RunConfig
 from gtp_experiments.errors import ExperimentError
-from gtp_experiments.sweep import SweepConfig, open_study, work
+from gtp_experiments.sweep import SweepConfig, check_values, open_study, work
 from gtp_policy.errors import MissingDependencyError
+from gtp_policy.files import expanded
 
 if TYPE_CHECKING:
     import submitit
@@ -54,20 +55,25 @@ def submit(
         raise MissingDependencyError(
             f"submitit is not installed: got {error}. Run `pip install 'gtp-policy[slurm]'`."
         ) from error
-    out = Path(out).resolve()
+    if jobs < 1:
+        raise ExperimentError(f"`jobs` is out of range: got {jobs}, expected at least 1.")
+    out = expanded(out).resolve()
+    check_values(configs, search)
     open_study(configs, search, out, storage)
     named: dict[str, Any] = {
         f"slurm_{name}" if name in ("partition", "qos", "account", "constraint") else name: value
         for name, value in settings.items()
     }
     try:
-        executor = submitit.AutoExecutor(folder=out / "slurm", cluster=cluster)
+        # With None submitit would take processes of this machine where there is no SLURM.
+        executor = submitit.AutoExecutor(folder=out / "slurm", cluster=cluster or "slurm")
         executor.update_parameters(**named)
         with executor.batch():
             submitted = [executor.submit(work, configs, search, out, storage) for _ in range(jobs)]
     except (RuntimeError, NameError, TypeError, ValueError, OSError) as error:
         raise ExperimentError(
             f"submitit refuses: got {type(error).__name__} ({error}), expected SLURM on this "
-            "machine and settings that it knows."
+            "machine and settings that it knows. Without SLURM, sweep takes workers on this "
+            "machine: leave --slurm out, and set --jobs."
         ) from error
     return submitted

@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from filelock import FileLock, Timeout
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from gtp_experiments.arguments import assigned
 from gtp_experiments.config import RunConfig
@@ -28,12 +36,13 @@ from gtp_experiments.results import RunResult
 from gtp_experiments.runner import leave_with_parent, run
 from gtp_experiments.table import markdown
 from gtp_policy import Config, StopSignal
-from gtp_policy.errors import MissingDependencyError
+from gtp_policy.errors import MissingDependencyError, suggestion
+from gtp_policy.files import expanded
 
 if TYPE_CHECKING:
     import optuna
 
-Value = bool | int | float | str | None
+Value = JsonValue
 _WAIT = 1.0  # seconds until a worker without a trial looks again
 _SCORE = "evaluation/score"
 
@@ -91,7 +100,15 @@ class Range(Config):
         return [self.low + i * step for i in range(count)]
 
 
-Entry = Range | Annotated[list[Value], Field(min_length=1)]
+def _kind_of_entry(entry: object) -> str:
+    return "range" if isinstance(entry, Range | Mapping) else "values"
+
+
+Values = Annotated[list[Value], Field(min_length=1)]
+Entry = Annotated[
+    Annotated[Range, Tag("range")] | Annotated[Values, Tag("values")],
+    Discriminator(_kind_of_entry),
+]
 
 
 class SweepConfig(Config):
@@ -112,7 +129,8 @@ class SweepConfig(Config):
     space: dict[str, Entry] = Field(
         min_length=1,
         description="By path: a list of values, or a range {low, high, log, step}. A path is that "
-        "of a field of the policy, as weighter.eta, or of the run, as batch_size.",
+        "of a field of the policy, as weighter.eta, or of the run, as batch_size or "
+        "evaluation.candidates. Values may be lists and objects, as of actor.hidden.",
     )
     trials: int = Field(
         default=20, ge=1, strict=True, description="How many; a grid has as many as it has points."
@@ -189,10 +207,10 @@ def sweep(
         ...
         gtp_experiments.errors.ExperimentError: --set does not fit: got 'weighter.etta=1.0', ...
     """
-    for path, entry in search.space.items():  # before anything is written
-        for value in (entry.low, entry.high) if isinstance(entry, Range) else entry:
-            assigned(configs[0], path, value)
-    out = Path(out)
+    if workers < 1:
+        raise ExperimentError(f"`workers` is out of range: got {workers}, expected at least 1.")
+    check_values(configs, search)
+    out = expanded(out)
     study = open_study(configs, search, out, storage)
     if workers == 1:
         work(configs, search, out, storage, stop=stop)
@@ -222,6 +240,27 @@ def sweep(
     return study
 
 
+def check_values(configs: Sequence[RunConfig], search: SweepConfig) -> None:
+    """Raises if a run could not have one of the values, before anything is written.
+
+    Args:
+        configs: As for `sweep`.
+        search: As for `sweep`.
+
+    Raises:
+        ExperimentError: If a path or a value does not fit.
+
+    Example:
+        >>> from gtp_experiments import RunConfig, SweepConfig
+        >>> from gtp_experiments.sweep import check_values
+        >>> search = SweepConfig(space={"actor.hidden": [[8], [16, 16]]})
+        >>> check_values([RunConfig(dataset="a/b-v0", updates=1)], search)
+    """
+    for path, entry in search.space.items():
+        for value in (entry.low, entry.high) if isinstance(entry, Range) else entry:
+            assigned(configs[0], path, value)
+
+
 def work(
     configs: Sequence[RunConfig],
     search: SweepConfig,
@@ -244,7 +283,7 @@ def work(
         >>> work.__name__
         'work'
     """
-    out = Path(out)
+    out = expanded(out)
     study = open_study(configs, search, out, storage)
     with StopSignal() as signal:
 
@@ -417,11 +456,23 @@ def read_space(path: Path) -> dict[str, Entry]:
             f"{path} cannot be read: got {error.strerror}, expected a JSON file with the space."
         ) from error
     except (ValidationError, UnicodeDecodeError) as error:
+        got = str(error)
+        if isinstance(error, ValidationError):
+            got = "; ".join(_said(problem) for problem in error.errors())
         raise ExperimentError(
-            f"{path} is no space of a sweep: got {error}, expected lists of values or ranges by "
+            f"{path} is no space of a sweep: got {got}, expected lists of values or ranges by "
             'path, such as {"weighter.eta": [1, 3], "learner.actor_lr": {"low": 1e-4, "high": '
             '1e-2, "log": true}}.'
         ) from error
+
+
+def _said(problem: Any) -> str:  # noqa: ANN401 - pydantic's dictionary
+    """Returns what is wrong with an entry: its path, the part of it, and the rule."""
+    path, *rest = problem["loc"] or ("all of it",)
+    part = ".".join(str(word) for word in rest if word not in ("range", "values"))
+    hint = suggestion(part, Range.model_fields) if problem["type"] == "extra_forbidden" else ""
+    rule = f"{problem['msg']}{f' ({hint.strip()})' if hint else ''}"
+    return f"{path}{f' ({part})' if part else ''}: {rule}"
 
 
 @contextlib.contextmanager
@@ -469,7 +520,7 @@ def _try(
     scores = []
     for number, config in enumerate(configs):
         for path, value in trial.params.items():
-            config = assigned(config, path, value)
+            config = assigned(config, path, _decoded(search.space[path], value))
         pruner = _Pruner(trial, active=search.prune and number == 0)
 
         def leave(of: _Pruner = pruner) -> bool:
@@ -513,7 +564,10 @@ def _sampler(search: SweepConfig, drawn: int) -> "optuna.samplers.BaseSampler":
     # So it does not matter which worker draws, or how often one began.
     seed = int(np.random.SeedSequence((search.seed, drawn)).generate_state(1)[0])
     if search.sampler == "grid":
-        grid: Any = search.grid()
+        grid: Any = {
+            path: values if isinstance(entry := search.space[path], Range) else _encoded(entry)
+            for path, values in search.grid().items()
+        }
         return samplers.GridSampler(grid, seed=search.seed)
     if search.sampler == "random":
         return samplers.RandomSampler(seed=seed)
@@ -523,12 +577,25 @@ def _sampler(search: SweepConfig, drawn: int) -> "optuna.samplers.BaseSampler":
 
 def _suggest(trial: "optuna.trial.Trial", path: str, entry: Entry) -> None:
     if not isinstance(entry, Range):
-        trial.suggest_categorical(path, entry)
+        trial.suggest_categorical(path, _encoded(entry))
     elif entry.whole:
         step = 1 if entry.step is None else int(entry.step)
         trial.suggest_int(path, int(entry.low), int(entry.high), step=step, log=entry.log)
     else:
         trial.suggest_float(path, entry.low, entry.high, step=entry.step, log=entry.log)
+
+
+def _encoded(values: Sequence[Value]) -> Sequence[Any]:
+    """Returns values as Optuna takes them: lists and objects as text of JSON."""
+    if any(isinstance(value, list | dict) for value in values):
+        return [json.dumps(value) for value in values]
+    return values
+
+
+def _decoded(entry: Entry, value: Any) -> Any:  # noqa: ANN401 - JSON
+    if not isinstance(entry, Range) and _encoded(entry) is not entry:
+        return json.loads(value)
+    return value
 
 
 def _others_run(study: "optuna.Study") -> bool:
@@ -559,6 +626,8 @@ def _work_alone(
 
 
 def _short(value: object) -> str:
+    if isinstance(value, str) and value[:1] in ("[", "{"):
+        return value  # a list or an object, as text already
     return f"{value:.4g}" if isinstance(value, float) else json.dumps(value)
 
 

@@ -20,7 +20,7 @@ from gtp_policy import (
     save_checkpoint,
 )
 from gtp_policy.errors import CheckpointError, GTPError
-from gtp_policy.files import replacing
+from gtp_policy.files import expanded, replacing
 from gtp_policy.functional import check_kind
 from gtp_sb3 import _codec
 
@@ -54,7 +54,7 @@ def write(
             path = save_checkpoint(pathlib.Path(folder, "model.zip"), learner, **extras)
             place.write(path.read_bytes())
         return
-    path = pathlib.Path(place)
+    path = expanded(place)
     if not path.suffix:
         path = path.with_name(f"{path.name}.zip")
     if path.suffix == ".zip":
@@ -82,7 +82,7 @@ def located(place: Place) -> Iterator[pathlib.Path]:
             path.write_bytes(place.read())
             yield path
         return
-    path = pathlib.Path(place)
+    path = expanded(place)
     if not path.name:
         raise CheckpointError(
             f"`path` names no file: got {str(place)!r}, expected one that GTP.save wrote."

@@ -35,7 +35,7 @@ from gtp_policy.checkpoint.document import (
 )
 from gtp_policy.config import GTPConfig
 from gtp_policy.errors import CheckpointError, StateMismatchError
-from gtp_policy.files import is_temporary, remove
+from gtp_policy.files import expanded, is_temporary, remove
 from gtp_policy.functional import check_device, check_kind
 from gtp_policy.learner import GTPLearner, OptimizerFactory
 from gtp_policy.spaces import ActionScaler, ObservationLayout
@@ -117,6 +117,7 @@ def save_checkpoint(
 
     Args:
         path: A new directory; or a name that ends in ``.zip``, which replaces a file of that name.
+            ``~`` is the home directory. A link of that name is replaced, not what it points to.
         learner: What to save.
         action_scaler: Bounds of the action Box, to act with the policy when it is loaded.
         layout: How observations become vectors, likewise.
@@ -549,7 +550,7 @@ class StopSignal:
 
 def _place(path: object, name: str = "path") -> Path:
     check_kind(name, path, str, os.PathLike)
-    return Path(cast(str, path))
+    return expanded(cast(str, path))
 
 
 def _looks_like_one(path: Path) -> bool:

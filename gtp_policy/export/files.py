@@ -1,8 +1,9 @@
 """Exported policies as files: made, tried against the policy, and only then put in their place."""
 
+import contextlib
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -34,7 +35,7 @@ from gtp_policy.export.source import (
     PolicyModule,
     source_of,
 )
-from gtp_policy.files import replacing
+from gtp_policy.files import expanded, replacing
 from gtp_policy.spaces import ActionScaler, ObservationLayout
 
 Noise = Literal["input", "keyed", "seeded"]
@@ -68,7 +69,7 @@ def export_onnx(
     Args:
         policy: A learner, an actor, a loaded checkpoint or the path of one; or a policy, algorithm
             or model of ``gtp_sb3`` or ``gtp_tianshou``.
-        path: Where to write; a file that is there is replaced.
+        path: Where to write; a file or link that is there is replaced. ``~`` is the home directory.
         steps: K; default the policy's.
         candidates: n, actions per observation of which the critic chooses one; default as the
             policy is evaluated: a learner's ``eval_candidates``, of which it takes the mode.
@@ -105,7 +106,7 @@ def export_onnx(
     _check_options(noise, seed, precision)
     from gtp_policy.export import graph, noises  # they need onnx
 
-    with outside(), torch.no_grad():
+    with _plainly():
         plan = _plan(policy, steps, candidates, choice, layout, action_scaler)
         document = _document(plan, noise, seed, precision)
         model = graph.default_graph(plan, precision)
@@ -116,8 +117,9 @@ def export_onnx(
             "precision='float32'."
         )
     if model is None:
-        model = _by_torch(plan)
-    with outside(), torch.no_grad():
+        with torch.autocast("cpu", enabled=False):
+            model = _by_torch(plan)
+    with _plainly():
         _compare(plan, _session(model, [*plan.inputs, NOISE]), precision)
         noises.replace_(model, plan, document.noise)
         model.producer_name, model.producer_version = "gtp-policy", __version__
@@ -125,7 +127,7 @@ def export_onnx(
         onnx.checker.check_model(model, full_check=True)
         if noise != "input":
             _check_ranges(plan, _session(model, plan.inputs))
-    _write(Path(path), model.SerializeToString(deterministic=True))
+    _write(expanded(path), model.SerializeToString(deterministic=True))
     return document
 
 
@@ -153,7 +155,7 @@ def read_policy_file(path: str | Path) -> PolicyFile:
     """
     onnx = _onnx()
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.load(expanded(path), load_external_data=False)
         found = {entry.key: entry.value for entry in model.metadata_props}
     except Exception as error:  # whatever a foreign file makes the parser raise
         raise PolicyFileError(
@@ -217,11 +219,12 @@ def export_torch(
         >>> policy(torch.zeros(4, 3), torch.ones(4, 2)).shape
         torch.Size([4, 2])
     """
-    path = Path(path)
-    with outside(), torch.no_grad():
+    path = expanded(path)
+    with _plainly():
         plan = _plan(policy, steps, candidates, choice, layout, action_scaler)
         document = _document(plan, "input", None, "float32")
-    program = _program(plan)
+    with torch.autocast("cpu", enabled=False):
+        program = _program(plan)
     try:
         # Torch writes a program only under a name that ends in this.
         with replacing(path, ".pt2") as temporary:
@@ -231,7 +234,7 @@ def export_torch(
                 extra = {f"{PROPERTY}.json": document.model_dump_json()}
                 torch.export.save(program, temporary, extra_files=extra)
                 run = torch.export.load(temporary).module()
-            with outside(), torch.no_grad():
+            with _plainly():
                 _compare(plan, lambda inputs: run(*inputs).numpy(), "float32")
     except OSError as error:
         raise _unwritable(path, error) from error
@@ -439,6 +442,13 @@ def _session(model: Any, names: Sequence[str]) -> _Outputs:  # noqa: ANN401 - on
         return result
 
     return run
+
+
+@contextlib.contextmanager
+def _plainly() -> Iterator[None]:
+    """Computes in the precision of the weights, whatever the caller's context asks for."""
+    with outside(), torch.no_grad(), torch.autocast("cpu", enabled=False):
+        yield
 
 
 def _compare(plan: Plan, run: _Outputs, precision: Precision) -> None:

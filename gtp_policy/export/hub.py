@@ -21,6 +21,7 @@ from gtp_policy.errors import CheckpointError, DataError, MissingDependencyError
 from gtp_policy.export.files import export_onnx
 from gtp_policy.export.policy_file import PolicyFile
 from gtp_policy.export.source import source_of
+from gtp_policy.files import expanded
 from gtp_policy.learner import GTPLearner, OptimizerFactory
 from gtp_policy.spaces import ActionScaler, ObservationLayout
 
@@ -72,7 +73,7 @@ def save_pretrained(
         ...     from_pretrained(folder).learner.actor.action_dim
         2
     """
-    folder = Path(folder)
+    folder = expanded(folder)
     given = policy if isinstance(policy, Checkpoint) else Checkpoint(policy, None, None, {})
     given = given._replace(
         action_scaler=action_scaler or given.action_scaler, layout=layout or given.layout
@@ -132,8 +133,8 @@ def from_pretrained(
         ...
         gtp_policy.errors.CheckpointError: no/such/name cannot be loaded: got HFValidationError ...
     """
-    path = Path(name) / CHECKPOINT
-    if not Path(name).is_dir():
+    path = expanded(name) / CHECKPOINT
+    if not path.parent.is_dir():
         hub = _hub()
         try:
             found = hub.hf_hub_download(str(name), CHECKPOINT, revision=revision, **download)
@@ -244,7 +245,7 @@ def model_card(
         "hidden layers": " ".join(map(str, actor.hidden)),
         "critic": "none: a clone of the data" if info.config.critic is None else "yes",
         "gtp-policy": __version__,
-        "SHA-256 of the checkpoint's content": content_id(Path(checkpoint)),
+        "SHA-256 of the checkpoint's content": content_id(expanded(checkpoint)),
     }
     if file is not None:
         rows["ONNX file"] = f"{file.steps} jumps, {file.candidates} candidates, opset {file.opset}"
@@ -311,7 +312,7 @@ def _read(result: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(result, Mapping):
         return result
     try:
-        with open(result, encoding="utf-8") as file:
+        with open(expanded(result), encoding="utf-8") as file:
             text = file.read(_MOST + 1)
         if len(text) > _MOST:
             raise ValueError(f"more than {_MOST} characters")

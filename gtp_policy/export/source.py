@@ -25,6 +25,7 @@ from gtp_policy.checkpoint import Checkpoint, load_checkpoint
 from gtp_policy.checkpoint.bundle import content_id
 from gtp_policy.critic import QEnsemble
 from gtp_policy.errors import DataError, ExportError
+from gtp_policy.files import expanded
 from gtp_policy.functional import check_shape, unwrapped
 from gtp_policy.learner import GTPLearner
 from gtp_policy.spaces import ActionScaler, ObservationLayout
@@ -152,7 +153,7 @@ def source_of(policy: Exportable) -> PolicySource:
         return source._replace(layout=policy.layout, action_scaler=policy.action_scaler)
     if isinstance(policy, str | Path):
         source = source_of(load_checkpoint(policy, train_state=False))
-        return source._replace(sha256=content_id(Path(policy)))
+        return source._replace(sha256=content_id(expanded(policy)))
     if isinstance(policy, HasPolicySource):
         return policy.policy_source()
     raise ExportError(

@@ -122,7 +122,11 @@ class Policy:
             )
         if type(threads) is not int or threads < 1:
             raise ValueError(f"`threads` is out of range: got {threads}, expected an integer >= 1.")
-        data = source if isinstance(source, bytes) else _read(Path(source), max_bytes)
+        data = (
+            source
+            if isinstance(source, bytes)
+            else _read(Path(os.path.expanduser(source)), max_bytes)
+        )
         if len(data) > max_bytes:
             raise _too_large(len(data), max_bytes)
         graph = read_graph(data)

@@ -401,6 +401,70 @@ def test_rounding_cuts_no_episode(path: Path, noise: float) -> None:
         load_d4rl_hdf5(write(path, fields | {"next_observations": obs[1:] + 1}))
 
 
+def walks(offset: float, step: float, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns observations and next observations of four walks of 25 steps, with a goal each."""
+    rng = np.random.default_rng(0)
+    walk = offset + rng.normal(size=(4, 1, 3)) + np.cumsum(rng.normal(size=(4, 26, 3)) * step, 1)
+    goal = np.broadcast_to(rng.normal(size=(4, 1, 1)), (4, 26, 1))
+    whole = np.concatenate([walk, goal], 2) * scale
+    return whole[:, :-1].reshape(100, 4), whole[:, 1:].reshape(100, 4)
+
+
+@pytest.mark.parametrize("types", ["f8 f8", "f4 f4", "f4 f8", "f8 f4"])
+@pytest.mark.parametrize("noise", [0.0, 1e-7, 1e-3])
+@pytest.mark.parametrize("share", [0.4, 1.0])
+@pytest.mark.parametrize(
+    ("offset", "step", "scale"),
+    [
+        (0, 1, 1),  # as most are
+        (5e5, 0.5, 1),  # metres of a map
+        (0, 1, 1e-6),  # micrometres, in metres
+        (0, 1, 1e6),
+        (100, 0.02, 1),  # little steps far from 0
+    ],
+)
+def test_ends_are_found_whatever_the_units(
+    path: Path,
+    offset: float,
+    step: float,
+    scale: float,
+    share: float,
+    noise: float,
+    types: str,
+) -> None:
+    """Offsets, scales, types and a sensor that is read twice show neither more ends nor fewer."""
+    obs, following = walks(offset, step, scale)
+    again = np.random.default_rng(1).random((100, 1)) < share
+    following = following + again * (noise * step * scale)
+    following[:, 3] -= (again * noise * step * scale)[:, 0]  # a goal is not measured
+    kinds = types.split()
+    fields = {
+        "observations": obs.astype(kinds[0]),
+        "next_observations": following.astype(kinds[1]),
+        "actions": np.zeros((100, 1)),
+        "rewards": np.ones(100),
+        "terminals": np.zeros(100, bool),
+    }
+    dataset = load_d4rl_hdf5(write(path, fields))
+    assert np.flatnonzero(dataset.truncated).tolist() == [24, 49, 74, 99]
+
+
+def test_rows_that_do_not_follow_each_other_are_shown(path: Path) -> None:
+    """Shuffled transitions: every row is an end, and a warning says so."""
+    obs, following = walks(0, 1, 1)
+    order = np.random.default_rng(2).permutation(100)
+    fields = {
+        "observations": obs[order],
+        "next_observations": following[order],
+        "actions": np.zeros((100, 1)),
+        "rewards": np.ones(100),
+        "terminals": np.zeros(100, bool),
+    }
+    with pytest.warns(UserWarning, match="Many rows of .* end an episode"):
+        dataset = load_d4rl_hdf5(write(path, fields))
+    assert dataset.truncated.sum() > 90
+
+
 def test_loading_needs_less_than_twice_the_memory_of_the_result(path: Path) -> None:
     n = 300_000
     rng = np.random.default_rng(0)

@@ -324,6 +324,200 @@ def test_one_call_loads_what_each_loader_does_and_says_which(tmp_path: Path) -> 
     assert given.action_scaler == ActionScaler([-1, -1], [1, 1])
 
 
+@pytest.mark.parametrize(
+    ("flags", "options", "terminated", "truncated"),
+    [
+        ({"dones": "0101", "timeouts": "0000"}, {}, "0101", "0000"),
+        ({"dones": "0101", "timeouts": "0001"}, {}, "0100", "0001"),
+        ({"done": "0101", "terminals": "0100"}, {}, "0100", "0001"),
+        ({"terminal": "0101"}, {}, "0101", "0000"),
+        ({"is_terminal": "0100", "is_last": "0101"}, {}, "0100", "0001"),
+        ({"is_last": "0101"}, {}, "0000", "0101"),
+        ({"dones": "0101"}, {"terminated": "dones"}, "0101", "0000"),
+        ({"dones": "0101"}, {"truncated": "dones"}, "0000", "0101"),
+        ({"dones": "0111"}, {"terminated": False, "episode": "run"}, "0000", "0101"),
+        ({"dones": "0101"}, {"episode": "run"}, "", "mixes two things"),
+        ({"dones": "0001", "terminals": "0101"}, {}, "", "contradicts `done`"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["npz", "csv"])
+def test_every_flag_of_a_file_is_read(
+    kind: str,
+    flags: dict[str, str],
+    options: dict[str, Any],
+    terminated: str,
+    truncated: str,
+    tmp_path: Path,
+) -> None:
+    columns: dict[str, Any] = {name: [int(x) for x in of] for name, of in flags.items()}
+    columns |= {"obs": [0, 1, 2, 3], "next_obs": [1, 2, 3, 4], "action": [0] * 4}
+    columns |= {"run": [0, 0, 1, 1]}
+    if kind == "npz":
+        vectors = {n: np.array(c)[:, None] for n, c in columns.items() if "obs" in n}
+        path = npz(tmp_path, **columns | vectors)
+    else:
+        rows = zip(*columns.values(), strict=True)
+        lines = [",".join(columns), *(",".join(map(str, row)) for row in rows)]
+        path = text(tmp_path, "\n".join(lines))
+    box = {"low": -1.0, "high": 1.0}
+    if not terminated:
+        with pytest.raises(DataError, match=truncated):
+            load_dataset(path, **box, **options)
+        return
+    dataset = load_dataset(path, **box, **options)
+    assert dataset.terminated.tolist() == [x == "1" for x in terminated]
+    assert dataset.truncated.tolist() == [x == "1" for x in truncated]
+
+
+# --- columns in any order, endings in any case
+
+NUMBERED = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+ORDERS = {
+    "as they are": NUMBERED,
+    "backwards": NUMBERED[::-1],
+    "as letters are sorted": sorted(NUMBERED, key=str),
+}
+
+
+@pytest.mark.parametrize("kind", ["npz", "csv"])
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("{}_{}", {}),
+        ("{}.{}", {}),
+        ("{}[{}]", {}),
+        ("{}{:03d}", {}),
+        ("x{}_{}", {"obs": "xobs_*", "next_obs": "xnext_obs_*", "action": "xaction_*"}),
+        ("x{}_{}", {"obs": [f"xobs_{i}" for i in NUMBERED], "next_obs": "xn*", "action": "xa*"}),
+    ],
+)
+def test_numbered_columns_go_by_their_numbers(
+    kind: str, order: str, name: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """The column with a number is that dimension, wherever it stands in the file."""
+    columns: dict[str, list[float]] = {"terminated": [0, 0, 1]}
+    for field, offset in (("next_obs", 1.0), ("obs", 0.0), ("action", 0.0)):
+        for number in ORDERS[order] if field != "obs" else NUMBERED:
+            start = offset + 10 * number if "obs" in field else number / 100
+            columns[name.format(field, number)] = [start + row for row in range(3)]
+    columns = {n: [v / 100 for v in c] if "action" in n else c for n, c in columns.items()}
+    path = rows_of(kind, columns, tmp_path)
+    dataset = load_dataset(path, low=-1.0, high=1.0, **options)
+    rows = dataset.transitions
+    np.testing.assert_array_equal(rows.obs[0], 10 * np.array(NUMBERED))
+    np.testing.assert_array_equal(rows.next_obs - rows.obs, np.ones((3, 11)))
+    assert (np.diff(rows.action.numpy(), axis=1) > 0).all()
+
+
+def rows_of(kind: str, columns: dict[str, list[float]], folder: Path) -> Path:
+    if kind == "npz":
+        return npz(folder, **{name: np.array(column) for name, column in columns.items()})
+    lines = [
+        ",".join(columns),
+        *(",".join(map(str, r)) for r in zip(*columns.values(), strict=True)),
+    ]
+    return text(folder, "\n".join(lines))
+
+
+@pytest.mark.parametrize("kind", ["npz", "csv"])
+@pytest.mark.parametrize(
+    ("names", "options", "message"),
+    [
+        (["obs_0", "obs_2", "action"], {}, "`obs` has numbered columns that do not follow"),
+        (["obs_5", "obs_6", "action"], {}, "`obs` has numbered columns that do not follow"),
+        (["obs_0", "obs.0", "action"], {}, "`obs` has numbered columns that do not follow"),
+        (
+            ["obs_0", "obs_1", "next_obs_1", "next_obs_2", "action"],
+            {},
+            "`next_obs` is of other columns than `obs`: got .*'next_obs_1', 'next_obs_2'",
+        ),
+        (
+            ["at_x", "at_y", "to_y", "to_z", "action"],
+            {"obs": "at_*", "next_obs": "to_*"},
+            "`next_obs` is of other columns than `obs`",
+        ),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(
+    kind: str, names: list[str], options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = rows_of(kind, {name: [0.0, 0.0] for name in [*names, "terminated"]}, tmp_path)
+    with pytest.raises(DataError, match=message):
+        load_dataset(path, low=-1.0, high=1.0, **options)
+
+
+@pytest.mark.parametrize("kind", ["npz", "csv"])
+def test_words_pair_observations_and_lists_keep_their_order(kind: str, tmp_path: Path) -> None:
+    columns = {"at_x": [0.0], "at_y": [5.0], "to_y": [6.0], "to_x": [1.0], "action": [0.0]}
+    path = rows_of(kind, columns | {"terminated": [1]}, tmp_path)
+    box = {"low": -1.0, "high": 1.0}
+    by_word = load_dataset(path, obs="at_*", next_obs="to_*", **box)
+    assert by_word.transitions.next_obs.tolist() == [[1.0, 6.0]]
+    as_said = load_dataset(path, obs=["at_x", "at_y"], next_obs=["to_y", "to_x"], **box)
+    assert as_said.transitions.next_obs.tolist() == [[6.0, 1.0]]
+
+
+@pytest.mark.parametrize("load", [load_dataset, load_csv, load_npz], ids=lambda load: load.__name__)
+@pytest.mark.parametrize("ending", [".csv", ".CSV", ".Tsv", ".npz", ".NPZ"])
+def test_an_ending_in_capitals_is_the_same_ending(
+    load: Loader, ending: str, tmp_path: Path
+) -> None:
+    kind = "npz" if ending.lower() == ".npz" else "csv"
+    if load in (load_csv, load_npz) and not load.__name__.endswith(kind):
+        return
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    between = "\t" if ending == ".Tsv" else ","
+    for i, own in enumerate((ending, ending.lower())):
+        lines = [between.join(["obs", "action"]), *(between.join([f"{n}", "0"]) for n in range(5))]
+        if kind == "npz":
+            with open(folder / f"run_{i}{own}", "wb") as file:
+                np.savez(file, obs=np.zeros((5, 1)), action=np.zeros((5, 1)))
+        else:
+            (folder / f"run_{i}{own}").write_text("\n".join(lines))
+    box = {"low": -1.0, "high": 1.0}
+    assert len(load(folder, **box)) == 8
+    assert len(load(folder / f"run_0{ending}", episode=False, **box)) == 4
+
+
+@pytest.mark.parametrize("other", ["a.NPZ", "a.h5", "A.HDF5"])
+def test_a_folder_of_two_kinds_is_refused_with_both_counts(other: str, tmp_path: Path) -> None:
+    text(tmp_path, "obs,action\n0,0\n1,0\n", "0.csv")
+    text(tmp_path, "obs,action\n0,0\n1,0\n", "1.CSV")
+    (tmp_path / other).write_bytes(b"")
+    with pytest.raises(DataError, match=r"several kinds: got (2 of csv|1 of npz) and .*kind="):
+        load_dataset(tmp_path, low=-1.0, high=1.0)
+    assert len(load_dataset(tmp_path, kind="csv", low=-1.0, high=1.0)) == 2
+
+
+@pytest.mark.parametrize("ids", [[0, 0, np.nan, 1, 1], [0, 0, np.nan, np.nan, 1], [np.nan] * 5])
+@pytest.mark.parametrize("kind", ["npz", "csv", "lerobot"])
+def test_a_row_without_the_number_of_its_episode_is_named(
+    kind: str, ids: list[float], tmp_path: Path
+) -> None:
+    row, options, column = int(np.argmax(np.isnan(ids))), {"episode": "run"}, "run"
+    if kind == "npz":
+        path = npz(tmp_path, obs=np.zeros((5, 1)), action=np.zeros((5, 1)), run=np.array(ids))
+    elif kind == "csv":
+        path = text(
+            tmp_path, "obs,action,run\n" + "".join(f"0,0,{i}\n" for i in ids).replace("nan", "")
+        )
+    else:
+        path, options, column = info(tmp_path), {}, "episode_index"
+        rows = pq.read_table(path / DATA)
+        short = [None if np.isnan(i) else int(i) for i in ids][: rows.num_rows]
+        short += [9] * (rows.num_rows - len(short))
+        at = rows.column_names.index("episode_index")
+        pq.write_table(
+            rows.set_column(at, "episode_index", pa.array(short, pa.int64())), path / DATA
+        )
+    with pytest.raises(
+        DataError, match=f"`{column}` has no number of the episode: got nan at row {row}"
+    ):
+        load_dataset(path, **BOX if kind == "lerobot" else {"low": -1.0, "high": 1.0}, **options)
+
+
 # --- what is wrong: files and mappings, each with what it says
 
 
@@ -519,6 +713,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
         "cannot be read as CSV: got UnicodeDecodeError",
     ),
     "CSV without rows": (lambda p: text(p, "obs,action\n"), {"episode": False}, "is empty: got 0"),
+    "CSV of a first line alone": (lambda p: text(p, "obs,action,episode\n"), {}, "is empty: got 0"),
     # HDF5
     "HDF5 that is cut short": (lambda p: damaged(hdf5(p, bool)), {}, "cannot be read as HDF5"),
     "HDF5 of neither layout": (
