@@ -177,7 +177,7 @@ class UnknownPresetError(GTPError, KeyError):
         ...
         gtp_policy.errors.UnknownPresetError: Unknown preset: got 'gpt', expected one of gtp, \
 gtp_bc, paper_loss, one_step, gtp_solver, gtp_linear_q, paper, diffusion, flow_matching, \
-consistency, ctm, shortcut, mean_flow.
+consistency, ctm, shortcut, mean_flow. Did you mean gtp?
     """
 
     def __str__(self) -> str:

@@ -159,8 +159,7 @@ def run_fields(args: argparse.Namespace) -> dict[str, Any]:
     try:
         policy = presets.get(args.preset)
     except UnknownPresetError as error:
-        hint = suggestion(args.preset, presets.NAMES)
-        raise ExperimentError(f"{error.args[0]}{hint}") from error
+        raise ExperimentError(str(error.args[0])) from error
     for assignment in args.set:
         policy = assign(policy, assignment)
     return {"method": args.preset, **experiment_fields(args), "policy": policy}
