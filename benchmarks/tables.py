@@ -230,13 +230,15 @@ def deterministic(record: dict[str, Any]) -> str:
     )
     rows = []
     for row in record["rows"].values():
-        scale = 100 if row["scored_by"] == "success" else 1
+        # Where the goal is all that is rewarded, a return says whether it was reached.
+        reached = {v for scores in row["scores"].values() for v in scores} <= {0.0, 1.0}
+        scale = 100 if reached else 1
         cells = []
         for name in names:
             s = scale * np.array(row["scores"].get(name, []), float)
             spread = s.std(ddof=1) / len(s) ** 0.5 if len(s) else 0.0
             cells.append(f"{s.mean():.0f} ± {spread:.0f}" if len(s) else "–")
-        unit = "success, %" if row["scored_by"] == "success" else "return"
+        unit = "at the goal, %" if reached else "return"
         episodes = len(row["scores"]["sampled"])
         rows.append([f"{row['task']}, seed {row['seed']}, {unit}", str(episodes), *cells])
     first = next(iter(record["rows"].values()))
