@@ -131,6 +131,9 @@ def kind_of(source: Any) -> str:  # noqa: ANN401 - anything
                 " One episode goes as a list of one: OfflineDataset.from_episodes([episode]).",
             )
         raise _unknown(f"a dict with {sorted(map(str, source))[:9]}")
+    if isinstance(source, bytes | bytearray) or hasattr(source, "read"):  # sequences, too
+        more = " A file goes by its name, as str or Path; os.fsdecode makes one of bytes."
+        raise _unknown(f"a {type(source).__name__}", more)
     if isinstance(source, Sequence) or hasattr(source, "__next__"):
         return "episodes"
     raise _unknown(f"a {type(source).__name__}")

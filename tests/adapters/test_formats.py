@@ -1,6 +1,7 @@
 """Every format from a file that its own writer made: the same transitions as from flat arrays."""
 
 import csv
+import io
 import json
 import pickle
 import subprocess
@@ -865,6 +866,8 @@ WRONG: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "an id of nothing": (lambda p: "mine/none-v0", {}, "for minari.*not on this machine"),
     "a dict of other names": (lambda p: {"states": 1}, {}, r"got a dict with \['states'\]"),
     "a number": (lambda p: 3, {}, "got a int"),
+    "the name of a file as bytes": (lambda p: b"a.csv", {}, "got a bytes.*as str or Path"),
+    "a file that is open": (lambda p: io.StringIO("obs,action"), {}, "got a StringIO.*by its name"),
     "a kind that is unknown": (lambda p: p, {"kind": "zarr"}, "`kind` is unknown: got 'zarr'"),
     "no episode": (lambda p: [], {}, "There is no episode: got 0"),
 }
