@@ -10,7 +10,6 @@ says whether the page is what the results say.
 
 import shlex
 from pathlib import Path
-from typing import Any
 
 from benchmarks import failing, signatures, teachers
 from benchmarks.pages import ROOT, page_parser, publish, read, table
@@ -45,23 +44,10 @@ its command, its data and its seeds. `make results` runs what is missing and wri
 """
 
 
-def matches(wanted: dict[str, Any], got: dict[str, Any]) -> bool:
-    """Returns whether two configs agree in all fields that both have: new fields make none old."""
-    for key in (wanted.keys() & got.keys()) - {"seed"}:
-        a, b = wanted[key], got[key]
-        if isinstance(a, dict) and isinstance(b, dict):
-            if not matches(a, b):
-                return False
-        elif a != b:
-            return False
-    return True
-
-
 def results_of(row: Row, found: list[RunResult]) -> tuple[list[RunResult], str]:
     """Returns the results of a row, and what is wrong with them."""
     mine = [r for r in found if r.method == row.method and r.seed in row.seeds]
-    wanted = row.configs(OUT)[0].model_dump(mode="json")
-    current = [r for r in mine if matches(wanted, r.config)]
+    current = [r for r in mine if row.made(r)]
     if current:
         missing = sorted(set(row.seeds) - {r.seed for r in current})
         return current, f"seeds {', '.join(map(str, missing))} {MISSING}" if missing else ""

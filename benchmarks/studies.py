@@ -19,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks import disturbed
 from benchmarks.pages import RESULTS
@@ -93,6 +94,10 @@ class Row:
         if self.wrong_advantages:
             return ["benchmarks.disturbed", *common]
         return ["gtp_experiments", "run", *common]
+
+    def made(self, result: RunResult) -> bool:
+        """Returns whether a result is one of the row's command, of whatever seed."""
+        return _agree(self.configs(OUT)[0].model_dump(mode="json"), result.config)
 
     def again(self, out: Path) -> list[str]:
         """Returns the words behind ``python -m`` that evaluate the row's runs with other steps."""
@@ -278,6 +283,22 @@ def call(words: list[str], stop: StopSignal, variables: dict[str, str]) -> int:
                 passed_on = True
 
 
+def _agree(wanted: dict[str, Any], got: dict[str, Any]) -> bool:
+    """Returns whether two configs agree in all fields that both have: new fields make none old.
+
+    How deterministic actions are chosen plays no part where they are sampled.
+    """
+    evaluation = wanted.get("evaluation") or {}
+    idle = set() if evaluation.get("deterministic") else {"eval_candidates", "deterministic_choice"}
+
+    def same(a: object, b: object) -> bool:
+        if isinstance(a, dict) and isinstance(b, dict):
+            return all(same(a[key], b[key]) for key in (a.keys() & b.keys()) - {"seed"} - idle)
+        return a == b
+
+    return same(wanted, got)
+
+
 def left_of(row: Row, results: Sequence[RunResult]) -> Row | None:
     """Returns a row with the seeds that have no result yet, or lack one with other steps.
 
@@ -288,8 +309,7 @@ def left_of(row: Row, results: Sequence[RunResult]) -> Row | None:
     Returns:
         What is left to be run; None if it is nothing.
     """
-    (group,) = {config.group for config in row.configs(OUT)}
-    done = {(r.method, r.seed) for r in results if r.method != row.method or r.group == group}
+    done = {(r.method, r.seed) for r in results if r.method != row.method or row.made(r)}
     wanted = [row.method, *(f"{row.method}, K = {k}" for k in row.steps)]
     seeds = tuple(s for s in row.seeds if any((name, s) not in done for name in wanted))
     return dataclasses.replace(row, seeds=seeds) if seeds else None
