@@ -52,9 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for problem in error.errors():
             place = ".".join(str(part) for part in problem["loc"])
             # An error of a whole config says itself what it got; its input is all of it.
-            words = (
-                f"{place}: {problem['msg']}, got {problem['input']!r}" if place else problem["msg"]
-            )
+            said = problem["msg"].removeprefix("Value error, ")
+            words = f"{place}: {said}, got {problem['input']!r}" if place else said
             print(f"error: {words}", file=sys.stderr)
     except (GTPError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

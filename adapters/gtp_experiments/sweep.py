@@ -36,7 +36,7 @@ from gtp_experiments.results import RunResult
 from gtp_experiments.runner import leave_with_parent, run
 from gtp_experiments.table import markdown
 from gtp_policy import Config, StopSignal
-from gtp_policy.errors import MissingDependencyError, suggestion
+from gtp_policy.errors import MissingDependencyError
 from gtp_policy.files import expanded
 
 if TYPE_CHECKING:
@@ -470,8 +470,7 @@ def _said(problem: Any) -> str:  # noqa: ANN401 - pydantic's dictionary
     """Returns what is wrong with an entry: its path, the part of it, and the rule."""
     path, *rest = problem["loc"] or ("all of it",)
     part = ".".join(str(word) for word in rest if word not in ("range", "values"))
-    hint = suggestion(part, Range.model_fields) if problem["type"] == "extra_forbidden" else ""
-    rule = f"{problem['msg']}{f' ({hint.strip()})' if hint else ''}"
+    rule = problem["msg"].removeprefix("Value error, ").rstrip(".?")
     return f"{path}{f' ({part})' if part else ''}: {rule}"
 
 

@@ -98,7 +98,10 @@ def test_a_choice_that_earlier_records_hold_is_read() -> None:
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        ({"weighter.eta": {"low": 1, "hihg": 2}}, r"\(hihg\): .*Did you mean high"),
+        (
+            {"weighter.eta": {"low": 1, "hihg": 2}},
+            r"weighter.eta: Extra .*'hihg'.*Did you mean high",
+        ),
         ({"weighter.eta": {"low": 3, "high": 2}}, r"weighter.eta: .*low must not be above high"),
         ({"weighter.eta": []}, r"weighter.eta: .*at least 1 item"),
         ({"weighter.eta": 3}, r"weighter.eta: .*list"),
