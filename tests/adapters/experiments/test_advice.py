@@ -100,7 +100,7 @@ def test_a_choice_that_earlier_records_hold_is_read() -> None:
     [
         (
             {"weighter.eta": {"low": 1, "hihg": 2}},
-            r"weighter.eta: Extra .*'hihg'.*Did you mean high",
+            r"eta: Extra .*'hihg'.*Did you mean high",
         ),
         ({"weighter.eta": {"low": 3, "high": 2}}, r"weighter.eta: .*low must not be above high"),
         ({"weighter.eta": []}, r"weighter.eta: .*at least 1 item"),
