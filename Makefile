@@ -55,7 +55,7 @@ test: lint  ## lint, types, then every test with coverage (but for test-packagin
 	$(PYTEST) -m "not packaging" --cov --cov-report=term
 
 test-quick: $(STAMP)  ## the fast tests of the core, about a minute
-	$(PYTEST) -m "not slow and not packaging" gtp_policy tests --ignore=tests/adapters --ignore=tests/benchmarks \
+	HYPOTHESIS_PROFILE=few $(PYTEST) -m "not slow and not packaging" gtp_policy tests --ignore=tests/adapters --ignore=tests/benchmarks \
 		--ignore=tests/distributed --ignore=tests/examples --ignore=tests/export --ignore=tests/reliability \
 		--ignore=tests/test_documentation.py --ignore=tests/test_packaging.py
 
