@@ -105,11 +105,16 @@ def test_a_critic_says_that_rewards_are_missing_wherever_it_meets_them(
         lambda: learner.update(batch),
         lambda: several.update([batch, batch]),
         lambda: several.update_from(logs, batch_size=8),
+    ):
+        with pytest.raises(DataError, match=ADVICE):
+            call()
+    for call in (
         lambda: logs.with_rewards(LinearReward()),
         lambda: logs.with_best_episodes(0.5),
         lambda: logs.with_return_weighting(1.0),
     ):
-        with pytest.raises(DataError, match=ADVICE):
+        # No critic asked for them: cloning without one would not help.
+        with pytest.raises(DataError, match=r"needs rewards: got .*with_reward_column\(rewards\)"):
             call()
     assert learner.broken is None
     for a, b in zip(before, learner.parameters(), strict=True):
