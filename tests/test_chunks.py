@@ -296,7 +296,8 @@ def test_a_chunk_is_cloned_with_its_steps_in_order() -> None:
     at = torch.tensor([[2 / steps], [5 / steps]])
     expected = 0.9 - 1.8 * (at + torch.arange(h) / steps)
     drawn = learner.act(at.repeat_interleave(200, 0), generator=learner.stream("test"))
-    assert (drawn.view(2, 200, h).mean(1) - expected).abs().max() < 0.1
+    # A step of time changes the action by 0.15.
+    assert (drawn.view(2, 200, h).mean(1) - expected).abs().max() < 0.14
 
 
 # --- playing
