@@ -106,7 +106,9 @@ class CheckpointOrigin(_Part):
         description="Of a checkpoint: hash of its content, the same for its folder and its zip "
         "file. Of a policy that came from elsewhere: hash of its weights."
     )
-    updates: Int | None = Field(default=None, ge=0, description="Number of updates done.")
+    updates: Annotated[int, Field(strict=True, ge=0)] | None = Field(
+        default=None, description="Number of updates done."
+    )
 
 
 class PolicyFile(_Part):
