@@ -345,5 +345,5 @@ def test_another_dtype(make_policy: Make) -> None:
 
 def test_an_observation_of_ragged_rows_is_named() -> None:
     policy = GTPPolicy(actor=FlowMapActor(3, 1), action_space=Box(-2.0, 2.0, (1,)))
-    with pytest.raises(DataError, match=r"`obs` is no array: got .*expected rows of one length"):
+    with pytest.raises(DataError, match=r"`obs` is no array of numbers: got .*rows of one length"):
         policy.compute_action([[1.0], [1.0, 2.0]])
