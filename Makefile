@@ -56,7 +56,8 @@ test: lint  ## lint, types, then every test with coverage (but for test-packagin
 
 test-quick: $(STAMP)  ## the fast tests of the core, about a minute
 	HYPOTHESIS_PROFILE=few $(PYTEST) -m "not slow and not packaging" gtp_policy tests --ignore=tests/adapters --ignore=tests/benchmarks \
-		--ignore=tests/distributed --ignore=tests/examples --ignore=tests/export --ignore=tests/reliability \
+		--ignore=tests/distributed --ignore=tests/engine --ignore=tests/examples --ignore=tests/export \
+		--ignore=tests/kernels --ignore=tests/reliability --ignore=tests/testing --ignore=gtp_policy/testing \
 		--ignore=tests/test_documentation.py --ignore=tests/test_packaging.py
 
 # Minutes, most of them pip's: the wheel's dependencies are installed once more.
