@@ -29,11 +29,6 @@ RESULT = RESULTS / "deterministic.json"
 Noise = Callable[[Tensor, int], Tensor]
 
 
-def of_the_observation(obs: Tensor, count: int) -> Tensor:
-    """Returns noise (B, count) that is a function of each observation."""
-    return keyed_noise(obs, count)
-
-
 def one_for_all(obs: Tensor, count: int) -> Tensor:
     """Returns the same noise (B, count) for every observation, in pairs of opposite ones."""
     half = torch.randn((count + 1) // 2, generator=torch.Generator().manual_seed(0))
@@ -42,10 +37,10 @@ def one_for_all(obs: Tensor, count: int) -> Tensor:
 
 # By name: how many actions, of whose noise; their mode is taken.
 RULES: dict[str, tuple[int, Noise]] = {
-    "noise of the observation, 1": (1, of_the_observation),
-    "noise of the observation, mode of 4": (4, of_the_observation),
-    "noise of the observation, mode of 8": (8, of_the_observation),
-    "noise of the observation, mode of 16": (16, of_the_observation),
+    "noise of the observation, 1": (1, keyed_noise),
+    "noise of the observation, mode of 4": (4, keyed_noise),
+    "noise of the observation, mode of 8": (8, keyed_noise),
+    "noise of the observation, mode of 16": (16, keyed_noise),
     "one noise for all, mode of 16": (16, one_for_all),
 }
 

@@ -12,6 +12,7 @@ results` puts d3rlpy, which the peers come from, there as well.
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import shlex
@@ -97,7 +98,11 @@ class Row:
 
     def made(self, result: RunResult) -> bool:
         """Returns whether a result is one of the row's command, of whatever seed."""
-        return _agree(self.configs(OUT)[0].model_dump(mode="json"), result.config)
+        return _agree(self._record, result.config)
+
+    @functools.cached_property
+    def _record(self) -> dict[str, Any]:
+        return self.configs(OUT)[0].model_dump(mode="json")
 
     def again(self, out: Path) -> list[str]:
         """Returns the words behind ``python -m`` that evaluate the row's runs with other steps."""

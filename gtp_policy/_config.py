@@ -96,9 +96,10 @@ class Config(BaseModel):
         if not isinstance(fields, Mapping):
             return fields
         for name in fields:
+            if name in cls.model_fields or not isinstance(name, str):
+                continue
             # What is like nothing is left to pydantic, which names all of them.
-            meant = cls._meant(name) if isinstance(name, str) else ""
-            if name not in cls.model_fields and meant:
+            if meant := cls._meant(name):
                 raise ValueError(
                     f"Extra inputs are not permitted: got {name!r} for a {cls.__name__}.{meant}"
                 )

@@ -66,9 +66,8 @@ def plain_float(value: Any) -> Any:  # noqa: ANN401 - whatever was given
     Raises:
         ValueError: If it is none, but pretends to be one: a validator would believe it.
     """
-    found = as_int(value)
-    if found is not None or isinstance(value, int):
-        return value if found is None else found
+    if isinstance(value, int):  # also booleans, which a strict validator refuses
+        return value
     real = as_float(value)
     if real is None and hasattr(type(value), "__float__"):
         raise ValueError(f"{value!r} is no real number")

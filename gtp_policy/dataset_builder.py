@@ -278,15 +278,15 @@ class OfflineDatasetBuilder:
                     "integer."
                 )
             if tuple(column.shape) != expected:
-                hint = f" Pass {name}[:, 0]." if tuple(column.shape) == (*expected, 1) else ""
+                advice = f". Pass {name}[:, 0]." if tuple(column.shape) == (*expected, 1) else "."
                 if name == "action" and len(column.shape) == 2 and column.shape[0] == size:
-                    hint = (
+                    advice = (
                         f", since `low` and `high` are of {width} dimensions. Correct the actions, "
                         "or the bounds: one number for all dimensions, or one for each."
                     )
                 raise DataError(
                     f"`{name}` has the wrong shape: got {tuple(column.shape)}, expected {expected}"
-                    f"{hint if hint.startswith(',') else f'.{hint}'}"
+                    f"{advice}"
                 )
 
     def _check_bounds(

@@ -34,22 +34,16 @@ def _check_array(name: str, value: object, *kinds: type) -> None:
         raise DataError(
             f"`{name}` has the wrong dtype: got {dtype}, expected real numbers. Convert it first."
         )
-    if isinstance(value, np.ma.MaskedArray) and _is_masked(value):
-        raise _masked_error(name)
+    _check_has_values(name, value)
 
 
-def _is_masked(value: object) -> bool:
-    """Returns whether something in arrays, or in lists of them, is masked."""
-    if isinstance(value, list | tuple):
-        return any(map(_is_masked, value))
-    return isinstance(value, np.ma.MaskedArray) and bool(np.ma.getmaskarray(value).any())
-
-
-def _masked_error(name: str) -> DataError:
-    return DataError(
-        f"`{name}` is masked: got elements without a value, expected numbers only. What lies under "
-        "a mask is no observation: fill it with what the policy was trained on, or do not act."
-    )
+def _check_has_values(name: str, value: object) -> None:
+    if first_masked(value) is not None:
+        raise DataError(
+            f"`{name}` is masked: got elements without a value, expected numbers only. What lies "
+            "under a mask is no observation: fill it with what the policy was trained on, or do "
+            "not act."
+        )
 
 
 def real_array(name: str, value: object) -> npt.NDArray[Any]:
@@ -78,19 +72,14 @@ def real_array(name: str, value: object) -> npt.NDArray[Any]:
 numbers only. What lies under a mask is no observation: fill it with what the policy was trained \
 on, or do not act.
     """
-    if _is_masked(value):
-        raise _masked_error(name)
+    _check_has_values(name, value)
     try:
         array = np.asarray(value)
         if array.dtype.kind == "O":
-            if any(map(_is_masked, array.flat)):
-                raise _masked_error(name)
             if any(isinstance(element, str | bytes) for element in array.flat):
                 raise TypeError("text")
             array = array.astype(np.float64)
     except (TypeError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(
             f"`{name}` is no array of numbers: got {error}, expected real numbers in rows of one "
             "length."

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from torch import Tensor
 
 from gtp_policy._folding import network_reasons
 from gtp_policy.acting import EQUALLY_CENTRAL, LEAST_SPREAD, LEAST_WIDTH, ModeChoice
 from gtp_policy.critic import QEnsemble
+from gtp_policy.export.nodes import Nodes
 from gtp_policy.export.opset import ACTION, IR_VERSION, NOISE, OPSET, Precision
 from gtp_policy.export.source import Plan
 from gtp_policy.kernels.folded import Folded
@@ -192,40 +193,14 @@ def _mode(graph: "_Graph", choice: ModeChoice, several: str, n: int) -> str:
     return graph.op("Min", mode, graph.op("ReduceMax", several, first, keepdims=0))
 
 
-class _Graph:
-    """Operators in their order, and constants, of which equal ones are kept once."""
-
-    def __init__(self) -> None:
-        self._nodes: list[onnx.NodeProto] = []
-        self._constants: dict[tuple[str, tuple[int, ...], bytes], onnx.TensorProto] = {}
-
-    def op(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:  # noqa: ANN401
-        name = output or f"{kind}_{len(self._nodes)}"
-        self._nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
-        return name
-
-    def constant(self, array: _Array) -> str:
-        array = np.ascontiguousarray(array)
-        key = array.dtype.str, array.shape, array.tobytes()
-        if key not in self._constants:
-            name = f"constant_{len(self._constants)}"
-            self._constants[key] = numpy_helper.from_array(array, name)
-        return self._constants[key].name
-
-    def number(self, value: float | _Array) -> str:
-        return self.constant(np.asarray(value, np.float32))
-
-    def integers(self, *values: int) -> str:
-        return self.constant(np.array(values, np.int64))
-
-    def reshape(self, x: str, *shape: int) -> str:
-        return self.op("Reshape", x, self.integers(*shape))
+class _Graph(Nodes):
+    """The nodes of a policy, of operators and of what its networks are made of."""
 
     def topk(self, x: str, k: int) -> str:
         """Adds the k smallest of each row, in their order."""
-        name = f"TopK_{len(self._nodes)}"
+        name = f"TopK_{len(self.nodes)}"
         inputs, outputs = [x, self.integers(k)], [name, f"{name}_indices"]
-        self._nodes.append(helper.make_node("TopK", inputs, outputs, name=name, largest=0, axis=1))
+        self.nodes.append(helper.make_node("TopK", inputs, outputs, name=name, largest=0, axis=1))
         return name
 
     def product(self, x: str, weight: _Array, bias: _Array | None, half: bool) -> str:
@@ -256,9 +231,7 @@ class _Graph:
         inputs = [helper.make_tensor_value_info(n, float32, ["batch", *s]) for n, s in shapes]
         inputs.append(helper.make_tensor_value_info(NOISE, float32, ["batch", *plan.noise_shape]))
         output = helper.make_tensor_value_info(ACTION, float32, ["batch", *plan.result_shape])
-        graph = helper.make_graph(
-            self._nodes, "policy", inputs, [output], list(self._constants.values())
-        )
+        graph = helper.make_graph(self.nodes, "policy", inputs, [output], self.constants)
         return helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
         )

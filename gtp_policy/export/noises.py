@@ -1,13 +1,12 @@
 """Noise inside a graph instead of its input: of the observation, or drawn by the runtime."""
 
 import math
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 
+from gtp_policy.export.nodes import Nodes
 from gtp_policy.export.opset import NOISE
 from gtp_policy.export.policy_file import NoiseInput
 from gtp_policy.export.source import Plan
@@ -28,7 +27,7 @@ def replace_(model: onnx.ModelProto, plan: Plan, noise: NoiseInput) -> None:
     kept = [entry for entry in graph.input if entry.name != NOISE]
     del graph.input[:]
     graph.input.extend(kept)
-    own = _Nodes()
+    own = Nodes("noise_")
     if noise.source == "keyed":
         _keyed(own, plan)
     else:
@@ -42,16 +41,16 @@ def replace_(model: onnx.ModelProto, plan: Plan, noise: NoiseInput) -> None:
     graph.node.extend([*own.nodes, *rest])
 
 
-def _keyed(graph: "_Nodes", plan: Plan) -> None:
+def _keyed(graph: Nodes, plan: Plan) -> None:
     """Adds `gtp_policy.keyed_noise`, operator by operator."""
     parts = [
-        graph.op("Reshape", name, graph.integers(-1, plan.history, math.prod(shape)))
+        graph.reshape(name, -1, plan.history, math.prod(shape))
         for name, shape in zip(plan.inputs, plan.layout.shapes, strict=True)
     ]
     steps = graph.op("Concat", *parts, axis=2) if len(parts) > 1 else parts[0]
-    obs = graph.op("Reshape", steps, graph.integers(-1, plan.actor.obs_dim))
-    far = (graph.constant(np.float32(v)) for v in (-FARTHEST, FARTHEST))
-    units = graph.op("Mul", graph.op("Clip", obs, *far), graph.constant(np.float32(UNITS)))
+    obs = graph.reshape(steps, -1, plan.actor.obs_dim)
+    near = graph.op("Clip", obs, graph.number(-FARTHEST), graph.number(FARTHEST))
+    units = graph.op("Mul", near, graph.number(UNITS))
     prime, one = graph.constant(np.int64(PRIME)), graph.integers(1)
 
     def product(a: str, b: str) -> str:
@@ -66,30 +65,9 @@ def _keyed(graph: "_Nodes", plan: Plan) -> None:
     key = product(product(square, square), key)
     count = math.prod(plan.noise_shape)
     uniform = product(key, graph.constant(powers(STEP, TERMS * count).numpy()))
-    terms = graph.op("Reshape", uniform, graph.integers(-1, count, TERMS))
+    terms = graph.reshape(uniform, -1, count, TERMS)
     total = graph.op("ReduceSum", terms, graph.integers(2), keepdims=0)
     total = graph.op("Sub", total, graph.constant(np.int64(TERMS // 2 * PRIME)))
     total = graph.op("Cast", total, to=TensorProto.FLOAT)
-    normal = graph.op("Div", total, graph.constant(np.float32(PRIME)))
+    normal = graph.op("Div", total, graph.number(PRIME))
     graph.op("Reshape", normal, graph.integers(-1, *plan.noise_shape), output=NOISE)
-
-
-class _Nodes:
-    """Nodes and constants to come before those of a graph, under names of their own."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
-
-    def op(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:  # noqa: ANN401
-        name = output or f"noise_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
-        return name
-
-    def constant(self, value: npt.ArrayLike) -> str:
-        name = f"noise_constant_{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.asarray(value), name))
-        return name
-
-    def integers(self, *values: int) -> str:
-        return self.constant(np.array(values, np.int64))
