@@ -1,6 +1,7 @@
 """An update on a GPU is few nodes, and a launch leaves little to the host: counted without one."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +27,21 @@ def test_an_update_is_as_many_nodes_as_the_page_says(name: str) -> None:
     assert found["nodes"]["triton adam"] == found["nodes"]["triton gradient_norms"] == 2
     assert found["nodes"]["triton draws"] == found["nodes"]["triton follow"] == 1
     assert found["host"] == HOST
+
+
+@needs_triton
+def test_one_line_of_json_is_printed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    one = nodes.count(nodes.configs()[nodes.DEFAULT], TINY)
+    monkeypatch.setattr(nodes, "count", lambda *_, **__: one)
+    monkeypatch.setattr(nodes, "OUTPUT", tmp_path / "nodes.json")
+    nodes.main()
+    (line,) = capsys.readouterr().out.splitlines()
+    found = json.loads(line)
+    assert (found["nodes_m1"], found["host_ops_per_launch"]) == (RECORD["nodes_m1"], 4)
+    low, high = found["estimated_ms"]
+    assert 0 < low < high == round(found["nodes_m1"] * found["estimated_node_us"][1] / 1000, 2)
 
 
 @needs_triton
