@@ -484,6 +484,15 @@ def test_a_trace_is_the_policy_at_every_number_of_rows(width: int, steps: int) -
             )
 
 
+@pytest.mark.slow
+@pytest.mark.global_rng
+def test_a_strict_export_is_the_policy_too() -> None:
+    policy = Policy(FlowMapActor(OBS, ACT), 2)
+    inputs = torch.randn(5, OBS), torch.randn(5, ACT)
+    program = torch.export.export(policy, inputs, strict=True)
+    torch.testing.assert_close(program.module()(*inputs), policy(*inputs), atol=1e-5, rtol=0)
+
+
 # --- a state of tensors
 
 

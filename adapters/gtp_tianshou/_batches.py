@@ -8,6 +8,7 @@ from tianshou.data.types import RolloutBatchProtocol
 from torch import Tensor
 
 from gtp_policy import GTPLearner, Transitions
+from gtp_policy.dataset_builder import as_array
 from gtp_policy.errors import DataError
 from gtp_policy.functional import td_target
 from gtp_tianshou._spaces import flatten
@@ -22,10 +23,10 @@ def to_transitions(
     out_of_bounds: Literal["error", "clip"],
 ) -> Transitions:
     """Converts a minibatch; the target is one step away, and termination alone ends it."""
-    action = np.asarray(batch.act).reshape(len(batch.act), -1)
+    action = as_array("act", batch.act).reshape(len(batch.act), -1)
     if out_of_bounds != "clip":
         check_bounds(action, np.arange(len(action)))
-    for name, column in (("act", action), ("rew", np.asarray(batch.rew))):
+    for name, column in (("act", action), ("rew", as_array("rew", batch.rew))):
         if not np.isfinite(column).all():
             raise DataError(
                 f"`{name}` is not finite: got {column[~np.isfinite(column)][0]} in a minibatch, "

@@ -14,7 +14,7 @@ from tianshou.data.types import RolloutBatchProtocol
 from gtp_datasets import load_d4rl_hdf5, load_minari
 from gtp_datasets.spaces import layout_of
 from gtp_policy import ActionScaler, ObservationLayout, OfflineDataset, Transitions
-from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_flags
+from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_array, as_flags
 from gtp_policy.errors import DataError, EmptyDatasetError
 from gtp_tianshou._spaces import action_scaler_of, plain
 
@@ -135,7 +135,7 @@ def dataset_from_buffer(
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
         batch = buffer[rows[part]]
-        action = np.asarray(batch.act).reshape(len(batch.act), -1)
+        action = as_array("act", batch.act).reshape(len(batch.act), -1)
         if out_of_bounds != "clip":
             check_bounds(action, rows[part])
         builder.append(

@@ -42,6 +42,7 @@ class ActionQueue:
     ) -> None:
         chunk = policy.document.chunk
         play = chunk if play is None else play
+        play = int(play) if isinstance(play, np.integer) else play
         if type(play) is not int or not 1 <= play <= chunk:
             raise ValueError(
                 f"`play` is out of range: got {play}, expected an integer from 1 to {chunk}, the "

@@ -120,6 +120,7 @@ class Policy:
             raise ValueError(
                 f'`bounds` is unknown: got {bounds!r}, expected "ignore", "clip" or "refuse".'
             )
+        threads = int(threads) if isinstance(threads, np.integer) else threads
         if type(threads) is not int or threads < 1:
             raise ValueError(f"`threads` is out of range: got {threads}, expected an integer >= 1.")
         data = (

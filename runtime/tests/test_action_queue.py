@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from onnx_writer import document, policy_bytes
 
-from gtp_runtime import ActionQueue, ObservationError, Policy
+from gtp_runtime import ActionQueue, ObservationError, Policy, example_file
 
 RNG = np.random.default_rng(0)
 CHUNKS = Policy.load(policy_bytes(document(action__chunk=4)))
@@ -91,3 +91,8 @@ def test_a_wrong_observation_leaves_the_queue_as_it_was(policy: Policy) -> None:
 def test_a_wrong_number_to_play_is_named(play: Any) -> None:
     with pytest.raises(ValueError, match="`play` is out of range"):
         ActionQueue(CHUNKS, play=play)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    policy = Policy.load(example_file(), backend="numpy", threads=np.int64(1))
+    assert ActionQueue(policy, play=np.int32(1)).act(np.zeros(3)).shape == (1,)

@@ -558,3 +558,26 @@ def test_the_command_runs_and_tabulates(
     assert main(["table", str(tmp_path)]) == 0
     assert capsys.readouterr().out == first
     assert main(["table", str(tmp_path / "nowhere")]) == 2
+
+
+def test_numbers_of_numpy_are_numbers_in_a_runs_config() -> None:
+    n = np.int64(3)
+    config = RunConfig(
+        dataset="a/b-v0",
+        method="m",
+        updates=n,
+        seed=n,
+        gamma=np.float32(0.5),
+        evaluation=EvaluationConfig(episodes=n, max_steps=n),
+    )
+    plain = RunConfig(
+        dataset="a/b-v0",
+        method="m",
+        updates=3,
+        seed=3,
+        gamma=0.5,
+        evaluation=EvaluationConfig(episodes=3, max_steps=3),
+    )
+    assert config.model_dump_json() == plain.model_dump_json()
+    with pytest.raises(ValidationError, match="valid integer"):
+        RunConfig(dataset="a/b-v0", method="m", updates=np.float64(3))

@@ -282,3 +282,15 @@ def test_d4rl_files_become_buffers(tmp_path: Path) -> None:
     assert buffer.terminated.tolist() == [False, False, True, False, False]
     assert buffer.truncated.tolist() == [False, False, False, False, True]
     assert buffer_from_d4rl(path, high=4.0, low=-4.0).act[0, 0] == 0.125
+
+
+@pytest.mark.parametrize("name", ["act", "rew"])
+def test_masked_values_are_refused(name: str) -> None:
+    ends = np.array([False, False, True])
+    columns = {"obs": np.zeros((3, 2)), "act": np.zeros((3, 1)), "rew": np.zeros(3)}
+    columns[name] = np.ma.masked_array(columns[name], mask=np.arange(columns[name].size) == 1)
+    buffer = ReplayBuffer.from_data(
+        **columns, terminated=ends, truncated=~ends, done=ends, obs_next=np.zeros((3, 2))
+    )
+    with pytest.raises(DataError, match="masked values: got the first at row 1"):
+        dataset_from_buffer(buffer, action_space=Box(-1, 1, (1,)))
