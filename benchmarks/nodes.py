@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu --nodes
 
-The record is ``benchmarks/results/nodes.json``, and is printed as one line of JSON, with ``nodes_m1``
-and ``host_ops_per_launch`` of the default first. Nothing is computed: tensors are those of the meta
+The record is ``benchmarks/results/nodes.json``, printed as one line of JSON; its ``nodes_m1`` and
+``host_ops_per_launch`` are those of the default. Nothing is computed: tensors are those of the meta
 device, Triton's kernels are counted where they would be launched. A node is an operator that is no
 view, or a kernel of Triton's; some operators are two kernels on a GPU, and a product may be split
 into two. Counted of the host are all operators of a launch outside of its graph, views among them.

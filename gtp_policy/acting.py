@@ -3,6 +3,7 @@
 import copy
 import math
 import threading
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, Protocol, cast
 from weakref import WeakKeyDictionary
 
@@ -20,6 +21,11 @@ from gtp_policy.critic import QEnsemble
 from gtp_policy.functional import check_kind, unwrapped
 from gtp_policy.keyed_noise import keyed_noise
 
+# Of so many actions a deterministic one is the mode where the critic prefers that, and it does so
+# where the mode is better than an average action in at least this share of the observations.
+MODE_CANDIDATES, LEAST_MODE_SHARE = 16, 2 / 3
+# How often a learner looks, in updates, and at how many observations.
+LOOK_EVERY, LOOK_AT = 1_000, 256
 # So many take a CPU about as long as a device takes to start the sampler's operators one by one.
 _FEW_ROWS = 32
 _MOST_CANDIDATES = 1_000_000
@@ -222,8 +228,8 @@ class _Choices(Protocol):
     """What an acting learner is configured with."""
 
     @property
-    def eval_candidates(self) -> int:
-        """Number of noises of a deterministic action."""
+    def eval_candidates(self) -> int | None:
+        """Number of noises of a deterministic action; None: as `mode_share` says."""
 
     @property
     def choice(self) -> Choice:
@@ -234,13 +240,85 @@ class _Choices(Protocol):
         """What a deterministic action is of its candidates."""
 
 
+@torch.no_grad()
+def mode_share(actor: FlowMapActor, critic: QEnsemble, obs: Tensor) -> float:
+    """Returns in which share of observations the policy's mode is better than what it samples.
+
+    The mode is that of 16 actions (`ModeChoice`), and is better where the critic values it above
+    the mean of their values. Where a policy is one action and noise about it, as of an agent that
+    walked with noise, that is nearly everywhere; where it is several actions, as before a wall, the
+    mode is one of them and better in about half of the observations.
+
+    Args:
+        actor: The policy, with its own number of steps.
+        critic: Values the actions.
+        obs: Observation, shape (B, O), on their device.
+
+    Returns:
+        The share, from 0 to 1. Nothing random is drawn: noises are those of `keyed_noise`.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy import FlowMapActor, QEnsemble
+        >>> from gtp_policy.acting import mode_share
+        >>> 0 <= mode_share(FlowMapActor(3, 2), QEnsemble(3, 2), torch.zeros(8, 3)) <= 1
+        True
+    """
+    rows, n = obs.shape[0], MODE_CANDIDATES
+    noise = keyed_noise(obs, n * actor.noise_dim()).reshape(rows * n, -1)
+    tiled = obs.repeat_interleave(n, 0)
+    action = actor.sample(tiled, noise=noise)
+    mode = ModeChoice().take(action.view(rows, n, -1), None, None)
+    of_mode = critic.config.reduce(critic(obs, mode))
+    mean = critic.config.reduce(critic(tiled, action)).view(rows, n).mean(1)
+    return (of_mode > mean).double().mean().item()
+
+
+class _Trained(Protocol):
+    """What a learner is, as far as it looks at its policy."""
+
+    target_actor: FlowMapActor
+    target_critic: QEnsemble | None
+    config: Any
+    updates: int
+
+
+def look(learner: _Trained, done: int, observations: Callable[[], Tensor]) -> None:
+    """Measures `mode_share` of a learner's target networks every 1,000 updates, and at the end.
+
+    Args:
+        learner: The learner; its target actor keeps the result.
+        done: How many updates it has just done.
+        observations: Returns some of the data's, shape (B, O), on its device; of 256 of them.
+
+    Example:
+        >>> from gtp_policy import GTPLearner
+        >>> from gtp_policy.acting import look
+        >>> learner = GTPLearner.build(3, 2)
+        >>> learner.updates = 1_000
+        >>> look(learner, 1, lambda: torch.zeros(8, 3))
+        >>> learner.target_actor.mode_share is None
+        False
+    """
+    updates, critic = learner.updates, learner.target_critic
+    due = updates % LOOK_EVERY < done or updates == learner.config.total_updates
+    if due and critic is not None and learner.config.eval_candidates is None:
+        obs = observations()[:LOOK_AT]
+        learner.target_actor.mode_share = mode_share(learner.target_actor, critic, obs)
+
+
 def chosen_by(
-    config: _Choices, critic: QEnsemble | None, candidates: int | None, deterministic: bool
+    config: _Choices,
+    actor: FlowMapActor,
+    critic: QEnsemble | None,
+    candidates: int | None,
+    deterministic: bool,
 ) -> tuple[int, Choice]:
     """Returns among how many candidates an action is chosen, and how.
 
     Args:
         config: The learner's choices.
+        actor: What acts, with what was seen of it.
         critic: Its critic; None for behaviour cloning.
         candidates: As the caller gave it; None leaves it to the config.
         deterministic: Whether the action is to be the same every time.
@@ -249,9 +327,9 @@ def chosen_by(
         n and the choice. A number that was given is one for the critic to choose from.
 
     Example:
-        >>> from gtp_policy import GTPLearnerConfig
+        >>> from gtp_policy import FlowMapActor, GTPLearnerConfig
         >>> from gtp_policy.acting import chosen_by
-        >>> chosen_by(GTPLearnerConfig(), None, None, True)
+        >>> chosen_by(GTPLearnerConfig(), FlowMapActor(3, 2), None, None, True)
         (1, ModeChoice(kind='mode', neighbours=0.3, iterations=5))
     """
     if candidates is not None or not deterministic:
@@ -259,7 +337,10 @@ def chosen_by(
     choice = config.deterministic_choice
     if critic is None and not isinstance(choice, ModeChoice):
         return 1, choice
-    return config.eval_candidates, choice
+    if config.eval_candidates is not None:
+        return config.eval_candidates, choice
+    narrow = (actor.mode_share or 0.0) >= LEAST_MODE_SHARE
+    return MODE_CANDIDATES if narrow else 1, choice
 
 
 def act(

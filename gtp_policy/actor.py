@@ -253,6 +253,8 @@ class FlowMapActor(nn.Module):
         self.obs_dim, self.action_dim = obs_dim, action_dim
         self.normalizer = ObservationNormalizer(obs_dim)
         self.encoder = encoder
+        # What `gtp_policy.acting.mode_share` found when a learner last looked.
+        self.mode_share: float | None = None
         given = {
             parameter.dtype
             for module in (network, encoder)

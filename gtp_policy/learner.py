@@ -16,7 +16,7 @@ from gtp_policy._engine.launches import update_from
 from gtp_policy._engine.processes import Processes
 from gtp_policy._engine.whole import changing, check_whole
 from gtp_policy._random import new_stream
-from gtp_policy.acting import act, chosen_by
+from gtp_policy.acting import act, chosen_by, look
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.algorithm import Shared, advantage_of, minibatch
 from gtp_policy.chunks import ChunkPlayer, Playback
@@ -648,6 +648,7 @@ class GTPLearner(nn.Module):
         with changing([self]):
             (metrics,) = per_learner(compute(), 1)
             self.updates += 1
+            look(self, 1, lambda: batch.obs)
         return metrics
 
     def update_from(
@@ -823,9 +824,10 @@ class GTPLearner(nn.Module):
                 which is faster than waiting for a GPU, more from the device.
             steps: K; default the actor's.
             candidates: Actions to draw per observation; above 1 the target critic chooses among
-                them, as ``config.choice`` says. Default: 1; ``config.eval_candidates`` for a
-                deterministic action, 1 by default; of more ``config.deterministic_choice`` makes
-                one, their mode.
+                them, as ``config.choice`` says. Default: 1; for a deterministic action
+                ``config.eval_candidates``, of which ``config.deterministic_choice`` makes one,
+                their mode. That is 16 where the critic prefers the mode, otherwise 1
+                (`gtp_policy.acting.mode_share`).
             deterministic: Start from noises that are a function of the observation
                 (`gtp_policy.keyed_noise`), as above. Never from zero noise, which can end between
                 two modes.
@@ -854,7 +856,7 @@ class GTPLearner(nn.Module):
         # Not as attributes: `nn.Module` takes as long to find one as an operator to run.
         actor = cast(FlowMapActor, self._modules["target_actor"])
         critic = cast(QEnsemble | None, self._modules.get("target_critic"))
-        candidates, choice = chosen_by(self.config, critic, candidates, deterministic)
+        candidates, choice = chosen_by(self.config, actor, critic, candidates, deterministic)
         return act(
             actor,
             critic,
@@ -1003,6 +1005,7 @@ class GTPLearner(nn.Module):
         """Returns what ``state_dict`` holds besides tensors of modules: optimisers and counter."""
         return {
             "updates": self.updates,
+            "mode_share": self.target_actor.mode_share,
             "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
         }
 
@@ -1021,10 +1024,15 @@ class GTPLearner(nn.Module):
             raise StateMismatchError(
                 f"The state has no number of updates: got {updates!r}, expected an integer >= 0."
             )
+        share = state.get("mode_share")  # of states before version 0.1: not measured
+        if not (share is None or (type(share) is float and 0 <= share <= 1)):
+            raise StateMismatchError(
+                f"The state has no share of the mode: got {share!r}, expected a float from 0 to 1."
+            )
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))
             check_moments(name, optimizer)
-        self.updates = updates
+        self.updates, self.target_actor.mode_share = updates, share
 
 
 def _digests(learner: GTPLearner) -> list[int]:

@@ -12,6 +12,7 @@ from gtp_policy._engine.launches import update_from
 from gtp_policy._engine.seeds import share_
 from gtp_policy._engine.whole import changing, check_whole
 from gtp_policy._numbers import as_int
+from gtp_policy.acting import look
 from gtp_policy.algorithm import minibatch
 from gtp_policy.config import GTPConfig
 from gtp_policy.dataset import OfflineDataset
@@ -196,8 +197,9 @@ size.
         compute = self._dispatcher.plan(self.learners, together)
         with changing(self.learners):
             metrics = per_learner(compute(), len(self.learners))
-            for learner in self.learners:
+            for learner, batch in zip(self.learners, batches, strict=True):
                 learner.updates += 1
+                look(learner, 1, lambda batch=batch: batch.obs)  # type: ignore[misc]
         return metrics
 
     def update_from(

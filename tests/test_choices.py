@@ -1,13 +1,36 @@
 """Choosing among candidates: the best, or one by softmax."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gtp_policy import FlowMapActor, GTPConfig, GTPLearner, QEnsemble, act
-from gtp_policy.acting import ArgmaxChoice, ModeChoice, SoftmaxChoice, margin_of_mode
+from gtp_policy import (
+    FlowMapActor,
+    FlowMapActorConfig,
+    GTPConfig,
+    GTPLearner,
+    GTPLearnerConfig,
+    OfflineDataset,
+    QEnsemble,
+    QEnsembleConfig,
+    act,
+    load_checkpoint,
+    save_checkpoint,
+)
+from gtp_policy.acting import (
+    ArgmaxChoice,
+    ModeChoice,
+    SoftmaxChoice,
+    look,
+    margin_of_mode,
+    mode_share,
+)
+from gtp_policy.errors import StateMismatchError
 from gtp_policy.testing import assert_frequencies_close
 
 
@@ -114,6 +137,124 @@ def test_of_several_noises_a_deterministic_action_is_the_mode_and_needs_no_criti
     )
     single = learner.act(obs, deterministic=True, candidates=1)
     assert not torch.equal(got, single)  # a number asked for is one of noises
+
+
+class Shaped(QEnsemble):
+    """Values actions by their distance from the policy's own middle, or along a direction."""
+
+    def __init__(self, actor: FlowMapActor, shape: str) -> None:
+        super().__init__(2, 1)
+        self.shape, self.middle = shape, actor
+
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        noise = torch.randn(256, 1, generator=torch.Generator().manual_seed(5))
+        tiled = obs[:, None].expand(-1, 256, -1).reshape(-1, 2)
+        middle = self.middle.sample(tiled, noise=noise.repeat(len(obs), 1)).view(-1, 256, 1).mean(1)
+        apart = action - middle
+        q = {
+            "peak": -apart.square(),
+            "well": apart.square(),
+            "slope": apart * torch.sign(torch.sin(1e3 * obs[:, :1])),
+        }[self.shape]
+        return q.squeeze(1).expand(2, -1)
+
+
+def learner_of(shape: str, **choices: Any) -> GTPLearner:
+    learner = GTPLearner.build(2, 1, GTPConfig(learner=GTPLearnerConfig(**choices)))
+    learner.target_critic = Shaped(learner.target_actor, shape)
+    return learner
+
+
+# A concave Q prefers the middle (Jensen), a convex one does not, a linear one does in half of all.
+@pytest.mark.parametrize(
+    ("shape", "low", "high"), [("peak", 0.9, 1), ("well", 0, 0.1), ("slope", 0.35, 0.65)]
+)
+def test_the_critic_says_in_which_share_the_mode_is_better(
+    shape: str, low: float, high: float
+) -> None:
+    learner, obs = (
+        learner_of(shape),
+        torch.randn(128, 2, generator=torch.Generator().manual_seed(0)),
+    )
+    assert learner.target_critic is not None
+    share = mode_share(learner.target_actor, learner.target_critic, obs)
+    assert low <= share <= high
+    learner.updates = 2_000
+    look(learner, 1, lambda: obs)
+    narrow = shape == "peak"
+    assert learner.target_actor.mode_share == share
+    expected = act(
+        learner.target_actor,
+        None,
+        obs,
+        candidates=16 if narrow else 1,
+        choice=ModeChoice(),
+        deterministic=True,
+    )
+    assert torch.equal(learner.act(obs, deterministic=True), expected)
+    learner.config = learner.config.replace(eval_candidates=16)  # said is said
+    mode = act(
+        learner.target_actor, None, obs, candidates=16, choice=ModeChoice(), deterministic=True
+    )
+    assert torch.equal(learner.act(obs, deterministic=True), mode)
+
+
+def test_a_learner_looks_every_thousand_updates_and_at_the_end() -> None:
+    learner, obs = learner_of("peak", total_updates=2_345), torch.zeros(4, 2)
+    for updates, done, looks in (
+        (1, 1, False),
+        (999, 1, False),
+        (1_000, 1, True),
+        (1_001, 1, False),
+        (1_007, 16, True),
+        (2_016, 16, False),
+        (2_345, 1, True),
+    ):
+        learner.updates, learner.target_actor.mode_share = updates, None
+        look(learner, done, lambda: obs)
+        assert (learner.target_actor.mode_share is not None) == looks, updates
+
+
+def test_what_was_seen_of_the_mode_is_saved_and_trains_nothing(tmp_path: Path) -> None:
+    config = GTPConfig(
+        actor=FlowMapActorConfig(hidden=(8,)),
+        critic=QEnsembleConfig(hidden=(8,)),
+        learner=GTPLearnerConfig(total_updates=3),
+    )
+    rows = torch.randn(32, 2, generator=torch.Generator().manual_seed(0))
+    dataset = OfflineDataset.from_arrays(
+        obs=rows,
+        action=rows[:, :1].tanh(),
+        reward=rows[:, 1],
+        terminated=torch.ones(32),
+        truncated=torch.zeros(32),
+        low=[-1.0],
+        high=[1.0],
+    )
+    looking = GTPLearner.from_dataset(dataset, config)
+    said = GTPLearner.from_dataset(
+        dataset, config.replace(learner=config.learner.replace(eval_candidates=1))
+    )
+    for learner in (looking, said):
+        learner.update_from(dataset, 3, batch_size=16)
+    share = looking.target_actor.mode_share
+    assert share is not None
+    assert said.target_actor.mode_share is None
+    for a, b in zip(looking.parameters(), said.parameters(), strict=True):
+        assert torch.equal(a, b)
+    save_checkpoint(tmp_path / "a.zip", looking)
+    for train_state in (True, False):
+        loaded = load_checkpoint(tmp_path / "a.zip", train_state=train_state).learner
+        assert loaded.target_actor.mode_share == share
+    state = looking.state_dict()
+    said.load_state_dict(state)
+    assert said.target_actor.mode_share == share
+    del state["_extra_state"]["mode_share"]  # of a state from before
+    said.load_state_dict(state)
+    assert said.target_actor.mode_share is None
+    state["_extra_state"]["mode_share"] = 2.0
+    with pytest.raises(StateMismatchError, match="no share of the mode: got 2"):
+        said.load_state_dict(state)
 
 
 @pytest.mark.parametrize("size", [1, 2])

@@ -443,7 +443,9 @@ class GTPPolicy(BasePolicy):
             (1,)
         """
         source = PolicySource.of_learner(self.learner)
-        candidates, choice = chosen_by(self.learner.config, source.critic, self.candidates, True)
+        candidates, choice = chosen_by(
+            self.learner.config, source.actor, source.critic, self.candidates, True
+        )
         return source._replace(
             layout=self.layout,
             action_scaler=self.scaler,

@@ -166,7 +166,9 @@ class GTPPolicy(Policy):
             like.dtype
         )
         deterministic = self.deterministic_eval and not self.is_within_training_step
-        candidates, choice = chosen_by(self._choices, self.critic, self.candidates, deterministic)
+        candidates, choice = chosen_by(
+            self._choices, self.actor, self.critic, self.candidates, deterministic
+        )
         if generator is None and not deterministic:
             generator = self._generator(obs.device)
         act_now = functools.partial(
@@ -307,7 +309,9 @@ class GTPPolicy(Policy):
             >>> policy.policy_source().action_scaler
             ActionScaler(low=[-2.0], high=[2.0])
         """
-        candidates, choice = chosen_by(self._choices, self.critic, self.candidates, True)
+        candidates, choice = chosen_by(
+            self._choices, self.actor, self.critic, self.candidates, True
+        )
         return PolicySource(
             self.actor,
             self.critic,

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from gtp_policy._engine.choice import LAUNCH, Dispatcher
 from gtp_policy._engine.whole import changing, check_whole
 from gtp_policy._numbers import as_int
-from gtp_policy.algorithm import Learner
+from gtp_policy.acting import LOOK_AT, look
+from gtp_policy.algorithm import Learner, minibatch
 from gtp_policy.dataset import OfflineDataset, check_batch_size
 from gtp_policy.functional import check_kind
 from gtp_policy.metrics import UpdateMetrics, per_learner
@@ -77,4 +78,5 @@ def _launch(
         found = launch()
         for learner in learners:
             learner.updates += n
+            look(learner, n, lambda x=learner: minibatch(x, dataset, LOOK_AT).obs)  # type: ignore[misc]
     return per_learner(found, len(learners))

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, JsonValue, ValidationError
 from torch import Tensor, nn
 
-from gtp_policy._config import RECORDED, AnyFloat, Bool, Config, Int, Width
+from gtp_policy._config import RECORDED, AnyFloat, Bool, Config, Float, Int, Width
 from gtp_policy._engine.whole import check_whole
 from gtp_policy.checkpoint import bundle
 from gtp_policy.config import GTPConfig
@@ -63,6 +63,7 @@ class Document(Config):
     optimizers: dict[str, _OptimizerState]
     # Of an optimiser that has not taken a step per update, as after a load without its state.
     optimizer_steps: dict[str, Annotated[Int, Field(ge=0)]] = Field(default_factory=dict)
+    mode_share: Float | None = Field(default=None, ge=0, le=1)  # of the target actor, if measured
     metadata: dict[str, JsonValue]
 
 
@@ -104,6 +105,7 @@ def files_of(
             layout=layout and _Layout(keys=layout.keys, shapes=layout.shapes),
             optimizers=optimizers,
             optimizer_steps=steps,
+            mode_share=learner.target_actor.mode_share,
             metadata=dict(metadata or {}),
         )
         # Through json and not pydantic: NaN in the metadata is an error, not null.
@@ -392,7 +394,11 @@ def fill_(
             ) from error
     own_state = nn.Module.state_dict(learner)
     extras = {n: own_state[n] for n in _SAID_BY_CONFIG}
-    extras["_extra_state"] = {"updates": document.updates, "optimizers": optimizers}
+    extras["_extra_state"] = {
+        "updates": document.updates,
+        "mode_share": document.mode_share,
+        "optimizers": optimizers,
+    }
     learner.load_state_dict({**weights, **extras})
 
 

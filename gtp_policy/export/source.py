@@ -99,7 +99,7 @@ class PolicySource(NamedTuple):
             The source.
         """
         critic = learner.target_critic
-        candidates, choice = chosen_by(learner.config, critic, None, True)
+        candidates, choice = chosen_by(learner.config, learner.target_actor, critic, None, True)
         return cls(
             learner.target_actor,
             critic,
