@@ -22,10 +22,11 @@ from gtp_experiments import EvaluationConfig, Evaluator
 from gtp_experiments.evaluation import policy_of
 from gtp_experiments.reevaluation import data_of, finished, recorded_environment
 from gtp_policy import FlowMapActor, GTPLearner, load_checkpoint
-from gtp_policy.acting import ModeChoice
+from gtp_policy.acting import ModeChoice, mode_share
 from gtp_policy.keyed_noise import keyed_noise
 
 RESULT = RESULTS / "deterministic.json"
+OBSERVATIONS = 2_000
 Noise = Callable[[Tensor, int], Tensor]
 
 
@@ -74,7 +75,8 @@ def evaluate(
         rules: By which to act; None: all of them.
 
     Returns:
-        Task, seed, updates, and by rule the episodes' scores.
+        Task, seed, updates, share of the data where the critic prefers the mode, and by rule the
+        episodes' scores.
     """
     trained, config, newest = finished(folder)
     evaluation = EvaluationConfig(
@@ -89,6 +91,9 @@ def evaluate(
     data = data_of(folder, trained, config, checkpoint.action_scaler)
     to_box = data.dataset.action_scaler.to_box
     evaluator, found = Evaluator(config, data.dataset), dict(before)
+    assert learner.target_critic is not None
+    obs = data.dataset.sample(OBSERVATIONS, generator=torch.Generator().manual_seed(0)).obs
+    share = mode_share(learner.target_actor, learner.target_critic, obs)
 
     def run(name: str, act: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> None:
         if name in found or (rules is not None and name not in rules):
@@ -111,6 +116,7 @@ def evaluate(
         "seed": config.seed,
         "updates": learner.updates,
         "scored_by": config.scored_by,
+        "mode_share": share,
         "scores": found,
     }
 

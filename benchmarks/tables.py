@@ -17,6 +17,7 @@ from benchmarks import performance
 from benchmarks.pages import RESULTS, ROOT, fill, is_current, page_parser, publish, table
 from benchmarks.studies import COLLECTED
 from gtp_experiments import read_results
+from gtp_policy.acting import LEAST_MODE_SHARE, MODE_CANDIDATES
 
 README = ROOT / "README.md"
 EXPORT = ROOT / "docs" / "how-to" / "export.md"
@@ -264,13 +265,16 @@ def deterministic(record: dict[str, Any]) -> str:
             cells.append(f"{s.mean():.0f} ± {spread:.0f}" if len(s) else "–")
         unit = "at the goal, %" if reached else "return"
         episodes = len(row["scores"]["sampled"])
-        rows.append([f"{row['task']}, seed {row['seed']}, {unit}", str(episodes), *cells])
+        share = f"{100 * row['mode_share']:.0f}"
+        rows.append([f"{row['task']}, seed {row['seed']}, {unit}", str(episodes), share, *cells])
     first = next(iter(record["rows"].values()))
     return "\n\n".join(
         [
             f"`{first['method']}` after {first['updates']:,} updates, K = 1, mean ± standard error "
-            f"over episodes (`{record['command']}`). The default is one noise of the observation:",
-            table(["", "episodes", *names], rows),
+            f"over episodes (`{record['command']}`). From {100 * LEAST_MODE_SHARE:.0f} % of "
+            f"the data on where the critic prefers the mode, the default is the mode of "
+            f"{MODE_CANDIDATES}; below, one noise of the observation:",
+            table(["", "episodes", "mode preferred, %", *names], rows),
         ]
     )
 

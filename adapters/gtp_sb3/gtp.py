@@ -67,8 +67,9 @@ class GTP(OfflineLoop):
 
     **deterministic=True** of `predict` starts from a noise that is a function of the observation:
     equal calls give equal actions, an observation gets the same one in any batch up to rounding,
-    and over observations they are distributed as sampled ones are. ``eval_candidates=16`` in the
-    config takes the mode of 16 such actions. ``deterministic=False`` draws one sample;
+    and over observations they are distributed as sampled ones are. Where the critic prefers it,
+    they are the mode of 16 such actions, see `gtp_policy.acting.mode_share`; ``eval_candidates`` in
+    the config decides for it. ``deterministic=False`` draws one sample;
     ``policy_kwargs=dict(candidates=n)`` makes either the one of n that the critic values most.
     Online, where the critic sees what its choices lead to, choose that, with n = 16 say.
 

@@ -63,8 +63,9 @@ class GTPPolicy(BasePolicy):
     **deterministic=True** starts the sampler from a noise that is a function of the observation:
     equal calls give equal actions, an observation gets the same one in any batch up to rounding
     (`gtp_policy.GTPLearner.act`), and over observations they are distributed as sampled ones are.
-    With ``eval_candidates`` of the config above 1 it is where those of several noises lie densest,
-    or as ``deterministic_choice`` says. **deterministic=False** draws one sample with new
+    Where the critic prefers it, they are where those of 16 noises lie densest, the mode, see
+    `gtp_policy.acting.mode_share`; ``eval_candidates`` of the config decides for it, and
+    ``deterministic_choice`` what is made of so many. **deterministic=False** draws one sample with new
     noise. ``candidates=n`` makes either the one of n that the critic values most.
 
     Args:
@@ -84,8 +85,8 @@ class GTPPolicy(BasePolicy):
         share_features_extractor: Not supported; False.
         config: Every choice of the method.
         network: Backbone of the actor instead of the default MLP; copied.
-        candidates: Actions to draw per observation, of which the critic chooses one. Default: the
-            mode for a deterministic action, else one sample. Can be changed at any time:
+        candidates: Actions to draw per observation, of which the critic chooses one. Default: one
+            sample, or for a deterministic action as above. Can be changed at any time:
             ``model.policy.candidates = 4``.
         layout: Order in which the parts of an observation are joined. Default: of the space.
 

@@ -41,9 +41,10 @@ class GTPPolicy(Policy):
     Acting is deterministic if ``deterministic_eval`` and the policy is not within a training step:
     an action then starts from a noise that is a function of the observation. Equal calls give equal
     actions, an observation gets the same one in any batch up to rounding
-    (`gtp_policy.GTPLearner.act`), and over observations they are distributed as samples are. With
-    ``eval_candidates`` of the learner's config above 1 it is the mode of so many. Never zero noise,
-    which can end between two modes. ``deterministic_eval``, ``steps`` and ``candidates`` may be
+    (`gtp_policy.GTPLearner.act`), and over observations they are distributed as samples are. Where
+    the critic prefers it, they are the mode of 16 such actions, see
+    `gtp_policy.acting.mode_share`; ``eval_candidates`` of the learner's config decides for it.
+    Never zero noise, which can end between two modes. ``deterministic_eval``, ``steps`` and ``candidates`` may be
     changed at any time.
 
     Args:
@@ -57,8 +58,8 @@ class GTPPolicy(Policy):
         deterministic_eval: Whether evaluation is deterministic, as above.
         steps: K, jumps per action; default the actor's.
         candidates: Actions drawn per observation, of which the critic's favourite is taken (BCQ's
-            ``forward_sampled_times``). None: ``eval_candidates`` of the learner's config where
-            actions are deterministic, else one sample.
+            ``forward_sampled_times``). None: one sample, or for a
+            deterministic action as above.
         action_scaling: Whether [-1, 1] is mapped to the Box. False is possible where the Box is
             [-1, 1] itself.
         action_bound_method: Anything but ``"tanh"``: the actions are in [-1, 1] already.

@@ -72,7 +72,7 @@ def export_onnx(
         path: Where to write; a file or link that is there is replaced. ``~`` is the home directory.
         steps: K; default the policy's.
         candidates: n, actions per observation of which the critic chooses one; default as the
-            policy is evaluated: a learner's ``eval_candidates``, of which it takes the mode.
+            policy is evaluated: one, or as many as its learner takes the mode of.
         choice: Replaces a choice by chance, which no file can hold, by `ArgmaxChoice`.
         noise: ``"input"``: the caller gives it. ``"keyed"``: that of deterministic actions, a
             function of the observation, inside. ``"seeded"``: drawn inside by the runtime.
