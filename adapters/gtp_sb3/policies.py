@@ -65,8 +65,8 @@ class GTPPolicy(BasePolicy):
     (`gtp_policy.GTPLearner.act`), and over observations they are distributed as sampled ones are.
     Where the critic prefers it, they are where those of 16 noises lie densest, the mode, see
     `gtp_policy.acting.mode_share`; ``eval_candidates`` of the config decides for it, and
-    ``deterministic_choice`` what is made of so many. **deterministic=False** draws one sample with new
-    noise. ``candidates=n`` makes either the one of n that the critic values most.
+    ``deterministic_choice`` what is made of so many. **deterministic=False** draws one sample with
+    new noise. ``candidates=n`` makes either the one of n that the critic values most.
 
     Args:
         observation_space: Observation space.

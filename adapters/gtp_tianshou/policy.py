@@ -44,8 +44,8 @@ class GTPPolicy(Policy):
     (`gtp_policy.GTPLearner.act`), and over observations they are distributed as samples are. Where
     the critic prefers it, they are the mode of 16 such actions, see
     `gtp_policy.acting.mode_share`; ``eval_candidates`` of the learner's config decides for it.
-    Never zero noise, which can end between two modes. ``deterministic_eval``, ``steps`` and ``candidates`` may be
-    changed at any time.
+    Never zero noise, which can end between two modes. ``deterministic_eval``, ``steps`` and
+    ``candidates`` may be changed at any time.
 
     Args:
         actor: The flow map.
