@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from gtp_policy._numbers import plain_float, plain_int
+from gtp_policy._numbers import plain_float, plain_int, plain_number
 from gtp_policy.errors import suggestion
 
 # Of a number that is computed with, the square and its inverse have to be float32's, too.
@@ -103,6 +103,8 @@ class Config(BaseModel):
                 raise ValueError(
                     f"Extra inputs are not permitted: got {name!r} for a {cls.__name__}.{meant}"
                 )
+        # Of any config, also of those that others derive from this class.
+        fields = {name: plain_number(value) for name, value in fields.items()}
         return {**cls.before, **fields} if info.context is RECORDED else fields
 
     @classmethod

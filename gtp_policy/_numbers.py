@@ -47,6 +47,19 @@ def as_float(value: Any) -> float | None:  # noqa: ANN401 - whatever was given
         return None
 
 
+def plain_number(value: Any) -> Any:  # noqa: ANN401 - whatever was given
+    """Returns a number of NumPy or torch as a plain one, and anything else as it is.
+
+    Args:
+        value: Anything.
+    """
+    if not isinstance(value, np.generic | np.ndarray | Tensor):
+        return value
+    whole = as_int(value)
+    found = as_float(value) if whole is None else whole
+    return value if found is None else found
+
+
 def plain_int(value: Any) -> Any:  # noqa: ANN401 - whatever was given
     """Returns what `as_int` does, and anything else as it is: for validators, which refuse it.
 

@@ -21,12 +21,11 @@ from gtp_policy import (
     QEnsembleConfig,
 )
 from gtp_policy.acting import ArgmaxChoice, Choice
-from gtp_policy.config import Float, Int
 from gtp_policy.errors import suggestion
 from gtp_policy.rewards import LinearReward, RewardTransform
 from gtp_policy.times import LinearTimes
 
-Count = Annotated[Int, Field(ge=1)]
+Count = Annotated[int, Field(strict=True, ge=1)]
 Bounds = float | tuple[float, ...]
 # Fields of an experiment that came later: at these values they change no name.
 _AT_FIRST = {
@@ -80,9 +79,10 @@ class EvaluationConfig(Config):
         description="Whether the policy acts deterministically, as `GTPLearner.act` does, with one "
         "candidate here; else its actions are sampled.",
     )
-    seed: Int = Field(
+    seed: int = Field(
         default=0,
         ge=0,
+        strict=True,
         description="Together with the run's seed and update: the starts.",
     )
 
@@ -193,18 +193,18 @@ class ExperimentConfig(Config):
         default="error",
         description="Whether actions of the dataset outside their bounds raise or are clipped.",
     )
-    gamma: Float = Field(default=0.99, ge=0, le=1, description="Discount factor.")
+    gamma: float = Field(default=0.99, ge=0, le=1, description="Discount factor.")
     reward: RewardTransform = Field(
         default_factory=LinearReward, description="Done to the rewards before training."
     )
-    best_episodes: Float | None = Field(
+    best_episodes: float | None = Field(
         default=None,
         gt=0,
         le=1,
         description="Share of the episodes to train on, those with the highest returns: cloning "
         "them is X % BC. None: all.",
     )
-    return_weighting: Float = Field(
+    return_weighting: float = Field(
         default=0.0,
         ge=0,
         le=10,
@@ -217,9 +217,10 @@ class ExperimentConfig(Config):
         "OfflineDataset.with_n_step.",
     )
     method: str = Field(min_length=1, description="What tables call the policy.")
-    seed: Int = Field(
+    seed: int = Field(
         default=0,
         ge=0,
+        strict=True,
         description="Of parameters, minibatches, updates and evaluations.",
     )
     updates: Count = Field(description="Length of the run.")

@@ -36,7 +36,6 @@ from gtp_experiments.results import RunResult
 from gtp_experiments.runner import leave_with_parent, run
 from gtp_experiments.table import markdown
 from gtp_policy import Config, StopSignal
-from gtp_policy.config import Int
 from gtp_policy.errors import MissingDependencyError
 from gtp_policy.files import expanded
 
@@ -133,8 +132,8 @@ class SweepConfig(Config):
         "of a field of the policy, as weighter.eta, or of the run, as batch_size or "
         "evaluation.candidates. Values may be lists and objects, as of actor.hidden.",
     )
-    trials: Int = Field(
-        default=20, ge=1, description="How many; a grid has as many as it has points."
+    trials: int = Field(
+        default=20, ge=1, strict=True, description="How many; a grid has as many as it has points."
     )
     sampler: Literal["tpe", "random", "grid"] = Field(
         default="tpe", description="What draws them: Optuna's samplers."
@@ -143,7 +142,7 @@ class SweepConfig(Config):
         default=True,
         description="Whether trials stop at an evaluation that is below the median of the others.",
     )
-    seed: Int = Field(default=0, ge=0, description="Of the draws.")
+    seed: int = Field(default=0, ge=0, strict=True, description="Of the draws.")
 
     @property
     def count(self) -> int:

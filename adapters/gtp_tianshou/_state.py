@@ -14,7 +14,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from gtp_datasets.spaces import box_of
 from gtp_policy import ActionScaler, Config, GTPLearner
-from gtp_policy.config import Float, Int
 from gtp_policy.errors import CheckpointError, StateMismatchError
 from gtp_tianshou._spaces import action_scaler_of
 
@@ -25,11 +24,11 @@ SCHEDULERS = "_lr_schedulers"  # key of a state dict, in the manner of Tianshou'
 class Saved(Config):
     """What a checkpoint holds for Tianshou alone; files of other hosts leave it at the defaults."""
 
-    gamma: Float = Field(default=0.99, ge=0, le=1)
+    gamma: float = Field(default=0.99, ge=0, le=1, strict=True)
     deterministic_eval: bool = Field(default=True, strict=True)
-    steps: Int | None = Field(default=None, ge=1, le=10_000)
-    candidates: Int | None = Field(default=None, ge=1, le=10_000)
-    seed: Int = Field(default=0, ge=-(2**63), lt=2**63)
+    steps: int | None = Field(default=None, ge=1, le=10_000, strict=True)
+    candidates: int | None = Field(default=None, ge=1, le=10_000, strict=True)
+    seed: int = Field(default=0, ge=-(2**63), lt=2**63, strict=True)
     lr_schedulers: tuple[dict[str, JsonValue], ...] = ()
 
     @classmethod

@@ -156,8 +156,10 @@ def test_a_learner_is_exported_as_it_is_evaluated(tmp_path: Path) -> None:
     file = export_onnx(learner, path)
     assert (file.steps, file.candidates) == (
         learner.full_config.actor.steps,
-        learner.config.eval_candidates,
+        1,
     )
+    learner.target_actor.mode_share = 0.8  # the critic prefers the mode
+    assert export_onnx(learner, path).candidates == 16
     assert export_onnx(make("gtp_bc"), path).candidates == 1
     assert export_onnx(several("gtp_bc"), path).candidates == 16
     assert export_onnx(several("gtp_bc"), path, candidates=1).candidates == 1
