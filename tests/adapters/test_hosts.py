@@ -25,9 +25,11 @@ from gtp_policy import (
     OfflineDataset,
     PolicyBaseline,
     QEnsembleConfig,
+    act,
     load_checkpoint,
     save_checkpoint,
 )
+from gtp_policy.acting import ModeChoice
 from gtp_policy.dataset_builder import OfflineDatasetBuilder
 
 UPDATES = 6
@@ -198,3 +200,33 @@ def test_what_one_saves_the_others_load(
     learner, act = LOAD[loader](path)
     assert_same(learner, trained.learner)
     np.testing.assert_allclose(act(obs), trained.act(obs), rtol=0, atol=2e-6)
+
+
+@pytest.mark.global_rng
+@pytest.mark.parametrize("share", [0.1, 0.9])
+@pytest.mark.parametrize("host", HOSTS)
+def test_every_host_takes_the_mode_where_the_critic_prefers_it(
+    host: str, share: float, tmp_path: Path
+) -> None:
+    dataset, obs = make_dataset(VECTOR), some_observations(VECTOR)
+    config = CONFIG.replace(learner=CONFIG.learner.replace(eval_candidates=None))
+    trained = HOSTS[host](dataset, VECTOR, config)
+    measured = trained.learner.target_actor.mode_share
+    assert measured is not None  # at the last update of the run
+    trained.learner.target_actor.mode_share = share
+    candidates = 16 if share > 0.5 else 1
+    own = act(
+        trained.learner.target_actor,
+        None,
+        torch.from_numpy(obs),
+        candidates=candidates,
+        choice=ModeChoice(),
+        deterministic=True,
+    )
+    expected = dataset.action_scaler.to_box(own).numpy()
+    np.testing.assert_allclose(trained.act(obs), expected, rtol=0, atol=2e-6)
+    trained.save(tmp_path / "policy.zip")
+    for load in LOAD.values():
+        np.testing.assert_allclose(
+            load(tmp_path / "policy.zip")[1](obs), expected, rtol=0, atol=2e-6
+        )
