@@ -1,6 +1,9 @@
 """Sphinx configuration: Markdown pages, a reference from the docstrings, warnings are errors."""
 
 import inspect
+import os
+import sys
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -12,13 +15,52 @@ author = "gtp-policy contributors"
 copyright = "gtp-policy contributors"
 version = release = gtp_policy.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
-myst_enable_extensions = ["dollarmath", "deflist"]
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE / "_extensions"), str(HERE.parent)]  # the second for `examples`
+
+# Nothing that a page shows comes from another host: mathematics is MathML, scripts and styles are
+# those of the packages. `docs/check.py` looks.
+extensions = [
+    "mathml",
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["_build", "gallery"]
+myst_enable_extensions = ["attrs_inline", "colon_fence", "dollarmath", "deflist"]
 myst_heading_anchors = 3
+html_math_renderer = "mathml"
+autosummary_generate = False
+copybutton_prompt_text = ">>> |\\.\\.\\. |\\$ "
+copybutton_prompt_is_regexp = True
+copybutton_exclude = ".linenos, .gp, .go"
 
 html_theme = "furo"
-html_title = "gtp-policy"
+html_title = f"gtp-policy {version}"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+html_show_sphinx = False
+# A host of several versions names the others; see `.github/workflows/pages.yml`.
+html_baseurl = os.environ.get("DOCS_URL", "")
+
+sphinx_gallery_conf = {
+    "examples_dirs": "gallery",
+    "gallery_dirs": "pictures/gallery",
+    "filename_pattern": r"\.py$",
+    "within_subsection_order": "FileNameSortKey",
+    "copyfile_regex": r".*\.rst",
+    "download_all_examples": False,
+    "min_reported_time": 10_000,
+    "write_computation_times": False,
+    "show_signature": False,
+    "abort_on_example_error": True,
+    "reset_modules": ("matplotlib",),
+    "default_thumb_file": str(HERE / "pictures" / "trajectories.png"),
+}
 
 default_role = "code"
 add_module_names = False
