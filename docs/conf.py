@@ -2,10 +2,12 @@
 
 import inspect
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
 from pydantic import BaseModel
 
 import gtp_policy
@@ -44,8 +46,12 @@ html_title = f"gtp-policy {version}"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 html_show_sphinx = False
-# A host of several versions names the others; see `.github/workflows/pages.yml`.
-html_baseurl = os.environ.get("DOCS_URL", "")
+html_use_index = html_domain_indices = False  # the search finds what they list
+# On a host of several versions each leads to the list of them; see `.github/workflows/pages.yml`.
+if versions := os.environ.get("DOCS_VERSIONS"):
+    html_theme_options = {
+        "announcement": f'This is version {version}. <a href="{versions}">Other versions</a>'
+    }
 
 sphinx_gallery_conf = {
     "examples_dirs": "gallery",
@@ -115,7 +121,15 @@ def short_signature(
     return ("(**fields)", "") if what == "class" and _is_config(obj) else None
 
 
+def describe_thumbnails(app: object, doctree: nodes.document) -> None:
+    """Gives a gallery's thumbnails, which have none, a text: what the script is called."""
+    for image in doctree.findall(nodes.image):
+        if thumbnail := re.search(r"sphx_glr_(\w+)_thumb", image["uri"]):
+            image["alt"] = f"Picture of the script {thumbnail[1].replace('_', ' ')}"
+
+
 def setup(app: Any) -> None:  # noqa: ANN401 (Sphinx hands over its application object)
+    app.connect("doctree-read", describe_thumbnails)
     app.connect("autodoc-process-docstring", show_fields)
     app.connect("autodoc-process-docstring", hide_docs_of_type)
     app.connect("autodoc-process-signature", short_signature)

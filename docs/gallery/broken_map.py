@@ -9,7 +9,6 @@ kit says so in words. Your own network is tested with the same call.
 
 import matplotlib.pyplot as plt
 import torch
-from matplotlib.colors import LogNorm
 
 from gtp_policy.testing import CheckFailure, MixtureFlowMap, check_flow_map
 
@@ -17,7 +16,7 @@ from gtp_policy.testing import CheckFailure, MixtureFlowMap, check_flow_map
 class OneEulerStep(MixtureFlowMap):
     """Broken on purpose: follows the tangent at t, however far s is."""
 
-    def endpoint(self, obs, x, t, s):  # noqa: ANN001, ANN201
+    def endpoint(self, obs, x, t, s):
         """Returns the denoised action instead of the endpoint."""
         return super().endpoint(obs, x, t, t)
 
@@ -29,7 +28,8 @@ obs, x, zero = torch.zeros(len(t), 1), t[:, None] * 0.5, torch.zeros(len(t))
 for axes, kind in zip(row, (MixtureFlowMap, OneEulerStep), strict=True):
     phi = kind([-0.5, 0.5], 0.1)
     miss = (phi(obs, phi(obs, x, t, share * t), share * t, zero) - phi(obs, x, t, zero)).abs()
-    shown = axes.pcolormesh(start, u, miss.reshape(40, 40).T.clamp(1e-8), norm=LogNorm(1e-8, 1))
+    error = miss.reshape(40, 40).T.clamp(1e-8).numpy()
+    shown = axes.pcolormesh(start.numpy(), u.numpy(), error, norm="log", vmin=1e-8, vmax=1)
     axes.set(title=kind.__name__, xlabel="t", ylabel="u / t")
     try:
         check_flow_map(phi, obs_dim=1, action_dim=1, semigroup_atol=1e-5)

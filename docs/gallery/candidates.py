@@ -33,8 +33,7 @@ asked = torch.linspace(-1, 1, 300)[:, None]
 for axes, count in zip(row, (1, 4, 32), strict=True):
     noise = torch.Generator().manual_seed(0)
     axes.plot([-1, 1], [-1, 1], color="0.8", lw=4)
-    chosen = learner.act(asked, candidates=count, generator=noise)
-    axes.scatter(asked[:, 0], chosen[:, 0], s=4)
+    axes.scatter(asked, learner.act(asked, candidates=count, generator=noise), s=4)
     axes.set(title=f"best of {count}" if count > 1 else "one sample", xlabel="observation")
 row[0].set_ylabel("action")
 plt.show()
