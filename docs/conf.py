@@ -47,7 +47,7 @@ html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 html_show_sphinx = False
 html_use_index = html_domain_indices = False  # the search finds what they list
-# On a host of several versions each leads to the list of them; see `.github/workflows/pages.yml`.
+# On a host of several versions each leads to the list of them: see contributing/release.md.
 if versions := os.environ.get("DOCS_VERSIONS"):
     html_theme_options = {
         "announcement": f'This is version {version}. <a href="{versions}">Other versions</a>'
