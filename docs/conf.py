@@ -106,6 +106,15 @@ def hide_docs_of_type(
         lines.clear()
 
 
+def keep_initials(
+    app: object, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Keeps descriptions such as ``O.`` text: a letter and a stop would begin a numbered list."""
+    for i, before in enumerate(lines[:-1]):
+        if re.fullmatch(r":(param \w+|returns):", before):
+            lines[i + 1] = re.sub(r"^(\s+)([A-Za-z]\.)", r"\1\\\2", lines[i + 1])
+
+
 def hide_machinery(
     app: object, what: str, name: str, obj: object, skip: bool, options: object
 ) -> bool | None:
@@ -128,8 +137,19 @@ def describe_thumbnails(app: object, doctree: nodes.document) -> None:
             image["alt"] = f"Picture of the script {thumbnail[1].replace('_', ' ')}"
 
 
+def hide_aliases(app: object, doctree: nodes.document) -> None:
+    """Cuts what autodoc adds to unions of configs: the pages say in words what they are."""
+    for paragraph in doctree.findall(nodes.paragraph):
+        for i, child in enumerate(paragraph.children):
+            if isinstance(child, nodes.Text) and child.endswith("alias of "):
+                paragraph.children[i:] = [nodes.Text(child.removesuffix("alias of ").rstrip())]
+                break
+
+
 def setup(app: Any) -> None:  # noqa: ANN401 (Sphinx hands over its application object)
     app.connect("doctree-read", describe_thumbnails)
+    app.connect("doctree-read", hide_aliases)
+    app.connect("autodoc-process-docstring", keep_initials)
     app.connect("autodoc-process-docstring", show_fields)
     app.connect("autodoc-process-docstring", hide_docs_of_type)
     app.connect("autodoc-process-signature", short_signature)
