@@ -58,7 +58,7 @@ test-quick: $(STAMP)  ## the fast tests of the core, about a minute
 	HYPOTHESIS_PROFILE=few $(PYTEST) -m "not slow and not packaging" gtp_policy tests --ignore=tests/adapters --ignore=tests/benchmarks \
 		--ignore=tests/distributed --ignore=tests/engine --ignore=tests/examples --ignore=tests/export \
 		--ignore=tests/kernels --ignore=tests/reliability --ignore=tests/testing --ignore=gtp_policy/testing \
-		--ignore=tests/test_documentation.py --ignore=tests/test_packaging.py
+		--ignore=tests/test_documentation.py --ignore=tests/test_packaging.py --ignore=tests/test_site.py
 
 # Minutes, most of them pip's: the wheel's dependencies are installed once more.
 test-packaging: $(STAMP)  ## build the release, install it into a new environment, use it there
@@ -83,8 +83,10 @@ format: $(STAMP)  ## rewrite the sources in the house style
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
-docs: $(STAMP)  ## build the documentation, warnings are errors
+docs: $(STAMP)  ## spell-check and build the documentation with its gallery, warnings are errors, and check the pages (two minutes)
+	$(BIN)/codespell *.md docs examples gtp_policy adapters runtime benchmarks tests
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+	$(BIN)/python docs/check.py docs/_build/html
 
 build: $(STAMP)  ## build the source archives of both distributions, and the wheels from them
 	$(BIN)/python -m build --no-isolation
@@ -246,5 +248,5 @@ tables: $(STAMP)  ## write what is generated of the README and of other pages
 	$(BIN)/python docs/architecture.py
 
 clean:  ## remove everything that the other targets made
-	rm -rf $(VENV) $(LOWEST) $(RUNTIME) $(BUILD) build dist docs/_build outputs .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) $(RUNTIME) $(BUILD) build dist docs/_build docs/pictures/gallery outputs .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

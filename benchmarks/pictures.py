@@ -1,4 +1,4 @@
-"""The pictures of the performance page, drawn from the benchmarks' JSON."""
+"""The pictures of the pages on performance and results, drawn from the benchmarks' JSON."""
 
 import hashlib
 import json
@@ -136,3 +136,22 @@ def draw_latency(record: dict[str, Any], path: Path) -> None:
             axes.xaxis.set_minor_locator(NullLocator())
             axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         save(figure, record, path)
+
+
+def draw_scores(panels: dict[str, dict[str, list[float]]], path: Path) -> None:
+    """Draws scores by task and method, peers in grey: a dot per seed and a bar to the mean."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9.6, 3.2), layout="constrained")
+        row = figure.subplots(1, len(panels), sharex=True)
+        for axes, (title, of) in zip(row, panels.items(), strict=True):
+            for i, (name, values) in enumerate(reversed(of.items())):
+                peer = name.startswith(("Gaussian", "TD3", "IQL"))
+                shade = COLOURS["naive" if peer else "library"]
+                axes.barh(i, sum(values) / len(values), color=shade, alpha=0.35, height=0.7)
+                axes.plot(values, [i] * len(values), "o", color=shade, markersize=4)
+            axes.set_title(title, fontsize=10)
+            axes.set_yticks(range(len(of)), list(reversed(of)), fontsize=8)
+            axes.grid(visible=False, axis="y")
+            axes.set_xlim(0, 100)
+        figure.supxlabel("score", fontsize=9)
+        save(figure, panels, path)

@@ -13,17 +13,22 @@ from pathlib import Path
 
 from benchmarks import failing, signatures, teachers
 from benchmarks.pages import ROOT, page_parser, publish, read, table
+from benchmarks.pictures import draw_scores
 from benchmarks.studies import COLLECTED, NOTE, OUT, STUDIES, Row, Study, folder_of
 from gtp_experiments import RunResult, difference_interval, read_results
 from gtp_experiments.table import HEADER, cells, rows
 
 PAGE = ROOT / "docs" / "results.md"
+PICTURE = ROOT / "docs" / "pictures" / "scores.svg"
 MISSING = "not yet run"
 INTRODUCTION = """\
 # Results
 
 <!-- Written by `python -m benchmarks.results_page` from the results of the studies. -->
 
+![Scores by method on three tasks: a dot per seed, a bar to their mean](pictures/scores.svg)
+
+Scores of the last weights: a dot per seed, a bar to their mean; the package in blue, peers in grey.
 Every figure below comes from a run of [the experiment runner](how-to/run-experiments.md) and names
 its command, its data and its seeds. `make results` runs what is missing and writes this page.
 
@@ -83,9 +88,15 @@ def study_section(study: Study, found: list[RunResult]) -> str:
         parts.append(differences)
     if again:
         parts.append(steps_table(again))
-    parts += ["```bash\n" + "\n".join(commands) + "\n```"]
-    parts += [made_with([r for row in study.rows for r in results_of(row, found)[0]])]
+    made = made_with([r for row in study.rows for r in results_of(row, found)[0]])
+    parts += [folded("Commands, data and software", "```bash", *commands, "```", "", made)]
     return "\n\n".join(part for part in parts if part)
+
+
+def folded(summary: str, *lines: str) -> str:
+    """Returns lines of Markdown that a click opens, on the site and on hosts of repositories."""
+    body = "\n".join(lines).strip()
+    return f"<details>\n<summary>{summary}</summary>\n\n{body}\n\n</details>"
 
 
 def differences_of(study: Study, scores: dict[str, list[float]]) -> str:
@@ -151,10 +162,23 @@ def render(results: Path = COLLECTED) -> str:
     return "\n\n".join(sections) + "\n"
 
 
+def scores(results: Path = COLLECTED) -> dict[str, dict[str, list[float]]]:
+    """Returns the last scores of the first studies, by task and method, a number per seed."""
+    panels: dict[str, dict[str, list[float]]] = {}
+    for study in STUDIES[:3]:
+        found = read_results(folder_of(study, results))
+        for row in study.rows:
+            last = [r.score(r.last) for r in results_of(row, found)[0]]
+            if values := [s for s in last if s is not None]:
+                panels.setdefault(study.title, {})[row.method] = values
+    return panels
+
+
 def main() -> None:
     """Writes or checks the page."""
     args = page_parser(__doc__).parse_args()
     publish(PAGE, render(), check=args.check, target="results-page")
+    draw_scores(scores(), PICTURE)
     if (record := read(signatures.OUTPUT)) is not None:
         signatures.draw(record, PAGE.parent / "explanation" / "signatures.svg")
 

@@ -171,6 +171,28 @@ def test_public_name_stands_in_the_reference(name: str) -> None:
     assert len(pages) == 1, f"{name} stands on {pages}, expected exactly one reference page"
 
 
+# By top-level module of the core; what a private module defines stands where it is used.
+HOMES = {
+    name: value.__module__.split(".")[1]
+    for name, value in CALLABLE.items()
+    if re.match(r"gtp_policy\.[a-z]", value.__module__)
+}
+
+
+@pytest.mark.parametrize("name", sorted(HOMES))
+def test_a_name_of_the_core_stands_on_the_page_of_its_module(name: str) -> None:
+    page = ROOT / "docs" / "reference" / f"{HOMES[name]}.rst"
+    assert re.search(
+        rf"^\.\. auto\w+:: {re.escape(name)}(?:\(.*\))?$", page.read_text("utf-8"), re.M
+    )
+
+
+def test_the_first_page_of_the_reference_lists_what_programs_name() -> None:
+    page = (ROOT / "docs" / "reference" / "index.rst").read_text(encoding="utf-8")
+    names = set(importlib.import_module("gtp_policy").__all__) - {"__version__"}
+    assert set(re.findall(r"^   (\w+)$", page.partition("autosummary::")[2], re.M)) >= names
+
+
 def test_the_gate_sees_gaps() -> None:
     def function(batch: int) -> int:  # noqa: D417 (the gap is the point)
         """Does something.
@@ -234,12 +256,12 @@ def test_changelog_starts_with_unreleased() -> None:
 
 
 @pytest.mark.slow
-def test_documentation_builds_without_a_warning(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "dummy"]
-    result = subprocess.run(
-        [*command, "-d", tmp_path / "doctrees", ROOT / "docs", tmp_path / "out"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
+def test_documentation_builds_without_a_warning_and_its_pages_are_sound(tmp_path: Path) -> None:
+    # `make docs` runs the gallery's scripts too, and spells; here they run in tests/test_site.py.
+    options = ["-W", "--keep-going", "-q", "-D", "plot_gallery=0", "-d", str(tmp_path / "doctrees")]
+    for command in (
+        [sys.executable, "-m", "sphinx", "-b", "html", *options, ROOT / "docs", tmp_path / "out"],
+        [sys.executable, ROOT / "docs" / "check.py", tmp_path / "out"],
+    ):
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stdout + result.stderr

@@ -7,7 +7,8 @@ import pytest
 from pydantic import TypeAdapter
 
 from benchmarks import studies
-from benchmarks.results_page import PAGE, render, results_of, study_section
+from benchmarks.pictures import shows
+from benchmarks.results_page import PAGE, PICTURE, render, results_of, scores, study_section
 from benchmarks.studies import OUT, STUDIES, Row, chosen, collect, folder_of, left_of
 from gtp_experiments import Evaluation, Reference, RunResult
 from gtp_experiments.records import write_json
@@ -158,6 +159,7 @@ def test_what_is_collected_is_not_run_again() -> None:
 
 def test_the_page_in_the_documentation_is_current() -> None:
     assert PAGE.read_text(encoding="utf-8") == render(), "run: make results-page"
+    assert shows(PICTURE, scores()), "run: make results-page"
 
 
 def test_runs_are_evaluated_again_in_the_environment_they_were_evaluated_in() -> None:
