@@ -91,7 +91,7 @@ def test_sdist_is_enough_to_test_and_document_the_release(release: Path) -> None
         inside = {name.partition("/")[2] for name in archive.getnames()}
     here = {
         str(file.relative_to(ROOT))
-        for folder in ("adapters", "docs", "examples", "gtp_policy", "runtime", "tests")
+        for folder in ("adapters", "docs", "examples", "gtp_policy", "models", "runtime", "tests")
         for file in (ROOT / folder).rglob("*")
         if file.is_file() and not {"_build", "__pycache__"} & set(file.parts)
     }
