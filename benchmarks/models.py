@@ -32,11 +32,7 @@ from gtp_policy.export import from_pretrained, save_pretrained
 FOLDER = Path("models")
 RECORD, PICTURE = "result.json", "picture.png"
 EPISODES = 100
-SIZES = (
-    "actor.hidden=[96,96]",
-    "critic.hidden=[96,96]",
-    'learner.baseline={"kind":"expectile","expectile":0.7,"hidden":[96,96]}',
-)
+SMALL = ("--set 'actor.hidden=[96,96]'", "--set 'critic.hidden=[96,96]'")
 
 
 def draw_maze(policy: Checkpoint, path: Path) -> str:
@@ -86,17 +82,38 @@ def draw_pendulum(policy: Checkpoint, path: Path) -> str:
 
 
 class Model(NamedTuple):
-    """A policy: its task in `benchmarks.tasks`, the length of its run, and its picture."""
+    """A policy: its task in `benchmarks.tasks`, the choices of its run, and its picture."""
 
     task: str
     updates: int
+    choices: tuple[str, ...]
     draw: Callable[[Checkpoint, Path], str]
     box: ActionScaler | None = None  # of its actions, where the data's are fractions of it
 
 
 MODELS = {
-    "pointmaze-umaze": Model("pointmaze-umaze", 5000, draw_maze),
-    "pendulum": Model("pendulum-mediocre", 5000, draw_pendulum, ActionScaler([-2.0], [2.0])),
+    "pointmaze-umaze": Model(
+        "pointmaze-umaze",
+        5000,
+        (
+            *SMALL,
+            """--set 'learner.baseline={"kind":"expectile","expectile":0.7,"hidden":[96,96]}'""",
+        ),
+        draw_maze,
+    ),
+    # Swings are short: a discount of 0.95 sees to their end, and is learned sooner.
+    "pendulum": Model(
+        "pendulum-mediocre",
+        6000,
+        (
+            *SMALL,
+            "--gamma 0.95",
+            "--set weighter.eta=5",
+            """--set 'learner.baseline={"kind":"policy","samples":4}'""",
+        ),
+        draw_pendulum,
+        ActionScaler([-2.0], [2.0]),
+    ),
 }
 
 
@@ -105,9 +122,8 @@ def command(name: str, runs: Path) -> str:
     model = MODELS[name]
     (task,) = [task for task in TASKS if task.name == model.task]
     words = [f"--updates {model.updates}", f"--evaluate-every {model.updates}", "--seeds 0"]
-    words += [f"--set {shlex.quote(choice)}" for choice in SIZES]
-    words = ["python -m gtp_experiments run", task.words(episodes=EPISODES), *words]
-    return " ".join([*words, f"--out {runs}"])
+    words = [task.words(episodes=EPISODES), *words, *model.choices, f"--out {runs}"]
+    return " ".join(["python -m gtp_experiments run", *words])
 
 
 def make(name: str, folder: Path) -> None:
