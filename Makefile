@@ -206,7 +206,8 @@ models: $(STAMP)  ## train the policies that are shipped in models/, with cards 
 	$(BIN)/python -m benchmarks.models
 
 notebooks: $(STAMP)  ## execute the notebooks and keep their outputs (a minute)
-	cd examples/notebooks && $(CURDIR)/$(BIN)/python -m jupyter execute --inplace --NotebookClient.record_timing=False *.ipynb
+	cd examples/notebooks && PATH=$(CURDIR)/$(BIN):$$PATH jupyter execute --inplace --NotebookClient.record_timing=False *.ipynb
+	rm -rf examples/notebooks/*.zip examples/notebooks/.hypothesis
 
 bench-growth: $(STAMP)  ## time of an update as sizes grow, as JSON
 	$(BIN)/python -m benchmarks.growth
