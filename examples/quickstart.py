@@ -1,6 +1,6 @@
 """The main job: collect a dataset, train on it offline, evaluate, print a table, draw pictures.
 
-    python -m examples.quickstart [--updates 4500] [--seeds 1] [--episodes 200] [--smoke]
+    python -m examples.quickstart [--updates 5000] [--seeds 1] [--episodes 200] [--smoke]
 
 1. A controller drives PointMaze and its trips become a Minari dataset.
 2. Behaviour cloning (no critic) and GTP learn from that dataset alone, never from the environment.
@@ -170,6 +170,7 @@ def run_bandit(updates: int, line: int) -> tuple[dict[str, np.ndarray], np.ndarr
     """Clones the four-mode bandit; returns samples by panel, the flow from noise, its times."""
     dataset, n = bandit.make_dataset(), 3000
     config = bandit.one_step_config(updates)
+    config = config.replace(actor=config.actor.replace(hidden=(128, 128, 128)))
     learner, _ = train(dataset, config, name="four-mode bandit", line=line)
     panels = {
         "data": dataset.transitions.action[:n],
@@ -229,7 +230,7 @@ def main() -> None:
     """Runs the main job."""
     parser = argparse.ArgumentParser(description="Collect, train offline, evaluate, draw.")
     parser.add_argument("--steps", type=int, default=100_000, help="environment steps to collect")
-    parser.add_argument("--updates", type=int, default=4500, help="updates of each maze policy")
+    parser.add_argument("--updates", type=int, default=5000, help="updates of each maze policy")
     parser.add_argument("--bandit-updates", type=int, default=1500)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--episodes", type=int, default=200, help="evaluation episodes per seed")

@@ -1,6 +1,5 @@
 """The policies in models/: they load, act inside the box, and their cards say what was recorded."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -74,15 +73,10 @@ def test_the_models_are_good() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_is_small_and_of_no_machine(name: str) -> None:
+def test_a_model_is_small(name: str) -> None:
     sizes = {path.name: path.stat().st_size for path in FOLDERS[name].iterdir()}
     assert sizes.keys() == {"README.md", "checkpoint.zip", "policy.onnx", RECORD, PICTURE}
     assert max(sizes.values()) < 1_000_000
-    provenance = json.dumps(record_of(FOLDERS[name]).model_dump(mode="json"))
-    assert "outputs/" in provenance or "gtp-policy/" in provenance
-    for text in (provenance, (FOLDERS[name] / "README.md").read_text(encoding="utf-8")):
-        assert "/home/" not in text
-        assert "/work" not in text
 
 
 @pytest.mark.slow
