@@ -247,16 +247,17 @@ def main() -> None:
             4,
         )
     jobs = [(eta, seed) for seed in range(args.seeds) for eta in (args.eta, 0.0)]
-    workers = min(os.cpu_count() or 1, len(jobs) + 1)
+    # To start a process takes longer than what a smoke test has it do.
+    workers = 1 if args.smoke else min(os.cpu_count() or 1, len(jobs) + 1)
     print(
-        f"""Offline reinforcement learning in a maze, in four steps; some {MINUTES} in all:
+        f"""Offline reinforcement learning in a maze, in four steps. The defaults take {MINUTES}.
 
 1. collect: a controller drives a ball through a maze, {args.steps:,} steps, kept as a dataset;
 2. train on that dataset alone, {args.updates:,} updates: a clone of the controller, and GTP;
 3. evaluate both, {args.episodes} trips each from random starts to random goals, and print a table;
 4. draw four pictures into {args.output}.
 
-{workers} processes; what was collected before is used again.
+Processes: {workers}. What was collected before is used again.
 """,
         flush=True,
     )
