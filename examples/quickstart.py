@@ -264,6 +264,7 @@ Processes: {workers}. What was collected before is used again.
     began = time.perf_counter()
     os.environ.setdefault("MINARI_DATASETS_PATH", str((args.output / "minari").resolve()))
     dataset_id = maze_dataset_id(args.steps)
+    print("Collecting, or looking for what was collected ...", flush=True)
     collected = collect(dataset_id, steps=args.steps)
     print(report(load_minari(dataset_id, gamma=GAMMA)), "\n")
 
