@@ -200,8 +200,7 @@ robot-logs: $(STAMP)  ## the tutorial from robot logs to a policy: its pictures 
 	mkdir -p docs/tutorials/robot-logs && cp outputs/robot-logs/*.png docs/tutorials/robot-logs/
 	cp outputs/robot-logs/measured.json benchmarks/results/robot_logs.json
 
-models: $(STAMP)  ## train the policies that are shipped in models/, with cards and pictures (some minutes each; resumes)
-	MINARI_DATASETS_PATH=$(CURDIR)/outputs/minari $(BIN)/python -c "from examples import pointmaze, quickstart; pointmaze.collect(quickstart.maze_dataset_id(100_000))"
+models: pointmaze-data  ## train the policies that are shipped in models/, with cards and pictures (some minutes each; resumes)
 	test -f outputs/data/pendulum-mediocre.hdf5 || $(BIN)/python -m benchmarks.pendulum_data
 	$(BIN)/python -m benchmarks.models
 
