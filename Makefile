@@ -29,7 +29,7 @@ export OMP_NUM_THREADS ?= 1
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-quick test-packaging test-runtime test-extras lint format docs build release audit bench-bandit bench-pointmaze \
 	bench-datasets bench-hosts bench-speed bench-peers bench-growth bench-runtime bench-parity robot-logs bench-memory bench-memmap bench-imports bench-host-speed \
-	bench-gpu bench-walks bench-page pointmaze-data ogbench-data metaworld-data pendulum-data mixed-data tasks aggregates results results-page scorecard test-lowest test-cpus test-hosts-own \
+	bench-gpu bench-walks bench-page models notebooks pointmaze-data ogbench-data metaworld-data pendulum-data mixed-data tasks aggregates results results-page scorecard test-lowest test-cpus test-hosts-own \
 	tables clean FORCE
 
 help:  ## show this list
@@ -48,7 +48,7 @@ $(STAMP): pyproject.toml constraints.txt $(if $(VALID),,FORCE)
 	@$(PIP) install -c $(CONSTRAINTS) --no-build-isolation -e '.[dev]'
 	@printf '%s' '$(CURDIR)' > $(STAMP)
 
-demo: $(STAMP)  ## collect a maze dataset, train GTP on it, evaluate, write pictures (5 minutes)
+demo: $(STAMP)  ## collect a maze dataset, train GTP on it, evaluate, write pictures (three minutes of one core)
 	$(BIN)/python -m examples.quickstart
 
 test: lint  ## lint, types, then every test with coverage (but for test-packaging)
@@ -201,6 +201,14 @@ robot-logs: $(STAMP)  ## the tutorial from robot logs to a policy: its pictures 
 	$(BIN)/python examples/robot_logs.py
 	mkdir -p docs/tutorials/robot-logs && cp outputs/robot-logs/*.png docs/tutorials/robot-logs/
 	cp outputs/robot-logs/measured.json benchmarks/results/robot_logs.json
+
+models: pointmaze-data  ## train the policies that are shipped in models/, with cards and pictures (some minutes each; resumes)
+	test -f outputs/data/pendulum-mediocre.hdf5 || $(BIN)/python -m benchmarks.pendulum_data
+	$(BIN)/python -m benchmarks.models
+
+notebooks: $(STAMP)  ## execute the notebooks and keep their outputs (a minute)
+	cd examples/notebooks && PATH=$(CURDIR)/$(BIN):$$PATH jupyter execute --inplace --NotebookClient.record_timing=False *.ipynb
+	rm -rf examples/notebooks/*.zip examples/notebooks/.hypothesis
 
 bench-growth: $(STAMP)  ## time of an update as sizes grow, as JSON
 	$(BIN)/python -m benchmarks.growth

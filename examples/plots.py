@@ -1,4 +1,4 @@
-"""Pictures of the examples: trips through a maze, the four-mode bandit, and the flow of actions.
+"""Pictures of the examples: trips through a maze and their worth, a bandit, the flow of actions.
 
 Every function draws arrays into one PNG file and returns its path; nothing is read or computed
 beyond what the picture says.
@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
-from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from matplotlib.ticker import NullLocator
@@ -103,7 +103,7 @@ def plot_trajectories(
             stars: Any = {"marker": "*", "s": 90, "ec": "white", "lw": 0.7, "zorder": 4}
             axes.scatter(goals[:, 0], goals[:, 1], c=colours, **stars)
             share, mean = 100 * result.success.mean(), result.steps.mean()
-            _title(axes, name, f"{share:.0f} % reach the goal · {mean:.0f} steps on average")
+            _title(axes, name, f"{share:.1f} % reach the goal · {mean:.1f} steps on average")
             axes.set(xlim=reach, ylim=reach, aspect="equal")
             axes.set_axis_off()
         bar = figure.colorbar(speeds, ax=row, shrink=0.6, pad=0.015, aspect=28)
@@ -112,6 +112,72 @@ def plot_trajectories(
         key = "○ start    ★ goal, red if not reached in time"
         row[0].text(0.0, -0.05, key, transform=row[0].transAxes, color=QUIET, size=9)
     return Path(path)
+
+
+def plot_advantage(
+    path: str | Path,
+    maze_map: Sequence[Sequence[int]],
+    position: np.ndarray,
+    advantage: np.ndarray,
+    weight: np.ndarray,
+    goal: Sequence[float],
+    *,
+    bin_width: float = 0.1,
+) -> Path:
+    """Draws where in a maze the actions of trips to one goal were good, and how much they count.
+
+    Two heat maps of the same transitions, means over square bins: the advantage that the critic
+    gives their actions, and the weight that it makes of each in the policy's loss.
+
+    Args:
+        path: PNG file to write.
+        maze_map: Rows of 0 (free) and 1 (wall), as for `plot_trajectories`.
+        position: Where each transition began, shape (n, 2).
+        advantage: Of its action, shape (n,).
+        weight: Of its action, shape (n,).
+        goal: Centre of the goals of these trips.
+        bin_width: Side of a bin in cells.
+    """
+    walls = np.array([[cell == 1 for cell in row] for row in maze_map], dtype=float)
+    reach = np.array([-0.5, 0.5]) * (max(walls.shape) - 1.4)
+    half = np.array(walls.shape[::-1]) / 2
+    edges = [np.arange(-h, h + bin_width / 2, bin_width) for h in half]
+    count, *_ = np.histogram2d(*position.T, bins=edges)
+    most = float(np.quantile(np.abs(advantage), 0.95))
+    panels: list[tuple[str, str, np.ndarray, Any]] = [
+        (
+            "advantage",
+            f"{100 * (advantage > 0).mean():.0f} % of the actions are better than expected",
+            advantage,
+            {"cmap": "RdBu", "vmin": -most, "vmax": most},
+        ),
+        (
+            "weight in the loss",
+            f"the tenth that counts most has {100 * _share_of_the_top(weight):.0f} % of it",
+            weight,
+            {"cmap": "viridis", "norm": LogNorm(1.0, max(float(np.quantile(weight, 0.98)), 1.1))},
+        ),
+    ]
+    with _canvas(path, len(panels), 4.4) as (figure, row):
+        for axes, (name, fact, values, colours) in zip(row, panels, strict=True):
+            _draw_walls(axes, walls)
+            total, *_ = np.histogram2d(*position.T, bins=edges, weights=values)
+            mean = np.ma.masked_where(count < 3, total / np.maximum(count, 1))
+            mesh = axes.pcolormesh(*edges, mean.T, **colours)
+            axes.scatter(*goal, marker="*", s=140, c=MODE_COLOURS[1], ec="white", zorder=4)
+            axes.set(xlim=reach, ylim=reach, xticks=(), yticks=())
+            _title(axes, name, fact)
+            bar = figure.colorbar(mesh, ax=axes, shrink=0.8, aspect=30, pad=0.02)
+            bar.outline.set_visible(False)
+        key = f"{len(position):,} transitions of trips to ★, mean per bin"
+        row[0].text(0.0, -0.05, key, transform=row[0].transAxes, color=QUIET, size=9)
+    return Path(path)
+
+
+def _share_of_the_top(weight: np.ndarray, part: float = 0.1) -> float:
+    """Returns the share that the largest weights have of their sum."""
+    top = np.sort(weight)[-max(round(part * len(weight)), 1) :]
+    return float(top.sum() / weight.sum())
 
 
 def _nearest_mode(points: np.ndarray, modes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -92,7 +92,7 @@ def test_sdist_is_enough_to_test_and_document_the_release(release: Path) -> None
     made = ROOT / "docs" / "pictures" / "gallery"  # by Sphinx, from the scripts of docs/gallery
     here = {
         str(file.relative_to(ROOT))
-        for folder in ("adapters", "docs", "examples", "gtp_policy", "runtime", "tests")
+        for folder in ("adapters", "docs", "examples", "gtp_policy", "models", "runtime", "tests")
         for file in (ROOT / folder).rglob("*")
         if file.is_file() and not {"_build", "__pycache__"} & set(file.parts)
         if not file.is_relative_to(made)

@@ -12,7 +12,13 @@ import minari
 import numpy as np
 import pytest
 
-from examples.plots import FOUR_MODES, plot_bandit, plot_flow, plot_trajectories
+from examples.plots import (
+    FOUR_MODES,
+    plot_advantage,
+    plot_bandit,
+    plot_flow,
+    plot_trajectories,
+)
 from examples.pointmaze import (
     MEDIUM,
     UMAZE,
@@ -275,6 +281,14 @@ def test_pictures_are_written_to_the_given_path(
     results = {"data": behaviour(dataset), "straight": evaluate(towards_goal, episodes=3)}
     written = [
         plot_trajectories(tmp_path / "new" / "maze.png", maze_map(), results),
+        plot_advantage(
+            tmp_path / "advantage.png",
+            maze_map(),
+            rng.uniform(-1.5, 1.5, (500, 2)),
+            rng.normal(size=500),
+            rng.uniform(1, 100, 500),
+            (-1.0, -1.0),
+        ),
         plot_bandit(tmp_path / "bandit.png", {"data": actions}),
         plot_flow(tmp_path / "flow.png", flow, [5.0, 0.0]),
     ]
@@ -291,3 +305,17 @@ def test_a_picture_counts_the_samples_near_a_mode(
     shift = 0.05 * np.array([[2.8, 0.0], [0.0, 2.9], [-2.9, 0.0], [0.0, 3.2]])
     plot_bandit(tmp_path / "share.png", {"three of four": FOUR_MODES + shift})
     assert seen == ["75.0 % within 3 std of a mode"]
+
+
+def test_a_picture_of_advantages_says_how_few_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr("examples.plots._title", lambda axes, name, fact: seen.append(fact))
+    position, advantage = np.zeros((20, 2)), np.array([1.0] * 5 + [-1.0] * 15)
+    weight = np.array([36.0, 36.0] + [1.0] * 18)  # 72 of 90 are two of twenty's
+    plot_advantage(tmp_path / "a.png", maze_map(), position, advantage, weight, (-1.0, -1.0))
+    assert seen == [
+        "25 % of the actions are better than expected",
+        "the tenth that counts most has 80 % of it",
+    ]
