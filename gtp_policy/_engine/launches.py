@@ -32,18 +32,7 @@ def update_from(
     left = as_int(updates)
     if left is None or left < 1:
         raise ValueError(f"`updates` is out of range: got {updates!r}, expected an integer >= 1.")
-    check_whole(learners)
-    check_kind("dataset", dataset, OfflineDataset)
-    first = learners[0]
-    actor = first.actor
-    penalty = first.config.critic_penalty > 0
-    if first.critic is not None:
-        dataset.check_rewards("A critic")
-    chunk = actor.config.chunk
-    dataset.rows(0, 1).check(
-        actor.obs_dim, actor.action_dim, like=actor, next_action=penalty, chunk=chunk
-    )
-    batch_size = check_batch_size(batch_size)
+    batch_size, first = check_data(learners, dataset, batch_size), learners[0]
     # A custom way to draw minibatches is respected.
     plain = type(dataset).sample is OfflineDataset.sample and not dataset.images
     metrics: list[UpdateMetrics] = []
@@ -60,6 +49,31 @@ def update_from(
         records = False
         metrics, left = one(), left - 1
     return metrics
+
+
+def check_data(learners: Sequence[Learner], dataset: OfflineDataset, batch_size: int) -> int:
+    """Raises unless learners are whole and the dataset is one for them; changes nothing.
+
+    Args:
+        learners: Who is to learn.
+        dataset: What from.
+        batch_size: B.
+
+    Returns:
+        B as a plain number.
+    """
+    check_whole(learners)
+    check_kind("dataset", dataset, OfflineDataset)
+    first = learners[0]
+    actor = first.actor
+    penalty = first.config.critic_penalty > 0
+    if first.critic is not None:
+        dataset.check_rewards("A critic")
+    chunk = actor.config.chunk
+    dataset.rows(0, 1).check(
+        actor.obs_dim, actor.action_dim, like=actor, next_action=penalty, chunk=chunk
+    )
+    return check_batch_size(batch_size)
 
 
 def _launch(

@@ -74,7 +74,9 @@ def save_pretrained(
         2
     """
     folder = expanded(folder)
-    given = policy if isinstance(policy, Checkpoint) else Checkpoint(policy, None, None, {})
+    given = policy
+    if not isinstance(given, Checkpoint):
+        given = Checkpoint(given, given.action_scaler, given.layout, {})
     given = given._replace(
         action_scaler=action_scaler or given.action_scaler, layout=layout or given.layout
     )
