@@ -158,7 +158,7 @@ try:
 except MissingDependencyError as error:
     print(error)
 """
-    assert f"gtp-policy[{extra}]" in run(bare_python, "-c", code, cwd=tmp_path)
+    assert f"pip install '.[{extra}]'" in run(bare_python, "-c", code, cwd=tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from torch import nn
 from gtp_policy._version import __version__
 from gtp_policy.checkpoint import Checkpoint, load_checkpoint, read_metadata, save_checkpoint
 from gtp_policy.checkpoint.bundle import content_id
-from gtp_policy.errors import CheckpointError, DataError, MissingDependencyError
+from gtp_policy.errors import CheckpointError, DataError, MissingDependencyError, how_to_install
 from gtp_policy.export.files import export_onnx
 from gtp_policy.export.policy_file import PolicyFile
 from gtp_policy.export.source import source_of
@@ -334,7 +334,7 @@ def _hub() -> Any:  # noqa: ANN401 - a module
         import huggingface_hub
     except ImportError as error:
         raise MissingDependencyError(
-            "The Hub needs huggingface_hub: got none, expected it to be installed. Do: pip install "
-            "'gtp-policy[hub]'."
+            "The Hub needs huggingface_hub: got none, expected it to be installed. "
+            + how_to_install("hub")
         ) from error
     return huggingface_hub
