@@ -79,8 +79,8 @@ def export_onnx(
         seed: Of ``"seeded"`` noise, below 2^24; default 0.
         precision: ``"float16"`` halves the flow map's network and rounds its products to 11 bits:
             up to about 1e-3 of an action's range. Only for default networks.
-        layout: How observations become vectors; default as saved with the policy, else vectors.
-        action_scaler: Bounds of the action Box; default as saved with the policy, else [-1, 1].
+        layout: How observations become vectors; default the policy's own, else vectors.
+        action_scaler: Bounds of the action Box; default the policy's own, else [-1, 1].
 
     Returns:
         What the file says of itself.

@@ -46,8 +46,8 @@ def save_pretrained(
     Args:
         policy: A learner, or what `load_checkpoint` returned.
         folder: Where to write; files of these names are replaced.
-        action_scaler: Bounds of the action Box; default the checkpoint's.
-        layout: How observations become vectors; default the checkpoint's.
+        action_scaler: Bounds of the action Box; default the policy's own.
+        layout: How observations become vectors; default the policy's own.
         result: Of the run that made it: ``result.json`` of `gtp_experiments`, its path or its
             content. The card takes data, hash, scores, choices and versions from it.
         command: The command that made it, for the card.

@@ -90,7 +90,7 @@ class PolicySource(NamedTuple):
 
     @classmethod
     def of_learner(cls, learner: GTPLearner) -> Self:
-        """Takes a learner's target networks and its way to evaluate.
+        """Takes a learner's target networks, its bounds and layout, and its way to evaluate.
 
         Args:
             learner: The learner.
