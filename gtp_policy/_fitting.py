@@ -5,11 +5,11 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from gtp_policy._engine.launches import check_data
-from gtp_policy._numbers import as_int
+from gtp_policy._engine.launches import check_data, counted
 from gtp_policy._stopping import StopSignal
 from gtp_policy.algorithm import Learner
 from gtp_policy.dataset import OfflineDataset
+from gtp_policy.errors import DataError
 from gtp_policy.metrics import UpdateMetrics
 from gtp_policy.progress import Progress
 
@@ -46,8 +46,13 @@ def fit(
     every: int,
 ) -> dict[str, float]:
     """Trains a learner; see `gtp_policy.GTPLearner.fit`."""
-    interval = _counted("every", every)
-    wanted = None if updates is None else _counted("updates", updates)
+    interval = counted("every", every)
+    wanted = None if updates is None else counted("updates", updates)
+    if callback is not None and not callable(callback):
+        raise DataError(
+            f"`callback` is no function: got {type(callback).__name__}, expected one of the "
+            "learner and its metrics."
+        )
     batch_size = check_data([learner], dataset, batch_size)
     if wanted is not None:
         _make_room_(learner, wanted)
@@ -58,13 +63,6 @@ def fit(
     finally:
         if shown is not None:
             shown.close()
-
-
-def _counted(name: str, given: int) -> int:
-    number = as_int(given)
-    if number is None or number < 1:
-        raise ValueError(f"`{name}` is out of range: got {given!r}, expected an integer >= 1.")
-    return number
 
 
 def _make_room_(learner: Trainable, wanted: int) -> None:

@@ -63,9 +63,10 @@ def seen(obs: Any, layout: ObservationLayout, history: int) -> Seen:  # noqa: AN
             # A copy: torch warns of arrays that must not be written to.
             with np.errstate(over="ignore"):  # infinity is refused, in words
                 part = torch.from_numpy(np.array(real_array(name, part), np.float32))
-        elif part.is_complex():
+        elif part.is_complex() or part.layout != torch.strided:
             raise DataError(
-                f"`{name}` has the wrong dtype: got {part.dtype}, expected real numbers."
+                f"`{name}` is of the wrong kind: got {part.dtype}, {part.layout}, expected real "
+                "numbers in a dense tensor."
             )
         else:
             device = part.device

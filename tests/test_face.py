@@ -186,6 +186,8 @@ def test_a_terminal_without_tqdm_gets_lines(monkeypatch: pytest.MonkeyPatch) -> 
         (make_dataset(), {"updates": 0}, ValueError),
         (make_dataset(), {"every": 0}, ValueError),
         (make_dataset(), {"every": None}, ValueError),
+        (make_dataset(), {"updates": 2**70}, ValueError),
+        (make_dataset(), {"callback": "print"}, DataError),
     ],
 )
 def test_what_fits_not_is_refused_before_anything_changes(

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import gymnasium
 import numpy as np
 
+from gtp_experiments.environments import make_env
 from gtp_policy import OfflineDataset
 
 MOUNTAIN_CAR = "MountainCarContinuous-v0"
@@ -38,7 +38,7 @@ def mountain_car_logs(episodes: int = 60, *, seed: int = 0, gamma: float = 0.99)
     """
     if episodes < 1:
         raise ValueError(f"`episodes` is out of range: got {episodes}, expected at least 1.")
-    env, rng = gymnasium.make(MOUNTAIN_CAR), np.random.default_rng(seed)
+    env, rng = make_env(MOUNTAIN_CAR), np.random.default_rng(seed)
     rows = []
     for _ in range(episodes):
         strength, drift, over = rng.uniform(-0.2, 0.4), 0.0, False

@@ -143,6 +143,11 @@ def save_checkpoint(
     """
     path = _place(path)
     check_kind("learner", learner, GTPLearner)
+    if not path.name:
+        raise CheckpointError(
+            f"Checkpoint {path} cannot be written: got a path without a name, expected that of a "
+            "new folder or of a zip file."
+        )
     files = files_of(learner, action_scaler, layout, metadata)
     bundle.write_bundle(path, files, written_by=f"gtp-policy {__version__}")
     return path
