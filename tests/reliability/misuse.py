@@ -289,6 +289,7 @@ def misused(count: int | None = None, *, entry_points: dict[str, Entry] | None =
     outcome, refused = Outcome(), 0
     with (
         tempfile.TemporaryDirectory() as directory,
+        contextlib.chdir(directory),  # a word that is passed as a path becomes a file there
         warnings.catch_warnings(),
         torch.random.fork_rng(devices=[]),  # a module among the values draws its weights
     ):
