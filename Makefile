@@ -27,7 +27,7 @@ VALID := $(shell [ "$$(cat $(STAMP) 2>/dev/null)" = "$(CURDIR)" ] && $(BIN)/pyth
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick test-packaging test-runtime test-extras lint format docs build release audit bench-bandit bench-pointmaze \
+.PHONY: help setup demo readme-picture test test-quick test-packaging test-runtime test-extras lint format docs build release audit bench-bandit bench-pointmaze \
 	bench-datasets bench-hosts bench-speed bench-peers bench-growth bench-runtime bench-parity robot-logs bench-memory bench-memmap bench-imports bench-host-speed \
 	bench-gpu bench-walks bench-page models notebooks pointmaze-data ogbench-data metaworld-data pendulum-data mixed-data tasks aggregates results results-page scorecard test-lowest test-cpus test-hosts-own \
 	tables clean FORCE
@@ -50,6 +50,9 @@ $(STAMP): pyproject.toml constraints.txt $(if $(VALID),,FORCE)
 
 demo: $(STAMP)  ## collect a maze dataset, train GTP on it, evaluate, write pictures (three minutes of one core)
 	$(BIN)/python -m examples.quickstart
+
+readme-picture: demo  ## the picture on top of the README, of what the demo has drawn
+	$(BIN)/python -m benchmarks.maze_picture
 
 test: lint  ## lint, types, then every test with coverage (but for test-packaging)
 	$(PYTEST) -m "not packaging" --cov --cov-report=term

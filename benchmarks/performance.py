@@ -620,7 +620,7 @@ def render(text: str, records: Records) -> str:
 
 
 def summary(records: Records) -> str:
-    """Returns the README's lines on speed."""
+    """Returns the lines on speed of the page on small results."""
     speed, memory_of = records["speed"], records["memory"]
     ratio = {m: _ratio("update", f"K = 5, M = {m}")(records) for m in (1, 4)}
     one, many = speed["action"]["K = 5"][LIBRARY], speed["4096 actions"]["K = 5"][LIBRARY]
@@ -633,14 +633,14 @@ def summary(records: Records) -> str:
         f" 4096 take {many['p50']:.0f} ms ({many['times_faster_than_naive']['median']:.1f} times). "
         f"With {rows} rows of data, training takes {_growth_of_memory(records):.0f} MiB on top of "
         f"the imports (without numba), and `import gtp_policy` {_over_torch(records):.2f} s on top "
-        "of torch. [Everything that was measured](docs/explanation/performance.md)."
+        "of torch. [Everything that was measured](explanation/performance.md)."
     )
 
 
 def main() -> None:
     """Writes or checks the page and the pictures."""
     args = page_parser(__doc__).parse_args()
-    from benchmarks import pictures  # what the README needs of this module draws nothing
+    from benchmarks import pictures  # what other pages need of this module draws nothing
 
     records = read()
     wanted = render(PAGE.read_text(encoding="utf-8"), records)

@@ -155,3 +155,47 @@ def draw_scores(panels: dict[str, dict[str, list[float]]], path: Path) -> None:
             axes.set_xlim(0, 100)
         figure.supxlabel("score", fontsize=9)
         save(figure, panels, path)
+
+
+def draw_glance(record: dict[str, Any], path: Path) -> None:
+    """Draws the README's picture: clones by the number of network calls, and scores by task."""
+    shades = {"GTP": "#0b62a4", "GTP, the paper's objective": "#6fa8d6"}
+    shades |= {"cloning": "#8a8a8a", "TD3+BC": "#c2570c", "IQL": "#5b8a3c"}
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9.6, 3.3), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=[1, 1.9])
+        for i, (name, of) in enumerate(record["modes"].items()):
+            places = [j + 0.36 * (i - 0.5) for j in range(len(of))]
+            left.bar(places, of.values(), 0.34, color=shades[name])
+            for x, y in zip(places, of.values(), strict=True):
+                left.text(x, y - 3, f"{y:.0f}", ha="center", va="top", color="white", size=8)
+        left.bar([len(of)], [record["gaussian"]], 0.34, color=shades["cloning"])
+        left.text(len(of), record["gaussian"] + 2, f"{record['gaussian']:.0f}", ha="center", size=8)
+        left.set_xticks(range(len(of) + 1), [*(f"K = {k}" for k in of), "Gaussian"])
+        left.axhline(record["truth"], color="#444444", lw=1)
+        left.text(len(of) + 0.4, record["truth"] + 1, "the data", ha="right", size=8)
+        left.set_title("four modes cloned: samples at a mode, %\nby K, network calls per action")
+        for i, of in enumerate(record["scores"].values()):
+            for j, name in enumerate(shades):
+                x = i + 0.17 * (j - 2)
+                if name not in of:
+                    right.text(x, 1, "not run", ha="center", rotation=90, size=7, color="#777777")
+                    continue
+                middle, low, high = of[name]
+                error = [[middle - low], [high - middle]]
+                right.bar(x, middle, 0.155, color=shades[name], label=name if i == 0 else None)
+                right.errorbar(x, middle, error, color="#333333", capsize=2, lw=1)
+        right.set_xticks(range(len(record["scores"])), list(record["scores"]))
+        right.set_title("scores, three seeds; mean and 95 % interval")
+        right.legend(
+            frameon=False,
+            ncols=5,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.1),
+            columnspacing=1.0,
+            handlelength=1.2,
+        )
+        for axes in (left, right):
+            axes.grid(axis="x", visible=False)
+            axes.set_ylim(0, 105)
+        save(figure, record, path)

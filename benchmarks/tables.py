@@ -7,19 +7,22 @@ whether the README is what the JSON says.
 """
 
 import json
+import sys
+import tomllib
 from collections.abc import Callable
 from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
 
-from benchmarks import performance
+from benchmarks import performance, pictures
 from benchmarks.pages import RESULTS, ROOT, fill, is_current, page_parser, publish, table
 from benchmarks.studies import COLLECTED
-from gtp_experiments import read_results
+from gtp_experiments import read_results, spread
 from gtp_policy.acting import LEAST_MODE_SHARE, MODE_CANDIDATES
 
-README = ROOT / "README.md"
+GLANCE = ROOT / "docs" / "small-results.md"
+PICTURES = ROOT / "docs" / "pictures"
 EXPORT = ROOT / "docs" / "how-to" / "export.md"
 DEVIATIONS = ROOT / "docs" / "explanation" / "deviations.md"
 ROBOT_LOGS = ROOT / "docs" / "tutorials" / "robot-logs.md"
@@ -137,7 +140,7 @@ def one_call() -> str:
         [
             "With a critic, one network call per action, and you lose nothing: `GTPConfig()` after "
             "30,000 updates, sampled actions, 100 episodes per seed "
-            "([commands](docs/results.md)); score, mean ± std over seeds:",
+            "([commands](results.md)); score, mean ± std over seeds:",
             table(["task", "seeds", "K = 1", "K = 5"], rows),
         ]
     )
@@ -311,7 +314,7 @@ def robot_logs(text: str, record: dict[str, Any]) -> str:
 
 
 def render(text: str) -> str:
-    """Returns the README with its results filled in."""
+    """Returns the page on small results with its tables filled in."""
     sections = [
         section(json.loads((RESULTS / f"{section.__name__}.json").read_text(encoding="utf-8")))
         for section in (pointmaze, hosts, bandit, cloning, datasets)
@@ -320,23 +323,95 @@ def render(text: str) -> str:
     return fill(text, "results", "\n\n".join([*sections, speed]))
 
 
+def glance() -> dict[str, Any]:
+    """Returns what the README's picture shows: clones by K, and scores by task with intervals."""
+    clones, flat = (
+        json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("cloning", "bandit")
+    )
+    modes: dict[str, dict[str, float]] = {}
+    for method, name in (("one_step", "GTP"), ("gtp", "GTP, the paper's objective")):
+        runs = [r for r in clones["rows"] if (r["task"], r["method"]) == ("modes", method)]
+        last = [run["measured"][str(run["updates"])] for run in runs]
+        modes[name] = {k: mean(100 * m[k]["share"] for m in last) for k in ("1", "2", "5")}
+    scores: dict[str, dict[str, list[float]]] = {}
+    for study in ("hopper", "umaze", "medium-play"):
+        found = read_results(COLLECTED / study)
+        task = scores.setdefault(str(found[0].task), {})
+        for method, name in SHOWN.items():
+            own = [r for r in found if r.method == method]
+            if own:
+                s = spread([r.score(r.evaluations[-1]) or 0.0 for r in own])
+                task[name] = [s.iqm, s.iqm if s.low is None else s.low, s.high or s.iqm]
+    return {
+        "modes": modes,
+        "gaussian": mean(100 * run["gaussian"]["within_3_std"] for run in flat["runs"]),
+        "truth": 100 * flat["truth_within_3_std"],
+        "scores": scores,
+    }
+
+
+# Methods of the studies, as the README's picture calls them.
+SHOWN = {
+    "Gaussian BC": "cloning",
+    "TD3+BC": "TD3+BC",
+    "IQL": "IQL",
+    "gtp": "GTP, the paper's objective",
+    "GTPConfig()": "GTP",
+}
+
+
+def badges() -> dict[str, str]:
+    """Returns the README's badges by file name, with what `pyproject.toml` says."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    prefix = "Programming Language :: Python :: 3."
+    versions = [c.rpartition(" ")[2] for c in project["classifiers"] if c.startswith(prefix)]
+    typed = "Typing :: Typed" in project["classifiers"]
+    facts = {
+        "python": f"{versions[0]} to {versions[-1]}",
+        "types": "mypy strict" if typed else "none",
+        "licence": project["license"],
+    }
+    return {f"badge-{label}.svg": badge(label, fact) for label, fact in facts.items()}
+
+
+def badge(label: str, fact: str) -> str:
+    """Returns a small picture of two words: a file, where others ask a server for one."""
+    left, right = (7 * len(word) + 14 for word in (label, fact))
+    width, style = left + right, 'font-family="Verdana,sans-serif" font-size="11" fill="#fff"'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="20" role="img" '
+        f'aria-label="{label}: {fact}">'
+        f'<title>{label}: {fact}</title><rect width="{width}" height="20" rx="3" fill="#4b5563"/>'
+        f'<path d="M{left} 0h{right - 3}a3 3 0 0 1 3 3v14a3 3 0 0 1-3 3H{left}z" fill="#0b62a4"/>'
+        f'<g text-anchor="middle" {style}><text x="{left / 2}" y="14">{label}</text>'
+        f'<text x="{left + right / 2}" y="14">{fact}</text></g></svg>\n'
+    )
+
+
 def main() -> None:
-    """Writes or checks the README, the page on exports and the tutorial on robot logs."""
+    """Writes or checks the pages that have tables, and the README's pictures."""
     args = page_parser(__doc__).parse_args()
     record, logs, rules = (
         json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("parity", "robot_logs", "deterministic")
     )
     pages = {
-        README: render(README.read_text(encoding="utf-8")),
+        GLANCE: render(GLANCE.read_text(encoding="utf-8")),
         EXPORT: fill(EXPORT.read_text(encoding="utf-8"), "parity", parity(record)),
         DEVIATIONS: fill(
             DEVIATIONS.read_text(encoding="utf-8"), "deterministic", deterministic(rules)
         ),
         ROBOT_LOGS: robot_logs(ROBOT_LOGS.read_text(encoding="utf-8"), logs),
     }
+    pages |= {PICTURES / name: text for name, text in badges().items()}
+    picture = PICTURES / "results.svg"
+    if not pictures.shows(picture, glance()):
+        if args.check:
+            sys.exit("results.svg is not what the JSON says: make tables")
+        pictures.draw_glance(glance(), picture)
     stale = [path for path, text in pages.items() if not is_current(path, text)]
-    for path in stale or [README]:
+    for path in stale or [GLANCE]:
         publish(path, pages[path], check=args.check, target="tables")
 
 

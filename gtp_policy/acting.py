@@ -4,9 +4,11 @@ import copy
 import math
 import threading
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Protocol, cast
+from typing import Annotated, Any, Literal, Protocol, cast, overload
 from weakref import WeakKeyDictionary
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from gtp_policy.actor import FlowMapActor
 from gtp_policy.critic import QEnsemble
 from gtp_policy.functional import check_kind, unwrapped
 from gtp_policy.keyed_noise import keyed_noise
+from gtp_policy.spaces import real_array
 
 # Of so many actions a deterministic one is the mode where the critic prefers that, and it does so
 # where the mode is better than an average action in at least this share of the observations.
@@ -343,6 +346,7 @@ def chosen_by(
     return MODE_CANDIDATES if narrow else 1, choice
 
 
+@overload
 def act(
     actor: FlowMapActor,
     critic: QEnsemble | None,
@@ -353,7 +357,34 @@ def act(
     choice: Choice | None = None,
     deterministic: bool = False,
     generator: torch.Generator | None = None,
-) -> Tensor:
+) -> Tensor: ...
+
+
+@overload
+def act(
+    actor: FlowMapActor,
+    critic: QEnsemble | None,
+    obs: npt.NDArray[Any],
+    *,
+    steps: int | None = None,
+    candidates: int = 1,
+    choice: Choice | None = None,
+    deterministic: bool = False,
+    generator: torch.Generator | None = None,
+) -> npt.NDArray[np.floating]: ...
+
+
+def act(
+    actor: FlowMapActor,
+    critic: QEnsemble | None,
+    obs: Tensor | npt.NDArray[Any],
+    *,
+    steps: int | None = None,
+    candidates: int = 1,
+    choice: Choice | None = None,
+    deterministic: bool = False,
+    generator: torch.Generator | None = None,
+) -> Tensor | npt.NDArray[np.floating]:
     r"""Acts with an actor and, where there is a choice, the critic's pessimistic values.
 
     .. math:: a = \arg\max_{a_i} \min_j Q_j(o, a_i), \quad a_1, \ldots, a_n \sim \pi(\cdot \mid o)
@@ -366,7 +397,8 @@ def act(
         critic: Values several candidates; None is fine for one.
         obs: Observation, shape (B, O), of the actor's dtype, on its device or on the CPU. On the
             CPU they get their actions there: few rows from a copy of the networks, which is faster
-            than waiting for a GPU, more from the device (`CPUSnapshot`).
+            than waiting for a GPU, more from the device (`CPUSnapshot`). Or a NumPy array of any
+            real numbers, which are rounded to the actor's dtype.
         steps: K; default the actor's.
         candidates: n, actions to draw per observation.
         choice: How one of several candidates is chosen; default `ArgmaxChoice`, which a
@@ -379,12 +411,12 @@ def act(
             ``learner.stream(f"worker {rank}")``.
 
     Returns:
-        Actions in [-1, 1], shape (B, A).
+        Actions in [-1, 1], shape (B, A): an array for an array, a tensor for a tensor.
 
     Raises:
         ShapeError: If ``obs`` has the wrong shape.
-        DataError: If ``obs`` is no tensor of the actor's dtype and device, or on the CPU holds NaN
-            or infinity.
+        DataError: If ``obs`` is neither an array nor a tensor of the actor's dtype and device, or
+            on the CPU holds NaN or infinity.
         ValueError: If ``candidates`` or ``steps`` is smaller than 1, or several candidates are
             requested without a critic.
 
@@ -398,6 +430,21 @@ def act(
     """
     actor, critic = unwrapped(actor), unwrapped(critic)
     check_kind("actor", actor, FlowMapActor)
+    if isinstance(obs, np.ndarray):
+        # A copy: torch warns of arrays that must not be written to.
+        rows = torch.from_numpy(real_array("obs", obs).copy()).to(actor.dtype)
+        action = act(
+            actor,
+            critic,
+            rows,
+            steps=steps,
+            candidates=candidates,
+            choice=choice,
+            deterministic=deterministic,
+            generator=generator,
+        )
+        # NumPy has no bfloat16.
+        return (action.float() if action.dtype == torch.bfloat16 else action).numpy()
     candidates = _check(critic, candidates, choice)
     if (
         isinstance(obs, Tensor)

@@ -381,6 +381,11 @@ def scaler_of(
     if unbounded not in ("error", "data"):
         raise DataError(f"`unbounded` is unknown: got {unbounded!r}, expected 'error' or 'data'.")
     check_not_masked(low, high)
+    for name, given in (("low", low), ("high", high)):
+        if isinstance(given, Tensor) and given.is_meta:
+            raise UnsupportedSpaceError(
+                f"Action bounds are no numbers: got `{name}` on the device meta, expected numbers."
+            )
     arrays = [array for array in actions if len(array)]
     shape = arrays[0].shape[1:] if arrays else np.asarray(low).shape
     bounds = []

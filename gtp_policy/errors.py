@@ -195,6 +195,25 @@ class TrainingWarning(UserWarning):
     """
 
 
+def how_to_install(extra: str) -> str:
+    """Returns a sentence that says how an extra of this package is installed.
+
+    In a checkout, for as long as no package index has the package.
+
+    Args:
+        extra: Its name in ``pyproject.toml``.
+
+    Returns:
+        The sentence.
+
+    Example:
+        >>> from gtp_policy.errors import how_to_install
+        >>> how_to_install("sb3")
+        "In a checkout of gtp-policy, run: pip install '.[sb3]'"
+    """
+    return f"In a checkout of gtp-policy, run: pip install '.[{extra}]'"
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """Returns a sentence with the known word that is most like a misspelt one.
 

@@ -272,7 +272,7 @@ def check_kind(name: str, value: object, *kinds: type) -> None:
 
 
 def check_dims(obs_dim: object, action_dim: object) -> tuple[int, int]:
-    """Returns dimensions as plain integers, which are at least 1.
+    """Returns dimensions as plain integers, which are at least 1, and such that torch counts.
 
     Args:
         obs_dim: O.
@@ -291,10 +291,10 @@ def check_dims(obs_dim: object, action_dim: object) -> tuple[int, int]:
         (6, 2)
     """
     obs, action = as_int(obs_dim), as_int(action_dim)
-    if obs is None or action is None or obs < 1 or action < 1:
+    if obs is None or action is None or not (1 <= obs < 2**31 and 1 <= action < 2**31):
         raise ValueError(
             f"Dimensions are out of range: got obs_dim={obs_dim!r}, action_dim={action_dim!r}, "
-            "expected integers of at least 1."
+            "expected integers of at least 1, and below 2^31."
         )
     return obs, action
 

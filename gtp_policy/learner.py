@@ -3,9 +3,13 @@
 import copy
 import hashlib
 import math
+import os
 from collections.abc import Callable, Mapping
-from typing import Any, Self, cast
+from pathlib import Path
+from typing import Any, NamedTuple, Self, cast, overload
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +19,8 @@ from gtp_policy._engine.choice import LAUNCH, Dispatcher, explain
 from gtp_policy._engine.launches import update_from
 from gtp_policy._engine.processes import Processes
 from gtp_policy._engine.whole import changing, check_whole
+from gtp_policy._fitting import fit
+from gtp_policy._prediction import in_box, seen
 from gtp_policy._random import new_stream
 from gtp_policy.acting import act, chosen_by, look
 from gtp_policy.actor import FlowMapActor
@@ -42,6 +48,7 @@ from gtp_policy.functional import (
 from gtp_policy.guidance import AdvantageWeighter, Guidance, LinearQGuidance, NoGuidance
 from gtp_policy.loss import GTPLoss
 from gtp_policy.metrics import UpdateMetrics, per_learner
+from gtp_policy.spaces import ActionScaler, ObservationLayout
 from gtp_policy.times import Curriculum
 from gtp_policy.transitions import Transitions
 
@@ -52,7 +59,10 @@ OptimizerFactory = Callable[[str, nn.Module], torch.optim.Optimizer]
 
 
 class GTPLearner(nn.Module):
-    r"""Algorithm 1 of the paper as one object with one method to call in a loop: ``update``.
+    r"""Algorithm 1 of the paper as one object: ``fit`` trains, ``predict`` acts.
+
+    Behind ``fit`` is one method to call in a loop of your own, ``update``; behind ``predict`` is
+    ``act``, which has actions in [-1, 1]. `GTPLearner.save` and `GTPLearner.load` keep all of it.
 
     Holds the actor, the critic, their targets and the optimisers; all of it, with the number of
     updates done, is in ``state_dict``. The randomness of an update is a function of the seed and of
@@ -71,6 +81,10 @@ class GTPLearner(nn.Module):
     Attributes:
         updates: Number of updates done.
         optimizers: The optimiser of each part, by name.
+        action_scaler: Bounds of the environment's actions, which `predict` acts in: those of the
+            dataset or of the checkpoint that the learner comes from. None where neither has any;
+            may be set.
+        layout: How an observation becomes a vector, likewise; None: it is one.
         broken: What ended an update half-way; None of a learner that is whole. One that is not
             neither trains nor saves, until a state is loaded into it.
 
@@ -142,6 +156,8 @@ class GTPLearner(nn.Module):
         if critic is not None:
             self.target_critic = copy.deepcopy(critic).requires_grad_(False).eval()
         self.updates = 0
+        self.action_scaler: ActionScaler | None = None
+        self.layout: ObservationLayout | None = None
         self.broken: str | None = None
         self.processes: Shared | None = None
         self._dispatcher = Dispatcher()
@@ -300,6 +316,7 @@ class GTPLearner(nn.Module):
             learner.to(dtype=dataset.dtype)
         if config.learner.normalize_obs:
             learner.set_observation_statistics_(*dataset.observation_statistics())
+        learner.action_scaler, learner.layout = dataset.action_scaler, dataset.layout
         return learner
 
     @classmethod
@@ -362,6 +379,7 @@ class GTPLearner(nn.Module):
             optimizer=optimizer,
         )
         learner.take_actor_(source)
+        learner.action_scaler, learner.layout = source.action_scaler, source.layout
         return learner
 
     def continued(self, config: GTPConfig) -> GTPConfig:
@@ -698,6 +716,75 @@ class GTPLearner(nn.Module):
 
         return update_from([self], self._dispatcher, dataset, updates, batch_size, one)[0]
 
+    def fit(
+        self,
+        dataset: OfflineDataset,
+        updates: int | None = None,
+        *,
+        batch_size: int = 256,
+        progress: bool = True,
+        callback: "Callback | None" = None,
+        every: int = 1000,
+    ) -> dict[str, float]:
+        """Trains on a dataset: the whole loop.
+
+        Bit for bit what a loop of `update_from` does, and on the CPU one of ``update`` on
+        ``dataset.sample(batch_size, generator=learner.stream("batch"))``. So a run that was
+        stopped, saved and loaded goes on as if it had never been.
+
+        ``config.learner.total_updates`` is the length of the run, over which curriculum and
+        learning rates unfold. Where nobody has chosen it, ``updates`` of the first call is the
+        length; where ``updates`` leads beyond it, it becomes longer, as by `set_total_updates_`.
+
+        Ctrl-C and SIGTERM end it after the update that is being computed, and then do what they
+        always do: whoever catches the ``KeyboardInterrupt`` has a whole learner to save. Inside a
+        `StopSignal` of yours it returns, and the flag is yours to look at.
+
+        Args:
+            dataset: The data, on the learner's device.
+            updates: How many updates to do; default what is left of ``total_updates``, which may
+                be none.
+            batch_size: B, transitions per update.
+            progress: Whether to show on stderr how far it is: as a bar on a terminal, where tqdm
+                is installed, and as a line every ten seconds anywhere else.
+            callback: Called with the learner and the last metrics whenever ``updates`` of the
+                learner is a multiple of ``every``, and after the last update. One that returns
+                True ends the training.
+            every: Updates between two looks at the metrics, which a callback gets and the bar
+                shows. A multiple of sixteen costs a GPU nothing.
+
+        Returns:
+            Metrics of the last update as numbers, by the names in `UpdateMetrics`; empty where
+            nothing was left to do.
+
+        Raises:
+            ValueError: If ``updates`` or ``every`` is smaller than 1.
+            DataError: If ``batch_size`` is smaller than 1, the dataset is not on the learner's
+                device, or it lacks rewards that a critic needs.
+            ShapeError: If the dataset has other dimensions.
+            NonFiniteError: If training diverges: at the latest when metrics are looked at.
+            BrokenLearnerError: If an earlier update ended half-way.
+
+        Example:
+            >>> from gtp_policy import GTPConfig, GTPLearner, OfflineDataset
+            >>> dataset = OfflineDataset.from_arrays(
+            ...     obs=[[0.0], [2.0]], action=[[0.8], [-0.8]], reward=[0.0, 1.0],
+            ...     terminated=[1, 1], truncated=[0, 0], low=[-1.0], high=[1.0])
+            >>> learner = GTPLearner.from_dataset(dataset, GTPConfig(critic=None))
+            >>> metrics = learner.fit(dataset, 3, batch_size=8, progress=False)
+            >>> learner.updates, sorted(metrics)
+            (3, ['actor_grad_norm', 'actor_loss', 'consistency', 'flow'])
+        """
+        return fit(
+            self,
+            dataset,
+            updates,
+            batch_size=batch_size,
+            progress=progress,
+            callback=callback,
+            every=every,
+        )
+
     def updates_per_launch(self, batch_size: int = 256) -> int:
         """Returns how many updates `update_from` does at once, for the learner as it stands.
 
@@ -798,6 +885,7 @@ class GTPLearner(nn.Module):
             sampled = drawn.view(1, baseline.samples, *action.shape)
         return advantage_of(ByAutograd([self]), obs[None], action[None], sampled)[0]
 
+    @overload
     def act(
         self,
         obs: Tensor,
@@ -806,10 +894,31 @@ class GTPLearner(nn.Module):
         candidates: int | None = None,
         deterministic: bool = False,
         generator: torch.Generator | None = None,
-    ) -> Tensor:
+    ) -> Tensor: ...
+
+    @overload
+    def act(
+        self,
+        obs: npt.NDArray[Any],
+        *,
+        steps: int | None = None,
+        candidates: int | None = None,
+        deterministic: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> npt.NDArray[np.floating]: ...
+
+    def act(
+        self,
+        obs: Tensor | npt.NDArray[Any],
+        *,
+        steps: int | None = None,
+        candidates: int | None = None,
+        deterministic: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Tensor | npt.NDArray[np.floating]:
         """Acts with the target network of the actor, in [-1, 1].
 
-        ``dataset.action_scaler.to_box`` takes the actions to the units of the environment.
+        `predict` acts in the units of the environment.
 
         With ``deterministic=True`` equal calls give equal bits: the same observations in a batch of
         the same size, on the same machine, with the same number of threads. In another row or in a
@@ -821,7 +930,8 @@ class GTPLearner(nn.Module):
         Args:
             obs: Observation, shape (B, O), of the learner's dtype, on its device or on the CPU. On
                 the CPU they get their actions there: few rows from a copy of the networks,
-                which is faster than waiting for a GPU, more from the device.
+                which is faster than waiting for a GPU, more from the device. Or a NumPy array of
+                any real numbers, which are rounded to the learner's dtype.
             steps: K; default the actor's.
             candidates: Actions to draw per observation; above 1 the target critic chooses among
                 them, as ``config.choice`` says. Default: 1; for a deterministic action
@@ -837,12 +947,12 @@ class GTPLearner(nn.Module):
                 ``generator = learner.stream(f"worker {rank}")``.
 
         Returns:
-            Actions in [-1, 1], shape (B, A).
+            Actions in [-1, 1], shape (B, A): an array for an array, a tensor for a tensor.
 
         Raises:
             ShapeError: If ``obs`` has the wrong shape.
-            DataError: If ``obs`` is no tensor of the dtype and device, or on the CPU holds
-                NaN or infinity.
+            DataError: If ``obs`` is neither an array nor a tensor of the dtype and device, or on
+                the CPU holds NaN or infinity.
             ValueError: If ``candidates`` or ``steps`` is smaller than 1, or several candidates are
                 wanted without a critic.
 
@@ -867,6 +977,91 @@ class GTPLearner(nn.Module):
             deterministic=deterministic,
             generator=generator,
         )
+
+    @overload
+    def predict(
+        self,
+        obs: Tensor | Mapping[str, Tensor],
+        *,
+        steps: int | None = None,
+        candidates: int | None = None,
+        deterministic: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Tensor: ...
+
+    @overload
+    def predict(
+        self,
+        obs: npt.ArrayLike | Mapping[str, npt.ArrayLike],
+        *,
+        steps: int | None = None,
+        candidates: int | None = None,
+        deterministic: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> npt.NDArray[np.floating]: ...
+
+    def predict(
+        self,
+        obs: Any,
+        *,
+        steps: int | None = None,
+        candidates: int | None = None,
+        deterministic: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Tensor | npt.NDArray[np.floating]:
+        """Acts in the units of the environment, for one observation or several.
+
+        Sampled by default, as the data's own actions vary and as ``predict`` of Stable-Baselines3
+        does: ``deterministic=True`` gives an observation the same action every time. Unlike there,
+        actions alone are returned.
+
+        Args:
+            obs: An array or tensor of any real type, of the shape that the environment shows, or
+                with (B,) in front. A mapping of such where observations are mappings; parts that
+                the data did not have are left out. A policy that looks back takes m observations,
+                the oldest first, as (m, ...) or (B, m, ...); `player` remembers them instead.
+            steps: As for `act`.
+            candidates: As for `act`.
+            deterministic: As for `act`.
+            generator: As for `act`.
+
+        Returns:
+            Actions inside the bounds of ``action_scaler``: of the kind that ``obs`` is, shape (A,)
+            of one observation and (B, A) of several; of a policy of chunks (h, A) and (B, h, A).
+
+        Raises:
+            DataError: If the learner has no ``action_scaler``, or an observation is NaN or infinite
+                or no real number.
+            ShapeError: If a part of the observation is missing or has another shape.
+            ValueError: As for `act`.
+
+        Example:
+            >>> import numpy as np
+            >>> from gtp_policy import GTPConfig, GTPLearner, OfflineDataset
+            >>> dataset = OfflineDataset.from_arrays(
+            ...     obs=[[0.0], [2.0]], action=[[80.0], [20.0]], reward=[0.0, 1.0],
+            ...     terminated=[1, 1], truncated=[0, 0], low=[0.0], high=[100.0])
+            >>> learner = GTPLearner.from_dataset(dataset, GTPConfig(critic=None))
+            >>> learner.predict(np.zeros(1)).shape, learner.predict(np.zeros((5, 1))).shape
+            ((1,), (5, 1))
+        """
+        config, scaler = self.target_actor.config, self.action_scaler
+        if scaler is None:
+            raise DataError(
+                "The learner does not know the units of the environment: got no action_scaler, "
+                "expected the bounds of its actions. Set learner.action_scaler = "
+                "ActionScaler(low, high), or take learner.act, whose actions are in [-1, 1]."
+            )
+        layout = self.layout or ObservationLayout((self.actor.obs_dim // config.history,))
+        found = seen(obs, layout, config.history)
+        action = self.act(
+            found.rows.to(self.dtype),
+            steps=steps,
+            candidates=candidates,
+            deterministic=deterministic,
+            generator=generator,
+        )
+        return in_box(action, scaler, config.chunk, found)
 
     def player(
         self,
@@ -919,6 +1114,72 @@ class GTPLearner(nn.Module):
             chunk=config.chunk,
             history=config.history,
             playback=playback or self.config.playback,
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Saves the learner: networks, optimisers, counter, every choice, bounds and layout.
+
+        `gtp_policy.save_checkpoint` is the same and takes metadata.
+
+        Args:
+            path: A name that ends in ``.zip``, which replaces a file of that name; or a new folder.
+
+        Returns:
+            The path.
+
+        Raises:
+            CheckpointError: If it cannot be written; what was there before is unchanged.
+            NonFiniteError: If a weight is NaN or infinite.
+            BrokenLearnerError: If an update ended half-way.
+
+        Example:
+            >>> import tempfile
+            >>> from gtp_policy import GTPConfig, GTPLearner
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     path = GTPLearner.build(3, 2, GTPConfig(critic=None)).save(f"{folder}/a.zip")
+            ...     GTPLearner.load(path).updates
+            0
+        """
+        return _on_disk().save(path, self)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        device: torch.device | str = "cpu",
+        network: nn.Module | None = None,
+        encoder: nn.Module | None = None,
+        optimizer: OptimizerFactory | None = None,
+    ) -> "GTPLearner":
+        """Builds the learner that was saved, here or by Stable-Baselines3, Tianshou or a run.
+
+        `gtp_policy.load_checkpoint` is the same and returns the metadata too.
+
+        Args:
+            path: Zip file or folder; what it holds is numbers and text, and executes nothing.
+            device: Where parameters should live.
+            network: The actor's backbone, if it was a custom one.
+            encoder: The encoder, likewise.
+            optimizer: The optimiser factory, likewise.
+
+        Returns:
+            The learner, ready to act and to go on training.
+
+        Raises:
+            CheckpointError: If the file is missing, damaged, foreign or malicious.
+            StateMismatchError: If ``network``, ``encoder`` or ``optimizer`` are not like those
+                saved.
+
+        Example:
+            >>> from gtp_policy import GTPLearner
+            >>> GTPLearner.load("nowhere.zip")  # doctest: +ELLIPSIS
+            Traceback (most recent call last):
+            ...
+            gtp_policy.errors.CheckpointError: Checkpoint nowhere.zip cannot be read: ...
+        """
+        return _on_disk().load(
+            path, device=device, network=network, encoder=encoder, optimizer=optimizer
         )
 
     def train(self, mode: bool = True) -> Self:
@@ -1033,6 +1294,36 @@ class GTPLearner(nn.Module):
             optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))
             check_moments(name, optimizer)
         self.updates, self.target_actor.mode_share = updates, share
+
+
+Callback = Callable[[GTPLearner, dict[str, float]], object]
+
+
+class Disk(NamedTuple):
+    """What writes learners and reads them.
+
+    Attributes:
+        save: From a path and a learner to the path.
+        load: From a path, and what no file can hold, to a learner.
+    """
+
+    save: Callable[..., Path]
+    load: Callable[..., GTPLearner]
+
+
+# It knows learners, and they do not know it: the package tells them, whatever of it is imported.
+_disk: Disk | None = None
+
+
+def keep_on_(disk: Disk) -> None:
+    """Says where `GTPLearner.save` and `GTPLearner.load` go."""
+    global _disk
+    _disk = disk
+
+
+def _on_disk() -> Disk:
+    assert _disk is not None  # the package imports gtp_policy.checkpoint
+    return _disk
 
 
 def _digests(learner: GTPLearner) -> list[int]:

@@ -1,8 +1,11 @@
 """The docs gate: every public name is documented, stands in the reference, and its code runs."""
 
+import contextlib
 import enum
 import importlib
 import inspect
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
@@ -227,6 +230,8 @@ def python_blocks(page: Path) -> list[str]:
 
 def pages_with_code() -> Iterator[Any]:
     for page in PAGES:
+        if page.name == "README.md":
+            continue  # whose blocks stand alone: see below
         # Stable-Baselines3 seeds the global generators, Tianshou draws from them.
         hosts = re.search(r"gtp_(sb3|tianshou)", "".join(python_blocks(page)))
         marks = [pytest.mark.global_rng] if hosts else []
@@ -246,8 +251,43 @@ def test_python_code_of_a_page_runs_in_order(
         exec(compile(block, f"{page.name}, python block {number}", "exec"), namespace)
 
 
-def test_readme_has_code_to_run() -> None:
-    assert python_blocks(ROOT / "README.md")
+README = python_blocks(ROOT / "README.md")
+
+
+def run_alone(block: str, folder: str) -> None:
+    """Runs code in a process of its own, and leaves what it prints in a file."""
+    os.chdir(folder)
+    with open("printed", "w", encoding="utf-8") as printed, contextlib.redirect_stdout(printed):
+        exec(compile(block, "a block of README.md", "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(README)))
+def test_a_block_of_the_readme_runs_pasted_alone(number: int, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["numpy", "torch"])  # whose import is most of the time
+    process = context.Process(target=run_alone, args=(README[number], str(tmp_path)))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    printed = (tmp_path / "printed").read_text(encoding="utf-8")
+    if number == 0:  # the quickstart ends with a score that is better than that of the logs
+        found = re.fullmatch(r"steps to the flag: (\d+) logged, (\d+) of GTP\n", printed)
+        assert found
+        assert int(found[2]) < 0.8 * int(found[1])
+
+
+def test_the_readme_is_short_and_its_files_are_there() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    assert README
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(links) > 10
+    assert [x for x in links if "://" not in x and not (ROOT / x).exists()] == []
+    pictures = re.findall(r"!\[([^]]*)\]\(([^)]+)\)", text)
+    assert len(pictures) == 5
+    assert all(alt for alt, _ in pictures)
+    assert all((ROOT / x).stat().st_size <= 200_000 for _, x in pictures)
 
 
 def test_changelog_starts_with_unreleased() -> None:

@@ -20,17 +20,27 @@ CORE = ROOT / "gtp_policy"
 
 # The core in reading order. A module imports only from the rows above its own.
 LAYERS: list[set[str]] = [
-    {"_numbers", "errors"},
-    {"_config", "_contexts", "_fingerprint", "_random", "_version", "files"},
+    {"_numbers", "errors", "progress"},
+    {
+        "_config",
+        "_contexts",
+        "_fingerprint",
+        "_random",
+        "_stopping",
+        "_version",
+        "files",
+        "progress",
+    },
     {"times", "spaces", "rewards", "shards", "kernels", "keyed_noise"},
     {"functional"},
     {"chunks", "networks", "dataset_builder", "teachers", "samplers", "transitions"},
-    {"_folding", "critic", "episodes", "frames", "metrics"},
+    {"_folding", "_prediction", "critic", "episodes", "frames", "metrics"},
     {"actor", "dataset", "encoders", "loss"},
     {"acting", "guidance"},
     {"config"},
     {"algorithm", "presets"},
     {"_engine"},
+    {"_fitting"},
     {"learner"},
     {"multi_seed", "checkpoint"},
     {"export"},
@@ -63,6 +73,7 @@ PUBLIC_MODULES = (
     "gtp_policy.metrics",
     "gtp_policy.networks",
     "gtp_policy.presets",
+    "gtp_policy.progress",
     "gtp_policy.rewards",
     "gtp_policy.samplers",
     "gtp_policy.shards",
@@ -200,6 +211,8 @@ def test_arrows_never_reverse(module: str) -> None:
         libraries = libraries | KERNEL_LIBRARIES
     if module == "export":
         libraries = libraries | EXPORT_LIBRARIES
+    if module == "progress":
+        libraries = libraries | {"tqdm"}  # where it is installed, for the bar of a terminal
     for path in files_of(module):
         for imported, name, line in imports_of(path):
             where = f"{path.relative_to(ROOT)}:{line} imports {imported}"

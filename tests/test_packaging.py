@@ -160,7 +160,84 @@ try:
 except MissingDependencyError as error:
     print(error)
 """
-    assert f"gtp-policy[{extra}]" in run(bare_python, "-c", code, cwd=tmp_path)
+    assert f"pip install '.[{extra}]'" in run(bare_python, "-c", code, cwd=tmp_path)
+
+
+BLOCKS = re.findall(
+    r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.M
+)
+# What each extra is for, as a user would try it first: of the README where it has a block.
+FIRST_HOURS = {
+    "": [block for block in BLOCKS if "gtp_experiments" not in block and "gym" not in block],
+    "experiments": [block for block in BLOCKS if "gtp_experiments" in block],
+    "sb3": [block for block in BLOCKS if "gtp_sb3" in block],
+    "tianshou": [block for block in BLOCKS if "gtp_tianshou" in block],
+    "export": [
+        "from gtp_policy import GTPLearner\n"
+        "from gtp_policy.export import export_onnx\n"
+        "print(export_onnx(GTPLearner.build(3, 2), 'policy.onnx'))\n"
+    ],
+    "testing": [
+        "from gtp_policy import FlowMapActor\n"
+        "from gtp_policy.testing import check_flow_map\n"
+        "print(check_flow_map(FlowMapActor(3, 2), obs_dim=3, action_dim=2))\n"
+    ],
+    "csv": [
+        "from gtp_datasets import load_csv\n"
+        "open('a.csv', 'w').write('obs,action\\n0,0\\n1,0\\n2,1\\n')\n"
+        "print(load_csv('a.csv', low=-1.0, high=1.0, episode=False))\n"
+    ],
+    "fast": [
+        "import numba, numpy\n"
+        "from gtp_policy import FlowMapActor\n"
+        "print(FlowMapActor(3, 2).explain(rows=1))\n"
+    ],
+}
+
+
+@pytest.mark.packaging
+@pytest.mark.parametrize("extra", FIRST_HOURS)
+def test_the_first_hour_works_from_the_wheel(
+    bare_python: Path, wheel: Path, tmp_path: Path, extra: str
+) -> None:
+    """In an environment with the hard dependencies and one extra, outside the checkout."""
+    assert FIRST_HOURS[extra]
+    python = bare_python
+    if extra:
+        # What the bare environment has is seen from here, so that torch is installed once.
+        run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
+        python = tmp_path / "venv" / "bin" / "python"
+        where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+        own, bare = (run(p, "-c", where, cwd=tmp_path).strip() for p in (python, bare_python))
+        Path(own, "bare.pth").write_text(f"{bare}\n", encoding="utf-8")
+        constraints = ["-c", ROOT / "constraints.txt"]
+        install = [python, "-m", "pip", "install", "-q", *constraints, f"{wheel}[{extra}]"]
+        run(*install, cwd=tmp_path)
+    for number, block in enumerate(FIRST_HOURS[extra]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        run(python, "-c", block, cwd=folder)
+    origin = run(python, "-c", "import gtp_policy; print(gtp_policy.__file__)", cwd=tmp_path)
+    assert not Path(origin.strip()).is_relative_to(ROOT)
+
+
+def test_every_archive_is_one_that_an_index_takes(release: Path, runtime_wheel: Path) -> None:
+    archives = [*release.iterdir(), *runtime_wheel.parent.iterdir()]
+    assert len(archives) == 4
+    check = [sys.executable, "-m", "twine", "--no-color", "check", "--strict", *archives]
+    assert run(*check, cwd=release).count("PASSED") == 4
+
+
+def test_version_and_date_of_the_release_are_the_same_everywhere(wheel: Path) -> None:
+    version = wheel.name.split("-")[1]
+    heading = re.search(
+        r"^## \[(\d[^]]*)\] - (.*)$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M
+    )
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert heading
+    assert (heading[1], heading[2]) == (citation["version"], str(citation["date-released"]))
+    # Between releases the package is ahead of both.
+    assert version == heading[1] or ".dev" in version
 
 
 @pytest.fixture(scope="module")

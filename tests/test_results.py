@@ -1,6 +1,7 @@
-"""The figures in the README are those of the benchmarks' JSON, and meet what they are held to."""
+"""The figures on the pages are those of the benchmarks' JSON, and meet what they are held to."""
 
 import json
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -11,18 +12,31 @@ from benchmarks.pictures import shows
 from benchmarks.tables import (
     DEVIATIONS,
     EXPORT,
-    README,
+    GLANCE,
+    PICTURES,
     ROBOT_LOGS,
+    badges,
     deterministic,
+    glance,
     parity,
     render,
     robot_logs,
 )
 
 
-def test_the_readme_says_what_the_json_says() -> None:
-    text = README.read_text(encoding="utf-8")
+def test_the_page_of_small_results_says_what_the_json_says() -> None:
+    text = GLANCE.read_text(encoding="utf-8")
     assert text == render(text), "run: make tables"
+
+
+def test_the_pictures_of_the_readme_show_what_is_true() -> None:
+    record = glance()
+    assert shows(PICTURES / "results.svg", record), "run: make tables"
+    assert len(record["scores"]) == 3
+    for name, text in badges().items():
+        assert (PICTURES / name).read_text(encoding="utf-8") == text, "run: make tables"
+        ElementTree.fromstring(text)
+    assert "3.11 to 3.13" in badges()["badge-python.svg"]
 
 
 def test_the_tutorial_on_robot_logs_says_what_its_script_measured() -> None:
@@ -131,7 +145,7 @@ def test_teachers_do_what_the_page_says_of_them() -> None:
 
 def test_the_picture_of_failure_is_drawn_from_its_record() -> None:
     record = json.loads(signatures.OUTPUT.read_text(encoding="utf-8"))
-    assert shows(README.parent / "docs" / "explanation" / "signatures.svg", record)
+    assert shows(PICTURES.parent / "explanation" / "signatures.svg", record)
 
 
 def test_a_million_transitions_load_in_time_and_memory() -> None:

@@ -126,6 +126,11 @@ def test_a_block_is_checked_alone_unless_it_builds_on_others() -> None:
     }
 
 
+def test_no_block_of_the_readme_needs_another() -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.DOTALL | re.M)
+    assert [free_names(block) for block in blocks] == [set()] * len(blocks)
+
+
 @pytest.mark.parametrize(
     ("code", "free"),
     [

@@ -89,7 +89,8 @@ MISUSES: dict[str, Callable[[], Any]] = {
         f"act on {name}": lambda obs=obs: GTPLearner.build(3, 2, SMALL).act(obs)
         for name, obs in {
             "nothing": None,
-            "numpy": np.zeros((1, 3)),
+            "a row of numpy": np.zeros(3),
+            "text of numpy": np.array([["a", "b", "c"]]),
             "a list": [[0, 0, 0]],
             "one row": torch.zeros(3),
             "NaN": torch.full((1, 3), torch.nan),

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gtp_datasets._hdf5 import check_expansion, stored_bytes
-from gtp_policy.errors import DataError, GTPError, MissingDependencyError
+from gtp_policy.errors import DataError, GTPError, MissingDependencyError, how_to_install
 
 if TYPE_CHECKING:
     import pyarrow
@@ -38,7 +38,7 @@ def _reading(path: str | os.PathLike[str], kind: str, extra: str) -> Iterator[No
         raise
     except ImportError as error:
         raise MissingDependencyError(
-            f"{kind} needs pyarrow: got `{error}`. Run `pip install 'gtp-policy[{extra}]'`."
+            f"{kind} needs pyarrow: got `{error}`. {how_to_install(extra)}"
         ) from error
     except Exception as error:  # ArrowInvalid, OSError, UnicodeDecodeError
         text = str(error).split("\n")[0]

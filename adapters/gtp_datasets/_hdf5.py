@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from gtp_policy.errors import DataError, GTPError, MissingDependencyError
+from gtp_policy.errors import DataError, GTPError, MissingDependencyError, how_to_install
 from gtp_policy.files import expanded
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def open_hdf5(path: "str | os.PathLike[str] | h5py.File") -> Iterator["h5py.File
         import h5py
     except ImportError as error:
         raise MissingDependencyError(
-            f"HDF5 files need h5py: got `{error}`. Run `pip install 'gtp-policy[datasets]'`."
+            f"HDF5 files need h5py: got `{error}`. {how_to_install('datasets')}"
         ) from error
     is_open, given = isinstance(path, h5py.File), cast(Any, path)
     if is_open and not path:

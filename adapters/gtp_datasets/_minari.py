@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from gtp_datasets._hdf5 import check_expansion, check_object, open_hdf5, stored_bytes
 from gtp_datasets._images import decoded
-from gtp_policy.errors import DataError, GTPError, MissingDependencyError
+from gtp_policy.errors import DataError, GTPError, MissingDependencyError, how_to_install
 
 if TYPE_CHECKING:
     import h5py
@@ -48,7 +48,7 @@ def open_minari(dataset_or_id: "MinariDataset | str") -> "MinariDataset":
         import minari
     except ImportError as error:
         raise MissingDependencyError(
-            f"Minari is not installed: got `{error}`. Run `pip install 'gtp-policy[datasets]'`."
+            f"Minari is not installed: got `{error}`. {how_to_install('datasets')}"
         ) from error
     if isinstance(dataset_or_id, minari.MinariDataset):
         return dataset_or_id

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gtp_policy.errors import DataError, GTPError, MissingDependencyError
+from gtp_policy.errors import DataError, GTPError, MissingDependencyError, how_to_install
 
 
 class Clip(NamedTuple):
@@ -43,7 +43,7 @@ def read_clips(path: Path, clips: Sequence[Clip], fps: float) -> None:
         import av
     except ImportError as error:
         raise MissingDependencyError(
-            f"Videos need PyAV: got `{error}`. Run `pip install 'gtp-policy[lerobot]'`."
+            f"Videos need PyAV: got `{error}`. {how_to_install('lerobot')}"
         ) from error
     shown = os.fspath(path)
     if not path.is_file():

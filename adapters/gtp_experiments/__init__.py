@@ -9,11 +9,11 @@ try:
     import scipy as _scipy  # noqa: F401
     import tqdm as _tqdm  # noqa: F401
 except ImportError as error:
-    from gtp_policy.errors import MissingDependencyError
+    from gtp_policy.errors import MissingDependencyError, how_to_install
 
     raise MissingDependencyError(
-        f"A package that experiments need is not installed: got `{error}`. Run "
-        "`pip install 'gtp-policy[experiments]'`."
+        f"A package that experiments need is not installed: got `{error}`. "
+        + how_to_install("experiments")
     ) from error
 
 from gtp_experiments.config import (
@@ -25,8 +25,9 @@ from gtp_experiments.data import Data, data_hash, load_data
 from gtp_experiments.drawing import draw
 from gtp_experiments.environments import check_env, environment_of, flat_observations, make_env
 from gtp_experiments.errors import ExperimentError
-from gtp_experiments.evaluation import Evaluation, Evaluator, policy_of
+from gtp_experiments.evaluation import Evaluation, Evaluator, evaluate, policy_of
 from gtp_experiments.listing import list_of_runs, shown
+from gtp_experiments.mountain_car import mountain_car_logs
 from gtp_experiments.offline import ActionFit, fit_of_actions, sliced_distance
 from gtp_experiments.paper import PAPER
 from gtp_experiments.plots import film, plot_actions, plot_advantages, plot_curves, plot_flow
@@ -76,6 +77,7 @@ __all__ = [
     "difference_interval",
     "draw",
     "environment_of",
+    "evaluate",
     "film",
     "fit_of_actions",
     "flat_observations",
@@ -85,6 +87,7 @@ __all__ = [
     "make_env",
     "markdown",
     "mean_interval",
+    "mountain_car_logs",
     "outcome",
     "plot_actions",
     "plot_advantages",

@@ -1,5 +1,6 @@
 """Evaluation: episodes whose starts are a function of seed and update, many in one batch."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -98,6 +99,11 @@ class Evaluation(Config):
     def mean(self) -> float:
         """Mean return."""
         return float(np.mean(self.returns))
+
+    @property
+    def mean_length(self) -> float:
+        """Mean number of steps."""
+        return float(np.mean(self.lengths))
 
 
 class Evaluator:
@@ -305,3 +311,64 @@ def policy_of(learner: GTPLearner, dataset: OfflineDataset, config: EvaluationCo
         return dataset.action_scaler.to_box(action.cpu().numpy())
 
     return act
+
+
+def evaluate(
+    learner: GTPLearner,
+    dataset: OfflineDataset,
+    environment: str,
+    *,
+    episodes: int = 20,
+    deterministic: bool = False,
+    candidates: int = 1,
+    max_steps: int | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Tries a learner in an environment, all episodes side by side.
+
+    Equal calls give equal numbers on the same machine: starts are a function of ``seed``, and the
+    noise of actions is one of the learner's seed and number of updates.
+
+    Args:
+        learner: The policy.
+        dataset: What it was trained on; knows the units of observations and actions.
+        environment: An id of gymnasium, or ``module:function``, as for `make_env`.
+        episodes: How many.
+        deterministic: Whether the policy acts without sampling.
+        candidates: Actions to draw per observation for the critic to choose from.
+        max_steps: Cuts longer episodes; default the environment's own limit alone.
+        seed: Of the starts.
+
+    Returns:
+        What was seen, episode by episode.
+
+    Raises:
+        ExperimentError: If the environment cannot be built or does not fit the dataset.
+        pydantic.ValidationError: If a number is out of range.
+
+    Example:
+        >>> from gtp_experiments import evaluate, mountain_car_logs
+        >>> from gtp_policy import GTPConfig, GTPLearner
+        >>> logs = mountain_car_logs(1)
+        >>> learner = GTPLearner.from_dataset(logs, GTPConfig(critic=None))
+        >>> evaluate(learner, logs, "MountainCarContinuous-v0", episodes=2, max_steps=9).lengths
+        (9, 9)
+    """
+    config = EvaluationConfig(
+        environment=environment,
+        episodes=episodes,
+        deterministic=deterministic,
+        candidates=candidates,
+        max_steps=max_steps,
+        seed=seed,
+    )
+    starts = [int(word) for word in np.random.SeedSequence(seed).generate_state(episodes)]
+    with contextlib.ExitStack() as open_envs:
+        envs: list[Env] = []
+        for _ in range(min(episodes, config.parallel)):
+            envs.append(make_env(environment))
+            open_envs.callback(envs[-1].close)
+            if len(envs) == 1:
+                check_env(envs[0], dataset, environment)
+        act = policy_of(learner, dataset, config)
+        return _run_episodes(act, envs, dataset, starts, learner.updates, max_steps)

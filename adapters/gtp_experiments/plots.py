@@ -19,7 +19,7 @@ from gtp_experiments.errors import ExperimentError
 from gtp_experiments.evaluation import Act, ChunkedPolicy
 from gtp_experiments.results import RunResult
 from gtp_policy import GTPLearner, OfflineDataset
-from gtp_policy.errors import DataError, MissingDependencyError
+from gtp_policy.errors import DataError, MissingDependencyError, how_to_install
 from gtp_policy.files import expanded
 from gtp_policy.functional import sample_flow
 from gtp_policy.rewards import episode_numbers
@@ -352,9 +352,7 @@ def _write_mp4(path: Path, frames: npt.NDArray[np.uint8], fps: int) -> None:
 
 
 def _missing(what: str, error: ImportError) -> MissingDependencyError:
-    return MissingDependencyError(
-        f"Plots need {what}: got `{error}`. Run `pip install 'gtp-policy[plots]'`."
-    )
+    return MissingDependencyError(f"Plots need {what}: got `{error}`. {how_to_install('plots')}")
 
 
 def _grid(panels: int, title: str, across: int = 4) -> "tuple[Figure, list[Axes]]":

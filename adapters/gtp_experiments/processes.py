@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from gtp_experiments.errors import ExperimentError
-from gtp_policy.errors import MissingDependencyError, NonFiniteError
+from gtp_policy.errors import MissingDependencyError, NonFiniteError, how_to_install
 from gtp_policy.functional import named_connection_errors
 
 T = TypeVar("T")
@@ -136,8 +136,7 @@ def join(device: str) -> None:
         from accelerate import PartialState
     except ImportError as error:
         raise MissingDependencyError(
-            f"Accelerate is not installed: got {error}. Run `pip install "
-            "'gtp-policy[distributed]'`."
+            f"Accelerate is not installed: got {error}. {how_to_install('distributed')}"
         ) from error
     PartialState(cpu=device == "cpu", timeout=_PATIENCE)
 

@@ -19,12 +19,12 @@ from gtp_experiments.data import Data, load_data
 from gtp_experiments.errors import ExperimentError
 from gtp_experiments.evaluation import Evaluation, Evaluator, policy_of
 from gtp_experiments.processes import agreed, first_does, join, together, writes
-from gtp_experiments.progress import Progress
 from gtp_experiments.results import RunFolder, RunResult
 from gtp_experiments.trackers import Tracker, TrackerName, tracking
 from gtp_policy import CheckpointFolder, StopSignal, restore_
 from gtp_policy.errors import NonFiniteError
 from gtp_policy.metrics import UpdateMetrics
+from gtp_policy.progress import Progress
 
 
 def run(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from gtp_experiments.config import RunConfig
 from gtp_experiments.errors import ExperimentError
 from gtp_experiments.sweep import SweepConfig, check_values, open_study, work
-from gtp_policy.errors import MissingDependencyError
+from gtp_policy.errors import MissingDependencyError, how_to_install
 from gtp_policy.files import expanded
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def submit(
         import submitit
     except ImportError as error:
         raise MissingDependencyError(
-            f"submitit is not installed: got {error}. Run `pip install 'gtp-policy[slurm]'`."
+            f"submitit is not installed: got {error}. {how_to_install('slurm')}"
         ) from error
     if jobs < 1:
         raise ExperimentError(f"`jobs` is out of range: got {jobs}, expected at least 1.")

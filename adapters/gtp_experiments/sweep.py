@@ -36,7 +36,7 @@ from gtp_experiments.results import RunResult
 from gtp_experiments.runner import leave_with_parent, run
 from gtp_experiments.table import markdown
 from gtp_policy import Config, StopSignal
-from gtp_policy.errors import MissingDependencyError
+from gtp_policy.errors import MissingDependencyError, how_to_install
 from gtp_policy.files import expanded
 
 if TYPE_CHECKING:
@@ -635,6 +635,6 @@ def _optuna() -> Any:  # noqa: ANN401 - a module
         import optuna
     except ImportError as error:
         raise MissingDependencyError(
-            f"Optuna is not installed: got {error}. Run `pip install 'gtp-policy[sweep]'`."
+            f"Optuna is not installed: got {error}. {how_to_install('sweep')}"
         ) from error
     return optuna

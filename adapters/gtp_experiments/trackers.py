@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 from gtp_experiments.config import ExperimentConfig
 from gtp_experiments.errors import ExperimentError
-from gtp_policy.errors import MissingDependencyError, suggestion
+from gtp_policy.errors import MissingDependencyError, how_to_install, suggestion
 
 TrackerName = Literal["tensorboard", "wandb"]
 TRACKERS: tuple[TrackerName, ...] = ("tensorboard", "wandb")
@@ -151,6 +151,4 @@ class _Wandb:
 
 
 def _missing(name: str, error: ImportError) -> MissingDependencyError:
-    return MissingDependencyError(
-        f"`{name}` is not installed: got {error}. Run `pip install 'gtp-policy[{name}]'`."
-    )
+    return MissingDependencyError(f"`{name}` is not installed: got {error}. {how_to_install(name)}")

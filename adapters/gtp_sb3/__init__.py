@@ -7,10 +7,10 @@ off-policy algorithm. Needs the extra ``sb3``.
 try:
     import stable_baselines3 as _host  # noqa: F401 - only whether it is there
 except ImportError as error:
-    from gtp_policy.errors import MissingDependencyError
+    from gtp_policy.errors import MissingDependencyError, how_to_install
 
     raise MissingDependencyError(
-        f"Stable-Baselines3 is not installed: got `{error}`. Run `pip install 'gtp-policy[sb3]'`."
+        f"Stable-Baselines3 is not installed: got `{error}`. {how_to_install('sb3')}"
     ) from error
 
 from gtp_sb3.gtp import GTP

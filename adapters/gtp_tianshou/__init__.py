@@ -8,14 +8,14 @@ are imported only by name.
 Needs the extra ``tianshou``.
 """
 
-from gtp_policy.errors import MissingDependencyError
+from gtp_policy.errors import MissingDependencyError, how_to_install
 
 try:
     import tianshou  # noqa: F401 (imported to see that it is there)
 except ImportError as error:
     raise MissingDependencyError(
         f"gtp_tianshou needs {error.name}: got no installed package of that name, expected the "
-        'extra `tianshou`. Run: pip install "gtp-policy[tianshou]".'
+        f"extra `tianshou`. {how_to_install('tianshou')}"
     ) from error
 
 from gtp_tianshou.algorithm import GTP

@@ -11,6 +11,8 @@ from gtp_policy.dataset import OfflineDataset, check_batch_size
 from gtp_policy.functional import check_kind
 from gtp_policy.metrics import UpdateMetrics, per_learner
 
+MOST_UPDATES = 2**53  # a checkpoint's counter goes no further, as no JSON of others does
+
 
 def update_from(
     learners: Sequence[Learner],
@@ -30,21 +32,8 @@ def update_from(
         batch_size: B.
         one: Does one update of all learners on minibatches of the dataset.
     """
-    left = as_int(updates)
-    if left is None or left < 1:
-        raise ValueError(f"`updates` is out of range: got {updates!r}, expected an integer >= 1.")
-    check_whole(learners)
-    check_kind("dataset", dataset, OfflineDataset)
-    first = learners[0]
-    actor = first.actor
-    penalty = first.config.critic_penalty > 0
-    if first.critic is not None:
-        dataset.check_rewards("A critic")
-    chunk = actor.config.chunk
-    dataset.rows(0, 1).check(
-        actor.obs_dim, actor.action_dim, like=actor, next_action=penalty, chunk=chunk
-    )
-    batch_size = check_batch_size(batch_size)
+    left = counted("updates", updates)
+    batch_size, first = check_data(learners, dataset, batch_size), learners[0]
     # A custom way to draw minibatches is respected.
     plain = type(dataset).sample is OfflineDataset.sample and not dataset.images
     metrics: list[UpdateMetrics] = []
@@ -61,6 +50,45 @@ def update_from(
         records = False
         metrics, left = one(), left - 1
     return metrics
+
+
+def counted(name: str, given: int) -> int:
+    """Returns a number of updates as a plain one.
+
+    Raises:
+        ValueError: If it is none, or more than any learner can do.
+    """
+    number = as_int(given)
+    if number is None or not 1 <= number <= MOST_UPDATES:
+        raise ValueError(
+            f"`{name}` is out of range: got {given!r}, expected an integer >= 1, and at most 2^53."
+        )
+    return number
+
+
+def check_data(learners: Sequence[Learner], dataset: OfflineDataset, batch_size: int) -> int:
+    """Raises unless learners are whole and the dataset is one for them; changes nothing.
+
+    Args:
+        learners: Who is to learn.
+        dataset: What from.
+        batch_size: B.
+
+    Returns:
+        B as a plain number.
+    """
+    check_whole(learners)
+    check_kind("dataset", dataset, OfflineDataset)
+    first = learners[0]
+    actor = first.actor
+    penalty = first.config.critic_penalty > 0
+    if first.critic is not None:
+        dataset.check_rewards("A critic")
+    chunk = actor.config.chunk
+    dataset.rows(0, 1).check(
+        actor.obs_dim, actor.action_dim, like=actor, next_action=penalty, chunk=chunk
+    )
+    return check_batch_size(batch_size)
 
 
 def _launch(

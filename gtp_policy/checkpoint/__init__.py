@@ -1,10 +1,10 @@
 """Learners on disk: ``files`` what users call, ``document`` the content, ``bundle`` the bytes."""
 
+from gtp_policy._stopping import StopSignal
 from gtp_policy.checkpoint.files import (
     Checkpoint,
     CheckpointFolder,
     CheckpointInfo,
-    StopSignal,
     latest_valid,
     load_checkpoint,
     read_metadata,

@@ -81,6 +81,8 @@ def files_of(
         NonFiniteError: If a weight or a moment is not finite: training has diverged.
     """
     check_whole([learner])
+    box = learner.action_scaler if action_scaler is None else action_scaler
+    layout = learner.layout if layout is None else layout
     moments: dict[str, Tensor] = {}
     optimizers: dict[str, _OptimizerState] = {}
     steps: dict[str, int] = {}
@@ -91,7 +93,6 @@ def files_of(
             steps[name] = taken
         moments |= tensors
     dtype = str(learner.dtype).removeprefix("torch.")
-    box = action_scaler
     try:
         document = Document(
             obs_dim=learner.actor.obs_dim,

@@ -9,13 +9,10 @@ only: reading one executes nothing, imports nothing and builds no environment.
 import contextlib
 import os
 import re
-import signal
-import threading
-import types
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from pydantic import JsonValue
@@ -37,7 +34,7 @@ from gtp_policy.config import GTPConfig
 from gtp_policy.errors import CheckpointError, StateMismatchError
 from gtp_policy.files import expanded, is_temporary, remove
 from gtp_policy.functional import check_device, check_kind
-from gtp_policy.learner import GTPLearner, OptimizerFactory
+from gtp_policy.learner import Disk, GTPLearner, OptimizerFactory, keep_on_
 from gtp_policy.spaces import ActionScaler, ObservationLayout
 
 _OWN_NAME = re.compile("step_[0-9]{12}")
@@ -119,7 +116,8 @@ def save_checkpoint(
         path: A new directory; or a name that ends in ``.zip``, which replaces a file of that name.
             ``~`` is the home directory. A link of that name is replaced, not what it points to.
         learner: What to save.
-        action_scaler: Bounds of the action Box, to act with the policy when it is loaded.
+        action_scaler: Bounds of the action Box, to act with the policy when it is loaded; default
+            the learner's.
         layout: How observations become vectors, likewise.
         metadata: Anything else that JSON can hold.
 
@@ -145,6 +143,11 @@ def save_checkpoint(
     """
     path = _place(path)
     check_kind("learner", learner, GTPLearner)
+    if not path.name:
+        raise CheckpointError(
+            f"Checkpoint {path} cannot be written: got a path without a name, expected that of a "
+            "new folder or of a zip file."
+        )
     files = files_of(learner, action_scaler, layout, metadata)
     bundle.write_bundle(path, files, written_by=f"gtp-policy {__version__}")
     return path
@@ -219,7 +222,8 @@ def load_checkpoint(
             raise
         # Nothing came from the caller: the file contradicts itself.
         raise CheckpointError(str(error)) from error
-    return Checkpoint(learner, *saved_with(document))
+    learner.action_scaler, learner.layout, metadata = saved_with(document)
+    return Checkpoint(learner, learner.action_scaler, learner.layout, metadata)
 
 
 def restore_(learner: GTPLearner, path: str | Path, *, train_state: bool = True) -> Checkpoint:
@@ -277,7 +281,10 @@ def restore_(learner: GTPLearner, path: str | Path, *, train_state: bool = True)
             f"{'; '.join(differing[:9])}, expected the same. {advice}"
         )
     fill_(learner, path, document, weights, moments if train_state else None)
-    return Checkpoint(learner, *saved_with(document))
+    scaler, layout, metadata = saved_with(document)
+    learner.action_scaler = learner.action_scaler if scaler is None else scaler
+    learner.layout = learner.layout if layout is None else layout
+    return Checkpoint(learner, scaler, layout, metadata)
 
 
 def read_metadata(path: str | Path, *, encoder: nn.Module | None = None) -> CheckpointInfo:
@@ -431,8 +438,8 @@ class CheckpointFolder:
 
         Args:
             learner: What to save.
-            action_scaler: Bounds of the action Box.
-            layout: How observations become vectors.
+            action_scaler: Bounds of the action Box; default the learner's.
+            layout: How observations become vectors, likewise.
             metadata: Anything else that JSON can hold.
 
         Returns:
@@ -496,58 +503,6 @@ class CheckpointFolder:
                 kept += 1
 
 
-class StopSignal:
-    """Turns Ctrl-C and SIGTERM into a flag, so that a loop can save and leave.
-
-    The first signal raises the flag, a second one interrupts as usual. The handlers that were there
-    before come back at the end. Of several that are nested, a signal raises the flags of all.
-    Outside the main thread nothing is installed.
-
-    Example:
-        >>> import signal
-        >>> from gtp_policy import StopSignal
-        >>> with StopSignal() as stop:
-        ...     for update in range(1000):
-        ...         if stop:
-        ...             break
-        ...         if update == 3:
-        ...             signal.raise_signal(signal.SIGTERM)
-        >>> update
-        4
-    """
-
-    def __init__(self) -> None:
-        self._stopped = False
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        """Installs the handlers."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._stop)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Brings the previous handlers back."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous.clear()
-
-    def __bool__(self) -> bool:
-        """Returns whether a signal has come."""
-        return self._stopped
-
-    def _stop(self, number: int, frame: types.FrameType | None) -> None:
-        if self._stopped:
-            self.__exit__()
-            signal.raise_signal(number)
-        self._stopped = True
-        # An outer StopSignal would not hear of it: here the signal ends.
-        outer = getattr(self._previous.get(number), "__self__", None)
-        if isinstance(outer, StopSignal) and not outer:
-            outer._stop(number, frame)
-
-
 def _place(path: object, name: str = "path") -> Path:
     check_kind(name, path, str, os.PathLike)
     return expanded(cast(str, path))
@@ -561,3 +516,10 @@ def _looks_like_one(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
+
+
+def _load(path: str | Path, **options: Any) -> GTPLearner:  # noqa: ANN401 - those of load_checkpoint
+    return load_checkpoint(path, **options).learner
+
+
+keep_on_(Disk(save_checkpoint, _load))

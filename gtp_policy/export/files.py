@@ -16,7 +16,7 @@ from gtp_policy._contexts import outside
 from gtp_policy._numbers import as_int
 from gtp_policy._version import __version__
 from gtp_policy.acting import Choice, margin_of_mode
-from gtp_policy.errors import ExportError, MissingDependencyError, PolicyFileError
+from gtp_policy.errors import ExportError, MissingDependencyError, PolicyFileError, how_to_install
 from gtp_policy.export.opset import ACTION, IR_VERSION, NOISE, OPSET, Precision
 from gtp_policy.export.policy_file import (
     FORMAT_VERSION,
@@ -79,8 +79,8 @@ def export_onnx(
         seed: Of ``"seeded"`` noise, below 2^24; default 0.
         precision: ``"float16"`` halves the flow map's network and rounds its products to 11 bits:
             up to about 1e-3 of an action's range. Only for default networks.
-        layout: How observations become vectors; default as saved with the policy, else vectors.
-        action_scaler: Bounds of the action Box; default as saved with the policy, else [-1, 1].
+        layout: How observations become vectors; default the policy's own, else vectors.
+        action_scaler: Bounds of the action Box; default the policy's own, else [-1, 1].
 
     Returns:
         What the file says of itself.
@@ -333,8 +333,8 @@ def _onnx() -> Any:  # noqa: ANN401 - a module
         import onnx
     except ImportError as error:
         raise MissingDependencyError(
-            "Exporting needs onnx: got none, expected it to be installed. Do: pip install "
-            "'gtp-policy[export]'."
+            "Exporting needs onnx: got none, expected it to be installed. "
+            + how_to_install("export")
         ) from error
     return onnx
 
@@ -391,7 +391,7 @@ def _by_torch(plan: Plan) -> Any:  # noqa: ANN401 - onnx.ModelProto
     except ImportError as error:  # torch.onnx takes onnxscript
         raise MissingDependencyError(
             "Exporting a network, encoder or sampler of your own needs onnxscript: got none, "
-            "expected it to be installed. Do: pip install 'gtp-policy[export]'."
+            f"expected it to be installed. {how_to_install('export')}"
         ) from error
     except Exception as error:
         raise ExportError(

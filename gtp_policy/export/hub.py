@@ -17,7 +17,7 @@ from torch import nn
 from gtp_policy._version import __version__
 from gtp_policy.checkpoint import Checkpoint, load_checkpoint, read_metadata, save_checkpoint
 from gtp_policy.checkpoint.bundle import content_id
-from gtp_policy.errors import CheckpointError, DataError, MissingDependencyError
+from gtp_policy.errors import CheckpointError, DataError, MissingDependencyError, how_to_install
 from gtp_policy.export.files import export_onnx
 from gtp_policy.export.policy_file import PolicyFile
 from gtp_policy.export.source import source_of
@@ -46,8 +46,8 @@ def save_pretrained(
     Args:
         policy: A learner, or what `load_checkpoint` returned.
         folder: Where to write; files of these names are replaced.
-        action_scaler: Bounds of the action Box; default the checkpoint's.
-        layout: How observations become vectors; default the checkpoint's.
+        action_scaler: Bounds of the action Box; default the policy's own.
+        layout: How observations become vectors; default the policy's own.
         result: Of the run that made it: ``result.json`` of `gtp_experiments`, its path or its
             content. The card takes data, hash, scores, choices and versions from it.
         command: The command that made it, for the card.
@@ -74,7 +74,9 @@ def save_pretrained(
         2
     """
     folder = expanded(folder)
-    given = policy if isinstance(policy, Checkpoint) else Checkpoint(policy, None, None, {})
+    given = policy
+    if not isinstance(given, Checkpoint):
+        given = Checkpoint(given, given.action_scaler, given.layout, {})
     given = given._replace(
         action_scaler=action_scaler or given.action_scaler, layout=layout or given.layout
     )
@@ -332,7 +334,7 @@ def _hub() -> Any:  # noqa: ANN401 - a module
         import huggingface_hub
     except ImportError as error:
         raise MissingDependencyError(
-            "The Hub needs huggingface_hub: got none, expected it to be installed. Do: pip install "
-            "'gtp-policy[hub]'."
+            "The Hub needs huggingface_hub: got none, expected it to be installed. "
+            + how_to_install("hub")
         ) from error
     return huggingface_hub

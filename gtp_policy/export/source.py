@@ -90,7 +90,7 @@ class PolicySource(NamedTuple):
 
     @classmethod
     def of_learner(cls, learner: GTPLearner) -> Self:
-        """Takes a learner's target networks and its way to evaluate.
+        """Takes a learner's target networks, its bounds and layout, and its way to evaluate.
 
         Args:
             learner: The learner.
@@ -103,6 +103,8 @@ class PolicySource(NamedTuple):
         return cls(
             learner.target_actor,
             critic,
+            layout=learner.layout,
+            action_scaler=learner.action_scaler,
             candidates=candidates,
             choice=choice,
             updates=learner.updates,
@@ -150,7 +152,10 @@ def source_of(policy: Exportable) -> PolicySource:
         return PolicySource.of_learner(policy)
     if isinstance(policy, Checkpoint):
         source = PolicySource.of_learner(policy.learner)
-        return source._replace(layout=policy.layout, action_scaler=policy.action_scaler)
+        return source._replace(
+            layout=policy.layout or source.layout,
+            action_scaler=policy.action_scaler or source.action_scaler,
+        )
     if isinstance(policy, str | Path):
         source = source_of(load_checkpoint(policy, train_state=False))
         return source._replace(sha256=content_id(expanded(policy)))

@@ -15,7 +15,7 @@ def load(name: str, warm_up: Callable[[Any], object]) -> tuple[Any, str]:
     """
     try:
         if importlib.util.find_spec("numba") is None:
-            return None, "numba is not installed (pip install 'gtp-policy[fast]')"
+            return None, "numba is not installed (in a checkout: pip install '.[fast]')"
         module = importlib.import_module(f"gtp_policy.kernels.{name}")
         warm_up(module)
     except Exception as error:

@@ -9,7 +9,7 @@
 Needs the extra ``testing``: hypothesis and pytest.
 """
 
-from gtp_policy.errors import MissingDependencyError
+from gtp_policy.errors import MissingDependencyError, how_to_install
 
 try:
     import hypothesis  # noqa: F401 (imported to see that it is there)
@@ -17,7 +17,7 @@ try:
 except ImportError as error:
     raise MissingDependencyError(
         f"gtp_policy.testing needs {error.name}: got no installed package of that name, expected "
-        'the extra `testing`. Run: pip install "gtp-policy[testing]".'
+        f"the extra `testing`. {how_to_install('testing')}"
     ) from error
 
 from gtp_policy.testing.checks import (

@@ -1,3 +1,3 @@
 """The version, that of the gtp-policy release that it belongs to."""
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"

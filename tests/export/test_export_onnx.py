@@ -651,4 +651,4 @@ def test_without_onnx_the_message_says_what_to_install() -> None:
         "except MissingDependencyError as error:\n    print(error)\n"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'gtp-policy[export]'" in found.stdout
+    assert "pip install '.[export]'" in found.stdout

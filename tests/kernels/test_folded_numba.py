@@ -182,7 +182,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("fresh")
 def test_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    check_torch(make(), "not installed (pip install 'gtp-policy[fast]')")
+    check_torch(make(), "not installed (in a checkout: pip install '.[fast]')")
 
 
 @pytest.mark.usefixtures("fresh")

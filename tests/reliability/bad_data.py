@@ -291,12 +291,17 @@ def _into_act() -> Iterator[Case]:
 
     def act(given: Any) -> Callable[[], Tensor]:
         generator = torch.Generator()
-        return lambda: learner.act(given, generator=generator.manual_seed(0))
+        return lambda: torch.as_tensor(learner.act(given, generator=generator.manual_seed(0)))
 
     harmless = {
         "not contiguous": obs.repeat_interleave(2, 0)[::2],
         "Fortran order": obs.t().contiguous().t(),
         "with a gradient": obs.clone().requires_grad_(),
+        "numpy": obs.numpy(),
+        "numpy, float64": obs.numpy().astype(np.float64),
+        "numpy, int64": obs.numpy().astype(np.int64),
+        "numpy, other byte order": _swapped(obs.numpy()),
+        "numpy, read-only": _frozen(obs.numpy()),
     }
     for name, given in harmless.items():
         yield f"act: {name}", act(given), act(obs)
@@ -312,7 +317,9 @@ def _into_act() -> Iterator[Case]:
         "a scalar": torch.tensor(1.0),
         "too wide": torch.zeros(4, OBS + 1),
         "transposed": obs.t(),
-        "numpy": obs.numpy(),
+        "numpy of rank 1": obs[0].numpy(),
+        "numpy, complex": obs.numpy().astype(complex),
+        "numpy, text": obs.numpy().astype(str),
         "a list": obs.tolist(),
         "None": None,
     }

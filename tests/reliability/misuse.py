@@ -174,6 +174,16 @@ def entries(directory: Path) -> dict[str, Entry]:
         updates=1,
         batch_size=4,
     )
+    add(
+        "fit",
+        lambda **k: fresh().fit(**k, progress=False),
+        **{"dataset": dataset, "updates": 1, "batch_size": 4, "every": 1},
+    )
+    add(
+        "predict",
+        learner.predict,
+        **{"obs": obs, "steps": 1, "candidates": 2, "generator": generator},
+    )
     add("advantage", learner.advantage, **rows, generator=generator)
     add(
         "learner.act",
@@ -236,6 +246,8 @@ def entries(directory: Path) -> dict[str, Entry]:
         metadata={},
     )
     add("load_checkpoint", load_checkpoint, path=path, network=None, encoder=None, device="cpu")
+    add("save", learner.save, path=target)
+    add("load", GTPLearner.load, path=path, network=None, encoder=None, device="cpu")
     add("restore_", restore_, learner=fresh(), path=path)
     add("read_metadata", read_metadata, path=path, encoder=None)
     add("latest_valid", latest_valid, directory=directory)
@@ -277,6 +289,7 @@ def misused(count: int | None = None, *, entry_points: dict[str, Entry] | None =
     outcome, refused = Outcome(), 0
     with (
         tempfile.TemporaryDirectory() as directory,
+        contextlib.chdir(directory),  # a word that is passed as a path becomes a file there
         warnings.catch_warnings(),
         torch.random.fork_rng(devices=[]),  # a module among the values draws its weights
     ):

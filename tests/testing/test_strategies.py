@@ -170,5 +170,5 @@ except MissingDependencyError as error:
     )
     assert result.stdout.strip() == (
         "gtp_policy.testing needs hypothesis: got no installed package of that name, expected the "
-        'extra `testing`. Run: pip install "gtp-policy[testing]".'
+        "extra `testing`. In a checkout of gtp-policy, run: pip install '.[testing]'"
     )

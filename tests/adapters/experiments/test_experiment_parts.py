@@ -16,6 +16,7 @@ import torch
 from minari.data_collector import EpisodeBuffer
 from pydantic import ValidationError
 
+from gtp_datasets import report
 from gtp_experiments import (
     PAPER,
     Evaluation,
@@ -29,10 +30,12 @@ from gtp_experiments import (
     data_hash,
     difference_interval,
     environment_of,
+    evaluate,
     flat_observations,
     load_data,
     make_env,
     mean_interval,
+    mountain_car_logs,
     policy_of,
     rows,
     spread,
@@ -581,3 +584,28 @@ def test_numbers_of_numpy_are_numbers_in_a_runs_config() -> None:
     assert config.model_dump_json() == plain.model_dump_json()
     with pytest.raises(ValidationError, match="valid integer"):
         RunConfig(dataset="a/b-v0", method="m", updates=np.float64(3))
+
+
+def test_logs_of_the_mountain_car_repeat_themselves_and_some_drives_never_arrive() -> None:
+    logs, again = mountain_car_logs(12), mountain_car_logs(12)
+    assert torch.equal(logs.table, again.table)
+    found = report(logs)
+    assert found.episodes == 12
+    assert 0 < found.truncated < found.terminated
+    assert not torch.equal(logs.table[:50], mountain_car_logs(1, seed=1).table[:50])
+    with pytest.raises(ValueError, match="at least 1"):
+        mountain_car_logs(0)
+
+
+def test_evaluate_repeats_itself_and_refuses_another_environment() -> None:
+    logs = mountain_car_logs(2)
+    learner = GTPLearner.from_dataset(logs, GTPConfig(critic=None))
+    seen = [
+        evaluate(learner, logs, "MountainCarContinuous-v0", episodes=3, max_steps=20, seed=s)
+        for s in (0, 0, 1)
+    ]
+    assert seen[0] == seen[1] != seen[2]
+    assert seen[0].lengths == (20, 20, 20)
+    assert seen[0].mean_length == 20.0
+    with pytest.raises(ExperimentError, match="do not fit the dataset"):
+        evaluate(learner, logs, "Pendulum-v1")

@@ -24,8 +24,8 @@ from gtp_experiments import (
     table,
 )
 from gtp_experiments.cli import main
-from gtp_experiments.progress import Progress
 from gtp_policy import GTPLearner, presets
+from gtp_policy.progress import Progress
 
 Make = Callable[..., RunConfig]
 

@@ -498,7 +498,7 @@ def test_importing_without_the_host_names_the_extra() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert "MissingDependencyError" in result.stderr
-    assert "gtp-policy[sb3]" in result.stderr
+    assert "pip install '.[sb3]'" in result.stderr
 
 
 def test_environment_ids_are_made(dataset: Any, config: GTPConfig) -> None:

@@ -19,7 +19,7 @@ except MissingDependencyError as error:
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
-    assert "gtp-policy[tianshou]" in result.stdout
+    assert "pip install '.[tianshou]'" in result.stdout
 
 
 def test_the_adapter_imports_neither_the_high_level_api_nor_other_hosts() -> None:

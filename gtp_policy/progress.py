@@ -1,11 +1,10 @@
-"""What a run says while it runs: a bar on a terminal, lines anywhere else."""
+"""What training says while it runs: a bar on a terminal, lines anywhere else."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import TextIO
-
-from tqdm import tqdm
+from typing import Any, TextIO
 
 # Seconds between two lines; longer than it takes to read one.
 _EVERY = 10.0
@@ -14,6 +13,8 @@ _SHOWN = ("actor_loss", "critic_loss", "q_mean")
 
 class Progress:
     """Shows how far a run is: where it is watched as a bar, in a log as a line every ten seconds.
+
+    The bar is tqdm's; where that is not installed, a terminal gets lines too.
 
     A line has the updates done, their speed, the time left, and what was last measured:
     ``gtp seed 0: 12,000 of 50,000 updates, 38 per second, 17 min left, actor_loss 1.3``.
@@ -27,7 +28,7 @@ class Progress:
 
     Example:
         >>> import sys
-        >>> from gtp_experiments.progress import Progress
+        >>> from gtp_policy.progress import Progress
         >>> progress = Progress("gtp seed 0", 100, stream=sys.stdout)
         >>> progress.say("evaluates 10 episodes")
         gtp seed 0: evaluates 10 episodes
@@ -45,9 +46,12 @@ class Progress:
     ) -> None:
         self._name, self._total, self._done = name, total, 0
         self._stream, self._clock = stream or sys.stderr, clock
-        self._bar: tqdm[None] | None = None
+        self._bar: Any = None
         if self._stream.isatty():
-            self._bar = tqdm(total=total, desc=name, position=line, file=self._stream)
+            with contextlib.suppress(ImportError):  # no more than a nicety
+                from tqdm import tqdm
+
+                self._bar = tqdm(total=total, desc=name, position=line, file=self._stream)
         self._first, self._began = 0, clock()
         self._last = self._began
         self._measured: dict[str, float] = {}
