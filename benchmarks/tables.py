@@ -313,14 +313,23 @@ def robot_logs(text: str, record: dict[str, Any]) -> str:
     return fill(fill(text, "fit", fit), "drive", driven)
 
 
+SECTIONS: dict[Callable[[dict[str, Any]], str], str] = {
+    pointmaze: "A maze",
+    hosts: "Three hosts",
+    bandit: "Four modes",
+    cloning: "By the number of network calls",
+    datasets: "Loading",
+}
+
+
 def render(text: str) -> str:
     """Returns the page on small results with its tables filled in."""
-    sections = [
-        section(json.loads((RESULTS / f"{section.__name__}.json").read_text(encoding="utf-8")))
-        for section in (pointmaze, hosts, bandit, cloning, datasets)
-    ]
-    speed = performance.summary(performance.read())
-    return fill(text, "results", "\n\n".join([*sections, speed]))
+    parts = []
+    for section, title in SECTIONS.items():
+        record = json.loads((RESULTS / f"{section.__name__}.json").read_text(encoding="utf-8"))
+        parts += [f"## {title}", section(record)]
+    parts += ["## Speed", performance.summary(performance.read())]
+    return fill(text, "results", "\n\n".join(parts))
 
 
 def glance() -> dict[str, Any]:
