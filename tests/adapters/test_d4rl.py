@@ -266,7 +266,7 @@ def test_a_truncated_file_is_refused(path: Path, share: float) -> None:
 
 def test_without_h5py_the_extra_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'gtp-policy\[datasets\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install '\.\[datasets\]'"):
         load_d4rl_hdf5(path)
 
 

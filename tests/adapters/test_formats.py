@@ -957,5 +957,5 @@ def test_what_is_not_installed_is_named_with_its_extra(
     for name in (missing, "pyarrow.csv", "pyarrow.parquet")[: 1 if missing == "av" else 3]:
         monkeypatch.setitem(sys.modules, name, None)
     options = OF_TABLE if extra == "csv" else {"obs": KEY, **BOX}
-    with pytest.raises(MissingDependencyError, match=rf"gtp-policy\[{extra}\]"):
+    with pytest.raises(MissingDependencyError, match=rf"pip install .\.\[{extra}\]"):
         load_dataset(path, **options)

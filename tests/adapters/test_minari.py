@@ -354,7 +354,7 @@ def test_without_minari_the_extra_is_named(
     monkeypatch: pytest.MonkeyPatch, function: Callable[[str], object]
 ) -> None:
     monkeypatch.setitem(sys.modules, "minari", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'gtp-policy\[datasets\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install '\.\[datasets\]'"):
         function(ID)
 
 

@@ -122,9 +122,12 @@ def test_a_checkpoint_of_the_core_is_a_model(
         action_scaler=ActionScaler([-2.0], [2.0]),
         layout=ObservationLayout((3,)),
     )
+    own = learner.save(tmp_path / "own.zip")  # with what the dataset said
+    learner.action_scaler = learner.layout = None
     bare = save_checkpoint(tmp_path / "bare.zip", learner)
     expected = 2 * learner.act(torch.from_numpy(OBS), deterministic=True)
-    for model in (GTP.load(whole), GTP.load(whole, env=walk()), GTP.load(bare, env=walk())):
+    for path, env in ((whole, None), (own, None), (whole, walk()), (bare, walk())):
+        model = GTP.load(path, env=env)
         np.testing.assert_allclose(actions(model), expected, atol=1e-6)
         assert (model._n_updates, model.seed) == (1, config.learner.seed)
         model.set_dataset(dataset)
