@@ -182,6 +182,31 @@ FIRST_HOURS = {
         "from gtp_policy.testing import check_flow_map\n"
         "print(check_flow_map(FlowMapActor(3, 2), obs_dim=3, action_dim=2))\n"
     ],
+    "datasets": [
+        "import h5py, numpy as np\n"
+        "from gtp_datasets import load_d4rl_hdf5, report\n"
+        "rows = {'observations': np.zeros((4, 3)), 'actions': np.zeros((4, 2))}\n"
+        "rows |= {'rewards': np.arange(4.0), 'next_observations': np.zeros((4, 3))}\n"
+        "rows |= {'terminals': np.arange(4) == 3, 'timeouts': np.zeros(4, bool)}\n"
+        "with h5py.File('a.hdf5', 'w') as file:\n"
+        "    for name, column in rows.items():\n"
+        "        file[name] = column\n"
+        "print(report(load_d4rl_hdf5('a.hdf5')))\n"
+    ],
+    "plots": [
+        "from gtp_experiments import mountain_car_logs, plot_actions\n"
+        "from gtp_policy import GTPConfig, GTPLearner\n"
+        "logs = mountain_car_logs(2)\n"
+        "learner = GTPLearner.from_dataset(logs, GTPConfig(critic=None))\n"
+        "plot_actions(learner, logs).savefig('actions.png')\n"
+    ],
+    "hub": [
+        "from gtp_policy import GTPLearner\n"
+        "from gtp_policy.export import from_pretrained, save_pretrained\n"
+        "GTPLearner.build(3, 2).save('policy.zip')\n"
+        "save_pretrained('policy.zip', 'folder')\n"
+        "print(from_pretrained('folder'))\n"
+    ],
     "csv": [
         "from gtp_datasets import load_csv\n"
         "open('a.csv', 'w').write('obs,action\\n0,0\\n1,0\\n2,1\\n')\n"

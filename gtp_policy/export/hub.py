@@ -17,7 +17,13 @@ from torch import nn
 from gtp_policy._version import __version__
 from gtp_policy.checkpoint import Checkpoint, load_checkpoint, read_metadata, save_checkpoint
 from gtp_policy.checkpoint.bundle import content_id
-from gtp_policy.errors import CheckpointError, DataError, MissingDependencyError, how_to_install
+from gtp_policy.errors import (
+    CheckpointError,
+    DataError,
+    ExportError,
+    MissingDependencyError,
+    how_to_install,
+)
 from gtp_policy.export.files import export_onnx
 from gtp_policy.export.policy_file import PolicyFile
 from gtp_policy.export.source import source_of
@@ -31,7 +37,7 @@ _MOST = 2**24
 
 
 def save_pretrained(
-    policy: GTPLearner | Checkpoint,
+    policy: GTPLearner | Checkpoint | str | Path,
     folder: str | Path,
     *,
     action_scaler: ActionScaler | None = None,
@@ -44,7 +50,7 @@ def save_pretrained(
     """Writes a policy as the files of a repository.
 
     Args:
-        policy: A learner, or what `load_checkpoint` returned.
+        policy: A learner, the path of a checkpoint, or what `load_checkpoint` returned.
         folder: Where to write; files of these names are replaced.
         action_scaler: Bounds of the action Box; default the policy's own.
         layout: How observations become vectors; default the policy's own.
@@ -58,9 +64,9 @@ def save_pretrained(
         The folder.
 
     Raises:
-        CheckpointError: If it cannot be written.
+        CheckpointError: If it cannot be written, or a path is no checkpoint's.
         DataError: If ``result`` is no result of a run.
-        ExportError: If the policy cannot be exported.
+        ExportError: If the policy is none of these, or cannot be exported.
         MissingDependencyError: If huggingface_hub, or for the ONNX file onnx, is not installed.
 
     Example:
@@ -74,9 +80,15 @@ def save_pretrained(
         2
     """
     folder = expanded(folder)
-    given = policy
-    if not isinstance(given, Checkpoint):
+    given = load_checkpoint(policy) if isinstance(policy, str | Path) else policy
+    if isinstance(given, GTPLearner):
         given = Checkpoint(given, given.action_scaler, given.layout, {})
+    if not isinstance(given, Checkpoint):
+        raise ExportError(
+            f"There is no policy to save: got {type(policy).__name__}, expected a GTPLearner, a "
+            "checkpoint or its path. Of a model of gtp_sb3 or gtp_tianshou, give the path that it "
+            "was saved to."
+        )
     given = given._replace(
         action_scaler=action_scaler or given.action_scaler, layout=layout or given.layout
     )
@@ -152,7 +164,7 @@ def from_pretrained(
 
 
 def push_to_hub(
-    policy: GTPLearner | Checkpoint,
+    policy: GTPLearner | Checkpoint | str | Path,
     name: str,
     *,
     private: bool | None = None,
@@ -164,7 +176,7 @@ def push_to_hub(
     """Writes a policy into a repository of the Hub, made if need be, as one commit.
 
     Args:
-        policy: A learner, or what `load_checkpoint` returned.
+        policy: A learner, the path of a checkpoint, or what `load_checkpoint` returned.
         name: The repository, ``"owner/name"``.
         private: Whether a new repository is private; default the owner's setting.
         token: Default that of ``hf auth login``.

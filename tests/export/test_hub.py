@@ -21,7 +21,7 @@ from gtp_policy import (
     load_checkpoint,
 )
 from gtp_policy.checkpoint.bundle import content_id
-from gtp_policy.errors import CheckpointError, DataError
+from gtp_policy.errors import CheckpointError, DataError, ExportError
 from gtp_policy.export import (
     from_pretrained,
     model_card,
@@ -231,3 +231,17 @@ def test_a_card_without_a_run_says_what_the_checkpoint_says(tmp_path: Path) -> N
     card = model_card(folder / "checkpoint.zip")
     assert "## The run" not in card
     assert "a clone of the data" in card
+
+
+def test_a_path_is_as_good_as_a_learner_and_anything_else_is_refused(tmp_path: Path) -> None:
+    learner = GTPLearner.build(3, 2, GTPConfig(critic=None))
+    saved = learner.save(tmp_path / "policy.zip")
+    folder = save_pretrained(str(saved), tmp_path / "folder", onnx=False)
+    loaded = from_pretrained(folder).learner
+    obs = torch.zeros(1, 3)
+    assert torch.equal(loaded.act(obs, deterministic=True), learner.act(obs, deterministic=True))
+    with pytest.raises(ExportError, match="There is no policy to save: got Linear, expected"):
+        save_pretrained(torch.nn.Linear(1, 1), tmp_path / "other")  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError):
+        save_pretrained(tmp_path / "nowhere.zip", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
