@@ -218,6 +218,20 @@ FIRST_HOURS = {
         "print(FlowMapActor(3, 2).explain(rows=1))\n"
     ],
 }
+# Those on top of the experiments: the quickstart, with what they bring.
+QUICKSTART = FIRST_HOURS["experiments"]
+FIRST_HOURS |= {
+    extra: [*QUICKSTART, f"import {module}\n"]
+    for extra, module in {
+        "distributed": "accelerate",
+        "lerobot": "av, pyarrow.parquet, gtp_datasets",
+        "slurm": "submitit, optuna",
+        "sweep": "optuna, matplotlib",
+        "tensorboard": "torch.utils.tensorboard",
+        "wandb": "wandb",
+    }.items()
+}
+FIRST_HOURS["lerobot"] = FIRST_HOURS["lerobot"][1:]  # which is for data alone
 
 
 @pytest.mark.packaging
