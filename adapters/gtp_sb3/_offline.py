@@ -21,6 +21,10 @@ _SAVED = {
 }
 
 
+# A run that is shorter than this, over the updates before it, gets the end of a falling curve.
+LEAST_PORTION = 0.1
+
+
 class OfflineTraining:
     """The dataset of a model, and what training on it has settled: scales, and the horizon.
 
@@ -90,10 +94,11 @@ class OfflineTraining:
         self.dataset, self.shown, self.is_missing = None, None, False
 
     def set_horizon_(self, learner: GTPLearner, updates: int) -> None:
-        """Lets curriculum and schedules of the config unfold over the first run.
+        """Lets curriculum and learning rates unfold over the first run, and the run become longer.
 
-        Warns if a second run on data begins where they have ended, and if a model that was trained
-        on data would go online because its dataset was not given again.
+        A later run, online or not, begins where they have ended: nothing would be learned any more.
+        Warns if it is so short beside what was before that little will be, and if a model that was
+        trained on data would go online because its dataset was not given again.
 
         Args:
             learner: The model's learner.
@@ -111,13 +116,16 @@ class OfflineTraining:
         if self.horizon is None:
             learner.set_total_updates_(updates)
             self.horizon = "first run"
-        elif self.horizon == "first run" and learner.progress >= 1 and self.dataset is not None:
-            warnings.warn(
-                "The curriculum has ended with the first run, after "
-                f"{learner.config.total_updates} updates. To train in portions, name the length of "
-                "all of them: gtp_config=GTPConfig(learner=GTPLearnerConfig(total_updates=...)).",
-                stacklevel=3,
-            )
+        elif self.horizon == "first run" and learner.progress >= 1:
+            before = learner.updates
+            learner.set_total_updates_(before + updates)
+            if updates < LEAST_PORTION * before:
+                warnings.warn(
+                    f"{updates} more updates after {before} change little: learning rates and "
+                    "curriculum are near their end. To train in portions, name the length of all "
+                    "of them: gtp_config=GTPConfig(learner=GTPLearnerConfig(total_updates=...)).",
+                    stacklevel=3,
+                )
 
     def attributes(self) -> dict[str, object]:
         """Returns what a file holds of it, by the names there."""

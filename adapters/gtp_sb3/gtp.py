@@ -76,8 +76,8 @@ class GTP(OfflineLoop):
     Arguments of SB3 keep SB3's meaning. What belongs to the method stands in ``gtp_config``. A
     choice that can be made in both places (``learning_rate``, ``tau``, ``seed``, ``net_arch``,
     ``n_critics``) may be made in one of them. Where ``gtp_config`` does not say ``total_updates``,
-    the first `learn` sets it from its ``total_timesteps``: curriculum and schedules of the config
-    unfold over that run, and later runs stay at their end (on data, with a warning).
+    the first `learn` sets it from its ``total_timesteps``: learning rates fall, and a curriculum
+    unfolds, over that run; each later one, offline or online, makes it longer by its own.
 
     Args:
         policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"``, or a `GTPPolicy` class.

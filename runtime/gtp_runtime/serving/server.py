@@ -40,6 +40,21 @@ class PatientProtocol(H11Protocol):
             transport.close()
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """Returns a socket that listens, and whose connections send what they have at once.
+
+    Args:
+        host: An address or a name.
+        port: 0 for a free one.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, port), family=family, backlog=128)
+    # Connections have it from here. asyncio sets it on sockets that say that they are of TCP, which
+    # this one does not; without it an answer's second packet waits 40 ms for the client's word.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
+
+
 def serve(
     policy: Policy,
     *,
@@ -69,8 +84,7 @@ def serve(
             f"`port` is out of range: got {port}, expected 1 to {_LAST_PORT}, or 0 for a free one."
         )
     limits = limits or Limits()
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family, backlog=128)
+    listener = listen(host, port)
     hosts = [*_LOOPBACK, "[::1]"] if host in _LOOPBACK else None
     options: dict[str, Any] = {
         "http": PatientProtocol,

@@ -25,7 +25,7 @@ Make = Callable[..., GTP]
 Arrays = dict[str, np.ndarray]
 
 # These tests train in portions; what that means is tested in test_sb3_offline.py.
-pytestmark = pytest.mark.filterwarnings("ignore:The curriculum has ended")
+pytestmark = pytest.mark.filterwarnings("ignore:.* more updates after")
 
 # SB3's extractors draw their parameters from torch's global generator.
 has_extractor = pytest.mark.global_rng

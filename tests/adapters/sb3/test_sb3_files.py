@@ -47,7 +47,7 @@ Equal = Callable[[GTP, GTP], bool]
 OBS = np.ones((4, 3), np.float32)
 
 # These tests train in portions; what that means is tested in test_sb3_offline.py.
-pytestmark = pytest.mark.filterwarnings("ignore:The curriculum has ended")
+pytestmark = pytest.mark.filterwarnings("ignore:.* more updates after")
 
 
 def actions(model: Any) -> np.ndarray:

@@ -29,7 +29,7 @@ Equal = Callable[[GTP, GTP], bool]
 
 # A seed that is given seeds the global generators, as every algorithm of SB3 does.
 seeds_globally = pytest.mark.global_rng
-in_portions = pytest.mark.filterwarnings("ignore:The curriculum has ended")
+in_portions = pytest.mark.filterwarnings("ignore:.* more updates after")
 # SB3 silences this one where it imports tqdm; pytest sets all filters anew.
 draws_a_bar = pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning")
 
@@ -424,16 +424,26 @@ def test_learning_rate_follows_sb3s_schedule(make_model: Make) -> None:
 # --- the horizon of the curriculum
 
 
-def test_the_first_run_sets_the_horizon_and_a_second_one_warns(make_model: Make) -> None:
+def test_a_second_run_makes_the_horizon_longer(make_model: Make) -> None:
     model = make_model(gradient_steps=2)
     model.learn(0)  # nothing to learn, nothing to set
     model.learn(3)
     assert model.learner.config.total_updates == 6
     assert model.learner.progress == 1.0
-    with pytest.warns(UserWarning, match="ended with the first run, after 6 updates") as caught:
-        model.learn(5)
+    rates = [model.learner.learning_rates["actor"]]
+
+    def look(*_: object) -> bool:
+        rates.append(model.learner.learning_rates["actor"])
+        return True
+
+    model.learn(5, callback=look)
+    assert rates[0] == 0  # which is what it would have learned with
+    assert max(rates) > 1e-4
+    assert (model.learner.config.total_updates, model.learner.progress) == (16, 1.0)
+    model.learn(50)
+    with pytest.warns(UserWarning, match="2 more updates after 116 change little") as caught:
+        model.learn(1)
     assert caught[0].filename == __file__
-    assert (model.learner.config.total_updates, model.learner.progress) == (6, 1.0)
 
 
 def test_an_interrupted_first_run_goes_on_without_a_word(make_model: Make) -> None:
