@@ -116,8 +116,13 @@ def _train(
     metrics: UpdateMetrics | None = None
     if shown is not None:
         shown.start(learner.updates)
+    leave, shared = False, learner.processes
     with StopSignal() as stop:
-        while learner.updates < last and not stop:
+        while learner.updates < last:
+            leave = leave or bool(stop)
+            # Processes that share updates leave after the same one, or one waits for another.
+            if leave if shared is None else shared.any(leave):
+                break
             until = min(last, learner.updates - learner.updates % every + every)
             # On a GPU several updates are one launch; never beyond what comes between updates.
             n = min(learner.updates_per_launch(batch_size), until - learner.updates)
@@ -128,8 +133,8 @@ def _train(
                     shown.measured(figures)
             if shown is not None:
                 shown.advance(n)
-            if metrics is None and callback is not None and _is_true(callback(learner, figures)):
-                break
+            if metrics is None and callback is not None:
+                leave = _is_true(callback(learner, figures))
     stop.pass_on()
     return figures if metrics is None else metrics.to_floats()
 

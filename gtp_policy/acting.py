@@ -270,7 +270,7 @@ def mode_share(actor: FlowMapActor, critic: QEnsemble, obs: Tensor) -> float:
         True
     """
     if actor.encoder is not None and obs.shape[0] > _FEW_IMAGES:  # sixteen times that are encoded
-        parts = obs.split(_FEW_IMAGES)
+        parts = torch.split(obs, _FEW_IMAGES)
         return sum(len(part) * mode_share(actor, critic, part) for part in parts) / obs.shape[0]
     rows, n = obs.shape[0], MODE_CANDIDATES
     noise = keyed_noise(obs, n * actor.noise_dim()).reshape(rows * n, -1)

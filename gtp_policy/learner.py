@@ -750,7 +750,8 @@ class GTPLearner(nn.Module):
                 is installed, and as a line every ten seconds anywhere else.
             callback: Called with the learner and the last metrics whenever ``updates`` of the
                 learner is a multiple of ``every``, and after the last update. One that returns
-                True ends the training.
+                True ends the training; of processes that share updates, any one's does, as a
+                signal to any one does.
             every: Updates between two looks at the metrics, which a callback gets and the bar
                 shows. A multiple of sixteen costs a GPU nothing.
 

@@ -101,6 +101,18 @@ def test_a_run_whose_length_was_left_open_is_as_long_as_the_first_call_says() ->
     assert (learner.updates, learner.config.total_updates) == (16, 16)
 
 
+def test_a_length_that_was_left_open_is_open_in_a_file_too(tmp_path: Path) -> None:
+    dataset = make_dataset()
+    loaded = GTPLearner.load(make_learner(dataset).save(tmp_path / "new.zip"))
+    again = GTPLearner.load(loaded.save(tmp_path / "again.zip"))
+    again.fit(dataset, 12, batch_size=16, progress=False)
+    assert_equal(again, by_hand(dataset, 12, total_updates=12))
+    default = GTPLearnerConfig().total_updates
+    chosen = GTPLearner.load(make_learner(dataset, total_updates=default).save(tmp_path / "b.zip"))
+    chosen.fit(dataset, 2, batch_size=16, progress=False)
+    assert chosen.config.total_updates == default
+
+
 def test_a_length_that_was_chosen_stays_until_it_is_too_short() -> None:
     dataset = make_dataset()
     learner = make_learner(dataset, total_updates=12)
