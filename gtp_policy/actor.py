@@ -747,8 +747,29 @@ ones beyond 24 rows']
             StateMismatchError: As `set_extra_state` says.
         """
         result = super().load_state_dict(state_dict, strict, assign)
-        self.mode_share = share_in(state_dict)
+        self.mode_share = self.share_in(state_dict)
         return result
+
+    @staticmethod
+    def share_in(state: Mapping[str, Any], name: str = "") -> float | None:
+        """Returns which ``mode_share`` an actor had when its state was taken.
+
+        Args:
+            state: What ``state_dict`` returned, of an actor or of a module that holds one.
+            name: Of the actor in that module.
+
+        Returns:
+            The share; None where nobody had looked, or the state does not say.
+
+        Example:
+            >>> from gtp_policy import FlowMapActor
+            >>> actor = FlowMapActor(3, 2)
+            >>> actor.mode_share = 0.75
+            >>> FlowMapActor.share_in(actor.state_dict())
+            0.75
+        """
+        share = getattr(state, "_metadata", {}).get(name, {}).get(_SHARE)
+        return share if type(share) is float and 0 <= share <= 1 else None
 
     def check_observations(self, obs: Tensor) -> None:
         """Raises unless observations are what the networks take: for values from outside.
@@ -783,28 +804,6 @@ torch.float32. Convert it with obs.to(torch.float32).
             check_like("obs", obs, like)
             check_rows("obs", obs, self.obs_dim)
         check_finite("obs", obs)
-
-
-def share_in(state: Mapping[str, Any], name: str = "") -> float | None:
-    """Returns which ``mode_share`` an actor had when its state was taken.
-
-    Args:
-        state: What ``state_dict`` returned, of an actor or of a module that holds one.
-        name: Of the actor in that module.
-
-    Returns:
-        The share; None where nobody had looked, or the state does not say.
-
-    Example:
-        >>> from gtp_policy import FlowMapActor
-        >>> from gtp_policy.actor import share_in
-        >>> actor = FlowMapActor(3, 2)
-        >>> actor.mode_share = 0.75
-        >>> share_in(actor.state_dict())
-        0.75
-    """
-    share = getattr(state, "_metadata", {}).get(name, {}).get(_SHARE)
-    return share if type(share) is float and 0 <= share <= 1 else None
 
 
 def _with_scale(config: FlowMapActorConfig) -> FlowMapActorConfig:

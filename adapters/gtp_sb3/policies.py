@@ -32,7 +32,6 @@ from gtp_policy import (
     restore_,
 )
 from gtp_policy.acting import chosen_by
-from gtp_policy.actor import share_in
 from gtp_policy.chunks import ChunkState
 from gtp_policy.critic import ValueNetwork
 from gtp_policy.errors import CheckpointError, DataError, UnsupportedSpaceError
@@ -336,7 +335,7 @@ class GTPPolicy(BasePolicy):
             StateMismatchError: If they were made for another flow map.
         """
         result = super().load_state_dict(state_dict, strict, assign)
-        self.actor_target.mode_share = share_in(state_dict, "actor_target")
+        self.actor_target.mode_share = FlowMapActor.share_in(state_dict, "actor_target")
         return result
 
     def _extra_states(self) -> dict[str, Tensor]:

@@ -24,7 +24,6 @@ from gtp_policy import (
     act,
 )
 from gtp_policy.acting import chosen_by
-from gtp_policy.actor import share_in
 from gtp_policy.chunks import ChunkPlayer
 from gtp_policy.errors import NonFiniteError, ShapeError, UnsupportedSpaceError
 from gtp_policy.export import PolicySource
@@ -292,7 +291,7 @@ class GTPPolicy(Policy):
             StateMismatchError: If they were made for another flow map.
         """
         result = super().load_state_dict(state_dict, strict, assign)
-        self.actor.mode_share = share_in(state_dict, "actor")
+        self.actor.mode_share = FlowMapActor.share_in(state_dict, "actor")
         return result
 
     def train(self, mode: bool = True) -> Self:
