@@ -12,10 +12,14 @@ from gtp_policy.dataset import OfflineDataset
 from gtp_policy.errors import DataError
 from gtp_policy.metrics import UpdateMetrics
 from gtp_policy.progress import Progress
+from gtp_policy.spaces import ActionScaler, ObservationLayout
 
 
 class Trainable(Learner, Protocol):
     """A learner that does its own updates: `gtp_policy.GTPLearner` is one."""
+
+    action_scaler: ActionScaler | None
+    layout: ObservationLayout | None
 
     def update_from(
         self, dataset: OfflineDataset, updates: int = 1, *, batch_size: int = 256
@@ -54,6 +58,11 @@ def fit(
             "learner and its metrics."
         )
     batch_size = check_data([learner], dataset, batch_size)
+    _check_units(learner, dataset)
+    if learner.action_scaler is None:
+        learner.action_scaler = dataset.action_scaler
+    if learner.layout is None:
+        learner.layout = dataset.layout
     if wanted is not None:
         _make_room_(learner, wanted)
     last = learner.config.total_updates if wanted is None else learner.updates + wanted
@@ -63,6 +72,23 @@ def fit(
     finally:
         if shown is not None:
             shown.close()
+
+
+def _check_units(learner: Trainable, dataset: OfflineDataset) -> None:
+    """Raises where data is in other units than the learner acts in: nobody would notice."""
+    scaler, layout = learner.action_scaler, learner.layout
+    if scaler is not None and not scaler.is_close(dataset.action_scaler):
+        raise DataError(
+            f"The dataset has other bounds of actions: got {dataset.action_scaler}, expected "
+            f"{scaler}, which learner.predict acts in. Load it with those bounds; or, if the "
+            "learner is to act in the new ones, set learner.action_scaler = dataset.action_scaler."
+        )
+    if layout is not None and layout != dataset.layout:
+        raise DataError(
+            f"The dataset has other observations: got {dataset.layout}, expected {layout}, which "
+            "learner.predict takes. If they are the same numbers in the same order, set "
+            "learner.layout = dataset.layout."
+        )
 
 
 def _make_room_(learner: Trainable, wanted: int) -> None:
@@ -90,8 +116,13 @@ def _train(
     metrics: UpdateMetrics | None = None
     if shown is not None:
         shown.start(learner.updates)
+    leave, shared = False, learner.processes
     with StopSignal() as stop:
-        while learner.updates < last and not stop:
+        while learner.updates < last:
+            leave = leave or bool(stop)
+            # Processes that share updates leave after the same one, or one waits for another.
+            if leave if shared is None else shared.any(leave):
+                break
             until = min(last, learner.updates - learner.updates % every + every)
             # On a GPU several updates are one launch; never beyond what comes between updates.
             n = min(learner.updates_per_launch(batch_size), until - learner.updates)
@@ -102,8 +133,8 @@ def _train(
                     shown.measured(figures)
             if shown is not None:
                 shown.advance(n)
-            if metrics is None and callback is not None and _is_true(callback(learner, figures)):
-                break
+            if metrics is None and callback is not None:
+                leave = _is_true(callback(learner, figures))
     stop.pass_on()
     return figures if metrics is None else metrics.to_floats()
 

@@ -22,9 +22,11 @@ def as_int(value: Any) -> int | None:  # noqa: ANN401 - whatever was given
         return None
     if isinstance(value, Tensor | np.ndarray) and (value.ndim or "bool" in str(value.dtype)):
         return None
+    if np.ma.is_masked(value):  # what lies under a mask is no number
+        return None
     try:
         return int(operator.index(value))
-    except TypeError:
+    except (TypeError, RuntimeError):  # torch's, of a tensor that has no data
         return None
 
 
@@ -43,7 +45,7 @@ def as_float(value: Any) -> float | None:  # noqa: ANN401 - whatever was given
         return None
     try:
         return float(value if whole is None else whole)
-    except OverflowError:  # an integer beyond every float
+    except (OverflowError, RuntimeError):  # an integer beyond every float; a tensor without data
         return None
 
 

@@ -31,6 +31,8 @@ MODE_CANDIDATES, LEAST_MODE_SHARE = 16, 2 / 3
 LOOK_EVERY, LOOK_AT = 1_000, 256
 # So many take a CPU about as long as a device takes to start the sampler's operators one by one.
 _FEW_ROWS = 32
+# So many times sixteen images are as many as a minibatch has: a look takes no more memory than it.
+_FEW_IMAGES = 16
 _MOST_CANDIDATES = 1_000_000
 # Candidates that are all alike, in a dimension or as a whole: what is divided by instead of 0.
 LEAST_SPREAD, LEAST_WIDTH = 1e-6, 1e-12
@@ -267,6 +269,9 @@ def mode_share(actor: FlowMapActor, critic: QEnsemble, obs: Tensor) -> float:
         >>> 0 <= mode_share(FlowMapActor(3, 2), QEnsemble(3, 2), torch.zeros(8, 3)) <= 1
         True
     """
+    if actor.encoder is not None and obs.shape[0] > _FEW_IMAGES:  # sixteen times that are encoded
+        parts = torch.split(obs, _FEW_IMAGES)
+        return sum(len(part) * mode_share(actor, critic, part) for part in parts) / obs.shape[0]
     rows, n = obs.shape[0], MODE_CANDIDATES
     noise = keyed_noise(obs, n * actor.noise_dim()).reshape(rows * n, -1)
     tiled = obs.repeat_interleave(n, 0)
@@ -305,9 +310,13 @@ def look(learner: _Trained, done: int, observations: Callable[[], Tensor]) -> No
     """
     updates, critic = learner.updates, learner.target_critic
     due = updates % LOOK_EVERY < done or updates == learner.config.total_updates
-    if due and critic is not None and learner.config.eval_candidates is None:
-        obs = observations()[:LOOK_AT]
-        learner.target_actor.mode_share = mode_share(learner.target_actor, critic, obs)
+    if not due or learner.config.eval_candidates is not None:
+        return
+    if critic is None:  # what a critic saw of the actor that this one goes on from is over
+        learner.target_actor.mode_share = None
+        return
+    obs = observations()[:LOOK_AT]
+    learner.target_actor.mode_share = mode_share(learner.target_actor, critic, obs)
 
 
 def chosen_by(

@@ -34,6 +34,7 @@ from gtp_policy.times import KarrasTimes, LinearTimes, TimeSchedule
 
 _SMALLEST_STD = 1e-4
 _MOST_STEPS = 1_000_000
+_SHARE = "mode_share"  # its name in the metadata of a state
 _Mean = Annotated[AnyFloat, Field(ge=-1, le=1)]
 # Of less, float32 does not resolve what the flow would move; of actions in [-1, 1] it is at most 1.
 _Std = Annotated[Float, Field(ge=1e-6, le=1)]
@@ -716,6 +717,59 @@ ones beyond 24 rows']
                 f"The parameters belong to another flow map: got {got}, expected {own}. Build "
                 "the actor from the config that was saved with them."
             )
+
+    def _save_to_state_dict(
+        self,
+        destination: dict[str, Any],
+        prefix: str,
+        keep_vars: bool,
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # Where torch keeps versions: copies and ``torch.save`` keep it, an average has none.
+        told = getattr(destination, "_metadata", {}).get(prefix[:-1])
+        if told is not None:
+            told[_SHARE] = self.mode_share
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:  # noqa: ANN401 - torch's own return type has no public name
+        """Takes over parameters, and what was seen of the policy that they are.
+
+        Args:
+            state_dict: What ``state_dict`` of an actor returned.
+            strict: Whether the keys must match exactly.
+            assign: Whether to take over the tensors themselves instead of their values.
+
+        Returns:
+            The missing and unexpected keys.
+
+        Raises:
+            StateMismatchError: As `set_extra_state` says.
+        """
+        result = super().load_state_dict(state_dict, strict, assign)
+        self.mode_share = self.share_in(state_dict)
+        return result
+
+    @staticmethod
+    def share_in(state: Mapping[str, Any], name: str = "") -> float | None:
+        """Returns which ``mode_share`` an actor had when its state was taken.
+
+        Args:
+            state: What ``state_dict`` returned, of an actor or of a module that holds one.
+            name: Of the actor in that module.
+
+        Returns:
+            The share; None where nobody had looked, or the state does not say.
+
+        Example:
+            >>> from gtp_policy import FlowMapActor
+            >>> actor = FlowMapActor(3, 2)
+            >>> actor.mode_share = 0.75
+            >>> FlowMapActor.share_in(actor.state_dict())
+            0.75
+        """
+        share = getattr(state, "_metadata", {}).get(name, {}).get(_SHARE)
+        return share if type(share) is float and 0 <= share <= 1 else None
 
     def check_observations(self, obs: Tensor) -> None:
         """Raises unless observations are what the networks take: for values from outside.

@@ -59,6 +59,10 @@ class Shared(Protocol):
         """Returns what was drawn for this process's rows."""
         ...
 
+    def any(self, flag: bool) -> bool:
+        """Returns whether a flag is up in any of the processes."""
+        ...
+
 
 class Learner(Protocol):
     """What an update reads and changes: `gtp_policy.GTPLearner` is one."""

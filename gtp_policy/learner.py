@@ -82,8 +82,8 @@ class GTPLearner(nn.Module):
         updates: Number of updates done.
         optimizers: The optimiser of each part, by name.
         action_scaler: Bounds of the environment's actions, which `predict` acts in: those of the
-            dataset or of the checkpoint that the learner comes from. None where neither has any;
-            may be set.
+            dataset or of the checkpoint that the learner comes from, or of the first dataset that
+            it was fitted to. None where there are none; may be set.
         layout: How an observation becomes a vector, likewise; None: it is one.
         broken: What ended an update half-way; None of a learner that is whole. One that is not
             neither trains nor saves, until a state is loaded into it.
@@ -741,7 +741,8 @@ class GTPLearner(nn.Module):
         `StopSignal` of yours it returns, and the flag is yours to look at.
 
         Args:
-            dataset: The data, on the learner's device.
+            dataset: The data, on the learner's device. Its bounds and layout are those that
+                `predict` acts in from then on; a learner that has others refuses it.
             updates: How many updates to do; default what is left of ``total_updates``, which may
                 be none.
             batch_size: B, transitions per update.
@@ -749,7 +750,8 @@ class GTPLearner(nn.Module):
                 is installed, and as a line every ten seconds anywhere else.
             callback: Called with the learner and the last metrics whenever ``updates`` of the
                 learner is a multiple of ``every``, and after the last update. One that returns
-                True ends the training.
+                True ends the training; of processes that share updates, any one's does, as a
+                signal to any one does.
             every: Updates between two looks at the metrics, which a callback gets and the bar
                 shows. A multiple of sixteen costs a GPU nothing.
 
@@ -760,7 +762,8 @@ class GTPLearner(nn.Module):
         Raises:
             ValueError: If ``updates`` or ``every`` is smaller than 1.
             DataError: If ``batch_size`` is smaller than 1, the dataset is not on the learner's
-                device, or it lacks rewards that a critic needs.
+                device, lacks rewards that a critic needs, or has other bounds of actions or
+                another layout of observations than the learner.
             ShapeError: If the dataset has other dimensions.
             NonFiniteError: If training diverges: at the latest when metrics are looked at.
             BrokenLearnerError: If an earlier update ended half-way.

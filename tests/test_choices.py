@@ -1,5 +1,6 @@
 """Choosing among candidates: the best, or one by softmax."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,49 @@ def test_what_was_seen_of_the_mode_is_saved_and_trains_nothing(tmp_path: Path) -
     state["_extra_state"]["mode_share"] = 2.0
     with pytest.raises(StateMismatchError, match="no share of the mode: got 2"):
         said.load_state_dict(state)
+
+
+def test_what_was_seen_of_the_mode_goes_with_the_parameters_and_no_others() -> None:
+    learner, other = learner_of("peak"), GTPLearner.build(2, 1)
+    learner.target_actor.mode_share = 0.9
+    obs = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+    later = GTPLearner.from_actor(learner, GTPConfig())
+    assert torch.equal(*(x.act(obs, deterministic=True) for x in (learner, later)))
+    state = copy.deepcopy(learner.target_actor.state_dict())
+    other.target_actor.load_state_dict(state)
+    assert other.target_actor.mode_share == 0.9
+    other.target_actor.load_state_dict(other.actor.state_dict())
+    assert other.target_actor.mode_share is None
+    other.target_actor.mode_share = 0.9
+    other.target_actor.load_state_dict(dict(state))  # which does not say
+    assert other.target_actor.mode_share is None
+    other.target_actor.mode_share = 0.9
+    other.take_actor_(GTPLearner.build(2, 1, GTPConfig(critic=None)))
+    assert other.target_actor.mode_share is None
+    other.take_actor_(learner)
+    assert other.target_actor.mode_share == 0.9
+    other.target_critic, other.updates = None, 1_000
+    look(other, 1, lambda: obs)
+    assert other.target_actor.mode_share is None  # nobody looks any more
+
+
+def test_images_are_looked_at_a_few_at_a_time() -> None:
+    seen: list[int] = []
+
+    class Encoder(torch.nn.Module):
+        features_dim = 2
+
+        def forward(self, obs: Tensor) -> Tensor:
+            seen.append(len(obs))
+            return obs
+
+    obs = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    learner, plain = GTPLearner.build(2, 1, encoder=Encoder()), GTPLearner.build(2, 1)
+    assert learner.target_critic is not None
+    assert plain.target_critic is not None
+    share = mode_share(learner.target_actor, learner.target_critic, obs)
+    assert max(seen) == 16 * 16
+    assert share == mode_share(plain.target_actor, plain.target_critic, obs)
 
 
 @pytest.mark.parametrize("size", [1, 2])

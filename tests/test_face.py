@@ -42,7 +42,7 @@ def make_dataset(rows: int = 60, obs_dim: int = 3, **changes: Any) -> OfflineDat
         "terminated": np.zeros(rows, bool),
         "truncated": np.arange(rows) % 20 == 19,
     }
-    return OfflineDataset.from_arrays(**{**columns, **changes}, low=LOW, high=HIGH)
+    return OfflineDataset.from_arrays(**{**columns, "low": LOW, "high": HIGH, **changes})
 
 
 def make_config(*, critic: bool = True, **learner: Any) -> GTPConfig:
@@ -99,6 +99,18 @@ def test_a_run_whose_length_was_left_open_is_as_long_as_the_first_call_says() ->
     assert_equal(learner, by_hand(dataset, 12, total_updates=12))
     learner.fit(dataset, 4, batch_size=16, progress=False)
     assert (learner.updates, learner.config.total_updates) == (16, 16)
+
+
+def test_a_length_that_was_left_open_is_open_in_a_file_too(tmp_path: Path) -> None:
+    dataset = make_dataset()
+    loaded = GTPLearner.load(make_learner(dataset).save(tmp_path / "new.zip"))
+    again = GTPLearner.load(loaded.save(tmp_path / "again.zip"))
+    again.fit(dataset, 12, batch_size=16, progress=False)
+    assert_equal(again, by_hand(dataset, 12, total_updates=12))
+    default = GTPLearnerConfig().total_updates
+    chosen = GTPLearner.load(make_learner(dataset, total_updates=default).save(tmp_path / "b.zip"))
+    chosen.fit(dataset, 2, batch_size=16, progress=False)
+    assert chosen.config.total_updates == default
 
 
 def test_a_length_that_was_chosen_stays_until_it_is_too_short() -> None:
@@ -199,6 +211,32 @@ def test_what_fits_not_is_refused_before_anything_changes(
         learner.fit(other, **{"updates": 7, **options}, progress=False)
     assert learner.config == before[1]
     assert learner.updates == 0
+
+
+def test_data_in_other_units_than_the_learner_acts_in_is_refused() -> None:
+    """Else `predict` would act in the old units what was learned in the new ones."""
+    learner = make_learner(make_dataset())
+    other = make_dataset(action=np.zeros((60, 2)), low=[-5.0, -5.0], high=[5.0, 5.0])
+    with pytest.raises(DataError, match=r"other bounds.*learner\.action_scaler = dataset"):
+        learner.fit(other, 3, progress=False)
+    assert (learner.updates, "total_updates" in learner.config.model_fields_set) == (0, False)
+    learner.action_scaler = other.action_scaler
+    learner.fit(other, 3, batch_size=16, progress=False)
+    column = np.zeros((60, 1))
+    turned = [make_dataset(obs={"a": column, "b": column, "c": column}) for _ in range(2)]
+    with pytest.raises(DataError, match="other observations"):
+        make_learner(turned[0]).fit(make_dataset(), 3, progress=False)
+    make_learner(turned[0]).fit(turned[1], 3, batch_size=16, progress=False)
+
+
+def test_a_learner_that_was_built_by_dimensions_takes_the_units_of_its_data() -> None:
+    dataset = make_dataset(obs={"a": np.zeros((60, 2)), "b": np.ones((60, 1))})
+    learner = GTPLearner.build(3, 2, make_config())
+    learner.fit(dataset, 3, batch_size=16, progress=False)
+    assert (learner.action_scaler, learner.layout) == (dataset.action_scaler, dataset.layout)
+    action = learner.predict({"b": np.zeros(1), "a": np.zeros(2)})
+    assert (LOW <= action).all()
+    assert (action <= HIGH).all()
 
 
 def test_a_broken_learner_does_not_train() -> None:

@@ -380,7 +380,7 @@ def test_outer_packages_leave_the_private_names_of_others_alone() -> None:
     assert FORCED.keys() - found == set()  # no longer needed
 
 
-# What torch says nowhere else: hooks and entries of modules, versions of tensors, wrapped steps.
+# What torch says nowhere else: hooks, entries, facts, versions of tensors, wrapped steps.
 OF_TORCH = {
     "_backward_hooks",
     "_backward_pre_hooks",
@@ -388,6 +388,7 @@ OF_TORCH = {
     "_current_level",
     "_forward_hooks",
     "_forward_pre_hooks",
+    "_metadata",
     "_modules",
     "_opt_called",
     "_optimizer_step_post_hooks",

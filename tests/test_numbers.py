@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from gtp_policy import (
@@ -159,6 +160,21 @@ def test_floats_of_numpy_and_torch_are_floats(name: str, kind: str) -> None:
 def test_what_is_no_number_is_refused(name: str, value: object) -> None:
     with pytest.raises((ValueError, GTPError), match=r"expected|valid|finite|no real"):
         OF_FLOATS[name](value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.ma.array(5, mask=True),
+        torch.tensor(5, device="meta"),
+        torch.tensor(0.5, device="meta"),
+    ],
+)
+def test_what_holds_no_number_is_none(value: Any) -> None:
+    assert as_int(value) is None
+    for field in ("total_updates", "gamma", "normalize_obs"):
+        with pytest.raises(ValidationError):
+            GTPLearnerConfig(**{field: value})
 
 
 def test_plain_numbers_come_back() -> None:

@@ -12,6 +12,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import Schedule, TrainFreq
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from torch import nn
 
 from gtp_datasets.spaces import action_scaler_of, box_of
 from gtp_policy import CheckpointInfo, load_checkpoint
@@ -308,11 +309,6 @@ def read_parameters(
         "critic_target": learner.target_critic,
         "value": learner.value,
     }
-    state = {
-        f"{name}.{key}": value
-        for name, module in parts.items()
-        if module is not None
-        for key, value in module.state_dict().items()
-    }
+    state = nn.ModuleDict({n: part for n, part in parts.items() if part is not None}).state_dict()
     states = {f"{name}.optimizer": o.state_dict() for name, o in learner.optimizers.items()}
     return {"policy": state, **states}

@@ -108,15 +108,20 @@ class Processes:
         self.mean_([together])
         return dict(zip(metrics, together, strict=True))
 
+    def any(self, flag: bool) -> bool:
+        """Returns whether a flag is up in any of the processes, so that all do the same."""
+        flags = torch.tensor([int(flag)], device=self._device())
+        with named_connection_errors("its answer", self._group):
+            dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group)
+        return bool(flags.item())
+
     def check_equal(self, numbers: Sequence[int], what: str) -> None:
         """Raises unless all processes have the same numbers.
 
         Raises:
             DistributedError: If they have not.
         """
-        backend = dist.get_backend(self._group)
-        device = "cuda" if backend == "nccl" else "cpu"
-        own = torch.tensor([numbers], dtype=torch.int64, device=device)
+        own = torch.tensor([numbers], dtype=torch.int64, device=self._device())
         all_of_them = [torch.empty_like(own) for _ in range(self.size)]
         with named_connection_errors("its share of an update", self._group):
             dist.all_gather(all_of_them, own, group=self._group)
@@ -126,6 +131,9 @@ class Processes:
                 "one and the same. Build the learner from the same config, data and checkpoint "
                 "everywhere."
             )
+
+    def _device(self) -> str:
+        return "cuda" if dist.get_backend(self._group) == "nccl" else "cpu"
 
 
 def _none() -> None:

@@ -63,6 +63,8 @@ class Document(Config):
     optimizers: dict[str, _OptimizerState]
     # Of an optimiser that has not taken a step per update, as after a load without its state.
     optimizer_steps: dict[str, Annotated[Int, Field(ge=0)]] = Field(default_factory=dict)
+    # Of a learner that is new: nobody has said how long its run is, and its first `fit` does.
+    length_is_open: Bool = False
     mode_share: Float | None = Field(default=None, ge=0, le=1)  # of the target actor, if measured
     metadata: dict[str, JsonValue]
 
@@ -106,6 +108,8 @@ def files_of(
             layout=layout and _Layout(keys=layout.keys, shapes=layout.shapes),
             optimizers=optimizers,
             optimizer_steps=steps,
+            length_is_open=not learner.updates
+            and "total_updates" not in learner.config.model_fields_set,
             mode_share=learner.target_actor.mode_share,
             metadata=dict(metadata or {}),
         )
@@ -270,6 +274,17 @@ def _parse(data: bytes, lengths: Mapping[str, int], encoder: nn.Module | None) -
     saved_with(document)
     _check_size(document, lengths[WEIGHTS], encoder)
     return document
+
+
+def config_of(document: Document) -> GTPConfig:
+    """Returns the choices, with the length of the run left open where it was."""
+    config = document.config
+    if not document.length_is_open:
+        return config
+    learner = config.learner
+    chosen = {n: getattr(learner, n) for n in learner.model_fields_set - {"total_updates"}}
+    opened = type(learner).model_validate(chosen)
+    return config.replace(learner=opened) if opened == learner else config
 
 
 def _first_wrong(error: ValidationError) -> str:

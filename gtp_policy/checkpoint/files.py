@@ -23,6 +23,7 @@ from gtp_policy._version import __version__
 from gtp_policy.checkpoint import bundle
 from gtp_policy.checkpoint.document import (
     DTYPES,
+    config_of,
     differences,
     files_of,
     fill_,
@@ -208,7 +209,7 @@ def load_checkpoint(
         learner = GTPLearner.build(
             document.obs_dim,
             document.action_dim,
-            document.config,
+            config_of(document),
             network=network,
             encoder=encoder,
             optimizer=optimizer,

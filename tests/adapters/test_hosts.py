@@ -1,5 +1,6 @@
 """One algorithm in three places: the core, Tianshou and Stable-Baselines3 agree to the last bit."""
 
+import copy
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ import gtp_tianshou
 from gtp_policy import (
     ActionScaler,
     ExpectileBaseline,
+    FlowMapActor,
     FlowMapActorConfig,
     GTPConfig,
     GTPLearner,
@@ -232,3 +234,40 @@ def test_every_host_takes_the_mode_where_the_critic_prefers_it(
         np.testing.assert_allclose(
             load(tmp_path / "policy.zip")[1](obs), expected, rtol=0, atol=2e-6
         )
+
+
+@pytest.mark.global_rng
+def test_what_was_seen_of_the_mode_goes_with_a_policys_state(tmp_path: Path) -> None:
+    def sb3() -> gtp_sb3.MlpPolicy:
+        return gtp_sb3.MlpPolicy(VECTOR, BOX, net_arch=[8])
+
+    def tianshou() -> gtp_tianshou.GTPPolicy:
+        return gtp_tianshou.GTPPolicy(actor=FlowMapActor(4, 2), action_space=BOX)
+
+    for make, name in ((sb3, "actor_target"), (tianshou, "actor")):
+        seen, other = make(), make()
+        getattr(seen, name).mode_share = 0.9
+        state = copy.deepcopy(seen.state_dict())
+        other.load_state_dict(state)
+        assert getattr(other, name).mode_share == 0.9
+        seen.load_state_dict(make().state_dict())  # of others, at which nobody has looked
+        assert getattr(seen, name).mode_share is None
+
+
+@pytest.mark.global_rng
+def test_sb3s_parameters_bring_what_was_seen_of_the_mode(tmp_path: Path) -> None:
+    dataset = make_dataset(VECTOR)
+    config = CONFIG.replace(learner=CONFIG.learner.replace(eval_candidates=None))
+    trained, other = (HOSTS["sb3"](dataset, VECTOR, config) for _ in range(2))
+    trained.learner.target_actor.mode_share, other.learner.target_actor.mode_share = 0.9, 0.1
+    trained.save(tmp_path / "policy.zip")
+    model = gtp_sb3.GTP.load(tmp_path / "policy.zip")
+    first = model.get_parameters()
+    model.learner.target_actor.mode_share = None
+    for given in (first, tmp_path / "policy.zip"):
+        model.set_parameters(given)
+        assert model.learner.target_actor.mode_share == 0.9
+        model.learner.target_actor.mode_share = None
+    other.save(tmp_path / "other.zip")
+    model.set_parameters(tmp_path / "other.zip")
+    assert model.learner.target_actor.mode_share == 0.1

@@ -1,6 +1,7 @@
 """Several processes compute the update that one would: parameters, metrics, errors."""
 
 import copy
+import json
 import os
 import pickle
 import subprocess
@@ -23,9 +24,14 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Found]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("distributed")
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> dict[int, list[Found]]:
     """What 1, 2 and 4 processes have learned, per number of them and rank."""
-    folder, found = tmp_path_factory.mktemp("distributed"), {}
+    found = {}
     for size in (1, 2, 4):
         processes = [
             subprocess.Popen(
@@ -59,6 +65,11 @@ def test_parameters_are_those_of_one_process(trained: dict[int, list[Found]], si
         first, *others = (of_rank[name][0] for of_rank in trained[size])
         for other in others:  # to the bit, or they would drift apart
             assert all(torch.equal(first[k], other[k]) for k in first), name
+
+
+def test_all_leave_fit_after_the_same_update(trained: dict[int, list[Found]], folder: Path) -> None:
+    for rank in range(2):
+        assert json.loads((folder / f"stopped-{rank}.json").read_text()) == [2, 4]
 
 
 def test_statistics_of_each_process_alone_would_be_seen(trained: dict[int, list[Found]]) -> None:

@@ -1,5 +1,7 @@
 """One of several processes that train the same learners: python worker.py RANK SIZE FOLDER."""
 
+import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from gtp_policy import (
     LinearQGuidance,
     OfflineDataset,
     QEnsembleConfig,
+    StopSignal,
     algorithm,
     kernels,
     presets,
@@ -85,6 +88,28 @@ def train(config: GTPConfig, size: int) -> tuple[dict[str, torch.Tensor], dict[s
     }, metrics.to_floats()
 
 
+def stop_early(rank: int) -> list[int]:
+    """After how many updates `fit` ends, where one process alone wants it to: by callback, signal.
+
+    The other one would wait for ever.
+    """
+
+    def wants(learner: GTPLearner, _: dict[str, float]) -> bool:
+        return rank == 1 and learner.updates == 2
+
+    def is_told(learner: GTPLearner, _: dict[str, float]) -> None:
+        if rank == 0 and learner.updates == 4:
+            signal.raise_signal(signal.SIGTERM)
+
+    learner, found = GTPLearner.from_dataset(data(), configs()["cloning"]), []
+    learner.distribute_()
+    with StopSignal():
+        for callback in (wants, is_told):
+            learner.fit(data(), 5, batch_size=BATCH, progress=False, callback=callback, every=1)
+            found.append(learner.updates)
+    return found
+
+
 def main() -> None:
     rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     torch.set_num_threads(1)
@@ -102,6 +127,8 @@ def main() -> None:
     found["own statistics"] = train(configs()["default"], size)
     algorithm._weigh = whole
     torch.save(found, folder / f"{size}-{rank}.pt")
+    if size == 2:
+        (folder / f"stopped-{rank}.json").write_text(json.dumps(stop_early(rank)))
     if size > 1:
         dist.destroy_process_group()
 
