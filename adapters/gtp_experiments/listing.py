@@ -103,13 +103,20 @@ def _state(folder: Path) -> tuple[dict[str, Any], str, int, float | None]:
     if result is not None:
         done = result.updates if result.status == "finished" else _updates_of(folder)
         return config, result.status, done, result.score(result.last)
-    state = "running" if _in_use(folder) else "stopped"
-    return config, state, _updates_of(folder), None
+    if _in_use(folder):
+        return config, "running", _updates_of(folder), None
+    return config, "stopped", _kept(folder), None
 
 
 def _updates_of(folder: Path) -> int:
     lines = Lines(folder / "metrics.jsonl").read()
     return int(lines[-1]["update"]) if lines else 0
+
+
+def _kept(folder: Path) -> int:
+    """Returns the update from which a stopped run goes on, whatever it had recorded by then."""
+    names = [path.name.removeprefix("step_") for path in (folder / "checkpoints").glob("step_*")]
+    return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def _in_use(folder: Path) -> bool:

@@ -110,9 +110,12 @@ def differences(found: Sequence[Row]) -> list[str]:
     for first, config in zip((row.results[0] for row in found), choices, strict=True):
         others = named[first.task or first.dataset, first.method]
         apart = sorted(
-            name
-            for name in {key for other in others for key in other} - _NOT_A_CHOICE
-            if len({other.get(name) for other in others}) > 1
+            (
+                name
+                for name in {key for other in others for key in other} - _NOT_A_CHOICE
+                if len({other.get(name) for other in others}) > 1
+            ),
+            key=lambda name: (not name.startswith("policy."), name),  # what was tried comes first
         )
         chosen = [f"{name}={config.get(name, 'none')}" for name in apart]
         more = [f"and {len(chosen) - 3} more"] if len(chosen) > 3 else []

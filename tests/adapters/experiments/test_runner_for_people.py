@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -117,6 +118,14 @@ def test_runs_are_listed_and_shown_done_or_not(make_config: Make, tmp_path: Path
     score = result.score(result.last)
     assert by_name[done.name] == ["gtp", "0", "finished", "10 of 10", f"{score:.1f}"]
     assert by_name[half.name][:3] == ["gtp", "1", "stopped"]
+    # From where it goes on, whatever was recorded behind it.
+    kept = max(
+        int(path.name.removeprefix("step_")) for path in (tmp_path / half.name).glob("*/step_*")
+    )
+    assert 0 < kept < 10
+    assert by_name[half.name][3] == f"{kept} of 10"
+    shutil.rmtree(tmp_path / half.name / "checkpoints")
+    assert "0 of 10 updates" in shown(tmp_path / half.name)
     text = shown(tmp_path / done.name)
     assert text.startswith(f"{done.name}: finished, 10 of 10 updates\nlast score {score:.1f}")
     assert RunConfig.model_validate_json(text[text.index("\n{") :]) == done
@@ -133,6 +142,18 @@ def test_rows_of_one_name_say_which_choice_tells_them_apart(
     assert "gtp (policy.weighter.eta=1.0)" in text
     assert "gtp (policy.weighter.eta=3.0)" in text
     assert "seed=" not in text
+    run(
+        make_config(
+            updates=5,
+            policy=small.replace(weighter={"eta": 5.0}),
+            checkpoint_every=3,
+            log_every=2,
+            batch_size=7,
+        ),
+        tmp_path,
+    )
+    text = table(read_results(tmp_path))
+    assert "gtp (policy.weighter.eta=5.0, batch_size=7, checkpoint_every=3, and 1 more)" in text
 
 
 def test_an_evaluation_without_sampling_is_what_the_learner_does(make_config: Make) -> None:
