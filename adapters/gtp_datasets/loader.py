@@ -86,16 +86,19 @@ def load_dataset(
         raise DataError(f"`kind` is unknown: got {kind!r}, expected one of {', '.join(KINDS)}.")
     taken = kind or kind_of(source)
     shown = repr(source) if isinstance(source, str) else f"a {type(source).__name__}"
+    # What is neither a file nor a folder is taken for an id, which a misspelt folder is not.
+    nowhere = taken == "minari" and kind is None and isinstance(source, str)
+    guessed = " There is no file or folder of this name." if nowhere else ""
     try:
         return KINDS[taken](source, **options)
     except GTPError as error:
-        raise type(error)(f"Took {shown} for {taken}. {error}") from error
+        raise type(error)(f"Took {shown} for {taken}. {error}{guessed}") from error
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise
         raise DataError(
             f"Took {shown} for {taken}. An option is none of its loader's: got {error}, expected "
-            f"those of {KINDS[taken].__name__}."
+            f"those of {KINDS[taken].__name__}.{guessed}"
         ) from error
 
 
@@ -134,6 +137,9 @@ def kind_of(source: Any) -> str:  # noqa: ANN401 - anything
     if isinstance(source, bytes | bytearray) or hasattr(source, "read"):  # sequences, too
         more = " A file goes by its name, as str or Path; os.fsdecode makes one of bytes."
         raise _unknown(f"a {type(source).__name__}", more)
+    if isinstance(source, Sequence) and source and isinstance(source[0], str | os.PathLike):
+        more = " Several files go as the folder that they are in, or one by one."
+        raise _unknown(f"a {type(source).__name__} of paths", more)
     if isinstance(source, Sequence) or hasattr(source, "__next__"):
         return "episodes"
     raise _unknown(f"a {type(source).__name__}")

@@ -262,7 +262,11 @@ def model_card(
         "SHA-256 of the checkpoint's content": content_id(expanded(checkpoint)),
     }
     if file is not None:
-        rows["ONNX file"] = f"{file.steps} jumps, {file.candidates} candidates, opset {file.opset}"
+        jumps, candidates = (
+            f"{count} {name}{'s' * (count > 1)}"
+            for count, name in ((file.steps, "jump"), (file.candidates, "candidate"))
+        )
+        rows["ONNX file"] = f"{jumps}, {candidates}, opset {file.opset}"
     parts = ["# A policy of gtp-policy", _table(rows)]
     if record is not None:
         parts += ["## The run", _table(_facts(record))]
@@ -271,7 +275,7 @@ def model_card(
     parts += [
         "## Use it",
         "```python\nfrom gtp_policy.export import from_pretrained\n\n"
-        'learner, scaler, layout, _ = from_pretrained("OWNER/NAME")\n'
+        'learner, scaler, layout, _ = from_pretrained(".")  # this folder, or "owner/name"\n'
         "action = learner.act(obs, deterministic=True)  # in [-1, 1]\n```",
     ]
     if file is not None:

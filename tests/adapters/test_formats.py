@@ -959,3 +959,11 @@ def test_what_is_not_installed_is_named_with_its_extra(
     options = OF_TABLE if extra == "csv" else {"obs": KEY, **BOX}
     with pytest.raises(MissingDependencyError, match=rf"pip install .\.\[{extra}\]"):
         load_dataset(path, **options)
+
+
+def test_a_name_where_there_is_nothing_and_a_list_of_paths_are_told(tmp_path: Path) -> None:
+    for options in ({}, {"obs": "q"}):
+        with pytest.raises(DataError, match="no file or folder of this name"):
+            load_dataset("my_logs", **options)
+    with pytest.raises(DataError, match=r"a list of paths, expected .* as the folder"):
+        load_dataset([str(tmp_path / "a.npz"), str(tmp_path / "b.npz")])
