@@ -95,6 +95,7 @@ def test_sdist_is_enough_to_test_and_document_the_release(release: Path) -> None
         for folder in ("adapters", "docs", "examples", "gtp_policy", "models", "runtime", "tests")
         for file in (ROOT / folder).rglob("*")
         if file.is_file() and not {"_build", "__pycache__"} & set(file.parts)
+        if not any(part.startswith(".") for part in file.relative_to(ROOT).parts)  # caches
         if not file.is_relative_to(made)
     }
     assert here | {"pyproject.toml"} <= inside

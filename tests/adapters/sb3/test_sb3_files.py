@@ -413,8 +413,10 @@ def test_parameters_round_trip(make_model: Make, tmp_path: Path, equal: Equal) -
     assert not equal(a, b)
 
 
-def test_set_parameters_is_exact_if_requested(make_model: Make) -> None:
-    model = make_model().learn(1)
+def test_set_parameters_is_exact_if_requested(make_model: Make, config: GTPConfig) -> None:
+    # A plain dict does not tell what was seen of the mode.
+    config = config.replace(learner=config.learner.replace(eval_candidates=1))
+    model = make_model(gtp_config=config).learn(1)
     parameters = model.get_parameters()
     before = actions(model)
     with pytest.raises(ValueError, match=r"unknown \['mystery'\]"):
