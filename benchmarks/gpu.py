@@ -1,6 +1,6 @@
 """Measures everything on a GPU, step by step, within a number of seconds.
 
-    python -m benchmarks.gpu --output DIR [--device cuda] [--seconds 540] [--quick] [--only STEP ..]
+    python -m benchmarks.gpu --output DIR [--device cuda] [--seconds 200] [--quick] [--only STEP ..]
     python -m benchmarks.gpu --nodes
 
 ``DIR/gpu.json`` is written after every step: what fails, hangs or crashes costs that step alone.
@@ -134,7 +134,7 @@ def main() -> None:
         "--nodes", action="store_true", help="count what an update records, without a GPU, as JSON"
     )
     options.add_argument("--device", default="cuda", help="cuda, or cpu to see whether it runs")
-    options.add_argument("--seconds", type=float, default=540, help="for all steps together")
+    options.add_argument("--seconds", type=float, default=200, help="for all steps together")
     options.add_argument("--quick", action="store_true", help="tiny: does it run?")
     options.add_argument("--only", nargs="+", choices=LIMITS, metavar="STEP", default=[])
     args = options.parse_args()
