@@ -343,7 +343,14 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
 
         Raises:
             DataError: If something in the buffer is wrong.
+            TypeError: If the parameters are those of another trainer.
         """
+        if not isinstance(params, OfflineTrainerParams):
+            raise TypeError(
+                "GTP learns offline in Tianshou: got the parameters of another trainer, "
+                f"{type(params).__name__}, expected OfflineTrainerParams with a buffer. To learn "
+                "online, take gtp_sb3.GTP."
+            )
         if self._length_is_open:
             before = 0 if params.resume_from_log else self.learner.updates
             self.learner.set_total_updates_(

@@ -26,7 +26,7 @@ from tianshou.data import (
     VectorReplayBuffer,
 )
 from tianshou.env import DummyVectorEnv, SubprocVectorEnv
-from tianshou.trainer import OfflineTrainerParams
+from tianshou.trainer import OfflineTrainerParams, OffPolicyTrainerParams
 from tianshou.utils import LazyLogger
 from tianshou.utils.net.common import Net
 from tianshou.utils.net.continuous import ContinuousActorDeterministic, ContinuousCritic
@@ -383,6 +383,15 @@ def test_the_length_of_the_run_is_the_trainers_unless_it_was_said(
     algorithm.run_training(params(dataset, max_epochs=3))  # trains on for 15 more
     assert algorithm.learner.config.total_updates == (20 if open_ else 1_000_000)
     assert algorithm.learner.loss.config.curriculum.end == (10 if open_ else Curriculum().end)
+
+
+def test_the_parameters_of_another_trainer_are_refused(
+    dataset: OfflineDataset, action_space: Box, small: GTPConfig
+) -> None:
+    algorithm = GTP.from_buffer(dataset, action_space=action_space, config=small)
+    online = object.__new__(OffPolicyTrainerParams)  # whose collectors play no part
+    with pytest.raises(TypeError, match=r"got .* OffPolicyTrainerParams, expected Offline"):
+        algorithm.run_training(online)
 
 
 def test_training_can_stop_early(small: GTPConfig, goal_env: Any, params: Params) -> None:
