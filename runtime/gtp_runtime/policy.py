@@ -130,6 +130,12 @@ class Policy:
         )
         if len(data) > max_bytes:
             raise _too_large(len(data), max_bytes)
+        if data.startswith(b"PK"):  # a zip file, which no model is
+            raise PolicyFileError(
+                "This is no policy file: got a zip file, which may be a checkpoint, expected an "
+                "ONNX model. Where gtp-policy is installed, "
+                'gtp_policy.export.export_onnx("checkpoint.zip", "policy.onnx") writes one.'
+            )
         graph = read_graph(data)
         document = read_document(graph)
         plain = _try(NumpyBackend(graph, document, Meter(_MAX_NUMBERS, _MAX_PRODUCTS)), document)

@@ -379,3 +379,10 @@ except MissingDependencyError as error:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.startswith("numpy (1,)")
     assert 'backend="numpy"' in run.stdout
+
+
+def test_a_checkpoint_is_told_from_a_policy_file(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.zip"
+    path.write_bytes(b"PK\x03\x04" + bytes(100))
+    with pytest.raises(PolicyFileError, match=r"got a zip file.*export_onnx"):
+        Policy.load(path)
