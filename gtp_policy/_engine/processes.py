@@ -6,6 +6,8 @@ share of the rows that the map's loss takes, which are the first ones. Means ove
 over processes; what needs all rows at once, the weights, sees the advantages of all.
 """
 
+import atexit
+import functools
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,15 @@ from gtp_policy.transitions import Transitions
 
 if TYPE_CHECKING:
     from gtp_policy.algorithm import Draws
+
+
+@functools.cache  # once is enough
+def _leave_at_exit() -> None:
+    """Lets the process leave its groups before it ends, if nobody has by then.
+
+    Left to the interpreter's end, threads of theirs ended every third run by std::terminate.
+    """
+    atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
 
 
 class Processes:
@@ -38,6 +49,7 @@ class Processes:
                 "Start the script by torchrun, and call accelerate.PartialState() or "
                 "torch.distributed.init_process_group() first."
             )
+        _leave_at_exit()
         self._group = group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
