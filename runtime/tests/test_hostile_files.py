@@ -67,7 +67,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "no graph"),
     "text": (b"hello world", "cannot be read"),
     "pickle": (b"\x80\x04\x95.", "cannot be read"),
-    "zip": (b"PK\x03\x04" + bytes(30), "cannot be read"),
+    "zip": (b"PK\x03\x04" + bytes(30), "got a zip file"),
     "another model": (model(graph([ECHO], {}, *PORTS)), "no property `gtp_policy`"),
     "custom operator": (
         file([node("Evil", ["obs"], ["action"], domain="com.evil")]),
