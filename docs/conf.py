@@ -65,7 +65,7 @@ sphinx_gallery_conf = {
     "show_signature": False,
     "abort_on_example_error": True,
     "reset_modules": ("matplotlib",),
-    "default_thumb_file": str(HERE / "pictures" / "trajectories.png"),
+    "default_thumb_file": str(HERE / "pictures" / "maze.png"),
 }
 
 default_role = "code"
