@@ -1,6 +1,5 @@
 """Evaluation: episodes whose starts are a function of seed and update, many in one batch."""
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -133,15 +132,7 @@ class Evaluator:
 
     def __init__(self, config: ExperimentConfig, dataset: OfflineDataset) -> None:
         self._config, self._dataset = config, dataset
-        name = environment_of(config)
-        self._envs: list[Env] = [make_env(name)]
-        try:
-            check_env(self._envs[0], dataset, name)
-            wanted = min(config.evaluation.episodes, config.evaluation.parallel)
-            self._envs += [make_env(name) for _ in range(wanted - 1)]
-        except BaseException:
-            self.close()
-            raise
+        self._envs = _opened(environment_of(config), dataset, config.evaluation)
 
     def run(
         self, act: Act, update: int, on_step: Callable[[int], None] = lambda left: None
@@ -176,8 +167,26 @@ class Evaluator:
 
     def close(self) -> None:
         """Closes the environments."""
-        for env in self._envs:
-            env.close()
+        _close(self._envs)
+
+
+def _opened(name: str, dataset: OfflineDataset, config: EvaluationConfig) -> list[Env]:
+    """Returns as many environments as are open at a time, once the first one fits the dataset."""
+    envs: list[Env] = []
+    try:
+        for _ in range(min(config.episodes, config.parallel)):
+            envs.append(make_env(name))
+            if len(envs) == 1:
+                check_env(envs[0], dataset, name)
+    except BaseException:
+        _close(envs)
+        raise
+    return envs
+
+
+def _close(envs: Sequence[Env]) -> None:
+    for env in envs:
+        env.close()
 
 
 def _run_episodes(
@@ -363,12 +372,9 @@ def evaluate(
         seed=seed,
     )
     starts = [int(word) for word in np.random.SeedSequence(seed).generate_state(episodes)]
-    with contextlib.ExitStack() as open_envs:
-        envs: list[Env] = []
-        for _ in range(min(episodes, config.parallel)):
-            envs.append(make_env(environment))
-            open_envs.callback(envs[-1].close)
-            if len(envs) == 1:
-                check_env(envs[0], dataset, environment)
+    envs = _opened(environment, dataset, config)
+    try:
         act = policy_of(learner, dataset, config)
         return _run_episodes(act, envs, dataset, starts, learner.updates, max_steps)
+    finally:
+        _close(envs)

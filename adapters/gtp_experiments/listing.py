@@ -11,6 +11,7 @@ from gtp_experiments.errors import ExperimentError
 from gtp_experiments.records import Lines, read_json
 from gtp_experiments.results import read_result
 from gtp_experiments.table import markdown
+from gtp_policy import CheckpointFolder, read_metadata
 from gtp_policy.files import expanded
 from gtp_policy.functional import check_kind
 
@@ -115,8 +116,8 @@ def _updates_of(folder: Path) -> int:
 
 def _kept(folder: Path) -> int:
     """Returns the update from which a stopped run goes on, whatever it had recorded by then."""
-    names = [path.name.removeprefix("step_") for path in (folder / "checkpoints").glob("step_*")]
-    return max((int(name) for name in names if name.isdecimal()), default=0)
+    newest = CheckpointFolder(folder / "checkpoints").latest()
+    return 0 if newest is None else read_metadata(newest).updates
 
 
 def _in_use(folder: Path) -> bool:
