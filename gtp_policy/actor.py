@@ -730,46 +730,17 @@ ones beyond 24 rows']
         if told is not None:
             told[_SHARE] = self.mode_share
 
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:  # noqa: ANN401 - torch's own return type has no public name
-        """Takes over parameters, and what was seen of the policy that they are.
-
-        Args:
-            state_dict: What ``state_dict`` of an actor returned.
-            strict: Whether the keys must match exactly.
-            assign: Whether to take over the tensors themselves instead of their values.
-
-        Returns:
-            The missing and unexpected keys.
-
-        Raises:
-            StateMismatchError: As `set_extra_state` says.
-        """
-        result = super().load_state_dict(state_dict, strict, assign)
-        self.mode_share = self.share_in(state_dict)
-        return result
-
-    @staticmethod
-    def share_in(state: Mapping[str, Any], name: str = "") -> float | None:
-        """Returns which ``mode_share`` an actor had when its state was taken.
-
-        Args:
-            state: What ``state_dict`` returned, of an actor or of a module that holds one.
-            name: Of the actor in that module.
-
-        Returns:
-            The share; None where nobody had looked, or the state does not say.
-
-        Example:
-            >>> from gtp_policy import FlowMapActor
-            >>> actor = FlowMapActor(3, 2)
-            >>> actor.mode_share = 0.75
-            >>> FlowMapActor.share_in(actor.state_dict())
-            0.75
-        """
-        share = getattr(state, "_metadata", {}).get(name, {}).get(_SHARE)
-        return share if type(share) is float and 0 <= share <= 1 else None
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        *args: Any,  # noqa: ANN401 - as torch passes them
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        # Wherever in a module this actor is: other parameters leave no old answer behind.
+        share = local_metadata.get(_SHARE)
+        self.mode_share = share if type(share) is float and 0 <= share <= 1 else None
 
     def check_observations(self, obs: Tensor) -> None:
         """Raises unless observations are what the networks take: for values from outside.

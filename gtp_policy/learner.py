@@ -1263,7 +1263,10 @@ class GTPLearner(nn.Module):
                 f"{own}. Build the learner from the config that was saved with it."
             )
         self.actor.set_extra_state(state_dict.get("actor._extra_state", {}))
-        return super().load_state_dict(state_dict, strict, assign)
+        result = super().load_state_dict(state_dict, strict, assign)
+        # After the actor, to which a state in a plain dictionary, as of a file, says nothing of it.
+        self.target_actor.mode_share = extra.get("mode_share")
+        return result
 
     def get_extra_state(self) -> dict[str, Any]:
         """Returns what ``state_dict`` holds besides tensors of modules: optimisers and counter."""
@@ -1296,7 +1299,7 @@ class GTPLearner(nn.Module):
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))
             check_moments(name, optimizer)
-        self.updates, self.target_actor.mode_share = updates, share
+        self.updates = updates
 
 
 Callback = Callable[[GTPLearner, dict[str, float]], object]

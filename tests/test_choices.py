@@ -311,3 +311,13 @@ def test_the_mode_does_not_hang_on_the_last_bit(size: int) -> None:
     clear = margin_of_mode(action) > 1e-6
     assert clear.float().mean() > 0.9
     torch.testing.assert_close(first[clear], second[clear], atol=1e-5, rtol=0)
+
+
+def test_what_was_seen_of_the_mode_goes_with_an_actor_inside_of_any_module() -> None:
+    seen, other = (torch.nn.ModuleDict({"policy": FlowMapActor(2, 1, seed=i)}) for i in (0, 1))
+    seen["policy"].mode_share = 0.75
+    other["policy"].mode_share = 0.25
+    other.load_state_dict(seen.state_dict())
+    assert other["policy"].mode_share == 0.75
+    other.load_state_dict(dict(seen.state_dict()))  # which does not say
+    assert other["policy"].mode_share is None

@@ -2,7 +2,7 @@
 
 import copy
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar, Self, cast
 
 import numpy as np
@@ -317,26 +317,6 @@ class GTPPolicy(BasePolicy):
             given = own if text is None else torch.tensor(list(text.encode()), dtype=torch.uint8)
             state_dict.setdefault(prefix + name, given)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:  # noqa: ANN401 - torch's own return type has no public name
-        """Takes over parameters, and what was seen of the policy that they are.
-
-        Args:
-            state_dict: What ``state_dict`` of a policy returned.
-            strict: Whether the keys must match exactly.
-            assign: Whether to take over the tensors themselves instead of their values.
-
-        Returns:
-            The missing and unexpected keys.
-
-        Raises:
-            StateMismatchError: If they were made for another flow map.
-        """
-        result = super().load_state_dict(state_dict, strict, assign)
-        self.actor_target.mode_share = FlowMapActor.share_in(state_dict, "actor_target")
-        return result
 
     def _extra_states(self) -> dict[str, Tensor]:
         return {

@@ -274,26 +274,6 @@ class GTPPolicy(Policy):
         box, shape = self._rows(act)
         return self.action_scaler.to_unit(box).reshape(shape)
 
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:  # noqa: ANN401 - torch's own return type has no public name
-        """Takes over parameters, and what was seen of the policy that they are.
-
-        Args:
-            state_dict: What ``state_dict`` of a policy returned.
-            strict: Whether the keys must match exactly.
-            assign: Whether to take over the tensors themselves instead of their values.
-
-        Returns:
-            The missing and unexpected keys.
-
-        Raises:
-            StateMismatchError: If they were made for another flow map.
-        """
-        result = super().load_state_dict(state_dict, strict, assign)
-        self.actor.mode_share = FlowMapActor.share_in(state_dict, "actor")
-        return result
-
     def train(self, mode: bool = True) -> Self:
         """Sets the policy's flag alone: actor and critic stay in evaluation mode, as they act.
 
