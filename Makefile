@@ -28,7 +28,7 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo readme-picture test test-quick test-packaging test-runtime test-extras lint format docs build release audit bench-bandit bench-pointmaze \
-	bench-datasets bench-hosts bench-speed bench-peers bench-growth bench-runtime bench-parity robot-logs bench-memory bench-memmap bench-imports bench-host-speed \
+	bench-datasets bench-hosts bench-speed bench-peers bench-growth bench-runtime bench-parity robot-logs bench-memory bench-memmap bench-scaling bench-imports bench-host-speed \
 	bench-gpu bench-walks bench-page models notebooks pointmaze-data ogbench-data metaworld-data pendulum-data mixed-data tasks aggregates results results-page scorecard test-lowest test-cpus test-hosts-own \
 	tables clean FORCE
 
@@ -221,6 +221,9 @@ bench-memory: $(STAMP)  ## memory of training over imports, as JSON
 
 bench-memmap: $(STAMP)  ## training on a table in files, beside one in memory (22 GB of disk), as JSON
 	$(BIN)/python -m benchmarks.memmap
+
+bench-scaling: $(STAMP)  ## one update by two processes, and what eight GPUs would gain on paper, as JSON
+	$(BIN)/python -m benchmarks.scaling
 
 bench-imports: $(STAMP)  ## import time over torch's, as JSON
 	$(BIN)/python -m benchmarks.imports

@@ -11,7 +11,7 @@ says whether the page is what the results say.
 import shlex
 from pathlib import Path
 
-from benchmarks import failing, signatures, teachers
+from benchmarks import advantages, failing, signatures, teachers
 from benchmarks.pages import ROOT, page_parser, publish, read, table
 from benchmarks.pictures import draw_scores
 from benchmarks.studies import COLLECTED, NOTE, OUT, STUDIES, Row, Study, folder_of
@@ -156,7 +156,7 @@ def render(results: Path = COLLECTED) -> str:
     for study in STUDIES:
         found = read_results(folder_of(study, results))
         sections.append(study_section(study, found))
-    for script in (failing, teachers, signatures):
+    for script in (advantages, failing, teachers, signatures):
         if (record := read(script.OUTPUT)) is not None:
             sections.append(script.section(record))
     return "\n\n".join(sections) + "\n"

@@ -36,6 +36,7 @@ NOTE = "generated locally in the manner of D4RL, not files of D4RL"
 
 UPDATES = 50_000
 MAZE_UPDATES = 30_000
+LONG = 100_000
 SEEDS = (0, 1, 2)
 HOPPER = "--dataset mujoco-local/hopper/medium-v0 --task hopper-medium --episodes 100"
 UMAZE = (
@@ -158,6 +159,7 @@ STUDIES = (
             ),
             Row("one_step_bc", f"{HOPPER} --preset one_step --set critic=null", steps=(1, 2, 5)),
             Row("GTPConfig()", HOPPER, updates=MAZE_UPDATES, steps=(1, 5)),
+            Row("GTPConfig(), longer", HOPPER, seeds=(0,), updates=LONG, steps=(1, 5)),
             *peers(HOPPER, iql="--reward return_range", td3_bc=""),
         ),
     ),

@@ -25,6 +25,8 @@ GLANCE = ROOT / "docs" / "small-results.md"
 PICTURES = ROOT / "docs" / "pictures"
 EXPORT = ROOT / "docs" / "how-to" / "export.md"
 DEVIATIONS = ROOT / "docs" / "explanation" / "deviations.md"
+DEPLOY = ROOT / "docs" / "how-to" / "deploy.md"
+DISTRIBUTED = ROOT / "docs" / "how-to" / "distributed.md"
 ROBOT_LOGS = ROOT / "docs" / "tutorials" / "robot-logs.md"
 
 
@@ -282,6 +284,59 @@ def deterministic(record: dict[str, Any]) -> str:
     )
 
 
+def scaling(record: dict[str, Any]) -> str:
+    """Returns what was measured of shared updates, and what is estimated for GPUs."""
+    measured = []
+    for batch, found in record["measured"].items():
+        one, two, ratio = (found[name] for name in ("one", "two", "times_faster"))
+        spread = f"{ratio['median']:.2f} [{ratio['q1']:.2f}, {ratio['q3']:.2f}]"
+        measured.append([batch, f"{one['median']:.0f}", f"{two['median']:.0f}", spread])
+    machine, estimates = record["machine"], []
+    for name, found in record["estimates"].items():
+        gains = [
+            f"{value:.1f} at {float(key.removeprefix('speedup_')):,.0f}"
+            for key, value in found.items()
+            if key.startswith("speedup_")
+        ]
+        wire, rows = f"{found['wire_ms']:.2f}", f"{found['pays_from']:,.0f}"
+        estimates.append([name, wire, rows, ", ".join(gains)])
+    return "\n\n".join(
+        [
+            f"Two processes on two cores, `GTPConfig()`, median over "
+            f"{record['conditions']['rounds']} rounds with quartiles (`{record['command']}`):",
+            table(["batch_size", "one process, ms", "two processes, ms", "times faster"], measured),
+            f"An update sends {record['bytes'] / 1e6:.2f} MB in {record['messages']} messages and "
+            f"computes {record['flops_per_row'] / 1e6:.1f} MFLOP per row. Eight GPUs **on paper**, "
+            "not measured: each computes "
+            f"{machine['flops_per_second'] / 1e12:.0f} TFLOP/s and launches {machine['kernels']} "
+            f"kernels of {1e6 * machine['launch_seconds']:.0f} µs an update, a message takes "
+            f"{1e6 * machine['message_seconds']:.0f} µs before its first byte:",
+            table(["wire", "ms on it", "pays from batch_size", "times faster"], estimates),
+        ]
+    )
+
+
+def load(steady: dict[str, Any], killed: dict[str, Any]) -> str:
+    """Returns the table on a server with many clients."""
+    rows = []
+    for label, record in (("left alone", steady), ("killed every 30 s", killed)):
+        counts, memory = record["counts"], record["memory_bytes"]
+        answers = f"{counts['right']:,} / {counts['wrong']} / {counts['refused']}"
+        grown = f"{memory['early'] / 1e6:.1f} to {memory['max'] / 1e6:.1f}"
+        broken = f"{counts['broken']:,}" if record["restarts"] else str(counts["broken"])
+        rows.append([f"`{record['command']}`", label, answers, broken, grown])
+    wait = steady["metrics"]["latency_ms"]
+    header = ["", "server", "right / wrong / refused", "no connection", "memory, MB"]
+    return "\n\n".join(
+        [
+            "32 clients that ask as fast as they are answered and compare every answer with the "
+            "policy's own, on the server's two cores (median wait "
+            f"{wait['p50']:.0f} ms, 99th percentile {wait['p99']:.0f} ms):",
+            table(header, rows),
+        ]
+    )
+
+
 def robot_logs(text: str, record: dict[str, Any]) -> str:
     """Returns the tutorial on robot logs with its two tables, of what its script measured."""
     joints = [str(i) for i in range(len(record["error"]))]
@@ -401,9 +456,9 @@ def badge(label: str, fact: str) -> str:
 def main() -> None:
     """Writes or checks the pages that have tables, and the README's pictures."""
     args = page_parser(__doc__).parse_args()
-    record, logs, rules = (
-        json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("parity", "robot_logs", "deterministic")
+    names = "parity robot_logs deterministic scaling serving serving_killed".split()
+    record, logs, rules, shared, steady, killed = (
+        json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in names
     )
     pages = {
         GLANCE: render(GLANCE.read_text(encoding="utf-8")),
@@ -411,6 +466,8 @@ def main() -> None:
         DEVIATIONS: fill(
             DEVIATIONS.read_text(encoding="utf-8"), "deterministic", deterministic(rules)
         ),
+        DEPLOY: fill(DEPLOY.read_text(encoding="utf-8"), "load", load(steady, killed)),
+        DISTRIBUTED: fill(DISTRIBUTED.read_text(encoding="utf-8"), "scaling", scaling(shared)),
         ROBOT_LOGS: robot_logs(ROBOT_LOGS.read_text(encoding="utf-8"), logs),
     }
     pages |= {PICTURES / name: text for name, text in badges().items()}

@@ -1,5 +1,6 @@
 """The one base class of every configuration: frozen, closed, finite, and exact in JSON."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Self, get_args
 
@@ -15,9 +16,19 @@ from pydantic import (
 
 from gtp_policy._numbers import plain_float, plain_int, plain_number
 from gtp_policy.errors import suggestion
+from gtp_policy.records import check_values
 
 # Of a number that is computed with, the square and its inverse have to be float32's, too.
 _SMALLEST, _LARGEST = 1e-12, 1e12
+
+
+def is_computable(value: object) -> bool:
+    """Returns whether a value of decoded JSON is a number that a `Float` takes.
+
+    Args:
+        value: The value.
+    """
+    return type(value) in (int, float) and (value == 0 or _SMALLEST <= abs(value) <= _LARGEST)  # type: ignore[arg-type]
 
 
 def _computable(value: float) -> float:
@@ -90,14 +101,18 @@ class Config(BaseModel):
     validated in the context `RECORDED`, these values fill in.
     """
 
+    uncounted: ClassVar[frozenset[str]] = frozenset()
+    """Fields that may be of any length in what is validated in the context `RECORDED`."""
+
     @model_validator(mode="before")
     @classmethod
     def _as_it_was(cls, fields: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - whatever was given
         if not isinstance(fields, Mapping):
             return fields
-        for name in fields:
-            if name in cls.model_fields or not isinstance(name, str):
-                continue
+        if info.context is RECORDED:
+            check_values({n: value for n, value in fields.items() if n not in cls.uncounted})
+        unknown = (n for n in fields if n not in cls.model_fields and isinstance(n, str))
+        for name in itertools.islice(unknown, 9):  # a guess takes longer than to read a name
             # What is like nothing is left to pydantic, which names all of them.
             if meant := cls._meant(name):
                 raise ValueError(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gtp_policy.errors import DataError, ShapeError
+from gtp_policy.functional import check_actions
 from gtp_policy.spaces import ActionScaler, ObservationLayout, real_array
 
 
@@ -101,13 +102,18 @@ def in_box(
     Returns:
         Members of the Box: shape (A,) of one observation, (B, A) of several; with chunks (h, A)
         and (B, h, A).
+
+    Raises:
+        DataError: If one on the CPU is not finite.
     """
     # Bounds that are rounded to 16 bits may lie outside the Box, and NumPy has no bfloat16.
     action = action.float() if action.dtype.itemsize < 4 else action
     steps = (chunk,) if chunk > 1 else ()
     boxed = scaler.to_box(action.reshape(-1, *steps, action.shape[-1] // chunk))
+    boxed = boxed.to(like.device)
+    check_actions(boxed)
     boxed = boxed[0] if like.single else boxed
-    return boxed.to(like.device) if like.tensor else boxed.cpu().numpy()
+    return boxed if like.tensor else boxed.numpy()
 
 
 def _of_a_history(history: int) -> str:

@@ -20,7 +20,7 @@ from gtp_policy._numbers import as_int
 from gtp_policy._random import generator_or_private
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.critic import QEnsemble
-from gtp_policy.functional import check_kind, unwrapped
+from gtp_policy.functional import check_actions, check_kind, unwrapped
 from gtp_policy.keyed_noise import keyed_noise
 from gtp_policy.spaces import real_array
 
@@ -425,7 +425,7 @@ def act(
     Raises:
         ShapeError: If ``obs`` has the wrong shape.
         DataError: If ``obs`` is neither an array nor a tensor of the actor's dtype and device, or
-            on the CPU holds NaN or infinity.
+            on the CPU holds NaN or infinity, or is an array for which the action is not finite.
         ValueError: If ``candidates`` or ``steps`` is smaller than 1, or several candidates are
             requested without a critic.
 
@@ -452,6 +452,7 @@ def act(
             deterministic=deterministic,
             generator=generator,
         )
+        check_actions(action)
         # NumPy has no bfloat16.
         return (action.float() if action.dtype == torch.bfloat16 else action).numpy()
     candidates = _check(critic, candidates, choice)

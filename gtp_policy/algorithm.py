@@ -339,6 +339,18 @@ def _weigh(networks: Networks, advantage: Tensor) -> tuple[Tensor, dict[str, Ten
     return processes.own(weight), metrics
 
 
+def means_of(learner: Learner) -> Callable[[Sequence[Tensor]], object] | None:
+    """Returns what makes means over all processes of means over this one's rows, if there are any.
+
+    Args:
+        learner: Whose processes.
+
+    Returns:
+        What replaces tensors, in place; None where one process computes all rows.
+    """
+    return None if learner.processes is None else learner.processes.mean_
+
+
 def _sample_actions(
     networks: Networks, batch: Transitions, draws: Draws
 ) -> tuple[Tensor | None, Tensor | None]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gtp_policy._config import Config, Float, Int
 from gtp_policy.errors import DataError, ShapeError
-from gtp_policy.functional import check_finite
+from gtp_policy.functional import check_actions, check_finite
 from gtp_policy.spaces import real_array
 
 Array = npt.NDArray[np.floating]
@@ -208,7 +208,7 @@ class ChunkPlayer:
         Raises:
             ShapeError: If a shape is another one than before.
             DataError: If ``state`` is none of this player, or an observation is no array of real,
-                finite numbers, or masked.
+                finite numbers, or masked, or so large that the policy's actions are not finite.
         """
         # A copy: torch warns of arrays that must not be written to.
         like = obs if isinstance(obs, Tensor) else torch.from_numpy(real_array("obs", obs).copy())
@@ -299,6 +299,7 @@ class ChunkPlayer:
                 f"({len(obs)}, {self.chunk} * A)."
             )
         planned = planned.to(obs).cpu()
+        check_actions(planned)
         planned = planned.float() if planned.dtype == torch.bfloat16 else planned
         chunks: Array = planned.numpy().reshape(len(obs), self.chunk, -1)
         return chunks

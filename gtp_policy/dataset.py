@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gtp_policy._numbers import as_float, as_int
+from gtp_policy._random import new_stream
 from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_array
 from gtp_policy.episodes import (
     Episode,
@@ -38,6 +39,7 @@ from gtp_policy.shards import (
     ShardedRows,
     ShardWriter,
     builders_write,
+    check_parts,
     checked_folder,
     images_column,
     open_shards,
@@ -253,8 +255,9 @@ class OfflineDataset:
         way round; alone it is an error. ``is_last`` marks the last row, and no more.
 
         Args:
-            episodes: The episodes; read once. Where they are converted to files, one after the
-                other, and all of them are held in memory only for ``unbounded="data"``.
+            episodes: The episodes; read once, and a generator may fill the same arrays for each.
+                Where they are converted to files, one after the other, and all of them are held in
+                memory only for ``unbounded="data"``.
             low: As for `from_arrays`.
             high: As for `from_arrays`.
             obs_keys: Parts of a mapping of observations in the order to join them; others are left
@@ -284,16 +287,19 @@ class OfflineDataset:
             >>> dataset.has_rewards
             False
         """
+        # A table in memory needs its size first, and bounds of the data all actions; files do not.
+        hold = not builders_write() or unbounded == "data"
+        # What makes episodes one by one may fill the same arrays again; those of a list are there.
+        copied = hold and not isinstance(episodes, list | tuple)
         named = (
-            e if isinstance(e, Episode) else read_episode(e, f"Episode {number}")
+            e if isinstance(e, Episode) else read_episode(e, f"Episode {number}", copy=copied)
             for number, e in enumerate(episodes)
         )
-        # A table in memory needs its size first, and bounds of the data all actions; files do not.
-        found = list(
-            itertools.islice(named, 1 if builders_write() and unbounded != "data" else None)
-        )
+        found = list(itertools.islice(named, None if hold else 1))
         check_any(found, source)
         layout = layout_of(found[0], obs_keys)
+        if builders_write():
+            check_parts(layout.keys, layout.shapes)
         builder = OfflineDatasetBuilder(
             None if builders_write() else sum(len(episode.action) for episode in found),
             obs_dim=layout.obs_dim,
@@ -413,9 +419,11 @@ class OfflineDataset:
         path = checked_folder(folder)
         index, columns = open_shards(path, verify=verify)
         try:
-            layout = ObservationLayout(
-                dict(zip(index.keys, index.shapes, strict=True)) if index.keys else index.shapes[0]
-            )
+            keys = index.keys or ("",)
+            if len(set(keys)) < len(keys) or len(set(index.images)) < len(index.images):
+                raise ValueError(f"one key twice in {keys!r:.80} or {index.images!r:.80}")
+            parts = dict(zip(keys, index.shapes, strict=True))
+            layout = ObservationLayout(parts if index.keys else parts[""])
             scaler = ActionScaler(index.low, index.high)
             frames = {key: columns.pop(images_column(i)) for i, key in enumerate(index.images)}
             table, terminated, truncated = (
@@ -489,7 +497,9 @@ class OfflineDataset:
     def to_memmap(self, folder: str | os.PathLike[str], *, shard_bytes: int = SHARD_BYTES) -> Self:
         """Writes the dataset to a folder, for `memmap` to open: rows, flags, images, statistics.
 
-        The index is written last. What an interrupted call left in the folder is replaced.
+        The index is written last. What an interrupted call left in the folder is replaced. What is
+        returned shifts images as the dataset does (`with_random_shift`); the folder does not say
+        so, call it again after `memmap`.
 
         Args:
             folder: A new folder, or one that is empty or incomplete.
@@ -500,7 +510,8 @@ class OfflineDataset:
             The dataset, opened from there.
 
         Raises:
-            DataError: If the folder holds a dataset or other files, or an argument is wrong.
+            DataError: If the folder holds a dataset or other files, or an argument is wrong, or
+                there are more parts of an observation, or files, than `memmap` reads.
             OSError: If the operating system refuses.
 
         Example:
@@ -514,6 +525,7 @@ class OfflineDataset:
             OfflineDataset('arrays', 2 transitions, obs_dim=1, action_dim=1, gamma=0.99, in files,
                            device='cpu')
         """
+        check_parts(self.layout.keys, self.layout.shapes)
         with ShardWriter(folder, shard_bytes) as writer:
             for piece in pieces(self._table):
                 writer.add("table", self._table[piece].numpy(force=True))
@@ -545,7 +557,11 @@ class OfflineDataset:
             mean=tuple(moments.mean.tolist()),
             variance=tuple(moments.variance.tolist()),
         )
-        return self.memmap(writer.folder, verify=False)
+        opened = self.memmap(writer.folder, verify=False)
+        if self._store is not None and opened._store is not None:
+            # How images are augmented is no part of the data, and goes on here as it was.
+            opened._store = opened._store.replace(opened._store.frames, self._store.shift)
+        return opened
 
     def __len__(self) -> int:
         """Returns N, the number of transitions."""
@@ -652,6 +668,10 @@ class OfflineDataset:
         Returns:
             B transitions, copied.
 
+        Raises:
+            DataError: If ``index`` is no vector of integers.
+            IndexError: If there is no such transition.
+
         Example:
             >>> import torch
             >>> from gtp_policy import OfflineDataset
@@ -661,7 +681,14 @@ class OfflineDataset:
             >>> dataset.take(torch.tensor([1, 1])).reward
             tensor([1., 1.])
         """
-        return self._split(self._table.index_select(0, index))
+        check_kind("index", index, Tensor)
+        whole = not (index.is_floating_point() or index.is_complex() or index.dtype == torch.bool)
+        if index.ndim != 1 or not whole:
+            raise DataError(
+                f"`index` does not fit: got {index.dtype} of shape {tuple(index.shape)}, expected "
+                "integers of shape (B,). Of a mask, take mask.nonzero()[:, 0]."
+            )
+        return self._split(self._table.index_select(0, index.long()))
 
     @property
     def table(self) -> Tensor:
@@ -970,6 +997,54 @@ class OfflineDataset:
         weighted.truncated |= (within == np.repeat(size, size) - 1) & ~weighted.terminated
         return weighted
 
+    def split_episodes(self, share: float, *, seed: int = 0) -> tuple[Self, Self]:
+        r"""Splits the dataset by whole episodes, drawn at random: one to train on, one kept back.
+
+        Of n episodes the first dataset gets :math:`n \cdot share` of them, rounded, and each at
+        least one. Neighbouring transitions look alike, so that a split by transitions would try a
+        policy on what it has seen.
+
+        Take it first of all: what is measured of the data, such as the scales of the actions, then
+        comes from the first dataset alone.
+
+        Args:
+            share: Of the episodes in the first dataset, in (0, 1).
+            seed: Of the draw: equal seeds split equally.
+
+        Returns:
+            Two datasets with new tables and flags, each in time order.
+
+        Raises:
+            DataError: If ``share`` or ``seed`` is out of range, there are fewer than two episodes,
+                or the dataset stays in files.
+
+        Example:
+            >>> from gtp_policy import OfflineDataset
+            >>> dataset = OfflineDataset.from_arrays(
+            ...     obs=[[0.0], [0.0], [1.0], [2.0]], action=[[0.5]] * 4,
+            ...     terminated=[0, 1, 1, 1], truncated=[0] * 4, low=[-1.0], high=[1.0])
+            >>> train, held_out = dataset.split_episodes(0.7)
+            >>> sorted([*train.transitions.obs.flatten().tolist(),
+            ...         *held_out.transitions.obs.flatten().tolist()])
+            [0.0, 0.0, 1.0, 2.0]
+        """
+        found, number = as_float(share), as_int(seed)
+        if found is None or not 0 < found < 1:
+            raise DataError(f"`share` is out of range: got {share!r}, expected 0 < share < 1.")
+        if number is None or number < 0:
+            raise DataError(f"`seed` is out of range: got {seed!r}, expected an integer >= 0.")
+        episode = episode_numbers(self.terminated | self.truncated)
+        n = int(episode[-1]) + 1
+        if n < 2:
+            raise DataError(
+                f"Nothing can be kept back: got {n} episode in {self.source}, expected at least 2. "
+                "Record another one, or cut the log at points where the robot was reset."
+            )
+        order = torch.randperm(n, generator=new_stream(number, "split"), device="cpu").numpy()
+        count = min(max(round(n * found), 1), n - 1)
+        first = np.isin(episode, order[:count])
+        return self._with_rows(np.flatnonzero(first)), self._with_rows(np.flatnonzero(~first))
+
     def _episode_returns(self, what: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
         """Returns the number of each row's episode and each episode's return, for a method."""
         self.check_one_step(what)
@@ -1238,8 +1313,9 @@ class OfflineDataset:
         # Of row i, what is summed so far, and the row that it reaches.
         last = torch.arange(len(self), device="cpu")
         for _ in range(n - 1):
-            further = ~ends[last]
-            rows = torch.nonzero(further)[:, 0]
+            rows = torch.nonzero(~ends[last])[:, 0]
+            if not len(rows):  # every episode has come to its end
+                break
             last[rows] += 1
             rows, ahead = rows.to(self.device), last[rows].to(self.device)
             reward[rows] += discount[rows] * one.reward[ahead]
@@ -1321,23 +1397,24 @@ class OfflineDataset:
                     f"the dataset that {method} was called on."
                 )
 
-    def check_rewards(self, what: str) -> None:
+    def check_rewards(self, what: str, advice: str | None = None) -> None:
         """Raises if the data has no rewards, for something that needs them.
 
         Args:
             what: What does, for the message.
+            advice: What to do; default: what helps a user of the core.
 
         Raises:
             DataError: If ``has_rewards`` is False.
         """
         if not self.has_rewards:
             # What makes another dataset can be left out; a learner's own advice is another.
-            advice = (
-                f"Leave {what} out, load data with rewards, or give them: "
-                "dataset.with_reward_column(rewards)."
-            )
-            got = f"got a dataset without any ({self.source})"
-            raise missing_rewards(what, got, advice if hasattr(type(self), what) else None)
+            if advice is None and hasattr(type(self), what):
+                advice = (
+                    f"Leave {what} out, load data with rewards, or give them: "
+                    "dataset.with_reward_column(rewards)."
+                )
+            raise missing_rewards(what, f"got a dataset without any ({self.source})", advice)
 
     def to(self, device: torch.device | str) -> Self:
         """Returns the dataset with its table on another device.

@@ -140,12 +140,13 @@ def _check_ends(
         )
 
 
-def read_episode(episode: Mapping[str, Any], name: str) -> Episode:
+def read_episode(episode: Mapping[str, Any], name: str, *, copy: bool = False) -> Episode:
     """Checks one episode, as `OfflineDataset.from_episodes` describes it.
 
     Args:
         episode: The fields by name.
         name: What messages call the episode.
+        copy: Whether no memory is shared with what was given, which may change then.
 
     Returns:
         The episode as arrays.
@@ -159,7 +160,7 @@ def read_episode(episode: Mapping[str, Any], name: str) -> Episode:
         (2, 1)
     """
     try:
-        return _read(_fields(episode), name)
+        return _read(_fields(episode), name, copy)
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
 
@@ -188,9 +189,9 @@ def _fields(episode: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _read(given: Mapping[str, Any], name: str) -> Episode:
-    obs, action = stacked("obs", given["obs"]), _array("action", given["action"])
-    next_obs = stacked("next_obs", given["next_obs"]) if "next_obs" in given else None
+def _read(given: Mapping[str, Any], name: str, copy: bool) -> Episode:
+    obs, action = stacked("obs", given["obs"], copy), _array("action", given["action"], copy)
+    next_obs = stacked("next_obs", given["next_obs"], copy) if "next_obs" in given else None
     steps = len(action) if action.ndim else 0
     if not steps:
         raise DataError(f"`action` is empty: got shape {action.shape}, expected a row per step.")
@@ -206,7 +207,7 @@ def _read(given: Mapping[str, Any], name: str) -> Episode:
                 )
     reward = None
     if "reward" in given:
-        reward = _array("reward", given["reward"])
+        reward = _array("reward", given["reward"], copy)
         if reward.shape == (steps, 1):
             reward = reward[:, 0]
         if reward.shape != (steps,):
@@ -214,7 +215,7 @@ def _read(given: Mapping[str, Any], name: str) -> Episode:
                 f"`reward` has the wrong shape: got {reward.shape}, expected ({steps},), one per "
                 "action."
             )
-    flags = {name: _flags(name, given[name], steps) for name in FLAGS if name in given}
+    flags = {name: _flags(name, given[name], steps, copy) for name in FLAGS if name in given}
     terminated, truncated = ends_of_flags(flags, steps)
     early = np.flatnonzero(truncated[:-1])
     if len(early):
@@ -227,21 +228,22 @@ def _read(given: Mapping[str, Any], name: str) -> Episode:
     return Episode(name, obs, action, reward, terminated, truncated, next_obs)
 
 
-def _flags(name: str, value: Any, steps: int) -> npt.NDArray[np.bool_]:  # noqa: ANN401
+def _flags(name: str, value: Any, steps: int, copy: bool) -> npt.NDArray[np.bool_]:  # noqa: ANN401
     """Returns a flag per row: of one for the whole episode, at the last row."""
-    array = _array(name, value)
+    array = _array(name, value, copy)
     if array.ndim == 0:
         return np.concatenate([np.zeros(steps - 1, np.bool_), as_flags(name, array[None], 1)])
     return as_flags(name, array[:, 0] if array.shape == (steps, 1) else array, steps)
 
 
-def stacked(name: str, values: Any) -> Array | dict[str, Array]:  # noqa: ANN401
+def stacked(name: str, values: Any, copy: bool = False) -> Array | dict[str, Array]:  # noqa: ANN401
     """Returns rows of numbers as one array, or as one by key where the rows are mappings.
 
     Args:
         name: What messages call the values.
         values: An array, a tensor, a list or an object array of rows, or a mapping of these by key;
             rows may be mappings themselves.
+        copy: As for `read_episode`.
 
     Returns:
         One array, or one per key.
@@ -257,7 +259,7 @@ def stacked(name: str, values: Any) -> Array | dict[str, Array]:  # noqa: ANN401
     if not isinstance(values, Mapping):
         values = _rows(values)
         if not (isinstance(values, list) and values and isinstance(values[0], Mapping)):
-            return _array(name, values)
+            return _array(name, values, copy)
         keys = set(values[0])
         for i, row in enumerate(values):
             if not isinstance(row, Mapping) or set(row) != keys:
@@ -270,7 +272,7 @@ def stacked(name: str, values: Any) -> Array | dict[str, Array]:  # noqa: ANN401
     found = {}
     for key, part in values.items():
         own = f"{name}[{key!r}]"
-        one = stacked(own, part)
+        one = stacked(own, part, copy)
         if isinstance(one, dict):
             raise DataError(
                 f"`{own}` has parts of its own: got {sorted(map(str, one))}, expected an array. "
@@ -293,8 +295,11 @@ def _rows(values: Any) -> Any:  # noqa: ANN401 - whatever the caller has
     return values
 
 
-def _array(name: str, values: Any) -> Array:  # noqa: ANN401 - whatever the caller has
-    array = as_array(name, _rows(values))
+def _array(name: str, values: Any, copy: bool) -> Array:  # noqa: ANN401 - whatever the caller has
+    rows = _rows(values)
+    array = as_array(name, rows)
+    if copy and not isinstance(rows, list):  # a list has just become an array of its own
+        array = array.copy()
     if array.dtype.kind not in "fiub":
         raise DataError(
             f"`{name}` has the wrong dtype: got {array.dtype}, expected numbers. Encode words as "

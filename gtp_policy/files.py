@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 # A write takes no longer; what is left of an older one will never be finished.
 _ABANDONED_AFTER = 3600.0
-_MARK = ".tmp-"
+_TEMPORARY = re.compile(r"\.(.+)\.tmp-[0-9a-f]{16}(\.\w+)?")
 
 
 @contextlib.contextmanager
@@ -92,24 +93,30 @@ def temporary_name(path: Path, suffix: str = "") -> Path:
         >>> temporary_name(Path("run/model.zip")).name.startswith(".model.zip.tmp-")
         True
     """
-    return path.with_name(f".{path.name}{_MARK}{secrets.token_hex(8)}{suffix}")
+    return path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}{suffix}")
 
 
-def is_temporary(name: str) -> bool:
-    """Returns whether a name is one that `temporary_name` gives.
+def target_of(name: str) -> str | None:
+    """Returns the name that a temporary file was to take in the end.
+
+    Exactly the names that `temporary_name` gives are temporary: a file of somebody else that only
+    looks alike is none of ours to remove.
 
     Args:
         name: A file's name, without its folder.
 
     Returns:
-        The answer.
+        The name without what `temporary_name` put around it; None if it is not temporary.
 
     Example:
-        >>> from gtp_policy.files import is_temporary
-        >>> is_temporary(".model.zip.tmp-0a1b"), is_temporary("model.zip")
-        (True, False)
+        >>> from gtp_policy.files import target_of
+        >>> target_of(".model.zip.tmp-0123456789abcdef")
+        'model.zip'
+        >>> target_of("model.zip"), target_of(".model.zip.tmp-of-mine")
+        (None, None)
     """
-    return name.startswith(".") and _MARK in name
+    found = _TEMPORARY.fullmatch(name)
+    return found and found[1]
 
 
 def sweep(path: Path) -> None:
@@ -126,12 +133,42 @@ def sweep(path: Path) -> None:
         >>> from gtp_policy.files import sweep
         >>> sweep(Path("model.zip"))
     """
-    prefix, old = f".{path.name}{_MARK}", time.time() - _ABANDONED_AFTER
+    old = time.time() - _ABANDONED_AFTER
     for leftover in path.parent.iterdir():
-        if leftover.name.startswith(prefix):
+        if target_of(leftover.name) == path.name:
             with contextlib.suppress(FileNotFoundError):  # its writer has just finished
                 if leftover.lstat().st_mtime < old:
                     remove(leftover)
+
+
+def stored_bytes(descriptor: int) -> int:
+    """Returns how many bytes of a file are data; a hole in it takes no place on the disk.
+
+    Args:
+        descriptor: Of a regular file that is open; its position changes.
+
+    Returns:
+        The number.
+
+    Example:
+        >>> import tempfile
+        >>> from gtp_policy.files import stored_bytes
+        >>> with tempfile.TemporaryFile() as file:
+        ...     _ = file.write(b"hopper 58.7")
+        ...     file.flush()
+        ...     stored_bytes(file.fileno())
+        11
+    """
+    size = os.fstat(descriptor).st_size
+    if not hasattr(os, "SEEK_DATA"):  # a system that does not tell
+        return size
+    stored = end = 0
+    with contextlib.suppress(OSError):  # after the last data there is none to seek
+        while end < size:
+            start = os.lseek(descriptor, end, os.SEEK_DATA)
+            end = os.lseek(descriptor, start, os.SEEK_HOLE)
+            stored += end - start
+    return stored
 
 
 def remove(path: Path) -> None:

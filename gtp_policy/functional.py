@@ -148,7 +148,7 @@ obs[None] for a single row.
         )
 
 
-def check_finite(name: str, tensor: Tensor) -> None:
+def check_finite(name: str, tensor: Tensor, advice: str = "Look at where it comes from.") -> None:
     """Raises unless every number in rows on the CPU is finite; elsewhere the host would wait.
 
     What traces or transforms a computation has no numbers to look at, and is let through.
@@ -156,6 +156,7 @@ def check_finite(name: str, tensor: Tensor) -> None:
     Args:
         name: What the message calls the tensor.
         tensor: The tensor to look at, rows first.
+        advice: What the message says to do.
 
     Raises:
         DataError: If a number is NaN or infinite; names its row.
@@ -183,8 +184,32 @@ numbers. Look at where it comes from.
         place = tuple(int(i) for i in bad.nonzero()[0])
         raise DataError(
             f"`{name}` is not finite: got {float(tensor[place])} at row {place[0]} of "
-            f"{len(tensor)}, expected finite numbers. Look at where it comes from."
+            f"{len(tensor)}, expected finite numbers. {advice}"
         )
+
+
+def check_actions(action: Tensor) -> None:
+    """Raises unless a policy's actions on the CPU are finite: for values that go outside.
+
+    Every observation that is finite is taken, also one so large that the networks overflow.
+
+    Args:
+        action: Actions for finite observations, rows first.
+
+    Raises:
+        DataError: If a number is NaN or infinite; names its row.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.functional import check_actions
+        >>> check_actions(torch.tensor([[0.5, -1.0]]))
+    """
+    check_finite(
+        "action",
+        action,
+        "The observation may be far outside of what the policy was trained on, or training has "
+        "diverged: do not act on it.",
+    )
 
 
 class Placed(Protocol):

@@ -1,6 +1,6 @@
 r"""Guidance: how the critic turns imitation of the data into improvement on it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -73,7 +73,13 @@ class LinearQGuidance(Config):
     )
 
     def loss(
-        self, actor: FlowMapActor, critic: QEnsemble, obs: Tensor, noise: Tensor
+        self,
+        actor: FlowMapActor,
+        critic: QEnsemble,
+        obs: Tensor,
+        noise: Tensor,
+        *,
+        mean_: Callable[[Sequence[Tensor]], object] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Returns what is added to the actor's loss.
 
@@ -83,6 +89,9 @@ class LinearQGuidance(Config):
             critic: Values its actions, and gets no gradient.
             obs: Observation, shape (B, O).
             noise: Standard normal, shape (B, ``actor.noise_dim(steps)``).
+            mean_: Replaces tensors, in place, by their means over the processes that share a
+                minibatch, each with some of its rows: the divisor is that of all rows. None: the
+                rows are all there are.
 
         Returns:
             The term, 0-d, and the mean of Q over the actor's actions, 0-d and without gradient.
@@ -90,7 +99,11 @@ class LinearQGuidance(Config):
         actor, critic = unwrapped(actor), unwrapped(critic)
         action = actor.sample_with_gradient(obs, noise, steps=self.steps)
         q = critic.config.reduce(frozen(critic)(obs, action))
-        divisor = q.detach().abs().mean() if self.normalize else 1.0
+        if not self.normalize:
+            return -self.scale * q.mean(), q.detach().mean()
+        divisor = q.detach().abs().mean()
+        if mean_ is not None:
+            mean_([divisor])
         return -self.scale * q.mean() / divisor, q.detach().mean()
 
 

@@ -595,8 +595,6 @@ class GTPLearner(nn.Module):
         Raises:
             DistributedError: If there is no process group, or another process holds another
                 learner.
-            ValueError: If the config divides by a mean over a minibatch that no process has as a
-                whole: linear-Q guidance with ``normalize``.
 
         Example:
             >>> import tempfile, torch
@@ -609,12 +607,6 @@ class GTPLearner(nn.Module):
             ...     torch.distributed.destroy_process_group()
         """
         check_whole([self])
-        guidance = self.config.guidance
-        if isinstance(guidance, LinearQGuidance) and guidance.normalize:
-            raise ValueError(
-                "Linear-Q guidance cannot be shared between processes: got normalize=True, whose "
-                "divisor is a mean over the whole minibatch, expected False. Scale it by `scale`."
-            )
         processes = Processes(group)
         processes.check_equal([self.updates, *_digests(self)], "learners")
         self.processes = processes
@@ -955,7 +947,7 @@ class GTPLearner(nn.Module):
         Raises:
             ShapeError: If ``obs`` has the wrong shape.
             DataError: If ``obs`` is neither an array nor a tensor of the dtype and device, or on
-                the CPU holds NaN or infinity.
+                the CPU holds NaN or infinity, or is an array for which the action is not finite.
             ValueError: If ``candidates`` or ``steps`` is smaller than 1, or several candidates are
                 wanted without a critic.
 
@@ -1034,7 +1026,7 @@ class GTPLearner(nn.Module):
 
         Raises:
             DataError: If the learner has no ``action_scaler``, or an observation is NaN or infinite
-                or no real number.
+                or no real number, or on the CPU so large that the action is not finite.
             ShapeError: If a part of the observation is missing or has another shape.
             ValueError: As for `act`.
 
@@ -1263,7 +1255,13 @@ class GTPLearner(nn.Module):
                 f"{own}. Build the learner from the config that was saved with it."
             )
         self.actor.set_extra_state(state_dict.get("actor._extra_state", {}))
-        result = super().load_state_dict(state_dict, strict, assign)
+        held = dict(self.named_parameters())
+        try:
+            result = super().load_state_dict(state_dict, strict, assign)
+        finally:
+            if assign:  # the optimisers go on with the parameters that are there now
+                now = dict(self.named_parameters())
+                _exchange_(self.optimizers, {old: now[name] for name, old in held.items()})
         # After the actor, to which a state in a plain dictionary, as of a file, says nothing of it.
         self.target_actor.mode_share = extra.get("mode_share")
         return result
@@ -1300,6 +1298,18 @@ class GTPLearner(nn.Module):
             optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))
             check_moments(name, optimizer)
         self.updates = updates
+
+
+def _exchange_(
+    optimizers: Mapping[str, torch.optim.Optimizer], news: Mapping[Tensor, nn.Parameter]
+) -> None:
+    """Gives optimisers other parameters, each with the state of the one in whose place it is."""
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            group["params"] = [news.get(p, p) for p in group["params"]]
+        state = {news.get(p, p): entries for p, entries in optimizer.state.items()}
+        optimizer.state.clear()
+        optimizer.state.update(state)
 
 
 Callback = Callable[[GTPLearner, dict[str, float]], object]

@@ -65,7 +65,9 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(what)
         else:
-            print(f"{self._name}: {what}", file=self._stream, flush=True)
+            # At once: runs side by side would come between the words and the end of the line.
+            self._stream.write(f"{self._name}: {what}\n")
+            self._stream.flush()
 
     def start(self, done: int) -> None:
         """Begins to count time.

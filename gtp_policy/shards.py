@@ -1,8 +1,9 @@
 """Rows in files: a table that need not fit into memory, read from shards row by row.
 
 A folder holds columns, each of them one or more ``.npy`` files of equal rows, and ``dataset.json``,
-which lists the files with their lengths and hashes. The index is written last: a folder without it
-is one that a conversion has not finished.
+which lists the files with their lengths and hashes. The index is written last. Until then
+``dataset.unfinished`` lists the files, each before it is made: what an interrupted conversion left
+is known for certain, and no file of anybody else is ever removed.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ import stat
 import struct
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Final, Literal, NamedTuple, Self
@@ -25,24 +26,31 @@ from typing import Annotated, Any, BinaryIO, Final, Literal, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from gtp_policy._numbers import as_int
 from gtp_policy.errors import DataError
-from gtp_policy.files import expanded, is_temporary, remove, replacing
+from gtp_policy.files import expanded, remove, replacing, stored_bytes, target_of
+from gtp_policy.records import check_values, is_finite, what_is_wrong
 
 FORMAT: Final = "gtp-policy dataset"
 VERSION: Final = 1
 INDEX = "dataset.json"
+UNFINISHED = "dataset.unfinished"
 # A shard is an open file for as long as it is in use, and systems allow about a thousand of them.
 SHARD_BYTES = 2**30
 
+# The first line of the list of files, by which it is known to be one.
+_HEAD = f"{FORMAT} {VERSION}, unfinished: what is listed is removed by the next conversion"
 _DTYPES = ("<f4", "<f8", "|u1", "|b1")
 _HEADER = 192  # bytes, a multiple of 64: rows begin where NumPy wants them
 _LONGEST_HEADER = 4096
 _LONGEST_INDEX = 2**26
-_OURS = re.compile(r"[a-z]+\d*-\d{5}\.npy")
+# Bytes that files may hold for each byte of data on the disk, and besides: what any compressed
+# dataset may become. To read a hole of a terabyte takes an hour, and it is a file of 4 kB.
+_MOST_EXPANSION, _SLACK = 1032, 2**26
+_SHARD_NAME = re.compile(r"[a-z]+\d*-\d{5}\.npy")
 # One call reads no more; the system's own limit is 2 GiB.
 _LONGEST_READ = 2**26
 
@@ -109,6 +117,13 @@ class Index(_Part):
     columns: dict[str, Column] = Field(
         description="`table`, `terminated`, `truncated`, and `images0` and so on."
     )
+
+
+# Lists of an index that are as long as a row, and what their numbers have to be.
+_NUMBERS: dict[str, Callable[[object], bool]] = {
+    **dict.fromkeys(("mean", "low", "high"), is_finite),
+    "variance": lambda value: is_finite(value) and value >= 0,  # type: ignore[operator]
+}
 
 
 class Moments(NamedTuple):
@@ -232,6 +247,11 @@ class ShardedRows:
         """Bytes of all rows, in files."""
         return len(self) * self._row_bytes
 
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the files that take place on the disk, without holes."""
+        return sum(map(stored_bytes, self._files.tolist()))
+
     def index_select(self, dim: int, index: Tensor) -> Tensor:
         """Returns copies of some rows, as ``torch.Tensor.index_select`` does.
 
@@ -332,7 +352,8 @@ class ShardedRows:
 class ShardWriter:
     """Writes the columns of a folder piece by piece, and the index last.
 
-    What an interrupted writer left in the folder is removed; anything else there is an error.
+    What an interrupted writer left in the folder is removed; anything else there is an error, and
+    then nothing is touched.
 
     Args:
         folder: Where to; made if there is none.
@@ -371,20 +392,27 @@ class ShardWriter:
         if self.folder.exists() and not self.folder.is_dir():
             raise DataError(f"`{self.folder}` is no folder: got something else, expected one.")
         self.folder.mkdir(parents=True, exist_ok=True)
-        there = sorted(entry.name for entry in os.scandir(self.folder))
-        if INDEX in there:
+        there = sorted(os.scandir(self.folder), key=lambda entry: entry.name)
+        if any(entry.name == INDEX for entry in there):
             raise DataError(
                 f"`{self.folder}` holds a dataset: got a folder with {INDEX}, expected an empty or "
                 "a new one. Open it with OfflineDataset.memmap, or remove it first."
             )
-        others = [n for n in there if not (_OURS.fullmatch(n) or is_temporary(n))]
+        ours = _unfinished(self.folder)
+        others = [
+            entry.name
+            for entry in there
+            if entry.name not in ours or not entry.is_file(follow_symlinks=False)
+        ]
         if others:
             raise DataError(
                 f"`{self.folder}` holds other files: got {others[:9]}, expected an empty or a new "
-                "folder."
+                "folder, or what an interrupted conversion left. Choose another folder. If an "
+                "earlier version was interrupted in this one, delete it first."
             )
-        for name in there:
-            remove(self.folder / name)
+        # The list goes last, so that it still holds whatever is left if this is interrupted too.
+        for entry in sorted(there, key=lambda entry: entry.name == UNFINISHED):
+            os.unlink(entry)
 
     def __enter__(self) -> Self:
         """Returns itself."""
@@ -409,7 +437,7 @@ class ShardWriter:
         if name not in self._columns:
             row_bytes = max(rows[:1].nbytes, 1)
             most = 2**53 if one_file else max(1, self._shard_bytes // row_bytes)
-            self._columns[name] = _ColumnWriter(self.folder, name, rows, most)
+            self._columns[name] = _ColumnWriter(self._new_file, name, rows, most)
         self._columns[name].add(rows)
 
     def __contains__(self, name: object) -> bool:
@@ -433,16 +461,66 @@ class ShardWriter:
 
         Args:
             **fields: Those of `Index`, but for format, version and columns.
+
+        Raises:
+            DataError: If it says more than is read again.
         """
         columns = {name: column.finished() for name, column in self._columns.items()}
         index = Index(format=FORMAT, version=VERSION, columns=columns, **fields)
-        with replacing(self.folder / INDEX) as temporary:
-            temporary.write_text(index.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        data = (index.model_dump_json(indent=1) + "\n").encode()
+        if len(data) > _LONGEST_INDEX:
+            raise _too_much(f"more than {_LONGEST_INDEX} bytes")
+        _check_readable(json.loads(data))
+        with replacing(self.folder / INDEX) as temporary, self._new_file(temporary.name) as file:
+            file.write(data)
+        remove(self.folder / UNFINISHED)
+
+    def _new_file(self, name: str) -> BinaryIO:
+        """Makes a file of the folder, once it is listed among those of an unfinished conversion."""
+        with open(self.folder / UNFINISHED, "ab") as listed:
+            head = "" if listed.tell() else f"{_HEAD}\n"
+            listed.write(f"{head}{name}\n".encode())
+            listed.flush()
+            os.fsync(listed.fileno())
+        return open(self.folder / name, "xb")
+
+
+def check_parts(keys: Sequence[str], shapes: Sequence[Sequence[int]]) -> None:
+    """Raises if observations have more parts than an index may name: before rows are written.
+
+    Args:
+        keys: Of a layout.
+        shapes: Likewise.
+
+    Raises:
+        DataError: If so.
+
+    Example:
+        >>> from gtp_policy.shards import check_parts
+        >>> check_parts(["camera", "speed"], [(8, 8, 3), ()])
+    """
+    _check_readable({"keys": keys, "shapes": shapes})
+
+
+def _check_readable(index: object) -> None:
+    try:
+        check_values(index, _NUMBERS)
+    except ValueError as error:
+        raise _too_much(str(error)) from error
+
+
+def _too_much(got: str) -> DataError:
+    return DataError(
+        f"The dataset cannot be written: got an index of {got}, expected what can be read again. "
+        "Join parts of the observation, or write fewer and larger files with shard_bytes."
+    )
 
 
 class _ColumnWriter:
-    def __init__(self, folder: Path, name: str, like: npt.NDArray[Any], most: int) -> None:
-        self._folder, self._name, self._most = folder, name, most
+    def __init__(
+        self, new_file: Callable[[str], BinaryIO], name: str, like: npt.NDArray[Any], most: int
+    ) -> None:
+        self._new_file, self._name, self._most = new_file, name, most
         self._kind, self._shape = like.dtype.newbyteorder("<"), like.shape[1:]
         if self._kind.str not in _DTYPES:
             raise DataError(
@@ -458,7 +536,8 @@ class _ColumnWriter:
         rows = np.ascontiguousarray(rows, self._kind)
         while len(rows):
             if self._file is None:
-                self._file, self._count = open(self._path, "xb"), 0
+                name = f"{self._name}-{len(self._shards):05d}.npy"
+                self._file, self._count = self._new_file(name), 0
                 self._file.write(bytes(_HEADER))  # the number of rows is not known yet
             piece = rows[: self._most - self._count]
             self._file.write(piece.data)
@@ -467,14 +546,11 @@ class _ColumnWriter:
             if self._count == self._most:
                 self._end()
 
-    @property
-    def _path(self) -> Path:
-        return self._folder / f"{self._name}-{len(self._shards):05d}.npy"
-
     def _end(self) -> None:
         """Completes a file: its header, the disk, its hash."""
-        file, path = self._file, self._path
+        file = self._file
         assert file is not None
+        path = Path(file.name)
         with file:
             file.seek(0)
             file.write(_header(self._kind, (self._count, *self._shape)))
@@ -621,17 +697,32 @@ gtp_datasets.convert has written.
     for name, column in index.columns.items():
         for number, shard in enumerate(column.shards):
             expected = f"{name}-{number:05d}.npy"
-            if shard.file != expected or not _OURS.fullmatch(expected):
+            if shard.file != expected or not _SHARD_NAME.fullmatch(expected):
                 raise _bad_index(folder, f"the name {shard.file!r}, expected {expected!r}")
         moments = None
         if name == "table":
             numbers = (index.mean, index.variance)
             moments = Moments(*(torch.tensor(x, dtype=torch.float64) for x in numbers))
         columns[name] = ShardedRows(folder, column, moments)
+    _check_holes(folder, columns.values())
     if verify:  # once all lengths are right, which takes no time
         for shard in (s for column in index.columns.values() for s in column.shards):
             _check_hash(folder, shard)
     return index, columns
+
+
+def _check_holes(folder: Path, columns: Collection[ShardedRows]) -> None:
+    """Raises if nearly all of the files are holes, before anything goes through them."""
+    size = sum(column.nbytes for column in columns)
+    if size <= _SLACK:
+        return
+    stored = sum(column.stored_bytes for column in columns)
+    if size > _MOST_EXPANSION * stored + _SLACK:
+        raise DataError(
+            f"The shards of `{folder}` are holes: got {size} bytes of which {stored} are on the "
+            "disk, expected files that are written. They are damaged or hostile: convert the data "
+            "again."
+        )
 
 
 def _check_hash(folder: Path, shard: Shard) -> None:
@@ -645,19 +736,25 @@ def _check_hash(folder: Path, shard: Shard) -> None:
 
 
 def _read_index(folder: Path) -> Index:
-    if not folder.is_dir():
-        found = "something else" if folder.exists() else "no folder"
+    if not os.path.isdir(folder):  # False too of a name that is too long, which pathlib raises for
+        found = "something else" if os.path.exists(folder) else "no folder"
         raise DataError(
             f"`{folder}` is no dataset: got {found}, expected one that gtp_datasets.convert has "
             "written."
         )
     path = folder / INDEX
     if not os.path.lexists(path):
-        left = sorted(e.name for e in os.scandir(folder) if _OURS.fullmatch(e.name))
-        if left:
+        left = sum(_SHARD_NAME.fullmatch(entry.name) is not None for entry in os.scandir(folder))
+        ours = _unfinished(folder)
+        if ours or left:
+            advice = (
+                "Convert the data again, into the same folder."
+                if ours
+                else "Copy it again, or delete the folder and convert the data again."
+            )
             raise DataError(
-                f"`{folder}` is incomplete: got {len(left)} shards without {INDEX}, which is "
-                "written last. Convert the data again, into the same folder."
+                f"`{folder}` is incomplete: got {left} shards without {INDEX}, which is written "
+                f"last. {advice}"
             )
         raise DataError(
             f"`{folder}` is no dataset: got no {INDEX}, expected a folder that "
@@ -678,11 +775,23 @@ def _read_index(folder: Path) -> Index:
             f"expected {FORMAT!r} {VERSION}. Convert the data again with this version."
         )
     try:
-        return Index.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise _bad_index(folder, f"{where}: {first['msg']}") from error
+        check_values(found, _NUMBERS)
+        return Index.model_validate_json(json.dumps(found))  # of two equal names, the last alone
+    except ValueError as error:
+        raise _bad_index(folder, what_is_wrong(error)) from error
+
+
+def _unfinished(folder: Path) -> set[str]:
+    """Returns the names of files that a conversion was writing when it was interrupted."""
+    try:
+        with _opened(folder, UNFINISHED) as file:
+            head, *names = file.read(_LONGEST_INDEX).decode(errors="replace").split("\n")
+    except DataError:  # none, or a link
+        return set()
+    if head != _HEAD:
+        return set()
+    # Whatever a list from a stranger says, a conversion writes nothing else.
+    return {UNFINISHED, *(n for n in names if _SHARD_NAME.fullmatch(n) or target_of(n) == INDEX)}
 
 
 def _bad_index(folder: Path, got: str) -> DataError:

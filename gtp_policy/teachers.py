@@ -11,7 +11,10 @@ and the noise, which is large at large t, never enters a difference. An Euler st
 own field :math:`f = (x - \varphi(x, t, t)) / t` is the same jump with the denoiser as its endpoint.
 """
 
+import contextlib
+import threading
 import warnings
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import torch
@@ -206,9 +209,7 @@ class JvpTeacher(Config):
             return target.endpoint(obs, x, t, s)
 
         here = perturb(action, t, z, path), t.contiguous()  # of an expanded t no dual is made
-        with warnings.catch_warnings():
-            # Torch scripts a part of its forward mode when that is first used, and says so.
-            warnings.simplefilter("ignore", DeprecationWarning)
+        with _quiet_at_first():
             endpoint, change, *_ = torch.func.jvp(at, here, (velocity, torch.ones_like(t)))
         action, t, s, endpoint, change = _wide(action, t, s, endpoint, change)
         share = ((t - s) / t).unsqueeze(-1)
@@ -364,6 +365,26 @@ def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
     return tuple(tensor.to(dtype) for tensor in tensors)
+
+
+_FIRST = threading.Lock()
+_used: list[bool] = []
+
+
+@contextlib.contextmanager
+def _quiet_at_first() -> Iterator[None]:
+    """Torch scripts a part of its forward mode when that is first used, and warns: not once more.
+
+    What is ignored is so for all threads, and for good where two come and go at a time: the first
+    update alone does it, and others wait for that one.
+    """
+    if _used:
+        yield
+        return
+    with _FIRST, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+    _used.append(True)
 
 
 def _ray(action: Tensor, z: Tensor, path: Path) -> Tensor:

@@ -33,9 +33,6 @@ class Exclusion(NamedTuple):
 _SDE = "gSDE is the host's exploration noise; a flow map draws its actions from noise by itself"
 _ENTROPY = "there is no entropy coefficient, which this test looks at"
 _SHARED = "a shared features extractor is refused: every network has its own"
-_ACTOR = (
-    "the actor is the core's network, which is neither called, saved nor loaded without its policy"
-)
 _STANDING = "offline no environment is stepped: there is no observation at which it stands"
 _HER = "offline no goals are relabelled: a replay buffer does that when it is sampled"
 _N_STEP = "offline the dataset sums rewards, with_n_step(n), and n_steps is refused"
@@ -51,8 +48,6 @@ EXCLUSIONS = (
         "",
         "net_arch=[] is refused: a flow map without a hidden layer is linear in its noise",
     ),
-    Exclusion(r"test_save_load_policy\[.*(TD3|SAC|TQC)\]", "", _ACTOR),
-    Exclusion(r"test_infinite_horizon", "", _ACTOR),
     Exclusion(r"test_state_dependent_noise|test_run.py::test_sde\[", "", _SDE),
     Exclusion(r"test_save_load_pytorch_var", "", _ENTROPY),
     Exclusion(r"test_her\.py::|test_her_normalization", "offline", _HER),
@@ -126,12 +121,22 @@ class Place(NamedTuple):
         return f"{self.module}:{','.join(self.algorithms)}:{self.way}"
 
 
-_running: pytest.Item | None = None
+class _Running:
+    """Which test runs. A class in the host's place refers to it, and may go to another process."""
+
+    item: pytest.Item | None = None
+
+    def __reduce__(self) -> tuple[type["_Running"], tuple[()]]:
+        return _Running, ()
+
+
+_running = _Running()
 
 
 def _note(what: str, argument: str) -> None:
-    if _running is not None and (what, argument) not in _running.user_properties:
-        _running.user_properties.append((what, argument))
+    item = _running.item
+    if item is not None and (what, argument) not in item.user_properties:
+        item.user_properties.append((what, argument))
 
 
 def _taken(module: str, name: str, way: str) -> Any:
@@ -154,7 +159,8 @@ def _for_sb3(name: str, way: str) -> Any:
                 _note("left out of the calls", argument)
                 del policy[argument]
             for tests, own, of_policy, reason in CHOICES:
-                if _running is not None and re.search(tests, _running.nodeid):
+                item = _running.item
+                if item is not None and re.search(tests, item.nodeid):
                     kwargs, policy = own | kwargs, of_policy | policy
                     for argument, value in (own | of_policy).items():
                         _note("chosen in the calls", f"{argument}={value} ({reason})")
@@ -315,5 +321,4 @@ def _names(code: types.CodeType) -> Iterator[str]:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Remembers which test runs, for the notes of what is left out."""
-    global _running  # there is one at a time
-    _running = item
+    _running.item = item  # there is one at a time

@@ -1,15 +1,19 @@
 """Checkpoints: exact round trips and resumption, atomic writes, one error for all that is bad."""
 
+import contextlib
 import copy
+import itertools
 import json
 import os
 import pickle
 import shutil
 import signal
 import struct
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -49,6 +53,7 @@ from gtp_policy.errors import (
     UnsupportedSpaceError,
 )
 from tests.reliability import small
+from tests.reliability.mutations import SLACK, peak_memory
 
 SMALL = GTPConfig(
     actor=FlowMapActorConfig(hidden=(16,), time_dim=4, steps=2),
@@ -136,6 +141,19 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     part = train(GTPLearner.from_dataset(dataset, VARIANTS[name]), dataset, cut)
     save_checkpoint(path, part)
     assert same(train(load_checkpoint(path).learner, dataset, 8), whole)
+
+
+def test_threads_that_load_leave_the_warnings_as_they_were(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path / "a", GTPLearner.build(3, 2, SMALL))
+    load_checkpoint(path)  # what is imported then has filters of its own
+    before, interval = list(warnings.filters), sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(lambda _: load_checkpoint(path), range(60)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert list(warnings.filters) == before
 
 
 def test_restoring_into_an_existing_learner(dataset: OfflineDataset, path: Path) -> None:
@@ -229,6 +247,52 @@ def test_a_scheduler_leaves_no_obstacle(dataset: OfflineDataset, path: Path) -> 
     torch.optim.lr_scheduler.StepLR(learner.optimizers["actor"], 10)
     save_checkpoint(path, train(learner, dataset, 1))
     assert load_checkpoint(path).learner.updates == 1
+
+
+def adafactor(part: str, module: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adafactor(module.parameters(), lr=1e-3)  # an option of it is negative
+
+
+def frozen(learner: GTPLearner) -> None:
+    for parameter in list(learner.actor.parameters())[:2]:
+        parameter.requires_grad_(False)
+
+
+def with_one_cycle(learner: GTPLearner) -> None:
+    torch.optim.lr_scheduler.OneCycleLR(learner.optimizers["actor"], 1e-3, 100)
+
+
+def with_decay(learner: GTPLearner) -> None:
+    learner.optimizers["critic"].param_groups[0]["weight_decay"] = 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "optimizer"),
+    [(frozen, None), (with_one_cycle, None), (with_decay, None), (lambda learner: None, adafactor)],
+    ids=["frozen layers", "a scheduler's options", "an option", "Adafactor"],
+)
+def test_what_is_saved_is_loaded(
+    dataset: OfflineDataset, path: Path, change: Callable[[GTPLearner], None], optimizer: Any
+) -> None:
+    learner = GTPLearner.from_dataset(dataset, SMALL, optimizer=optimizer)
+    change(learner)
+    save_checkpoint(path, train(learner, dataset, 2))
+    alike = GTPLearner.from_dataset(dataset, SMALL, optimizer=optimizer)
+    change(alike)
+    restore_(alike, path)
+    assert same(alike, learner)
+    assert same(train(alike, dataset, 4), train(learner, dataset, 4))
+    assert load_checkpoint(path, optimizer=optimizer).learner.updates == 2
+
+
+def test_what_could_not_be_restored_is_not_saved(dataset: OfflineDataset, tmp_path: Path) -> None:
+    learner, folder = GTPLearner.from_dataset(dataset, SMALL), CheckpointFolder(tmp_path, keep=1)
+    good = folder.save(train(learner, dataset, 1))
+    train(learner, dataset, 2)
+    learner.optimizers["actor"].param_groups[0]["amsgrad"] = True  # its state lacks what that needs
+    with pytest.raises(CheckpointError, match=r"cannot be saved: got .* optimiser of the actor"):
+        folder.save(learner)
+    assert folder.latest() == good
 
 
 def test_a_learner_that_was_never_capped_keeps_its_curriculum(path: Path) -> None:
@@ -377,6 +441,9 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     for function in (load_checkpoint, read_metadata):
         with pytest.raises(CheckpointError, match="no such file or directory"):
             function(tmp_path / "nothing")
+    for name in ("nothing", "a\0b", "x" * 5_000, "\ud800"):
+        with contextlib.suppress(CheckpointError):  # what cannot be listed
+            assert latest_valid(name) is None
 
 
 def reseal(path: Path, name: str, change: Callable[[Any], None]) -> None:
@@ -424,6 +491,29 @@ def test_a_config_that_was_tampered_with(
     reseal(path, "someone else", change)
     with pytest.raises(CheckpointError, match=reason):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.update(layout={"keys": [1] * 300_000, "shapes": []}),
+        lambda d: d["config"]["actor"].update(hidden=[0] * 300_000),
+        lambda d: d["config"].update({f"a{i}": 0 for i in range(60_000)}),
+        lambda d: d.update({f"a{i}": 0 for i in range(30_000)}),
+        lambda d: d.update(optimizers={f"a{i}": {} for i in range(30_000)}),
+    ],
+    ids=["keys", "numbers", "fields", "fewer fields", "optimisers"],
+)
+def test_a_config_that_is_wrong_throughout_takes_no_more_than_others(
+    tmp_path: Path, change: Callable[[Any], None]
+) -> None:
+    # Pydantic keeps half a kilobyte for each of the errors: 400 MB, and three seconds.
+    path = save_checkpoint(tmp_path / "a", GTPLearner.build(3, 2, SMALL))
+    reseal(path, "someone else", change)
+    size = sum(file.stat().st_size for file in path.iterdir())
+    with peak_memory() as peak, pytest.raises(CheckpointError, match="wrong `"):
+        load_checkpoint(path)
+    assert peak[0] <= 2 * size + SLACK
 
 
 def test_latest_valid_skips_what_is_damaged(tmp_path: Path) -> None:
@@ -483,8 +573,13 @@ def test_what_an_aborted_write_left_is_removed(tmp_path: Path) -> None:
     leftover.mkdir()
     (leftover / "weights.safetensors").write_bytes(b"half")
     assert latest_valid(tmp_path) is None
-    CheckpointFolder(tmp_path).save(GTPLearner.build(3, 2, SMALL))
-    assert [p.name for p in tmp_path.iterdir()] == ["step_000000000000"]
+    mine = [
+        tmp_path / f".step_{name}" for name in ("000000000001.tmp-of-mine", "notes.tmp-" + 16 * "0")
+    ]
+    for path in mine:
+        path.mkdir()
+    new = CheckpointFolder(tmp_path).save(GTPLearner.build(3, 2, SMALL))
+    assert set(tmp_path.iterdir()) == {new, *mine}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -593,6 +688,111 @@ def test_retention_counts_only_what_loads(tmp_path: Path) -> None:
     learner.updates = 4
     folder.save(learner)  # now two others load, and what is older goes
     assert sorted(p.name[-1] for p in tmp_path.iterdir()) == ["3", "4"]
+
+
+def test_retention_leaves_what_is_not_of_the_run(tmp_path: Path) -> None:
+    learner = GTPLearner.build(3, 2, SMALL)
+    other = GTPLearner.build(3, 2, SMALL.replace(learner=SMALL.learner.replace(seed=1)))
+    folder = CheckpointFolder(tmp_path, keep=1)
+    notes = tmp_path / "step_000000000001" / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    learner.updates = 2
+    newer(folder.save(learner))  # which a later version has written
+    learner.updates = 3
+    edit_manifest(folder.save(learner))
+    other.updates = 4
+    folder.save(other)
+    for learner.updates in (5, 6):
+        folder.save(learner)
+    assert sorted(p.name[-1] for p in tmp_path.iterdir()) == ["1", "2", "3", "4", "6"]
+    assert notes.read_text() == "mine"
+
+
+@pytest.mark.filterwarnings("ignore:The curriculum is too fine")
+def test_a_run_that_becomes_longer_is_still_the_same(tmp_path: Path) -> None:
+    learner, folder = GTPLearner.build(3, 2, SMALL), CheckpointFolder(tmp_path, keep=1)
+    for learner.updates, length in ((1, 40), (2, 80), (3, 20_000)):
+        learner.set_total_updates_(length)
+        path = folder.save(learner)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def no_checkpoint(path: Path) -> None:
+    shutil.rmtree(path)
+    path.mkdir()
+    (path / "notes.txt").write_text("mine")
+
+
+def link_to_nothing(path: Path) -> None:
+    path.rename(path.parent / "elsewhere")
+    path.symlink_to("nowhere")
+
+
+def of_another_run(path: Path) -> None:
+    shutil.rmtree(path)
+    save_checkpoint(path, GTPLearner.build(3, 2, SMALL.replace(critic=None)))
+    flip(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (newer, "format version 2"),
+        (edit_manifest, "manifest.json is damaged"),
+        (no_checkpoint, "no such file"),
+        (link_to_nothing, "no such file"),
+        (of_another_run, "belongs to another run: got other choices"),
+    ],
+)
+def test_what_is_not_certainly_of_the_run_is_not_replaced(
+    tmp_path: Path, change: Callable[[Path], None], reason: str
+) -> None:
+    learner, folder = GTPLearner.build(3, 2, SMALL), CheckpointFolder(tmp_path)
+    path = folder.save(learner)
+    change(path)
+    before = {p: p.is_file() and p.read_bytes() for p in tmp_path.rglob("*")}
+    with pytest.raises(CheckpointError, match=rf"(?s){reason}.*stays as it is: move it away"):
+        folder.save(learner)
+    assert {p: p.is_file() and p.read_bytes() for p in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize("call", ["write", "rename"])
+def test_a_damaged_checkpoint_goes_once_its_successor_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    learner, folder = GTPLearner.build(3, 2, SMALL), CheckpointFolder(tmp_path)
+    path = folder.save(learner)
+    flip(path)
+    before = (path / "weights.safetensors").read_bytes()
+    genuine, calls = getattr(os, call), itertools.count(1)
+
+    def full(*args: Any) -> Any:
+        if call == "write" or next(calls) == 2:  # once the damaged one is out of the way
+            raise OSError(28, "No space left on device")
+        return genuine(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, full)
+        with pytest.raises(CheckpointError, match="no space left"):
+            folder.save(learner)
+    assert (path / "weights.safetensors").read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+    folder.save(learner)
+    assert same(load_checkpoint(path).learner, learner)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_checkpoint_outlives_a_disk_that_neither_reads_nor_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner, folder = GTPLearner.build(3, 2, SMALL), CheckpointFolder(tmp_path)
+    path = folder.save(learner)
+    with monkeypatch.context() as patch:
+        patch.setattr(bundle, "_read_file", mock.Mock(side_effect=OSError(5, "Input/output error")))
+        with pytest.raises(CheckpointError, match=r"input/output error.*stays as it is"):
+            folder.save(learner)
+    assert folder.latest() == path
 
 
 # --- the folder beside a writer
@@ -781,6 +981,22 @@ def test_a_zip_of_more_than_two_gibibytes(tmp_path: Path, monkeypatch: pytest.Mo
     path.write_bytes(data[:-98] + b"stuff" + data[-98:])  # the locator says where it was before
     with pytest.raises(CheckpointError, match="second table of contents"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "train_state.safetensors"])
+def test_many_tensors_without_numbers_are_not_made(tmp_path: Path, name: str) -> None:
+    save_checkpoint(tmp_path / "a", GTPLearner.build(3, 2, SMALL))
+    names = [p.name for p in (tmp_path / "a").iterdir() if p.name != "manifest.json"]
+    files = {n: (tmp_path / "a" / n).read_bytes() for n in names}
+    empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    header = json.dumps({str(i): empty for i in range(100_000)}).encode()
+    files[name] = len(header).to_bytes(8, "little") + header + bytes(2**20)
+    bundle.write_bundle(tmp_path / "b", files, written_by="someone else")
+    del header
+    size = sum(map(len, files.values()))
+    with peak_memory() as peak, pytest.raises(CheckpointError, match="bytes of names and shapes"):
+        load_checkpoint(tmp_path / "b")
+    assert peak[0] < 2 * size + SLACK
 
 
 def test_holes_are_not_read(tmp_path: Path) -> None:

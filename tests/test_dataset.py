@@ -2,6 +2,7 @@
 
 import math
 import tracemalloc
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -224,6 +225,22 @@ def test_the_smallest_datasets_can_be_sampled(
     assert np.isfinite(dataset.action_std())
 
 
+@pytest.mark.parametrize(
+    "index",
+    [[0, 1], np.array([0]), torch.tensor([0.5]), torch.tensor(1), torch.ones(N, dtype=torch.bool)],
+    ids=["list", "array", "reals", "number", "mask"],
+)
+def test_what_is_no_index_is_named(index: Any) -> None:
+    with pytest.raises(DataError, match="`index`"):
+        build().take(index)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_integers_of_any_type_are_an_index(dtype: torch.dtype) -> None:
+    rows = build().take(torch.tensor([2, 0], dtype=dtype))
+    assert torch.equal(rows.obs, build().transitions.obs[[2, 0]])
+
+
 def test_an_unfinished_last_row_counts_as_truncated() -> None:
     dataset = build(terminated=[0] * N)
     assert dataset.truncated.tolist() == [False] * (N - 1) + [True]
@@ -388,7 +405,7 @@ def test_a_tilt_is_a_number_in_its_range(tilt: Any) -> None:
         min_size=1,
         max_size=6,
     ),
-    n=st.integers(1, 8),
+    n=st.integers(1, 8) | st.just(10**12),
     gamma=st.sampled_from([0.0, 0.5, 1.0]),
 )
 def test_n_step_transitions_by_brute_force(
@@ -562,6 +579,90 @@ def test_a_table_whose_last_row_has_no_flag_ends_there() -> None:
 def test_a_share_of_episodes_is_a_share(share: Any) -> None:
     with pytest.raises(DataError, match=r"`share` is out of range: got .* expected 0 < share <= 1"):
         build().with_best_episodes(share)
+
+
+def logs(lengths: Sequence[int], flagged: bool = True) -> OfflineDataset:
+    """Episodes of these lengths, whose number is their observation."""
+    number = np.repeat(np.arange(len(lengths)), lengths)
+    last = np.zeros(len(number), bool)
+    last[np.cumsum(lengths) - 1] = True
+    last[-1] &= flagged
+    terminated = last & (number % 2 == 0)
+    return OfflineDataset.from_arrays(
+        obs=number[:, None].astype(float),
+        action=np.linspace(-1, 1, len(number))[:, None],
+        reward=np.arange(len(number)),
+        terminated=terminated,
+        truncated=last & ~terminated,
+        next_obs=number[:, None].astype(float),
+        low=[-1.0],
+        high=[1.0],
+    )
+
+
+@given(
+    lengths=st.lists(st.integers(1, 5), min_size=2, max_size=30),
+    share=st.floats(0.01, 0.99),
+    seed=st.integers(0, 9),
+)
+def test_whole_episodes_are_kept_back(lengths: list[int], share: float, seed: int) -> None:
+    """Each episode is in one of the two, whole, in time order, with its flags."""
+    dataset = logs(lengths)
+    parts = dataset.split_episodes(share, seed=seed)
+    numbers = [part.transitions.obs[:, 0].long().tolist() for part in parts]
+    assert set(numbers[0]).isdisjoint(numbers[1])
+    assert sorted(numbers[0] + numbers[1]) == np.repeat(range(len(lengths)), lengths).tolist()
+    assert abs(len(set(numbers[0])) - share * len(lengths)) <= 1
+    for part, number in zip(parts, numbers, strict=True):
+        assert number
+        assert number == sorted(number)
+        rows = np.flatnonzero(np.isin(dataset.transitions.obs[:, 0].numpy(), number))
+        for ours, theirs in zip(
+            part.transitions.present(), dataset.transitions.present(), strict=True
+        ):
+            assert torch.equal(ours, theirs[torch.from_numpy(rows)])
+        assert np.array_equal(part.terminated, dataset.terminated[rows])
+        assert np.array_equal(part.truncated, dataset.truncated[rows])
+    again = dataset.split_episodes(share, seed=seed)
+    assert all(torch.equal(a.table, b.table) for a, b in zip(parts, again, strict=True))
+
+
+def test_which_episodes_are_kept_back_is_drawn() -> None:
+    """Over seeds, each of ten episodes is kept back about as often as the others."""
+    dataset = logs([1] * 10)
+    count = np.zeros(10)
+    for seed in range(400):
+        kept_back = dataset.split_episodes(0.8, seed=seed)[1].transitions.obs[:, 0]
+        count[kept_back.long().numpy()] += 1
+    assert count.sum() == 800
+    assert np.abs(count - 80).max() < 4 * np.sqrt(400 * 0.2 * 0.8)
+
+
+def test_a_log_that_was_not_closed_stays_the_last() -> None:
+    dataset = logs([2, 3, 2], flagged=False)
+    for seed in range(9):
+        for part in dataset.split_episodes(0.5, seed=seed):
+            open_ends = np.flatnonzero(~(part.terminated | part.truncated))
+            last = part.transitions.obs[:, 0]
+            assert part.terminated[-1] or part.truncated[-1] or last[-1] == 2
+            assert all(last[i] == last[i + 1] for i in open_ends if i + 1 < len(part))
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.1, 1.01, float("nan"), True, "all", None])
+def test_a_share_to_train_on_leaves_something(share: Any) -> None:
+    with pytest.raises(DataError, match=r"`share` is out of range: got .* expected 0 < share < 1"):
+        logs([1, 1]).split_episodes(share)
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5, "a", True, None])
+def test_a_seed_of_a_split_is_a_number(seed: Any) -> None:
+    with pytest.raises(DataError, match="`seed` is out of range"):
+        logs([1, 1]).split_episodes(0.5, seed=seed)
+
+
+def test_one_episode_cannot_be_split() -> None:
+    with pytest.raises(DataError, match="Nothing can be kept back: got 1 episode"):
+        logs([5]).split_episodes(0.5)
 
 
 # --- what the flags mean

@@ -1,6 +1,10 @@
 """Episodes of any shape and kind to OfflineDataset: the same transitions as flat arrays give."""
 
 import contextlib
+import copy
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +15,7 @@ from hypothesis import strategies as st
 
 from gtp_policy import ActionScaler, ObservationLayout, OfflineDataset
 from gtp_policy.errors import DataError, EmptyDatasetError, UnsupportedSpaceError
+from gtp_policy.shards import ShardWriter, builders_write_to
 
 BOX: dict[str, Any] = {"low": [-1.0, -1.0], "high": [1.0, 1.0]}
 
@@ -94,6 +99,59 @@ def test_every_kind_of_rows_gives_the_same_bits(kind: Any) -> None:
     assert_equal(
         OfflineDataset.from_episodes(changed, **BOX), OfflineDataset.from_episodes(episodes, **BOX)
     )
+
+
+class Shown:
+    """What makes an array of itself, as columns of pandas do: the memory stays its own."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        return self.array
+
+
+def refilled(kind: Any, by_key: bool) -> Iterator[dict[str, Any]]:
+    """Yields episodes in the same arrays, which are filled for each of them."""
+    buffers = make_episode(terminated=np.zeros(4), next_obs=np.zeros((4, 3)), obs=np.zeros((4, 3)))
+    for seed in range(4):
+        new = make_episode(seed=seed, obs=None, terminated=np.arange(4) == 3 * (seed % 2))
+        rows = np.random.default_rng(seed).normal(size=(5, 3))
+        for name, values in (new | {"obs": rows[:-1], "next_obs": rows[1:]}).items():
+            buffers[name][:] = values
+        shown = {name: kind(buffer) for name, buffer in buffers.items()}
+        parts = ("obs", "next_obs") if by_key else ()
+        yield shown | {part: {"joints": shown[part]} for part in parts}
+
+
+@pytest.mark.parametrize("kind", [as_tensors, lambda array: array, Shown, as_lists])
+@pytest.mark.parametrize("by_key", [False, True])
+@pytest.mark.parametrize("box", [BOX, {"unbounded": "data"}])
+@pytest.mark.filterwarnings("ignore:Action dimensions")
+def test_a_generator_may_fill_the_same_arrays_for_each_episode(
+    kind: Any, by_key: bool, box: dict[str, Any], tmp_path: Path
+) -> None:
+    """Every episode would be the last one."""
+    apart = [copy.deepcopy(episode) for episode in refilled(np.copy, by_key)]
+    expected = OfflineDataset.from_episodes(apart, **box)
+    assert len(np.unique(expected.transitions.obs.numpy(), axis=0)) == 16
+    assert_equal(OfflineDataset.from_episodes(refilled(kind, by_key), **box), expected)
+    with ShardWriter(tmp_path) as writer, builders_write_to(writer):
+        in_files = OfflineDataset.from_episodes(refilled(kind, by_key), **box)
+    assert torch.equal(in_files.rows(0, 16).obs, expected.transitions.obs)
+    assert torch.equal(in_files.rows(0, 16).action, expected.transitions.action)
+
+
+def test_episodes_that_are_there_already_are_not_copied() -> None:
+    """What a list holds is not filled again, and may be half of the memory."""
+    episodes = [
+        make_episode(obs=np.zeros((1001, 300)), action=np.zeros((1000, 2)), reward=None)
+    ] * 9
+    tracemalloc.start()
+    dataset = OfflineDataset.from_episodes(episodes, **BOX)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * 4 * len(dataset) * (300 + 300 + 2 + 2)
 
 
 def test_the_long_names_are_known_and_the_rest_is_not_looked_at() -> None:

@@ -373,6 +373,38 @@ def test_act_takes_arrays_of_any_real_type_and_gives_arrays() -> None:
         learner.act([[0.0, 0.0, 0.0]])  # type: ignore[call-overload]
 
 
+@pytest.mark.parametrize("history", [1, 2])
+@pytest.mark.parametrize("value", [1e37, -3e38])
+def test_an_observation_too_large_for_an_action_is_told_at_every_door(
+    value: float, history: int
+) -> None:
+    """Divided by a small deviation it is infinite, and NaN goes through clipping to the Box."""
+    dataset = make_dataset().with_history(history)
+    config = make_config(critic=False)
+    config = config.replace(actor=config.actor.replace(history=history))
+    learner = GTPLearner.from_dataset(dataset, config)
+    learner.set_observation_statistics_(torch.zeros(3 * history), torch.full((3 * history,), 1e-3))
+    past = (history,) if history > 1 else ()
+    one = np.zeros((*past, 3))
+    far, large = one.copy(), one.copy()
+    far[..., 0], large[..., 0] = value, 1e20
+    match = "`action` is not finite: got nan at row {} of {}.*outside of what the policy was"
+    for options in ({"deterministic": True}, {}, {"candidates": 1}):
+        assert np.isfinite(learner.predict(large, **options)).all()
+        with pytest.raises(DataError, match=match.format(0, 1)):
+            learner.predict(far, **options)
+        with pytest.raises(DataError, match=match.format(1, 3)):
+            learner.predict(np.stack([large, far, one]), **options)
+        with pytest.raises(DataError, match=match.format(0, 1)):
+            learner.predict(torch.from_numpy(far), **options)
+    with pytest.raises(DataError, match=match.format(0, 1)):
+        learner.act(far.reshape(1, -1))
+    player = learner.player()
+    assert player.act(large[-1:] if past else large[None]).isfinite().all()
+    with pytest.raises(DataError, match=match.format(0, 1)):
+        player.act(far[-1:] if past else far[None])
+
+
 def test_half_precision_stays_in_the_box() -> None:
     learner = make_learner(make_dataset()).to(dtype=torch.bfloat16)
     rows = np.random.default_rng(1).normal(scale=100, size=(100, 3))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gtp_policy.files import is_temporary, replacing, temporary_name
+from gtp_policy.files import replacing, target_of, temporary_name
 
 
 def names(folder: Path) -> list[str]:
@@ -17,7 +17,7 @@ def test_the_file_appears_at_the_end_of_the_block_and_nothing_else(tmp_path: Pat
     with replacing(path, ".zip") as temporary:
         temporary.write_text("new")
         assert temporary.name.endswith(".zip")
-        assert is_temporary(temporary.name)
+        assert target_of(temporary.name) == path.name
         assert not path.exists()
     assert path.read_text() == "new"
     assert names(path.parent) == ["scores.json"]
@@ -53,10 +53,11 @@ def test_what_killed_writers_left_goes_once_it_is_old(tmp_path: Path) -> None:
     path = tmp_path / "scores.json"
     young, old = temporary_name(path), temporary_name(path)
     foreign = temporary_name(tmp_path / "other.json")
-    for leftover in (young, old, foreign):
+    mine = tmp_path / ".scores.json.tmp-of-mine"  # no name that is given to a temporary file
+    for leftover in (young, old, foreign, mine):
         leftover.write_text("half")
-    for leftover in (old, foreign):
+    for leftover in (old, foreign, mine):
         os.utime(leftover, (0, 0))
     with replacing(path) as temporary:
         temporary.write_text("new")
-    assert set(names(tmp_path)) == {path.name, young.name, foreign.name}
+    assert set(names(tmp_path)) == {path.name, young.name, foreign.name, mine.name}

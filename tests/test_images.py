@@ -74,6 +74,9 @@ CHANGES = [
     lambda d: d.with_next_actions().with_history(2),
     lambda d: d.with_best_episodes(0.5),
     lambda d: d.with_return_weighting(1.0),
+    lambda d: d.split_episodes(0.5)[1],
+    lambda d: d.with_history(2).split_episodes(0.5)[0],
+    lambda d: d.split_episodes(0.5)[0].with_chunks(2),
 ]
 
 

@@ -20,7 +20,7 @@ CORE = ROOT / "gtp_policy"
 
 # The core in reading order. A module imports only from the rows above its own.
 LAYERS: list[set[str]] = [
-    {"_numbers", "errors", "progress"},
+    {"_numbers", "errors", "progress", "records"},
     {
         "_config",
         "_contexts",
@@ -74,6 +74,7 @@ PUBLIC_MODULES = (
     "gtp_policy.networks",
     "gtp_policy.presets",
     "gtp_policy.progress",
+    "gtp_policy.records",
     "gtp_policy.rewards",
     "gtp_policy.samplers",
     "gtp_policy.shards",
@@ -104,7 +105,7 @@ OUTER: dict[str, set[str]] = {
     "adapters/gtp_sb3": CORE_LIBRARIES
     | {"gtp_datasets", "gymnasium", "minari", "stable_baselines3", "tqdm"},
     "adapters/gtp_tianshou": CORE_LIBRARIES | {"gtp_datasets", "gymnasium", "minari", "tianshou"},
-    "runtime/gtp_runtime": {"msgpack", "numpy", "onnxruntime", "starlette", "uvicorn"},
+    "runtime/gtp_runtime": {"h11", "msgpack", "numpy", "onnxruntime", "starlette", "uvicorn"},
     "examples": CORE_LIBRARIES
     | {
         "gtp_datasets",
@@ -301,6 +302,7 @@ def test_a_circle_is_found_wherever_the_import_stands(
 OF_NAMED_TUPLES = {"_asdict", "_field_defaults", "_fields", "_make", "_replace"}
 # What a host or the language leaves no other way to do.
 FORCED = {
+    ("gtp_experiments/processes.py", "os._exit"): "ends a process in spite of a library's threads",
     ("gtp_experiments/runner.py", "os._exit"): "ends a process in spite of its threads",
     ("gtp_sb3/gtp.py", "target._orig_mod"): "where torch.compile keeps the module",
     ("gtp_sb3/policies.py", "state._metadata"): "where a state of torch says more than numbers",

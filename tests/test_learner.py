@@ -41,6 +41,7 @@ from gtp_policy.errors import (
     ShapeError,
     StateMismatchError,
 )
+from gtp_policy.export import PolicySource
 from gtp_policy.functional import precondition
 from gtp_policy.keyed_noise import keyed_noise
 from gtp_policy.networks import linear
@@ -637,6 +638,7 @@ def test_what_diverges_says_so_and_is_not_saved(batch: Transitions, tmp_path: Pa
         lambda: learner.update(batch),
         learner.state_dict,
         lambda: save_checkpoint(tmp_path / "a.zip", learner),
+        lambda: PolicySource.of_learner(learner),
     ):
         with pytest.raises(BrokenLearnerError, match="restore_"):
             use()
@@ -644,6 +646,26 @@ def test_what_diverges_says_so_and_is_not_saved(batch: Transitions, tmp_path: Pa
     learner.load_state_dict(saved)
     learner.update(batch)
     assert learner.broken is None
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_optimisers_go_on_with_tensors_that_a_state_brings(batch: Transitions, fits: bool) -> None:
+    learner = make_learner()
+    learner.update(batch)
+    twin, state = copy.deepcopy(learner), copy.deepcopy(learner.state_dict())
+    if not fits:  # what was taken over by then goes back
+        del state["target_critic.weights.0"]
+        with pytest.raises(StateMismatchError):
+            learner.load_state_dict(state, assign=True)
+    else:
+        learner.load_state_dict(state, assign=True)
+        assert learner.actor.network.mlp[0].weight.data_ptr() == (
+            state["actor.network.mlp.0.weight"].data_ptr()
+        )
+    for one in (learner, twin):
+        one.update(batch)
+    for a, b in zip(learner.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("engine", ["auto", "reference"])

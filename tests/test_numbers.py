@@ -112,6 +112,7 @@ OF_FLOATS: dict[str, Callable[[Any], Any]] = {
         FlowMapActor(3, 2).times, torch.zeros(4, 2), progress=x, generator=torch.Generator()
     )[0],
     "with_best_episodes": lambda x: data().with_best_episodes(x).transitions.obs,
+    "split_episodes": lambda x: data().split_episodes(x)[0].transitions.obs,
     "with_return_weighting": lambda x: data().with_return_weighting(x).transitions.obs,
     "gamma": lambda x: data(x).gamma,
     "a config": lambda x: AdvantageWeighterConfig(eta=x).model_dump_json(),

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from benchmarks import failing, performance, signatures, teachers
+from benchmarks import advantages, failing, performance, signatures, teachers
 from benchmarks.pages import RESULTS, fill
 from benchmarks.parity import KINDS
 from benchmarks.pictures import shows
@@ -202,3 +202,14 @@ def test_a_table_in_files_trains_as_fast_as_it_should_within_its_memory() -> Non
     assert record["equal_minibatches"] == "100 of 100"
     assert record["rate_of_that_in_memory"] >= 0.8
     assert record["resident"]["peak_mib"] <= 2048
+
+
+def test_how_much_of_an_advantage_is_true() -> None:
+    """What the page says of it: values are known, advantages hardly, and the members agree."""
+    record = json.loads(advantages.OUTPUT.read_text(encoding="utf-8"))
+    low, high = record["interval"]
+    assert low < record["correlation"] < high < 0.5 < record["members"]
+    assert record["values"] > 0.98
+    assert record["spread_of_truth"] < 0.05 * record["spread_of_values"]
+    (best, error), (mean, _) = record["best_tenth"], record["all"]
+    assert best - mean < 3 * error

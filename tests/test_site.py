@@ -124,7 +124,7 @@ def test_the_glossary_has_the_notation() -> None:
 def test_words_are_spelled() -> None:
     codespell = shutil.which("codespell", path=str(Path(sys.executable).parent))
     assert codespell is not None, "codespell belongs to the extra `docs`"
-    places = ("docs", "examples", "gtp_policy", "adapters", "runtime")
+    places = ("docs", "examples", "gtp_policy", "adapters", "runtime", "benchmarks", "tests")
     result = subprocess.run(
         [codespell, *sorted(p.name for p in ROOT.glob("*.md")), *places],
         cwd=ROOT,

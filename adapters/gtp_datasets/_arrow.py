@@ -1,12 +1,13 @@
 """Columns that pyarrow reads, as arrays: of CSV and Parquet from untrusted sources.
 
 CSV is bounded by its size: every byte of the file is taken for twenty of memory, and holes in it
-count for nothing. Of Parquet, the counts of values and bytes that its metadata announce are
-compared with its size before anything is read.
+count for nothing. Of Parquet, the counts of values and bytes that its pages announce are compared
+with its size before anything is read.
 """
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gtp_datasets._hdf5 import check_expansion, stored_bytes
+from gtp_datasets._pages import DELTA_BYTE_ARRAY, Pages, pages_of
 from gtp_policy.errors import DataError, GTPError, MissingDependencyError, how_to_install
 
 if TYPE_CHECKING:
@@ -62,11 +64,8 @@ def csv_columns(path: str | os.PathLike[str], delimiter: str) -> list[str]:
         with open(path, encoding="utf-8-sig", newline="") as file:
             line = file.readline(_MOST_HEADER)
         names = next(csv.reader([line], delimiter=delimiter), [])
-        twice = (
-            sorted({name for name in names if names.count(name) > 1})
-            if len(set(names)) < len(names)
-            else []
-        )
+        counts = Counter(names)
+        twice = sorted(name for name, count in counts.items() if count > 1)
         if not names or len(names) > _MOST_COLUMNS or twice or len(line) == _MOST_HEADER:
             raise DataError(
                 f"`{os.fspath(path)}` has no usable first line: got {len(names)} names"
@@ -126,20 +125,48 @@ class ParquetFile:
             import pyarrow.parquet
 
             self._path = path
-            self._file = pyarrow.parquet.ParquetFile(path, memory_map=False)
-            self.names = list(self._file.schema_arrow.names)
+            file = pyarrow.parquet.ParquetFile(path, memory_map=False)
+            self.names = list(file.schema_arrow.names)
             self._columns = [name for name in columns if name in self.names]
-            meta = self._file.metadata
+            meta = file.metadata
             self.rows, self.declared = int(meta.num_rows), 0
+            words = set()
             for group in range(meta.num_row_groups):
                 for i in range(meta.row_group(group).num_columns):
                     part = meta.row_group(group).column(i)
                     if part.path_in_schema.split(".list.")[0].split(".")[0] in {
                         name.split(".")[0] for name in self._columns
                     }:
-                        size = max(int(part.num_values) * 8, int(part.total_uncompressed_size))
-                        self.declared += size
+                        width = max(8, int(meta.schema.column(i).length))
+                        pages = self._pages(part)
+                        self.declared += pages.values * width + pages.size
+                        if part.physical_type == "BYTE_ARRAY":
+                            words.add(part.path_in_schema)
+                            self._check_encodings(part.path_in_schema, pages)
             check_expansion(self.declared, stored_bytes(path), os.fspath(path))
+            # A value that stands in the file once may stand in a million rows: they stay numbers of
+            # values, where they would become as many copies of it.
+            self._file = pyarrow.parquet.ParquetFile(
+                path, memory_map=False, metadata=meta, read_dictionary=sorted(words)
+            )
+
+    def _pages(self, part: "pyarrow.parquet.ColumnChunkMetaData") -> Pages:
+        """Returns what the pages of a column announce, which no sum in the metadata bounds."""
+        start, first = int(part.data_page_offset), part.dictionary_page_offset
+        if part.has_dictionary_page and first is not None and 0 < first < start:
+            start = int(first)
+        with open(self._path, "rb") as file:
+            return pages_of(file, start, int(part.total_compressed_size))
+
+    @staticmethod
+    def _check_encodings(name: str, pages: Pages) -> None:
+        """Raises if values of any length are made of others, to be as long as all of them."""
+        if DELTA_BYTE_ARRAY in pages.encodings:
+            raise DataError(
+                f"Column {name!r} is packed in an unusual way: got values that repeat the "
+                "beginning of the one before, expected whole ones. Write it again without "
+                "DELTA_BYTE_ARRAY."
+            )
 
     def read(self) -> "pyarrow.Table":
         """Returns the columns."""
@@ -192,8 +219,10 @@ def _numbers(name: str, values: Any) -> Array:  # noqa: ANN401 - pyarrow has no 
     if not (kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_boolean(kind)):
         at = next((i for i, v in enumerate(values) if v.is_valid), 0)
         raise DataError(
-            f"Column {name!r} holds no numbers: got {kind}, e.g. {str(values[at])[:40]!r} at row "
-            f"{at}, expected numbers. Leave it out, or encode its words as numbers."
+            f"Column {name!r} holds no numbers: got "
+            f"{kind.value_type if kinds.is_dictionary(kind) else kind}, e.g. "
+            f"{str(values[at])[:40]!r} at row {at}, expected numbers. Leave it out, or encode its "
+            "words as numbers."
         )
     if values.null_count:  # an empty cell: NaN, which is found where it matters
         values = values.cast(pyarrow.float64())

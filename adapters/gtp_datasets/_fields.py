@@ -13,6 +13,7 @@ import torch
 from gtp_policy import ObservationLayout, OfflineDataset, episodes
 from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_flags
 from gtp_policy.errors import DataError, EmptyDatasetError
+from gtp_policy.shards import builders_write, check_parts
 
 Array = npt.NDArray[np.generic]
 Wanted = str | Sequence[str] | None | Literal[False]
@@ -26,6 +27,8 @@ ENDINGS: Mapping[str, tuple[str, ...]] = {
 """How names of files end, in small letters, by their kind."""
 EPISODE = ("episode", "episode_id", "episode_index", "traj_id")
 FIELDS = (*episodes.NAMES, "episode")
+# Of a number in a name: Python reads no more than some thousand, and nothing has as many.
+_MOST_DIGITS = 300
 
 
 def choose_all(available: Sequence[str], wanted: Mapping[str, Wanted]) -> dict[str, list[str]]:
@@ -73,6 +76,55 @@ def choose_all(available: Sequence[str], wanted: Mapping[str, Wanted]) -> dict[s
     return {field: columns for field, columns in found.items() if columns}
 
 
+class Choice:
+    """Which columns are which field: as the first file says, and the same names in all others.
+
+    A pattern would find the columns of each file in its own order, and the numbers of one would
+    stand where those of another belong.
+
+    Args:
+        wanted: What the caller says of each field.
+    """
+
+    def __init__(self, wanted: Mapping[str, Wanted]) -> None:
+        self.wanted = wanted
+        self._available: tuple[str, ...] = ()
+        self._first: tuple[str, dict[str, list[str]]] | None = None
+
+    def __call__(self, available: Sequence[str], source: str = "") -> dict[str, list[str]]:
+        """Returns the columns of each field, in the order of the first file.
+
+        Args:
+            available: Columns of the file, in their order.
+            source: What messages call the file, where it is one of several.
+
+        Returns:
+            Names of columns by field.
+
+        Raises:
+            DataError: As of `choose_all`, or if a field is of other columns than in the first file.
+        """
+        if self._first is not None and tuple(available) == self._available:
+            return self._first[1]
+        try:
+            found = choose_all(available, self.wanted)
+        except DataError as error:
+            raise DataError(f"{source}: {error}" if source else str(error)) from error
+        if self._first is None:
+            self._available, self._first = tuple(available), (source, found)
+        first, expected = self._first
+        for field in FIELDS:
+            got, own = found.get(field, []), expected.get(field, [])
+            if set(got) != set(own):
+                which = f", or name those to read with a list, {field}=[...]"
+                raise DataError(
+                    f"{source}: `{field}` is of other columns than in {first}: got {_shown(got)}, "
+                    f"expected {_shown(own)}. Give them the same names everywhere"
+                    f"{which if field in self.wanted else ''}."
+                )
+        return expected
+
+
 def _choose(available: Sequence[str], field: str, wanted: Wanted) -> list[list[str]]:
     """Returns the columns of a field: those of each name or pattern together."""
     if wanted is False:
@@ -109,11 +161,26 @@ def _choose(available: Sequence[str], field: str, wanted: Wanted) -> list[list[s
 
 def _numbers(names: Sequence[str]) -> dict[int, str] | None:
     """Returns names by their numbers, where they are one name and a number; None: they are not."""
-    split = [re.fullmatch(r"(.*?)[_.\[ ]?(\d+)\]?", name) for name in names]
-    if not all(split) or len({match[1] for match in split if match}) != 1:
-        return None
-    found = {int(match[2]): name for match, name in zip(split, names, strict=True) if match}
-    return found if len(found) == len(names) else None
+    found: dict[int, str] = {}
+    words = set()
+    for name in names:
+        # Not by an expression, which tries every place in a long row of digits.
+        head = name.removesuffix("]")
+        word = _without_digits(head)
+        digits = head[len(word) :]
+        if not 0 < len(digits) <= _MOST_DIGITS:
+            return None
+        words.add(word[:-1] if word[-1:] in tuple("_.[ ") else word)
+        found[int(digits)] = name
+    return found if len(words) == 1 and len(found) == len(names) else None
+
+
+def _without_digits(name: str) -> str:
+    """Returns a name without the digits at its end."""
+    stop = len(name)
+    while stop and name[stop - 1].isdecimal():
+        stop -= 1
+    return name[:stop]
 
 
 def _counted(field: str, names: Sequence[str]) -> list[str]:
@@ -235,6 +302,8 @@ def flat_dataset(
             )
     shapes = {key: part.shape[1:] for key, part in parts.items()}
     layout = ObservationLayout(shapes if isinstance(obs, Mapping) else shapes[""])
+    if builders_write():
+        check_parts(layout.keys, layout.shapes)
     builder = OfflineDatasetBuilder(
         size,
         obs_dim=layout.obs_dim,
@@ -330,6 +399,7 @@ def natural(names: Iterable[str]) -> list[str]:
 
     def key(name: str) -> list[tuple[bool, int, str]]:
         parts = re.split(r"(\d+)", name)
-        return [(not p.isdecimal(), int(p) if p.isdecimal() else 0, p) for p in parts]
+        numbers = [p.isdecimal() and len(p) <= _MOST_DIGITS for p in parts]
+        return [(not n, int(p) if n else 0, p) for n, p in zip(numbers, parts, strict=True)]
 
     return sorted(names, key=key)

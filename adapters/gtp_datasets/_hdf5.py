@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from gtp_policy import files
 from gtp_policy.errors import DataError, GTPError, MissingDependencyError, how_to_install
 from gtp_policy.files import expanded
 
@@ -99,7 +100,13 @@ def check_place(path: object, kind: str) -> Path:
         DataError: If it is no path, or one of something that is there and no file.
     """
     place = located(path)
-    if os.path.exists(place) and not os.path.isfile(place):
+    if not os.path.exists(place):
+        raise DataError(
+            f"`{place}` cannot be read as {kind}: got no file of that name in "
+            f"{os.path.abspath(place.parent)}, expected one. Correct the path, or make or download "
+            "the file."
+        )
+    if not os.path.isfile(place):
         raise DataError(f"`{place}` is no file: got something else, expected {kind}.")
     return place
 
@@ -162,20 +169,11 @@ def stored_bytes(path: str | os.PathLike[str]) -> int:
     Args:
         path: The file.
     """
-    size = os.path.getsize(path)
-    if not hasattr(os, "SEEK_DATA"):  # a system that does not tell
-        return size
-    stored = end = 0
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # after the last data there is none to seek
-            while end < size:
-                start = os.lseek(descriptor, end, os.SEEK_DATA)
-                end = os.lseek(descriptor, start, os.SEEK_HOLE)
-                stored += end - start
+        return files.stored_bytes(descriptor)
     finally:
         os.close(descriptor)
-    return stored
 
 
 def stored_bytes_of(file: "h5py.File") -> int:

@@ -6,7 +6,9 @@ that Minari writes, are read here: of each only what is needed, and images in tw
 
 import json
 import math
+import os
 import re
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 # Of a metadata.json; that of large images, with the bounds of every pixel, has some megabytes.
 _MOST_METADATA = 2**24
 _NUMBERS = re.compile("(u?int|float)(8|16|32|64)|bool")
+_LISTENING = threading.Lock()
 _COLUMNS = ("actions", "rewards", "terminations", "truncations")
 
 
@@ -60,7 +63,8 @@ def open_minari(dataset_or_id: "MinariDataset | str") -> "MinariDataset":
     unreadable = f"Minari dataset {dataset_or_id!r} cannot be opened"
     _check_metadata(dataset_or_id)
     try:
-        with warnings.catch_warnings(record=True) as caught:
+        # One at a time: two would put the other's list of warnings in the place of the process's.
+        with _LISTENING, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")  # says why a folder does not count as a dataset
             metadata = minari.list_local_datasets(prefix=dataset_or_id).get(dataset_or_id)
     except Exception as error:  # a malformed id
@@ -102,7 +106,7 @@ def _data_path(dataset_id: str) -> Path:
 def _check_metadata(dataset_id: str) -> None:
     """Raises if a file of metadata is too long to be one; Minari reads it whole."""
     path = _data_path(dataset_id) / "metadata.json"
-    if path.exists() and (not path.is_file() or path.stat().st_size > _MOST_METADATA):
+    if os.path.exists(path) and (not path.is_file() or path.stat().st_size > _MOST_METADATA):
         raise DataError(
             f"{path} is no metadata of Minari: got something else, or more than {_MOST_METADATA} "
             "bytes, expected a small JSON file. Download the dataset again."
@@ -264,7 +268,9 @@ class Episodes:
             return values
         images = np.empty((len(stored), *(space.shape or ())), np.uint8)
         for i, image in enumerate(images):  # one at a time: they may share memory in the file
-            image[...] = decoded(bytes(stored[i]), image.shape, f"{stored.name} at row {i}")
+            # Not bytes(), which makes as many as a number says.
+            packed = np.asarray(stored[i]).tobytes()
+            image[...] = decoded(packed, image.shape, f"{stored.name} at row {i}")
         return images
 
 

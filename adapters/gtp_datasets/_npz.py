@@ -1,6 +1,7 @@
 """npz files from untrusted sources: no object is decoded, and declared sizes are checked."""
 
 import contextlib
+import io
 import math
 import os
 import zipfile
@@ -13,6 +14,11 @@ from gtp_datasets._hdf5 import check_expansion, check_place, stored_bytes
 from gtp_policy.errors import DataError, GTPError
 
 Shape = tuple[int, ...]
+# What NumPy writes. Of the others, zipfile unpacks everything before it looks at the length that is
+# announced, and a byte of theirs can hold a million.
+_PACKED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
+# Bytes before the numbers: NumPy would read as many as a header says that it has.
+_LONGEST_HEADER = 2**16
 
 
 class NpzFile:
@@ -25,7 +31,13 @@ class NpzFile:
 
     def __init__(self, archive: zipfile.ZipFile, path: str | os.PathLike[str]) -> None:
         self._archive, self._shown = archive, os.fspath(path)
-        self._members = {i.filename.removesuffix(".npy"): i for i in archive.infolist()}
+        members = archive.infolist()
+        self._members = {i.filename.removesuffix(".npy"): i for i in members}
+        if len(self._members) != len(members):  # readers differ in which of the two they take
+            raise DataError(
+                f"`{self._shown}` has two fields of one name: got {len(members)} members of "
+                f"{len(self._members)} names, expected one of each. Save it again."
+            )
         # Of a field that was looked at: where its numbers begin, and what they are.
         self._begins: dict[str, tuple[int, Shape, bool, np.dtype[np.generic]]] = {}
         self.names = tuple(self._members)
@@ -33,6 +45,13 @@ class NpzFile:
 
     def declared(self, names: Sequence[str]) -> int:
         """Returns how many bytes fields take, after comparing that with the size of the file."""
+        for member in map(self._members.__getitem__, names):
+            if member.compress_type not in _PACKED:
+                raise DataError(
+                    f"`{member.filename}` is packed in an unusual way: got the method "
+                    f"{member.compress_type} of zip files, expected none or deflate. Save it again "
+                    "with numpy.savez or numpy.savez_compressed."
+                )
         total = sum(self._members[name].file_size for name in names)
         check_expansion(total, self.on_disk, self._shown)
         return total
@@ -43,23 +62,29 @@ class NpzFile:
         NumPy would believe it.
         """
         member = self._members[name]
-        with self._archive.open(member) as stream:
-            version = np.lib.format.read_magic(stream)
-            read = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }.get(version)
-            if read is None:
-                raise DataError(
-                    f"`{member.filename}` has an unknown format: got version {version}, expected "
-                    "1.0 or 2.0. Save it again with numpy.savez."
-                )
-            shape, by_columns, dtype = read(stream)
-            begin = stream.tell()
+        with self._archive.open(member) as packed:
+            stream = io.BytesIO(packed.read(_LONGEST_HEADER))
+        version = np.lib.format.read_magic(stream)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read is None:
+            raise DataError(
+                f"`{member.filename}` has an unknown format: got version {version}, expected "
+                "1.0 or 2.0. Save it again with numpy.savez."
+            )
+        shape, by_columns, dtype = read(stream)
+        begin = stream.tell()
         if dtype.hasobject:
             raise DataError(
                 f"`{member.filename}` has the wrong dtype: got {dtype}, expected numbers or flags. "
                 "Objects are never decoded. Save rows of equal shape, or one file per episode."
+            )
+        if any(type(n) is not int or n < 0 for n in shape):  # NumPy would take -1 for the rest
+            raise DataError(
+                f"`{member.filename}` has a shape that is none: got {shape!r:.80}, expected "
+                "integers >= 0. The file is damaged or hostile."
             )
         if math.prod(shape) * dtype.itemsize > member.file_size:
             raise DataError(
@@ -72,9 +97,10 @@ class NpzFile:
     def read(self, name: str) -> npt.NDArray[np.generic]:
         """Returns a field whose shape was looked at."""
         begin, shape, by_columns, dtype = self._begins[name]
-        with self._archive.open(self._members[name]) as stream:
+        member = self._members[name]
+        with self._archive.open(member) as stream:
             stream.seek(begin)
-            data = stream.read()
+            data = stream.read(member.file_size - begin)  # and not all that the member unpacks to
         array = np.frombuffer(data, dtype, math.prod(shape))
         return array.reshape(shape, order="F" if by_columns else "C")
 

@@ -58,21 +58,20 @@ def read_clips(path: Path, clips: Sequence[Clip], fps: float) -> None:
         with open(path, "rb") as file, av.open(file, "r", format="mp4") as container:
             stream = container.streams.video[0]
             stream.thread_type = "NONE"
+            _bound_frames(stream, clips, shown)
             for frame in container.decode(stream):
                 number = _number(frame, fps, shown)
                 for image in wanted.get(number, ()):
-                    if (frame.height, frame.width) != image.shape[:2]:
-                        raise DataError(
-                            f"`{shown}` has frames of another size: got {frame.height} x "
-                            f"{frame.width}, expected {image.shape[0]} x {image.shape[1]}."
-                        )
+                    _check_size(frame, image.shape, shown)
                     image[...] = frame.to_ndarray(format="rgb24")
                 left.discard(number)
                 if not left:
                     break
-    except (GTPError, MemoryError):
+    except GTPError:
         raise
     except Exception as error:  # whatever FFmpeg says of a foreign file
+        if isinstance(error, MemoryError) and not isinstance(error, av.error.FFmpegError):
+            raise
         raise DataError(
             f"`{shown}` cannot be decoded: got {type(error).__name__} ({error}), expected an mp4 "
             "file. Download it again."
@@ -81,6 +80,28 @@ def read_clips(path: Path, clips: Sequence[Clip], fps: float) -> None:
         raise DataError(
             f"`{shown}` has too few frames: got none at {min(left) / fps:.3f} s ({len(left)} are "
             f"missing), expected {fps:g} per second. Download it again."
+        )
+
+
+def _bound_frames(stream: Any, clips: Sequence[Clip], shown: str) -> None:  # noqa: ANN401 - PyAV's
+    """Refuses frames of another size before they are decoded, whatever a later header says.
+
+    A frame of a size that nobody asked for is some kilobytes in the file, and as large as it likes
+    in the memory.
+    """
+    height, width = 0, 0
+    for clip in clips:
+        _check_size(stream, clip.into.shape[1:], shown)
+        height, width = clip.into.shape[1:3]
+    # Codecs work in whole blocks, of up to 128 pixels.
+    stream.codec_context.options = {"max_pixels": str((height + 128) * (width + 128))}
+
+
+def _check_size(of: Any, wanted: Sequence[int], shown: str) -> None:  # noqa: ANN401 - PyAV's
+    if (of.height, of.width) != tuple(wanted[:2]):
+        raise DataError(
+            f"`{shown}` has frames of another size: got {of.height} x {of.width}, expected "
+            f"{wanted[0]} x {wanted[1]}."
         )
 
 

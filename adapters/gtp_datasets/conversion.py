@@ -45,7 +45,8 @@ def convert(
 
     Raises:
         DataError: If the folder holds a dataset or other files, or an option is none of the
-            loader's, or something is wrong with the data.
+            loader's, or something is wrong with the data, or it has more parts of an observation,
+            or files, than are read again.
         EmptyDatasetError: If no transition is left.
         UnsupportedSpaceError: If bounds are missing or a space does not fit.
         MissingDependencyError: If what reads this kind is not installed.

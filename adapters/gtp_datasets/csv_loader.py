@@ -1,7 +1,7 @@
 """CSV: a table of transitions, or a folder with a file per episode."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from gtp_datasets._arrow import csv_columns, read_csv
-from gtp_datasets._fields import Wanted, choose_all, ends_of, files_of, flat_dataset, shown_id
+from gtp_datasets._fields import Choice, Wanted, ends_of, files_of, flat_dataset, shown_id
 from gtp_datasets._hdf5 import located
 from gtp_policy import OfflineDataset
 from gtp_policy.episodes import Episode, read_episode
@@ -40,7 +40,8 @@ def load_csv(
     by flags. Of a *folder*, every ``.csv`` or ``.tsv`` file, in small letters or capitals, is one
     episode, in the order of the numbers in their names. Episodes follow the rules of
     `OfflineDataset.from_episodes`: one that does not say how it ends was cut, and its last row,
-    which has no next observation, is left out.
+    which has no next observation, is left out. The columns of the first file are those of all, by
+    their names: they may stand in another order, and other ones are an error.
 
     Args:
         path: The file or folder.
@@ -67,8 +68,8 @@ def load_csv(
         The dataset, actions scaled to [-1, 1].
 
     Raises:
-        DataError: If a file cannot be read, or a field is missing or of the wrong type or value;
-            file, column and row are named.
+        DataError: If a file cannot be read, or a field is missing, of other columns than in the
+            first file of a folder, or of the wrong type or value; file, column and row are named.
         EmptyDatasetError: If there is no episode or no transition is left.
         UnsupportedSpaceError: If bounds are missing or no Box.
         MissingDependencyError: If pyarrow is not installed.
@@ -86,7 +87,6 @@ def load_csv(
         tensor([[0.6000, 2.0000],
                 [1.0000, 1.0000]])
     """
-    path = located(path)
     wanted: dict[str, Wanted] = {
         "obs": obs,
         "action": action,
@@ -96,6 +96,7 @@ def load_csv(
         "next_obs": next_obs,
         "episode": episode,
     }
+    choose, path = Choice(wanted), located(path)
     options: dict[str, Any] = {
         "low": low,
         "high": high,
@@ -106,9 +107,9 @@ def load_csv(
         "source": f"CSV {path.name}",
     }
     if os.path.isdir(path):
-        found = _of_folder(path, wanted, delimiter)
+        found = _of_folder(path, choose, delimiter)
         return OfflineDataset.from_episodes(found, **options)
-    fields, chosen = _read(path, wanted, delimiter)
+    fields, chosen = _read(path, choose, delimiter)
     size, ids = len(fields["action"]), fields.pop("episode", None)
     ends = ends_of(ids, shown_id(chosen)) if ids is not None else None
     if ids is None and episode is False:
@@ -116,20 +117,18 @@ def load_csv(
     return flat_dataset(fields.pop("obs"), fields, ends=ends, **options)
 
 
-def _of_folder(
-    folder: Path, wanted: Mapping[str, Wanted], delimiter: str | None
-) -> Iterator[Episode]:
+def _of_folder(folder: Path, choose: Choice, delimiter: str | None) -> Iterator[Episode]:
     for name in files_of(folder, "csv"):
-        yield read_episode(_read(folder / name, wanted, delimiter)[0], name)
+        yield read_episode(_read(folder / name, choose, delimiter, name)[0], name)
 
 
 def _read(
-    path: str | os.PathLike[str], wanted: Mapping[str, Wanted], delimiter: str | None
+    path: str | os.PathLike[str], choose: Choice, delimiter: str | None, source: str = ""
 ) -> tuple[dict[str, Any], dict[str, list[str]]]:
     """Returns the fields, and the columns that each of them is of."""
     if delimiter is None:
         delimiter = "\t" if os.fspath(path).lower().endswith(".tsv") else ","
-    chosen = choose_all(csv_columns(path, delimiter), wanted)
+    chosen = choose(csv_columns(path, delimiter), source)
     names = list(dict.fromkeys(name for columns in chosen.values() for name in columns))
     table = read_csv(path, names, delimiter)
     vectors = ("obs", "next_obs", "action")

@@ -23,6 +23,7 @@ from gtp_policy.errors import DataError
 
 Array = npt.NDArray[Any]
 _MOST_JSON = 2**24
+_MOST_SECONDS = 1e9  # thirty years of one video
 _NUMBERS = re.compile("(u?int|float)(8|16|32|64)|bool")
 _KEY = re.compile(r"[\w\-]+(\.[\w\-]+)*")  # of a video: a folder, and no other one
 
@@ -167,7 +168,7 @@ def _info(root: Path) -> dict[str, Any]:
     """Returns what meta/info.json says, as far as it is needed and fits."""
     path = root / "meta" / "info.json"
     shown = f"`{root}` is no LeRobotDataset"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(
             f"{shown}: got no meta/info.json, expected a folder of version 3 with meta and data."
         )
@@ -346,8 +347,18 @@ def _clips(
                     f"`{path}` lacks a number: got {part[row]} as {name_of} at row {row}, expected "
                     "where the frames of the episode are."
                 )
+            if name_of != columns[-1] and (odd := np.flatnonzero(part % 1)).size:
+                raise DataError(
+                    f"`{path}` has no whole number: got {part[odd[0]]} as {name_of} at row "
+                    f"{odd[0]}, expected an integer."
+                )
         index, length, chunk, number, since = parts
         for i in range(file.rows):
+            if int(index[i]) in places:
+                raise DataError(
+                    f"`{path}` names an episode again: got {int(index[i])} at row {i}, expected "
+                    "each once. Download it again."
+                )
             places[int(index[i])] = (
                 int(chunk[i]),
                 int(number[i]),
@@ -357,7 +368,8 @@ def _clips(
     clips: dict[tuple[int, int], list[Clip]] = {}
     for episode, start, stop in zip(numbers.tolist(), starts, stops, strict=True):
         place = places.get(int(episode))
-        if place is None or place[3] != stop - start or place[2] < 0 or min(place[:2]) < 0:
+        fits = place is not None and place[3] == stop - start and 0 <= place[2] < _MOST_SECONDS
+        if place is None or not fits or min(place[:2]) < 0:
             raise DataError(
                 f"Episode {episode} of `{root}` is not where meta/episodes says: got {place}, "
                 f"expected chunk, file, time and the length {stop - start} of its video."

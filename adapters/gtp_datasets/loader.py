@@ -147,7 +147,7 @@ def kind_of(source: Any) -> str:  # noqa: ANN401 - anything
 
 def _of_path(path: Path) -> str:
     suffix = path.suffix.lower()
-    if path.is_dir():
+    if os.path.isdir(path):  # of a name that is too long pathlib raises
         return _of_folder(path)
     if suffix in ENDINGS["hdf5"]:
         return _of_hdf5(path)
@@ -157,7 +157,7 @@ def _of_path(path: Path) -> str:
         return "ogbench" if names >= _FIELDS_OF_D4RL | {"masks", "rewards"} else "npz"
     if suffix in ENDINGS["csv"]:
         return "csv"
-    if path.exists():
+    if os.path.exists(path):
         more = " Pickles are never read." if suffix in _PICKLED else ""
         raise _unknown(f"the file {str(path)!r}", more)
     if suffix or not path.name or path.is_absolute():  # ids have neither an ending nor a root

@@ -19,7 +19,13 @@ from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_array, as_flags
 from gtp_policy.episodes import scaler_of
 from gtp_policy.errors import DataError, UnsupportedSpaceError
 from gtp_policy.frames import MOST_FRAMES, is_image_shape
-from gtp_policy.shards import ShardedRows, ShardWriter, images_column
+from gtp_policy.shards import (
+    ShardedRows,
+    ShardWriter,
+    builders_write,
+    check_parts,
+    images_column,
+)
 
 if TYPE_CHECKING:
     from gymnasium import Space
@@ -102,6 +108,8 @@ def load_minari(
             )
     dataset = open_minari(dataset_or_id)
     layout = _obs_layout(dataset.observation_space, obs_keys)
+    if builders_write():
+        check_parts(layout.keys, layout.shapes)
     episodes = Episodes(dataset, layout.keys)
     scaler = _scaler(dataset, episodes, low, high, unbounded)
     frames = _Frames(dataset.observation_space, layout, episodes.steps, dataset.total_episodes)

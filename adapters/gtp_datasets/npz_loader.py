@@ -3,7 +3,7 @@
 import itertools
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 
 from gtp_datasets._fields import (
+    Choice,
     Wanted,
-    choose_all,
     ends_of,
     files_of,
     flat_dataset,
@@ -57,7 +57,8 @@ def load_npz(
     - a *folder*: every npz file in it is one episode, in the order of the numbers in their names.
 
     Episodes follow the rules of `OfflineDataset.from_episodes`: T or T + 1 observations, and one
-    that does not say how it ends was cut.
+    that does not say how it ends was cut. The arrays of the first episode are those of all, by
+    their names: they may stand in another order, and other ones are an error.
 
     Args:
         path: The file or folder.
@@ -84,7 +85,8 @@ def load_npz(
 
     Raises:
         DataError: If a file cannot be read, declares more than it holds or has objects in it, or a
-            field is missing or of the wrong type, shape or value; file, field and row are named.
+            field is missing, of other arrays than in the first episode, or of the wrong type, shape
+            or value; file, field and row are named.
         EmptyDatasetError: If there is no episode or no transition is left.
         UnsupportedSpaceError: If bounds are missing or no Box.
 
@@ -109,7 +111,7 @@ def load_npz(
         "next_obs": next_obs,
         "episode": episode,
     }
-    choose, path = _Choice(wanted), located(path)
+    choose, path = Choice(wanted), located(path)
     options: dict[str, Any] = {
         "low": low,
         "high": high,
@@ -136,43 +138,28 @@ def _of_episodes(episodes: Iterator[Episode], options: Mapping[str, Any]) -> Off
     return OfflineDataset.from_episodes(whole, obs_keys=keys, **options)
 
 
-def _of_folder(folder: Path, choose: "_Choice") -> Iterator[Episode]:
+def _of_folder(folder: Path, choose: Choice) -> Iterator[Episode]:
     declared = on_disk = 0
     for name in files_of(folder, "npz"):
         with open_npz(folder / name) as file:
-            read = _Reader(file, "", choose(file.names))
+            read = _Reader(file, "", choose(file.names, name))
             declared, on_disk = declared + read.declared, on_disk + file.on_disk
             check_expansion(declared, on_disk, str(folder))
             yield read_episode(read.fields(), name)
 
 
-def _read_groups(file: NpzFile, choose: "_Choice") -> Iterator[Episode]:
+def _read_groups(file: NpzFile, choose: Choice) -> Iterator[Episode]:
     groups: dict[str, list[str]] = {}
     for name in file.names:
         group, slash, last = name.rpartition("/")
         groups.setdefault(group + slash, []).append(last)
-    readers = [(group, _Reader(file, group, choose(groups[group]))) for group in natural(groups)]
+    readers = []
+    for group in natural(groups):
+        name = f"Episode {group.removesuffix('/')!r}"
+        readers.append((name, _Reader(file, group, choose(groups[group], name))))
     check_expansion(sum(reader.declared for _, reader in readers), file.on_disk, "The file")
-    for group, reader in readers:
-        yield read_episode(reader.fields(), f"Episode {group.removesuffix('/')!r}")
-
-
-class _Choice:
-    """Which arrays are which field, found out once for files of the same names.
-
-    Args:
-        wanted: What the caller says of each field.
-    """
-
-    def __init__(self, wanted: Mapping[str, Wanted]) -> None:
-        self.wanted = wanted
-        self._known: dict[tuple[str, ...], dict[str, list[str]]] = {}
-
-    def __call__(self, names: Sequence[str]) -> dict[str, list[str]]:
-        key = tuple(names)
-        if key not in self._known:
-            self._known[key] = choose_all(key, self.wanted)
-        return self._known[key]
+    for name, reader in readers:
+        yield read_episode(reader.fields(), name)
 
 
 class _Reader:
@@ -232,7 +219,7 @@ def _joined(
 
 
 def _read_flat(
-    file: NpzFile, choose: _Choice
+    file: NpzFile, choose: Choice
 ) -> tuple[dict[str, Any], npt.NDArray[np.bool_] | None]:
     """Returns the fields of a file of transitions, and where episodes end as far as it says so."""
     reader = _Reader(file, "", choose(file.names))

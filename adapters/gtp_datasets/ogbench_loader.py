@@ -2,15 +2,15 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from gtp_datasets._hdf5 import check_place, table_bytes
-from gtp_datasets._npz import read_npz
+from gtp_datasets._hdf5 import located, table_bytes
+from gtp_datasets._npz import open_npz, read_npz
 from gtp_datasets.spaces import action_scaler
 from gtp_policy import ObservationLayout, OfflineDataset
 from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_array, as_flags
@@ -102,9 +102,11 @@ def load_ogbench(
         }
         source = "OGBench"
     else:
-        path = check_place(dataset_or_path, "npz")
+        path = located(dataset_or_path)
         if split == "validation":
             path = path.with_name(f"{path.stem}-val{path.suffix}")
+        with open_npz(path) as file:
+            _check_names(file.names)
         fields = read_npz(path, REQUIRED + LABELS + OPTIONAL, _made_of)
         source = f"OGBench {path.name}"
     obs, next_obs, kept, truncated = _transitions(fields)
@@ -178,7 +180,7 @@ def _transitions(
     return obs[kept], obs[following], kept, terminals[following]
 
 
-def _check_fields(fields: Mapping[str, npt.NDArray[np.generic]]) -> None:
+def _check_names(fields: Collection[str]) -> None:
     for name in REQUIRED + LABELS:
         if name in fields:
             continue
@@ -186,7 +188,7 @@ def _check_fields(fields: Mapping[str, npt.NDArray[np.generic]]) -> None:
             "They belong to a task: pass what ogbench.make_env_and_datasets returns for a name "
             "with `singletask`, or write a file with them."
             if name in LABELS
-            else "Is this a file of OGBench?"
+            else "Is this a file of OGBench? load_npz reads those with other fields."
         )
         raise DataError(
             f"`{name}` is missing: got the fields {sorted(fields)}, expected "
@@ -198,6 +200,10 @@ def _check_fields(fields: Mapping[str, npt.NDArray[np.generic]]) -> None:
             "expected a file or the usual layout. Pass compact_dataset=False to "
             "make_env_and_datasets."
         )
+
+
+def _check_fields(fields: Mapping[str, npt.NDArray[np.generic]]) -> None:
+    _check_names(fields)
     rows = fields["observations"].shape[:1]
     for name in ("observations", "actions"):
         shape = fields[name].shape

@@ -139,7 +139,13 @@ def _demos(file: "h5py.File", filter_key: str | None) -> list[str]:
         raise DataError(f"`filter_key` is not there: got {filter_key!r}, expected one of {masks}.")
     size = check_object(file, name.encode())
     check_expansion(size, stored_bytes_of(file), name)
-    wanted = {bytes(demo).decode(errors="replace") for demo in file[name][()].ravel()}
+    listed = file[name]
+    if getattr(listed, "dtype", np.dtype("f8")).kind != "S":  # of a number, bytes() makes so many
+        raise DataError(
+            f"`{name}` is no list of names: got {getattr(listed, 'dtype', 'a group')}, expected "
+            "strings of a fixed length."
+        )
+    wanted = {demo.decode(errors="replace") for demo in listed[()].ravel().tolist()}
     if missing := sorted(wanted - set(there)):
         raise DataError(
             f"`{name}` names what is not there: got {missing[:5]}, expected groups of `data`."

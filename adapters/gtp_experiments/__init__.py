@@ -24,7 +24,7 @@ from gtp_experiments.config import (
 from gtp_experiments.data import Data, data_hash, load_data
 from gtp_experiments.drawing import draw
 from gtp_experiments.environments import check_env, environment_of, flat_observations, make_env
-from gtp_experiments.errors import ExperimentError
+from gtp_experiments.errors import ExperimentError, InUseError
 from gtp_experiments.evaluation import Evaluation, Evaluator, evaluate, policy_of
 from gtp_experiments.listing import list_of_runs, shown
 from gtp_experiments.mountain_car import mountain_car_logs
@@ -34,7 +34,7 @@ from gtp_experiments.plots import film, plot_actions, plot_advantages, plot_curv
 from gtp_experiments.provenance import provenance
 from gtp_experiments.reevaluation import reevaluate
 from gtp_experiments.results import Reference, RunFolder, RunResult, read_result, read_results
-from gtp_experiments.runner import run, run_all
+from gtp_experiments.runner import run, run_all, run_seeds
 from gtp_experiments.slurm import submit
 from gtp_experiments.statistics import (
     Estimate,
@@ -62,6 +62,7 @@ __all__ = [
     "Evaluator",
     "ExperimentConfig",
     "ExperimentError",
+    "InUseError",
     "Range",
     "Reference",
     "Row",
@@ -102,6 +103,7 @@ __all__ = [
     "rows",
     "run",
     "run_all",
+    "run_seeds",
     "shown",
     "sliced_distance",
     "spread",

@@ -1,8 +1,7 @@
 """``python -m gtp_experiments``."""
 
-import sys
-
 from gtp_experiments.cli import main
+from gtp_experiments.processes import end
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

@@ -63,7 +63,12 @@ def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
     add("--evaluate-every", type=int, metavar="UPDATES", help=_help("every", EvaluationConfig))
     add("--episodes", type=int, help=_help("episodes", EvaluationConfig))
     add("--device", help=_help("device"))
-    add("--jobs", type=int, default=1, help="processes, of one seed each (default: 1)")
+    add(
+        "--jobs",
+        type=int,
+        default=1,
+        help="processes, of one seed each, on a GPU of all seeds (default: 1)",
+    )
     add("--out", type=path, required=True, help="folder of all runs; they resume from there")
 
 
@@ -131,7 +136,12 @@ def path(text: str) -> Path:
 
     Returns:
         The path.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is empty, as a variable of the shell that is not set.
     """
+    if not text:
+        raise argparse.ArgumentTypeError("got '', expected a path: is a variable not set?")
     return Path(text).expanduser()
 
 
@@ -227,9 +237,10 @@ def _reward(text: str) -> RewardTransform:
     try:
         transform: RewardTransform = TypeAdapter(RewardTransform).validate_json(text)
     except ValidationError as error:
+        said = f" ({error.errors()[0]['msg']})" if text[:1] == "{" else ""
         raise argparse.ArgumentTypeError(
-            f"got {text!r}, expected one of {', '.join(REWARDS)}, or JSON such as "
-            '{"kind": "linear", "multiply": 0.1}'
+            f"got {text!r}{said}, expected one of {', '.join(REWARDS)}, or JSON such as "
+            '{"kind": "linear", "multiply": 0.1}.' + suggestion(text, REWARDS)
         ) from error
     return transform
 
@@ -253,11 +264,17 @@ def assign(config: GTPConfig, assignment: str) -> GTPConfig:
             f"--set is malformed: got {assignment!r}, expected path=value, e.g. "
             "learner.actor_lr=1e-3."
         )
+    head = path.split(".")[0]
+    if head in RunConfig.model_fields and head not in GTPConfig.model_fields:
+        raise ExperimentError(
+            f"--set changes the policy: got {assignment!r}, and {head} is a field of the run, "
+            "expected one of the policy. `run --help` has options for what a run is."
+        )
     try:
         value = json.loads(text)
     except ValueError:
         value = text
-    return _assigned(config, path, value, assignment)
+    return _assigned(config, path, value, assignment, "--set")
 
 
 def assigned(config: RunConfig, path: str, value: object) -> RunConfig:
@@ -282,25 +299,26 @@ def assigned(config: RunConfig, path: str, value: object) -> RunConfig:
         >>> assigned(config, "weighter.eta", 2.0).policy.weighter.eta
         2.0
     """
+    words, by = f"{path}={value}", "The space"
     if path.split(".")[0] in RunConfig.model_fields:
-        return _assigned(config, path, value, f"{path}={value}")
-    return config.replace(policy=_assigned(config.policy, path, value, f"{path}={value}"))
+        return _assigned(config, path, value, words, by)
+    return config.replace(policy=_assigned(config.policy, path, value, words, by))
 
 
-def _assigned(config: C, path: str, value: object, words: str) -> C:
+def _assigned(config: C, path: str, value: object, words: str, by: str) -> C:
     try:
-        return _replaced(config, path.split("."), value)
+        return _replaced(config, path.split("."), value, by)
     except ValidationError as error:
         said = error.errors()[0]["msg"].removeprefix("Value error, ").rstrip(".")
         said += "" if said.endswith("?") else "."
         said += _whole(config, path.split("."), value)
         raise ExperimentError(
-            f"--set does not fit: got {words!r}, and the config says: {said} "
+            f"{by} does not fit: got {words!r}, and the config says: {said} "
             "`config` prints all fields."
         ) from error
 
 
-def _replaced(config: C, path: list[str], value: object) -> C:
+def _replaced(config: C, path: list[str], value: object, by: str) -> C:
     name, *rest = path
     if rest:
         there = name in type(config).model_fields
@@ -310,10 +328,10 @@ def _replaced(config: C, path: list[str], value: object) -> C:
             hint = "" if there else suggestion(name, type(config).model_fields)
             whole = _whole(config, path, value) if there else ""
             raise ExperimentError(
-                f"--set leads nowhere: got {'.'.join(path)!r}, expected {name!r}{is_now} to have "
+                f"{by} leads nowhere: got {'.'.join(path)!r}, expected {name!r}{is_now} to have "
                 f"fields.{hint or whole} `config` prints all fields."
             )
-        value = _replaced(part, rest, value)
+        value = _replaced(part, rest, value, by)
     return config.replace(**{name: value})
 
 
@@ -327,7 +345,7 @@ def _whole(config: Config, path: list[str], value: object) -> str:
         return ""
     part = {last: value}
     try:
-        _replaced(config, outer, part)
+        _replaced(config, outer, part, "")
     except ValidationError as error:
         problem = error.errors()[0]
         known = problem["type"] == "union_tag_invalid"

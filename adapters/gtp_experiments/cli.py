@@ -2,10 +2,12 @@
 
 import argparse
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -23,7 +25,7 @@ from gtp_experiments.drawing import draw
 from gtp_experiments.errors import ExperimentError
 from gtp_experiments.listing import list_of_runs, shown
 from gtp_experiments.processes import start
-from gtp_experiments.reevaluation import reevaluate
+from gtp_experiments.reevaluation import finished, reevaluate
 from gtp_experiments.results import read_results
 from gtp_experiments.runner import run_all
 from gtp_experiments.slurm import submit
@@ -31,7 +33,9 @@ from gtp_experiments.sweep import SweepConfig, draw_outcome, outcome, read_space
 from gtp_experiments.table import table
 from gtp_experiments.trackers import TrackerName
 from gtp_policy import StopSignal
-from gtp_policy.errors import GTPError
+from gtp_policy.errors import GTPError, suggestion
+
+T = TypeVar("T")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,10 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0; 2 for a mistake in the request; 3 if runs were stopped before their end.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    args = command_parser().parse_args(_joined(given))
+    args, unknown = command_parser().parse_known_args(_joined(given))
+    if unknown:
+        known = re.findall(r"--[a-z-]+", args.parser.format_usage())
+        args.parser.error(f"unknown: {' '.join(unknown)}.{suggestion(unknown[0], known)}")
     args.words = given
     try:
-        return int(args.do(args))
+        status = int(args.do(args))
+        sys.stdout.flush()
+        return status
     except ValidationError as error:
         for problem in error.errors():
             place = ".".join(str(part) for part in problem["loc"])
@@ -55,8 +64,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             said = problem["msg"].removeprefix("Value error, ")
             words = f"{place}: {said}, got {problem['input']!r}" if place else said
             print(f"error: {words}", file=sys.stderr)
-    except (GTPError, OSError) as error:
+    except GTPError as error:
         print(f"error: {error}", file=sys.stderr)
+    except BrokenPipeError:  # who reads, as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter complains at its end
+        return 0
+    except OSError as error:
+        print(
+            f"error: The machine refuses a file: got {error}, expected a place with room and "
+            "permission for it. Free space or choose another folder; the same command goes on from "
+            "what is saved.",
+            file=sys.stderr,
+        )
     except BrokenProcessPool:
         print(
             "error: A process of the runs was killed: got its end without an answer, expected a "
@@ -171,6 +190,8 @@ def command_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("table", help="summarise the results below a folder")
     command.set_defaults(do=_table)
     command.add_argument("folder", type=path)
+    for command in commands.choices.values():
+        command.set_defaults(parser=command)
     return parser
 
 
@@ -248,7 +269,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    print("\n\n".join(shown(folder) for folder in args.folders))
+    print("\n\n".join(_looked_at(shown, args.folders).values()))
     return 0
 
 
@@ -266,7 +287,7 @@ def _evaluate(args: argparse.Namespace) -> int:
             ),
             device=args.device,
         )
-        for folder in args.folders
+        for folder in _looked_at(finished, args.folders)
         for steps in args.steps
     ]
     print(table(results))
@@ -275,7 +296,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 def _plot(args: argparse.Namespace) -> int:
     for picture in draw(
-        args.folders,
+        [*_looked_at(finished, args.folders)],
         args.out,
         episode=args.episode,
         row=args.row,
@@ -285,6 +306,28 @@ def _plot(args: argparse.Namespace) -> int:
     ):
         print(picture)
     return 0
+
+
+def _looked_at(look: Callable[[Path], T], folders: Sequence[Path]) -> dict[Path, T]:
+    """Returns what folders have for a command; those that lack it are named and left out.
+
+    A shell's ``runs/*`` names all that lies there. What does not lie there at all is a mistake, and
+    so is a request of which nothing is left.
+    """
+    found: dict[Path, T] = {}
+    lacking: list[ExperimentError] = []
+    for folder in folders:
+        try:
+            found[folder] = look(folder)
+        except ExperimentError as error:
+            if not folder.exists():
+                raise
+            lacking.append(error)
+    if not found:
+        raise lacking[0]
+    for one in lacking:
+        print(f"left out: {one}", file=sys.stderr)
+    return found
 
 
 def _table(args: argparse.Namespace) -> int:

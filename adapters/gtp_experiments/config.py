@@ -41,6 +41,15 @@ _AT_FIRST = {
 _GONE = {"advantage_noise": 0.0, "advantage_bias": 0.0}
 
 
+def _whole_text(value: str | None) -> str | None:
+    """Refuses half a character: of a name that is not UTF-8, or in a record of somebody else's."""
+    try:
+        (value or "").encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("must be text that UTF-8 can hold; rename what is called so") from error
+    return value
+
+
 class EvaluationConfig(Config):
     """How often and where a policy is tried.
 
@@ -85,6 +94,8 @@ class EvaluationConfig(Config):
         strict=True,
         description="Together with the run's seed and update: the starts.",
     )
+
+    _text = field_validator("environment")(_whole_text)
 
     @model_validator(mode="after")
     def _one_way_to_choose(self, info: ValidationInfo) -> Self:
@@ -239,6 +250,15 @@ class ExperimentConfig(Config):
         default=1, description="Threads of torch; sums in another order round apart."
     )
     device: str = Field(default="cpu", description="Where data and networks live.")
+
+    _texts = field_validator("dataset", "data_note", "task", "method", "device")(_whole_text)
+
+    @field_validator("device")
+    @classmethod
+    def _computes(cls, value: str) -> str:
+        if value.startswith("meta"):
+            raise ValueError("must be a device that computes; meta holds no numbers")
+        return value
 
     @model_validator(mode="after")
     def _known_task(self) -> Self:

@@ -14,6 +14,7 @@ from gtp_experiments.config import ExperimentConfig, RunConfig
 from gtp_experiments.environments import make_env
 from gtp_experiments.errors import ExperimentError
 from gtp_policy import OfflineDataset
+from gtp_policy.errors import UnsupportedSpaceError
 from gtp_policy.functional import check_kind
 from gtp_policy.rewards import LinearReward
 
@@ -86,7 +87,14 @@ def load_data(config: ExperimentConfig) -> Data:
     else:
         load = load_ogbench if name.lower().endswith(".npz") else load_d4rl_hdf5
         low, high = _bounds(config)
-        dataset = load(name, low=low, high=high, device=device, **choices)
+        try:
+            dataset = load(name, low=low, high=high, device=device, **choices)
+        except UnsupportedSpaceError as error:
+            raise ExperimentError(
+                f"{error} Bounds are those of {config.evaluation.environment} where low and high "
+                "do not say otherwise: evaluate in the environment that the data comes from, or "
+                "correct them (on the command line: --environment, --low, --high)."
+            ) from error
     digest = data_hash(dataset)
     if config.best_episodes is not None:
         dataset = dataset.with_best_episodes(config.best_episodes)
@@ -103,10 +111,15 @@ def load_data(config: ExperimentConfig) -> Data:
 
 
 def _check_id(name: str) -> None:
-    """Raises if what is taken for the id of a Minari dataset is the name of a file."""
-    if os.path.isfile(name) or os.path.splitext(name)[1].lower() in _OTHER_FILES:
+    """Raises if what is taken for the id of a Minari dataset is the name of something else."""
+    if (
+        os.path.isabs(name)
+        or os.path.isfile(name)
+        or os.path.splitext(name)[1].lower() in _OTHER_FILES
+    ):
+        what = "a folder" if os.path.isdir(name) else "a file"
         raise ExperimentError(
-            f"`dataset` names a file that runs do not read: got {name!r}, expected the id of a "
+            f"`dataset` names {what} that runs do not read: got {name!r}, expected the id of a "
             "Minari dataset, or a file that ends in .hdf5, .h5 (as D4RL's) or .npz (as OGBench's). "
             "gtp_datasets.load_dataset reads other files, for a loop of your own: "
             "GTPLearner.from_dataset and update_from."
@@ -124,7 +137,12 @@ def _bounds(config: ExperimentConfig) -> tuple[npt.ArrayLike, npt.ArrayLike]:
             space = env.action_space
         finally:
             env.close()
-        if isinstance(space, Box) and space.is_bounded():
+        if not isinstance(space, Box):
+            raise ExperimentError(
+                f"Actions of {name} do not fit the dataset: got {space}, expected a Box. "
+                "Evaluate in the environment that the data comes from."
+            )
+        if space.is_bounded():
             of_env = space.low if low is None else low, space.high if high is None else high
             return np.ravel(cast(Any, of_env[0])), np.ravel(cast(Any, of_env[1]))
     return -1.0 if low is None else low, 1.0 if high is None else high

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gtp_experiments.config import EvaluationConfig
 from gtp_experiments.environments import environment_of
@@ -11,7 +12,10 @@ from gtp_experiments.plots import film, plot_actions, plot_advantages, plot_curv
 from gtp_experiments.reevaluation import data_of, finished, recorded_environment
 from gtp_experiments.results import RunResult
 from gtp_policy import load_checkpoint
-from gtp_policy.files import expanded
+from gtp_policy.files import expanded, replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def draw(
@@ -60,12 +64,12 @@ expected one. Run it to its end first.
     if len(set(names)) == len(names):  # the digest says nothing where names differ
         groups = dict(zip(names, groups.values(), strict=True))
     path = out / "learning.png"
-    plot_curves(groups).savefig(path, dpi=120)
+    _save(plot_curves(groups), path)
     yield path
     for folder, result, config, newest in runs:
         moved = config.replace(device=device or config.device)  # pictures keep the run's name
         checkpoint = load_checkpoint(newest, train_state=False, device=moved.device)
-        dataset = data_of(folder, result, moved, checkpoint.action_scaler).dataset
+        dataset = data_of(folder, result, moved, checkpoint).dataset
         learner = checkpoint.learner
         if not 0 <= row < len(dataset):
             raise ExperimentError(
@@ -79,7 +83,7 @@ expected one. Run it to its end first.
             figures["weights"] = plot_advantages(learner, dataset, episode=episode)
         for name, figure in figures.items():
             path = out / f"{config.name}_{name}.png"
-            figure.savefig(path, dpi=120)
+            _save(figure, path)
             yield path
         if rollout is not None:
             named = environment or recorded_environment(folder, config)
@@ -87,3 +91,9 @@ expected one. Run it to its end first.
             yield film(
                 act, dataset, named or environment_of(config), out / f"{config.name}.{rollout}"
             )
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    """Writes a picture as a whole; a link of its name is replaced, and what it leads to stays."""
+    with replacing(path, ".png") as temporary:
+        figure.savefig(temporary, dpi=120)

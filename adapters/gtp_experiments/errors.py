@@ -1,4 +1,4 @@
-"""The one kind of error that experiments add to the core's."""
+"""The kinds of errors that experiments add to the core's."""
 
 from gtp_policy.errors import GTPError
 
@@ -9,5 +9,15 @@ class ExperimentError(GTPError, ValueError):
     Example:
         >>> from gtp_experiments import ExperimentError
         >>> issubclass(ExperimentError, ValueError)
+        True
+    """
+
+
+class InUseError(ExperimentError):
+    """A run in whose folder another process works at this moment.
+
+    Example:
+        >>> from gtp_experiments import ExperimentError, InUseError
+        >>> issubclass(InUseError, ExperimentError)
         True
     """

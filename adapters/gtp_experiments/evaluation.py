@@ -1,11 +1,11 @@
 """Evaluation: episodes whose starts are a function of seed and update, many in one batch."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from gtp_datasets.spaces import members_of
 from gtp_experiments.config import EvaluationConfig, ExperimentConfig
@@ -94,6 +94,17 @@ class Evaluation(Config):
         description="Whether each episode reached its goal, where the environment says so.",
     )
 
+    @model_validator(mode="after")
+    def _episode_by_episode(self) -> Self:
+        for name in ("lengths", "success"):
+            found = getattr(self, name)
+            if found is not None and len(found) != len(self.returns):
+                raise ValueError(
+                    f"`{name}` is of other episodes than `returns`: got {len(found)}, expected "
+                    f"{len(self.returns)}"
+                )
+        return self
+
     @property
     def mean(self) -> float:
         """Mean return."""
@@ -135,7 +146,12 @@ class Evaluator:
         self._envs = _opened(environment_of(config), dataset, config.evaluation)
 
     def run(
-        self, act: Act, update: int, on_step: Callable[[int], None] = lambda left: None
+        self,
+        act: Act,
+        update: int,
+        on_step: Callable[[int], None] = lambda left: None,
+        *,
+        seed: int | None = None,
     ) -> Evaluation:
         """Runs the episodes of one evaluation.
 
@@ -143,6 +159,7 @@ class Evaluator:
             act: The policy; it gets the observations of all running episodes at once.
             update: Number of updates that it had; the starts depend on it.
             on_step: Called before each step with the number of episodes that are not done.
+            seed: Of the run, on which the starts depend too; default the experiment's.
 
         Returns:
             What was seen.
@@ -153,7 +170,8 @@ class Evaluator:
                 is no finite number, or none where the task is scored by success.
         """
         config = self._config.evaluation
-        entropy = np.random.SeedSequence([config.seed, self._config.seed, update])
+        own = self._config.seed if seed is None else seed
+        entropy = np.random.SeedSequence([config.seed, own, update])
         seeds = [int(word) for word in entropy.generate_state(config.episodes)]
         seen = _run_episodes(
             act, self._envs, self._dataset, seeds, update, config.max_steps, on_step

@@ -1,16 +1,16 @@
 """Runs as they lie in a folder, done or not: a list of them, and one of them in full."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from filelock import FileLock, Timeout
 
 from gtp_experiments.errors import ExperimentError
 from gtp_experiments.records import Lines, read_json
-from gtp_experiments.results import read_result
-from gtp_experiments.table import markdown
+from gtp_experiments.results import read_evaluations, read_result
+from gtp_experiments.table import markdown, printable
 from gtp_policy import CheckpointFolder, read_metadata
 from gtp_policy.files import expanded
 from gtp_policy.functional import check_kind
@@ -79,14 +79,15 @@ def shown(folder: str | Path) -> str:
     folder = expanded(folder)
     config, state, done, score = _state(folder)
     result = read_result(folder / "result.json")
-    words = [f"{folder.name}: {state}, {done:,} of {config.get('updates', 0):,} updates"]
+    name = printable(folder.name)
+    words = [f"{name}: {state}, {done:,} of {config.get('updates', 0):,} updates"]
     if result is not None and result.message:
-        words.append(result.message)
+        words.append(printable(result.message))
     if score is not None:
         words.append(f"last score {score:.1f}")
     evaluations = [
-        [f"{line['update']:,}", f"{np.mean(line['returns']):.4g}", str(len(line["returns"]))]
-        for line in Lines(folder / "evaluations.jsonl").read()
+        [f"{seen.update:,}", f"{seen.mean:.4g}", str(len(seen.returns))]
+        for seen in read_evaluations(Lines(folder / "evaluations.jsonl"))
     ]
     if evaluations:
         words += ["", markdown(["updates", "mean return", "episodes"], evaluations)]
@@ -101,6 +102,11 @@ def _state(folder: Path) -> tuple[dict[str, Any], str, int, float | None]:
             f"{folder} is no run: got no run.json, expected one. `list` says which there are."
         )
     config, result = record["config"], read_result(folder / "result.json")
+    if type(config.get("updates", 0)) is not int:
+        raise ExperimentError(
+            f"{folder}/run.json is no record of a run: got {config['updates']!r:.40} as its number "
+            "of updates, expected an integer. Delete that folder, or list another one."
+        )
     if result is not None:
         done = result.updates if result.status == "finished" else _updates_of(folder)
         return config, result.status, done, result.score(result.last)
@@ -110,19 +116,43 @@ def _state(folder: Path) -> tuple[dict[str, Any], str, int, float | None]:
 
 
 def _updates_of(folder: Path) -> int:
-    lines = Lines(folder / "metrics.jsonl").read()
-    return int(lines[-1]["update"]) if lines else 0
+    done = 0
+    for line in Lines(folder / "metrics.jsonl"):
+        done = line["update"]
+    return done
 
 
 def _kept(folder: Path) -> int:
     """Returns the update from which a stopped run goes on, whatever it had recorded by then."""
+    if (folder / "checkpoints").is_symlink():  # no run goes on there
+        return 0
     newest = CheckpointFolder(folder / "checkpoints").latest()
     return 0 if newest is None else read_metadata(newest).updates
 
 
 def _in_use(folder: Path) -> bool:
+    """Returns whether a process works in a folder; a look at it changes nothing."""
     lock = folder / ".lock"
-    if not lock.exists():
+    try:
+        import fcntl
+    except ImportError:  # a system where nothing but to take the lock tells
+        return _is_taken(lock)
+    # Not by FileLock, which empties the file: it may be another name of anything.
+    try:
+        descriptor = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:  # there is none, or something that no run has made
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _is_taken(lock: Path) -> bool:
+    if not lock.is_file() or lock.is_symlink():
         return False
     try:
         with FileLock(lock, timeout=0):

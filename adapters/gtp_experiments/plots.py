@@ -20,7 +20,7 @@ from gtp_experiments.evaluation import Act, ChunkedPolicy
 from gtp_experiments.results import RunResult
 from gtp_policy import GTPLearner, OfflineDataset
 from gtp_policy.errors import DataError, MissingDependencyError, how_to_install
-from gtp_policy.files import expanded
+from gtp_policy.files import expanded, replacing
 from gtp_policy.functional import sample_flow
 from gtp_policy.rewards import episode_numbers
 
@@ -320,7 +320,8 @@ def film(
         ) from error
     finally:
         env.close()
-    (_write_gif if path.suffix == ".gif" else _write_mp4)(path, frames, fps)
+    with replacing(path, path.suffix) as temporary:  # and not what a link of its name leads to
+        (_write_gif if path.suffix == ".gif" else _write_mp4)(temporary, frames, fps)
     return path
 
 

@@ -1,16 +1,18 @@
 """Small files that are whole at any moment: JSON documents, and lines of JSON that are appended."""
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from gtp_policy.errors import DataError
-from gtp_policy.files import replacing
+from gtp_policy.files import replacing, stored_bytes
 
-# A result with a thousand evaluations of a hundred episodes has some 6 million.
-_MOST = 2**24
+# A record may be as long as its run, but a run writes no holes: they take no place on the disk.
+_MOST_HOLES = 2**24
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -20,7 +22,9 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         path: The file.
         content: What JSON can hold.
     """
-    _publish(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    with replacing(path) as temporary, temporary.open("x", encoding="utf-8") as file:
+        file.write(text)
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
@@ -33,11 +37,12 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
         Its content; None if there is no such file.
 
     Raises:
-        DataError: If it is no JSON, or longer than any that a run writes.
+        DataError: If it is no JSON, no plain file, or one that is a hole.
     """
     try:
-        return json.loads(_read(path))
-    except FileNotFoundError:
+        with _opened(path) as file:
+            return json.load(file)
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, error) from error
@@ -64,29 +69,40 @@ class Lines:
             file.flush()
             os.fsync(file.fileno())
 
-    def read(self) -> list[dict[str, Any]]:
-        """Returns the objects, without a last line that a crash has left unfinished.
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yields the objects, without a last line that a crash has left unfinished.
+
+        One line at a time is in memory: a file is as long as its run.
 
         Raises:
             DataError: If another line is no object with an ``update``.
         """
+        wrong: Exception | None = None
         try:
-            lines = _read(self.path).splitlines()
+            with _opened(self.path) as file:
+                for number, line in enumerate(file, 1):
+                    if wrong is not None:
+                        raise wrong  # it is not the last
+                    try:
+                        content = json.loads(line)
+                        if not isinstance(content, dict) or type(content.get("update")) is not int:
+                            raise ValueError(f"no update in line {number}")
+                    except (ValueError, RecursionError) as error:
+                        wrong = error
+                    else:
+                        yield content
         except FileNotFoundError:
-            return []
-        except (OSError, ValueError) as error:
+            return
+        except (OSError, ValueError, RecursionError) as error:
             raise _damaged(self.path, error) from error
-        found: list[dict[str, Any]] = []
-        for number, line in enumerate(lines, 1):
-            try:
-                content = json.loads(line)
-                if not isinstance(content, dict) or type(content.get("update")) is not int:
-                    raise ValueError(f"no update in line {number}")
-                found.append(content)
-            except (ValueError, RecursionError) as error:
-                if number < len(lines):
-                    raise _damaged(self.path, error) from error
-        return found
+
+    def read(self) -> list[dict[str, Any]]:
+        """Returns all objects.
+
+        Raises:
+            DataError: As for an iteration.
+        """
+        return list(self)
 
     def cut_back_(self, update: int) -> None:
         """Drops what was written after an update, as a run that resumes there writes it again.
@@ -98,16 +114,25 @@ class Lines:
             DataError: As for `read`.
         """
         if self.path.exists():
-            kept = (line for line in self.read() if line["update"] <= update)
-            _publish(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+            with (
+                replacing(self.path) as temporary,
+                temporary.open("x", encoding="utf-8") as file,
+            ):
+                for line in self:
+                    if line["update"] <= update:
+                        file.write(json.dumps(line) + "\n")
 
 
-def _read(path: Path) -> str:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
     with open(path, encoding="utf-8", opener=_open_itself) as file:
-        text = file.read(_MOST + 1)
-    if len(text) > _MOST:
-        raise ValueError(f"more than {_MOST} characters")
-    return text
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("something that is no plain file")
+        if status.st_size - stored_bytes(file.fileno()) > _MOST_HOLES:
+            raise ValueError(f"{status.st_size} bytes with a hole of more than {_MOST_HOLES}")
+        file.seek(0)
+        yield file
 
 
 def _open_itself(path: str, flags: int) -> int:
@@ -120,8 +145,3 @@ def _damaged(path: Path, error: Exception) -> DataError:
         f"{path} is damaged: got {type(error).__name__} ({error}), expected JSON. Delete the file "
         "and run again."
     )
-
-
-def _publish(path: Path, text: str) -> None:
-    with replacing(path) as temporary, temporary.open("x", encoding="utf-8") as file:
-        file.write(text)

@@ -14,8 +14,9 @@ from gtp_experiments.errors import ExperimentError
 from gtp_experiments.evaluation import Act, ChunkedPolicy, Evaluator, policy_of
 from gtp_experiments.records import write_json
 from gtp_experiments.results import RunResult, read_result
-from gtp_policy import ActionScaler, CheckpointFolder, OfflineDataset, load_checkpoint
+from gtp_policy import Checkpoint, CheckpointFolder, OfflineDataset, load_checkpoint
 from gtp_policy.files import expanded
+from gtp_policy.records import what_is_wrong
 
 TIMED_ACTIONS = 200
 
@@ -70,7 +71,7 @@ expected one. Run it to its end first.
     if (done := read_result(path)) is not None:
         return done
     checkpoint = load_checkpoint(newest, train_state=False, device=config.device)
-    data, learner = data_of(folder, trained, config, checkpoint.action_scaler), checkpoint.learner
+    data, learner = data_of(folder, trained, config, checkpoint), checkpoint.learner
     evaluator = Evaluator(config, data.dataset)
     try:
         seen = evaluator.run(policy_of(learner, data.dataset, evaluation), learner.updates)
@@ -119,8 +120,8 @@ expected one. Run it to its end first.
         config = RunConfig.from_record(trained.config)
     except ValidationError as error:
         raise ExperimentError(
-            f"{folder}/result.json holds no config of a run: got {error.error_count()} wrong "
-            f"fields, the first {error.errors()[0]['loc']}, expected what a run writes."
+            f"{folder}/result.json holds no config of a run: got {what_is_wrong(error)}, expected "
+            "what a run writes."
         ) from error
     return trained, config, newest
 
@@ -153,24 +154,31 @@ def recorded_environment(folder: Path, config: RunConfig) -> str | None:
     return None if named is None else registered(named, f"{folder}/result.json")
 
 
-def data_of(
-    folder: Path, trained: RunResult, config: RunConfig, scaler: ActionScaler | None
-) -> Data:
-    """Loads the data of a run, if it is what it was.
+def data_of(folder: Path, trained: RunResult, config: RunConfig, checkpoint: Checkpoint) -> Data:
+    """Loads the data of a run, if it is what it was, with the rewards of single steps.
 
     Args:
         folder: The run's folder.
         trained: Its result.
         config: Its config.
-        scaler: Of its checkpoint: the bounds of actions where the config leaves them to the
+        checkpoint: Its checkpoint, with the bounds of actions where the config leaves them to the
             environment, which is another one by now, or one that a file must not name.
 
     Returns:
         The data.
 
     Raises:
-        ExperimentError: If it has changed.
+        ExperimentError: If it has changed, or the record is of another policy than the checkpoint.
     """
+    actors = [config.policy.actor, checkpoint.learner.actor.config]
+    recorded, trained_with = ((actor.history, actor.chunk) for actor in actors)
+    if recorded != trained_with:
+        raise ExperimentError(
+            f"{folder}/result.json is of another policy than its checkpoint: got (history, chunk) "
+            f"= {recorded}, expected {trained_with}. Run again."
+        )
+    scaler = checkpoint.action_scaler
+    config = config.replace(n_step=1)  # what is summed for the critic of a run plays no part
     if scaler is not None and config.is_file:
         low, high = (tuple(bound.tolist()) for bound in (scaler.low, scaler.high))
         config = config.replace(

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from pydantic import Field, JsonValue, ValidationError
 
 from gtp_datasets import ReferenceScores, normalized_score
 from gtp_experiments.config import ExperimentConfig
-from gtp_experiments.errors import ExperimentError
+from gtp_experiments.errors import ExperimentError, InUseError
 from gtp_experiments.evaluation import Evaluation
 from gtp_experiments.provenance import provenance
 from gtp_experiments.records import Lines, read_json, write_json
@@ -21,8 +21,15 @@ from gtp_experiments.tasks import Figure
 from gtp_policy import Config
 from gtp_policy.files import expanded
 from gtp_policy.functional import check_kind
+from gtp_policy.records import check_values, is_finite, what_is_wrong
 
 _LOCK = ".lock"
+# Lists of an evaluation that have a value per episode, and what these have to be.
+_BY_EPISODE: Mapping[str, Callable[[object], bool]] = {
+    "returns": is_finite,
+    "lengths": lambda value: type(value) is int,
+    "success": lambda value: type(value) is bool,
+}
 
 
 class Reference(Config):
@@ -234,13 +241,13 @@ class RunFolder:
             Nothing.
 
         Raises:
-            ExperimentError: If another process works in the folder.
+            InUseError: If another process works in the folder.
         """
         try:
             with FileLock(self.path / _LOCK, timeout=0):
                 yield
         except Timeout as error:
-            raise ExperimentError(
+            raise InUseError(
                 f"{self.path} is in use: got a run of another process in it, expected none. Wait "
                 "for that one; this command then goes on where it stopped, or reads its result."
             ) from error
@@ -280,14 +287,7 @@ class RunFolder:
         return self._evaluations()
 
     def _evaluations(self) -> list[Evaluation]:
-        try:
-            return [Evaluation.model_validate(line) for line in self.evaluations.read()]
-        except ValidationError as error:
-            raise ExperimentError(
-                f"{self.evaluations.path} holds no evaluations: got {error.error_count()} wrong "
-                f"fields, the first {error.errors()[0]['loc']}, expected what a run writes. Delete "
-                "the folder and run again."
-            ) from error
+        return read_evaluations(self.evaluations)
 
     def record(self, evaluation: Evaluation) -> None:
         """Adds an evaluation to the records.
@@ -353,6 +353,40 @@ def _check_links(folder: Path) -> None:
             )
 
 
+def read_evaluations(lines: Lines) -> list[Evaluation]:
+    """Reads an ``evaluations.jsonl``.
+
+    Args:
+        lines: The file.
+
+    Returns:
+        The evaluations in the order of the file.
+
+    Raises:
+        DataError: If it is damaged.
+        ExperimentError: If it holds something else.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from gtp_experiments.records import Lines
+        >>> from gtp_experiments.results import read_evaluations
+        >>> read_evaluations(Lines(Path("nowhere.jsonl")))
+        []
+    """
+    try:
+        return [_evaluation(line) for line in lines]
+    except ValueError as error:
+        raise ExperimentError(
+            f"{lines.path} holds no evaluations: got {what_is_wrong(error)}, expected what a run "
+            "writes. Delete the folder and run again."
+        ) from error
+
+
+def _evaluation(content: object) -> Evaluation:
+    check_values(content, _BY_EPISODE)
+    return Evaluation.model_validate(content)
+
+
 def read_result(path: str | Path) -> RunResult | None:
     """Reads a ``result.json``.
 
@@ -375,12 +409,19 @@ def read_result(path: str | Path) -> RunResult | None:
     if content is None:
         return None
     try:
+        if isinstance(content, dict) and isinstance(content.get("evaluations"), list):
+            # One by one: there may be thousands, of hundreds of episodes.
+            seen = [_evaluation(one) for one in content["evaluations"]]
+            check_values({**content, "evaluations": []})
+            content = {**content, "evaluations": tuple(seen)}
+        else:
+            check_values(content)
         # Strict fields take lists for tuples from JSON alone.
         return RunResult.model_validate(content)
-    except ValidationError as error:
+    except ValueError as error:
         raise ExperimentError(
-            f"{path} is no result of a run: got {error.error_count()} wrong fields, the first "
-            f"{error.errors()[0]['loc']}, expected what a run writes. Delete it and run again."
+            f"{path} is no result of a run: got {what_is_wrong(error)}, expected what a run "
+            "writes. Delete it and run again."
         ) from error
 
 

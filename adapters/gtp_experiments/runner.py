@@ -4,26 +4,27 @@ import contextlib
 import io
 import multiprocessing
 import os
+import signal as signals
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from gtp_datasets import normalized_score
 from gtp_experiments.config import RunConfig
-from gtp_experiments.data import Data, load_data
+from gtp_experiments.data import load_data
+from gtp_experiments.environments import environment_of
 from gtp_experiments.errors import ExperimentError
-from gtp_experiments.evaluation import Evaluation, Evaluator, policy_of
+from gtp_experiments.evaluation import Evaluator
 from gtp_experiments.processes import agreed, first_does, join, together, writes
 from gtp_experiments.results import RunFolder, RunResult
-from gtp_experiments.trackers import Tracker, TrackerName, tracking
-from gtp_policy import CheckpointFolder, StopSignal, restore_
+from gtp_experiments.trackers import Tracker, TrackerName
+from gtp_experiments.training import Training, train
+from gtp_policy import StopSignal
 from gtp_policy.errors import NonFiniteError
-from gtp_policy.metrics import UpdateMetrics
 from gtp_policy.progress import Progress
 
 
@@ -62,139 +63,155 @@ def run(
             holds a link or is in use by another process.
 
     Example:
-        >>> from gtp_experiments import RunConfig, run
-        >>> run(RunConfig(dataset="missing.hdf5", updates=10), "runs")  # doctest: +ELLIPSIS
+        >>> from gtp_experiments import EvaluationConfig, RunConfig, run
+        >>> evaluation = EvaluationConfig(environment="Pendulum-v1")
+        >>> config = RunConfig(dataset="missing.hdf5", updates=10, evaluation=evaluation)
+        >>> run(config, "runs")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
         gtp_policy.errors.DataError: `missing.hdf5` cannot be read as HDF5: ...
     """
     join(config.device)
-    if (done := RunFolder.finished(out, config)) is not None:
+    return _run([config], out, stop, line, track)[0]
+
+
+def run_seeds(
+    configs: Sequence[RunConfig],
+    out: str | Path,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    line: int = 0,
+    track: Sequence[TrackerName] = (),
+) -> list[RunResult | None]:
+    """Runs several seeds of one experiment in one program, their updates side by side.
+
+    Each is the run that `run` does, with folder, records and checkpoints of its own, up to the
+    order of floating-point sums; see `MultiSeedLearner`. The data are read once. On a GPU sixteen
+    seeds take little longer than one, and `run_all` runs them so; on a CPU each takes its own time,
+    and separate processes are as good. The time of an update is shared equally among the seeds.
+
+    Seeds that a killed program left at other checkpoints catch up with the others first. Where
+    several processes share updates, or a subclass of `RunConfig` builds learners of its own, they
+    are run one after the other; so they are, from their checkpoints, when one diverges on the CPU.
+
+    Args:
+        configs: The experiments; equal but for the seed.
+        out: The folder of all runs.
+        stop: Called after each update; True saves and leaves, as SIGTERM and Ctrl-C do.
+        line: Line of the terminal for the progress bar.
+        track: Where figures go as well, as for `run`.
+
+    Returns:
+        Their results in that order; None for those that were stopped.
+
+    Raises:
+        DataError: If the dataset cannot be read.
+        ExperimentError: If they differ in more than the seed or two are equal, there is no fitting
+            environment, or a folder belongs to another run, holds a link or is in use by another
+            process.
+
+    Example:
+        >>> from gtp_experiments import RunConfig, run_seeds
+        >>> configs = [RunConfig(dataset="a/b-v0", updates=10 * seed) for seed in (1, 2)]
+        >>> run_seeds(configs, "runs")
+        Traceback (most recent call last):
+        ...
+        gtp_experiments.errors.ExperimentError: Experiments differ in more than the seed: got 2 \
+different ones, expected one with several seeds. Run the others by a call of their own.
+    """
+    different = {_but_for_the_seed(config) for config in configs}
+    if len(different) > 1:
+        raise ExperimentError(
+            f"Experiments differ in more than the seed: got {len(different)} different ones, "
+            "expected one with several seeds. Run the others by a call of their own."
+        )
+    _check_different(configs)
+    own = any(type(config).build_learner is not RunConfig.build_learner for config in configs)
+    if configs:
+        join(configs[0].device)
+    if len(configs) > 1 and not own and not together():
+        with contextlib.suppress(NonFiniteError):
+            return _run(configs, out, stop, line, track)
+    results: list[RunResult | None] = []
+    for config in configs:
+        results += _run([config], out, stop, line, track)
+        if results[-1] is None:  # a signal, which is meant for all of them
+            break
+    return results + [None] * (len(configs) - len(results))
+
+
+def _run(
+    configs: Sequence[RunConfig],
+    out: str | Path,
+    stop: Callable[[], bool],
+    line: int,
+    track: Sequence[TrackerName | Tracker],
+) -> list[RunResult | None]:
+    """Runs one experiment, or several seeds of one side by side."""
+    config = configs[0]
+    done = [RunFolder.finished(out, c) for c in configs]
+    if None not in done:
         return done
     quiet = None if writes() else io.StringIO()
-    title = f"{config.method} seed {config.seed}"
+    left = [c for c, result in zip(configs, done, strict=True) if result is None]
+    seeds = ", ".join(str(c.seed) for c in left)
+    title = f"{config.method} seed{'s' * (len(left) > 1)} {seeds}"
     progress = Progress(title, config.updates, line=line, stream=quiet)
     with contextlib.ExitStack() as stack:
         stack.callback(progress.close)
+        if config.is_file:  # which names no environment: that is said before it is read
+            environment_of(config)
         progress.say(f"reads {config.dataset}")
         data = load_data(config)
-
-        def open_folder() -> None:
-            folder = RunFolder(out, config, data.sha256)
-            if folder.result() is None:
-                stack.enter_context(folder.locked())
-
-        first_does(open_folder)
-        folder = RunFolder(out, config, data.sha256)
-        if (done := folder.result()) is not None:  # of another one, while this one waited
-            return done
+        folders = [_opened(out, c, data.sha256, stack) for c in configs]
+        done = [folder.result() for folder in folders]  # of another process, while this one waited
         evaluators: list[Evaluator] = []
-        first_does(lambda: evaluators.append(Evaluator(config, data.dataset)))
+        if None in done:
+            first_does(lambda: evaluators.append(Evaluator(config, data.dataset)))
         for evaluator in evaluators:
             stack.callback(evaluator.close)
         stack.enter_context(_torch_threads(config.threads))
         signal = stack.enter_context(StopSignal())
+        trainings = [
+            Training(c, data.dataset, folder, evaluators, progress)
+            for c, folder, result in zip(configs, folders, done, strict=True)
+            if result is None
+        ]
+        for training in trainings:
+            stack.enter_context(training.tracked(track))
 
         def leave() -> bool:
             return agreed(bool(signal) or stop(), config.device)
 
-        return _train(config, data, folder, evaluators, leave, progress, track)
+        results = iter(train(trainings, data.dataset, leave, progress))
+        return [next(results) if result is None else result for result in done]
 
 
-def _train(
-    config: RunConfig,
-    data: Data,
-    folder: RunFolder,
-    evaluators: Sequence[Evaluator],
-    stop: Callable[[], bool],
-    progress: Progress,
-    track: Sequence[TrackerName | Tracker],
-) -> RunResult | None:
-    dataset = data.dataset
-    learner = config.build_learner(dataset)
-    checkpoints = CheckpointFolder(folder.checkpoints, keep=config.keep_checkpoints)
-    seconds = 0.0
-    if (newest := first_does(checkpoints.latest)) is not None:
-        seconds = _seconds_of(restore_(learner, newest).metadata, newest)
-    first_does(lambda: folder.resume_at_(learner.updates))
-    if together():
-        learner.distribute_()
-    progress.start(learner.updates)
-    every = config.log_every, config.evaluation.every, config.checkpoint_every
+def _opened(
+    out: str | Path, config: RunConfig, sha256: str, stack: contextlib.ExitStack
+) -> RunFolder:
+    """Returns a run's folder, which nobody else works in until the stack is left."""
 
-    with tracking(track if writes() else (), config, folder.path, learner.updates) as trackers:
+    def open_folder() -> None:
+        folder = RunFolder(out, config, sha256)
+        if folder.result() is None:
+            stack.enter_context(folder.locked())
 
-        def log(metrics: UpdateMetrics) -> None:
-            figures = metrics.to_floats()
-            folder.metrics.append(update=learner.updates, **figures)
-            progress.measured(figures)
-            trackers.log(learner.updates, {f"train/{name}": x for name, x in figures.items()})
-
-        def evaluate() -> None:
-            (evaluator,) = evaluators
-            act = policy_of(learner, dataset, config.evaluation)
-            evaluation = evaluator.run(act, learner.updates, progress.evaluates)
-            folder.record(evaluation)
-            progress.measured({"mean_return": evaluation.mean})
-            trackers.log(learner.updates, _figures(evaluation, config))
-
-        def save() -> None:
-            checkpoints.save(
-                learner,
-                action_scaler=dataset.action_scaler,
-                layout=dataset.layout,
-                metadata={"seconds": seconds, "run": config.name},
-            )
-
-        try:
-            while learner.updates < config.updates:
-                began = time.perf_counter()
-                # On a GPU several updates are one launch; never beyond what comes between updates.
-                at_once = min(
-                    learner.updates_per_launch(config.batch_size),
-                    config.updates - learner.updates,
-                    *(n - learner.updates % n for n in every),
-                )
-                metrics = learner.update_from(dataset, at_once, batch_size=config.batch_size)
-                done = learner.updates
-                last = done == config.updates
-                if writes() and (last or not done % config.log_every):
-                    log(metrics)
-                seconds += time.perf_counter() - began
-                if last or not done % config.evaluation.every:
-                    first_does(evaluate)
-                leave = stop()
-                if last or leave or not done % config.checkpoint_every:
-                    first_does(save)
-                progress.advance(at_once)
-                if leave and not last:
-                    return None
-        except NonFiniteError as error:
-            message = f"after {learner.updates} updates: {error}"
-            per_update = 1000 * seconds / max(learner.updates, 1)
-            return first_does(lambda: folder.finish(per_update, diverged=message))
-    return first_does(lambda: folder.finish(1000 * seconds / config.updates))
+    first_does(open_folder)
+    return RunFolder(out, config, sha256)
 
 
-def _figures(evaluation: Evaluation, config: RunConfig) -> dict[str, float]:
-    """Returns what trackers get of an evaluation."""
-    found = {"evaluation/mean_return": evaluation.mean}
-    if evaluation.success is not None:
-        found["evaluation/success"] = sum(evaluation.success) / len(evaluation.success)
-    scored = found.get(f"evaluation/{config.scored_by}", evaluation.mean)
-    if config.reference is not None:
-        scored = normalized_score([scored], config.reference).value
-    return {**found, "evaluation/score": scored}
+def _but_for_the_seed(config: RunConfig) -> str:
+    # Older versions of pydantic warn of unions, and write them all the same.
+    return f"{type(config)} {config.replace(seed=0).model_dump_json(warnings=False)}"
 
 
-def _seconds_of(metadata: Mapping[str, object], path: Path) -> float:
-    seconds = metadata.get("seconds")
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
+def _check_different(configs: Sequence[RunConfig]) -> None:
+    if len(names := {config.name for config in configs}) < len(configs):
         raise ExperimentError(
-            f"{path} is no checkpoint of a run: got {seconds!r} for its seconds of training, "
-            "expected a number >= 0. Choose another folder for the results, or delete that one."
+            f"Some experiments are the same: got {len(configs)} with {len(names)} different ones, "
+            "expected no double. Name each seed once."
         )
-    return float(seconds)
 
 
 @contextlib.contextmanager
@@ -214,14 +231,15 @@ def run_all(
     jobs: int = 1,
     track: Sequence[TrackerName] = (),
 ) -> list[RunResult | None]:
-    """Runs several experiments, each in a separate process.
+    """Runs several experiments: on a CPU each by itself, on a GPU the seeds of one side by side.
 
     SIGTERM and Ctrl-C let the running ones save and leave, and start no other.
 
     Args:
         configs: The experiments; no two of them equal.
         out: The folder of all runs.
-        jobs: How many at a time; 1 runs them here, one after the other.
+        jobs: How many at a time, each in a process of its own; 1 runs them here, one after the
+            other. Seeds that `run_seeds` runs in one program count as one.
         track: Where figures go as well, as for `run`.
 
     Returns:
@@ -237,48 +255,63 @@ def run_all(
     """
     if jobs < 1:
         raise ExperimentError(f"`jobs` is out of range: got {jobs}, expected at least 1.")
-    if len({config.name for config in configs}) < len(configs):
-        raise ExperimentError(
-            f"Some experiments are the same: got {len(configs)} with "
-            f"{len({config.name for config in configs})} different ones, expected no double."
-        )
+    _check_different(configs)
+    programs = _programs(configs)
     if jobs == 1:
-        return _run_here(configs, out, track)
-    with StopSignal() as signal:
-        return _run_in_processes(configs, out, jobs, signal, track)
+        found = _run_here(programs, out, track)
+    else:
+        with StopSignal() as signal:
+            found = _run_in_processes(programs, out, jobs, signal, track)
+    results = {
+        c.name: r for p, rs in zip(programs, found, strict=True) for c, r in zip(p, rs, strict=True)
+    }
+    return [results[config.name] for config in configs]
+
+
+def _programs(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
+    """Splits experiments into what one program runs: on a GPU all seeds of one, else one run."""
+    programs: dict[str, list[RunConfig]] = {}
+    for config in configs:
+        on_gpu = config.device.startswith("cuda")
+        programs.setdefault(_but_for_the_seed(config) if on_gpu else config.name, []).append(config)
+    return list(programs.values())
 
 
 def _run_here(
-    configs: Sequence[RunConfig], out: str | Path, track: Sequence[TrackerName]
-) -> list[RunResult | None]:
-    results: list[RunResult | None] = []
-    for config in configs:
-        results.append(run(config, out, track=track))
-        if results[-1] is None:  # a signal, which is meant for all of them
+    programs: Sequence[Sequence[RunConfig]], out: str | Path, track: Sequence[TrackerName]
+) -> list[list[RunResult | None]]:
+    results: list[list[RunResult | None]] = []
+    for configs in programs:
+        results.append(run_seeds(configs, out, track=track))
+        if None in results[-1]:  # a signal, which is meant for all of them
             break
-    return results + [None] * (len(configs) - len(results))
+    return results + [[None] * len(configs) for configs in programs[len(results) :]]
 
 
 def _run_in_processes(
-    configs: Sequence[RunConfig],
+    programs: Sequence[Sequence[RunConfig]],
     out: str | Path,
     jobs: int,
     signal: StopSignal,
     track: Sequence[TrackerName],
-) -> list[RunResult | None]:
+) -> list[list[RunResult | None]]:
     # Spawned, since a fork would copy torch's thread pool in an undefined state.
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     with ProcessPoolExecutor(
-        min(jobs, len(configs)) or 1,
+        min(jobs, len(programs)) or 1,
         context,
         initializer=_start_worker,
         initargs=(stop, context.RLock()),
     ) as pool:
-        futures = [pool.submit(_work, c, out, i % jobs, track) for i, c in enumerate(configs)]
+        with beyond_interrupts():
+            futures = [pool.submit(_work, p, out, i % jobs, track) for i, p in enumerate(programs)]
         try:
             _wait(futures, signal, stop.set)
-            return [f.result() if not f.cancelled() else None for f in futures]
+            return [
+                [None] * len(configs) if future.cancelled() else future.result()
+                for configs, future in zip(programs, futures, strict=True)
+            ]
         except BaseException:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -286,7 +319,7 @@ def _run_in_processes(
 
 
 def _wait(
-    futures: list["Future[RunResult | None]"], signal: StopSignal, stop: Callable[[], None]
+    futures: list["Future[list[RunResult | None]]"], signal: StopSignal, stop: Callable[[], None]
 ) -> None:
     """Returns when all are done; passes a signal on; raises the first error."""
     pending = set(futures)
@@ -299,6 +332,26 @@ def _wait(
             stop()
             for future in pending:
                 future.cancel()
+
+
+@contextlib.contextmanager
+def beyond_interrupts() -> Iterator[None]:
+    """Lets processes that start in the block hear of Ctrl-C from this one alone.
+
+    A terminal sends it to all of them, and one that still imports would end with a traceback.
+
+    Yields:
+        Nothing.
+    """
+    mask = getattr(signals, "pthread_sigmask", None)  # not on Windows
+    if mask:
+        resource_tracker.ensure_running()  # which lets interrupts in again where it starts
+    before = mask and mask(signals.SIG_BLOCK, {signals.SIGINT})
+    try:
+        yield
+    finally:
+        if mask:
+            mask(signals.SIG_SETMASK, before)
 
 
 def leave_with_parent() -> None:
@@ -326,6 +379,6 @@ def _start_worker(stop: "multiprocessing.synchronize.Event", lock: object) -> No
 
 
 def _work(
-    config: RunConfig, out: str | Path, line: int, track: Sequence[TrackerName]
-) -> RunResult | None:
-    return run(config, out, stop=_stops[0], line=line, track=track)
+    configs: Sequence[RunConfig], out: str | Path, line: int, track: Sequence[TrackerName]
+) -> list[RunResult | None]:
+    return run_seeds(configs, out, stop=_stops[0], line=line, track=track)

@@ -7,12 +7,17 @@ whose worker was killed is known at once and goes on from its last checkpoint.
 """
 
 import contextlib
+import itertools
 import json
 import math
 import multiprocessing
+import os
+import signal as signals
 import statistics
+import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -31,20 +36,23 @@ from pydantic import (
 
 from gtp_experiments.arguments import assigned
 from gtp_experiments.config import RunConfig
-from gtp_experiments.errors import ExperimentError
+from gtp_experiments.errors import ExperimentError, InUseError
 from gtp_experiments.results import RunResult
-from gtp_experiments.runner import leave_with_parent, run
+from gtp_experiments.runner import beyond_interrupts, leave_with_parent, run
 from gtp_experiments.table import markdown
 from gtp_policy import Config, StopSignal
-from gtp_policy.errors import MissingDependencyError, how_to_install
-from gtp_policy.files import expanded
+from gtp_policy.errors import GTPError, MissingDependencyError, how_to_install
+from gtp_policy.files import expanded, replacing
 
 if TYPE_CHECKING:
     import optuna
 
 Value = JsonValue
+# Optuna writes all of a grid down before the first trial.
+_MOST_POINTS = 100_000
 _WAIT = 1.0  # seconds until a worker without a trial looks again
 _SCORE = "evaluation/score"
+_SHOWN = 9  # of what is wrong with a file
 
 
 class Range(Config):
@@ -83,7 +91,8 @@ class Range(Config):
             The numbers.
 
         Raises:
-            ExperimentError: If there is no step, and the numbers are no integers.
+            ExperimentError: If there is no step, and the numbers are no integers; or if they are
+                more than a grid may have points.
 
         Example:
             >>> from gtp_experiments.sweep import Range
@@ -96,8 +105,21 @@ class Range(Config):
                 f"A grid needs values: got a range from {self.low} to {self.high} without a step, "
                 "expected a list, or a range with a step."
             )
-        count = math.floor((self.high - self.low) / step + 1e-9) + 1
+        try:
+            count = math.floor((self.high - self.low) / step + 1e-9) + 1
+        except OverflowError:  # beyond float64
+            count = sys.maxsize
+        _check_points(count)
         return [self.low + i * step for i in range(count)]
+
+
+def _check_points(count: int) -> None:
+    if count > _MOST_POINTS:
+        raise ExperimentError(
+            f"A grid has too many points: got {count if count < sys.maxsize else 'no end'}, "
+            f"expected at most {_MOST_POINTS}. Take larger steps or fewer values, or another "
+            "sampler."
+        )
 
 
 def _kind_of_entry(entry: object) -> str:
@@ -158,17 +180,19 @@ class SweepConfig(Config):
             Lists by path.
 
         Raises:
-            ExperimentError: If a range has no step.
+            ExperimentError: If a range has no step, or there are too many points.
 
         Example:
             >>> from gtp_experiments import SweepConfig
             >>> SweepConfig(space={"batch_size": {"low": 1, "high": 2}}, sampler="grid").grid()
             {'batch_size': [1, 2]}
         """
-        return {
+        found = {
             path: entry.values() if isinstance(entry, Range) else list(entry)
             for path, entry in self.space.items()
         }
+        _check_points(math.prod(map(len, found.values())))
+        return found
 
 
 def sweep(
@@ -205,7 +229,7 @@ def sweep(
         >>> sweep([RunConfig(dataset="a/b-v0", updates=1)], search, "runs")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        gtp_experiments.errors.ExperimentError: --set does not fit: got 'weighter.etta=1.0', ...
+        gtp_experiments.errors.ExperimentError: The space does not fit: got 'weighter.etta=1.0', ...
     """
     if workers < 1:
         raise ExperimentError(f"`workers` is out of range: got {workers}, expected at least 1.")
@@ -222,8 +246,9 @@ def sweep(
     ]
     passed_on = False
     with StopSignal() as signal:
-        for process in processes:
-            process.start()
+        with beyond_interrupts():
+            for process in processes:
+                process.start()
         while any(process.is_alive() for process in processes):
             for process in processes:
                 process.join(0.1)
@@ -232,7 +257,8 @@ def sweep(
                 for process in processes:
                     process.terminate()
     ended = [process.exitcode for process in processes]
-    if any(ended):
+    # One that was stopped while it was still starting has nothing to save, and just ends.
+    if any(code and not (passed_on and code == -signals.SIGTERM) for code in ended):
         raise ExperimentError(
             f"Workers of the sweep ended early: got exit codes {ended}, expected 0. What they said "
             "stands above; the same command goes on."
@@ -327,6 +353,12 @@ def open_study(
     optuna = _optuna()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     out.mkdir(parents=True, exist_ok=True)
+    for path in (out / name for name in ("sweep.db", "sweep.lock", "sweep_trials")):
+        if path.is_symlink():  # it would be written to, wherever it leads
+            raise ExperimentError(
+                f"{path} is a link: got one to {os.readlink(path)}, expected a sweep's own file or "
+                "folder. Choose another folder for the results, or remove the link."
+            )
     place = storage or f"sqlite:///{out.resolve() / 'sweep.db'}"
     what = {
         "configs": [config.model_dump(mode="json") for config in configs],
@@ -421,7 +453,8 @@ def draw_outcome(study: "optuna.Study", out: Path) -> list[Path]:
             axes = getattr(pictures, f"plot_{name}")(study, target_name="score")
             figure = np.ravel(axes)[0].figure
             files.append(out / f"sweep_{name}.png")
-            figure.savefig(files[-1], dpi=110, bbox_inches="tight")
+            with replacing(files[-1], ".png") as temporary:  # and not what a link leads to
+                figure.savefig(temporary, dpi=110, bbox_inches="tight")
             plt.close(figure)
     return files
 
@@ -450,20 +483,34 @@ def read_space(path: Path) -> dict[str, Entry]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        return TypeAdapter(dict[str, Entry]).validate_json(text)
+        space = TypeAdapter(dict[str, Entry]).validate_json(text)
+        json.loads(text, object_pairs_hook=_once_each)
+        return space
     except OSError as error:
         raise ExperimentError(
             f"{path} cannot be read: got {error.strerror}, expected a JSON file with the space."
         ) from error
-    except (ValidationError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of pydantic, of JSON, of its bytes
         got = str(error)
         if isinstance(error, ValidationError):
-            got = "; ".join(_said(problem) for problem in error.errors())
+            problems = error.errors(include_url=False, include_context=False, include_input=False)
+            got = "; ".join(_said(problem) for problem in problems[:_SHOWN])
+            got += f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise ExperimentError(
             f"{path} is no space of a sweep: got {got}, expected lists of values or ranges by "
             'path, such as {"weighter.eta": [1, 3], "learner.actor_lr": {"low": 1e-4, "high": '
             '1e-2, "log": true}}.'
         ) from error
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns the object of JSON that has these pairs; of two with one name one would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        twice = [name for name, count in counts.items() if count > 1]
+        raise ValueError(f"twice: {', '.join(twice[:_SHOWN])}")
+    return found
 
 
 def _said(problem: Any) -> str:  # noqa: ANN401 - pydantic's dictionary
@@ -484,27 +531,75 @@ def _trial(
     with contextlib.ExitStack() as stack:
         trial = None
         with _locked(out):
-            trials = study.get_trials(deepcopy=False)
-            for old in trials:
-                if old.state == running and (lock := _free(out, old.number)) is not None:
+            begun = [t.number for t in study.get_trials(deepcopy=False) if t.state == running]
+            left = {number: lock for number in begun if (lock := _free(out, number)) is not None}
+            for old in study.get_trials(deepcopy=False):  # a worker tells, and only then lets go
+                if old.number in left and old.state == running:
                     # Its worker is gone. Another trial takes its place, and goes on with its runs.
-                    lock.release()
+                    # It stands there first: between the two calls this worker can be gone as well.
+                    _enqueue(study, _values(old))
                     study.tell(old.number, state=optuna.trial.TrialState.FAIL)
-                    study.enqueue_trial(old.params)
-            trials = study.get_trials(deepcopy=False)
-            drawn = sum(t.state.name != "FAIL" for t in trials)
-            if drawn < search.count or any(t.state == waiting for t in trials):
-                study.sampler = _sampler(search, drawn)
+            for lock in left.values():
+                lock.release()
+            trials = [t for t in study.get_trials(deepcopy=False) if t.state.name != "FAIL"]
+            waits = any(t.state == waiting for t in trials)
+            if not waits and len(trials) < search.count:
+                _enqueue(study, _draw(search, trials))
+                waits = True
+            if waits:
                 trial = study.ask()
                 lock = _free(out, trial.number)
                 assert lock is not None  # numbers are given once
                 stack.callback(lock.release)
                 for path, entry in search.space.items():
                     _suggest(trial, path, entry)
-                # All is drawn. A grid that is at its end would stop Optuna's own loop, which is not
-                # what runs here.
-                study.sampler = optuna.samplers.RandomSampler()
         yield trial
+
+
+def _enqueue(study: "optuna.Study", values: dict[str, Any]) -> None:
+    """Adds a trial with all of its values in one step, unless it waits already."""
+    trials = study.get_trials(deepcopy=False)
+    if not any(t.state.name == "WAITING" and _values(t) == values for t in trials):
+        study.enqueue_trial(values)
+
+
+def _values(trial: "optuna.trial.FrozenTrial") -> dict[str, Any]:
+    """Returns what a trial tries, also of one whose worker has not said all of it to Optuna."""
+    return dict(trial.system_attrs.get("fixed_params", trial.params))
+
+
+def _draw(search: SweepConfig, trials: "Sequence[optuna.trial.FrozenTrial]") -> dict[str, Any]:
+    """Returns the values of the next trial: the same whichever worker draws, after the same ones.
+
+    They are drawn in a copy of the study: in the storage a trial stands with all of its values, or
+    not at all.
+    """
+    optuna = _optuna()
+    if search.sampler == "grid":
+        tried = {tuple(_values(trial).get(path) for path in search.space) for trial in trials}
+        points = list(itertools.product(*_points(search)))
+        order = np.random.default_rng(search.seed).permutation(len(points))
+        point = next(points[i] for i in order if points[i] not in tried)
+        return dict(zip(search.space, point, strict=True))
+    seed = int(np.random.SeedSequence((search.seed, len(trials))).generate_state(1)[0])
+    copied = optuna.create_study(direction="maximize")
+    copied.sampler = optuna.samplers.RandomSampler(seed=seed)
+    if search.sampler == "tpe":
+        # Trials that still run count as bad ones, so that workers do not draw the same.
+        copied.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+        copied.add_trials(trials)
+    trial = copied.ask()
+    for path, entry in search.space.items():
+        _suggest(trial, path, entry)
+    return dict(trial.params)
+
+
+def _points(search: SweepConfig) -> list[Sequence[Any]]:
+    """Returns the values of every path of a grid as Optuna takes them."""
+    return [
+        values if isinstance(search.space[path], Range) else _encoded(values)
+        for path, values in search.grid().items()
+    ]
 
 
 def _try(
@@ -525,7 +620,7 @@ def _try(
         def leave(of: _Pruner = pruner) -> bool:
             return of.pruned or stop()
 
-        result = run(config, out, stop=leave, track=[pruner])
+        result = _run_or_wait(config, out, leave, pruner)
         if result is None and not pruner.pruned:
             return False
         if result is None or result.status == "diverged":
@@ -535,6 +630,17 @@ def _try(
         scores.append(_score_of(result))
     study.tell(trial, statistics.fmean(scores))
     return True
+
+
+def _run_or_wait(
+    config: RunConfig, out: Path, stop: Callable[[], bool], pruner: "_Pruner"
+) -> RunResult | None:
+    """Runs, once no other worker does: one that drew the same leaves its result to both."""
+    while not stop():
+        with contextlib.suppress(InUseError):
+            return run(config, out, stop=stop, track=[pruner])
+        time.sleep(_WAIT)
+    return None
 
 
 def _score_of(result: RunResult) -> float:
@@ -556,22 +662,6 @@ class _Pruner:
 
     def close(self) -> None:
         """Has nothing to write."""
-
-
-def _sampler(search: SweepConfig, drawn: int) -> "optuna.samplers.BaseSampler":
-    samplers = _optuna().samplers
-    # So it does not matter which worker draws, or how often one began.
-    seed = int(np.random.SeedSequence((search.seed, drawn)).generate_state(1)[0])
-    if search.sampler == "grid":
-        grid: Any = {
-            path: values if isinstance(entry := search.space[path], Range) else _encoded(entry)
-            for path, values in search.grid().items()
-        }
-        return samplers.GridSampler(grid, seed=search.seed)
-    if search.sampler == "random":
-        return samplers.RandomSampler(seed=seed)
-    # Trials that are still running count as bad ones, so that workers do not draw the same.
-    return samplers.TPESampler(seed=seed, constant_liar=True)
 
 
 def _suggest(trial: "optuna.trial.Trial", path: str, entry: Entry) -> None:
@@ -621,7 +711,11 @@ def _work_alone(
     configs: Sequence[RunConfig], search: SweepConfig, out: Path, storage: str | None
 ) -> None:
     leave_with_parent()
-    work(configs, search, out, storage)
+    try:
+        with StopSignal() as signal:  # from here on; `work` opens the storage first
+            work(configs, search, out, storage, stop=lambda: bool(signal))
+    except GTPError as error:
+        sys.exit(f"error: {error}")
 
 
 def _short(value: object) -> str:

@@ -103,7 +103,7 @@ def differences(found: Sequence[Row]) -> list[str]:
     named: dict[tuple[str, str], list[dict[str, str]]] = {}
     choices = []
     for first in (row.results[0] for row in found):
-        config = dict(_flat(first.config))
+        config = {**dict(_flat(first.config)), _DATA: json.dumps(first.data_sha256[:8])}
         named.setdefault((first.task or first.dataset, first.method), []).append(config)
         choices.append(config)
     words = []
@@ -112,17 +112,33 @@ def differences(found: Sequence[Row]) -> list[str]:
         apart = sorted(
             (
                 name
-                for name in {key for other in others for key in other} - _NOT_A_CHOICE
+                for name in {key for other in others for key in other} - _NOT_A_CHOICE - {_DATA}
                 if len({other.get(name) for other in others}) > 1
             ),
             key=lambda name: (not name.startswith("policy."), name),  # what was tried comes first
         )
-        chosen = [f"{name}={config.get(name, 'none')}" for name in apart]
-        more = [f"and {len(chosen) - 3} more"] if len(chosen) > 3 else []
-        words.append(f" ({', '.join([*chosen[:3], *more])})" if chosen else "")
+        named_here = _telling(apart, others)
+        chosen = [f"{name}={config.get(name, 'none')}" for name in named_here]
+        left = len(set(apart) - set(named_here))
+        more = [f"and {left} more"] if left else []
+        words.append(f" ({', '.join([*chosen, *more])})" if chosen else "")
     return words
 
 
+def _telling(apart: Sequence[str], others: Sequence[Mapping[str, str]]) -> list[str]:
+    """Returns the first three settings, and of the others those without which two rows are one."""
+
+    def told(names: Sequence[str]) -> int:
+        return len({tuple(other.get(name) for name in names) for other in others})
+
+    found = list(apart[:3])
+    for name in (*apart[3:], _DATA):  # a file under the same name may have changed
+        if told([*found, name]) > told(found):
+            found.append(name)
+    return found
+
+
+_DATA = "data_sha256"
 # What follows from other fields, or has a column.
 _NOT_A_CHOICE = {"seed", "updates", "policy.learner.seed", "policy.learner.total_updates", "method"}
 
@@ -193,12 +209,30 @@ def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
         | ------ | ----- |
         | gtp    | 1     |
     """
-    table = [list(header), *(list(line) for line in lines)]
+    # A bar in a name is no end of a cell.
+    table = [[printable(cell).replace("|", "\\|") for cell in line] for line in (header, *lines)]
     widths = [max(len(line[i]) for line in table) for i in range(len(header))]
     table.insert(1, ["-" * width for width in widths])
     return "\n".join(
         f"| {' | '.join(c.ljust(w) for c, w in zip(line, widths, strict=True))} |" for line in table
     )
+
+
+def printable(text: str) -> str:
+    r"""Returns text of a file or of a folder's name without what a terminal would obey, or refuse.
+
+    Args:
+        text: Any text, in one line.
+
+    Returns:
+        The text, with such characters as Python writes them.
+
+    Example:
+        >>> from gtp_experiments.table import printable
+        >>> print(printable("hopper\x1b[2J"))
+        hopper\x1b[2J
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def table(results: Sequence[RunResult]) -> str:
@@ -239,7 +273,7 @@ def table(results: Sequence[RunResult]) -> str:
     lines = [cells(row) for row in found]
     for line, what in zip(lines, differences(found), strict=True):
         line[1] += what
-    return "\n".join([markdown(HEADER, lines), "", *(f"- {n}" for n in sorted(notes))])
+    return "\n".join([markdown(HEADER, lines), "", *(f"- {printable(n)}" for n in sorted(notes))])
 
 
 def _mean(figure: Spread | None) -> str:

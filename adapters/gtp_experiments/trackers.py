@@ -136,6 +136,7 @@ class _Wandb:
                 config=config.model_dump(mode="json"),
                 dir=str(folder),
                 resume="allow",
+                reinit="create_new",  # seeds in one program have one each
             )
         except Exception as error:  # whatever it raises without a key or a network
             raise ExperimentError(

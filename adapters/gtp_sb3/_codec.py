@@ -140,7 +140,7 @@ def elements(value: JsonValue) -> int:
         return sum(map(elements, value))
     if not isinstance(value, dict):
         return 0
-    if ":space" not in value:
+    if next(iter(value), "") != ":space":  # by the first key alone, as `decode` goes by it
         return sum(map(elements, value.values()))
     try:
         return _elements_of(value[":space"])
@@ -151,7 +151,8 @@ def elements(value: JsonValue) -> int:
 def _elements_of(space: Any) -> int:  # noqa: ANN401 - JSON
     if space["kind"] == "Dict":
         return sum(map(_elements_of, space["parts"].values()))
-    shape = space.get("shape", space.get("n"))
+    # What `_decode_space` looks at for this kind, whatever else stands there.
+    shape = space["shape" if space["kind"] == "Box" else "n"]
     if isinstance(shape, dict):  # a tuple, encoded
         shape = shape[":tuple"]
     # Of a Discrete or MultiDiscrete space it is the number of values, which takes no memory here.

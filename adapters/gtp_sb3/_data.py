@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -31,9 +31,8 @@ class HostDataset:
     """Transitions whose observations stay in the host's memory in their own type: images.
 
     Args:
-        index: The other columns; its observations are row numbers of the arrays.
-        obs: Observations, one array or one per key, images with their channels first.
-        next_obs: Next observations, likewise; may be the same arrays.
+        index: The other columns; its observations and next ones are row numbers of the arrays.
+        obs: All of them, one array or one per key, images with their channels first.
         layout: How an observation becomes one vector.
         device: Where minibatches go.
     """
@@ -42,11 +41,10 @@ class HostDataset:
         self,
         index: OfflineDataset,
         obs: Observations,
-        next_obs: Observations,
         layout: ObservationLayout,
         device: torch.device,
     ) -> None:
-        self._index, self._obs, self._next_obs = index, obs, next_obs
+        self._index, self._obs = index, obs
         self.layout, self.device = layout, device
         self.obs_dim, self.action_dim = layout.obs_dim, index.action_dim
         self.history, self.chunk = index.history, index.chunk
@@ -90,9 +88,9 @@ class HostDataset:
         changed.terminated, changed.truncated = changed._index.terminated, changed._index.truncated
         return changed
 
-    def check_rewards(self, what: str) -> None:
+    def check_rewards(self, what: str, advice: str | None = None) -> None:
         """Does what `OfflineDataset.check_rewards` does."""
-        self._index.check_rewards(what)
+        self._index.check_rewards(what, advice)
 
     def with_steps(self, history: int, chunk: int) -> Self:
         """Returns what `OfflineDataset.with_steps` does."""
@@ -107,14 +105,11 @@ class HostDataset:
         return self._index.action_std()
 
     def _read(self, batch: Transitions) -> Transitions:
-        return batch._replace(
-            obs=self._gather(self._obs, batch.obs),
-            next_obs=self._gather(self._next_obs, batch.next_obs),
-        )
+        return batch._replace(obs=self._gather(batch.obs), next_obs=self._gather(batch.next_obs))
 
-    def _gather(self, pool: Observations, numbers: Tensor) -> Tensor:
+    def _gather(self, numbers: Tensor) -> Tensor:
         rows = numbers.flatten().long().cpu().numpy()  # m of them for each, with a history
-        parts = {k: v[rows] for k, v in pool.items()} if isinstance(pool, Mapping) else pool[rows]
+        parts = _take(self._obs, rows)
         if self.convert is not None:
             parts = self.convert(parts)
         flat = torch.from_numpy(self.layout.flatten(parts))
@@ -159,10 +154,26 @@ class Columns:
     next_rows: Array | None = None
 
 
-def assemble(columns: Columns, frame: Frame, source: str, *, unit_actions: bool = False) -> Dataset:
-    """Checks columns and puts them together; with ``unit_actions`` actions are in [-1, 1]."""
+def assemble(
+    columns: Columns,
+    frame: Frame,
+    source: str,
+    *,
+    unit_actions: bool = False,
+    copy_images: bool = True,
+) -> Dataset:
+    """Checks columns and puts them together.
+
+    With ``unit_actions`` actions are in [-1, 1]. Without ``copy_images`` the arrays are nobody
+    else's.
+    """
     raw = has_images(frame.observation_space)
-    obs, next_obs = (_numbers if raw else _vectors)(columns, frame.layout)
+    if raw:
+        _check_parts(columns)
+        columns = _pooled(columns) if copy_images else columns
+        obs, next_obs = _numbers(columns)
+    else:
+        obs, next_obs = _vectors(columns, frame.layout)
     scaler = frame.scaler
     if unit_actions:
         scaler = ActionScaler(-np.ones(scaler.action_dim), np.ones(scaler.action_dim))
@@ -189,8 +200,7 @@ def assemble(columns: Columns, frame: Frame, source: str, *, unit_actions: bool 
     table.action_scaler = frame.scaler
     if not raw:
         return table
-    following = columns.obs if columns.next_obs is None else columns.next_obs
-    return HostDataset(table, columns.obs, following, frame.layout, frame.device)
+    return HostDataset(table, columns.obs, frame.layout, frame.device)
 
 
 def _vectors(columns: Columns, layout: ObservationLayout) -> tuple[Array, Array | None]:
@@ -202,13 +212,8 @@ def _vectors(columns: Columns, layout: ObservationLayout) -> tuple[Array, Array 
     return (obs if columns.rows is None else obs[columns.rows]), next_obs
 
 
-def _numbers(columns: Columns, layout: ObservationLayout) -> tuple[Array, Array | None]:
-    """Returns row numbers instead of observations."""
-    count = _length(columns.obs)
-    if count > 2**24:
-        raise DataError(
-            f"Too many images: got {count}, expected at most 2^24. Split the dataset."
-        )  # float32 holds all integers up to there
+def _check_parts(columns: Columns) -> None:
+    """Raises if what stays as it is holds what cannot be learned from, or does not go together."""
     for name, parts in (("obs", columns.obs), ("next_obs", columns.next_obs)):
         for key, part in parts.items() if isinstance(parts, Mapping) else ():
             if part.dtype.kind == "f" and not np.isfinite(part).all():
@@ -217,14 +222,65 @@ def _numbers(columns: Columns, layout: ObservationLayout) -> tuple[Array, Array 
                     f"`{name}[{key!r}]` is not finite: got {part[row]} at row {row}, expected "
                     "finite numbers. Remove or repair the episode."
                 )
-    rows = np.arange(count) if columns.rows is None else columns.rows
-    if columns.next_obs is None:
-        return rows[:, None], None
-    if columns.next_rows is None and _length(columns.next_obs) != count:
+    count = _length(columns.obs)
+    if columns.next_obs is None or columns.next_rows is not None:
+        return
+    if _length(columns.next_obs) != count:
         raise DataError(
             f"`next_obs` has the wrong length: got {_length(columns.next_obs)}, expected {count}."
         )
-    return rows[:, None], (rows if columns.next_rows is None else columns.next_rows)[:, None]
+
+
+def _pooled(columns: Columns) -> Columns:
+    """Copies the observations that are meant, those that come twice but once.
+
+    What the caller does with its arrays afterwards is no change of the data.
+    """
+    rows = np.arange(_length(columns.obs)) if columns.rows is None else columns.rows
+    if columns.next_obs is None:
+        return replace(columns, obs=_take(columns.obs, rows), rows=None)
+    next_rows = rows if columns.next_rows is None else columns.next_rows
+    size, obs, after = len(rows), _by_key(columns.obs), _by_key(columns.next_obs)
+    step = max(1, 2**24 // max(1, *(part[:1].nbytes for part in obs.values())))
+    same = np.zeros(size, np.bool_)
+    for start in range(0, size - 1, step):
+        stop = min(start + step, size - 1)
+        here, ahead = next_rows[start:stop], rows[start + 1 : stop + 1]
+        equal = (after[key][here] == part[ahead] for key, part in obs.items())
+        same[start:stop] = np.all([e.reshape(stop - start, -1).all(1) for e in equal], 0)
+    more = np.flatnonzero(~same)
+    found = {}
+    for key, part in obs.items():
+        kind = np.result_type(part, after[key])
+        found[key] = pool = np.empty((size + len(more), *part.shape[1:]), kind)
+        pieces = (pool[:size], part, rows), (pool[size:], after[key], next_rows[more])
+        for own, source, meant in pieces:
+            for start in range(0, len(meant), step):
+                own[start : start + step] = source[meant[start : start + step]]
+    following = np.arange(1, size + 1)
+    following[more] = size + np.arange(len(more))
+    kept: Observations = found if isinstance(columns.obs, Mapping) else found[""]
+    return replace(columns, obs=kept, next_obs=kept, rows=np.arange(size), next_rows=following)
+
+
+def _by_key(obs: Observations) -> Mapping[str, Array]:
+    return obs if isinstance(obs, Mapping) else {"": obs}
+
+
+def _take(obs: Observations, rows: Array) -> Observations:
+    return {k: v[rows] for k, v in obs.items()} if isinstance(obs, Mapping) else obs[rows]
+
+
+def _numbers(columns: Columns) -> tuple[Array, Array | None]:
+    """Returns row numbers instead of observations."""
+    count = _length(columns.obs)
+    if count > 2**24:
+        raise DataError(
+            f"Too many images: got {count}, expected at most 2^24. Split the dataset."
+        )  # float32 holds all integers up to there
+    rows = np.arange(count) if columns.rows is None else columns.rows
+    following = None if columns.next_rows is None else columns.next_rows[:, None]
+    return rows[:, None], following
 
 
 def _length(obs: Observations) -> int:

@@ -66,7 +66,11 @@ class OfflineTraining:
         """
         shown = dataset
         if policy.critic is not None:
-            dataset.check_rewards("A critic")
+            dataset.check_rewards(
+                "A critic",
+                "Clone without one, GTP(..., gtp_config=GTPConfig(critic=None)); or give `reward` "
+                "with the data, and go on from a clone with GTP.from_actor.",
+            )
         if policy.learner.config.critic_penalty:
             shown = dataset.with_next_actions()
         if wrapper is not None:
@@ -78,7 +82,10 @@ class OfflineTraining:
                     "gtp_config the history and chunk."
                 )
             if wrapper.norm_reward:
-                dataset.check_rewards("VecNormalize(norm_reward=True)")
+                dataset.check_rewards(
+                    "VecNormalize(norm_reward=True)",
+                    "Set norm_reward=False, or give `reward` with the data.",
+                )
             if wrapper.norm_reward and isinstance(dataset, OfflineDataset):
                 dataset.check_one_step("VecNormalize(norm_reward=True)")
             if _normalize.settle_(wrapper, dataset) and verbose >= 1:

@@ -92,7 +92,7 @@ def fill_(buffer: ReplayBuffer, dataset: Dataset) -> int:
 def _check(buffer: ReplayBuffer, dataset: Dataset) -> None:
     if isinstance(dataset, OfflineDataset):
         dataset.check_one_step("A replay buffer")
-    dataset.check_rewards("A replay buffer")
+    dataset.check_rewards("A replay buffer", "Give `reward` with the data.")
     space = buffer.observation_space
     keys = set(space.spaces) if isinstance(space, spaces.Dict) else set()
     if buffer.optimize_memory_usage:

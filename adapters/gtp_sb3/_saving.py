@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 from gymnasium.spaces import Box, Dict, Space
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import Schedule, TrainFreq
@@ -17,6 +17,7 @@ from torch import nn
 from gtp_datasets.spaces import action_scaler_of, box_of
 from gtp_policy import CheckpointInfo, load_checkpoint
 from gtp_policy.errors import CheckpointError, UnsupportedSpaceError
+from gtp_policy.records import check_values, what_is_wrong
 from gtp_sb3 import _files
 from gtp_sb3._spaces import check_env, has_parts, layout_of, space_of
 from gtp_sb3.policies import GTPPolicy
@@ -164,12 +165,12 @@ def read(
             "GTP.save wrote."
         )
     try:
+        check_values({name: attributes.get(name) for name in _STANDING})
         _Attributes.model_validate(attributes)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    except ValueError as error:
         raise CheckpointError(
-            f"Checkpoint {path} has a wrong `{'.'.join(map(str, first['loc']))}`: got "
-            f"{first['msg']}, expected what GTP.save wrote."
+            f"Checkpoint {path} has wrong attributes: got {what_is_wrong(error)}, expected what "
+            "GTP.save wrote."
         ) from error
     attributes |= {k: v for k, v in custom.items() if k in encoded}
     kwargs = attributes.get("policy_kwargs", {})
@@ -302,13 +303,18 @@ def read_parameters(
             encoder=policy.make_encoder(),
             optimizer=policy.optimizer_factory(info.config, lr_schedule),
         ).learner
-    parts = {
+    cores = {
         "actor": learner.actor,
         "actor_target": learner.target_actor,
         "critic": learner.critic,
         "critic_target": learner.target_critic,
-        "value": learner.value,
     }
-    state = nn.ModuleDict({n: part for n, part in parts.items() if part is not None}).state_dict()
+    parts: dict[str, nn.Module] = {
+        name: nn.ModuleDict({"core": core}) for name, core in cores.items() if core is not None
+    }
+    if learner.value is not None:
+        parts["value"] = learner.value
+    # Of a module: what was seen of the mode goes with its state.
+    state = nn.ModuleDict(parts).state_dict()
     states = {f"{name}.optimizer": o.state_dict() for name, o in learner.optimizers.items()}
     return {"policy": state, **states}

@@ -265,4 +265,5 @@ def _read_minari(dataset: Any, frame: Frame) -> Dataset:  # noqa: ANN401 - Minar
         Columns(obs=obs, next_obs=obs, next_rows=joined["rows"] + 1, **joined),
         frame,
         f"Minari {dataset.id}",
+        copy_images=False,
     )

@@ -23,11 +23,9 @@ from torch import Tensor, nn
 
 from gtp_datasets.spaces import members_of, observation_facts
 from gtp_policy import (
-    FlowMapActor,
     GTPConfig,
     GTPLearner,
     ObservationLayout,
-    QEnsemble,
     read_metadata,
     restore_,
 )
@@ -36,6 +34,7 @@ from gtp_policy.chunks import ChunkState
 from gtp_policy.critic import ValueNetwork
 from gtp_policy.errors import CheckpointError, DataError, UnsupportedSpaceError
 from gtp_policy.export import PolicySource
+from gtp_policy.functional import check_actions
 from gtp_policy.spaces import real_array
 from gtp_sb3 import _codec, _files
 from gtp_sb3._choices import check_policy_choices, merge_networks
@@ -47,6 +46,7 @@ from gtp_sb3._spaces import (
     parts_of,
     with_axes,
 )
+from gtp_sb3.networks import Actor, Critic
 
 OptimizerFactory = Callable[[str, nn.Module], torch.optim.Optimizer]
 Observation = npt.NDArray[Any] | dict[str, npt.NDArray[Any]]
@@ -92,9 +92,11 @@ class GTPPolicy(BasePolicy):
 
     Attributes:
         learner: The core's learner, which holds the networks and their optimisers.
-        actor: Flow map that is trained, with its ``optimizer``.
+        actor: Flow map that is trained, with its ``optimizer``, as SB3 calls an actor; the core's
+            network is its ``core``, and ``learner.actor``.
         actor_target: Its target network, which acts.
-        critic: Q networks, with their ``optimizer``; None for behaviour cloning.
+        critic: Q networks, with their ``optimizer``, as SB3 calls a critic; None for behaviour
+            cloning.
         critic_target: Their target networks.
         value: Value network of the expectile baseline, or None.
 
@@ -114,10 +116,10 @@ class GTPPolicy(BasePolicy):
     """
 
     learner: GTPLearner
-    actor: FlowMapActor
-    actor_target: FlowMapActor
-    critic: QEnsemble | None
-    critic_target: QEnsemble | None
+    actor: Actor
+    actor_target: Actor
+    critic: Critic | None
+    critic_target: Critic | None
     value: ValueNetwork | None
     _network: nn.Module | None
     default_extractor: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
@@ -186,15 +188,17 @@ class GTPPolicy(BasePolicy):
             learner.to(dtype=torch.float32)
         # Not registered: its networks are the policy's own children, by SB3's names.
         self.__dict__["learner"] = learner
-        self.actor, self.actor_target = learner.actor, learner.target_actor
-        self.critic, self.critic_target = learner.critic, learner.target_critic
+        self.actor = Actor(self, learner.actor)
+        self.actor_target = Actor(self, learner.target_actor)
+        critic, target = learner.critic, learner.target_critic
+        self.critic = None if critic is None else Critic(self, critic)
+        self.critic_target = None if target is None else Critic(self, target)
         self.value = learner.value
+        if self.value is not None and isinstance(self.value.encoder, ObservationEncoder):
+            # By SB3's name, too; not registered, or the parameters would have two names.
+            self.value.__dict__["features_extractor"] = self.value.encoder.extractor
         for name, optimizer in learner.optimizers.items():
             getattr(self, name).optimizer = optimizer
-        for module in (self.actor, self.actor_target, self.critic, self.critic_target, self.value):
-            if module is not None and isinstance(module.encoder, ObservationEncoder):
-                # SB3's name for it; not registered, or the parameters would have two names.
-                module.__dict__["features_extractor"] = module.encoder.extractor
         self.train(False)
 
     def make_network(self) -> nn.Module | None:
@@ -310,17 +314,22 @@ class GTPPolicy(BasePolicy):
         local_metadata: dict[str, Any],
         *args: Any,  # noqa: ANN401 - torch's arguments
     ) -> None:
+        # Earlier versions had the core's networks themselves in these places.
+        for name in ("actor", "actor_target", "critic", "critic_target"):
+            before, now = f"{prefix}{name}.", f"{prefix}{name}.core."
+            for key in [k for k in state_dict if k.startswith(before) and not k.startswith(now)]:
+                state_dict[now + key.removeprefix(before)] = state_dict.pop(key)
         told = local_metadata.get("made_for", {})
         for name, own in self._extra_states().items():
             # As the flow map itself reads it; states of earlier versions hold it themselves.
-            text = told.get(name)
+            text = told.get(name, told.get(name.replace(".core.", ".")))
             given = own if text is None else torch.tensor(list(text.encode()), dtype=torch.uint8)
             state_dict.setdefault(prefix + name, given)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def _extra_states(self) -> dict[str, Tensor]:
         return {
-            f"{name}._extra_state": getattr(self, name).get_extra_state()
+            f"{name}.core._extra_state": getattr(self, name).core.get_extra_state()
             for name in ("actor", "actor_target")
         }
 
@@ -345,15 +354,18 @@ class GTPPolicy(BasePolicy):
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         return self._play(observation, None, None, deterministic)[0]
 
-    def _play(
-        self,
-        observation: PyTorchObs,
-        state: tuple[npt.NDArray[Any], ...] | None,
-        episode_start: npt.NDArray[Any] | None,
-        deterministic: bool,
-    ) -> tuple[Tensor, tuple[npt.NDArray[Any], ...] | None]:
-        """Returns actions of one step in [-1, 1], and the state after it."""
-        # On the CPU, few rows are faster than on a device.
+    def rows(self, observation: PyTorchObs) -> Tensor:
+        """Returns observations as the core's networks take them.
+
+        Args:
+            observation: As SB3's ``obs_to_tensor`` makes them.
+
+        Returns:
+            Shape (B, O), on the CPU: there, few rows are faster than on a device.
+
+        Raises:
+            DataError: If they hold NaN or infinity.
+        """
         flat = self.layout.flatten(with_axes(observation, self.layout)).cpu()
         finite = flat.isfinite().all(1)
         if not finite.all():
@@ -362,7 +374,18 @@ class GTPPolicy(BasePolicy):
                 f"The observation is not finite: got NaN or infinity in row {row} of {len(flat)}, "
                 "expected finite numbers. Look at the environment; VecCheckNan finds the step."
             )
-        generator = None if deterministic else self._noise_source(flat.device)
+        return flat
+
+    def _play(
+        self,
+        observation: PyTorchObs,
+        state: tuple[npt.NDArray[Any], ...] | None,
+        episode_start: npt.NDArray[Any] | None,
+        deterministic: bool,
+    ) -> tuple[Tensor, tuple[npt.NDArray[Any], ...] | None]:
+        """Returns actions of one step in [-1, 1], and the state after it."""
+        flat = self.rows(observation)
+        generator = None if deterministic else self.noise_source(flat.device)
         if not self.has_memory:
             action = self.learner.act(
                 flat,
@@ -402,7 +425,8 @@ class GTPPolicy(BasePolicy):
             Actions in the units of the environment, always inside its Box, and the state.
 
         Raises:
-            DataError: If the observation holds NaN or infinity, or masked or complex numbers.
+            DataError: If the observation holds NaN or infinity, or masked or complex numbers, or is
+                so large that the action is not finite.
             ValueError: If it does not fit the space, or is the pair that ``gymnasium`` returns.
 
         Example:
@@ -426,7 +450,9 @@ class GTPPolicy(BasePolicy):
         tensors, vectorized = self.obs_to_tensor(observation)
         with torch.no_grad():
             played, state = self._play(tensors, state, episode_start, deterministic)
-            unit = played.cpu().numpy()
+            played = played.cpu()
+            check_actions(played)
+            unit = played.numpy()
         action = members_of(self.action_space, self.scaler.to_box(unit))
         return (action if vectorized else action[0, ...]), state  # an array, of shape () too
 
@@ -456,7 +482,15 @@ class GTPPolicy(BasePolicy):
             choice=choice,
         )
 
-    def _noise_source(self, device: torch.device) -> torch.Generator:
+    def noise_source(self, device: torch.device) -> torch.Generator:
+        """Returns the policy's own stream of noise.
+
+        Args:
+            device: Where the noise is needed.
+
+        Returns:
+            The generator; `reseed` starts it anew.
+        """
         if self._noise is None or self._noise.device != device:
             self._noise = self.learner.stream("predict", device)
         return self._noise
@@ -630,7 +664,7 @@ class CnnPolicy(GTPPolicy):
         >>> from gymnasium.spaces import Box
         >>> from gtp_sb3 import CnnPolicy
         >>> image = Box(0, 255, (1, 36, 36), np.uint8)
-        >>> CnnPolicy(image, Box(-1, 1, (2,))).actor.encoder.features_dim
+        >>> CnnPolicy(image, Box(-1, 1, (2,))).actor.features_extractor.features_dim
         512
     """
 

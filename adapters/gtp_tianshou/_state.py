@@ -1,5 +1,6 @@
 """What a saved algorithm holds in addition to the core's learner, and what it must fit."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -7,7 +8,7 @@ from typing import Any, Self
 import gymnasium as gym
 import numpy as np
 import torch
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import Field, JsonValue
 from tianshou.algorithm.optim import OptimizerFactory
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
@@ -15,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from gtp_datasets.spaces import box_of
 from gtp_policy import ActionScaler, Config, GTPLearner
 from gtp_policy.errors import CheckpointError, StateMismatchError
+from gtp_policy.records import check_values, what_is_wrong
 from gtp_tianshou._spaces import action_scaler_of
 
 METADATA = "tianshou"  # key of a checkpoint's metadata that is ours
@@ -47,6 +49,7 @@ class Saved(Config):
     @classmethod
     def _checked(cls, values: Any, learner: GTPLearner, problem: str, expected: str) -> Self:  # noqa: ANN401
         try:
+            check_values(values)
             saved = cls.model_validate(values)
             if learner.critic is None and (saved.candidates or 1) > 1:
                 raise ValueError("several candidates without a critic")
@@ -59,12 +62,9 @@ class Saved(Config):
                 ),
             )
         except ValueError as error:  # pydantic's ValidationError is one
-            reason = error
-            if isinstance(error, ValidationError):
-                first = error.errors(include_url=False, include_context=False)[0]
-                reason = ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
             raise CheckpointError(
-                f"{problem}: got metadata of {METADATA!r} with {reason}, expected {expected}."
+                f"{problem}: got metadata of {METADATA!r} with {what_is_wrong(error)}, expected "
+                f"{expected}."
             ) from error
         return saved
 
@@ -85,6 +85,22 @@ def check_schedulers(states: Sequence[Any], schedulers: Sequence[LRScheduler]) -
                 f"{type(scheduler).__name__} does not have. Pass the optimiser factories it was "
                 "trained with."
             )
+        own = scheduler.state_dict()
+        wrong = [name for name, value in state.items() if not _alike(value, own[name])]
+        if wrong:
+            raise StateMismatchError(
+                f"The state of a {type(scheduler).__name__} is none: got "
+                f"{wrong[0]}={state[wrong[0]]!r:.40}, expected what is like {own[wrong[0]]!r:.40}."
+            )
+
+
+def _alike(value: object, own: object) -> bool:
+    """Returns whether an entry of a scheduler is of the kind that it has itself."""
+    if isinstance(own, list | tuple) and isinstance(value, list | tuple):
+        return len(own) == len(value) and all(map(_alike, value, own))
+    if isinstance(value, int | float) and isinstance(own, int | float):
+        return math.isfinite(value) or value == own
+    return type(value) is type(own) or own is None
 
 
 def check_state(

@@ -55,6 +55,10 @@ from gtp_tianshou.stats import GTPTrainingStats
 # Buffers that sample uniformly: one table on the device replaces them. Others keep their own
 # sampling, and a minibatch is converted when it is drawn.
 _UNIFORM = (ReplayBuffer, ReplayBufferManager, VectorReplayBuffer)
+_WITHOUT_REWARDS = (
+    "Clone without one, GTP.from_buffer(..., config=GTPConfig(critic=None)); or load data with "
+    "rewards, and go on from a clone with GTP.from_actor."
+)
 
 
 class GTP(OfflineAlgorithm[GTPPolicy]):
@@ -248,6 +252,8 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
             )
         if dataset.history == dataset.chunk == 1:  # otherwise it says what the policy's are
             dataset = dataset.with_steps(config.actor.history, config.actor.chunk)
+        if config.critic is not None:
+            dataset.check_rewards("A critic", _WITHOUT_REWARDS)
         parts = GTPLearner.from_dataset(dataset, config, network=network, encoder=encoder)
         policy = GTPPolicy(
             actor=parts.actor,
@@ -376,7 +382,7 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
         if isinstance(buffer, OfflineDataset):
             check_dataset(buffer, policy.layout, policy.action_scaler, self.gamma)
             if self.learner.critic is not None:
-                buffer.check_rewards("A critic")
+                buffer.check_rewards("A critic", _WITHOUT_REWARDS)
             dataset = buffer.to(device)
         elif not self.preload or type(buffer) not in _UNIFORM or buffer.stack_num > 1:
             actor = self.learner.actor.config

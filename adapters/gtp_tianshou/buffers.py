@@ -160,8 +160,8 @@ def buffer_from_dataset(
     """Puts a dataset into a stock buffer, for any of Tianshou's algorithms.
 
     Actions are in [-1, 1], as collectors store them; flags are bool, and ``done`` is either of
-    them; ``next`` and ``prev`` stop at the episodes' ends. Observations share the dataset's memory
-    where it is on the CPU.
+    them; ``next`` and ``prev`` stop at the episodes' ends. The buffer has memory of its own, and
+    may go on with what is collected.
 
     Args:
         dataset: The data.
@@ -187,13 +187,18 @@ def buffer_from_dataset(
         ([[1.0], [-1.0]], [False, True], [1, 1])
     """
     dataset.check_one_step("A buffer of Tianshou's")
-    dataset.check_rewards("A buffer of Tianshou's")
+    dataset.check_rewards(
+        "A buffer of Tianshou's",
+        "Clone from the dataset itself, GTP.from_buffer(dataset, ..., "
+        "config=GTPConfig(critic=None)); or load data with rewards.",
+    )
     if dataset.history > 1:
         raise DataError(
             f"A buffer of Tianshou's holds single observations: got history={dataset.history}, "
             "expected 1. Take the dataset that with_history was called on."
         )
-    rows = [column.cpu().numpy() for column in dataset.transitions.present()]
+    # Copies: a buffer that goes on collecting writes over its oldest rows.
+    rows = [column.to("cpu", copy=True).numpy() for column in dataset.transitions.present()]
     obs, action, reward, next_obs = rows[:4]
     terminated, truncated = dataset.terminated.copy(), dataset.truncated.copy()
     buffer = ReplayBuffer(len(dataset), random_seed=seed)

@@ -23,5 +23,7 @@ def act(server: http.client.HTTPConnection, obs: list[float]) -> list[float]:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     link = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]), timeout=10)
     print(act(link, [float(number) for number in sys.argv[2:]]))

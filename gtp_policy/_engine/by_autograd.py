@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from gtp_policy.algorithm import Draws, Learner, weight_metrics
+from gtp_policy.algorithm import Draws, Learner, means_of, weight_metrics
 from gtp_policy.critic import NetworkBaseline, QEnsemble
 from gtp_policy.functional import ema_
 from gtp_policy.guidance import LinearQGuidance
@@ -104,7 +104,7 @@ class ByAutograd:
             if learner.critic is not None and isinstance(learner.guidance, LinearQGuidance):
                 noise = _given(draws.guide)[i]
                 pull, own["guided_q"] = learner.guidance.loss(
-                    learner.actor, learner.critic, obs, noise
+                    learner.actor, learner.critic, obs, noise, mean_=means_of(learner)
                 )
                 loss = loss + pull
             own["actor_grad_norm"] = _step(learner, "actor", loss)

@@ -34,7 +34,14 @@ from gtp_policy._engine.seeds import (
 from gtp_policy._engine.support import against_triton, jumps_once
 from gtp_policy._folding import FoldedActor, fold
 from gtp_policy.actor import FlowMapActor
-from gtp_policy.algorithm import WEIGHT_METRICS, Draws, Learner, update, weight_metrics
+from gtp_policy.algorithm import (
+    WEIGHT_METRICS,
+    Draws,
+    Learner,
+    means_of,
+    update,
+    weight_metrics,
+)
 from gtp_policy.critic import NetworkBaseline, QEnsemble, QEnsembleConfig, ValueNetwork
 from gtp_policy.functional import HALVINGS, flow_map, perturb, precondition
 from gtp_policy.guidance import AdvantageWeighter, LinearQGuidance
@@ -319,7 +326,9 @@ class ByHand:
         for i, learner in enumerate(self.learners):
             critic, own = cast(QEnsemble, learner.critic), list(learner.actor.parameters())
             with torch.inference_mode(False), torch.enable_grad():
-                pull, q = guidance.loss(learner.actor, critic, batch.obs[i], noise[i])
+                pull, q = guidance.loss(
+                    learner.actor, critic, batch.obs[i], noise[i], mean_=means_of(learner)
+                )
                 gradients = torch.autograd.grad(pull, own)
             torch._foreach_add_([g[i] for g in self._actor_gradients], gradients)
             metrics.append(torch.stack([loss[i] + pull.detach(), q]))
@@ -652,7 +661,7 @@ class _GuidedJump:
 
     def __init__(self, learners: Sequence[Learner], net: Net, critic: _Critics, rows: int) -> None:
         actor = learners[0].actor
-        self._net, self._critic = net, critic
+        self._net, self._critic, self._mean_ = net, critic, means_of(learners[0])
         self._mean, self._scale = actor.action_mean, actor.action_scale
         self._reduction = cast(QEnsemble, learners[0].critic).config
         self._gradients, into = _gradients(net)
@@ -679,7 +688,10 @@ class _GuidedJump:
         q = self._reduction.reduce(by_member, 1)
         factor = torch.full_like(q[:, 0], -guidance.scale)
         if guidance.normalize:
-            factor = factor / q.abs().mean(1)
+            divisor = q.abs().mean(1)
+            if self._mean_ is not None:
+                self._mean_([divisor])
+            factor = factor / divisor
         mean = q.mean(1)
         slope = self._reduction.reduction_slope(by_member, 1)
         per_row = (factor / q.shape[1]).view(-1, 1, 1)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gtp_policy.errors import CheckpointError
-from gtp_policy.files import remove, sweep, temporary_name
+from gtp_policy.files import remove, stored_bytes, sweep, temporary_name
 
 FORMAT = "gtp-policy checkpoint"
 FORMAT_VERSION = 1
@@ -35,11 +35,14 @@ _MOST_HOLES = 64 * 2**20
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
-def write_bundle(path: Path, files: Mapping[str, bytes], *, written_by: str) -> None:
+def write_bundle(
+    path: Path, files: Mapping[str, bytes], *, written_by: str, replaces: bool = False
+) -> None:
     """Writes a bundle: to a temporary place, flushed to the disk, renamed into place.
 
-    A zip file (``path`` ends in ``.zip``) replaces one that is there; a directory must be new,
-    because no file system call that Python offers exchanges two directories.
+    A zip file (``path`` ends in ``.zip``) replaces one that is there; a directory must be new
+    unless it ``replaces`` one: no file system call that Python offers exchanges two directories, so
+    that for a moment there is none.
 
     Raises:
         CheckpointError: If the operating system refuses. Nothing of the bundle is left then, and
@@ -60,12 +63,14 @@ def write_bundle(path: Path, files: Mapping[str, bytes], *, written_by: str) -> 
             for name, data in {**files, MANIFEST: manifest}.items():
                 _write_file(temporary / name, data)
             _flush_directory(temporary)
-            # rename() would replace an empty directory without a word.
-            if os.path.lexists(path):
-                raise FileExistsError(
-                    f"{path} exists, expected a new directory; a path that ends in .zip is replaced"
-                )
-            os.rename(temporary, path)
+            with _out_of_the_way(path) if replaces else contextlib.nullcontext():
+                # rename() would replace an empty directory without a word.
+                if os.path.lexists(path):
+                    raise FileExistsError(
+                        f"{path} exists, expected a new directory; a path that ends in .zip is "
+                        "replaced"
+                    )
+                os.rename(temporary, path)
         then = "It is in its place, but a power failure now may undo that."
         _flush_directory(path.parent)
     except (OSError, ValueError) as error:  # a name with a zero byte
@@ -142,6 +147,19 @@ def discard(path: Path) -> None:
     with contextlib.suppress(OSError):
         os.rename(path, temporary)
     remove(temporary)
+
+
+@contextlib.contextmanager
+def _out_of_the_way(path: Path) -> Iterator[None]:
+    """Gives what is at a path another name while the block puts its successor there."""
+    old = temporary_name(path)
+    os.rename(path, old)
+    try:
+        yield
+    except BaseException:
+        os.rename(old, path)
+        raise
+    remove(old)
 
 
 def _make_manifest(files: Mapping[str, bytes], written_by: str) -> bytes:
@@ -263,24 +281,6 @@ def _read_file(path: Path, most: int) -> bytes:
             raise ValueError(f"{path.name} is longer than it may be")
         _check_holes(file, status.st_size)
         return file.read(most + 1)
-
-
-def stored_bytes(descriptor: int) -> int:
-    """Returns how many bytes of a file are data; a hole in it takes no place on the disk.
-
-    Args:
-        descriptor: Of a regular file; its position changes.
-    """
-    size = os.fstat(descriptor).st_size
-    if not hasattr(os, "SEEK_DATA"):  # a system that does not tell
-        return size
-    stored = end = 0
-    with contextlib.suppress(OSError):  # after the last data there is none to seek
-        while end < size:
-            start = os.lseek(descriptor, end, os.SEEK_DATA)
-            end = os.lseek(descriptor, start, os.SEEK_HOLE)
-            stored += end - start
-    return stored
 
 
 def _check_holes(file: io.BufferedReader, size: int) -> None:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import safetensors.torch
 import torch
@@ -22,12 +22,17 @@ from gtp_policy.encoders import ImpalaEncoder
 from gtp_policy.errors import CheckpointError, NonFiniteError, StateMismatchError
 from gtp_policy.learner import GTPLearner
 from gtp_policy.networks import FlowMapMLP, features_dim
+from gtp_policy.records import what_is_wrong
 from gtp_policy.spaces import ActionScaler, ObservationLayout, ObservationNormalizer
 
 CONFIG, WEIGHTS, TRAIN_STATE = "config.json", "weights.safetensors", "train_state.safetensors"
 _LIMITS = {CONFIG: 2**20}
+# Bytes in which a file of tensors names them, besides an eighth of the file: some ten thousand.
+_MOST_NAMES = 2**20
 # What of a learner's state config.json and train_state.safetensors hold.
 _SAID_BY_CONFIG = "_extra_state", "actor._extra_state", "target_actor._extra_state"
+# Options that schedulers of torch leave in an optimiser.
+_OF_SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum"}
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
@@ -46,6 +51,7 @@ class _OptimizerState(Config):
 
     groups: tuple[dict[str, JsonValue], ...]
     numbers: dict[str, dict[str, JsonValue]]
+    untrained: tuple[Annotated[Int, Field(ge=0)], ...] = ()  # parameters it has taken no step of
 
 
 class Document(Config):
@@ -67,6 +73,8 @@ class Document(Config):
     length_is_open: Bool = False
     mode_share: Float | None = Field(default=None, ge=0, le=1)  # of the target actor, if measured
     metadata: dict[str, JsonValue]
+
+    uncounted: ClassVar[frozenset[str]] = frozenset({"metadata"})  # any JSON is right there
 
 
 def files_of(
@@ -116,9 +124,9 @@ def files_of(
         # Through json and not pydantic: NaN in the metadata is an error, not null.
         text = json.dumps(document.model_dump(mode="json"), indent=1, allow_nan=False)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:  # of what was passed in
-        reason = _first_wrong(error) if isinstance(error, ValidationError) else error
         raise CheckpointError(
-            f"The learner cannot be saved: got {reason}, expected tensors and JSON values."
+            f"The learner cannot be saved: got {what_is_wrong(error)}, expected tensors and JSON "
+            "values."
         ) from error
     weights = _weights(learner)
     bad = next(_bad_values(learner, weights, moments), None)
@@ -132,14 +140,20 @@ def files_of(
         WEIGHTS: _serialize(weights),
         TRAIN_STATE: _serialize(moments),
     }
+    _check_loads(files, learner)
+    return files
+
+
+def _check_loads(files: Mapping[str, bytes], learner: GTPLearner) -> None:
+    """Raises unless files can be read, and loaded into the learner that they are of."""
     try:
-        state_of(files, {name: len(data) for name, data in files.items()})
+        read = state_of(files, {name: len(data) for name, data in files.items()})
+        _checked(learner, Path("that is being written"), *read)
     except Exception as error:  # whatever keeps it from being read again
         raise CheckpointError(
             f"The learner cannot be saved: got {error}, expected what can be loaded again. Nothing "
             "was written."
         ) from error
-    return files
 
 
 def _has_own_encoder(learner: GTPLearner) -> bool:
@@ -214,7 +228,12 @@ def _split_optimizer(
                 numbers.setdefault(str(index), {})[key] = value
     try:
         groups = [{k: _plain(v) for k, v in group.items()} for group in state["param_groups"]]
-        return tensors, _OptimizerState(groups=tuple(groups), numbers=numbers)
+        every = [index for group in groups for index in group["params"]]
+        return tensors, _OptimizerState(
+            groups=tuple(groups),
+            numbers=numbers,
+            untrained=tuple(i for i in every if state["state"] and i not in state["state"]),
+        )
     except ValidationError as error:
         raise CheckpointError(
             f"The optimiser of the {part} cannot be saved: got {error}, expected tensors and JSON "
@@ -261,8 +280,22 @@ def state_of(
             f"{CONFIG} of {len(files[CONFIG])} bytes, of which {_LIMITS[CONFIG]} are read"
         )
     document = _parse(files[CONFIG], lengths, encoder)
-    weights, moments = (safetensors.torch.load(files[n]) for n in (WEIGHTS, TRAIN_STATE))
+    weights, moments = (_tensors(files[n], n) for n in (WEIGHTS, TRAIN_STATE))
     return document, weights, moments
+
+
+def _tensors(data: bytes, name: str) -> dict[str, Tensor]:
+    """Returns the tensors of a file, unless it names more of them than it has numbers for.
+
+    A tensor takes a kilobyte of memory, and an empty one 50 bytes of the file.
+    """
+    names = int.from_bytes(data[:8], "little")
+    most = _MOST_NAMES + len(data) // 8
+    if names > most:
+        raise ValueError(
+            f"{name} with {names} bytes of names and shapes, of which at most {most} are read"
+        )
+    return safetensors.torch.load(data)
 
 
 def _parse(data: bytes, lengths: Mapping[str, int], encoder: nn.Module | None) -> Document:
@@ -270,7 +303,7 @@ def _parse(data: bytes, lengths: Mapping[str, int], encoder: nn.Module | None) -
     try:
         document = Document.model_validate_json(data, context=RECORDED)
     except ValidationError as error:
-        raise ValueError(f"{CONFIG} with {_first_wrong(error)}") from error
+        raise ValueError(f"{CONFIG} with {what_is_wrong(error)}") from error
     saved_with(document)
     _check_size(document, lengths[WEIGHTS], encoder)
     return document
@@ -285,13 +318,6 @@ def config_of(document: Document) -> GTPConfig:
     chosen = {n: getattr(learner, n) for n in learner.model_fields_set - {"total_updates"}}
     opened = type(learner).model_validate(chosen)
     return config.replace(learner=opened) if opened == learner else config
-
-
-def _first_wrong(error: ValidationError) -> str:
-    """Returns which field pydantic has found wrong first, and why."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = ".".join(map(str, first["loc"][:9]))
-    return f"a wrong `{where}` ({first['msg']})"
 
 
 def saved_with(
@@ -370,6 +396,17 @@ def fill_(
     moments: dict[str, Tensor] | None,
 ) -> None:
     """Loads a state into a learner after checking all of it; without moments, no optimiser's."""
+    learner.load_state_dict(_checked(learner, path, document, weights, moments))
+
+
+def _checked(
+    learner: GTPLearner,
+    path: Path,
+    document: Document,
+    weights: dict[str, Tensor],
+    moments: dict[str, Tensor] | None,
+) -> dict[str, Any]:
+    """Returns the state of a learner that a checkpoint says, every entry compared with its own."""
     own = _weights(learner)
     kinds = [
         {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
@@ -415,7 +452,7 @@ def fill_(
         "mode_share": document.mode_share,
         "optimizers": optimizers,
     }
-    learner.load_state_dict({**weights, **extras})
+    return {**weights, **extras}
 
 
 def _join_optimizer(
@@ -448,8 +485,9 @@ def _join_optimizer(
         if taken != steps:
             raise ValueError(f"{taken} steps where {steps} were taken")
         whole = not (document.own_network or document.own_encoder)  # all of it is always trained
-        if whole and steps and state.keys() != expected.keys():
-            raise ValueError(f"state of {len(state)} parameters instead of {len(expected)}")
+        trained = expected.keys() - set(saved.untrained)
+        if whole and steps and state.keys() != trained:
+            raise ValueError(f"state of {len(state)} parameters instead of {len(trained)}")
     return {"state": state, "param_groups": groups}
 
 
@@ -472,21 +510,22 @@ def _kind(value: object) -> tuple[object, ...]:
 
 def _join_group(own: dict[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the live options with what a schedule may have changed in them."""
-    if (own.keys() ^ saved.keys()) - {"initial_lr"} or own["params"] != saved["params"]:
+    if (own.keys() ^ saved.keys()) - _OF_SCHEDULERS or own["params"] != saved["params"]:
         raise ValueError(f"options {sorted(saved)} instead of {sorted(own)}")
     group = {key: _like(value, saved.get(key, value), key) for key, value in own.items()}
-    if "initial_lr" in saved:  # schedulers of torch leave it there
-        group["initial_lr"] = _like(0.0, saved["initial_lr"], "initial_lr")
-    return group
+    left = {key: _like(0.0, saved[key], key) for key in saved.keys() - own.keys()}
+    return group | left
 
 
 def _like(own: Any, saved: Any, name: str) -> Any:  # noqa: ANN401 - as in _plain
     """Returns a saved option in the type of the live one; schedules change numbers only."""
+    if type(own) is type(saved) and own == saved:
+        return own
     if isinstance(own, tuple) and isinstance(saved, list) and len(own) == len(saved):
         return tuple(_like(a, b, name) for a, b in zip(own, saved, strict=True))
     if isinstance(own, Tensor) and isinstance(saved, float):
         return torch.full_like(own, saved)
-    if isinstance(own, float) and isinstance(saved, int | float) and not isinstance(saved, bool):
+    if all(isinstance(o, int | float) and not isinstance(o, bool) for o in (own, saved)):
         # Every option that is a number is a rate, a decay or a small constant.
         if math.isfinite(saved) and saved >= 0 and (name != "betas" or saved < 1):
             return float(saved)

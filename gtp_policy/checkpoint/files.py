@@ -33,7 +33,7 @@ from gtp_policy.checkpoint.document import (
 )
 from gtp_policy.config import GTPConfig
 from gtp_policy.errors import CheckpointError, StateMismatchError
-from gtp_policy.files import expanded, is_temporary, remove
+from gtp_policy.files import expanded, remove, target_of
 from gtp_policy.functional import check_device, check_kind
 from gtp_policy.learner import Disk, GTPLearner, OptimizerFactory, keep_on_
 from gtp_policy.spaces import ActionScaler, ObservationLayout
@@ -204,17 +204,20 @@ def load_checkpoint(
                 f"Checkpoint {path} was made {'with' if own else 'without'} a custom "
                 f"`{name}`: got {type(given).__name__}, expected {'a module' if own else 'None'}."
             )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a curriculum that was not capped there is not capped here
-        learner = GTPLearner.build(
-            document.obs_dim,
-            document.action_dim,
-            config_of(document),
-            network=network,
-            encoder=encoder,
-            optimizer=optimizer,
-            device=device,
-        ).to(dtype=DTYPES[document.dtype])
+    # A curriculum that was not capped there is not capped here, of which `build` would warn. What
+    # ignores a warning changes what all threads hear, and for good where two load at once.
+    config = config_of(document)
+    run, curriculum = config.learner, config.loss.curriculum
+    fine = config.loss.replace(curriculum=curriculum.capped(run.total_updates, run.actor_rate))
+    learner = GTPLearner.build(
+        document.obs_dim,
+        document.action_dim,
+        config.replace(loss=fine),
+        network=network,
+        encoder=encoder,
+        optimizer=optimizer,
+        device=device,
+    ).to(dtype=DTYPES[document.dtype])
     learner.loss.config = document.config.loss
     try:
         fill_(learner, path, document, weights, moments if train_state else None)
@@ -355,7 +358,7 @@ def latest_valid(directory: str | Path) -> Path | None:
 def _newest(directory: Path, is_candidate: Callable[[Path], bool]) -> Path | None:
     """Returns the candidate with the most updates whose every byte is right."""
     for _ in range(_MOST_LOOKS):
-        paths = [directory / n for n in _names_in(directory) if not is_temporary(n)]
+        paths = [directory / n for n in _names_in(directory) if target_of(n) is None]
         found: list[tuple[int, float, Path]] = []
         for path in paths:
             try:
@@ -380,7 +383,7 @@ def _newest(directory: Path, is_candidate: Callable[[Path], bool]) -> Path | Non
 def _names_in(directory: Path) -> list[str]:
     try:
         return os.listdir(directory)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # also what is no name at all
         return []
     except OSError as error:
         raise CheckpointError(
@@ -398,11 +401,14 @@ def _skip(path: Path, error: Exception) -> None:
 class CheckpointFolder:
     """The checkpoints of one run in one folder, named by the number of updates.
 
-    One process writes to a folder, any number may read.
+    One process writes to a folder, any number may read. What is not certainly of the run that is
+    saved is never replaced nor removed: a checkpoint of other choices or dimensions, or of a later
+    version, and anything that cannot be read.
 
     Args:
         directory: The folder; made by the first `save`.
-        keep: How many of the newest to keep; None keeps all.
+        keep: How many of the newest of a run to keep; None keeps all. Those of other runs do not
+            count, and stay.
 
     Raises:
         ValueError: If ``keep`` is smaller than 1.
@@ -435,7 +441,8 @@ class CheckpointFolder:
     ) -> Path:
         """Saves a learner under its number of updates; removes what an aborted write left behind.
 
-        Saving the same content again does nothing: a resumed run may pass where it was before.
+        Saving the same content again does nothing: a resumed run may pass where it was before. One
+        of this run that is damaged is replaced, once the new one is written.
 
         Args:
             learner: What to save.
@@ -447,29 +454,29 @@ class CheckpointFolder:
             The path of the checkpoint.
 
         Raises:
-            CheckpointError: If it cannot be written, or a valid checkpoint with the same number of
-                updates and other content is there: the folder belongs to another run.
+            CheckpointError: If it cannot be written, or something else of that name is there: a
+                valid checkpoint with the same number of updates and other content, one of another
+                run, or what cannot be read. It stays as it is.
         """
         check_kind("learner", learner, GTPLearner)
         path = self.directory / f"step_{learner.updates:012d}"
         files = files_of(learner, action_scaler, layout, metadata)
-        for leftover in self.directory.glob(".step_*.tmp-*"):
-            remove(leftover)
-        if path.exists():
-            try:
-                read_state(path)
-            except CheckpointError:
-                bundle.discard(path)
-            else:
+        for name in _names_in(self.directory):
+            if _OWN_NAME.fullmatch(target_of(name) or ""):
+                remove(self.directory / name)
+        is_there = os.path.lexists(path)
+        if is_there:
+            if _loads(path):
                 if bundle.content_id(path) == bundle.content_id_of(files):
                     return path
                 raise CheckpointError(
                     f"Checkpoint {path} belongs to another run: got other content for update "
                     f"{learner.updates}, expected the same. Choose another folder for this run."
                 )
-        bundle.write_bundle(path, files, written_by=f"gtp-policy {__version__}")
+            _check_is_of_run(path, learner)
+        bundle.write_bundle(path, files, written_by=f"gtp-policy {__version__}", replaces=is_there)
         if self.keep is not None:
-            self._remove_but(self.keep, path)
+            self._remove_but(self.keep, path, learner)
         return path
 
     def latest(self) -> Path | None:
@@ -489,19 +496,51 @@ class CheckpointFolder:
             and read_document(path).updates == int(path.name.removeprefix("step_"))
         )
 
-    def _remove_but(self, keep: int, newest: Path) -> None:
-        """Removes older checkpoints, once as many as are to be kept can be loaded."""
+    def _remove_but(self, keep: int, newest: Path, learner: GTPLearner) -> None:
+        """Removes older checkpoints of a run, once as many as are to be kept can be loaded."""
         kept = 1  # what was written last was read again before
         # Higher numbers are not of this run, and no reason to remove what it has just written.
         for path in sorted(self.directory.glob("step_" + "[0-9]" * 12), reverse=True):
             if path.name >= newest.name:
                 continue
-            if kept >= keep:
-                bundle.discard(path)
-                continue
-            with contextlib.suppress(CheckpointError):  # a damaged one is not one that is kept
-                read_state(path)
-                kept += 1
+            with contextlib.suppress(CheckpointError):
+                _check_is_of_run(path, learner)
+                if kept >= keep:
+                    bundle.discard(path)
+                elif _loads(path):  # a damaged one is not one that is kept
+                    kept += 1
+
+
+def _loads(path: Path) -> bool:
+    try:
+        read_state(path)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _check_is_of_run(path: Path, learner: GTPLearner) -> None:
+    """Raises unless a checkpoint, whose tensors may be damaged, says that it is of a learner's run.
+
+    The length of a run may change on the way, and the curriculum with it; other choices do not.
+    """
+
+    def run_of(obs_dim: int, action_dim: int, config: GTPConfig) -> tuple[object, ...]:
+        choices = config.model_dump(mode="json")
+        del choices["learner"]["total_updates"], choices["loss"]["curriculum"]
+        return obs_dim, action_dim, choices
+
+    advice = "It stays as it is: move it away, or choose another folder for this run."
+    try:
+        there = read_document(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} {advice}") from error
+    here = learner.actor.obs_dim, learner.actor.action_dim, learner.open_config
+    if run_of(there.obs_dim, there.action_dim, there.config) != run_of(*here):
+        raise CheckpointError(
+            f"Checkpoint {path} belongs to another run: got other choices, expected this run's. "
+            f"{advice}"
+        )
 
 
 def _place(path: object, name: str = "path") -> Path:

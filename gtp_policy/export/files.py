@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ from gtp_policy.export.source import (
     PolicyModule,
     source_of,
 )
-from gtp_policy.files import expanded, replacing
+from gtp_policy.files import expanded, replacing, stored_bytes
 from gtp_policy.spaces import ActionScaler, ObservationLayout
 
 Noise = Literal["input", "keyed", "seeded"]
@@ -45,6 +46,7 @@ _Outputs = Callable[[Sequence[Tensor]], npt.NDArray[np.float32]]
 _TOLERANCE: dict[Precision, float] = {"float32": 1e-4, "float16": 0.1}
 _ROWS = 1, 2, 33
 _SEEDS = 2**24
+_LONGEST, _MOST_HOLES = 2**31, 2**26  # bytes of a file
 
 
 def export_onnx(
@@ -155,7 +157,16 @@ def read_policy_file(path: str | Path) -> PolicyFile:
     """
     onnx = _onnx()
     try:
-        model = onnx.load(expanded(path), load_external_data=False)
+        place = expanded(path)
+        if place.exists() and not place.is_file():  # a pipe would wait for its writer
+            raise ValueError("something else than a file")
+        with open(place, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            # More than any message of protocol buffers has, or a hole, would fill the memory first.
+            if size > _LONGEST or size - stored_bytes(file.fileno()) > _MOST_HOLES:
+                raise ValueError(f"{size} bytes, more than a model has, or than are on the disk")
+            file.seek(0)
+            model = onnx.load(file, load_external_data=False)
         found = {entry.key: entry.value for entry in model.metadata_props}
     except Exception as error:  # whatever a foreign file makes the parser raise
         raise PolicyFileError(
@@ -505,11 +516,11 @@ def _write(path: Path, data: bytes) -> None:
     try:
         with replacing(path) as temporary:
             temporary.write_bytes(data)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a name with a zero byte, or none
         raise _unwritable(path, error) from error
 
 
-def _unwritable(path: Path, error: OSError) -> ExportError:
+def _unwritable(path: Path, error: Exception) -> ExportError:
     return ExportError(
         f"{path} cannot be written: got {error}, expected a writable place. What was there before "
         "is unchanged."

@@ -6,6 +6,7 @@ package; and a card that says what both are. Tensors, JSON and text: loading exe
 
 import json
 import math
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ from gtp_policy.errors import (
 from gtp_policy.export.files import export_onnx
 from gtp_policy.export.policy_file import PolicyFile
 from gtp_policy.export.source import source_of
-from gtp_policy.files import expanded
+from gtp_policy.files import expanded, replacing
 from gtp_policy.learner import GTPLearner, OptimizerFactory
 from gtp_policy.spaces import ActionScaler, ObservationLayout
 
@@ -106,7 +107,15 @@ def save_pretrained(
         source = source_of(given)._replace(sha256=content_id(path))
         file = export_onnx(source, folder / ONNX)
     card = model_card(path, file=file, record=record, command=command, license=license)
-    (folder / CARD).write_text(card, encoding="utf-8")
+    try:
+        # What a link of its name leads to is not the folder's.
+        with replacing(folder / CARD) as temporary:
+            temporary.write_text(card, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise ExportError(
+            f"{folder / CARD} cannot be written: got {error}, expected a writable place. The "
+            "checkpoint is in its place."
+        ) from error
     return folder
 
 
@@ -148,7 +157,7 @@ def from_pretrained(
         gtp_policy.errors.CheckpointError: no/such/name cannot be loaded: got HFValidationError ...
     """
     path = expanded(name) / CHECKPOINT
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         hub = _hub()
         try:
             found = hub.hf_hub_download(str(name), CHECKPOINT, revision=revision, **download)
@@ -321,7 +330,7 @@ def _table(rows: Mapping[str, object]) -> str:
     lines = ["| | |", "|---|---|"]
     for name, value in rows.items():
         # What a record holds is text of others: it must not end the cell or become HTML.
-        text = str(value).replace("\n", " ").replace("|", "\\|").replace("<", "&lt;")
+        text = " ".join(str(value).splitlines()).replace("|", "\\|").replace("<", "&lt;")
         lines.append(f"| {name} | {text} |")
     return "\n".join(lines)
 
@@ -330,7 +339,10 @@ def _read(result: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(result, Mapping):
         return result
     try:
-        with open(expanded(result), encoding="utf-8") as file:
+        path = expanded(result)
+        if path.exists() and not path.is_file():  # a pipe would wait for its writer
+            raise ValueError("something else than a file")
+        with open(path, encoding="utf-8") as file:
             text = file.read(_MOST + 1)
         if len(text) > _MOST:
             raise ValueError(f"more than {_MOST} characters")

@@ -9,15 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 
-from gtp_policy._config import Config, Float, Int, Width
+from gtp_policy._config import Config, Float, Int, Width, is_computable
 from gtp_policy.errors import PolicyFileError
+from gtp_policy.records import check_values, what_is_wrong
 
 FORMAT_VERSION = 1
 PROPERTY = "gtp_policy"
 SCHEMA = Path(__file__).with_name("policy_file.schema.json")
 
+_BOUNDS = "low", "high"  # where lists of numbers stand
 Bounds = tuple[Float | None, ...]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -170,11 +172,11 @@ expected at most 1. gtp-policy 9.0 wrote it: read it with that version or a late
                 "with that version or a later one."
             )
         try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise _unreadable(f"a wrong `{where}` ({first['msg']})") from error
+            check_values(found.get("action"), dict.fromkeys(_BOUNDS, is_computable))
+            check_values(found, dict.fromkeys(_BOUNDS, lambda v: v is None or is_computable(v)))
+            return cls.model_validate_json(json.dumps(found))  # of two equal names, the last alone
+        except ValueError as error:
+            raise _unreadable(what_is_wrong(error)) from error
 
 
 def _unreadable(what: str) -> PolicyFileError:

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from gtp_policy._engine.whole import check_whole
 from gtp_policy._numbers import as_int
 from gtp_policy.acting import (
     ArgmaxChoice,
@@ -97,7 +98,11 @@ class PolicySource(NamedTuple):
 
         Returns:
             The source.
+
+        Raises:
+            BrokenLearnerError: If an update of the learner ended half-way.
         """
+        check_whole([learner])
         critic = learner.target_critic
         candidates, choice = chosen_by(learner.config, learner.target_actor, critic, None, True)
         return cls(
@@ -405,7 +410,9 @@ class PolicyModule(nn.Module):
             (B, O), with a history (B, m O), the oldest first.
         """
         if self.history == 1:
-            return torch.cat([part.flatten(1) for part in parts], 1)
+            # A part that is one number for each observation has no axis to flatten.
+            columns = [part.flatten(1) if part.ndim > 1 else part.unsqueeze(1) for part in parts]
+            return torch.cat(columns, 1)
         by_step = [part.reshape(part.shape[0], self.history, -1) for part in parts]
         return torch.cat(by_step, 2).flatten(1)
 

@@ -85,11 +85,16 @@ class ActionQueue:
                 f"The observation has the wrong shape: got a batch of {len(checked[0])}, expected "
                 "one observation. Give each environment a separate queue."
             )
+        document = self._policy.document
         if not self._actions:
-            document = self._policy.document
             chunk = self._policy.compute(checked, self._noise(checked))
             self._actions.extend(chunk.reshape(-1, *document.action_shape)[: self._play])
-        self._past.append(obs)
+        if document.history > 1:  # a copy: a loop may write the next one into the same array
+            self._past.append(
+                {key: np.array(part) for key, part in obs.items()}
+                if isinstance(obs, Mapping)
+                else np.array(obs)
+            )
         return self._actions.popleft()
 
     def _noise(self, parts: list[Array]) -> Array | None:

@@ -140,6 +140,8 @@ def read_document(graph: Graph) -> Document:
         )
     try:
         found = json.loads(graph.metadata[PROPERTY], parse_constant=_no_constant)
+        # Half a character or 1e999, which no answer of a server can hold.
+        json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         raise _wrong("no JSON") from error
     document = parse_document(found)
@@ -301,6 +303,8 @@ def _parts(observation: _Object, history: int) -> tuple[ObservationPart, ...]:
         if math.prod(whole) > _MAX_SIZE:
             raise _wrong(f"an observation of more than {_MAX_SIZE} numbers")
         low, high = part.numbers("low", shape, -math.inf), part.numbers("high", shape, math.inf)
+        if low is not None and high is not None and not np.all(low <= high):
+            raise _wrong(f"no `low` of the observation {part.value.get('key')!r:.40} below `high`")
         result.append(ObservationPart(part.string("input"), key, whole, low, high))
     if kind == "box" and len(result) != 1:
         raise _wrong(f"{len(result)} parts of a Box")

@@ -42,8 +42,12 @@ DTYPES: dict[int, np.dtype[Any]] = {
     11: np.dtype("<f8"),
 }
 FLOAT32 = 1
-_MAX_NODES, _MAX_NAMES, _MAX_RANK, _MAX_LIST = 200_000, 1024, 8, 4096
+# Inputs or outputs of an operator, or of the graph.
+MAX_NAMES = 1024
+_MAX_NODES, _MAX_RANK, _MAX_LIST = 200_000, 8, 4096
 _MAX_DEFAULTS = 1 << 16
+# What a tensor without numbers would hold, if its empty dimensions had one: operators make that.
+_MAX_EMPTY = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -199,8 +203,8 @@ def _read_graph(view: memoryview, result: Graph) -> None:
             ports = result.inputs if key == 11 else result.outputs
             if name in ports:
                 raise refused(f"two inputs or outputs {name[:80]!r}")
-            if len(ports) >= _MAX_NAMES:
-                raise refused(f"more than {_MAX_NAMES} inputs or outputs")
+            if len(ports) >= MAX_NAMES:
+                raise refused(f"more than {MAX_NAMES} inputs or outputs")
             ports[name] = port
         elif key not in (2, 10, 13, 16):  # name, remarks, shapes in between
             raise refused(f"the field {key} of a graph")
@@ -232,8 +236,8 @@ def _node(view: memoryview) -> Node:
     for key, kind, value in fields(view):
         if key in (1, 2):
             names = inputs if key == 1 else outputs
-            if len(names) >= _MAX_NAMES:
-                raise refused(f"an operator with more than {_MAX_NAMES} inputs or outputs")
+            if len(names) >= MAX_NAMES:
+                raise refused(f"an operator with more than {MAX_NAMES} inputs or outputs")
             names.append(text(kind, value))
         elif key == 4:
             operator = text(kind, value)
@@ -321,7 +325,7 @@ def _tensor(view: memoryview) -> tuple[str, Array]:
     dtype = DTYPES.get(element)
     if dtype is None:
         raise refused(f"a tensor {name[:80]!r} of ONNX's type {element}")
-    if any(d < 0 for d in dims):
+    if any(d < 0 for d in dims) or (0 in dims and math.prod(max(d, 1) for d in dims) > _MAX_EMPTY):
         raise unreadable(f"a tensor {name[:80]!r} of shape {dims}")
     if (raw is not None) + len(given) > 1:
         raise refused(f"two contents of {name[:80]!r}")

@@ -16,10 +16,11 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from gtp_runtime.errors import PolicyFileError
-from gtp_runtime.graph import DTYPES, Array
+from gtp_runtime.graph import DTYPES, MAX_NAMES, Array
 
 Operator = Callable[..., Any]
 Ints = Sequence[int] | None
+_PIECE = 2**16
 
 
 class Meter:
@@ -51,7 +52,8 @@ needs more than 100 numbers in memory, expected less. Load it with larger limits
         Args:
             shape: Its shape.
         """
-        self._numbers += math.prod(shape)
+        # Of no numbers in many dimensions others make many: a sum over the empty axis, say.
+        self._numbers += math.prod(max(n, 1) for n in shape)
         if self._numbers > self.numbers:
             raise _too_much(f"{self.numbers:,.0f} numbers in memory")
 
@@ -146,7 +148,12 @@ def _softplus(x: Array) -> Array:
 
 
 def _erf(x: Array) -> Array:
-    return np.array([math.erf(v) for v in x.reshape(-1)], x.dtype).reshape(x.shape)
+    # Piece by piece: a number of Python's takes eight times the place of one of the array.
+    flat, result = x.reshape(-1), np.empty(x.size, x.dtype)
+    for start in range(0, x.size, _PIECE):
+        piece = slice(start, start + _PIECE)
+        result[piece] = [math.erf(v) for v in flat[piece].tolist()]
+    return result.reshape(x.shape)
 
 
 def _gelu(meter: Meter, x: Array, /, *, approximate: str = "none") -> Array:
@@ -168,7 +175,7 @@ def _leaky_relu(meter: Meter, x: Array, /, *, alpha: float = 0.01) -> Array:
 
 
 def _clip(meter: Meter, x: Array, low: Array | None = None, high: Array | None = None, /) -> Array:
-    meter.take(x.shape)
+    meter.take(np.broadcast_shapes(*(v.shape for v in (x, low, high) if v is not None)))
     x = x if low is None else np.maximum(x, low)
     return np.asarray(x if high is None else np.minimum(x, high))
 
@@ -252,12 +259,20 @@ def _reshape(meter: Meter, x: Array, shape: Array, /, *, allowzero: int = 0) -> 
     wanted = _ints(shape)
     if not allowzero:
         wanted = [x.shape[i] if n == 0 else n for i, n in enumerate(wanted)]
-    return x.reshape(wanted)
+    return _reshaped(meter, x, wanted)
 
 
 def _flatten(meter: Meter, x: Array, /, *, axis: int = 1) -> Array:
     axis = axis + x.ndim if axis < 0 else axis
-    return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
+    return _reshaped(meter, x, (math.prod(x.shape[:axis]), math.prod(x.shape[axis:])))
+
+
+def _reshaped(meter: Meter, x: Array, shape: Sequence[int]) -> Array:
+    if not x.flags.c_contiguous:  # a copy, where it else is a view
+        meter.take(x.shape)
+    if not x.size:
+        meter.take(shape)
+    return x.reshape(shape)
 
 
 def _squeeze(meter: Meter, x: Array, axes: Array | None = None, /) -> Array:
@@ -349,7 +364,7 @@ def _split(
             raise ValueError(f"parts of {sizes} of {size}")
         ends = list(np.cumsum(sizes)[:-1])
     else:
-        if num_outputs is None or not 1 <= num_outputs <= max(size, 1):
+        if num_outputs is None or not 1 <= num_outputs <= min(max(size, 1), MAX_NAMES):
             raise ValueError("no number of parts")
         each = -(-size // num_outputs)
         ends = list(range(each, each * num_outputs, each))
@@ -363,7 +378,14 @@ def _gather(meter: Meter, x: Array, index: Array, /, *, axis: int = 0) -> Array:
 
 def _gather_elements(meter: Meter, x: Array, index: Array, /, *, axis: int = 0) -> Array:
     meter.take(index.shape)
-    return np.take_along_axis(x, np.where(index < 0, index + x.shape[axis], index), axis)
+    axis = axis + x.ndim if axis < 0 else axis
+    sizes = zip(index.shape, x.shape, strict=True)
+    if any(n > m for i, (n, m) in enumerate(sizes) if i != axis):
+        raise ValueError(f"indices of shape {index.shape} into {x.shape}")
+    # Of the other axes as much as there are indices for; numpy would repeat them over all of it.
+    whole = [slice(None) if i == axis else slice(n) for i, n in enumerate(index.shape)]
+    found = np.where(index < 0, index + x.shape[axis], index)
+    return np.take_along_axis(x[tuple(whole)], found, axis)
 
 
 def _gather_nd(meter: Meter, x: Array, index: Array, /, *, batch_dims: int = 0) -> Array:
@@ -455,6 +477,7 @@ def _arg(function: Callable[..., Any]) -> Operator:
     ) -> Array:
         if select_last_index:
             raise ValueError("the last of equals")
+        meter.take(x.shape)
         return np.asarray(function(x, axis=axis, keepdims=bool(keepdims)), np.int64)
 
     return operator
@@ -487,7 +510,7 @@ def _layer_norm(
     epsilon: float = 1e-5,
     stash_type: int = 1,
 ) -> Array:
-    meter.take(x.shape)
+    meter.take(np.broadcast_shapes(*(v.shape for v in (x, scale, bias) if v is not None)))
     over = tuple(range(axis + x.ndim if axis < 0 else axis, x.ndim))
     wide = _wide(x)
     centred = wide - wide.mean(over, keepdims=True)
@@ -511,6 +534,8 @@ def _batch_norm(
 ) -> Array:
     if training_mode:
         raise ValueError("training")
+    if any(v.shape != x.shape[1:2] for v in (scale, bias, mean, variance)):
+        raise ValueError(f"statistics of another number of channels than {x.shape[1:2]}")
     meter.take(x.shape)
     shape = (1, -1) + (1,) * (x.ndim - 2)
     factor = scale / np.sqrt(variance + np.float32(epsilon))
@@ -582,8 +607,10 @@ def _conv(
         raise ValueError("kernel_shape that is not the weight's")
     edges, by, wide = _windows(x, kernel, strides, pads, dilations, auto_pad)
     outputs, rank = w.shape[0], len(kernel)
-    if group < 1 or outputs % group or x.shape[1] != group * w.shape[1]:
+    if not 1 <= group <= outputs or outputs % group or x.shape[1] != group * w.shape[1]:
         raise ValueError(f"{x.shape[1]} channels in {group} groups")
+    if b is not None and b.shape != (outputs,):
+        raise ValueError(f"a bias of shape {b.shape} for {outputs} channels")
     view = _slide(meter, _wide(x), kernel, edges, by, wide, 0.0)
     out = view.shape[2 : 2 + rank]
     meter.take((len(x), outputs, *out))
@@ -651,6 +678,7 @@ def _average_pool(
 def _global(function: Callable[..., Any]) -> Operator:
     def operator(meter: Meter, x: Array, /) -> Array:
         over = tuple(range(2, x.ndim))
+        meter.take(x.shape)
         return np.asarray(function(x, axis=over, keepdims=True), x.dtype)
 
     return operator

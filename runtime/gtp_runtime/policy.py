@@ -325,7 +325,7 @@ class Policy:
 
     def _fill(self, part: ObservationPart, value: Array, buffer: Array, single: bool) -> None:
         """Writes an observation into the buffer of an input, checked."""
-        _copy(buffer[0] if single else buffer, value)
+        _copy(buffer[0, ...] if single else buffer, value)  # of single numbers a view, too
         finite = np.isfinite(buffer)
         if not finite.all():
             where = tuple(map(int, np.argwhere(~finite)[0]))

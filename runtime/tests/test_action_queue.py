@@ -65,7 +65,17 @@ def test_the_past_of_a_dict_is_kept_by_key() -> None:
     first, second = ({"a": RNG.normal(size=2), "b": RNG.normal(size=1)} for _ in range(2))
     queue.act(first)
     right = policy.act({k: np.stack([first[k], second[k]]) for k in "ab"}, deterministic=True)
+    for part in first.values():  # what a loop has written over is remembered as it was
+        part[:] = 9.0
     assert np.array_equal(queue.act(second), right)
+
+
+def test_a_loop_may_write_every_observation_into_the_same_array() -> None:
+    obs, buffer = observations(5), np.zeros(3, np.float32)
+    fresh, same = (ActionQueue(PAST, play=1, deterministic=True) for _ in range(2))
+    for o in obs:
+        buffer[:] = o
+        assert np.array_equal(same.act(buffer), fresh.act(o))
 
 
 def test_a_policy_without_chunks_is_its_own_queue() -> None:

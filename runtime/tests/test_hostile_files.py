@@ -166,6 +166,29 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         file([node("ConstantOfShape", ["s"], ["big"]), ECHO], {"s": np.array([10**6, 10**6])}),
         "numbers in memory",
     ),
+    "bounds that make a number many": (
+        file(
+            [node("Clip", ["row", "column"], ["big"]), ECHO],
+            {"row": np.zeros((1, 50_000), "f4"), "column": np.zeros((50_000, 1), "f4")},
+        ),
+        "numbers in memory",
+    ),
+    "copies of copies": (
+        file(
+            [
+                node("ConstantOfShape", ["s"], ["a"]),
+                node("Transpose", ["a"], ["b"]),
+                *(node("Reshape", ["b", "flat"], [f"c{i}"]) for i in range(1000)),
+                ECHO,
+            ],
+            {"s": np.array([2000, 2000]), "flat": np.array([-1])},
+        ),
+        "numbers in memory",
+    ),
+    "weight of nothing": (
+        file([ECHO], {"w": np.zeros((0, 10**9), np.float32)}),
+        "of shape",
+    ),
     "work": (
         file(
             [
@@ -232,6 +255,27 @@ def test_a_hostile_file_is_refused_in_time_and_memory(name: str) -> None:
         Policy.load(data)
 
 
+@pytest.mark.parametrize("operator", ["Erf", "Gelu"])
+def test_an_error_function_takes_no_more_than_its_result(operator: str) -> None:
+    # As numbers of Python, ten million would take 320 MB beside the 40 MB that are counted.
+    nodes = [
+        node("Expand", ["zero", "shape"], ["many"]),
+        node(operator, ["many"], ["more"]),
+        node("ReduceSum", ["more", "axis"], ["sum"]),
+        node("Add", ["obs", "sum"], ["action"]),
+    ]
+    constants = {
+        "zero": np.zeros((1, 1), np.float32),
+        "shape": np.array([1, 4_000_000]),
+        "axis": np.array([1]),
+    }
+    tracemalloc.start()
+    Policy.load(file(nodes, constants), backend="numpy")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * 4 * 4_000_000
+
+
 def test_the_good_file_beside_them_is_taken() -> None:
     assert Policy.load(file([ECHO])).act([0.5, -2.0, 0.0]).tolist() == [0.5, -1.0, 0.0]
 
@@ -255,6 +299,14 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "low huge": ({"action__low": [-1e300, 0.0]}, "not finite in float32"),
     "low integer": ({"action__low": [-(10**400), 0.0]}, "beyond float64"),
     "low above high": ({"action__low": [3.0, 0.0]}, "`action.low` below `action.high`"),
+    "observation's low above high": (
+        {
+            "observation__parts": [
+                {"input": "obs", "key": None, "shape": [2], "low": [0, 5], "high": [None, -5]}
+            ]
+        },
+        "no `low` of the observation None below `high`",
+    ),
     "noise source": ({"noise__source": "internet"}, "`noise.source`"),
     "noise input": ({"noise__input": None}, "`noise.input` of None"),
     "checkpoint": ({"checkpoint": 3}, "no object at `checkpoint`"),
@@ -266,6 +318,13 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
         "more than",
     ),
 }
+
+
+@pytest.mark.parametrize("more", [r'"\ud800"', "1e999", r'{"\udfff": 1}'])
+def test_what_no_server_can_repeat_is_no_document(more: str) -> None:
+    text = json.dumps(CONTENT)[:-1] + f', "more": {more}}}'
+    with pytest.raises(PolicyFileError, match="got no JSON"):
+        Policy.load(model(graph([ECHO], {}, *PORTS), {"gtp_policy": text}))
 
 
 @pytest.mark.parametrize("name", CHANGES)

@@ -107,6 +107,8 @@ CASES: list[Case] = [
     ("Gather", [real(5, 4), np.int64(2)], {"axis": 1}),
     ("GatherElements", [real(5, 4), whole(2, 4) % 5], {}),
     ("GatherElements", [real(5, 4), -1 - whole(5, 2) % 4], {"axis": 1}),
+    ("GatherElements", [real(5, 4), whole(1, 2) % 4], {"axis": 1}),
+    ("GatherElements", [real(5, 4), whole(2, 3) % 5], {"axis": -2}),
     ("GatherND", [real(5, 4, 3), whole(2, 2) % 4], {}),
     ("GatherND", [real(2, 4, 3), whole(2, 1) % 4], {"batch_dims": 1}),
     ("GatherND", [real(2, 4, 3), whole(2, 5, 2) % 3], {"batch_dims": 1}),
@@ -169,6 +171,9 @@ def single(case: Case, outputs: int) -> bytes:
     return model(graph([node(name, names, made, **attributes)], {}, ports, results), {}, opset)
 
 
+ROW, COLUMN = np.ones((1, 10**4), np.float32), np.ones((10**4, 1), np.float32)
+
+
 @pytest.mark.parametrize("case", CASES, ids=[f"{i}-{c[0]}" for i, c in enumerate(CASES)])
 def test_operator_computes_what_onnx_runtime_does(case: Case) -> None:
     name, inputs, attributes = case
@@ -207,6 +212,22 @@ def test_every_operator_has_a_case() -> None:
         ("Gather", [np.ones((1, 10**4), np.float32), np.zeros(10**4, np.int64)], {}),
         ("Conv", [real(1, 1, 4, 4), real(1, 1, 1, 1)], {"pads": [10**5] * 4}),
         ("Where", [FLAGS[:1, :1], np.ones((10**4, 1)), np.ones((1, 10**4))], {}),
+        ("Clip", [ROW, COLUMN, None], {}),
+        ("Clip", [ROW, None, COLUMN], {}),
+        ("LayerNormalization", [COLUMN, ROW], {}),
+        ("LayerNormalization", [COLUMN, np.ones(1, np.float32), ROW], {}),
+        ("Reshape", [np.ones((4000, 4000), np.uint8).T, ints(-1)], {}),
+        ("Flatten", [np.ones((4000, 4000), np.uint8).T], {}),
+        ("ArgMax", [np.ones((4000, 4000, 1), np.uint8)], {"axis": 2}),
+        ("GlobalAveragePool", [np.ones((4000, 4000), np.float32)], {}),
+        ("ReduceSum", [np.ones((0, 10**4, 10**4), np.float32), ints(0)], {}),
+        ("GlobalAveragePool", [np.ones((10**4, 10**4, 0), np.float32)], {}),
+        ("AveragePool", [np.ones((0, 1, 10**4, 10**4), np.float32)], {"kernel_shape": [1, 1]}),
+        ("TopK", [np.ones((0, 10**8), np.float32), ints(10**8)], {}),
+        ("GatherElements", [np.ones((10**8, 0)), np.zeros((10**8, 0), np.int64)], {"axis": 1}),
+        ("GatherND", [np.ones((10**8, 0)), np.zeros((10**8, 0, 1), np.int64)], {"batch_dims": 1}),
+        ("Reshape", [np.ones(0, np.float32), ints(0, 10**8)], {"allowzero": 1}),
+        ("ConstantOfShape", [ints(0, 10**8)], {}),
     ],
 )
 def test_what_grows_is_measured_before_it_is_computed(
@@ -236,6 +257,11 @@ def test_products_are_counted() -> None:
         ("Mod", [X, X], {}),
         ("Concat", [], {"axis": 0}),
         ("ArgMax", [X], {"select_last_index": 1}),
+        ("Split", [np.ones((2000, 1))], {"num_outputs": 2000}),
+        ("GatherElements", [X, np.zeros((X.shape[0] + 1, 1), np.int64)], {"axis": 1}),
+        ("BatchNormalization", [np.ones((9, 1)), *[np.ones(9)] * 4], {}),
+        ("Conv", [real(1, 1, 4), real(1, 1, 1), np.ones(9, np.float32)], {}),
+        ("Conv", [np.ones((1, 0, 4)), np.ones((0, 0, 1))], {"group": 10**12}),
     ],
 )
 def test_what_is_not_implemented_is_an_error(

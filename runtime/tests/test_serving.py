@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -176,6 +177,19 @@ def test_msgpack_and_npy_are_answered_in_kind(server: Server, policy: Policy) ->
         np.testing.assert_allclose(np.load(io.BytesIO(found)), right, atol=1e-6)
 
 
+def test_a_word_among_numbers_takes_no_memory() -> None:
+    # NumPy would give each of the 2,000 numbers room for 500,000 letters: four gigabytes.
+    body = {"obs": ["a" * 500_000, *[1] * 2_000]}
+    for inside in (body, {"obs": [[body["obs"]]]}, {"obs": [b"a" * 500_000, *[1] * 2_000]}):
+        packed = msgpack.packb(inside)
+        tracemalloc.start()
+        with pytest.raises(BodyError, match="something else than numbers"):
+            parse("application/msgpack", packed, {})
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 10 * len(packed)
+
+
 def test_websockets_answer_in_order(server: Server, policy: Policy) -> None:
     with connect(f"ws://127.0.0.1:{server.port}/act") as link:
         for i in range(20):
@@ -245,6 +259,7 @@ def test_health_metadata_and_metrics(server: Server, policy: Policy) -> None:
         (b'{"obs": [1, 2, 3], "deterministic": true, "seed": 1}', 422, "NoiseError"),
         (b'{"obs": [1, 2]}', 422, "ObservationError"),
         (b'{"obs": {"a": 1}}', 422, "ObservationError"),
+        (b'{"obs": ' + b'{"a": ' * 900 + b"1" + b"}" * 900 + b"}", 400, "BodyError"),
         (b'{"obs": [NaN, 0, 0]}', 422, "ObservationError"),
         (b'{"obs": [1e999, 0, 0]}', 422, "ObservationError"),
         (b'{"obs": [1' + b"0" * 400 + b", 0, 0]}", 400, "BodyError"),
@@ -267,6 +282,8 @@ def test_a_wrong_body_is_answered_by_type(
         {"dtype": "float32", "shape": [-3], "data": bytes(12)},
         {"dtype": "float32", "shape": [2**40], "data": bytes(12)},
         {"dtype": "float32", "shape": [3], "data": bytes(11)},
+        {"dtype": "float32", "shape": [0, 2**62, 2**62], "data": b""},
+        {"dtype": "float32", "shape": [0, 2**63], "data": b""},
         b"abc",
         {"obs": {"dtype": "|O", "shape": [1], "data": b""}},
         msgpack.ExtType(5, b"x"),
@@ -299,6 +316,7 @@ def npy(header: str) -> bytes:
         npy("{'descr': [('a', '<f8')], 'fortran_order': False, 'shape': (3,)}") + bytes(24),
         npy("__import__('os').abort()") + bytes(24),
         npy("(" * 100),
+        npy(f"{{'descr': '<f8', 'fortran_order': False, 'shape': (0, {10**17}, {10**17})}}"),
         npy("{'descr': '<f8', 'fortran_order': False, 'shape': (3,)}") + bytes(23),
     ],
 )
@@ -368,6 +386,30 @@ def test_a_request_that_never_begins_is_given_up(server: Server) -> None:
     for answer in answers:
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert b"SlowRequestError" in answer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "after", [b"POST /act HTTP/1.1\r\nhost: x", b""], ids=["a later request", "a body unread"]
+)
+def test_what_drips_behind_an_answer_is_given_up(server: Server, after: bytes) -> None:
+    length = b"" if after else b"content-length: 1000\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=LONG) as link:
+        link.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n" + length + b"\r\n")
+        answer = b""
+        while b'"ok"}' not in answer:
+            answer += link.recv(1000)
+        link.sendall(after)
+        link.settimeout(1)
+        answer, start = b"", time.monotonic()
+        while b"}" not in answer:
+            assert time.monotonic() - start < 30
+            try:
+                link.sendall(b"a")  # each byte would start uvicorn's own clock anew
+                answer += link.recv(1000)
+            except TimeoutError:
+                continue
+        assert answer.startswith(b"HTTP/1.1 408 ")
 
 
 def test_dict_observations_are_served(tmp_path: Path) -> None:

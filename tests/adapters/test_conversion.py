@@ -164,6 +164,35 @@ def test_images_of_minari_go_to_files(tmp_path: Path, make_minari: Make, wrong: 
     assert len(list((tmp_path / "set").glob("images0-*.npy"))) > 1
 
 
+@pytest.mark.parametrize("kind", ["npz", "minari", "episodes"])
+def test_too_many_parts_are_refused_before_a_row_is_written(
+    kind: str, tmp_path: Path, make_minari: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = {f"at_{i}": np.zeros((3, 1)) for i in range(40)}
+    ended = {"action": np.zeros((3, 2)), "terminated": [0, 0, 1]}
+    source: Any = [{"obs": parts, **ended}]
+    if kind == "npz":
+        source = tmp_path / "a.npz"
+        np.savez(source, **parts, **ended)
+    if kind == "minari":
+        episode = EpisodeBuffer(
+            observations=parts,
+            actions=np.zeros((2, 2), np.float32),
+            rewards=np.zeros(2),
+            terminations=np.array([False, True]),
+            truncations=np.zeros(2, bool),
+        )
+        space = Dict({key: Box(-1, 1, (1,), np.float64) for key in parts})
+        source = make_minari(episode, observation_space=space)
+    options: dict[str, Any] = {"obs_keys": [*parts]} if kind == "minari" else dict(BOX)
+    options |= {"obs": "at_*"} if kind == "npz" else {}
+    assert len(convert(source, tmp_path / "whole", **options)) >= 2
+    monkeypatch.setattr("gtp_policy.records._MOST_VALUES", 100)
+    with pytest.raises(DataError, match="cannot be written: got an index of more than 100 values"):
+        convert(source, tmp_path / "set", **options)
+    assert not list((tmp_path / "set").iterdir())
+
+
 def test_wrong_options_are_named(tmp_path: Path) -> None:
     dataset = load_dataset(make_episodes(), **BOX)
     with pytest.raises(DataError, match=r"has no options: got \['gamma', 'kind'\]"):

@@ -1,12 +1,15 @@
 """Every format from a file that its own writer made: the same transitions as from flat arrays."""
 
+import contextlib
 import csv
 import io
 import json
 import pickle
+import struct
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +20,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gtp_datasets import (
     load_csv,
@@ -28,6 +33,7 @@ from gtp_datasets import (
     load_robomimic,
     report,
 )
+from gtp_datasets._pages import pages_of
 from gtp_datasets.loader import kind_of
 from gtp_policy import ActionScaler, ObservationLayout, OfflineDataset
 from gtp_policy.errors import (
@@ -40,10 +46,12 @@ from gtp_policy.errors import (
 from tests.adapters.writers import (
     flat,
     make_episodes,
+    write_growing_video,
     write_lerobot,
     write_robomimic,
     write_video,
 )
+from tests.reliability.mutations import SLACK, peak_memory
 from tests.test_episodes import assert_equal
 
 BOX: dict[str, Any] = {"low": -1.0, "high": 1.0}
@@ -266,6 +274,29 @@ def test_frames_of_videos_are_those_of_their_rows(tmp_path: Path) -> None:
         load_lerobot(root, obs=[KEY], memory=100, **BOX)
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "match"),
+    [
+        ("from_timestamp", 1e308, "is not where meta/episodes says: got .*1e\\+308"),
+        ("from_timestamp", -1.0, "is not where meta/episodes says"),
+        ("chunk_index", 0.5, r"no whole number: got 0\.5 as videos/.*chunk_index at row 0"),
+        ("episode_index", 1, "names an episode again: got 1 at row 1"),
+    ],
+)
+def test_where_frames_are_is_said_once_and_in_whole_numbers(
+    column: str, value: float, match: str, tmp_path: Path
+) -> None:
+    root = write_lerobot(tmp_path / "le", EPISODES, frames=make_frames())
+    (path,) = root.glob("meta/episodes/*/*.parquet")
+    table = pq.read_table(path)
+    name = column if column == "episode_index" else f"videos/{KEY}/{column}"
+    changed = [value, *table[name].to_pylist()[1:]]
+    table = table.set_column(table.column_names.index(name), name, [changed])
+    pq.write_table(table, path)
+    with pytest.raises(DataError, match=match):
+        load_lerobot(root, obs=[KEY], **BOX)
+
+
 def test_images_in_rows_are_decoded(tmp_path: Path) -> None:
     import io
 
@@ -457,6 +488,80 @@ def test_words_pair_observations_and_lists_keep_their_order(kind: str, tmp_path:
     assert by_word.transitions.next_obs.tolist() == [[1.0, 6.0]]
     as_said = load_dataset(path, obs=["at_x", "at_y"], next_obs=["to_y", "to_x"], **box)
     assert as_said.transitions.next_obs.tolist() == [[6.0, 1.0]]
+
+
+def episodes_of(layout: str, episodes: list[dict[str, list[float]]], folder: Path) -> Path:
+    """Writes columns of episodes to a folder of files, or to the folders of one file."""
+    if layout == "npz groups":
+        named = {f"{i}/{n}": c for i, episode in enumerate(episodes) for n, c in episode.items()}
+        return rows_of("npz", named, folder)
+    for i, episode in enumerate(episodes):
+        made = rows_of(layout, episode, folder)
+        made.rename(folder / f"run_{i}{made.suffix}")
+    return folder
+
+
+LAYOUTS = ["csv", "npz", "npz groups"]
+IN_ORDER = {
+    "at_x": [1.0],
+    "at_y": [100.0],
+    "to_x": [2.0],
+    "to_y": [200.0],
+    "u_a": [0.1],
+    "u_b": [0.9],
+}
+WORDS = {"obs": "at_*", "next_obs": "to_*", "action": "u_*", "reward": "r*"}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_columns_of_a_later_file_go_by_the_names_of_the_first(layout: str, tmp_path: Path) -> None:
+    """They are no others because they stand in another order, whatever finds them."""
+    first = IN_ORDER | {"r": [7.0]}
+    path = episodes_of(layout, [first, dict(reversed(first.items()))], tmp_path)
+    rows = load_dataset(path, low=-1.0, high=1.0, **WORDS).transitions
+    assert rows.obs.tolist() == [[1.0, 100.0]] * 2
+    assert rows.next_obs.tolist() == [[2.0, 200.0]] * 2
+    np.testing.assert_allclose(rows.action, [[0.1, 0.9]] * 2, atol=1e-6)
+    assert rows.reward.tolist() == [7.0, 7.0]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("first", "second", "options", "field"),
+    [
+        (["at_x", "at_y", "action"], ["at_x", "at_z", "action"], {"obs": "at_*"}, "obs"),
+        (["q_0", "q_1", "action"], ["q_1", "q_2", "action"], {"obs": "q_*"}, "obs"),
+        (["obs_0", "obs_1", "action"], ["obs_1", "obs_2", "action"], {}, "obs"),
+        (["obs", "u_a", "u_b"], ["obs", "u_a", "u_b", "u_c"], {"action": "u_*"}, "action"),
+        (["obs", "action", "reward"], ["obs", "action", "rewards"], {}, "reward"),
+        (["obs", "action"], ["obs", "action", "terminated"], {}, "terminated"),
+        (["obs", "action", "truncated"], ["obs", "action"], {}, "truncated"),
+        (["obs", "action", "is_last"], ["obs", "action"], {}, "is_last"),
+    ],
+)
+def test_other_columns_in_a_later_file_are_refused(
+    layout: str,
+    first: list[str],
+    second: list[str],
+    options: dict[str, Any],
+    field: str,
+    tmp_path: Path,
+) -> None:
+    """One number would stand where another belongs, or nowhere."""
+    episodes = [{n: [0.0, 1.0] for n in names} for names in (first, second)]
+    path = episodes_of(layout, episodes, tmp_path)
+    name = "Episode '1'" if "groups" in layout else f"run_1.{layout}"
+    with pytest.raises(DataError, match=rf"{name}: `{field}` is of other columns than in .*0"):
+        load_dataset(path, low=-1.0, high=1.0, **options)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_later_file_that_lacks_a_column_is_named(layout: str, tmp_path: Path) -> None:
+    episodes = [{n: [0.0] for n in names} for names in (["x", "action"], ["action"])]
+    path = episodes_of(layout, episodes, tmp_path)
+    name = "Episode '1'" if "groups" in layout else f"run_1.{layout}"
+    with pytest.raises(DataError, match=f"{name}: `obs` names a column that is not there: got 'x'"):
+        load_dataset(path, obs="x", low=-1.0, high=1.0)
 
 
 @pytest.mark.parametrize("load", [load_dataset, load_csv, load_npz], ids=lambda load: load.__name__)
@@ -770,6 +875,13 @@ WRONG: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
         {"filter_key": "train"},
         r"`filter_key` is not there: got 'train', expected one of \[\]",
     ),
+    "lists of numbers": (
+        lambda p: hdf5(
+            p, lambda f: (f.__delitem__("mask/train"), f.__setitem__("mask/train", [2**62]))
+        ),
+        {"filter_key": "train"},
+        "`mask/train` is no list of names: got int64, expected strings",
+    ),
     "a demonstration of objects": (
         lambda p: hdf5(
             p,
@@ -910,7 +1022,7 @@ def test_a_zip_that_packs_too_well_is_refused_before_memory_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gtp_datasets._hdf5.SLACK_BYTES", 1000)
-    with zipfile.ZipFile(tmp_path / "0.npz", "w", zipfile.ZIP_LZMA) as archive:
+    with zipfile.ZipFile(tmp_path / "0.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         for name in ("obs.npy", "action.npy"):
             with archive.open(name, "w") as file:
                 shape = {"descr": "|u1", "fortran_order": False, "shape": (2_000_000, 1)}
@@ -918,6 +1030,207 @@ def test_a_zip_that_packs_too_well_is_refused_before_memory_is_taken(
                 file.write(bytes(2_000_000))
     with pytest.raises(DataError, match="declares more than it can hold"):
         load_npz(tmp_path, **BOX)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_that_unpacks_to_more_than_it_announces_is_refused(
+    tmp_path: Path, method: int
+) -> None:
+    path, rows = tmp_path / "0.npz", io.BytesIO()
+    np.save(rows, np.zeros((4, 1), np.float32))
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name in ("obs.npy", "action.npy"):
+            with archive.open(name, "w", force_zip64=True) as file:
+                file.write(rows.getvalue())
+                for _ in range(150 if name == "obs.npy" else 0):
+                    file.write(bytes(2**20))
+    data = bytearray(path.read_bytes())  # its table of contents speaks of the array alone
+    struct.pack_into("<L", data, data.index(b"PK\x01\x02") + 24, len(rows.getvalue()))
+    path.write_bytes(data)
+    with peak_memory() as peak, pytest.raises(DataError, match="packed in an unusual way"):
+        load_npz(tmp_path, **BOX)
+    assert peak[0] < SLACK
+
+
+def test_a_header_of_an_array_is_read_as_far_as_numpy_writes_one(tmp_path: Path) -> None:
+    length = 150 * 2**20
+    with zipfile.ZipFile(tmp_path / "0.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("obs.npy", "action.npy"):
+            with archive.open(name, "w") as file:
+                file.write(b"\x93NUMPY\x02\x00" + length.to_bytes(4, "little"))
+                for _ in range(150 if name == "obs.npy" else 0):
+                    file.write(b" " * 2**20)
+    with peak_memory() as peak, pytest.raises(DataError, match="cannot be read as npz"):
+        load_npz(tmp_path, **BOX)
+    assert peak[0] < SLACK
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_a_frame_that_grows_within_a_video_is_not_decoded(tmp_path: Path, codec: str) -> None:
+    """Of 8000 x 8000 pixels, 100 MB, in a small file whose beginning says 24 x 16."""
+    root = info(tmp_path)
+    path = root / "videos" / KEY / "chunk-000" / "file-000.mp4"
+    write_growing_video(path, make_frames()[0], 8000, codec)
+    assert path.stat().st_size < 1_000_000
+    with peak_memory() as peak, pytest.raises(DataError, match="cannot be decoded"):
+        load_lerobot(root, obs=[KEY], **BOX)
+    assert peak[0] < SLACK
+
+
+@pytest.mark.parametrize("rows", [-1, -20_000, True])
+def test_a_shape_that_is_none_is_refused(rows: int, tmp_path: Path) -> None:
+    # NumPy takes -1 for "what is left", and what is made of -1 rows would count for nothing.
+    n, path = 2_000_000, tmp_path / "a.npz"
+    fields = {"obs": ("|u1", 30), "action": ("|u1", 1), "terminated": ("|b1", 1)}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, (kind, width) in fields.items():
+            text = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': ({rows}, {width}), }}\n"
+            head = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+            file.writestr(f"{name}.npy", head + bytes([1]) * (n * width))
+    with peak_memory() as peak, pytest.raises(DataError, match="has a shape that is none"):
+        load_npz(path, low=-1.0, high=2.0)
+    assert peak[0] < SLACK
+
+
+def test_a_first_line_of_a_megabyte_takes_no_time(tmp_path: Path) -> None:
+    path, start = tmp_path / "a.csv", time.process_time()
+    for line, match in (
+        ("," * 2**20, "no usable first line"),
+        ("," * 500_000, "no usable first line: got 500001 names"),
+        (f"obs_{'1' * 5_000},action_0,done", "numbered columns that do not follow each other"),
+    ):
+        path.write_text(f"{line}\n1,0,1\n")
+        with pytest.raises(DataError, match=match):
+            load_csv(path, low=-1.0, high=1.0)
+    digits = "1" * 100_000
+    path.write_text(f"a_{digits}x,a_{digits},action,terminated\n1,2,0,1\n")
+    dataset = load_csv(path, obs="a_*", low=-1.0, high=1.0)
+    assert dataset.transitions.obs.tolist() == [[1.0, 2.0]]
+    assert time.process_time() - start < 20  # what is quadratic takes minutes
+
+
+@pytest.mark.parametrize("load", [load_dataset, load_npz, load_csv, load_lerobot])
+@pytest.mark.parametrize("name", ["x" * 5_000, "a\0b"])
+def test_what_is_no_name_of_a_file_is_told(load: Any, name: str) -> None:
+    with pytest.raises(DataError, match="got"):
+        load(name, **BOX)
+
+
+def test_two_arrays_of_one_name_are_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(npz(tmp_path, **ROWS), "a") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        archive.writestr("action.npy", archive.read("action.npy"))
+    with pytest.raises(DataError, match="two fields of one name"):
+        load_npz(tmp_path / "a.npz", **BOX)
+
+
+def test_the_pages_of_a_parquet_file_are_counted_and_not_their_sums(tmp_path: Path) -> None:
+    root, rows = write_lerobot(tmp_path / "le", EPISODES, per_file=len(EPISODES)), 30_000_000
+    table = pq.read_table(root / DATA).slice(0, 2)
+    long = pa.ListArray.from_arrays(pa.array([0, rows, rows + 1], pa.int32()), zeros(rows + 1))
+    table = table.set_column(table.column_names.index("action"), "action", long)
+    pq.write_table(
+        table, root / DATA, compression="zstd", write_batch_size=rows + 1, data_page_size=2**30
+    )
+    data = (root / DATA).read_bytes()
+    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    said = varint(2 * (rows + 1))
+    assert said in data[start:]
+    less = bytes([4 | 128, *[128] * (len(said) - 2), 0])  # 2, in as many bytes
+    (root / DATA).write_bytes(data[:start] + data[start:].replace(said, less))
+    assert max(column_counts(root / DATA)) < 100
+    with peak_memory() as peak, pytest.raises(DataError, match="declares more than it can hold"):
+        load_lerobot(root, **BOX)
+    assert peak[0] < SLACK
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"data_page_version": "2.0", "compression": "gzip"},
+        {"use_dictionary": False, "compression": "none"},
+        {"data_page_size": 64, "write_batch_size": 3},
+        {"data_page_size": 64, "write_batch_size": 3, "data_page_version": "2.0"},
+        {"row_group_size": 5, "write_page_checksum": True, "write_page_index": True},
+        {"write_statistics": False, "use_dictionary": False, "compression": "zstd"},
+    ],
+    ids=str,
+)
+def test_pages_are_found_however_a_file_is_written(tmp_path: Path, options: Any) -> None:
+    words = [["a", None, "b" * 5000], [], None, ["c"]] * 30
+    columns = {"n": np.arange(120.0), "s": words, "l": [[1.0, 2.0], []] * 60}
+    pq.write_table(pa.table(columns), tmp_path / "a", **options)
+    meta = pq.ParquetFile(tmp_path / "a").metadata
+    for group in map(meta.row_group, range(meta.num_row_groups)):
+        for part in map(group.column, range(group.num_columns)):
+            start = part.dictionary_page_offset or part.data_page_offset
+            with open(tmp_path / "a", "rb") as file:
+                pages = pages_of(file, start, part.total_compressed_size)
+            named = 4 if part.path_in_schema.startswith("s") else part.num_values
+            most = part.num_values + (named if part.dictionary_page_offset else 0)
+            assert part.num_values <= pages.values <= most
+            assert 0 < pages.size < part.total_uncompressed_size
+
+
+@given(data=st.binary(max_size=60))
+def test_any_bytes_are_pages_or_a_typed_error(data: bytes) -> None:
+    with contextlib.suppress(ValueError):
+        assert pages_of(io.BytesIO(data), 0, len(data)).size >= 0
+
+
+def zeros(count: int) -> pa.Array:
+    return pa.array(np.zeros(count, np.float32))
+
+
+def varint(number: int) -> bytes:
+    parts = [number >> shift & 127 | 128 for shift in range(0, number.bit_length(), 7)]
+    return bytes([*parts[:-1], parts[-1] & 127])
+
+
+def column_counts(path: Path) -> list[int]:
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    return [group.column(i).num_values for i in range(group.num_columns)]
+
+
+def test_words_where_numbers_belong_stand_in_the_memory_once(tmp_path: Path) -> None:
+    root = write_lerobot(tmp_path / "le", EPISODES, per_file=len(EPISODES))
+    table = pq.read_table(root / DATA)
+    words = pa.array(["x" * (900 * 1024)])
+    said = pa.DictionaryArray.from_arrays(pa.array(np.zeros(300, np.int32)), words)
+    rows = table.take(pa.array(np.zeros(300, np.int64)))
+    rows = rows.set_column(rows.column_names.index("action"), "action", said)
+    pq.write_table(rows, root / DATA, compression="zstd", store_schema=False)
+    assert (root / DATA).stat().st_size < 20_000
+    with peak_memory() as peak, pytest.raises(DataError, match="'action' holds no numbers"):
+        load_lerobot(root, **BOX)
+    assert peak[0] < SLACK
+
+
+def test_one_image_in_many_rows_stands_in_the_memory_once(tmp_path: Path) -> None:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (5, 4)).save(file, format="PNG")
+    image = file.getvalue() + bytes(2**19)  # Pillow stops at its end
+    episodes = make_episodes((300,))
+    root = write_lerobot(tmp_path / "le", episodes, images=[[image] * 300])
+    pq.write_table(pq.read_table(root / DATA), root / DATA, compression="zstd")
+    assert (root / DATA).stat().st_size < 40_000
+    with peak_memory() as peak:
+        assert len(load_lerobot(root, obs=[KEY], **BOX)) == 299
+    assert peak[0] < SLACK
+
+
+def test_words_that_are_made_of_others_are_refused(tmp_path: Path) -> None:
+    root = write_lerobot(tmp_path / "le", EPISODES, per_file=len(EPISODES))
+    table = pq.read_table(root / DATA)
+    words = pa.array(["x" * 1000] * len(table))
+    table = table.set_column(table.column_names.index("action"), "action", words)
+    packed = {"action": "DELTA_BYTE_ARRAY"}
+    pq.write_table(table, root / DATA, use_dictionary=False, column_encoding=packed)
+    with pytest.raises(DataError, match="'action' is packed in an unusual way"):
+        load_lerobot(root, **BOX)
 
 
 @pytest.mark.slow

@@ -727,6 +727,20 @@ def test_images_of_two_formats_and_one_size(
     assert peak[0] < SLACK
 
 
+def test_numbers_in_the_place_of_images_are_no_lengths(
+    make_minari: Make, minari_root: Path
+) -> None:
+    make_minari(
+        episode(observations=np.zeros((5, 32, 48, 3), np.uint8)), observation_space=PICTURES
+    )
+    with h5py.File(hdf5(minari_root), "a") as file:
+        del file["episode_0/observations"]
+        file["episode_0/observations"] = np.full(5, 200 * 2**20)
+    with peak_memory() as peak, pytest.raises(DataError, match="row 0` is no image"):
+        load_minari(ID)
+    assert peak[0] < SLACK
+
+
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.9])
 def test_a_truncated_file_is_refused(make_minari: Make, minari_root: Path, share: float) -> None:
     make_minari(*(episode(seed=i) for i in range(5)))

@@ -18,7 +18,9 @@ from gtp_policy import (
     OfflineDataset,
     QEnsembleConfig,
 )
+from gtp_policy.errors import DataError, NonFiniteError
 from gtp_policy.export import export_onnx
+from gtp_policy.spaces import ObservationNormalizer
 from gtp_runtime import ActionQueue, ObservationError, Policy
 from gtp_sb3 import MlpPolicy
 from gtp_tianshou import buffer_from_dataset
@@ -45,7 +47,7 @@ def of_sb3(folder: Path) -> Callable[[Any], Any]:
     return lambda obs: policy.predict(obs, deterministic=True)[0]
 
 
-def of_tianshou(folder: Path) -> Callable[[Any], Any]:
+def made_for_tianshou() -> Any:
     dataset = OfflineDataset.from_arrays(
         obs=np.zeros((9, 3)),
         action=np.zeros((9, 1)),
@@ -56,8 +58,11 @@ def of_tianshou(folder: Path) -> Callable[[Any], Any]:
         high=[2.0],
     )
     buffer = buffer_from_dataset(dataset, seed=0)
-    made = gtp_tianshou.GTP.from_buffer(buffer, action_space=BOX, config=CONFIG)
-    return made.policy.compute_action
+    return gtp_tianshou.GTP.from_buffer(buffer, action_space=BOX, config=CONFIG)
+
+
+def of_tianshou(folder: Path) -> Callable[[Any], Any]:
+    return made_for_tianshou().policy.compute_action
 
 
 def written(folder: Path, history: int = 1) -> Policy:
@@ -114,3 +119,20 @@ def test_a_player_takes_half_precision() -> None:
     for dtype in (torch.bfloat16, torch.float16):
         made.reset()
         assert made.act(torch.ones(1, 3, dtype=dtype)).dtype == dtype
+
+
+def test_an_observation_too_large_for_an_action_is_told_by_every_host() -> None:
+    """It is finite, and what the networks make of it is not: no Box holds that."""
+    policy = MlpPolicy(gym.spaces.Box(-1, 1, (3,)), BOX, net_arch=[8])
+    algorithm = made_for_tianshou()
+    for module in (*policy.modules(), *algorithm.modules()):
+        if isinstance(module, ObservationNormalizer):
+            module.set_statistics_(torch.zeros(3), torch.full((3,), 1e-3))
+    far = np.array([1e37, 0.0, 0.0], np.float32)
+    for deterministic in (True, False):
+        assert np.isfinite(policy.predict(far / 1e20, deterministic=deterministic)[0]).all()
+        with pytest.raises(DataError, match=r"`action` is not finite.*outside of what the policy"):
+            policy.predict(far, deterministic=deterministic)
+    assert np.isfinite(algorithm.policy.compute_action(far / 1e20)).all()
+    with pytest.raises(NonFiniteError, match="`act` is not finite"):
+        algorithm.policy.compute_action(far)

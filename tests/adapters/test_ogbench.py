@@ -175,8 +175,16 @@ def test_rows_that_are_no_transitions_are_no_dataset(path: Path) -> None:
         load_ogbench(write(path, fields(terminals=np.ones(N, bool))))
 
 
+def test_the_fields_of_another_npz_are_listed(path: Path) -> None:
+    np.savez(path, obs=np.zeros((2, 3)), torque=np.zeros((2, 1)))
+    with pytest.raises(DataError, match=r"got the fields \['obs', 'torque'\].*load_npz reads"):
+        load_ogbench(path)
+
+
 def test_a_missing_or_broken_file_is_named(path: Path) -> None:
-    with pytest.raises(DataError, match=r"cube-play-v0.npz` cannot be read as npz: got FileNot"):
+    with pytest.raises(
+        DataError, match=r"cube-play-v0.npz` cannot be read as npz: got no file of that name"
+    ):
         load_ogbench(path)
     path.write_bytes(b"PK no archive")
     with pytest.raises(DataError, match="cannot be read as npz: got BadZipFile"):

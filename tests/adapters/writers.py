@@ -6,6 +6,7 @@ library is installed.
 
 import json
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -201,4 +202,26 @@ def write_video(path: Path, frames: np.ndarray, codec: str = "libx264rgb", fps: 
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)
+    return path
+
+
+def write_growing_video(path: Path, frames: np.ndarray, size: int, codec: str) -> Path:
+    """The frames, and behind them one of size x size pixels that its own header announces."""
+    large = av.CodecContext.create(codec, "w")
+    large.width, large.height, large.pix_fmt = size, size, "yuv420p"
+    large.framerate, large.time_base = Fraction(FPS), Fraction(1, FPS)
+    black = av.VideoFrame.from_ndarray(np.zeros((size, size, 3), np.uint8), format="rgb24")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=FPS)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt, stream.options = "yuv420p", {"g": "1"}
+        images = [av.VideoFrame.from_ndarray(image, format="rgb24") for image in frames]
+        for image in [*images, None]:
+            for packet in stream.encode(image):
+                container.mux(packet)
+        for packet in [*large.encode(black.reformat(format="yuv420p")), *large.encode()]:
+            last = av.Packet(bytes(packet))
+            last.stream, last.time_base = stream, Fraction(1, FPS)
+            last.pts = last.dts = len(frames)
+            container.mux(last)
     return path

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from gtp_policy import GTPConfig, GTPLearner, GTPLearnerConfig, LinearQGuidance, MultiSeedLearner
+from gtp_policy import GTPLearner, MultiSeedLearner
 from gtp_policy.errors import DistributedError, ShapeError
 from tests.distributed import worker
 
@@ -115,9 +115,6 @@ def test_without_a_group_there_is_nothing_to_share() -> None:
 
 @pytest.mark.usefixtures("alone_in_a_group")
 def test_what_cannot_be_shared_is_refused_before_anything_changes() -> None:
-    normalised = GTPConfig(learner=GTPLearnerConfig(guidance=LinearQGuidance(normalize=True)))
-    with pytest.raises(ValueError, match="normalize=True"):
-        GTPLearner.build(3, 2, normalised).distribute_()
     learner = GTPLearner.build(3, 2)
     learner.distribute_()
     assert learner.processes is not None

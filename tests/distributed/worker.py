@@ -62,6 +62,16 @@ def configs() -> dict[str, GTPConfig]:
         "paper": small(presets.paper_loss()),
         "expectile": small(GTPConfig(), baseline={"kind": "expectile"}, backup="value"),
         "linear Q": small(GTPConfig(learner=GTPLearnerConfig(guidance=LinearQGuidance(steps=1)))),
+        "linear Q over its mean": small(
+            GTPConfig(
+                learner=GTPLearnerConfig(guidance=LinearQGuidance(steps=1, scale=1, normalize=True))
+            )
+        ),
+        "the same through two steps": small(
+            GTPConfig(
+                learner=GTPLearnerConfig(guidance=LinearQGuidance(steps=2, scale=1, normalize=True))
+            )
+        ),
         "without layer norm": default.replace(
             critic=QEnsembleConfig(hidden=(32,), layer_norm=False)
         ),

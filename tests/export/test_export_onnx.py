@@ -39,6 +39,7 @@ from gtp_policy.acting import (
 from gtp_policy.actor import ActionStatistics
 from gtp_policy.errors import DataError, ExportError, PolicyFileError
 from gtp_policy.export import (
+    ObservationFacts,
     PolicyFile,
     PolicySource,
     export_onnx,
@@ -46,9 +47,12 @@ from gtp_policy.export import (
     read_policy_file,
 )
 from gtp_policy.export.policy_file import PROPERTY, SCHEMA, json_schema
+from gtp_policy.export.source import source_of
+from gtp_policy.files import stored_bytes
 from gtp_policy.keyed_noise import keyed_noise
 from gtp_policy.samplers import JumpSampler, OdeSampler
 from gtp_runtime import ActionQueue, Policy
+from tests.reliability.mutations import SLACK, peak_memory
 
 OBS, ACT = 5, 3
 SCALER = ActionScaler([-2.0, -1.0, 0.0], [2.0, 0.5, 10.0])
@@ -291,7 +295,11 @@ def test_onnx_itself_computes_the_same(tmp_path: Path) -> None:
     assert distance(torch.from_numpy(found), expected) <= 1e-5
 
 
-HISTORIES = {"vectors": (OBS,), "a dict": {"speed": (2,), "camera": (3, 1)}}
+HISTORIES = {
+    "vectors": (OBS,),
+    "a dict": {"speed": (2,), "camera": (3, 1)},
+    "a dict with a number": {"speed": (), "camera": (2, 2)},
+}
 
 
 @pytest.mark.parametrize("shapes", HISTORIES.values(), ids=HISTORIES.keys())
@@ -321,6 +329,55 @@ def test_chunks_and_histories_are_planned_as_the_learner_does(
     # Of two that are as central, or as good, it may be the other.
     away = (run(path, *inputs).view(20, chunk, ACT) - expected).abs() / HALF
     assert (away.amax((1, 2)) <= 1e-5).float().mean() >= (1 if candidates == 1 else 0.9)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "numpy"])
+@pytest.mark.parametrize("history", [1, 2])
+@pytest.mark.parametrize("shapes", [{"speed": (), "at": (2,)}, {"speed": ()}, ()], ids=str)
+def test_parts_that_are_one_number_are_taken_as_the_learner_takes_them(
+    tmp_path: Path, backend: Any, history: int, shapes: Any
+) -> None:
+    layout, path = ObservationLayout(shapes), tmp_path / "policy.onnx"
+    actor = FlowMapActorConfig(hidden=(24,), history=history)
+    learner = GTPLearner.build(history * layout.obs_dim, ACT, GTPConfig(actor=actor, critic=None))
+    learner.layout, learner.action_scaler = layout, SCALER
+    source = source_of(learner)
+    speed = "speed" if layout.keys else ""
+    facts = {speed: ObservationFacts(low=(-1.0,), high=(1.0,))}
+    export_onnx(source._replace(observations=facts), path)
+    policy, rng = Policy.load(path, backend=backend, bounds="clip"), np.random.default_rng(0)
+    past = (history,) if history > 1 else ()
+    for batch in ((), (1,), (7,)):
+        parts = {
+            key: rng.uniform(-1, 1, (*batch, *past, *shape)).astype(np.float32)
+            for key, shape in zip(layout.keys or ("",), layout.shapes, strict=True)
+        }
+        obs: Any = parts if layout.keys else parts[""]
+        expected = learner.predict(obs, deterministic=True)
+        assert expected.shape == (*batch, ACT)
+        np.testing.assert_allclose(policy.act(obs, deterministic=True), expected, atol=1e-4)
+        if history == 1 and not batch:
+            plain = {key: part.tolist() for key, part in parts.items()}
+            taken = policy.act(plain if layout.keys else plain[""], deterministic=True)
+            np.testing.assert_allclose(taken, expected, atol=1e-4)
+        parts[speed] += 10
+        far = policy.act(obs if layout.keys else parts[""], deterministic=True)
+        parts[speed][...] = 1
+        np.testing.assert_array_equal(policy.act(obs, deterministic=True), far)
+
+
+@pytest.mark.slow  # torch's own exporter takes its time
+@pytest.mark.global_rng
+def test_a_program_of_torch_takes_parts_that_are_one_number(tmp_path: Path) -> None:
+    learner = GTPLearner.build(OBS, ACT, GTPConfig(critic=None))
+    options: dict[str, Any] = {"candidates": 1, "action_scaler": SCALER}
+    options["layout"] = ObservationLayout(HISTORIES["a dict with a number"])
+    export_torch(learner, tmp_path / "policy.pt2", **options)
+    inputs = torch.randn(6), torch.randn(6, 2, 2), noises(6, ACT)
+    flat = torch.cat([inputs[0][:, None], inputs[1].flatten(1)], 1)
+    expected = SCALER.to_box(learner.target_actor.sample(flat, noise=inputs[2]))
+    found = torch.export.load(tmp_path / "policy.pt2").module()(*inputs)
+    assert distance(found, expected) <= 1e-5
 
 
 @pytest.mark.slow  # torch's own exporter takes its time
@@ -537,6 +594,12 @@ DAMAGED: dict[str, tuple[Any, str]] = {
     "no version": ({"format_version": "1"}, "format_version '1'"),
     "no object": ([1], "format_version None"),
     "a wrong field": ({"format_version": 1}, "a wrong `package_version`"),
+    "wrong throughout": (
+        {"format_version": 1, "noise": {"shape": [0] * 40_000}},
+        "more than 32768",
+    ),
+    "wrong bounds": ({"format_version": 1, "action": {"low": [None] * 40_000}}, "low with None"),
+    "huge bounds": ({"format_version": 1, "action": {"high": [1e30] * 40_000}}, "high with 1e"),
     "no JSON": ("{", "no JSON"),
 }
 
@@ -560,6 +623,24 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
     onnx.save(model, path)
     with pytest.raises(PolicyFileError, match=f"no metadata `{PROPERTY}`"):
         read_policy_file(path)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "", "x" * 5_000])
+def test_what_is_no_name_of_a_file_cannot_be_written(name: str) -> None:
+    with pytest.raises(ExportError, match="cannot be written"):
+        export_onnx(FlowMapActor(2, 1), name)
+
+
+@pytest.mark.parametrize("size", [2**30, 2**40])
+def test_a_file_that_is_a_hole_is_not_read(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "a.onnx"
+    with open(path, "wb") as file:
+        file.truncate(size)
+        if stored_bytes(file.fileno()) > 2**20:
+            pytest.skip("this file system fills holes")
+    with peak_memory() as peak, pytest.raises(PolicyFileError, match="more than a model has"):
+        read_policy_file(path)
+    assert peak[0] < SLACK
 
 
 # --- refusals

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,7 +22,7 @@ from gtp_policy import (
     load_checkpoint,
 )
 from gtp_policy.checkpoint.bundle import content_id
-from gtp_policy.errors import CheckpointError, DataError, ExportError
+from gtp_policy.errors import CheckpointError, DataError, ExportError, PolicyFileError
 from gtp_policy.export import (
     from_pretrained,
     model_card,
@@ -224,6 +225,27 @@ def test_a_damaged_download_is_refused(endpoint: str, tmp_path: Path) -> None:
 def test_what_is_no_result_of_a_run_is_refused(tmp_path: Path, result: Any) -> None:
     with pytest.raises(DataError, match="no result of a run"):
         save_pretrained(make(), tmp_path, result=result, onnx=False)
+
+
+def test_a_link_in_the_place_of_the_card_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("a file of the user's")
+    folder = tmp_path / "policy"
+    folder.mkdir()
+    (folder / "README.md").symlink_to(tmp_path / "precious.txt")
+    record = {**RECORD, "method": "\ud800", "task": "one\rmore\u2028# line"}
+    save_pretrained(make(), folder, result=record, onnx=False)
+    assert (tmp_path / "precious.txt").read_text() == "a file of the user's"
+    card = (folder / "README.md").read_text()
+    assert "| method | \\ud800 |" in card
+    assert "| task | one more # line |" in card
+
+
+def test_a_pipe_is_no_file_of_a_policy(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(PolicyFileError, match="cannot be read: got something else than a file"):
+        read_policy_file(tmp_path / "pipe")
+    with pytest.raises(DataError, match="no result of a run: got something else than a file"):
+        save_pretrained(make(), tmp_path / "policy", result=tmp_path / "pipe", onnx=False)
 
 
 def test_a_card_without_a_run_says_what_the_checkpoint_says(tmp_path: Path) -> None:

@@ -149,6 +149,7 @@ def entries(directory: Path) -> dict[str, Entry]:
     add("with_n_step", dataset.with_n_step, n=2)
     add("with_rewards", dataset.with_rewards, transform=LinearReward())
     add("with_reward_column", dataset.with_reward_column, rewards=dataset.rewards)
+    add("split_episodes", dataset.split_episodes, share=0.5, seed=0)
     add("with_best_episodes", dataset.with_best_episodes, share=0.5)
     add("dataset.to", dataset.to, device="cpu")
     add("ActionScaler", ActionScaler, low=[-1.0], high=[1.0])

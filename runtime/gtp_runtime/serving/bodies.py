@@ -4,9 +4,9 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgpack
 import numpy as np
@@ -83,7 +83,13 @@ def parse(kind: str, body: bytes, query: Mapping[str, str]) -> Request:
         raise BodyError(f"`seed` is {seed!r:.80}, expected an integer from 0 below 2^64.")
     if id_ is not None and (type(id_) not in (int, str) or len(str(id_)) > 200):
         raise BodyError("`id` is unusable, expected an integer or a short string.")
-    return Request(_observation(fields["obs"]), deterministic, seed, id_)
+    try:
+        obs = _observation(fields["obs"])
+    except RecursionError as error:
+        raise BodyError(
+            "The observation is no array: got objects too deep in each other."
+        ) from error
+    return Request(obs, deterministic, seed, id_)
 
 
 def dump(kind: str, content: Mapping[str, Any]) -> bytes:
@@ -127,6 +133,8 @@ def _observation(found: object) -> Any:  # noqa: ANN401 - is checked by the poli
         return {key: _observation(value) for key, value in found.items()}
     if not isinstance(found, (list, int, float, np.ndarray)):
         raise BodyError(f"The observation has a {type(found).__name__} in it, expected numbers.")
+    if isinstance(found, list):
+        _check_numbers(found)
     try:
         array = np.asarray(found)
     except (ValueError, RecursionError, OverflowError) as error:
@@ -134,6 +142,19 @@ def _observation(found: object) -> Any:  # noqa: ANN401 - is checked by the poli
     if array.dtype.kind not in "biuf":
         raise BodyError("The observation has something else than numbers in it.")
     return array
+
+
+def _check_numbers(found: list[Any]) -> None:
+    """Raises unless there are numbers alone in lists, before NumPy makes room for them.
+
+    Next to a word it would take as many letters for every number as the longest word has.
+    """
+    left = [found]
+    while left:
+        part = left.pop()
+        if not set(map(type, part)) <= {bool, int, float, list}:
+            raise BodyError("The observation has something else than numbers in it.")
+        left += [inside for inside in part if type(inside) is list]
 
 
 def _from_bytes(found: Mapping[str, Any]) -> Array:
@@ -145,7 +166,7 @@ def _from_bytes(found: Mapping[str, Any]) -> Array:
     kind = np.dtype(dtype).newbyteorder("<")
     if len(shape) > 16 or math.prod(shape) * kind.itemsize != len(data):
         raise BodyError(f"There are {len(data)} bytes for {dtype} of shape {shape!r:.80}.")
-    return np.frombuffer(data, kind).reshape(shape)
+    return _shaped(np.frombuffer(data, kind), shape)
 
 
 def _from_npy(body: bytes) -> Array:
@@ -162,7 +183,14 @@ def _from_npy(body: bytes) -> Array:
     if math.prod(shape) * dtype.itemsize != len(body) - start:
         raise BodyError(f"There are {len(body) - start} bytes for {dtype} of shape {shape!r:.80}.")
     flat = np.frombuffer(body, dtype, offset=start)
-    return flat.reshape(shape, order="F" if found[2] == b"True" else "C")
+    return _shaped(flat, shape, "F" if found[2] == b"True" else "C")
+
+
+def _shaped(flat: Array, shape: Sequence[int], order: Literal["C", "F"] = "C") -> Array:
+    try:
+        return flat.reshape(shape, order=order)
+    except (ValueError, OverflowError) as error:  # of no numbers, in dimensions beyond NumPy's
+        raise BodyError(f"The array is of shape {shape!r:.80}, which there is none of.") from error
 
 
 def _from_query(query: Mapping[str, str]) -> dict[str, Any]:

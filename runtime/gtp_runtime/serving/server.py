@@ -4,6 +4,7 @@ import asyncio
 import socket
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -16,9 +17,14 @@ _SLOW = b'{"error":{"type":"SlowRequestError","message":"No whole request arrive
 
 
 class PatientProtocol(H11Protocol):
-    """uvicorn's HTTP protocol, whose first request must begin within a time."""
+    """uvicorn's HTTP protocol, whose requests must be there as a whole within a time.
+
+    The first one from when a client connects, others from their first bytes: uvicorn stops the
+    clock of a connection that is kept open at any byte, and starts it again after an answer alone.
+    """
 
     seconds = 10.0
+    _patient = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Starts the clock of a connection.
@@ -27,17 +33,46 @@ class PatientProtocol(H11Protocol):
             transport: The connection.
         """
         super().connection_made(transport)
-        asyncio.get_running_loop().call_later(self.seconds, self._give_up, transport)
+        self._start_clock()
 
-    def _give_up(self, transport: asyncio.Transport) -> None:
-        # A request that has begun has other limits, and a WebSocket another protocol.
-        if self.cycle is None and transport.get_protocol() is self and not transport.is_closing():
-            head = (
-                "HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\n"
-                f"content-length: {len(_SLOW)}\r\nconnection: close\r\n\r\n"
-            )
-            transport.write(head.encode() + _SLOW)
-            transport.close()
+    def data_received(self, data: bytes) -> None:
+        """Starts the clock of a request of which more has to come.
+
+        Args:
+            data: What has arrived.
+        """
+        super().data_received(data)
+        if not self._patient and self._is_late():
+            self._start_clock()
+
+    def _start_clock(self) -> None:
+        self._patient = True
+        asyncio.get_running_loop().call_later(self.seconds, self._give_up, self.cycle)
+
+    def _is_late(self) -> bool:
+        """Returns whether something of a request has come, and no answer to it is under way."""
+        if self.cycle is None:
+            return True
+        answered = self.cycle.response_complete  # a body that nobody reads may still come
+        return answered and bool(
+            self.conn.trailing_data[0] or self.conn.their_state is h11.SEND_BODY
+        )
+
+    def _give_up(self, before: object) -> None:
+        self._patient = False
+        transport = self.transport
+        # A request that is answered has other limits, and a WebSocket another protocol.
+        if transport.is_closing() or transport.get_protocol() is not self or not self._is_late():
+            return
+        if self.cycle is not before:  # that one has come, and another is late
+            self._start_clock()
+            return
+        head = (
+            "HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(_SLOW)}\r\nconnection: close\r\n\r\n"
+        )
+        transport.write(head.encode() + _SLOW)
+        transport.close()
 
 
 def listen(host: str, port: int) -> socket.socket:

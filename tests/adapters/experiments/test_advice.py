@@ -1,8 +1,12 @@
 """Requests that would be ignored are refused, and what an error says to do leads somewhere."""
 
+import errno
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,16 @@ import pytest
 import torch
 
 from gtp_datasets import load_dataset
-from gtp_experiments import EvaluationConfig, RunConfig, SweepConfig, film, make_env, submit, sweep
+from gtp_experiments import (
+    EvaluationConfig,
+    RunConfig,
+    SweepConfig,
+    film,
+    load_data,
+    make_env,
+    submit,
+    sweep,
+)
 from gtp_experiments.cli import main
 from gtp_experiments.errors import ExperimentError
 from gtp_experiments.sweep import outcome, read_space
@@ -46,6 +59,13 @@ ASKED: list[tuple[list[str], str]] = [
         ["config", "--set", "learner.baseline.kind=nothing"],
         r"kinds there are 'policy', 'expectile'",
     ),
+    (
+        ["config", "--set", "batch_size=3"],
+        r"got 'batch_size=3', and batch_size is a field of the run",
+    ),
+    (["run", "--seeds", "0", "0"], r"are the same: got 2 with 1 .*Name each seed once"),
+    (["run"], r"does not say where to evaluate.*--environment"),
+    (["run", "--dataset", "/"], r"names a folder that runs do not read: got '/'"),
     (["config", "--set", "learner.backup.kind=x"], r'\'backup\', which is "max_q" now, to have'),
 ]
 
@@ -62,6 +82,60 @@ def test_what_would_be_ignored_or_fail_late_is_refused(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([words[0], *BASE, *words[1:]]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--seed", "1", "--candidats", "3"],
+            r"unknown: --candidats 3. Did you mean --cand",
+        ),
+        (["--out", ""], r"--out: got '', expected a path"),
+        (["--reward", "standardise"], r"got 'standardise', .*Did you mean standardize?"),
+        (["--reward", '{"kind": "linear", "multiply_": 2}'], r"got 'multiply_' .*mean multiply?"),
+    ],
+)
+def test_a_word_that_is_misspelt_ends_the_usage(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", *BASE, *words])
+    assert re.search(message, capsys.readouterr().err.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    "fields", [{"evaluation": {"environment": "CartPole-v1"}}, {"low": (-1.0, -1.0)}]
+)
+def test_bounds_of_another_environment_are_told_from_bad_data(
+    fields: Any, make_config: Callable[..., RunConfig]
+) -> None:
+    config = make_config(**fields)
+    named = config.evaluation.environment
+    with pytest.raises(ExperimentError, match=f"of {named}.*[Ee]valuate in the environment that"):
+        load_data(config)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(line_data: Path) -> None:
+    words = ["config", "--dataset", str(line_data), "--updates", "1", "--out", "runs"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "gtp_experiments", *words]
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=True)
+    os.close(writer)
+    assert not ended.stderr
+
+
+def test_a_machine_that_refuses_files_is_told_apart(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs")
+
+    monkeypatch.setattr("gtp_experiments.cli.run_all", full)
+    assert main(["run", *BASE]) == 2
+    message = r"got \[Errno 28\] No space left.*'runs', expected a place with room.*Free space"
     assert re.search(message, capsys.readouterr().err)
 
 
@@ -114,6 +188,12 @@ def test_what_is_wrong_in_a_space_is_one_line(space: Any, message: str) -> None:
         read_space(Path("space.json"))
     assert "\n" not in str(caught.value)
     assert "function-after" not in str(caught.value)
+
+
+def test_a_path_that_is_twice_in_a_space_is_refused() -> None:
+    Path("space.json").write_text('{"weighter.eta": [1], "batch_size": [2], "weighter.eta": [3]}')
+    with pytest.raises(ExperimentError, match=r"got twice: weighter\.eta, expected"):
+        read_space(Path("space.json"))
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])

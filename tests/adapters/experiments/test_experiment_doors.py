@@ -15,7 +15,9 @@ from gymnasium.spaces import Box
 
 from gtp_experiments import EvaluationConfig, ExperimentError, RunConfig, reevaluate, run
 from gtp_experiments.cli import main
+from gtp_experiments.listing import list_of_runs, shown
 from gtp_policy.errors import GTPError
+from tests.reliability.mutations import peak_memory
 
 Make = Callable[..., RunConfig]
 
@@ -156,6 +158,110 @@ def test_records_that_were_tampered_with_are_a_typed_error(
         run(config, tmp_path)
 
 
+@pytest.mark.parametrize("make", [os.symlink, os.link])
+def test_a_look_at_runs_changes_nothing(finished: Path, tmp_path: Path, make: Any) -> None:
+    precious = tmp_path / "precious.txt"
+    precious.write_text("a file of the user's")
+    (finished / "result.json").unlink()
+    (finished / ".lock").unlink(missing_ok=True)
+    make(precious, finished / ".lock")
+    list_of_runs(finished.parent)
+    shown(finished)
+    assert precious.read_text() == "a file of the user's"
+
+
+def test_a_list_follows_no_link_to_checkpoints(finished: Path, tmp_path: Path) -> None:
+    (finished / "result.json").unlink()
+    (finished / "checkpoints").rename(tmp_path / "elsewhere")
+    (finished / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    assert "stopped, 0 of" in shown(finished)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("run.json", lambda d: d["config"].update(updates="many")),
+        ("run.json", lambda d: d["config"].update(updates=None)),
+        ("evaluations.jsonl", lambda d: d.pop("returns")),
+        ("evaluations.jsonl", lambda d: d.update(returns=[])),
+        ("evaluations.jsonl", lambda d: d.update(returns=["a"])),
+        ("evaluations.jsonl", lambda d: d.update(lengths=[])),
+        ("evaluations.jsonl", lambda d: d.update(success=[True] * 99)),
+    ],
+)
+def test_a_run_that_was_tampered_with_is_not_shown(finished: Path, name: str, change: Any) -> None:
+    lines = finished / "evaluations.jsonl"
+    lines.write_text(lines.read_text().splitlines()[0])
+    edit(finished / name, lambda record: change(record) and None)
+    with pytest.raises(ExperimentError, match=r"got .* expected"):
+        shown(finished)
+
+
+def test_a_terminal_obeys_no_record_and_no_name(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished = finished.rename(finished.with_name("run\x1b[2J\udcff"))
+    evil = "\x1b]0;\ud800\n"
+    edit(finished / "run.json", lambda d: d["config"].update(method=evil))
+    edit(finished / "result.json", lambda d: d.update(message=evil, method=evil, data_note=evil))
+    for words in (["list", finished.parent], ["show", finished], ["table", finished.parent]):
+        assert main([str(word) for word in words]) == 0
+        said = capsys.readouterr().out
+        said.encode()
+        assert r"\x1b" in said
+        assert "\x1b" not in said
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (
+            lambda c: c["policy"]["actor"].update(history=4000),
+            r"got \(history, chunk\) = \(4000, 1\)",
+        ),
+        (
+            lambda c: c["policy"]["actor"].update(chunk=1000),
+            r"got \(history, chunk\) = \(1, 1000\)",
+        ),
+        (lambda c: c.update(device="meta"), "wrong `device`"),
+    ],
+    ids=["history", "chunk", "device"],
+)
+def test_a_record_and_its_checkpoint_must_agree(finished: Path, change: Any, match: str) -> None:
+    edit(finished / "result.json", lambda d: change(d["config"]))
+    evaluation = EvaluationConfig(environment="line_world:make", episodes=1)
+    with peak_memory() as peak, pytest.raises(ExperimentError, match=match):
+        reevaluate(finished, evaluation)
+    assert peak[0] < 2**26
+
+
+def test_returns_of_a_record_are_summed_no_further_than_there_are_steps(finished: Path) -> None:
+    edit(finished / "result.json", lambda d: d["config"].update(n_step=10**12))
+    evaluation = EvaluationConfig(environment="line_world:make", episodes=1)
+    assert reevaluate(finished, evaluation).evaluations
+
+
+@pytest.mark.parametrize("field", ["dataset", "device", "environment", "method", "data_note"])
+def test_half_a_character_is_told_by_every_door(
+    finished: Path, field: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a record of somebody else's, or a name of a file that is not UTF-8."""
+
+    def change(record: Any) -> None:
+        config = record["config"]
+        (config["evaluation"] if field == "environment" else config)[field] = "x\ud800"
+
+    edit(finished / "result.json", change)
+    with pytest.raises(GTPError, match=field):
+        reevaluate(finished, EvaluationConfig())
+    words = ["run", "--dataset", "a/b-v0", "--updates", "1", "--out", str(finished)]
+    option = f"--{field.replace('_', '-')}"
+    assert main([*words, option, "x\udcff"]) == 2
+    said = capsys.readouterr().err
+    assert "UTF-8" in said or "unicode" in said  # ours, or pydantic's
+    said.encode()
+
+
 @pytest.mark.parametrize("kind", ["pipe", "folder", "long"])
 def test_what_is_no_record_is_not_read(finished: Path, kind: str) -> None:
     path = finished / "result.json"
@@ -167,8 +273,9 @@ def test_what_is_no_record_is_not_read(finished: Path, kind: str) -> None:
     else:
         with open(path, "w") as file:
             file.truncate(2**30)
-    with pytest.raises(GTPError):
+    with peak_memory() as peak, pytest.raises(GTPError):
         reevaluate(finished, EvaluationConfig())
+    assert peak[0] < 2**26
 
 
 def test_a_run_of_another_device_is_looked_at_on_this_one(

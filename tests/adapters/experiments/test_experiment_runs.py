@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from gtp_experiments import (
+    Evaluation,
     ExperimentError,
     RunConfig,
     RunFolder,
@@ -25,7 +26,10 @@ from gtp_experiments import (
 )
 from gtp_experiments.cli import main
 from gtp_experiments.records import Lines
+from gtp_experiments.results import read_evaluations
 from gtp_policy import CheckpointFolder, GTPConfig, GTPLearner, load_checkpoint
+from gtp_policy.errors import DataError
+from tests.reliability.mutations import peak_memory
 
 Make = Callable[..., RunConfig]
 RECORDS = ("metrics.jsonl", "evaluations.jsonl")
@@ -157,8 +161,88 @@ def test_a_run_begun_by_an_older_version_goes_on(make_config: Make, tmp_path: Pa
 
 def test_a_foreign_result_is_refused(make_config: Make, tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text('{"method": "gtp"}')
-    with pytest.raises(ExperimentError, match=r"result.json is no result of a run: got \d+ wrong"):
+    with pytest.raises(ExperimentError, match=r"result.json is no result of a run: got a wrong `"):
         read_result(tmp_path / "result.json")
+
+
+def test_a_result_that_is_wrong_throughout_takes_no_more_than_others(tmp_path: Path) -> None:
+    # Pydantic keeps half a kilobyte for each of the errors: a gigabyte, and four seconds.
+    path = tmp_path / "result.json"
+    for evaluations in ([{}] * 300_000, [{"update": 1, "returns": [[]] * 300_000, "lengths": []}]):
+        path.write_text(json.dumps({"evaluations": evaluations}))
+        (tmp_path / "lines.jsonl").write_text(json.dumps({"update": 1} | evaluations[0]) + "\n")
+        with peak_memory() as peak:
+            with pytest.raises(ExperimentError, match="is no result of a run"):
+                read_result(path)
+            with pytest.raises(ExperimentError, match="holds no evaluations"):
+                read_evaluations(Lines(tmp_path / "lines.jsonl"))
+        assert peak[0] <= 2**26 + 30 * path.stat().st_size
+
+
+def test_an_evaluation_of_any_number_of_episodes_is_read_again(
+    make_config: Make, tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path, make_config(), data_sha256="00")
+    seen = [
+        Evaluation(update=u, returns=(-1 / 3,) * n, lengths=(7,) * n, success=(False,) * n)
+        for u, n in ((1, 400_000), (2, 1))
+    ]
+    for evaluation in seen:
+        folder.record(evaluation)
+    assert folder.resume_at_(1) == seen[:1]
+    result = folder.finish(1.0)
+    assert (folder.path / "result.json").stat().st_size > 2**24
+    assert folder.result() == result
+    assert result.evaluations == (seen[0],)
+
+
+@pytest.mark.parametrize("name", ["returns", "lengths", "success"])
+def test_a_wrong_value_of_one_episode_is_named(
+    make_config: Make, tmp_path: Path, name: str
+) -> None:
+    folder = RunFolder(tmp_path, make_config(), data_sha256="00")
+    folder.record(Evaluation(update=1, returns=(0.5,), lengths=(7,), success=(True,)))
+    folder.finish(1.0)
+    path = folder.path / "result.json"
+    document = json.loads(path.read_text())
+    document["evaluations"][0][name] = ["x"]
+    path.write_text(json.dumps(document))
+    with pytest.raises(ExperimentError, match=f"is no result of a run: got {name} with 'x'"):
+        folder.result()
+
+
+def test_records_of_any_length_are_read_line_by_line(make_config: Make, tmp_path: Path) -> None:
+    config = make_config()
+    run(config, tmp_path / "whole")
+    run(config, tmp_path / "parts", stop=After(7))
+    metrics = tmp_path / "parts" / config.name / "metrics.jsonl"
+    lines = metrics.read_text().splitlines()
+    last = json.loads(lines[-1])
+    # What it would have recorded after its checkpoint until the power failed, update by update.
+    with metrics.open("a") as file:
+        for update in range(8, 8 + 2**24 // len(lines[-1])):
+            file.write(json.dumps(last | {"update": update}) + "\n")
+    assert metrics.stat().st_size > 2**24
+    records = Lines(metrics)
+    with peak_memory() as peak:
+        records.cut_back_(10**9)  # nothing
+        assert sum(1 for _ in records) > 2**24 // len(lines[-1])
+    assert peak[0] < 2**23
+    run(config, tmp_path / "parts")
+    assert_same_run(tmp_path / "whole" / config.name, tmp_path / "parts" / config.name)
+
+
+def test_only_the_last_line_may_be_torn(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"update": 1}\n{"upd')
+    assert Lines(path).read() == [{"update": 1}]
+    path.write_text('{"update": 1}\n{"upd\n{"update": 2}\n')
+    with pytest.raises(DataError, match=r"metrics.jsonl is damaged: got JSONDecodeError"):
+        Lines(path).read()
+    path.write_text('{"updates": 1}\n{"update": 2}\n')
+    with pytest.raises(DataError, match="no update in line 1"):
+        Lines(path).cut_back_(1)
+    assert path.read_text() == '{"updates": 1}\n{"update": 2}\n'
 
 
 def test_divergence_is_a_result(make_config: Make, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from gtp_experiments import (
     ExperimentError,
     Reference,
     RunConfig,
+    RunFolder,
     RunResult,
     film,
     plot_actions,
@@ -227,12 +228,30 @@ def test_the_command_draws_runs(tmp_path: Path, capsys: pytest.CaptureFixture[st
     )
     results = [run(config.replace(seed=s), tmp_path / "runs") for s in (0, 1)]
     folders = sorted(str(p) for p in (tmp_path / "runs").iterdir())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "precious.txt").write_text("a file of the user's")
+    (tmp_path / "out" / "learning.png").symlink_to(tmp_path / "precious.txt")
     assert main(["plot", *folders, "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "precious.txt").read_text() == "a file of the user's"
     names = capsys.readouterr().out.split()
     assert len(names) == 7
     for name in names:
         with Image.open(name) as image:
             assert image.width > 300
+    # What a shell's runs/* names as well: an unfinished run, a file, a folder of something else.
+    unfinished = RunFolder(tmp_path / "runs", config.replace(seed=2), data_sha256="00").path
+    others = [str(unfinished), str(tmp_path / "a.hdf5"), str(tmp_path / "out")]
+    for command in (
+        ["plot", "--out", str(tmp_path / "out"), *others, folders[0]],
+        ["evaluate", "--steps", "1", "--episodes", "1", *others, folders[0]],
+    ):
+        assert main(command) == 0
+        printed = capsys.readouterr()
+        assert len(printed.out.splitlines()) == (4 if command[0] == "plot" else 5)
+        for line, other in zip(printed.err.splitlines(), others, strict=True):
+            assert line.startswith(f"left out: {other} has no finished run")
+        assert main([*command, str(tmp_path / "typo")]) == 2
+        assert "typo has no finished run" in capsys.readouterr().err
     (panel,) = plot_curves({"gtp": [r for r in results if r is not None]}).axes
     np.testing.assert_array_equal(panel.lines[0].get_xdata(), [1, 2])
     expected = np.mean([[e.mean for e in r.evaluations] for r in results if r is not None], 0)

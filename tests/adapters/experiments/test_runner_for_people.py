@@ -18,6 +18,7 @@ from gtp_experiments import (
     RunConfig,
     list_of_runs,
     load_data,
+    markdown,
     policy_of,
     read_results,
     run,
@@ -63,6 +64,18 @@ def test_a_log_gets_a_line_every_ten_seconds_and_one_at_the_end() -> None:
     )
     assert len(lines) == 5
     assert lines[-1].startswith("gtp seed 3: 1,000 of 1,000 updates, 20 per second, actor_loss")
+
+
+def test_a_line_is_written_at_once() -> None:
+    pieces: list[str] = []
+
+    class Log(io.StringIO):
+        def write(self, text: str) -> int:
+            pieces.append(text)
+            return len(text)
+
+    Progress("gtp seed 0", 100, stream=Log()).say("reads a.hdf5")
+    assert pieces == ["gtp seed 0: reads a.hdf5\n"]
 
 
 def test_a_long_evaluation_says_that_it_goes_on() -> None:
@@ -154,6 +167,18 @@ def test_rows_of_one_name_say_which_choice_tells_them_apart(
     )
     text = table(read_results(tmp_path))
     assert "gtp (policy.weighter.eta=5.0, batch_size=7, checkpoint_every=3, and 1 more)" in text
+    # What the first three settings leave alike, more of them tell apart; and the data, at last.
+    results = read_results(tmp_path)
+    other = results[-1].replace(group="0", config={**results[-1].config, "log_every": 7})
+    later = other.replace(group="1", data_sha256="0123456789")
+    names = [line.split("|")[2] for line in table([*results, other, later]).splitlines()[2:-2]]
+    assert len(set(names)) == 5
+    assert sum("log_every=7" in name and 'data_sha256="01234567"' in name for name in names) == 1
+
+
+def test_a_bar_in_a_name_is_no_end_of_a_cell() -> None:
+    line = markdown(["method"], [["a|b"]]).splitlines()[-1]
+    assert line == r"| a\|b   |"
 
 
 def test_an_evaluation_without_sampling_is_what_the_learner_does(make_config: Make) -> None:

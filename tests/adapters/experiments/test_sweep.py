@@ -1,29 +1,36 @@
 """Sweeps: every trial once, whatever ends; draws that do not depend on workers; what is refused."""
 
+import contextlib
+import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
+from filelock import FileLock
 
 from gtp_experiments import (
     ExperimentError,
     Range,
     RunConfig,
+    RunFolder,
     SweepConfig,
     list_of_runs,
+    load_data,
     outcome,
     submit,
     sweep,
 )
 from gtp_experiments.cli import main
-from gtp_experiments.sweep import _Pruner, _sampler, _suggest, read_space
+from gtp_experiments.sweep import _draw, _Pruner, _trial, open_study, read_space
 
 Make = Callable[..., RunConfig]
 SPACE = {"weighter.eta": {"low": 0.5, "high": 3.0}, "batch_size": [8, 16]}
@@ -46,14 +53,16 @@ def params(study: optuna.Study, *states: str) -> list[tuple[float, int]]:
 
 def draws(config: SweepConfig) -> set[tuple[float, int]]:
     """What the draws of a search are, one after the other, without running anything."""
-    study, found = optuna.create_study(), set()
-    for number in range(config.trials):
-        study.sampler = _sampler(config, number)
-        trial = study.ask()
-        for path, entry in config.space.items():
-            _suggest(trial, path, entry)
-        found.add((trial.params["weighter.eta"], trial.params["batch_size"]))
-    return found
+    trials: list[optuna.trial.FrozenTrial] = []
+    for _ in range(config.trials):
+        values = _draw(config, trials)
+        trials.append(
+            optuna.trial.create_trial(
+                state=optuna.trial.TrialState.WAITING, system_attrs={"fixed_params": values}
+            )
+        )
+    found = [t.system_attrs["fixed_params"] for t in trials]
+    return {(values["weighter.eta"], values["batch_size"]) for values in found}
 
 
 def test_a_sweep_is_done_once_and_can_grow(make_config: Make, tmp_path: Path) -> None:
@@ -91,6 +100,100 @@ def test_a_grid_has_every_point_once(make_config: Make, tmp_path: Path) -> None:
     space = {"weighter.eta": [1.0, 2.0], "batch_size": {"low": 8, "high": 16, "step": 4}}
     study = sweep([make_config(updates=10)], search(99, "grid", space=space), tmp_path)
     assert sorted(params(study)) == [(e, b) for e in (1.0, 2.0) for b in (8, 12, 16)]
+
+
+def test_a_worker_that_draws_what_another_one_runs_waits_for_it(
+    make_config: Make, tmp_path: Path
+) -> None:
+    config = make_config(updates=10)
+    drawn = config.replace(policy=config.policy.replace(weighter={"eta": 1.0}))
+    folder = RunFolder(tmp_path, drawn, load_data(drawn).sha256)
+    begun = threading.Event()
+
+    def other() -> None:
+        with folder.locked():
+            begun.set()
+            time.sleep(0.5)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    begun.wait()
+    study = sweep([config], search(2, space={"weighter.eta": [1.0]}), tmp_path)
+    thread.join()
+    assert [t.state.name for t in study.trials] == ["COMPLETE", "COMPLETE"]
+    assert len(list(tmp_path.glob("*/result.json"))) == 1
+
+
+def test_a_worker_that_ends_while_another_looks_has_not_failed(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other saw the trial run, and takes its lock when the worker has told and let go."""
+    configs = [make_config(updates=5)]
+    study = open_study(configs, search(2), tmp_path, None)
+    worker = _trial(study, search(2), tmp_path)
+    trial = worker.__enter__()
+    assert trial is not None
+    module = importlib.import_module("gtp_experiments.sweep")
+    take = module._free
+
+    def free(out: Path, number: int) -> FileLock | None:
+        if number == trial.number:
+            study.tell(trial, 1.0)
+            worker.__exit__(None, None, None)
+        return take(out, number)
+
+    monkeypatch.setattr(module, "_free", free)
+    with _trial(study, search(2), tmp_path) as other:
+        assert other is not None
+        assert [t.state.name for t in study.trials] == ["COMPLETE", "RUNNING"]
+
+
+@pytest.mark.parametrize("sampler", ["grid", "random", "tpe"])
+@pytest.mark.parametrize(
+    "last", ["enqueue_trial", "ask", "suggest", "tell"], ids="killed behind {}".format
+)
+def test_a_worker_that_is_killed_within_a_draw_costs_no_trial(
+    make_config: Make, tmp_path: Path, sampler: str, last: str
+) -> None:
+    """A worker is gone behind each of its calls of the storage, also one that clears up."""
+    space = {"weighter.eta": [1.0, 2.0], "batch_size": [8, 16]}
+    config = search(4, sampler, space=space)
+    whole = sweep([make_config(updates=5)], config, tmp_path / "whole")
+
+    class Killed(BaseException):
+        pass
+
+    def then_killed(call: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any, **kwargs: Any) -> Any:
+            call(*args, **kwargs)
+            raise Killed
+
+        return called
+
+    study = open_study([make_config(updates=5)], config, tmp_path / "killed", None)
+    for kill in (last, "tell", "enqueue_trial"):  # in the second and third, while it clears up
+        with pytest.MonkeyPatch.context() as patch:
+            if kill == "suggest":
+                module = importlib.import_module("gtp_experiments.sweep")
+                patch.setattr(module, "_suggest", then_killed(module._suggest))
+            else:
+                patch.setattr(study, kill, then_killed(getattr(study, kill)))
+            with contextlib.suppress(Killed), _trial(study, config, tmp_path / "killed"):
+                raise Killed
+    again = sweep([make_config(updates=5)], config, tmp_path / "killed")
+    assert sorted(params(again)) == sorted(params(whole))
+
+
+@pytest.mark.slow
+def test_workers_say_in_a_line_what_is_wrong(
+    make_config: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(dataset=str(tmp_path / "missing.hdf5"))
+    with pytest.raises(ExperimentError, match=r"got exit codes \[1, 1\]"):
+        sweep([config], search(2), tmp_path, workers=2)
+    said = capfd.readouterr().err
+    assert "error: `" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.slow
@@ -148,6 +251,43 @@ def test_workers_that_are_stopped_save_and_leave(make_config: Make, tmp_path: Pa
     study = sweep([config], search(2), tmp_path, workers=2, stop=begun)  # no worker was killed
     assert [trial.state.name for trial in study.trials] == ["RUNNING"] * 2
     assert len(list(tmp_path.glob("*/checkpoints/step_*"))) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="tells by /proc who has started")
+@pytest.mark.parametrize("command", ["run", "sweep"])
+def test_a_ctrl_c_while_workers_start_leaves_no_traceback(
+    command: str, line_data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "space.json").write_text(SPEC)
+    words = (
+        f"{command} --dataset {line_data} --environment line_world:make --updates 100000 --out o"
+    )
+    words += " --jobs 2 " + ("--seeds 0 1" if command == "run" else "--space space.json --trials 2")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gtp_experiments", *words.split()],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    )
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    deadline = time.monotonic() + 120
+    while len(children.read_text().split()) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)  # the two, and the tracker of their semaphores
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 3, said
+    assert "KeyboardInterrupt" not in said
+
+
+@pytest.mark.slow
+def test_workers_that_are_stopped_while_they_start_just_end(
+    make_config: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    study = sweep([make_config()], search(2), tmp_path, workers=2, stop=lambda: True)
+    assert not study.trials
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_trial_below_the_median_is_pruned_and_no_other() -> None:
@@ -223,3 +363,40 @@ def test_wrong_requests_say_why(make_config: Make, tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match="cannot be read: got No such file"):
         read_space(tmp_path / "missing.json")
     assert Range(low=0.0, high=1.0, step=0.25).values() == [0.0, 0.25, 0.5, 0.75, 1.0]
+
+
+@pytest.mark.parametrize("name", ["sweep.db", "sweep.lock", "sweep_trials"])
+def test_a_sweep_writes_nowhere_else(make_config: Make, tmp_path: Path, name: str) -> None:
+    out, theirs = tmp_path / "out", tmp_path / "theirs"
+    out.mkdir()
+    theirs.touch()
+    (out / name).symlink_to(theirs)
+    with pytest.raises(ExperimentError, match=f"{name} is a link"):
+        sweep([make_config(updates=5)], search(1), out)
+    assert theirs.read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        {"weighter.eta": {"low": 0.0, "high": 1e9, "step": 1e-9}},
+        {"weighter.eta": {"low": 0.0, "high": 1e308, "step": 1e-308}},
+        {"batch_size": {"low": 1, "high": 10**400}},
+        {f"field_{i}": [1, 2] for i in range(64)},
+    ],
+)
+def test_a_grid_beyond_all_measure_is_refused(space: dict[str, Any]) -> None:
+    with pytest.raises(ExperimentError, match="A grid has too many points"):
+        _ = SweepConfig(space=space, sampler="grid").count
+
+
+def test_what_is_wrong_with_a_large_space_is_told_at_once(tmp_path: Path) -> None:
+    path, start = tmp_path / "space.json", time.process_time()
+    path.write_text("{" + ", ".join(f'"a{i}": [1], "b": [1]' for i in range(40_000)) + "}")
+    with pytest.raises(ExperimentError, match="got twice: b, expected"):
+        read_space(path)
+    path.write_text(json.dumps({f"a{i}": [] for i in range(40_000)}))
+    with pytest.raises(ExperimentError, match="and 39991 more") as caught:
+        read_space(path)
+    assert len(str(caught.value)) < 2_000
+    assert time.process_time() - start < 3

@@ -8,10 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gtp_experiments import ExperimentError, RunConfig, read_result, run
+from gtp_experiments import ExperimentError, RunConfig, read_result, run, run_seeds
 from gtp_experiments.records import Lines
 
 Make = Callable[..., RunConfig]
+needs_wandb = pytest.mark.skipif(
+    importlib.util.find_spec("wandb") is None,
+    reason="wandb brings two dozen packages and is not installed: make test-extras",
+)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B without a network, and without words."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
 
 
 class Kept:
@@ -34,6 +45,16 @@ def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
     return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+def kept_by_wandb(folder: Path) -> bytes:
+    """What W&B has written of a run, which is named after its folder and has its losses."""
+    (run_folder,) = (folder / "wandb").glob("offline-run-*")
+    (record,) = run_folder.glob("run-*.wandb")
+    assert folder.name in record.name
+    data = record.read_bytes()
+    assert b"train/actor_loss" in data
+    return data
 
 
 def test_a_tracker_gets_the_records_of_the_run(make_config: Make, tmp_path: Path) -> None:
@@ -70,27 +91,36 @@ def test_tensorboard_goes_on_where_the_run_does(make_config: Make, tmp_path: Pat
     assert [step for step, _ in scalars(folder, "evaluation/score")] == [10, 20]
 
 
+def test_seeds_in_one_program_are_told_apart(make_config: Make, tmp_path: Path) -> None:
+    configs = [make_config(updates=10, seed=seed) for seed in (0, 1)]
+    run_seeds(configs, tmp_path, track=["tensorboard"])
+    losses = [scalars(tmp_path / c.name, "train/actor_loss") for c in configs]
+    assert [[step for step, _ in of_one] for of_one in losses] == [[5, 10], [5, 10]]
+    assert losses[0] != losses[1]
+
+
 def test_an_unknown_tracker_is_refused_with_a_guess(make_config: Make, tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match="Did you mean tensorboard"):
         run(make_config(updates=5), tmp_path, track=["tensorbord"])  # type: ignore[list-item]
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("wandb") is None,
-    reason="wandb brings two dozen packages and is not installed: make test-extras",
-)
-def test_wandb_keeps_the_run_offline(
-    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
+@needs_wandb
+@pytest.mark.usefixtures("offline")
+def test_wandb_keeps_the_run_offline(make_config: Make, tmp_path: Path) -> None:
     config = make_config(updates=10)
     assert run(config, tmp_path, track=["wandb"]) is not None
     assert read_result(tmp_path / config.name / "result.json") is not None
-    (offline,) = (tmp_path / config.name / "wandb").glob("offline-run-*")
-    (record,) = offline.glob("run-*.wandb")
-    assert config.name in record.name
-    data = record.read_bytes()
-    assert b"train/actor_loss" in data
+    data = kept_by_wandb(tmp_path / config.name)
     assert b"evaluation/score" in data
     assert json.dumps(config.dataset)[1:-1].encode() in data  # the choices are with it
+
+
+@needs_wandb
+@pytest.mark.usefixtures("offline")
+def test_wandb_tells_seeds_in_one_program_apart(make_config: Make, tmp_path: Path) -> None:
+    configs = [make_config(updates=10, seed=seed) for seed in (0, 1)]
+    run_seeds(configs, tmp_path, track=["wandb"])
+    for config, other in (configs, configs[::-1]):
+        data = kept_by_wandb(tmp_path / config.name)
+        assert config.name.encode() in data
+        assert other.name.encode() not in data

@@ -354,20 +354,79 @@ def test_memory_optimised_replay_buffer(make_model: Make, steps: int) -> None:
 
 
 @has_extractor
-def test_image_replay_buffer_is_not_copied(make_model: Make) -> None:
+@pytest.mark.parametrize("steps", [7, 10, 13])
+@pytest.mark.parametrize("once", [False, True])
+def test_an_image_replay_buffer_goes_on_without_the_dataset(
+    make_model: Make, steps: int, once: bool
+) -> None:
+    """What it is filled with later is not the dataset's; what it was filled with is stored once."""
     space = spaces.Box(0, 255, (1, 36, 36), np.uint8)
-    buffer = ReplayBuffer(10, space, spaces.Box(-2, 2, (1,)), "cpu", n_envs=2)
-    filled(buffer, 7, lambda x: np.ones((2, 1, 36, 36)) * (x % 50)[:, None, None, None])
+    buffer = ReplayBuffer(
+        20,
+        space,
+        spaces.Box(-2, 2, (1,)),
+        "cpu",
+        n_envs=2,
+        optimize_memory_usage=once,
+        handle_timeout_termination=not once,
+    )
+
+    def add(numbers: range) -> None:
+        for t in numbers:
+            now = np.array([t, t + 100])
+            images = np.ones((2, 1, 36, 36)) * now[:, None, None, None]
+            buffer.add(images, images + 1, np.zeros((2, 1)), now, np.zeros(2), [{}, {}])
+
+    add(range(steps))
     model = make_model(
         None,
         "CnnPolicy",
         dataset=buffer,
         policy_kwargs={"features_extractor_kwargs": {"features_dim": 8}},
-    ).learn(1)
+    )
+    add(range(50, 60))
     rows = rows_of(model)
-    np.testing.assert_array_equal(rows.obs[:, 0], rows.reward % 50)
-    assert model.dataset is not None
-    assert np.shares_memory(model.dataset._obs, buffer.observations)  # type: ignore[union-attr]
+    kept = min(steps, 9 if once and steps >= 10 else 10)
+    numbers = np.arange(steps - kept, steps)
+    expected = np.concatenate([numbers, numbers + 100])
+    np.testing.assert_array_equal(rows.reward, expected)
+    np.testing.assert_array_equal(rows.obs, np.tile(expected[:, None], 36 * 36))
+    np.testing.assert_array_equal(rows.next_obs, rows.obs + 1)
+    assert len(model.dataset._obs) == 2 * (kept + 1)  # type: ignore[union-attr, arg-type]
+
+
+@has_extractor
+@pytest.mark.parametrize("followed", [True, False])
+@pytest.mark.parametrize("by_key", [True, False])
+def test_images_of_arrays_are_the_datasets_own(
+    make_model: Make, arrays: Arrays, followed: bool, by_key: bool
+) -> None:
+    """As its rewards and actions are, however often the caller fills its arrays again."""
+    camera, gear = spaces.Box(0, 255, (1, 36, 36), np.uint8), spaces.Discrete(3)
+
+    class Car(gymnasium.Env[Any, Any]):
+        observation_space = spaces.Dict({"camera": camera, "gear": gear}) if by_key else camera
+        action_space = spaces.Box(-2, 2, (1,))
+
+    rng = np.random.default_rng(0)
+    images, gears = rng.integers(0, 256, (61, 1, 36, 36), np.uint8), rng.integers(0, 3, 61)
+    columns = arrays | {
+        name: {"camera": images[rows], "gear": gears[rows]} if by_key else images[rows]
+        for name, rows in (("obs", slice(60)), ("next_obs", slice(1, None)))
+    }
+    if not followed:
+        del columns["next_obs"]
+    size = "cnn_output_dim" if by_key else "features_dim"
+    kwargs = {"features_extractor_kwargs": {size: 8}}
+    policy = "MultiInputPolicy" if by_key else "CnnPolicy"
+    model = make_model(Car(), policy, dataset=columns, policy_kwargs=kwargs)
+    before = rows_of(model)
+    for array in (images, gears, arrays["reward"], arrays["action"]):
+        array[:] = 1
+    for a, b in zip(before.present(), rows_of(model).present(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    stored = model.dataset._obs  # type: ignore[union-attr]
+    assert len(stored["camera"] if by_key else stored) == 60 + followed
 
 
 @pytest.mark.global_rng

@@ -626,6 +626,7 @@ def test_a_file_builds_nothing_that_it_does_not_fill(
         set_attribute(learning_rate={":array": [1.0], "dtype": "float32"}),
         set_attribute(_offline_updates=-1),
         set_attribute(_horizon="never"),
+        set_attribute(_last_obs={str(i): 1 for i in range(40_000)}),
         set_attribute(device="meta"),
         set_attribute(_custom_logger=True),
         lambda d: d.update(updates=123_456),
@@ -759,6 +760,21 @@ def test_spaces_survive_json(space: Any) -> None:
 def test_values_survive_json(value: object) -> None:
     found = _codec.decode(json.loads(json.dumps(_codec.encode(value), allow_nan=False)))
     assert found == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {
+            ":tuple": [{":space": {"kind": "Box", "low": 0, "high": 1, "shape": [9, 9]}}],
+            ":space": {"kind": "Discrete", "n": 1, "start": 0},
+        },
+        {":space": {"kind": "MultiBinary", "shape": [1], "n": 81}},
+        {"a": {":space": {"kind": "MultiBinary", "n": {":tuple": [9, 9]}}}},
+    ],
+)
+def test_what_is_counted_of_a_space_is_what_would_be_made(value: Any) -> None:
+    assert _codec.elements(value) == 81
 
 
 def test_arrays_and_noise_survive_json() -> None:

@@ -3,8 +3,10 @@
 import copy
 import io
 import random
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -30,7 +32,9 @@ from gtp_policy import (
 )
 from gtp_policy.acting import act
 from gtp_policy.errors import DataError, StateMismatchError, UnsupportedSpaceError
+from gtp_policy.keyed_noise import keyed_noise
 from gtp_sb3 import GTP, CnnPolicy, GTPPolicy, MlpPolicy, MultiInputPolicy
+from gtp_sb3.networks import Actor, Critic
 
 Make = Callable[..., GTP]
 BOX, ACTIONS = spaces.Box(-10, 10, (3,)), spaces.Box(-2, 2, (2,))
@@ -88,7 +92,8 @@ def test_candidates_can_be_changed_at_any_time() -> None:
     critic, units = policy.critic_target, policy.scaler
     assert critic is not None
     values = [
-        critic(torch.ones(4, 3), torch.from_numpy(units.to_unit(a))).amin(0) for a in (many, one)
+        torch.cat(critic(torch.ones(4, 3), torch.from_numpy(units.to_unit(a))), 1).amin(1)
+        for a in (many, one)
     ]
     assert (values[0] >= values[1] - 1e-6).all()
 
@@ -213,10 +218,14 @@ def test_set_random_seed_seeds_the_model_and_as_in_sb3_the_rest(make_model: Make
 def test_parts_are_where_sb3_code_looks_for_them(make_model: Make) -> None:
     model = make_model()
     policy, learner = model.policy, model.learner
-    assert policy.actor is model.actor is learner.actor
-    assert policy.actor_target is model.actor_target is learner.target_actor
-    assert policy.critic is model.critic is learner.critic
-    assert policy.critic_target is model.critic_target is learner.target_critic
+    for name, core in (
+        ("actor", learner.actor),
+        ("actor_target", learner.target_actor),
+        ("critic", learner.critic),
+        ("critic_target", learner.target_critic),
+    ):
+        assert getattr(policy, name) is getattr(model, name)
+        assert getattr(policy, name).core is core
     assert policy.actor.optimizer is learner.optimizers["actor"]
     assert policy.critic.optimizer is learner.optimizers["critic"]
     own = {id(p) for group in policy.actor.optimizer.param_groups for p in group["params"]}
@@ -241,8 +250,9 @@ def test_copies_keep_optimisers_and_parameters_together(make_model: Make) -> Non
     twin = copy.deepcopy(policy)
     own = {id(p) for p in twin.learner.optimizers["actor"].param_groups[0]["params"]}
     assert own == {id(p) for p in twin.actor.parameters()}
-    assert twin.actor is twin.learner.actor
-    assert twin.actor is not policy.actor
+    assert twin.actor.core is twin.learner.actor
+    assert twin.actor.policy is twin
+    assert twin.actor.core is not policy.actor.core
     obs = np.ones((2, 3))
     np.testing.assert_array_equal(
         twin.predict(obs, deterministic=True)[0], policy.predict(obs, deterministic=True)[0]
@@ -537,24 +547,102 @@ def test_a_state_holds_numbers_alone_and_is_still_checked() -> None:
 
 def test_a_state_of_earlier_versions_is_loaded_and_checked() -> None:
     policy = make_policy()
-    state = dict(policy.state_dict())
+    # The core's networks were the policy's own children, and told of themselves there.
+    state = {name.replace(".core.", "."): part for name, part in policy.state_dict().items()}
+    told = OrderedDict(state)
+    told._metadata = {"": {"made_for": {}}}
     for name in ("actor", "actor_target"):
-        state[f"{name}._extra_state"] = getattr(policy, name).get_extra_state()
-    make_policy().load_state_dict(state)
+        state[f"{name}._extra_state"] = getattr(policy, name).core.get_extra_state()
+        told._metadata[""]["made_for"][f"{name}._extra_state"] = bytes(
+            state[f"{name}._extra_state"].tolist()
+        ).decode()
+    for old in (state, told):
+        new = make_policy(config=GTPConfig(learner=GTPLearnerConfig(seed=9)))
+        new.load_state_dict(old)
+        for a, b in zip(new.parameters(), policy.parameters(), strict=True):
+            assert torch.equal(a, b)
     other = make_policy(config=GTPConfig(actor=FlowMapActorConfig(sigma_data=0.1)))
-    with pytest.raises(StateMismatchError, match="another flow map"):
-        other.load_state_dict(state)
+    for old in (state, told):
+        with pytest.raises(StateMismatchError, match="another flow map"):
+            other.load_state_dict(old)
+
+
+def test_actor_and_critic_are_called_as_sb3_calls_them(make_model: Make) -> None:
+    model = make_model()
+    obs = torch.arange(15.0).reshape(5, 3) / 15
+    reward = torch.zeros(5, 1)
+    action = model.actor(obs)
+    assert action.shape == (5, 1)
+    q1, q2 = model.critic(obs, action)
+    assert q1.shape == q2.shape == (q1 - reward).shape == (5, 1)
+    both = model.learner.critic(obs, action)
+    assert torch.equal(torch.stack([q1, q2]).squeeze(-1), both)
+    assert torch.equal(model.critic.q1_forward(obs, action), q1)
+    # As in a loss of one's own: a gradient to the actor, through its actions.
+    model.critic.q1_forward(obs, action).mean().neg().backward()
+    assert all(p.grad is not None for p in model.actor.parameters())
+    same = [model.actor(obs, deterministic=True) for _ in range(2)]
+    assert torch.equal(*same)
+    noise = keyed_noise(obs, model.learner.actor.noise_dim())
+    torch.testing.assert_close(same[0], model.learner.actor.sample(obs, noise=noise))
+    assert not torch.equal(model.actor(obs), model.actor(obs))
+    seen = np.ones((4, 3), np.float32)
+    for part in (model.actor, model.actor_target):
+        np.testing.assert_array_equal(
+            part.predict(seen, deterministic=True)[0], model.predict(seen, deterministic=True)[0]
+        )
+    assert type(model.actor.features_extractor) is FlattenExtractor
+    assert model.actor.obs_dim == model.critic.obs_dim == 3  # the core's
+    model.actor_target.mode_share = 0.9
+    assert model.learner.target_actor.mode_share == 0.9
+
+
+def test_a_saved_actor_is_a_saved_policy(make_model: Make, tmp_path: Path) -> None:
+    model = make_model().learn(2)
+    obs = np.ones((4, 3), np.float32)
+    model.actor.save(tmp_path / "actor.zip")
+    for part in (Actor.load(tmp_path / "actor.zip"), MlpPolicy.load(tmp_path / "actor.zip")):
+        np.testing.assert_array_equal(
+            part.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0]
+        )
+    critic = Critic.load(tmp_path / "actor.zip")
+    x = torch.ones(1, 3), torch.zeros(1, 1)
+    assert torch.equal(critic(*x)[0], model.critic(*x)[0])
+
+
+@pytest.mark.parametrize("name", ["mu", "latent_pi", "log_std", "qf0", "q_networks"])
+def test_parts_that_only_sb3s_networks_have_say_what_there_is(name: str) -> None:
+    policy = make_policy()
+    for part in (policy.actor, policy.critic):
+        with pytest.raises(AttributeError, match=r"expected (actor|critic)"):
+            getattr(part, name)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        policy.actor.nothing  # noqa: B018
+
+
+def test_a_policy_with_memory_has_no_actor_of_one_observation() -> None:
+    policy = make_policy(config=GTPConfig(actor=FlowMapActorConfig(chunk=2)))
+    with pytest.raises(ValueError, match=r"got a policy with history=1 and chunk=2"):
+        policy.actor(torch.zeros(1, 3))
+    assert policy.actor.predict(np.zeros(3))[0].shape == (2,)
 
 
 @pytest.mark.global_rng
 def test_extractors_have_the_hosts_name_and_no_second_one_in_the_state() -> None:
-    policy = CnnPolicy(FIRST, ACTIONS)
-    networks = (policy.actor, policy.actor_target, policy.critic, policy.critic_target)
+    baseline = GTPConfig(learner=GTPLearnerConfig(baseline=ExpectileBaseline()))
+    policy = CnnPolicy(FIRST, ACTIONS, config=baseline)
+    networks = (
+        policy.actor,
+        policy.actor_target,
+        policy.critic,
+        policy.critic_target,
+        policy.value,
+    )
     extractors = {id(network.features_extractor) for network in networks}
-    assert len(extractors) == 4
+    assert len(extractors) == 5
     assert not any("features_extractor" in name for name in policy.state_dict())
     copied = copy.deepcopy(policy)
-    assert copied.actor.features_extractor is copied.actor.encoder.extractor
+    assert copied.actor.features_extractor is copied.actor.core.encoder.extractor
 
 
 def test_a_space_that_does_not_fit_is_an_assertion_error_as_in_sb3() -> None:

@@ -95,6 +95,21 @@ def test_neighbours_stop_at_the_ends_of_episodes(dataset: OfflineDataset) -> Non
     assert np.array_equal(buffer.sample_indices(0), rows)
 
 
+def test_a_buffer_that_goes_on_collecting_leaves_the_dataset_as_it_is(
+    dataset: OfflineDataset,
+) -> None:
+    before = [column.clone() for column in dataset.transitions.present()]
+    buffer = buffer_from_dataset(dataset)
+    row = buffer[0]
+    for name in ("obs", "act", "obs_next"):
+        row[name] = np.full_like(row[name], 0.25)
+    for _ in range(len(buffer)):
+        buffer.add(row)
+    assert (buffer.obs == 0.25).all()
+    for a, b in zip(before, dataset.transitions.present(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_n_step_returns_are_those_of_the_definition(dataset: OfflineDataset) -> None:
     buffer, n, gamma = buffer_from_dataset(dataset), len(dataset), 0.9
     rows = np.arange(n)

@@ -41,6 +41,7 @@ from gtp_policy import (
 )
 from gtp_policy.errors import CheckpointError, StateMismatchError
 from gtp_tianshou import GTP, GTPPolicy
+from gtp_tianshou._state import check_schedulers
 
 Make = Callable[..., GTP]
 Params = Callable[..., OfflineTrainerParams]
@@ -276,6 +277,21 @@ def test_optimisers_and_schedulers_of_a_checkpoint(
         GTP.load(bare, policy_optim=linear())
 
 
+@pytest.mark.parametrize("value", ["x", None, [1.0], float("nan"), {}])
+@pytest.mark.parametrize("name", ["T_max", "base_lrs", "last_epoch"])
+def test_a_scheduler_takes_no_state_of_other_types(
+    dataset: OfflineDataset, make_algorithm: Make, params: Params, name: str, value: Any
+) -> None:
+    algorithm = make_algorithm(policy_optim=cosine(), critic_optim=linear())
+    algorithm.run_training(params(dataset))
+    states = [copy.deepcopy(s.state_dict()) for s in algorithm.lr_schedulers]
+    check_schedulers(states, algorithm.lr_schedulers)
+    (state,) = (s for s in states if "T_max" in s)
+    state[name] = value if name != "base_lrs" or value != [1.0] else [1.0, 1.0]
+    with pytest.raises(StateMismatchError, match=f"got {name}="):
+        check_schedulers(states, algorithm.lr_schedulers)
+
+
 def test_a_loaded_run_goes_on_with_the_length_it_had(
     dataset: OfflineDataset, action_space: Box, small: GTPConfig, params: Params, tmp_path: Path
 ) -> None:
@@ -328,6 +344,7 @@ def test_files_that_cannot_be_written_or_read(make_algorithm: Make, tmp_path: Pa
         ({"candidates": 4}, "without a critic"),
         ({"lr_schedulers": [3]}, "lr_schedulers"),
         ({"unheard_of": 1}, "unheard_of"),
+        ({"lr_schedulers": [3] * 40_000}, "more than 32768 values"),
         ("text", "tianshou"),
     ],
 )

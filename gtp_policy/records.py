@@ -1,0 +1,97 @@
+"""What is read from files as JSON: how much of it may be wrong, and how that is said."""
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+
+from pydantic import ValidationError
+
+# Besides lists of numbers that are as long as an observation, or as there are episodes.
+_MOST_VALUES = 2**15
+
+
+def check_values(
+    record: object, numbers: Mapping[str, Callable[[object], bool]] | None = None
+) -> None:
+    """Raises if a record from a file has more values than one that is written.
+
+    Pydantic keeps an error for every value that is wrong, of half a kilobyte and more: lists that
+    are wrong throughout would take four hundred times the size of their file.
+
+    Args:
+        record: Decoded JSON.
+        numbers: Names under which there are lists of any length, such as an observation's, with
+            what is right in them: then they do not count.
+
+    Raises:
+        ValueError: If there are too many, or a number of such a list is wrong.
+
+    Example:
+        >>> from gtp_policy.records import check_values
+        >>> check_values({"shape": [3], "low": [0.0] * 100_000}, {"low": lambda x: x == 0})
+        >>> check_values({"shape": [0] * 100_000})
+        Traceback (most recent call last):
+        ...
+        ValueError: more than 32768 values
+    """
+    left, count, tests = [record], 0, numbers or {}
+    while left:
+        part = left.pop()
+        named: Iterable[tuple[object, object]] = ()
+        if isinstance(part, Mapping):
+            named = part.items()
+        elif isinstance(part, list | tuple):
+            named = ((None, value) for value in part)
+        for name, value in named:
+            count += 1
+            if count > _MOST_VALUES:
+                raise ValueError(f"more than {_MOST_VALUES} values")
+            if isinstance(name, str) and name in tests and isinstance(value, list):
+                for number in value:
+                    if not tests[name](number):
+                        raise ValueError(f"{name} with {number!r:.40}")
+            elif isinstance(value, Mapping | list | tuple):
+                left.append(value)
+
+
+def is_finite(value: object) -> bool:
+    """Returns whether a value of decoded JSON is a number that a float holds.
+
+    Args:
+        value: The value.
+
+    Returns:
+        The answer.
+
+    Example:
+        >>> from gtp_policy.records import is_finite
+        >>> is_finite(-1.5), is_finite(10**400), is_finite(True), is_finite("1")
+        (True, False, False, False)
+    """
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
+
+
+def what_is_wrong(error: Exception) -> str:
+    """Returns what an error message says was got: of pydantic's errors, the first field and why.
+
+    Args:
+        error: What was raised.
+
+    Returns:
+        A part of a sentence.
+
+    Example:
+        >>> from gtp_policy import GTPLearnerConfig
+        >>> from gtp_policy.records import what_is_wrong
+        >>> try:
+        ...     GTPLearnerConfig(seed="one")
+        ... except ValueError as error:
+        ...     what_is_wrong(error)
+        'a wrong `seed` (Input should be a valid integer)'
+        >>> what_is_wrong(ValueError("more than 32768 values"))
+        'more than 32768 values'
+    """
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"][:9])) or "all of it"
+    return f"a wrong `{where}` ({first['msg'].removeprefix('Value error, ')})"
