@@ -501,8 +501,9 @@ def test_a_config_that_was_tampered_with(
         lambda d: d["config"].update({f"a{i}": 0 for i in range(60_000)}),
         lambda d: d.update({f"a{i}": 0 for i in range(30_000)}),
         lambda d: d.update(optimizers={f"a{i}": {} for i in range(30_000)}),
+        lambda d: d.update(optimizers={f"a{i}": {} for i in range(10_900)}),
     ],
-    ids=["keys", "numbers", "fields", "fewer fields", "optimisers"],
+    ids=["keys", "numbers", "fields", "fewer fields", "optimisers", "fewer optimisers"],
 )
 def test_a_config_that_is_wrong_throughout_takes_no_more_than_others(
     tmp_path: Path, change: Callable[[Any], None]
