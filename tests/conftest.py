@@ -13,6 +13,9 @@ from hypothesis import HealthCheck, settings
 # `make test-cpus` looks at what two of them compute.
 torch.set_num_threads(int(os.environ.get("GTP_TEST_THREADS", "1")))
 
+# A case of the trials is given more than in the scorecard: tests are traced and share their cores.
+os.environ.setdefault("TRIAL_SECONDS", "10")
+
 for name, max_examples in {"few": 5, "dev": 25, "ci": 100, "deep": 2000}.items():
     settings.register_profile(
         name,

@@ -616,7 +616,7 @@ def test_a_dataset_in_the_place_of_an_episode_is_refused_unread(
     start = time.process_time()
     with pytest.raises(DataError, match="`episode_0` has the wrong type: got a dataset"):
         load_minari(ID)
-    assert time.process_time() - start < 1
+    assert time.process_time() - start < 20  # row by row it is minutes
 
 
 def test_what_is_not_asked_for_is_not_read(make_minari: Make, minari_root: Path) -> None:
@@ -630,7 +630,7 @@ def test_what_is_not_asked_for_is_not_read(make_minari: Make, minari_root: Path)
             group = group.create_group("g")
     start = time.process_time()  # of this process alone, however busy the machine is
     assert len(load_minari(ID)) == 4
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 20  # the bomb alone unpacks in minutes
 
 
 def test_holes_in_a_file_count_for_nothing(make_minari: Make, minari_root: Path) -> None:

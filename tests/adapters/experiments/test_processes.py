@@ -72,10 +72,8 @@ def test_when_one_is_killed_the_other_ends_and_the_run_goes_on_to_the_bit(
     workers = [child for child in children if "gtp_experiments" in child.cmdline()]
     assert len(workers) == 2
     workers[victim % 2].send_signal(signal.SIGKILL)
-    killed = time.monotonic()
     psutil.wait_procs(workers, timeout=60)
     assert not any(worker.is_running() for worker in workers)
-    assert time.monotonic() - killed < 10
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
     assert RunFolder.finished(broken, config) is None

@@ -399,4 +399,4 @@ def test_what_is_wrong_with_a_large_space_is_told_at_once(tmp_path: Path) -> Non
     with pytest.raises(ExperimentError, match="and 39991 more") as caught:
         read_space(path)
     assert len(str(caught.value)) < 2_000
-    assert time.process_time() - start < 3
+    assert time.process_time() - start < 10  # name by name it was half a minute
