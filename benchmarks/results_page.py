@@ -113,10 +113,11 @@ def differences_of(study: Study, scores: dict[str, list[float]]) -> str:
     return f"Last score of {first} minus that of (95 % interval over seeds): {'; '.join(found)}."
 
 
-def steps_of(result: RunResult) -> tuple[str, int]:
-    """Returns the method whose weights were evaluated, and K."""
+def steps_of(result: RunResult) -> tuple[str, int, str]:
+    """Returns the method whose weights were evaluated, K, and how else one acted."""
     whose, steps = result.method.split(", K = ")
-    return whose, int(steps.split(",")[0])
+    number, _, how = steps.partition(",")
+    return whose, int(number), how
 
 
 def steps_table(results: list[RunResult]) -> str:
@@ -131,7 +132,8 @@ def steps_table(results: list[RunResult]) -> str:
     header = ["last weights", "seeds", "episodes", "score", "IQM [95 %]", "ms/action"]
     return "\n\n".join(
         [
-            "The same weights with other numbers of steps (`python -m gtp_experiments evaluate`); "
+            "The same weights with other numbers of steps, and where it says so without sampling "
+            "(`python -m gtp_experiments evaluate`); "
             "the time is that of one action for one observation, one thread:",
             table(header, lines, aligned=True),
         ]

@@ -68,6 +68,7 @@ EASY_GTP = (
     """--set learner.guidance_start=5000 --set 'learner.baseline={"kind": "expectile"}' """
     "--set weighter.eta=0.3"
 )
+NO_LAYER_NORM = "--set critic.layer_norm=false"
 # 89 % of the episodes arrive.
 ARRIVING = "--best-episodes 0.88"
 
@@ -82,6 +83,7 @@ class Row:
     seeds: tuple[int, ...] = SEEDS
     updates: int = UPDATES
     steps: tuple[int, ...] = ()  # K of the evaluations afterwards
+    deterministic: bool = False  # whether they are repeated without sampling
     wrong_advantages: bool = False  # run by `benchmarks.disturbed`, whose options are in the words
     task: Task | None = None  # whose packages and data it needs
 
@@ -105,14 +107,24 @@ class Row:
     def _record(self) -> dict[str, Any]:
         return self.configs(OUT)[0].model_dump(mode="json")
 
-    def again(self, out: Path) -> list[str]:
-        """Returns the words behind ``python -m`` that evaluate the row's runs with other steps."""
+    def again(self, out: Path) -> list[list[str]]:
+        """Returns the words behind ``python -m`` that evaluate the row's runs in other ways."""
+        if not self.steps:
+            return []
         configs = self.configs(out)
         words = ["gtp_experiments", "evaluate", *(str(out / config.name) for config in configs)]
         words += ["--steps", *map(str, self.steps)]
         # A record may name no module to import: the command does.
         environments = {config.evaluation.environment for config in configs} - {None}
-        return words + [word for name in environments for word in ("--environment", str(name))]
+        words += [word for name in environments for word in ("--environment", str(name))]
+        return [words, *([[*words, "--deterministic"]] if self.deterministic else [])]
+
+    @property
+    def methods(self) -> list[str]:
+        """What tables call the row's runs, and the evaluations of them."""
+        ways = ["", ", deterministic"] if self.deterministic else [""]
+        again = [f"{self.method}, K = {k}{way}" for way in ways for k in self.steps]
+        return [self.method, *again]
 
     def configs(self, out: Path) -> Sequence[ExperimentConfig]:
         """Returns the row's experiments, one per seed."""
@@ -160,6 +172,20 @@ STUDIES = (
             Row("one_step_bc", f"{HOPPER} --preset one_step --set critic=null", steps=(1, 2, 5)),
             Row("GTPConfig()", HOPPER, updates=MAZE_UPDATES, steps=(1, 5)),
             Row("GTPConfig(), longer", HOPPER, seeds=(0,), updates=LONG, steps=(1, 5)),
+            Row(
+                "no layer norm",
+                f"{HOPPER} {NO_LAYER_NORM}",
+                updates=MAZE_UPDATES,
+                steps=(1,),
+                deterministic=True,
+            ),
+            Row(
+                "no layer norm, longer",
+                f"{HOPPER} {NO_LAYER_NORM}",
+                updates=LONG,
+                steps=(1,),
+                deterministic=True,
+            ),
             *peers(HOPPER, iql="--reward return_range", td3_bc=""),
         ),
     ),
@@ -194,6 +220,13 @@ STUDIES = (
                 updates=MAZE_UPDATES,
             ),
             Row("GTPConfig()", f"{MEDIUM} --reward antmaze", updates=MAZE_UPDATES, steps=(1, 5)),
+            Row(
+                "no layer norm",
+                f"{MEDIUM} --reward antmaze {NO_LAYER_NORM}",
+                updates=MAZE_UPDATES,
+                steps=(1,),
+                deterministic=True,
+            ),
             Row(
                 "gtp_bc",
                 f"{MEDIUM} {PAPER_BC} {CLONING}",
@@ -317,8 +350,7 @@ def left_of(row: Row, results: Sequence[RunResult]) -> Row | None:
         What is left to be run; None if it is nothing.
     """
     done = {(r.method, r.seed) for r in results if r.method != row.method or row.made(r)}
-    wanted = [row.method, *(f"{row.method}, K = {k}" for k in row.steps)]
-    seeds = tuple(s for s in row.seeds if any((name, s) not in done for name in wanted))
+    seeds = tuple(s for s in row.seeds if any((name, s) not in done for name in row.methods))
     return dataclasses.replace(row, seeds=seeds) if seeds else None
 
 
@@ -339,8 +371,8 @@ def run(studies: Iterator[Study], out: Path, jobs: int, stop: StopSignal) -> int
             status = call(words, stop, variables)
             if stop:
                 return failed + 1
-            if status == 0 and row.steps:
-                status = call([sys.executable, "-m", *row.again(folder)], stop, variables)
+            for again in row.again(folder):
+                status = status or call([sys.executable, "-m", *again], stop, variables)
             failed += status != 0
     return failed
 

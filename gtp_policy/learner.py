@@ -1233,10 +1233,17 @@ class GTPLearner(nn.Module):
                 or another flow map; nothing has been changed then.
         """
         was, before = self.broken, copy.deepcopy(super().state_dict())
+        held = [(m, dict(m._parameters), dict(m._buffers)) for m in self.modules()]
         try:
             with changing([self]):
                 return self._take_over(state_dict, strict, assign)
         except BaseException as error:
+            # What was assigned by then belongs to whom the state is from: nothing is written there.
+            assigned = dict(self.named_parameters())
+            for module, parameters, buffers in held:
+                module._parameters.update(parameters)
+                module._buffers.update(buffers)
+            self._exchange_(assigned)
             self._take_over(before, True, False)
             self.broken = was
             if isinstance(error, StateMismatchError) or not isinstance(error, _OF_FOREIGN_STATES):
@@ -1260,11 +1267,24 @@ class GTPLearner(nn.Module):
             result = super().load_state_dict(state_dict, strict, assign)
         finally:
             if assign:  # the optimisers go on with the parameters that are there now
-                now = dict(self.named_parameters())
-                _exchange_(self.optimizers, {old: now[name] for name, old in held.items()})
+                self._exchange_(held)
+        if assign:  # which may be of another dtype, or elsewhere
+            for name, optimizer in self.optimizers.items():
+                optimizer.load_state_dict(copy.deepcopy(extra["optimizers"][name]))
         # After the actor, to which a state in a plain dictionary, as of a file, says nothing of it.
         self.target_actor.mode_share = extra.get("mode_share")
         return result
+
+    def _exchange_(self, held: Mapping[str, nn.Parameter]) -> None:
+        """Gives the optimisers, which have parameters of these names, those that are there now."""
+        now = dict(self.named_parameters())
+        news = {old: now[name] for name, old in held.items()}
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["params"] = [news.get(p, p) for p in group["params"]]
+            state = {news.get(p, p): entries for p, entries in optimizer.state.items()}
+            optimizer.state.clear()
+            optimizer.state.update(state)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Returns what ``state_dict`` holds besides tensors of modules: optimisers and counter."""
@@ -1298,18 +1318,6 @@ class GTPLearner(nn.Module):
             optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))
             check_moments(name, optimizer)
         self.updates = updates
-
-
-def _exchange_(
-    optimizers: Mapping[str, torch.optim.Optimizer], news: Mapping[Tensor, nn.Parameter]
-) -> None:
-    """Gives optimisers other parameters, each with the state of the one in whose place it is."""
-    for optimizer in optimizers.values():
-        for group in optimizer.param_groups:
-            group["params"] = [news.get(p, p) for p in group["params"]]
-        state = {news.get(p, p): entries for p, entries in optimizer.state.items()}
-        optimizer.state.clear()
-        optimizer.state.update(state)
 
 
 Callback = Callable[[GTPLearner, dict[str, float]], object]

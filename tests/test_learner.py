@@ -668,6 +668,35 @@ def test_optimisers_go_on_with_tensors_that_a_state_brings(batch: Transitions, f
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_refused_state_that_was_assigned_stays_its_owners(
+    batch: Transitions, dtype: torch.dtype
+) -> None:
+    source = make_learner().to(dtype)
+    source.update(batch.to(dtype=dtype))
+    state = dict(source.state_dict())  # not a copy: its tensors are the source's own
+    del state["target_critic.weights.0"]
+    before, learner = copy.deepcopy(source.state_dict()), make_learner()
+    own = copy.deepcopy(learner.state_dict())
+    with pytest.raises(StateMismatchError):
+        learner.load_state_dict(state, assign=True)
+    assert same(source.state_dict(), before)
+    assert same(learner.state_dict(), own)
+    assert {p.dtype for p in learner.parameters()} == {torch.float32}
+    learner.update(batch)
+    assert same(source.state_dict(), before)
+
+
+def test_a_state_of_another_dtype_that_is_assigned_brings_its_moments(batch: Transitions) -> None:
+    source, learner = make_learner().to(torch.float64), make_learner()
+    double = batch.to(dtype=torch.float64)
+    source.update(double)
+    learner.load_state_dict(copy.deepcopy(source.state_dict()), assign=True)
+    for one in (source, learner):
+        one.update(double)
+    assert same(learner.state_dict(), source.state_dict())
+
+
 @pytest.mark.parametrize("engine", ["auto", "reference"])
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("baseline", BASELINES, ids=lambda b: b.kind)

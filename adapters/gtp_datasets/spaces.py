@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gymnasium.spaces import Box, Space
 
 Shape = tuple[int, ...]
+Numbers = npt.NDArray[Any]
 
 
 class Units(Protocol):
@@ -349,8 +350,8 @@ def observation_facts(space: "Space[Any] | None") -> dict[str, ObservationFacts]
         space: The observation space; None says nothing.
 
     Returns:
-        Type and bounds by key of a Dict, or under "" of another space; bounds of Boxes of up to
-        1024 elements.
+        Type and bounds by key of a Dict, or under "" of another space; bounds of up to 1024
+        elements.
 
     Example:
         >>> from gymnasium.spaces import Box
@@ -360,15 +361,31 @@ def observation_facts(space: "Space[Any] | None") -> dict[str, ObservationFacts]
     """
     if space is None:
         return {}
-    from gymnasium.spaces import Box, Dict
+    from gymnasium.spaces import Dict
 
     parts = dict(space.spaces) if isinstance(space, Dict) else {"": space}
     facts = {}
     for key, part in parts.items():
-        name = str(part.dtype or "float32")
-        if isinstance(part, Box) and part.low.size <= _MOST_BOUNDS:
-            low, high = (tuple(map(float, v.reshape(-1))) for v in (part.low, part.high))
-            facts[key] = ObservationFacts(name, low, high)
-        else:
-            facts[key] = ObservationFacts(name)
+        low, high = _bounds(part)
+        if low is not None and high is not None and low.size > _MOST_BOUNDS:
+            low = high = None
+        facts[key] = ObservationFacts(
+            str(part.dtype or "float32"),
+            *(None if v is None else tuple(map(float, v.reshape(-1))) for v in (low, high)),
+        )
     return facts
+
+
+def _bounds(part: "Space[Any]") -> tuple[Numbers | None, Numbers | None]:
+    """Returns the least and the largest observation of a space that has them."""
+    from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
+
+    if isinstance(part, Box):
+        return part.low, part.high
+    if isinstance(part, Discrete):
+        return np.array(part.start), np.array(part.start + part.n - 1)
+    if isinstance(part, MultiDiscrete):
+        return part.start, part.start + part.nvec - 1
+    if isinstance(part, MultiBinary):
+        return np.zeros(part.shape), np.ones(part.shape)
+    return None, None

@@ -654,6 +654,7 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
         own = {k.removeprefix("learner."): v for k, v in state.items() if k.startswith("learner.")}
         if "_extra_state" in own:
             self.learner.load_state_dict(own, strict, assign)
+            assign = False  # a second time, and the learner's optimisers would keep the first ones
         result = super().load_state_dict(state, strict, assign)
         if schedulers is not None:
             self._load_schedulers(schedulers)

@@ -493,8 +493,7 @@ def _compare(plan: Plan, run: _Outputs, precision: Precision) -> None:
                 f"{_TOLERANCE[precision]}. A module that draws random numbers, or does something "
                 "else in training than in evaluation, cannot be exported."
             )
-    far = [part.sign() * 1e6 for part in parts]
-    _check_in_box(plan, run([*far, noise]))
+    _check_in_box(plan, run([*plan.far_away(parts), noise]))
 
 
 def _check_ranges(plan: Plan, run: _Outputs) -> None:

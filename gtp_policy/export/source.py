@@ -302,6 +302,21 @@ class Plan:
             for key, part, shape in zip(self.keys, parts, self.input_shapes, strict=True)
         ], noise
 
+    def far_away(self, parts: list[Tensor]) -> list[Tensor]:
+        """Returns observations that no data has; a class is one of those there are.
+
+        Args:
+            parts: The parts of observations.
+
+        Returns:
+            As many.
+        """
+        facts = [self.source.observations.get(key, ObservationFacts()) for key in self.keys]
+        return [
+            part.sign() * 1e6 if "float" in fact.dtype else part
+            for part, fact in zip(parts, facts, strict=True)
+        ]
+
     def _as_space(self, key: str, part: Tensor) -> Tensor:
         facts = self.source.observations.get(key, ObservationFacts())
         if "float" not in facts.dtype:

@@ -198,6 +198,8 @@ def _read_graph(view: memoryview, result: Graph) -> None:
                 raise refused(f"more than {_MAX_NODES} operators")
         elif key == 5:
             initializers.append(message(kind, value))
+            if len(initializers) > _MAX_NODES:
+                raise refused(f"more than {_MAX_NODES} constants")
         elif key in (11, 12):
             name, port = _port(message(kind, value))
             ports = result.inputs if key == 11 else result.outputs

@@ -312,7 +312,8 @@ class Policy:
                 raise ObservationError(
                     f"`{part.input}` has the wrong type: got {array.dtype}, expected real numbers."
                 )
-            parts.append(array)
+            # A class, as Discrete has it, is a number.
+            parts.append(array.reshape(1) if (array.shape, part.shape) == ((), (1,)) else array)
         first = document.observation[0]
         rows = () if parts[0].ndim == len(first.shape) else parts[0].shape[:1]
         for part, array in zip(document.observation, parts, strict=True):

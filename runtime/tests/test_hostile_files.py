@@ -276,6 +276,17 @@ def test_an_error_function_takes_no_more_than_its_result(operator: str) -> None:
     assert peak < 4 * 4 * 4_000_000
 
 
+def test_constants_are_counted_as_they_are_read() -> None:
+    """A million without a name or a number took a hundred times the file."""
+    many = graph([ECHO], {}, *PORTS) + b"\x2a\x00" * 1_000_000
+    tracemalloc.start()
+    with pytest.raises(PolicyFileError, match="more than 200000 constants"):
+        Policy.load(model(many, {"gtp_policy": json.dumps(CONTENT)}), backend="numpy")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**26
+
+
 def test_the_good_file_beside_them_is_taken() -> None:
     assert Policy.load(file([ECHO])).act([0.5, -2.0, 0.0]).tolist() == [0.5, -1.0, 0.0]
 

@@ -399,6 +399,21 @@ def test_a_state_that_fails_late_changes_nothing(
     assert_same(algorithm.state_dict(), before)
 
 
+def test_what_a_state_brings_is_trained(
+    dataset: OfflineDataset, make_algorithm: Make, params: Params
+) -> None:
+    algorithm, other = make_algorithm(), make_algorithm()
+    algorithm.run_training(params(dataset))
+    state = copy.deepcopy(algorithm.state_dict())
+    other.load_state_dict(state, assign=True)
+    assert other.learner.actor.network.mlp[0].weight.data_ptr() == (
+        state["learner.actor.network.mlp.0.weight"].data_ptr()
+    )
+    for one in (algorithm, other):
+        one.learner.update(dataset.sample(8, generator=torch.Generator().manual_seed(0)))
+    assert_same(other.state_dict(), algorithm.state_dict())
+
+
 failures = iter([True])
 
 
