@@ -1278,7 +1278,7 @@ class GTPLearner(nn.Module):
     def _exchange_(self, held: Mapping[str, nn.Parameter]) -> None:
         """Gives the optimisers, which have parameters of these names, those that are there now."""
         now = dict(self.named_parameters())
-        news = {old: now[name] for name, old in held.items()}
+        news: dict[Tensor, nn.Parameter] = {old: now[name] for name, old in held.items()}
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["params"] = [news.get(p, p) for p in group["params"]]
