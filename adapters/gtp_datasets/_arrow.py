@@ -6,6 +6,7 @@ with its size before anything is read.
 """
 
 import csv
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -187,26 +188,45 @@ def column(name: str, values: "pyarrow.ChunkedArray", shape: tuple[int, ...]) ->
     Raises:
         DataError: If rows have another length, or are missing or no numbers.
     """
-    import pyarrow.types as kinds
+    import pyarrow.compute
 
     rows, whole = len(values), values.combine_chunks()
     whole = getattr(whole, "storage", whole)  # of an extension type
-    while (
-        kinds.is_list(whole.type)
-        or kinds.is_large_list(whole.type)
-        or kinds.is_fixed_size_list(whole.type)
-    ):
-        if whole.null_count:
-            raise DataError(f"`{name}` has rows without a value, expected numbers in each.")
-        whole = whole.flatten()
-    array = _numbers(name, whole)
-    size = int(np.prod(shape, dtype=np.int64))
-    if len(array) != rows * size:
+    kind, depth, size = whole.type, 0, math.prod(shape)
+    while _of_lists(kind):
+        kind, depth = kind.value_type, depth + 1
+    if depth == len(shape):
+        expected = shape
+    elif depth == 1 or (depth == 0 and size == 1):  # all numbers of a row in one list, or no list
+        expected = (size,) * depth
+    else:
+        if not depth:
+            _numbers(name, whole)  # which words are not, whatever their shape
         raise DataError(
-            f"`{name}` has rows of another length: got {len(array)} numbers in {rows} rows, "
-            f"expected {shape} in each."
+            f"`{name}` has rows of another shape: got {whole.type!s:.80}, expected lists of "
+            f"numbers, {shape} in each row."
         )
-    return array.reshape(rows, *shape)
+    lists = 1  # of this level in each row
+    for length in expected:
+        # Each of them: too long and too short ones may make up for each other in a sum.
+        lengths = pyarrow.compute.list_value_length(whole)
+        wrong = lengths.fill_null(-1).to_numpy(zero_copy_only=False) != length
+        if wrong.any():
+            at = int(np.argmax(wrong))
+            got = lengths[at].as_py()
+            raise DataError(
+                f"`{name}` has rows of another length: got "
+                f"{'no list' if got is None else f'a list of {got}'} where one of {length} belongs "
+                f"at row {at // lists}, expected {shape} in each. Correct or remove the row."
+            )
+        lists, whole = lists * length, whole.flatten()
+    return _numbers(name, whole).reshape(rows, *shape)
+
+
+def _of_lists(kind: Any) -> bool:  # noqa: ANN401 - pyarrow has no types
+    import pyarrow.types as kinds
+
+    return bool(kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind))
 
 
 def _numbers(name: str, values: Any) -> Array:  # noqa: ANN401 - pyarrow has no types

@@ -225,7 +225,8 @@ def _rows(
                 )
     plain = [name for name in names if name not in images]
     wanted = [*plain, *packed, "episode_index"]
-    files = [ParquetFile(path, wanted) for path in _files(root / "data")]
+    paths = _files(root / "data")
+    files = [ParquetFile(path, wanted) for path in paths]
     rows = sum(file.rows for file in files)
     if not files or not rows:
         raise DataError(
@@ -236,10 +237,10 @@ def _rows(
         for field in ("obs", "action")
     )
     declared = sum(file.declared for file in files) + table_bytes(rows, width, height)
-    on_disk = sum(stored_bytes(path) for path in _files(root / "data"))
+    on_disk = sum(stored_bytes(path) for path in paths)
     check_expansion(declared, on_disk, str(root / "data"))
     parts: dict[str, list[Any]] = {name: [] for name in wanted}
-    for file in files:
+    for path, file in zip(paths, files, strict=True):
         if missing := [name for name in wanted if name not in file.names]:
             raise DataError(
                 f"`{root}` lacks columns: got {file.names}, expected {missing} too, which "
@@ -252,9 +253,12 @@ def _rows(
                 parts[name].append(own)
             else:
                 shape = () if name == "episode_index" else _shape(name, features[name])
-                parts[name].append(
-                    column(name, own, () if shape == (1,) and _scalar(own) else shape)
-                )
+                if shape == (1,) and _scalar(own):
+                    shape = ()
+                try:
+                    parts[name].append(column(name, own, shape))
+                except DataError as error:  # the row is one of this file
+                    raise DataError(f"{path.relative_to(root)}: {error}") from error
     return {
         name: arrays if name in packed else np.concatenate(arrays) for name, arrays in parts.items()
     }

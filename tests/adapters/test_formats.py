@@ -319,6 +319,86 @@ def test_images_in_rows_are_decoded(tmp_path: Path) -> None:
     )
 
 
+# --- LeRobot's rows
+
+LISTS: dict[str, tuple[list[int], pa.DataType, list[Any], str]] = {
+    "lengths that make up for each other": (
+        [2],
+        pa.list_(pa.float32()),
+        [[0, 0], [1, 1, 1], [2], [3, 3]],
+        r"a list of 3 where one of 2 belongs at row 1, expected \(2,\) in each",
+    ),
+    "no list at all": ([2], pa.list_(pa.float32()), [[0, 0], [1, 1], None, [3, 3]], "no list .*2"),
+    "no list of a fixed length": (
+        [2],
+        pa.list_(pa.float32(), 2),
+        [[0, 0], [1, 1], [2, 2], None],
+        "got no list .*at row 3",
+    ),
+    "large lists": ([2], pa.large_list(pa.float32()), [[0], [0, 0, 0], [0], []], "of 1 .*at row 0"),
+    "lists within lists": (
+        [2, 2],
+        pa.list_(pa.list_(pa.float32())),
+        [[[0, 0], [0, 0]], [[1, 1], [1, 1]], [[2, 2, 2], [2]], [[3, 3], [3, 3]]],
+        r"a list of 3 where one of 2 belongs at row 2, expected \(2, 2\) in each",
+    ),
+    "lists of lists of another number": (
+        [2, 2],
+        pa.list_(pa.list_(pa.float32())),
+        [[[0, 0]], [[1, 1], [1, 1], [1, 1]], [[2, 2], [2, 2]], [[3, 3], [3, 3]]],
+        "a list of 1 where one of 2 belongs at row 0",
+    ),
+    "the shape the other way round": (
+        [1, 2],
+        pa.list_(pa.list_(pa.float32())),
+        [[[0], [0]]] * 4,
+        "a list of 2 where one of 1 belongs at row 0",
+    ),
+    "lists deeper than the shape": (
+        [2],
+        pa.list_(pa.list_(pa.float32())),
+        [[[0, 0]]] * 4,
+        "another shape: got list<element: list<element: float>>, expected lists",
+    ),
+    "numbers where lists belong": ([2], pa.float32(), [0, 1, 2, 3], "another shape: got float"),
+}
+
+
+def with_state(root: Path, shape: list[int], kind: pa.DataType, rows: list[Any]) -> Path:
+    """A folder of one episode of four rows, whose observations are these."""
+    write_lerobot(root, EPISODES[:1])
+    path = root / "meta" / "info.json"
+    said = json.loads(path.read_text())
+    said["features"]["observation.state"] |= {"shape": shape}
+    path.write_text(json.dumps(said))
+    table = pq.read_table(root / DATA).drop_columns("observation.state")
+    pq.write_table(table.append_column("observation.state", pa.array(rows, kind)), root / DATA)
+    return root
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_each_list_has_the_length_that_the_shape_says(name: str, tmp_path: Path) -> None:
+    shape, kind, rows, match = LISTS[name]
+    root = with_state(tmp_path / "le", shape, kind, rows)
+    with pytest.raises(DataError, match=f"{DATA}: `observation.state` has rows of .*{match}"):
+        load_lerobot(root, **BOX)
+
+
+@pytest.mark.parametrize("kind", ["(2, 3)", "6", "2, 3"])
+def test_lists_are_within_each_other_or_all_numbers_are_in_one(kind: str, tmp_path: Path) -> None:
+    whole = np.arange(24, dtype=np.float32).reshape(4, 2, 3)
+    types = {
+        "(2, 3)": pa.list_(pa.list_(pa.float32(), 3), 2),
+        "6": pa.list_(pa.float32()),
+        "2, 3": pa.large_list(pa.list_(pa.float32())),
+    }
+    rows = whole.reshape(4, 6) if kind == "6" else whole
+    root = with_state(tmp_path / "le", [2, 3], types[kind], rows.tolist())
+    dataset = load_lerobot(root, **BOX)
+    assert dataset.layout.shapes == ((2, 3),)
+    np.testing.assert_array_equal(dataset.transitions.obs, whole[:3].reshape(3, 6))
+
+
 # --- one call for all
 
 
