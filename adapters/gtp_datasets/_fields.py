@@ -3,7 +3,8 @@
 import fnmatch
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -368,6 +369,66 @@ def ends_of(ids: Array, name: str = "episode") -> npt.NDArray[np.bool_]:
             "rows of an episode together. Sort them by episode and time."
         )
     return ends
+
+
+def split_episodes(
+    fields: Mapping[str, Any],
+    source: str,
+    *,
+    id_name: str = "episode",
+    ends: npt.NDArray[np.bool_] | None = None,
+) -> Iterator[episodes.Episode]:
+    """Yields the episodes of one file among several: it is one, unless it says where others begin.
+
+    Args:
+        fields: The fields by name; `episode` is the number of the episode by row, or of the file.
+        source: What messages call the file.
+        id_name: What messages call the number of the episode.
+        ends: Whether an episode ends with a row, where there is no `episode`, shape (N,).
+
+    Raises:
+        DataError: If there are several episodes, and arrays of which it is not said which rows are
+            whose; or an episode is bad.
+    """
+    fields = dict(fields)
+    ids = fields.pop("episode", None)
+    if ids is not None and np.size(ids) != 1:  # one number is that of the whole file
+        with named(source):
+            ends = ends_of(ids, id_name)
+    stops = np.flatnonzero([] if ends is None else ends) + 1
+    if ends is None or len(stops) < 2:
+        yield episodes.read_episode(fields, source)
+        return
+    for field, value in fields.items():
+        for part in value.values() if isinstance(value, Mapping) else (value,):
+            if part.shape[:1] != ends.shape:
+                raise DataError(
+                    f"{source}: `{field}` has the wrong shape: got {part.shape} with {len(stops)} "
+                    f"episodes in {len(ends)} rows, expected as many rows. What has one more, as "
+                    "the observation after the last action, needs a file per episode."
+                )
+    for start, stop in zip([0, *stops[:-1].tolist()], stops.tolist(), strict=True):
+        rows = slice(start, stop)
+        one = {
+            field: {key: part[rows] for key, part in value.items()}
+            if isinstance(value, Mapping)
+            else value[rows]
+            for field, value in fields.items()
+        }
+        yield episodes.read_episode(one, f"{source} from row {start}")
+
+
+@contextmanager
+def named(source: str) -> Iterator[None]:
+    """Puts the name of a file among several in front of what is wrong in it.
+
+    Args:
+        source: What messages call it.
+    """
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from error
 
 
 def shown_id(chosen: Mapping[str, Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""CSV: a table of transitions, or a folder with a file per episode."""
+"""CSV: a table of transitions, or a folder of such tables, with an episode or more each."""
 
 import os
 from collections.abc import Iterator
@@ -10,10 +10,18 @@ import numpy.typing as npt
 import torch
 
 from gtp_datasets._arrow import csv_columns, read_csv
-from gtp_datasets._fields import Choice, Wanted, ends_of, files_of, flat_dataset, shown_id
+from gtp_datasets._fields import (
+    Choice,
+    Wanted,
+    ends_of,
+    files_of,
+    flat_dataset,
+    shown_id,
+    split_episodes,
+)
 from gtp_datasets._hdf5 import located
 from gtp_policy import OfflineDataset
-from gtp_policy.episodes import Episode, read_episode
+from gtp_policy.episodes import Episode
 
 
 def load_csv(
@@ -38,7 +46,8 @@ def load_csv(
 
     A *file* holds rows in time order; where episodes end is said by a column with their number, or
     by flags. Of a *folder*, every ``.csv`` or ``.tsv`` file, in small letters or capitals, is one
-    episode, in the order of the numbers in their names. Episodes follow the rules of
+    episode, or as many as a column with their number says, in the order of the numbers in the
+    files' names; none goes on in the next file. Episodes follow the rules of
     `OfflineDataset.from_episodes`: one that does not say how it ends was cut, and its last row,
     which has no next observation, is left out. The columns of the first file are those of all, by
     their names: they may stand in another order, and other ones are an error.
@@ -54,7 +63,7 @@ def load_csv(
         truncated: Likewise.
         next_obs: Likewise.
         episode: Column with the number of the episode; None: ``episode``, ``episode_id`` or
-            ``episode_index``; False: all rows are one episode.
+            ``episode_index``; False: all rows of a file are one episode.
         delimiter: What stands between the cells; None: a tab in ``.tsv`` files, else a comma.
         low: Lower bounds of the actions, of their shape or a scalar; CSV does not hold them.
         high: Upper bounds of the actions, likewise.
@@ -119,7 +128,8 @@ def load_csv(
 
 def _of_folder(folder: Path, choose: Choice, delimiter: str | None) -> Iterator[Episode]:
     for name in files_of(folder, "csv"):
-        yield read_episode(_read(folder / name, choose, delimiter, name)[0], name)
+        fields, chosen = _read(folder / name, choose, delimiter, name)
+        yield from split_episodes(fields, name, id_name=shown_id(chosen))
 
 
 def _read(

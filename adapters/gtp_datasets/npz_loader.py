@@ -1,4 +1,4 @@
-"""NumPy's npz files: one of transitions, one of episodes, or a folder with a file per episode."""
+"""NumPy's npz files: of transitions, of episodes, or a folder with an episode or more in each."""
 
 import itertools
 import math
@@ -17,13 +17,15 @@ from gtp_datasets._fields import (
     ends_of,
     files_of,
     flat_dataset,
+    named,
     natural,
     shown_id,
+    split_episodes,
 )
 from gtp_datasets._hdf5 import check_expansion, located, table_bytes
 from gtp_datasets._npz import NpzFile, Shape, check_rows, open_npz
 from gtp_policy import OfflineDataset
-from gtp_policy.episodes import Episode, read_episode
+from gtp_policy.episodes import Episode
 from gtp_policy.errors import DataError
 
 _ENDS = "episode_ends"  # the number of the row behind each episode's last
@@ -56,6 +58,9 @@ def load_npz(
     - a *file of episodes*: names with a folder, as ``3/obs`` or ``episode_3/obs``;
     - a *folder*: every npz file in it is one episode, in the order of the numbers in their names.
 
+    What is one episode may hold several, of T rows each, where its own ``episode`` or
+    ``episode_ends`` says so.
+
     Episodes follow the rules of `OfflineDataset.from_episodes`: T or T + 1 observations, and one
     that does not say how it ends was cut. The arrays of the first episode are those of all, by
     their names: they may stand in another order, and other ones are an error.
@@ -71,7 +76,7 @@ def load_npz(
         terminated: Likewise.
         truncated: Likewise.
         next_obs: Likewise.
-        episode: Likewise, of transitions alone; False: all rows are one episode.
+        episode: Likewise; False: all rows of a file, or of a folder in it, are one episode.
         low: Lower bounds of the actions, of their shape or a scalar; npz files do not hold them.
         high: Upper bounds of the actions, likewise.
         gamma: Discount factor, in [0, 1].
@@ -145,7 +150,7 @@ def _of_folder(folder: Path, choose: Choice) -> Iterator[Episode]:
             read = _Reader(file, "", choose(file.names, name))
             declared, on_disk = declared + read.declared, on_disk + file.on_disk
             check_expansion(declared, on_disk, str(folder))
-            yield read_episode(read.fields(), name)
+            yield from _split(file, read, choose, name)
 
 
 def _read_groups(file: NpzFile, choose: Choice) -> Iterator[Episode]:
@@ -159,7 +164,15 @@ def _read_groups(file: NpzFile, choose: Choice) -> Iterator[Episode]:
         readers.append((name, _Reader(file, group, choose(groups[group], name))))
     check_expansion(sum(reader.declared for _, reader in readers), file.on_disk, "The file")
     for name, reader in readers:
-        yield read_episode(reader.fields(), name)
+        yield from _split(file, reader, choose, name)
+
+
+def _split(file: NpzFile, reader: "_Reader", choose: Choice, name: str) -> Iterator[Episode]:
+    fields, ends = reader.fields(), None
+    if "episode" not in fields and choose.wanted.get("episode") is not False:
+        with named(name):
+            ends = _ends(file, reader.prefix, len(fields["action"]) if fields["action"].ndim else 0)
+    yield from split_episodes(fields, name, id_name=shown_id(reader.chosen), ends=ends)
 
 
 class _Reader:
@@ -172,7 +185,7 @@ class _Reader:
     """
 
     def __init__(self, file: NpzFile, prefix: str, chosen: dict[str, list[str]]) -> None:
-        self._file, self._prefix, self.chosen = file, prefix, chosen
+        self._file, self.prefix, self.chosen = file, prefix, chosen
         obs, next_obs = chosen["obs"], chosen.get("next_obs")
         if next_obs is not None and len(next_obs) != len(obs):
             raise DataError(
@@ -194,7 +207,7 @@ class _Reader:
         """Returns the arrays by field; several observations by their names."""
         found: dict[str, Any] = {}
         for field, names in self.chosen.items():
-            arrays = [self._file.read(self._prefix + name) for name in names]
+            arrays = [self._file.read(self.prefix + name) for name in names]
             if field in ("obs", "next_obs") and len(names) > 1:
                 found[field] = dict(zip(names, arrays, strict=True))
             else:
@@ -231,11 +244,17 @@ def _read_flat(
         return fields, ends_of(ids, shown_id(reader.chosen))
     if choose.wanted.get("episode") is False:
         return fields, np.arange(size) == size - 1
-    if _ENDS not in file.names:
-        return fields, None
-    file.declared([_ENDS])
-    shape = file.shape(_ENDS)
-    behind = file.read(_ENDS)
+    return fields, _ends(file, "", size)
+
+
+def _ends(file: NpzFile, prefix: str, size: int) -> npt.NDArray[np.bool_] | None:
+    """Returns where episodes end by the array that says it, shape (size,); None without one."""
+    name = prefix + _ENDS
+    if name not in file.names:
+        return None
+    file.declared([name])
+    shape = file.shape(name)
+    behind = file.read(name)
     if len(shape) != 1 or behind.dtype.kind not in "iu" or not len(behind):
         raise DataError(
             f"`{_ENDS}` is no list of rows: got {behind.dtype} of shape {shape}, expected integers."
@@ -245,4 +264,4 @@ def _read_flat(
             f"`{_ENDS}` does not fit: got {behind[-1]} as its last of {len(behind)}, expected "
             f"rising numbers up to {size}, the number of rows."
         )
-    return fields, np.isin(np.arange(size), behind - 1)
+    return np.isin(np.arange(size), behind - 1)

@@ -644,6 +644,82 @@ def test_a_later_file_that_lacks_a_column_is_named(layout: str, tmp_path: Path) 
         load_dataset(path, obs="x", low=-1.0, high=1.0)
 
 
+SEVERAL = [EPISODES[:1], EPISODES[1:]]  # by file; the first of the two in one was cut
+
+
+def several(layout: str, folder: Path, ends: bool = False) -> Path:
+    """Writes two files, or folders of one file, the first of which holds two episodes."""
+    files = []
+    for episodes in SEVERAL:
+        rows = table(episodes)
+        if ends:
+            del rows["run"]
+            rows["episode_ends"] = np.cumsum([len(episode["action"]) for episode in episodes])
+        files.append(rows)
+    return episodes_of(layout, files, folder)
+
+
+@pytest.mark.parametrize(
+    ("layout", "ends"), [*((n, False) for n in LAYOUTS), *((n, True) for n in LAYOUTS[1:])]
+)
+def test_a_file_of_a_folder_may_hold_several_episodes(
+    layout: str, ends: bool, tmp_path: Path
+) -> None:
+    """They were glued together: the first state of one followed the last one of another."""
+    options = OF_TABLE | {"episode": None if ends else "run"}
+    got = load_dataset(several(layout, tmp_path, ends), **options)
+    assert_equal(got, OfflineDataset.from_arrays(**flat(EPISODES, final=False), **BOX))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", [None, "episode_id"])
+def test_names_of_numbers_of_episodes_are_known_in_a_folder(
+    layout: str, name: str | None, tmp_path: Path
+) -> None:
+    rows = {"episode_id": [3.0, 3, 1, 1], "obs": [0.0, 1, 5, 6], "action": [0.0] * 4}
+    path = episodes_of(layout, [rows, rows], tmp_path)
+    dataset = load_dataset(path, episode=name, **{"low": -1.0, "high": 1.0})
+    assert dataset.transitions.next_obs.ravel().tolist() == [1.0, 6.0] * 2
+    assert dataset.truncated.all()
+    whole = load_dataset(path, episode=False, **{"low": -1.0, "high": 1.0})
+    assert whole.transitions.next_obs.ravel().tolist() == [1.0, 5.0, 6.0] * 2
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("ids", "match"),
+    [
+        ([0.0, 1, 0, 1], "`episode` is not in order: got 0"),
+        ([0.0, 0, np.nan, 1], "`episode` has no number of the episode: got nan at row 2"),
+    ],
+)
+def test_a_file_whose_episodes_cannot_be_told_apart_is_named(
+    layout: str, ids: list[float], match: str, tmp_path: Path
+) -> None:
+    rows = {"obs": [0.0, 1, 5, 6], "action": [0.0] * 4}
+    path = episodes_of(layout, [rows | {"episode": [0.0] * 4}, rows | {"episode": ids}], tmp_path)
+    name = "Episode '1'" if "groups" in layout else f"run_1.{layout}"
+    with pytest.raises(DataError, match=f"{name}: {match}"):
+        load_dataset(path, low=-1.0, high=1.0)
+
+
+@pytest.mark.parametrize("ids", [5, [5], [5] * 4, [5] * 5])
+def test_an_observation_after_the_last_action_needs_one_episode(ids: Any, tmp_path: Path) -> None:
+    rows = {"obs": np.arange(5.0), "action": np.zeros(4)}
+    np.savez(tmp_path / "0.npz", **rows, episode=np.array(ids))
+    assert len(load_npz(tmp_path, low=-1.0, high=1.0)) == 4
+    several = np.array([0, 0, 1, 1])
+    np.savez(tmp_path / "1.npz", **rows, episode=several)
+    for match in (
+        r"1.npz: `obs` has the wrong shape: got \(5,\) with 2 episodes in 4 rows",
+        r"1.npz: `episode_ends` does not fit: got 5 as its last",
+    ):
+        with pytest.raises(DataError, match=match):
+            load_npz(tmp_path, low=-1.0, high=1.0)
+        np.savez(tmp_path / "0.npz", **rows)
+        np.savez(tmp_path / "1.npz", **rows, episode_ends=np.array([2, 5]))
+
+
 @pytest.mark.parametrize("load", [load_dataset, load_csv, load_npz], ids=lambda load: load.__name__)
 @pytest.mark.parametrize("ending", [".csv", ".CSV", ".Tsv", ".npz", ".NPZ"])
 def test_an_ending_in_capitals_is_the_same_ending(
