@@ -138,8 +138,7 @@ class ParquetFile:
                     if part.path_in_schema.split(".list.")[0].split(".")[0] in {
                         name.split(".")[0] for name in self._columns
                     }:
-                        width = max(8, int(meta.schema.column(i).length))
-                        pages = self._pages(part)
+                        pages, width = self._pages(part), _width(meta.schema.column(i))
                         self.declared += pages.values * width + pages.size
                         if part.physical_type == "BYTE_ARRAY":
                             words.add(part.path_in_schema)
@@ -175,6 +174,16 @@ class ParquetFile:
             table = self._file.read(columns=self._columns, use_threads=False)
             table.validate()
             return table
+
+
+def _width(column: "pyarrow.parquet.ColumnSchema") -> int:
+    """Returns the bytes that a value of a column takes with the lists and structs around it.
+
+    Each level of lists has an offset for it, which is copied once where pieces are put together,
+    and all that may be missing has a flag. They cost nothing in the file.
+    """
+    levels = 8 * int(column.max_repetition_level) + int(column.max_definition_level)
+    return max(8, int(column.length)) + levels
 
 
 def column(name: str, values: "pyarrow.ChunkedArray", shape: tuple[int, ...]) -> Array:

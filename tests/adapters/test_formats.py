@@ -1300,6 +1300,28 @@ def test_the_pages_of_a_parquet_file_are_counted_and_not_their_sums(tmp_path: Pa
     assert peak[0] < SLACK
 
 
+@pytest.mark.parametrize(("kind", "depth"), [("list", 46), ("struct", 90)])
+def test_what_stands_around_the_values_of_a_parquet_file_counts(
+    kind: str, depth: int, tmp_path: Path
+) -> None:
+    """Lists within lists, one number in each: some kilobytes of file, an array per level."""
+    root, rows = write_lerobot(tmp_path / "le", EPISODES[:1]), 3_000_000
+    values: pa.Array = zeros(rows)
+    for _ in range(depth):
+        if kind == "list":
+            starts = pa.array(np.arange(rows + 1, dtype=np.int32))
+            values = pa.ListArray.from_arrays(starts, values)
+        else:
+            values = pa.StructArray.from_arrays([values], ["x"])
+    whole = pa.ListArray.from_arrays(pa.array([0, rows, rows, rows, rows], pa.int32()), values)
+    table = pq.read_table(root / DATA).drop_columns("action").append_column("action", whole)
+    pq.write_table(table, root / DATA, compression="zstd", write_statistics=False)
+    assert (root / DATA).stat().st_size < 30_000
+    with peak_memory() as peak, pytest.raises(DataError, match="declares more than it can hold"):
+        load_lerobot(root, **BOX)
+    assert peak[0] < SLACK
+
+
 @pytest.mark.parametrize(
     "options",
     [
