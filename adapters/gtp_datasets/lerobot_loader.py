@@ -224,7 +224,8 @@ def _rows(
                     f"`{name}` holds no numbers: got {features[name]['dtype']}, expected numbers."
                 )
     plain = [name for name in names if name not in images]
-    wanted = [*plain, *packed, "episode_index"]
+    # Each once: a feature may be several fields, and its rows would stand there twice.
+    wanted = list(dict.fromkeys([*plain, *packed, "episode_index"]))
     paths = _files(root / "data")
     files = [ParquetFile(path, wanted) for path in paths]
     rows = sum(file.rows for file in files)

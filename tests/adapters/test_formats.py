@@ -399,6 +399,24 @@ def test_lists_are_within_each_other_or_all_numbers_are_in_one(kind: str, tmp_pa
     np.testing.assert_array_equal(dataset.transitions.obs, whole[:3].reshape(3, 6))
 
 
+@pytest.mark.parametrize("name", ["action", "next.reward", "frame_index", "episode_index"])
+def test_a_feature_may_be_several_fields(name: str, tmp_path: Path) -> None:
+    """Its rows stood there twice, and of several files in the place of others."""
+    root = write_lerobot(tmp_path / "le", EPISODES)
+    alone = load_lerobot(root, **BOX).transitions
+    twice = load_lerobot(root, obs=["observation.state", name], **BOX).transitions
+    np.testing.assert_array_equal(twice.action, alone.action)
+    np.testing.assert_array_equal(twice.reward, alone.reward)
+    np.testing.assert_array_equal(twice.obs[:, :3], alone.obs)
+    rows = {
+        "action": alone.action,
+        "next.reward": alone.reward[:, None],
+        "frame_index": np.array([[0, 1, 2, 0, 1, 0, 1, 2, 3]]).T,
+        "episode_index": np.array([[0, 0, 0, 1, 1, 2, 2, 2, 2]]).T,
+    }
+    np.testing.assert_array_equal(twice.obs[:, 3:], rows[name])
+
+
 # --- one call for all
 
 
