@@ -25,6 +25,7 @@ Array = npt.NDArray[Any]
 _MOST_JSON = 2**24
 _MOST_SECONDS = 1e9  # thirty years of one video
 _NUMBERS = re.compile("(u?int|float)(8|16|32|64)|bool")
+_FRAME = "frame_index"  # the number of a row in its episode
 _KEY = re.compile(r"[\w\-]+(\.[\w\-]+)*")  # of a video: a folder, and no other one
 
 
@@ -50,7 +51,8 @@ def load_lerobot(
     ``info.json`` names are not followed: the layout of version 3 is fixed.
 
     An episode has as many observations as actions: it counts as cut at its end unless
-    ``terminated`` says otherwise, and its last row is left out where it does.
+    ``terminated`` says otherwise, and its last row is left out where it does. Its rows stand in
+    the order of ``frame_index``, where there is one.
 
     Args:
         path: The folder that holds ``meta``.
@@ -116,6 +118,8 @@ def load_lerobot(
     images = [name for name in chosen["obs"] if name not in numbers]
     table = _rows(root, features, chosen, images)
     ends = ends_of(table["episode_index"], "episode_index")
+    if _FRAME in table:
+        _check_order(table, ends)
     stops = np.flatnonzero(ends) + 1
     shapes = {name: _shape(name, features[name]) for name in chosen["obs"]}
     if images:
@@ -154,6 +158,21 @@ def load_lerobot(
         device=device,
         source=f"LeRobot {root.name}",
     )
+
+
+def _check_order(table: Mapping[str, Array], ends: npt.NDArray[np.bool_]) -> None:
+    """Raises where the row behind another one of its episode is not the next frame."""
+    frames = table[_FRAME]
+    # In float64: differences of small or unsigned integers begin anew behind the largest.
+    steps = np.diff(frames.astype(np.float64))
+    wrong = np.flatnonzero((steps != 1) & ~ends[:-1])
+    if wrong.size:
+        row = int(wrong[0]) + 1
+        raise DataError(
+            f"`{_FRAME}` is not in order: got {frames[row]} behind {frames[row - 1]} at row {row}, "
+            f"in episode {table['episode_index'][row]}, expected numbers that rise by one. Sort "
+            "the rows by episode and frame, and make an episode that lacks some into two."
+        )
 
 
 def _one(field: str, parts: Mapping[str, Array]) -> Array:
@@ -227,7 +246,9 @@ def _rows(
     # Each once: a feature may be several fields, and its rows would stand there twice.
     wanted = list(dict.fromkeys([*plain, *packed, "episode_index"]))
     paths = _files(root / "data")
-    files = [ParquetFile(path, wanted) for path in paths]
+    files = [ParquetFile(path, [*wanted, _FRAME]) for path in paths]
+    if _FRAME not in wanted and any(_FRAME in file.names for file in files):
+        wanted.append(_FRAME)
     rows = sum(file.rows for file in files)
     if not files or not rows:
         raise DataError(
@@ -245,7 +266,7 @@ def _rows(
         if missing := [name for name in wanted if name not in file.names]:
             raise DataError(
                 f"`{root}` lacks columns: got {file.names}, expected {missing} too, which "
-                "meta/info.json names."
+                "meta/info.json or another file names."
             )
         table = file.read()
         for name in wanted:
@@ -253,7 +274,8 @@ def _rows(
             if name in packed:
                 parts[name].append(own)
             else:
-                shape = () if name == "episode_index" else _shape(name, features[name])
+                # The two have one number per row, whatever is said of them.
+                shape = () if name in ("episode_index", _FRAME) else _shape(name, features[name])
                 if shape == (1,) and _scalar(own):
                     shape = ()
                 try:

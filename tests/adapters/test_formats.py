@@ -399,6 +399,47 @@ def test_lists_are_within_each_other_or_all_numbers_are_in_one(kind: str, tmp_pa
     np.testing.assert_array_equal(dataset.transitions.obs, whole[:3].reshape(3, 6))
 
 
+FRAMES: dict[str, tuple[Any, str]] = {  # of an episode of 4 rows and one of 3
+    "in another order": ([0, 2, 1, 3, 0, 1, 2], "got 2 behind 0 at row 1, in episode 0"),
+    "backwards": ([0, 1, 2, 3, 2, 1, 0], "got 1 behind 2 at row 5, in episode 1"),
+    "one twice": ([0, 1, 1, 2, 0, 1, 2], "got 1 behind 1 at row 2"),
+    "one that is lacking": ([0, 1, 2, 3, 0, 1, 3], "got 3 behind 1 at row 6, in episode 1"),
+    "none": ([0, 1, None, 3, 0, 1, 2], "got nan behind 1.0 at row 2"),
+    "bytes that begin anew": (
+        pa.array([0, 1, 2, 3, 254, 255, 0], pa.uint8()),
+        "got 0 behind 255 at row 6, in episode 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_rows_that_do_not_stand_in_the_order_of_their_frames_are_refused(
+    name: str, tmp_path: Path
+) -> None:
+    numbers, match = FRAMES[name]
+    root = write_lerobot(tmp_path / "le", EPISODES)
+    table = pq.read_table(root / DATA).drop_columns("frame_index")
+    pq.write_table(table.append_column("frame_index", [numbers]), root / DATA)
+    with pytest.raises(DataError, match=f"`frame_index` is not in order: {match}.*rise by one"):
+        load_lerobot(root, **BOX)
+
+
+def test_frames_may_begin_anywhere_or_have_no_numbers(tmp_path: Path) -> None:
+    root = write_lerobot(tmp_path / "le", EPISODES)
+    expected = load_lerobot(root, **BOX)
+    paths = sorted(root.glob("data/*/*.parquet"))
+    for path, start in zip(paths, (-3, 100), strict=True):
+        table = pq.read_table(path)
+        numbers = np.array(table["frame_index"]) + start
+        table = table.drop_columns("frame_index")
+        pq.write_table(table.append_column("frame_index", [numbers]), path)
+    assert_equal(load_lerobot(root, **BOX), expected)
+    for path, match in zip(paths, (r"expected \['frame_index'\] too", ""), strict=True):
+        pq.write_table(pq.read_table(path).drop_columns("frame_index"), path)
+        with contextlib.nullcontext() if not match else pytest.raises(DataError, match=match):
+            assert_equal(load_lerobot(root, **BOX), expected)
+
+
 @pytest.mark.parametrize("name", ["action", "next.reward", "frame_index", "episode_index"])
 def test_a_feature_may_be_several_fields(name: str, tmp_path: Path) -> None:
     """Its rows stood there twice, and of several files in the place of others."""
