@@ -25,7 +25,7 @@ Array = npt.NDArray[Any]
 _MOST_JSON = 2**24
 _MOST_SECONDS = 1e9  # thirty years of one video
 _NUMBERS = re.compile("(u?int|float)(8|16|32|64)|bool")
-_FRAME = "frame_index"  # the number of a row in its episode
+_EPISODE, _FRAME = "episode_index", "frame_index"  # the numbers of a row's episode, and in it
 _KEY = re.compile(r"[\w\-]+(\.[\w\-]+)*")  # of a video: a folder, and no other one
 
 
@@ -117,7 +117,7 @@ def load_lerobot(
     )
     images = [name for name in chosen["obs"] if name not in numbers]
     table = _rows(root, features, chosen, images)
-    ends = ends_of(table["episode_index"], "episode_index")
+    ends = ends_of(table[_EPISODE], _EPISODE)
     if _FRAME in table:
         _check_order(table, ends)
     stops = np.flatnonzero(ends) + 1
@@ -136,7 +136,7 @@ def load_lerobot(
 
     def episodes() -> Iterator[Episode]:
         for start, stop in zip([0, *stops[:-1].tolist()], stops.tolist(), strict=True):
-            number = int(table["episode_index"][start])
+            number = int(table[_EPISODE][start])
             one = {
                 field: {name: table[name][start:stop] for name in names}
                 for field, names in chosen.items()
@@ -170,7 +170,7 @@ def _check_order(table: Mapping[str, Array], ends: npt.NDArray[np.bool_]) -> Non
         row = int(wrong[0]) + 1
         raise DataError(
             f"`{_FRAME}` is not in order: got {frames[row]} behind {frames[row - 1]} at row {row}, "
-            f"in episode {table['episode_index'][row]}, expected numbers that rise by one. Sort "
+            f"in episode {table[_EPISODE][row]}, expected numbers that rise by one. Sort "
             "the rows by episode and frame, and make an episode that lacks some into two."
         )
 
@@ -237,14 +237,14 @@ def _rows(
     names = [name for columns in chosen.values() for name in columns]
     packed = [name for name in images if features[name]["dtype"] == "image"]
     for name in names:
-        if name not in packed and name not in images:
+        if name not in images or name in (_EPISODE, _FRAME):
             if not _NUMBERS.fullmatch(features[name]["dtype"]):
                 raise DataError(
                     f"`{name}` holds no numbers: got {features[name]['dtype']}, expected numbers."
                 )
     plain = [name for name in names if name not in images]
     # Each once: a feature may be several fields, and its rows would stand there twice.
-    wanted = list(dict.fromkeys([*plain, *packed, "episode_index"]))
+    wanted = list(dict.fromkeys([*plain, *packed, _EPISODE]))
     paths = _files(root / "data")
     files = [ParquetFile(path, [*wanted, _FRAME]) for path in paths]
     if _FRAME not in wanted and any(_FRAME in file.names for file in files):
@@ -275,7 +275,7 @@ def _rows(
                 parts[name].append(own)
             else:
                 # The two have one number per row, whatever is said of them.
-                shape = () if name in ("episode_index", _FRAME) else _shape(name, features[name])
+                shape = () if name in (_EPISODE, _FRAME) else _shape(name, features[name])
                 if shape == (1,) and _scalar(own):
                     shape = ()
                 try:
@@ -323,7 +323,7 @@ def _frames(
         if kind == "image":
             _unpack(name, table[name], pixels)
         elif kind == "video":
-            clips = _clips(root, name, table["episode_index"][starts], starts, stops, pixels)
+            clips = _clips(root, name, table[_EPISODE][starts], starts, stops, pixels)
             for (chunk, file), own in clips.items():
                 video = root / "videos" / name / f"chunk-{chunk:03d}" / f"file-{file:03d}.mp4"
                 read_clips(video, own, fps)
@@ -357,7 +357,7 @@ def _clips(
 ) -> dict[tuple[int, int], list[Clip]]:
     """Returns where the frames of each episode are, by chunk and file of the video."""
     columns = [f"videos/{name}/{part}" for part in ("chunk_index", "file_index", "from_timestamp")]
-    wanted = ["episode_index", "length", *columns]
+    wanted = [_EPISODE, "length", *columns]
     places: dict[int, tuple[int, int, float, int]] = {}
     for path in _files(root / "meta" / "episodes"):
         file = ParquetFile(path, wanted)

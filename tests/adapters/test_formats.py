@@ -424,6 +424,14 @@ def test_rows_that_do_not_stand_in_the_order_of_their_frames_are_refused(
         load_lerobot(root, **BOX)
 
 
+@pytest.mark.parametrize("name", ["frame_index", "episode_index"])
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_numbers_of_rows_are_no_images(name: str, kind: str, tmp_path: Path) -> None:
+    root = features(tmp_path, **{name: {"dtype": kind, "shape": [4, 5, 3]}})
+    with pytest.raises(DataError, match=f"`{name}` holds no numbers: got {kind}"):
+        load_lerobot(root, obs=["observation.state", name], **BOX)
+
+
 def test_frames_may_begin_anywhere_or_have_no_numbers(tmp_path: Path) -> None:
     root = write_lerobot(tmp_path / "le", EPISODES)
     expected = load_lerobot(root, **BOX)
