@@ -182,6 +182,7 @@ STUDIES = (
             Row(
                 "no layer norm, longer",
                 f"{HOPPER} {NO_LAYER_NORM}",
+                seeds=(0,),
                 updates=LONG,
                 steps=(1,),
                 deterministic=True,
