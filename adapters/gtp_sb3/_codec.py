@@ -75,6 +75,8 @@ def encode(value: object) -> JsonValue:
     """
     if value is None or isinstance(value, bool | str):
         return value
+    if isinstance(value, np.bool_):
+        return bool(value)
     if isinstance(value, int | np.integer):
         return int(value)
     if isinstance(value, float | np.floating):
@@ -86,7 +88,7 @@ def encode(value: object) -> JsonValue:
     if isinstance(value, tuple):
         return {":tuple": [encode(v) for v in value]}
     if isinstance(value, dict):
-        if not all(isinstance(k, str) and not k.startswith(":") for k in value):
+        if not has_plain_keys(value):
             raise NotInAFile(f"a dict with the keys {list(value)}")
         return {k: encode(v) for k, v in value.items()}
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
@@ -107,6 +109,11 @@ def encode(value: object) -> JsonValue:
             return {":object": name, "arguments": [encode(getattr(value, a)) for a in arguments]}
     what = value.__name__ if isinstance(value, type) else type(value).__name__
     raise NotInAFile(f"{what} of {getattr(value, '__module__', 'unknown origin')}")
+
+
+def has_plain_keys(value: dict[Any, Any]) -> bool:
+    """Returns whether a dict is one in JSON too, and none of what `encode` writes for others."""
+    return all(isinstance(k, str) and not k.startswith(":") for k in value)
 
 
 def decode(value: JsonValue) -> Any:  # noqa: ANN401 - whatever `encode` was given

@@ -153,11 +153,10 @@ def encode_attributes(attributes: Mapping[str, object]) -> dict[str, JsonValue]:
 def _encode_or_note(value: object) -> JsonValue:
     try:
         encoded = _codec.encode(value)
-        if _codec.elements(encoded):
-            _codec.decode(encoded)  # what could not be read again is not in the file either
+        _codec.decode(encoded)  # what could not be read again is not in the file either
         return encoded
     except _codec.NotInAFile as error:
-        if isinstance(value, dict) and all(isinstance(k, str) for k in value):
+        if isinstance(value, dict) and _codec.has_plain_keys(value):
             return {k: _encode_or_note(v) for k, v in value.items()}
         return {":absent": str(error)}
 

@@ -1,12 +1,13 @@
 """What the file of a model holds in addition to the core's checkpoint, and what it must fit."""
 
+import contextlib
 import pathlib
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from gymnasium.spaces import Box, Dict, Space
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import Schedule, TrainFreq
@@ -18,7 +19,7 @@ from gtp_datasets.spaces import action_scaler_of, box_of
 from gtp_policy import CheckpointInfo, load_checkpoint
 from gtp_policy.errors import CheckpointError, UnsupportedSpaceError
 from gtp_policy.records import check_values, what_is_wrong
-from gtp_sb3 import _files
+from gtp_sb3 import _codec, _files
 from gtp_sb3._spaces import check_env, has_parts, layout_of, space_of
 from gtp_sb3.policies import GTPPolicy
 
@@ -65,8 +66,27 @@ _NEVER = frozenset(EXCLUDED) - {"tensorboard_log"} | {
 _Observations = np.ndarray[Any, Any] | dict[str, np.ndarray[Any, Any]]
 
 
+def _whole(value: object) -> object:
+    if isinstance(value, bool):
+        return int(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _flag(value: object) -> object:
+    return bool(value) if isinstance(value, int | float) and value in (0, 1) else value
+
+
+# As SB3 takes them: 1e4 is a number of steps, False a verbosity, 1 a flag.
+_Whole = Annotated[int, BeforeValidator(_whole)]
+_Real = Annotated[float, BeforeValidator(lambda v: int(v) if isinstance(v, bool) else v)]
+_Flag = Annotated[bool, BeforeValidator(_flag)]
+
+
 class _Attributes(BaseModel):
-    """What SB3 expects of its attributes; those of a subclass are as they are."""
+    """What SB3 takes in its attributes; those of a subclass are as they are.
+
+    Without a range where SB3 has none: -1 steps before learning are none.
+    """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="allow", strict=True)
     __pydantic_extra__: dict[str, Any]
@@ -76,23 +96,23 @@ class _Attributes(BaseModel):
     policy_class: type[GTPPolicy] | None = None
     policy_kwargs: dict[str, Any] | None = None
     action_noise: ActionNoise | None = None
-    batch_size: int = Field(1, ge=1)
-    buffer_size: int = Field(1, ge=1)
-    gamma: float = Field(0.99, ge=0, le=1)
-    gradient_steps: int = Field(1, ge=-1)
-    learning_rate: float | Callable[..., Any] | None = None
-    learning_starts: int = Field(0, ge=0)
-    n_envs: int = Field(1, ge=1)
-    n_steps: int = Field(1, ge=1)
-    num_timesteps: int = Field(0, ge=0)
-    optimize_memory_usage: bool = False
+    batch_size: _Whole = 1
+    buffer_size: _Whole = 1
+    gamma: _Real = Field(0.99, ge=0, le=1)
+    gradient_steps: _Whole = 1
+    learning_rate: _Real | Callable[..., Any] | None = None
+    learning_starts: _Real = 0
+    n_envs: _Whole = Field(1, ge=1)
+    n_steps: _Whole = 1
+    num_timesteps: _Whole = Field(0, ge=0)
+    optimize_memory_usage: _Flag = False
     replay_buffer_class: type[ReplayBuffer] | None = None
     replay_buffer_kwargs: dict[str, Any] | None = None
-    seed: int | None = Field(None, ge=0)
-    tau: float = Field(1, ge=0, le=1)
+    seed: _Whole | None = Field(None, ge=0)
+    tau: _Real = Field(1, ge=0, le=1)
     train_freq: TrainFreq | int | tuple[int, str] = 1
     use_sde: Literal[False] = False
-    verbose: int = 0
+    verbose: _Whole = 0
     # Names that begin with an underscore, which pydantic keeps for itself.
     last_obs: _Observations | None = Field(None, alias="_last_obs")
     last_original_obs: _Observations | None = Field(None, alias="_last_original_obs")
@@ -103,10 +123,10 @@ class _Attributes(BaseModel):
     seeds_globally: bool = Field(False, alias="_seeds_globally")
     sigma_is_open: bool = Field(False, alias="_sigma_is_open")
     spaces_are_derived: bool = Field(False, alias="_spaces_are_derived")
-    stats_window_size: int = Field(1, ge=1, alias="_stats_window_size")
+    stats_window_size: _Whole = Field(1, ge=0, alias="_stats_window_size")
     episode_num: int = Field(0, ge=0, alias="_episode_num")
     num_timesteps_at_start: int = Field(0, ge=0, alias="_num_timesteps_at_start")
-    total_timesteps: int = Field(0, ge=0, alias="_total_timesteps")
+    total_timesteps: _Real = Field(0, alias="_total_timesteps")
     current_progress_remaining: float = Field(0, alias="_current_progress_remaining")
 
 
@@ -118,6 +138,7 @@ def encode(
     Raises:
         ValueError: If no file can hold one that the user wants included, or one has the name of
             something that belongs to the class.
+        CheckpointError: If one is nothing that `read` takes.
     """
     if foreign := sorted(_foreign(cls, attributes) - set(included)):
         raise ValueError(
@@ -135,6 +156,17 @@ def encode(
                 f"`{name}` cannot be included: got {value[':absent']}, expected numbers, strings "
                 "or containers of them. Replay buffers have save_replay_buffer()."
             )
+    found: dict[str, Any] = {}
+    for name, value in encoded.items():
+        with contextlib.suppress(_codec.NotInAFile):  # what has to be given when it is loaded
+            found[name] = _codec.decode(value)
+    try:
+        _check(found)
+    except ValueError as error:
+        raise CheckpointError(
+            f"The model cannot be saved: got {what_is_wrong(error)}, which GTP.load would refuse, "
+            "expected what SB3 takes there. Set the attribute, or leave it out with exclude=."
+        ) from error
     return encoded
 
 
@@ -165,8 +197,7 @@ def read(
             "GTP.save wrote."
         )
     try:
-        check_values({name: attributes.get(name) for name in _STANDING})
-        _Attributes.model_validate(attributes)
+        _check(attributes)
     except ValueError as error:
         raise CheckpointError(
             f"Checkpoint {path} has wrong attributes: got {what_is_wrong(error)}, expected what "
@@ -180,6 +211,12 @@ def read(
             "file cannot hold, pass custom_objects={'policy_kwargs': ...}."
         )
     return info, attributes
+
+
+def _check(attributes: Mapping[str, Any]) -> None:
+    """Raises a ValueError unless attributes, read or to be written, are what SB3 takes."""
+    check_values({name: attributes.get(name) for name in _STANDING})
+    _Attributes.model_validate(attributes)
 
 
 def _foreign(cls: type, names: Iterable[str]) -> set[str]:

@@ -707,7 +707,7 @@ class GTP(OfflineLoop):
             include: Names of attributes not to leave out.
 
         Raises:
-            CheckpointError: If it cannot be written.
+            CheckpointError: If it cannot be written, or an attribute is one that `load` refuses.
         """
         included = [name for name in include or () if hasattr(self, name)]
         left_out = {*self._excluded_save_params(), *(exclude or ())} - set(include or ())

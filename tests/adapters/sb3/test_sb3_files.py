@@ -650,6 +650,62 @@ def test_a_file_does_not_say_where_a_run_writes(make_model: Make, tmp_path: Path
     assert GTP.load(path, tensorboard_log="here").tensorboard_log == "here"
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("verbose", False),
+        ("buffer_size", 0),
+        ("buffer_size", 1e3),
+        ("learning_starts", -1),
+        ("learning_starts", 1e1),
+        ("learning_starts", np.float32(2.5)),
+        ("learning_starts", np.inf),
+        ("gradient_steps", -2),
+        ("stats_window_size", 0),
+        ("n_steps", 0),
+        ("optimize_memory_usage", np.bool_(False)),
+        ("optimize_memory_usage", 0),
+        ("learning_starts", False),
+        ("batch_size", np.int64(8)),
+    ],
+    ids=str,
+)
+def test_what_sb3_takes_is_saved_and_loaded(
+    make_model: Make, tmp_path: Path, name: str, value: Any
+) -> None:
+    model = make_model(**{name: value}).learn(1)
+    model.save(tmp_path / "model")
+    attribute = "_stats_window_size" if name == "stats_window_size" else name
+    assert getattr(GTP.load(tmp_path / "model"), attribute) == value
+    np.testing.assert_array_equal(actions(GTP.load(tmp_path / "model")), actions(model))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("batch_size", 2.5), ("gamma", 1.5), ("verbose", "1"), ("_stats_window_size", -1)],
+)
+def test_an_attribute_that_loading_refuses_is_refused_when_it_is_saved(
+    make_model: Make, tmp_path: Path, name: str, value: Any
+) -> None:
+    model = make_model()
+    model.save(tmp_path / "a")
+    before = (tmp_path / "a.zip").read_bytes()
+    setattr(model, name, value)
+    with pytest.raises(CheckpointError, match=f"cannot be saved: got a wrong `{name}`.*exclude="):
+        model.save(tmp_path / "a")
+    assert (tmp_path / "a.zip").read_bytes() == before
+    model.save(tmp_path / "b", exclude=[name])
+    np.testing.assert_array_equal(actions(GTP.load(tmp_path / "b")), actions(model))
+
+
+def test_a_dict_like_an_encoded_one_is_no_other_value(make_model: Make, tmp_path: Path) -> None:
+    model = make_model()
+    model.note = {":tuple": [1, 2]}
+    model.save(tmp_path / "a")
+    with pytest.raises(CheckpointError, match="does not hold `note`"):
+        GTP.load(tmp_path / "a")
+
+
 def test_what_loading_refuses_is_not_saved(make_model: Make, tmp_path: Path) -> None:
     model = make_model()
     model.save(tmp_path / "a")
@@ -751,6 +807,7 @@ def test_spaces_survive_json(space: Any) -> None:
         {"a": {"b": (None,)}},
         np.float32(0.5),
         np.int64(3),
+        np.bool_(True),
         nn.ReLU,
         torch.optim.Adam,
         MlpPolicy,
