@@ -307,6 +307,22 @@ class GTPPolicy(BasePolicy):
         state._metadata[prefix[:-1]]["made_for"] = made_for
         return state
 
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:  # noqa: ANN401 - torch's types
+        """Takes over parameters and buffers by their values.
+
+        Args:
+            state_dict: What `state_dict` returned.
+            strict: Whether the names must match exactly.
+            assign: Not used: the optimisers hold the parameters that are there.
+
+        Returns:
+            The missing and unexpected keys.
+
+        Raises:
+            StateMismatchError: If the state belongs to another flow map.
+        """
+        return super().load_state_dict(state_dict, strict)
+
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],

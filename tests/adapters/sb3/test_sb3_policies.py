@@ -545,6 +545,14 @@ def test_a_state_holds_numbers_alone_and_is_still_checked() -> None:
     assert all(torch.equal(value, drawn[name]) for name, value in other.state_dict().items())
 
 
+def test_what_was_assigned_is_trained_on(make_model: Make) -> None:
+    model = make_model()
+    model.policy.load_state_dict(copy.deepcopy(make_model().policy.state_dict()), assign=True)
+    before = [p.detach().clone() for p in model.actor.parameters()]
+    model.learn(2)
+    assert not any(map(torch.equal, before, model.actor.parameters()))
+
+
 def test_a_state_of_earlier_versions_is_loaded_and_checked() -> None:
     policy = make_policy()
     # The core's networks were the policy's own children, and told of themselves there.
