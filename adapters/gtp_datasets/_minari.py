@@ -97,7 +97,8 @@ def open_minari(dataset_or_id: "MinariDataset | str") -> "MinariDataset":
         ) from error
 
 
-def _data_path(dataset_id: str) -> Path:
+def data_path(dataset_id: str) -> Path:
+    """Returns where Minari keeps the files of an id, whether they are there or not."""
     from minari.storage.datasets_root_dir import get_dataset_path
 
     return Path(get_dataset_path(dataset_id), "data")
@@ -105,7 +106,7 @@ def _data_path(dataset_id: str) -> Path:
 
 def _check_metadata(dataset_id: str) -> None:
     """Raises if a file of metadata is too long to be one; Minari reads it whole."""
-    path = _data_path(dataset_id) / "metadata.json"
+    path = data_path(dataset_id) / "metadata.json"
     if os.path.exists(path) and (not path.is_file() or path.stat().st_size > _MOST_METADATA):
         raise DataError(
             f"{path} is no metadata of Minari: got something else, or more than {_MOST_METADATA} "
@@ -124,7 +125,7 @@ def _check_total_episodes(dataset_id: str, metadata: dict[str, Any]) -> None:
 
 
 def _files(dataset_id: str) -> list[Path]:
-    found = _data_path(dataset_id).rglob("*")
+    found = data_path(dataset_id).rglob("*")
     return [path for path in found if path.is_file() and not path.is_symlink()]
 
 

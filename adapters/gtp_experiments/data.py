@@ -1,7 +1,9 @@
 """From the name of a dataset to transitions ready for training, with a hash of what was read."""
 
 import hashlib
+import json
 import os
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from gymnasium.spaces import Box
 
 from gtp_datasets import load_d4rl_hdf5, load_minari, load_ogbench
+from gtp_datasets._minari import data_path
 from gtp_experiments.config import ExperimentConfig, RunConfig
 from gtp_experiments.environments import make_env
 from gtp_experiments.errors import ExperimentError
@@ -72,6 +75,82 @@ def load_data(config: ExperimentConfig) -> Data:
         gtp_policy.errors.DataError: `missing.hdf5` cannot be read as HDF5: ...
     """
     check_kind("config", config, ExperimentConfig)
+    dataset = _as_stored(config)
+    digest = data_hash(dataset)
+    if config.best_episodes is not None:
+        dataset = dataset.with_best_episodes(config.best_episodes)
+    if config.return_weighting:
+        dataset = dataset.with_return_weighting(config.return_weighting)
+    if dataset.has_rewards or config.reward != LinearReward():
+        dataset = dataset.with_rewards(config.reward)
+    if isinstance(config, RunConfig) and config.policy.learner.critic_penalty:
+        dataset = dataset.with_next_actions()
+    dataset = dataset.with_n_step(config.n_step)
+    if isinstance(config, RunConfig):
+        dataset = dataset.with_steps(config.policy.actor.history, config.policy.actor.chunk)
+    return Data(dataset, digest)
+
+
+def stored_hash(config: ExperimentConfig) -> str:
+    """Hashes the dataset of an experiment, wherever that computes.
+
+    Args:
+        config: The experiment.
+
+    Returns:
+        The ``sha256`` of `load_data`.
+
+    Raises:
+        DataError: As `load_data`.
+        ExperimentError: As `load_data`.
+        MissingDependencyError: As `load_data`.
+
+    Example:
+        >>> from gtp_experiments import RunConfig
+        >>> from gtp_experiments.data import stored_hash
+        >>> stored_hash(RunConfig(dataset="missing.hdf5", updates=1))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        gtp_policy.errors.DataError: `missing.hdf5` cannot be read as HDF5: ...
+    """
+    return data_hash(_as_stored(config.replace(device="cpu")))
+
+
+def data_files(config: ExperimentConfig) -> str | None:
+    """Returns a digest of what the file system says of a dataset's files, without reading them.
+
+    As long as it stays the same, so do the data. Of a file that was written again all of size,
+    time of change and time of the last change to its entry would have to be what they were; the
+    last of these no program sets.
+
+    Args:
+        config: The experiment.
+
+    Returns:
+        The digest; None if the dataset is not on this machine.
+
+    Example:
+        >>> from gtp_experiments import RunConfig
+        >>> from gtp_experiments.data import data_files
+        >>> data_files(RunConfig(dataset="missing.hdf5", updates=1)) is None
+        True
+    """
+    path = Path(os.path.expanduser(config.dataset))
+    try:
+        if not config.is_file:
+            path = data_path(config.dataset)
+            if not (path / "metadata.json").is_file():
+                return None
+        files = [path] if config.is_file else sorted(path.rglob("*"))
+        there = [(str(file.relative_to(path)), file.stat()) for file in files if file.is_file()]
+    except (ImportError, OSError, ValueError):  # no Minari; or what is no name of a file
+        return None
+    said = [(name, at.st_size, at.st_mtime_ns, at.st_ctime_ns) for name, at in there]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest() if said else None
+
+
+def _as_stored(config: ExperimentConfig) -> OfflineDataset:
+    """Loads the dataset of an experiment as it was recorded, but for its choice of bounds."""
     try:
         torch.empty(0, device=config.device)
     except (AssertionError, RuntimeError) as error:  # what torch raises, by the kind of device
@@ -95,19 +174,7 @@ def load_data(config: ExperimentConfig) -> Data:
                 "do not say otherwise: evaluate in the environment that the data comes from, or "
                 "correct them (on the command line: --environment, --low, --high)."
             ) from error
-    digest = data_hash(dataset)
-    if config.best_episodes is not None:
-        dataset = dataset.with_best_episodes(config.best_episodes)
-    if config.return_weighting:
-        dataset = dataset.with_return_weighting(config.return_weighting)
-    if dataset.has_rewards or config.reward != LinearReward():
-        dataset = dataset.with_rewards(config.reward)
-    if isinstance(config, RunConfig) and config.policy.learner.critic_penalty:
-        dataset = dataset.with_next_actions()
-    dataset = dataset.with_n_step(config.n_step)
-    if isinstance(config, RunConfig):
-        dataset = dataset.with_steps(config.policy.actor.history, config.policy.actor.chunk)
-    return Data(dataset, digest)
+    return dataset
 
 
 def _check_id(name: str) -> None:

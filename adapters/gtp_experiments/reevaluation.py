@@ -8,12 +8,12 @@ import torch
 from pydantic import ValidationError
 
 from gtp_experiments.config import EvaluationConfig, RunConfig
-from gtp_experiments.data import Data, load_data
+from gtp_experiments.data import Data, data_files, load_data
 from gtp_experiments.environments import registered
 from gtp_experiments.errors import ExperimentError
 from gtp_experiments.evaluation import Act, ChunkedPolicy, Evaluator, policy_of
 from gtp_experiments.records import write_json
-from gtp_experiments.results import RunResult, read_result
+from gtp_experiments.results import RunResult, has_seen, note_seen, read_result
 from gtp_policy import Checkpoint, CheckpointFolder, OfflineDataset, load_checkpoint
 from gtp_policy.files import expanded
 from gtp_policy.records import what_is_wrong
@@ -30,9 +30,9 @@ def reevaluate(
 ) -> RunResult:
     """Evaluates the last checkpoint of a run that has come to its end, and times its actions.
 
-    The result is kept next to that of the run; the same request reads it from there. An environment
-    that the run's record names is taken if it is an id that gymnasium knows; one that has to be
-    imported is only ever named by the caller.
+    The result is kept next to that of the run; the same request reads it from there, as long as the
+    data are what they were, or are gone. An environment that the run's record names is taken if it
+    is an id that gymnasium knows; one that has to be imported is only ever named by the caller.
 
     Args:
         folder: The run's folder.
@@ -68,7 +68,12 @@ expected one. Run it to its end first.
         device=device or before.device,
     )
     path = folder / f"{config.group}_result.json"
+    files = data_files(before)
     if (done := read_result(path)) is not None:
+        if files is not None and not has_seen(folder, trained.data_sha256, files):
+            checkpoint = load_checkpoint(newest, train_state=False, device="cpu")
+            data_of(folder, trained, before.replace(device="cpu"), checkpoint)
+            note_seen(folder, trained.data_sha256, files)
         return done
     checkpoint = load_checkpoint(newest, train_state=False, device=config.device)
     data, learner = data_of(folder, trained, config, checkpoint), checkpoint.learner

@@ -24,6 +24,7 @@ from gtp_policy.functional import check_kind
 from gtp_policy.records import check_values, is_finite, what_is_wrong
 
 _LOCK = ".lock"
+_SEEN = "data.json"
 # Lists of an evaluation that have a value per episode, and what these have to be.
 _BY_EPISODE: Mapping[str, Callable[[object], bool]] = {
     "returns": is_finite,
@@ -202,6 +203,8 @@ class RunFolder:
     def finished(out: str | Path, config: ExperimentConfig) -> RunResult | None:
         """Returns the result of an experiment that has come to its end, without its data.
 
+        Whether these are still what they were is not looked at, as they may be gone.
+
         Args:
             out: The folder of all runs.
             config: The experiment.
@@ -343,7 +346,7 @@ def _check_links(folder: Path) -> None:
             f"{there} is no folder: got a file, expected the folder of all runs, or a name that is "
             "free. Choose another folder for the results."
         )
-    files = ("run.json", "metrics.jsonl", "evaluations.jsonl", "result.json", _LOCK)
+    files = ("run.json", _SEEN, "metrics.jsonl", "evaluations.jsonl", "result.json", _LOCK)
     folders = ("checkpoints", "tensorboard", "wandb")
     for path in (folder, *(folder / name for name in (*files, *folders))):
         if path.is_symlink():
@@ -351,6 +354,51 @@ def _check_links(folder: Path) -> None:
                 f"{path} is a link: got one to {os.readlink(path)}, expected a run's own files "
                 "and folders. Choose another folder for the results, or remove the link."
             )
+
+
+def has_seen(folder: Path, data_sha256: str, files: str) -> bool:
+    """Returns whether the data of a run were read, and are the same files since.
+
+    Args:
+        folder: The run's folder.
+        data_sha256: Hash of its data.
+        files: What `data_files` says of them.
+
+    Returns:
+        Whether they need not be read again to know their hash.
+
+    Raises:
+        DataError: If the record of it is damaged.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from gtp_experiments.results import has_seen
+        >>> has_seen(Path("nowhere"), "00", "11")
+        False
+    """
+    return bool(read_json(folder / _SEEN) == {"data_sha256": data_sha256, "files": files})
+
+
+def note_seen(folder: Path, data_sha256: str, files: str | None) -> None:
+    """Notes which files had the data of a run, for `has_seen`.
+
+    Args:
+        folder: The run's folder.
+        data_sha256: Hash of its data.
+        files: What `data_files` said of them before they were read; None notes nothing.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from gtp_experiments.results import has_seen, note_seen
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     note_seen(Path(folder), "00", "11")
+        ...     has_seen(Path(folder), "00", "11"), has_seen(Path(folder), "00", "22")
+        (True, False)
+    """
+    if files is not None:
+        with contextlib.suppress(OSError):  # in a folder that is only read it saves no time
+            write_json(folder / _SEEN, {"data_sha256": data_sha256, "files": files})
 
 
 def read_evaluations(lines: Lines) -> list[Evaluation]:

@@ -15,16 +15,17 @@ import torch
 from tqdm import tqdm
 
 from gtp_experiments.config import RunConfig
-from gtp_experiments.data import load_data
+from gtp_experiments.data import data_files, load_data, stored_hash
 from gtp_experiments.environments import environment_of
 from gtp_experiments.errors import ExperimentError
 from gtp_experiments.evaluation import Evaluator
 from gtp_experiments.processes import agreed, first_does, join, together, writes
-from gtp_experiments.results import RunFolder, RunResult
+from gtp_experiments.results import RunFolder, RunResult, has_seen, note_seen
 from gtp_experiments.trackers import Tracker, TrackerName
 from gtp_experiments.training import Training, train
 from gtp_policy import StopSignal
 from gtp_policy.errors import NonFiniteError
+from gtp_policy.files import expanded
 from gtp_policy.progress import Progress
 
 
@@ -55,12 +56,12 @@ def run(
 
     Returns:
         The result; None if the run was stopped. Of a run that is finished it is what its folder
-        holds; the data are not read again.
+        holds: its data may be gone, and are read again only if their files have changed.
 
     Raises:
         DataError: If the dataset cannot be read.
-        ExperimentError: If there is no fitting environment, or the folder belongs to another run,
-            holds a link or is in use by another process.
+        ExperimentError: If there is no fitting environment, or the folder belongs to another run or
+            to other data, holds a link or is in use by another process.
 
     Example:
         >>> from gtp_experiments import EvaluationConfig, RunConfig, run
@@ -107,8 +108,8 @@ def run_seeds(
     Raises:
         DataError: If the dataset cannot be read.
         ExperimentError: If they differ in more than the seed or two are equal, there is no fitting
-            environment, or a folder belongs to another run, holds a link or is in use by another
-            process.
+            environment, or a folder belongs to another run or to other data, holds a link or is in
+            use by another process.
 
     Example:
         >>> from gtp_experiments import RunConfig, run_seeds
@@ -151,6 +152,7 @@ def _run(
     config = configs[0]
     done = [RunFolder.finished(out, c) for c in configs]
     if None not in done:
+        _check_data(out, configs, done)
         return done
     quiet = None if writes() else io.StringIO()
     left = [c for c, result in zip(configs, done, strict=True) if result is None]
@@ -162,8 +164,9 @@ def _run(
         if config.is_file:  # which names no environment: that is said before it is read
             environment_of(config)
         progress.say(f"reads {config.dataset}")
+        files = data_files(config)  # before they are read: a change meanwhile is seen next time
         data = load_data(config)
-        folders = [_opened(out, c, data.sha256, stack) for c in configs]
+        folders = [_opened(out, c, data.sha256, files, stack) for c in configs]
         done = [folder.result() for folder in folders]  # of another process, while this one waited
         evaluators: list[Evaluator] = []
         if None in done:
@@ -187,8 +190,31 @@ def _run(
         return [next(results) if result is None else result for result in done]
 
 
+def _check_data(
+    out: str | Path, configs: Sequence[RunConfig], done: Sequence[RunResult | None]
+) -> None:
+    """Raises if the data of finished runs, which differ in their seed, are there and are others.
+
+    Where they are gone, a result stands by itself.
+    """
+    if (files := data_files(configs[0])) is None:
+        return
+    sha256 = ""
+    for config, result in zip(configs, done, strict=True):
+        known = result.data_sha256 if result else ""
+        if not has_seen(expanded(out) / config.name, known, files):
+            sha256 = sha256 or stored_hash(config)  # the same for all of them
+            folder = RunFolder(out, config, sha256)
+            if writes():
+                note_seen(folder.path, sha256, files)
+
+
 def _opened(
-    out: str | Path, config: RunConfig, sha256: str, stack: contextlib.ExitStack
+    out: str | Path,
+    config: RunConfig,
+    sha256: str,
+    files: str | None,
+    stack: contextlib.ExitStack,
 ) -> RunFolder:
     """Returns a run's folder, which nobody else works in until the stack is left."""
 
@@ -196,6 +222,7 @@ def _opened(
         folder = RunFolder(out, config, sha256)
         if folder.result() is None:
             stack.enter_context(folder.locked())
+        note_seen(folder.path, sha256, files)
 
     first_does(open_folder)
     return RunFolder(out, config, sha256)

@@ -8,10 +8,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import h5py
+import numpy as np
 import psutil
 import pytest
 import torch
+from gymnasium.spaces import Box
+from minari.data_collector import EpisodeBuffer
 
 from gtp_experiments import (
     Evaluation,
@@ -21,8 +26,11 @@ from gtp_experiments import (
     read_result,
     read_results,
     reevaluate,
+    reevaluation,
     run,
     run_all,
+    run_seeds,
+    runner,
 )
 from gtp_experiments.cli import main
 from gtp_experiments.records import Lines
@@ -143,6 +151,79 @@ def test_other_data_under_the_same_name_are_refused(make_config: Make, tmp_path:
     RunFolder(tmp_path, config, data_sha256="before")
     with pytest.raises(ExperimentError, match="belongs to another run: got another `data_sha256`"):
         run(config, tmp_path)
+
+
+def written_anew(path: Path, **fields: float) -> None:
+    """Writes a file of data again, with constants in the place of some columns."""
+    with h5py.File(path, "r") as file:
+        columns = {name: file[name][()] for name in file}
+    with h5py.File(path, "w") as file:
+        for name, column in columns.items():
+            file[name] = np.full_like(column, fields[name]) if name in fields else column
+
+
+def test_a_result_answers_for_the_data_it_is_of(
+    make_config: Make, line_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = tmp_path / "line.hdf5", tmp_path / "runs"
+    shutil.copy(line_data, data)
+    configs = [make_config(dataset=str(data), updates=5, seed=seed) for seed in (0, 1)]
+    done = run_seeds(configs, out)
+    folder, again = out / configs[0].name, configs[0].evaluation.replace(steps=7)
+    other = reevaluate(folder, again)
+    written_anew(data, rewards=1.0)
+    for config in configs:
+        with pytest.raises(ExperimentError, match="another run: got another `data_sha256`"):
+            run(config, out)
+    with pytest.raises(ExperimentError, match="another run: got another `data_sha256`"):
+        run_seeds(configs, out)
+    with pytest.raises(ExperimentError, match="has changed"):
+        reevaluate(folder, again)
+    shutil.copy(line_data, data)  # another file with what there was
+    assert run_seeds(configs, out) == done
+    assert reevaluate(folder, again) == other
+    with monkeypatch.context() as m:  # a file that was read once is not read again
+        m.setattr(runner, "stored_hash", None)
+        m.setattr(reevaluation, "load_data", None)
+        assert run_seeds(configs, out) == done
+        assert reevaluate(folder, again) == other
+    for name in (config.name for config in configs):
+        (out / name / "data.json").unlink()  # as an older version left it
+    assert run_seeds(configs, out) == done
+    data.write_bytes(b"damaged")
+    with pytest.raises(DataError):
+        run_seeds(configs, out)
+    data.unlink()
+    assert run_seeds(configs, out) == done
+    assert reevaluate(folder, again) == other
+
+
+def test_a_result_answers_for_the_minari_dataset_it_is_of(
+    make_config: Make, make_minari: Callable[..., Any], minari_root: Path
+) -> None:
+    def record(reward: float) -> None:
+        shutil.rmtree(minari_root / "toy", ignore_errors=True)
+        make_minari(
+            EpisodeBuffer(
+                observations=np.zeros((4, 2)),
+                actions=np.zeros((3, 1)),
+                rewards=[reward] * 3,
+                terminations=[0, 0, 1],
+                truncations=[0] * 3,
+            ),
+            observation_space=Box(-9, 9, (2,)),
+            action_space=Box(-1, 1, (1,)),
+        )
+
+    config, out = make_config(dataset="toy/set-v0", updates=5), minari_root / "runs"
+    record(0.0)
+    done = run(config, out)
+    assert run(config, out) == done
+    record(1.0)
+    with pytest.raises(ExperimentError, match="another run: got another `data_sha256`"):
+        run(config, out)
+    shutil.rmtree(minari_root / "toy")
+    assert run(config, out) == done
 
 
 def test_a_run_begun_by_an_older_version_goes_on(make_config: Make, tmp_path: Path) -> None:
