@@ -141,7 +141,8 @@ def draw_latency(record: dict[str, Any], path: Path) -> None:
 def draw_scores(panels: dict[str, dict[str, list[float]]], path: Path) -> None:
     """Draws scores by task and method, peers in grey: a dot per seed and a bar to the mean."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 3.2), layout="constrained")
+        height = 0.8 + 0.27 * max(map(len, panels.values()))
+        figure = Figure(figsize=(9.6, height), layout="constrained")
         row = figure.subplots(1, len(panels), sharex=True)
         for axes, (title, of) in zip(row, panels.items(), strict=True):
             for i, (name, values) in enumerate(reversed(of.items())):
