@@ -1,6 +1,7 @@
 """GTP as an off-policy algorithm of Stable-Baselines3, online and offline."""
 
 import copy
+import math
 import pathlib
 import time
 from collections.abc import Iterable, Mapping
@@ -516,8 +517,9 @@ class GTP(OfflineLoop):
         Raises:
             NonFiniteError: If losses are not finite when they are logged.
             ValueError: If there is neither dataset nor environment, or online no critic to learn,
-                or a policy with chunks or a history.
+                or a policy with chunks or a history; or if there is no whole number of timesteps.
         """
+        total_timesteps = _whole(total_timesteps)
         if self.dataset is None:
             self._need_env("Learning without a dataset")
             if self.policy.has_memory:
@@ -557,8 +559,14 @@ class GTP(OfflineLoop):
 
     def _updates_online(self, total_timesteps: int) -> int:
         """Returns about how many updates a run online will do; at most so many, for episodes."""
-        steps = total_timesteps - self.learning_starts
         train_freq = cast(TrainFreq, self.train_freq)
+        if train_freq.frequency < 1:
+            raise ValueError(
+                f"`train_freq` is out of range: got {train_freq.frequency}, expected at least one "
+                f"{train_freq.unit.value}."
+            )
+        # Any number: SB3 compares with it.
+        steps = max(math.floor(total_timesteps - min(total_timesteps, self.learning_starts)), 0)
         if self.gradient_steps < 0 or train_freq.unit is TrainFrequencyUnit.EPISODE:
             return steps
         return steps * self.gradient_steps // (train_freq.frequency * self.n_envs)
@@ -861,3 +869,15 @@ class GTP(OfflineLoop):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", *(f"{n}.optimizer" for n in self.learner.optimizers)], []
+
+
+def _whole(timesteps: Any) -> int:  # noqa: ANN401 - whatever was given
+    """Returns a number of timesteps; 1e5 is one, as for SB3's own algorithms."""
+    try:
+        if (number := int(timesteps)) == timesteps:
+            return number
+    except (OverflowError, TypeError, ValueError):
+        pass
+    raise ValueError(
+        f"`total_timesteps` is no number of timesteps: got {timesteps!r}, expected a whole one."
+    )

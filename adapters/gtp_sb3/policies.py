@@ -2,6 +2,7 @@
 
 import copy
 import pathlib
+import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar, Self, cast
 
@@ -290,7 +291,7 @@ class GTPPolicy(BasePolicy):
         """Returns parameters and buffers alone, as policies of SB3 do.
 
         For what choices of the flow map they are made stands in ``_metadata`` of the result, which
-        copies and ``torch.save`` keep, and `load_state_dict` checks where it is there.
+        copies and ``torch.save`` keep; `load_state_dict` checks it, and warns where it is missing.
 
         Args:
             *args: As for any module of torch.
@@ -335,8 +336,19 @@ class GTPPolicy(BasePolicy):
             before, now = f"{prefix}{name}.", f"{prefix}{name}.core."
             for key in [k for k in state_dict if k.startswith(before) and not k.startswith(now)]:
                 state_dict[now + key.removeprefix(before)] = state_dict.pop(key)
-        told = local_metadata.get("made_for", {})
-        for name, own in self._extra_states().items():
+        told, extra = local_metadata.get("made_for", {}), self._extra_states()
+        of_actors = any(key.startswith(f"{prefix}actor") for key in state_dict)
+        if of_actors and not told and not any(prefix + name in state_dict for name in extra):
+            # Scales of a flow map are no parameters: others act otherwise with the same ones.
+            warnings.warn(
+                "The state does not say which flow map it is of: got no metadata, as of a dict "
+                "made anew of a state's items, expected what state_dict returned. A state of this "
+                "model, or of one with the same scales, is right; with another model's the policy "
+                "acts wrongly. Keep what state_dict returned, or a copy.deepcopy of it, or its "
+                "attribute `_metadata`.",
+                stacklevel=6,
+            )
+        for name, own in extra.items():
             # As the flow map itself reads it; states of earlier versions hold it themselves.
             text = told.get(name, told.get(name.replace(".core.", ".")))
             given = own if text is None else torch.tensor(list(text.encode()), dtype=torch.uint8)

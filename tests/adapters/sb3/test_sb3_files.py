@@ -413,6 +413,7 @@ def test_parameters_round_trip(make_model: Make, tmp_path: Path, equal: Equal) -
     assert not equal(a, b)
 
 
+@pytest.mark.filterwarnings("ignore:The state does not say which flow map it is of")
 def test_set_parameters_is_exact_if_requested(make_model: Make, config: GTPConfig) -> None:
     # A plain dict does not tell what was seen of the mode.
     config = config.replace(learner=config.learner.replace(eval_candidates=1))

@@ -1,5 +1,6 @@
 """Learning from an environment: wherever SB3 code takes an off-policy algorithm, GTP fits."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,27 @@ def test_horizon_online_counts_updates(make_online: Make, walk: Any) -> None:
     # SB3 learns once more than (30 - 10) / 2 if the last of the first steps is the tenth.
     assert model.learner.config.total_updates == 30
     assert model.learner.progress == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_whole_numbers_may_be_floats(make_model: Make, walk: Any, offline: bool) -> None:
+    other = {} if offline else {"dataset": None}
+    model = make_model(walk(), learning_starts=1e1, **other).learn(3e1)
+    assert model.num_timesteps == 30
+    assert model.learner.config.total_updates in (20, 30)
+    for wrong in (1.5, math.nan, math.inf, "many"):
+        with pytest.raises(ValueError, match=f"got {wrong!r}, expected a whole one"):
+            model.learn(wrong)
+
+
+def test_learning_that_never_starts_has_no_updates(make_online: Make, walk: Any) -> None:
+    model = make_online(walk(), learning_starts=math.inf).learn(20)
+    assert model.learner.updates == 0
+
+
+def test_a_step_at_least_is_collected(make_online: Make, walk: Any) -> None:
+    with pytest.raises(ValueError, match="`train_freq` is out of range: got 0"):
+        make_online(walk(), train_freq=0).learn(20)
 
 
 # --- observations of every kind
