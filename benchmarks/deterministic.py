@@ -88,7 +88,7 @@ def evaluate(
     config = config.replace(evaluation=evaluation)
     checkpoint = load_checkpoint(newest, train_state=False)
     learner: GTPLearner = checkpoint.learner
-    data = data_of(folder, trained, config, checkpoint.action_scaler)
+    data = data_of(folder, trained, config, checkpoint)
     to_box = data.dataset.action_scaler.to_box
     evaluator, found = Evaluator(config, data.dataset), dict(before)
     assert learner.target_critic is not None

@@ -167,8 +167,8 @@ def test_runs_are_evaluated_again_in_the_environment_they_were_evaluated_in() ->
     """A run's record names no module to import, so the second command has to."""
     rows = [row for study in STUDIES for row in study.rows if row.steps]
     assert rows
-    for row in rows:
-        words = row.again(OUT)
+    again = [(row, words) for row in rows for words in row.again(OUT)]
+    for row, words in again:
         given = words[words.index("--environment") + 1] if "--environment" in words else None
         (named,) = {config.evaluation.environment for config in row.configs(OUT)}
         assert given == named
