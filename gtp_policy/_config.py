@@ -32,7 +32,7 @@ def is_computable(value: object) -> bool:
 
 
 def _computable(value: float) -> float:
-    if value and not _SMALLEST <= abs(value) <= _LARGEST:
+    if not is_computable(value):
         raise ValueError(
             f"{value:g} is out of the range that is computed with: a number is 0, or from "
             f"{_SMALLEST:g} to {_LARGEST:g} in size"

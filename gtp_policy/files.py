@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 # A write takes no longer; what is left of an older one will never be finished.
 _ABANDONED_AFTER = 3600.0
@@ -169,6 +170,33 @@ def stored_bytes(descriptor: int) -> int:
             end = os.lseek(descriptor, start, os.SEEK_HOLE)
             stored += end - start
     return stored
+
+
+def check_holes(file: IO[Any], most: int = 2**26) -> None:
+    """Raises if a file has longer holes than it may, and goes to its start.
+
+    A hole costs nothing on the disk, and as many bytes of memory as it is long.
+
+    Args:
+        file: A regular file of which nothing has been read.
+        most: Bytes of all holes together.
+
+    Raises:
+        ValueError: If there are more.
+
+    Example:
+        >>> import tempfile
+        >>> from gtp_policy.files import check_holes
+        >>> with tempfile.TemporaryFile() as file:
+        ...     _ = file.write(b"hopper 58.7")
+        ...     check_holes(file)
+        ...     file.read(6)
+        b'hopper'
+    """
+    size = os.fstat(file.fileno()).st_size
+    if size > most and size - stored_bytes(file.fileno()) > most:
+        raise ValueError(f"{size} bytes with a hole of more than {most}")
+    file.seek(0)
 
 
 def remove(path: Path) -> None:

@@ -1263,12 +1263,10 @@ class GTPLearner(nn.Module):
             )
         self.actor.set_extra_state(state_dict.get("actor._extra_state", {}))
         held = dict(self.named_parameters())
-        try:
-            result = super().load_state_dict(state_dict, strict, assign)
-        finally:
-            if assign:  # the optimisers go on with the parameters that are there now
-                self._exchange_(held)
-        if assign:  # which may be of another dtype, or elsewhere
+        result = super().load_state_dict(state_dict, strict, assign)
+        if assign:
+            # The optimisers go on with what is there now, which may be of another dtype.
+            self._exchange_(held)
             for name, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(copy.deepcopy(extra["optimizers"][name]))
         # After the actor, to which a state in a plain dictionary, as of a file, says nothing of it.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from gtp_policy.errors import DataError
-from gtp_policy.files import replacing, stored_bytes
+from gtp_policy.files import check_holes, replacing
 
 # A record may be as long as its run, but a run writes no holes: they take no place on the disk.
 _MOST_HOLES = 2**24
@@ -129,9 +129,7 @@ def _opened(path: Path) -> Iterator[TextIO]:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("something that is no plain file")
-        if status.st_size - stored_bytes(file.fileno()) > _MOST_HOLES:
-            raise ValueError(f"{status.st_size} bytes with a hole of more than {_MOST_HOLES}")
-        file.seek(0)
+        check_holes(file, _MOST_HOLES)
         yield file
 
 

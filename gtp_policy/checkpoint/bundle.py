@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gtp_policy.errors import CheckpointError
-from gtp_policy.files import remove, stored_bytes, sweep, temporary_name
+from gtp_policy.files import check_holes, remove, sweep, temporary_name
 
 FORMAT = "gtp-policy checkpoint"
 FORMAT_VERSION = 1
@@ -30,8 +30,6 @@ _END_OF_ZIP = struct.Struct("<4s4H2LH")
 # Before the end of a zip file of more than 2 GiB: the same in wider numbers, and where that is.
 _WIDE_END = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR = struct.Struct("<4sLQL")
-# A file with holes may say that it is longer than its disk; more than this is not read of them.
-_MOST_HOLES = 64 * 2**20
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -210,7 +208,7 @@ def _opened(path: Path) -> Iterator[Any]:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("something that is neither a file nor a directory")
-        _check_holes(file, status.st_size)
+        check_holes(file)
         _check_end_of_zip(file)
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
@@ -279,14 +277,8 @@ def _read_file(path: Path, most: int) -> bytes:
             raise ValueError(f"{path.name} is no regular file")
         if status.st_size > most:
             raise ValueError(f"{path.name} is longer than it may be")
-        _check_holes(file, status.st_size)
+        check_holes(file)
         return file.read(most + 1)
-
-
-def _check_holes(file: io.BufferedReader, size: int) -> None:
-    if size > _MOST_HOLES and size - stored_bytes(file.fileno()) > _MOST_HOLES:
-        raise ValueError(f"{size} bytes of which most are a hole")
-    file.seek(0)
 
 
 def _write_file(path: Path, data: bytes) -> None:
