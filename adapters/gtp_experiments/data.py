@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -18,6 +17,7 @@ from gtp_experiments.environments import make_env
 from gtp_experiments.errors import ExperimentError
 from gtp_policy import OfflineDataset
 from gtp_policy.errors import UnsupportedSpaceError
+from gtp_policy.files import expanded
 from gtp_policy.functional import check_kind
 from gtp_policy.rewards import LinearReward
 
@@ -135,7 +135,7 @@ def data_files(config: ExperimentConfig) -> str | None:
         >>> data_files(RunConfig(dataset="missing.hdf5", updates=1)) is None
         True
     """
-    path = Path(os.path.expanduser(config.dataset))
+    path = expanded(config.dataset)
     try:
         if not config.is_file:
             path = data_path(config.dataset)
