@@ -28,6 +28,7 @@ from benchmarks.clock import conditions, parser, spread, versions
 from benchmarks.contenders import Case, dataset, random_data
 from benchmarks.pages import RESULTS, ROOT, write
 from benchmarks.processes import environment
+from gtp_experiments.processes import end
 from gtp_policy import GTPConfig, GTPLearner, GTPLearnerConfig, OfflineDataset, kernels
 
 RESULT = RESULTS / "scaling.json"
@@ -99,7 +100,6 @@ def child(rank: int, size: int, meet: str, updates: int, batches: Sequence[int])
     if size > 1:
         with Sent() as sent:
             learner.update_from(data, batch_size=batches[0])
-        dist.destroy_process_group()
     return {"ms": ms, "messages": sent and sent.messages, "bytes": sent and sent.bytes}
 
 
@@ -211,7 +211,7 @@ def main() -> None:
         rank, size, meet, updates, *batches = sys.argv[2:]
         found = child(int(rank), int(size), meet, int(updates), [int(b) for b in batches])
         print(json.dumps(found))
-        return
+        end(0)
     options: argparse.ArgumentParser = parser(__doc__, RESULT, rounds=5)
     options.add_argument("--updates", type=int, default=30)
     args = options.parse_args()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from gtp_experiments.processes import end
 from gtp_policy import (
     AdvantageWeighterConfig,
     FlowMapActorConfig,
@@ -139,8 +140,7 @@ def main() -> None:
     torch.save(found, folder / f"{size}-{rank}.pt")
     if size == 2:
         (folder / f"stopped-{rank}.json").write_text(json.dumps(stop_early(rank)))
-    if size > 1:
-        dist.destroy_process_group()
+    end(0)
 
 
 if __name__ == "__main__":
