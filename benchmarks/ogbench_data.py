@@ -12,6 +12,12 @@ with ``rewards`` and ``masks`` by OGBench's own relabelling
 ``play`` follows plans with correlated noise, ``noisy`` reacts to the state and adds noise to the
 action, of a strength that is drawn for each episode. An episode is a function of seed and number:
 a call that was interrupted goes on with the next one. `make ogbench-data` installs OGBench.
+
+    python -m benchmarks.ogbench_data --kind demonstrations [--episodes 500]
+
+Demonstrations of one single-task variant, for cloning: the reacting oracle with noise plays the
+task itself, from its starts to its goal, into an HDF5 file in D4RL's layout
+(``cube-single-task2-demonstrations.hdf5``). Only for ``cube-single``.
 """
 
 import argparse
@@ -27,7 +33,15 @@ import numpy as np
 
 from benchmarks.clock import versions
 from benchmarks.pages import read, write
-from benchmarks.rollouts import Arrays, collect, save, seeds_of
+from benchmarks.rollouts import (
+    Arrays,
+    collect,
+    rollout,
+    save,
+    save_d4rl,
+    seeds_of,
+    successes_of,
+)
 
 # Before ogbench is imported: states need no renderer.
 os.environ.setdefault("MUJOCO_GL", "disabled")
@@ -43,6 +57,7 @@ DEFAULT_TASK = 2  # which of them OGBench takes if none is named
 EPISODE = 1000  # transitions, as in OGBench's own files
 VALIDATION_SHARE = 0.1
 NOISE = 0.3  # largest standard deviation of `noisy` actions, in units of [-1, 1]
+EPISODES = 500  # of demonstrations
 P_STACK = 0.1  # one cube on the other: OGBench's default of a half leaves the floor's tasks rare
 
 
@@ -177,6 +192,69 @@ def generate(name: str, kind: Kind, transitions: int, seed: int, output: Path) -
     return record
 
 
+def demonstration(env: Any, oracle: Any, seed: int, noise: float) -> Arrays:  # noqa: ANN401
+    """Plays one episode of a single-task variant with one cube, up to its goal.
+
+    Args:
+        env: The variant, as ``gymnasium.make`` returns it.
+        oracle: Of OGBench's reacting ones, for a cube.
+        seed: Of everything that is random in it.
+        noise: Largest standard deviation of what is added to the actions.
+
+    Returns:
+        As of `rollout`.
+    """
+    np.random.seed(seed)  # noqa: NPY002 - the oracles draw from numpy's global generator
+    rng = np.random.default_rng(seed)
+    strength = rng.uniform(0, noise)
+    oracle.reset(None, None)
+
+    def act(obs: np.ndarray) -> np.ndarray:
+        # The oracle is made for data collection, where the environment says where a cube goes.
+        base = env.unwrapped
+        goal = {"block": 0, "block_pos": base.cur_task_info["goal_xyzs"][0], "block_yaw": [0.0]}
+        targets = {f"privileged/target_{name}": value for name, value in goal.items()}
+        action = np.asarray(oracle.select_action(obs, base.compute_ob_info() | targets))
+        return action + strength * rng.standard_normal(action.shape)
+
+    return rollout(env, act, seed)
+
+
+def demonstrate(episodes: int, seed: int, output: Path) -> dict[str, Any]:
+    """Makes the file of demonstrations unless it is there, and returns its record."""
+    import gymnasium
+
+    path = output / f"cube-single-task{DEFAULT_TASK}-demonstrations.hdf5"
+    record_path = path.with_suffix(".json")
+    settings = {"task": DEFAULT_TASK, "episodes": episodes, "seed": seed, "noise": NOISE}
+    record = read(record_path) or {}
+    if record.get("settings") == settings and path.exists():
+        return record
+    start = time.perf_counter()
+    import ogbench  # noqa: F401 - registers its environments
+
+    env = gymnasium.make(f"cube-single-singletask-task{DEFAULT_TASK}-v0")
+    (oracle,) = make_oracles(env, "cube-single", "noisy").values()
+
+    def play(episode_seed: int) -> Arrays:
+        return demonstration(env, oracle, episode_seed, NOISE)
+
+    parts = path.with_suffix(".parts")
+    arrays = collect(play, seeds_of(seed, 0, episodes), parts)
+    save_d4rl(path, arrays)
+    env.close()
+    record = {
+        "settings": settings,
+        "transitions": len(arrays["actions"]),
+        "share_of_episodes_that_reach_the_goal": float(successes_of(arrays).mean()),
+        "seconds": round(time.perf_counter() - start, 1),
+        "versions": versions(["ogbench", "mujoco", "dm_control", "gymnasium", "numpy"]),
+    }
+    write(record, record_path)
+    shutil.rmtree(parts, ignore_errors=True)
+    return record
+
+
 def files_of(name: str, kind: Kind, output: Path) -> Iterator[Path]:
     """Yields the files of one environment that are there."""
     yield from sorted(output.glob(f"{name}-{kind}-*.npz"))
@@ -189,11 +267,17 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--environments", nargs="+", choices=list(ENVIRONMENTS), default=list(ENVIRONMENTS))
-    add("--kind", choices=["play", "noisy"], default="play")
+    add("--kind", choices=["play", "noisy", "demonstrations"], default="play")
+    add("--episodes", type=int, default=EPISODES, help="of demonstrations")
     add("--transitions", type=int, default=100_000, help="for training; rounded to episodes")
     add("--seed", type=int, default=0)
     add("--output", type=Path, default=Path("outputs/data"))
     args = parser.parse_args()
+    if args.kind == "demonstrations":
+        record = demonstrate(args.episodes, args.seed, args.output)
+        share = record["share_of_episodes_that_reach_the_goal"]
+        print(f"{args.episodes} episodes, {record['transitions']} transitions, {share:.0%} arrive")
+        return
     for name in args.environments:
         record = generate(name, args.kind, args.transitions, args.seed, args.output)
         print(f"{name}: {record['episodes']} episodes in {record['seconds']} s")

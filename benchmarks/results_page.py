@@ -15,6 +15,7 @@ from benchmarks import advantages, failing, signatures, teachers
 from benchmarks.pages import ROOT, page_parser, publish, read, table
 from benchmarks.pictures import draw_scores
 from benchmarks.studies import COLLECTED, NOTE, OUT, STUDIES, Row, Study, folder_of
+from benchmarks.tasks import DEMONSTRATIONS
 from gtp_experiments import RunResult, difference_interval, read_results
 from gtp_experiments.table import HEADER, cells, rows
 
@@ -33,15 +34,17 @@ Every figure below comes from a run of [the experiment runner](how-to/run-experi
 its command, its data and its seeds. `make results` runs what is missing and writes this page.
 
 - **Data**: {note}. Scores on them are not comparable
-  with those on D4RL's files; the paper's figures have a separate column.
-- **Score**: D4RL's normalisation, from 0 for a random to 100 for an expert policy; in AntMaze the
-  share of successful episodes in %.
+  with those on D4RL's files; the paper's figures have a separate column. For the robot arm,
+  {demonstrations}.
+- **Score**: D4RL's normalisation, from 0 for a random to 100 for an expert policy; in AntMaze and
+  for the robot arm the share of successful episodes in %.
 - **Last and best**: *last* is the end of training, and what counts. *Best* is the highest of the
   evaluations in between, chosen in hindsight.
 - **Spread**: mean ± standard deviation over seeds, each seed the mean of its episodes; IQM is the
   interquartile mean over seeds (fewer than four lose none), its interval a bootstrap over seeds.
-- **Actions** are sampled, K = 5, one candidate, unless a row says otherwise; the peers act with
-  their mean, as they do by default.
+- **Actions** are sampled, one candidate, with the number of steps K that the config says (1 for
+  today's objective, 5 for the paper's), unless a row says otherwise; the peers act with their mean,
+  as they do by default.
 - **Peers** are those of d3rlpy with GTP's sizes (three layers of 256), minibatches, normalised
   observations, number of updates and evaluation.
 - **ms/update** is time on the clock while other runs kept the machine busy, so rows of equal work
@@ -154,7 +157,8 @@ def made_with(results: list[RunResult]) -> str:
 
 def render(results: Path = COLLECTED) -> str:
     """Returns the page."""
-    sections = [INTRODUCTION.format(note=NOTE).rstrip()]
+    introduction = INTRODUCTION.format(note=NOTE, demonstrations=DEMONSTRATIONS.note)
+    sections = [introduction.rstrip()]
     for study in STUDIES:
         found = read_results(folder_of(study, results))
         sections.append(study_section(study, found))

@@ -123,6 +123,14 @@ TASKS = (
     _mixed("hopper", "Hopper-v5"),
     _mixed("halfcheetah", "HalfCheetah-v5"),
 )
+# For cloning alone: not among the tasks that methods are compared on.
+DEMONSTRATIONS = Task(
+    "cube-single",
+    "cube-single-task2-demonstrations.hdf5",
+    "500 demonstrations by OGBench's oracle with noise (benchmarks.ogbench_data)",
+    environment="ogbench:cube-single-singletask-task2-v0",
+    packages="outputs/ogbench",
+)
 
 
 def surroundings(task: Task, given: Mapping[str, str]) -> dict[str, str]:

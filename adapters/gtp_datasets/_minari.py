@@ -218,9 +218,10 @@ class Episodes:
     def _measure(self, file: "h5py.File", index: int) -> int:
         """Adds what an episode takes, unless it is bad; returns its number of steps."""
         declared = 0
+        groups = {"": file}  # each is looked up once: there are five columns per episode and more
         try:
             for name, space in self._names(index):
-                declared += self._measure_part(file, name, space)
+                declared += self._measure_part(file, groups, name, space)
         except DataError as error:  # to be raised where it is read, or passed over
             self._bad[index] = error
             return 0
@@ -229,9 +230,17 @@ class Episodes:
         shape = file[f"episode_{index}/rewards"].shape
         return int(shape[0]) if shape else 0
 
-    def _measure_part(self, file: "h5py.File", name: str, space: "Space[Any] | None") -> int:
+    def _measure_part(
+        self,
+        file: "h5py.File",
+        groups: "dict[str, h5py.Group]",
+        name: str,
+        space: "Space[Any] | None",
+    ) -> int:
         parent, _, last = name.rpartition("/")
-        there = file[parent] if parent else file  # which was checked before
+        if parent not in groups:
+            groups[parent] = file[parent]  # which was checked before
+        there = groups[parent]
         if not hasattr(there, "keys"):  # to look for a name in a dataset would read all of it
             raise DataError(f"`{parent}` has the wrong type: got a dataset, expected a group.")
         if last not in there:

@@ -1,16 +1,18 @@
 """The generator of OGBench's data: layout, seeds, resuming; real environments if installed."""
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
 from benchmarks import ogbench_data
-from benchmarks.ogbench_data import episode, success_share
+from benchmarks.ogbench_data import demonstrate, demonstration, episode, success_share
 from benchmarks.rollouts import collect, seeds_of
-from gtp_datasets import load_ogbench
+from gtp_datasets import load_d4rl_hdf5, load_ogbench
 
 # OGBench's oracles draw from numpy's global generator, and so do those that stand for them.
 pytestmark = pytest.mark.global_rng
@@ -118,6 +120,69 @@ def test_the_share_counts_trajectories() -> None:
     ends = np.array([0, 0, 1, 0, 1, 0, 0, 1], bool)
     masks = np.array([1, 0, 0, 1, 1, 1, 1, 1])
     assert success_share({"masks": masks, "terminals": ends}) == pytest.approx(1 / 3)
+
+
+class Table:
+    """A cube on a line that has arrived where the action has taken it to its goal."""
+
+    cur_task_info: Mapping[str, Any] = {"goal_xyzs": np.array([[3.0, 0.0, 0.0]])}
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
+
+    def __init__(self) -> None:
+        self.unwrapped = self
+
+    def reset(self, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
+        self.x, self.steps = 0.0, 0
+        return np.array([self.x]), {}
+
+    def compute_ob_info(self) -> dict[str, Any]:
+        return {"privileged/block_0_pos": np.array([self.x, 0.0, 0.0])}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.x, self.steps = self.x + float(action[0]), self.steps + 1
+        arrived = self.x >= 3.0
+        return np.array([self.x]), arrived - 1.0, arrived, self.steps == 8, {"success": arrived}
+
+
+class Pusher:
+    """An oracle that looks at where the cube is and where it goes."""
+
+    def reset(self, obs: None, info: None) -> None:
+        pass
+
+    def select_action(self, obs: np.ndarray, info: dict[str, Any]) -> np.ndarray:
+        block = info["privileged/target_block"]
+        way = info["privileged/target_block_pos"] - info[f"privileged/block_{block}_pos"]
+        return np.clip(way[:1], -1, 1)
+
+
+def test_a_demonstration_ends_at_the_goal() -> None:
+    straight = demonstration(Table(), Pusher(), 0, 0.0)
+    assert straight["observations"][:, 0].tolist() == [0, 1, 2]
+    assert straight["next_observations"][:, 0].tolist() == [1, 2, 3]
+    assert straight["terminals"].tolist() == [False, False, True]
+    assert straight["success"].tolist() == [False, False, True]
+    noisy = [demonstration(Table(), Pusher(), seed, 2.0) for seed in (1, 1, 2)]
+    np.testing.assert_array_equal(noisy[0]["actions"], noisy[1]["actions"])
+    assert noisy[0]["actions"][0] != noisy[2]["actions"][0]
+    assert all(np.abs(episode["actions"]).max() <= 1 for episode in noisy)
+
+
+@needs_ogbench
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_oracle_of_ogbench_demonstrates_its_task(tmp_path: Path) -> None:
+    record = demonstrate(3, 0, tmp_path)
+    assert record["share_of_episodes_that_reach_the_goal"] == 1
+    assert not list(tmp_path.glob("*.parts"))
+    (path,) = tmp_path.glob("*.hdf5")
+    ours = load_d4rl_hdf5(path)
+    assert len(ours) == record["transitions"]
+    assert ours.terminated.sum() == 3
+    assert ours.transitions.obs.shape == (len(ours), 28)
+    before = path.stat().st_mtime_ns
+    assert demonstrate(3, 0, tmp_path) == record
+    assert path.stat().st_mtime_ns == before
 
 
 @needs_ogbench

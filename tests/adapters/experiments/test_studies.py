@@ -53,7 +53,8 @@ def test_every_row_is_a_valid_experiment(row: Row) -> None:
     assert [c.seed for c in configs] == list(row.seeds)
     assert all(c.updates == row.updates and c.method == row.method for c in configs)
     assert row.updates >= studies.MAZE_UPDATES
-    assert all(c.data_note == studies.NOTE for c in configs)
+    note = studies.NOTE if row.task is None else row.task.note
+    assert all(c.data_note == note for c in configs)
 
 
 def test_no_two_rows_of_a_folder_share_a_name_but_differ() -> None:
