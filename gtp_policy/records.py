@@ -1,7 +1,7 @@
-"""What is read from files as JSON: how much of it may be wrong, and how that is said."""
+"""What is read from files as JSON: how much of it may be wrong, how that is said, what differs."""
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from pydantic import ValidationError
 
@@ -97,3 +97,26 @@ def what_is_wrong(error: Exception) -> str:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(map(str, first["loc"][:9])) or "all of it"
     return f"a wrong `{where}` ({first['msg'].removeprefix('Value error, ')})"
+
+
+def differences(a: object, b: object, name: str = "") -> Iterator[tuple[str, object, object]]:
+    """Yields where two records differ, value by value.
+
+    Args:
+        a: Decoded JSON.
+        b: Decoded JSON.
+        name: Where both stand in something larger.
+
+    Yields:
+        Dotted name, value in ``a`` and value in ``b``; None for what one of them lacks.
+
+    Example:
+        >>> from gtp_policy.records import differences
+        >>> list(differences({"actor": {"steps": 1}, "eta": 3}, {"actor": {"steps": 2}, "eta": 3}))
+        [('actor.steps', 1, 2)]
+    """
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in sorted(a.keys() | b.keys()):
+            yield from differences(a.get(key), b.get(key), f"{name}.{key}" if name else key)
+    elif a != b:
+        yield name, a, b

@@ -13,12 +13,32 @@ from gtp_experiments.environments import registered
 from gtp_experiments.errors import ExperimentError
 from gtp_experiments.evaluation import Act, ChunkedPolicy, Evaluator, policy_of
 from gtp_experiments.records import write_json
-from gtp_experiments.results import RunResult, has_seen, note_seen, read_result
-from gtp_policy import Checkpoint, CheckpointFolder, OfflineDataset, load_checkpoint
+from gtp_experiments.results import RunResult, check_run, has_seen, note_seen, read_result
+from gtp_policy import (
+    Checkpoint,
+    CheckpointFolder,
+    GTPLearnerConfig,
+    OfflineDataset,
+    load_checkpoint,
+    read_metadata,
+)
 from gtp_policy.files import expanded
-from gtp_policy.records import what_is_wrong
+from gtp_policy.records import differences, what_is_wrong
 
 TIMED_ACTIONS = 200
+# What a config may leave open, and the data or the length of the run then fill in.
+_LEFT_OPEN = {
+    "actor.sigma_data",
+    "actor.action_statistics",
+    "encoder.parts",
+    "learner.gamma",
+    *(
+        f"learner.{name}"
+        for name, _, _ in differences(
+            GTPLearnerConfig().model_dump(), GTPLearnerConfig().resolved().model_dump()
+        )
+    ),
+}
 
 
 def reevaluate(
@@ -44,8 +64,8 @@ def reevaluate(
         The result, with one evaluation and ``ms_per_action``.
 
     Raises:
-        ExperimentError: If the run has not come to its end, its data has changed, or its record
-            names an environment that is not registered.
+        ExperimentError: If the run has not come to its end, its checkpoints are of another one, its
+            data has changed, or its record names an environment that is not registered.
 
     Example:
         >>> from gtp_experiments import EvaluationConfig, reevaluate
@@ -103,7 +123,8 @@ def finished(folder: Path) -> tuple[RunResult, RunConfig, Path]:
         The three.
 
     Raises:
-        ExperimentError: If it has not come to its end, or its record is none of a run.
+        ExperimentError: If it has not come to its end, its record is none of a run, or its
+            checkpoints are of another one.
 
     Example:
         >>> from pathlib import Path
@@ -128,7 +149,29 @@ expected one. Run it to its end first.
             f"{folder}/result.json holds no config of a run: got {what_is_wrong(error)}, expected "
             "what a run writes."
         ) from error
+    _check_of_record(folder, config, newest)
     return trained, config, newest
+
+
+def _check_of_record(folder: Path, config: RunConfig, newest: Path) -> None:
+    """Raises unless a checkpoint is of the run that a record describes."""
+    info = read_metadata(newest)
+    recorded, trained_with = (c.model_dump(mode="json") for c in (config.policy, info.config))
+    differing = [
+        (name, there, here)
+        for name, there, here in differences(recorded, trained_with)
+        # The fineness of the curriculum goes by the length of the run as well.
+        if not name.startswith("loss.curriculum") and not (there is None and name in _LEFT_OPEN)
+    ]
+    if differing:
+        got, expected = (
+            ", ".join(f"{name}={pair[i]!s:.60}" for name, *pair in differing[:9]) for i in (0, 1)
+        )
+        raise ExperimentError(
+            f"{folder}/result.json is of another policy than its checkpoint: got {got}, expected "
+            f"{expected}. Restore the run's own checkpoints, or run again in another folder."
+        )
+    check_run(newest, info.metadata, config.name, folder.resolve().name)
 
 
 def recorded_environment(folder: Path, config: RunConfig) -> str | None:
@@ -173,15 +216,8 @@ def data_of(folder: Path, trained: RunResult, config: RunConfig, checkpoint: Che
         The data.
 
     Raises:
-        ExperimentError: If it has changed, or the record is of another policy than the checkpoint.
+        ExperimentError: If it has changed.
     """
-    actors = [config.policy.actor, checkpoint.learner.actor.config]
-    recorded, trained_with = ((actor.history, actor.chunk) for actor in actors)
-    if recorded != trained_with:
-        raise ExperimentError(
-            f"{folder}/result.json is of another policy than its checkpoint: got (history, chunk) "
-            f"= {recorded}, expected {trained_with}. Run again."
-        )
     scaler = checkpoint.action_scaler
     config = config.replace(n_step=1)  # what is summed for the critic of a run plays no part
     if scaler is not None and config.is_file:

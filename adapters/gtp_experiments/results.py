@@ -356,6 +356,36 @@ def _check_links(folder: Path) -> None:
             )
 
 
+def check_run(checkpoint: Path, metadata: Mapping[str, object], *names: str) -> None:
+    """Raises if a checkpoint says that it is of another run.
+
+    Runs that differ in their data or in the size of a minibatch have policies of equal choices.
+
+    Args:
+        checkpoint: Where it is.
+        metadata: What was saved with it.
+        *names: What its run may be called.
+
+    Raises:
+        ExperimentError: If it is called otherwise.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from gtp_experiments.results import check_run
+        >>> check_run(Path("a"), {"run": "one"}, "one")
+        >>> check_run(Path("a"), {"run": "one"}, "other")
+        Traceback (most recent call last):
+        ...
+        gtp_experiments.errors.ExperimentError: a belongs to another run: got a checkpoint of \
+'one', expected one of 'other'. Restore the run's own checkpoints, or run again in another folder.
+    """
+    if (run := metadata.get("run", names[0])) not in names:
+        raise ExperimentError(
+            f"{checkpoint} belongs to another run: got a checkpoint of {run!r:.200}, expected one "
+            f"of {names[0]!r}. Restore the run's own checkpoints, or run again in another folder."
+        )
+
+
 def has_seen(folder: Path, data_sha256: str, files: str) -> bool:
     """Returns whether the data of a run were read, and are the same files since.
 

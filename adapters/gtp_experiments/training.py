@@ -10,9 +10,9 @@ from gtp_experiments.config import RunConfig
 from gtp_experiments.errors import ExperimentError
 from gtp_experiments.evaluation import Evaluation, Evaluator, policy_of
 from gtp_experiments.processes import first_does, together, writes
-from gtp_experiments.results import RunFolder, RunResult
+from gtp_experiments.results import RunFolder, RunResult, check_run
 from gtp_experiments.trackers import Tracker, TrackerName, tracking
-from gtp_policy import CheckpointFolder, MultiSeedLearner, OfflineDataset, restore_
+from gtp_policy import CheckpointFolder, MultiSeedLearner, OfflineDataset, read_metadata, restore_
 from gtp_policy.errors import NonFiniteError
 from gtp_policy.metrics import UpdateMetrics
 from gtp_policy.progress import Progress
@@ -29,7 +29,7 @@ class Training:
         progress: What is said meanwhile.
 
     Raises:
-        ExperimentError: If the newest checkpoint is none of a run.
+        ExperimentError: If the newest checkpoint is none of this run.
 
     Example:
         >>> from gtp_experiments.training import Training
@@ -52,6 +52,7 @@ class Training:
         self._checkpoints = CheckpointFolder(folder.checkpoints, keep=config.keep_checkpoints)
         self._seconds = 0.0
         if (newest := first_does(self._checkpoints.latest)) is not None:
+            check_run(newest, read_metadata(newest).metadata, config.name)
             self._seconds = _seconds_of(restore_(self.learner, newest).metadata, newest)
         first_does(lambda: folder.resume_at_(self.learner.updates))
         if together():

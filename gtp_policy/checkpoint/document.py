@@ -351,15 +351,6 @@ def saved_with(
     return scaler, layout, document.metadata
 
 
-def differences(a: object, b: object, name: str = "") -> Iterator[tuple[str, object, object]]:
-    """Yields (dotted name, value in a, value in b) of every leaf that differs."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        for key in sorted(a.keys() | b.keys()):
-            yield from differences(a.get(key), b.get(key), f"{name}.{key}" if name else key)
-    elif a != b:
-        yield name, a, b
-
-
 def _check_size(document: Document, length: int, encoder: nn.Module | None) -> None:
     """Raises if the config needs more parameters than the file holds, before they are made."""
 

@@ -24,7 +24,6 @@ from gtp_policy.checkpoint import bundle
 from gtp_policy.checkpoint.document import (
     DTYPES,
     config_of,
-    differences,
     files_of,
     fill_,
     read_document,
@@ -36,6 +35,7 @@ from gtp_policy.errors import CheckpointError, StateMismatchError
 from gtp_policy.files import expanded, remove, target_of
 from gtp_policy.functional import check_device, check_kind
 from gtp_policy.learner import Disk, GTPLearner, OptimizerFactory, keep_on_
+from gtp_policy.records import differences
 from gtp_policy.spaces import ActionScaler, ObservationLayout
 
 _OWN_NAME = re.compile("step_[0-9]{12}")

@@ -1,5 +1,7 @@
 """The policies in models/: they load, act inside the box, and their cards say what was recorded."""
 
+import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from benchmarks.models import EPISODES, FOLDER, MODELS, PICTURE, RECORD, command
 from benchmarks.pages import ROOT
 from examples import pendulum
 from gtp_experiments import RunResult
+from gtp_experiments.reevaluation import finished
 from gtp_policy.export import from_pretrained
 from gtp_runtime import Policy
 
@@ -61,6 +64,17 @@ def test_a_card_says_what_the_run_recorded(name: str) -> None:
     assert record.status == "finished"
     assert f"```bash\n{command(name, Path('outputs/models') / name)}\n```" in card
     assert f"]({PICTURE})" in card
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_record_of_an_earlier_version_is_that_of_its_checkpoint(
+    name: str, tmp_path: Path
+) -> None:
+    shutil.copy(FOLDERS[name] / RECORD, tmp_path / RECORD)
+    step = f"step_{record_of(FOLDERS[name]).updates:012d}"
+    with zipfile.ZipFile(FOLDERS[name] / "checkpoint.zip") as checkpoint:
+        checkpoint.extractall(tmp_path / "checkpoints" / step)
+    assert finished(tmp_path)[2].name == step
 
 
 def test_the_models_are_good() -> None:

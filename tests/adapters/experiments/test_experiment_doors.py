@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -217,15 +218,21 @@ def test_a_terminal_obeys_no_record_and_no_name(
     [
         (
             lambda c: c["policy"]["actor"].update(history=4000),
-            r"got \(history, chunk\) = \(4000, 1\)",
+            "got actor.history=4000, expected actor.history=1. Restore",
         ),
         (
             lambda c: c["policy"]["actor"].update(chunk=1000),
-            r"got \(history, chunk\) = \(1, 1000\)",
+            "got actor.chunk=1000, expected actor.chunk=1. Restore",
         ),
+        (lambda c: c["policy"]["weighter"].update(eta=0.5), "got weighter.eta=0.5, expected"),
+        (
+            lambda c: c["policy"]["learner"].update(ema_rate=None, max_grad_norm=1.0),
+            "got learner.max_grad_norm=1.0, expected learner.max_grad_norm=None. Restore",
+        ),
+        (lambda c: c.update(seed=1), "got learner.seed=1, expected learner.seed=0. Restore"),
         (lambda c: c.update(device="meta"), "wrong `device`"),
     ],
-    ids=["history", "chunk", "device"],
+    ids=["history", "chunk", "eta", "norm", "seed", "device"],
 )
 def test_a_record_and_its_checkpoint_must_agree(finished: Path, change: Any, match: str) -> None:
     edit(finished / "result.json", lambda d: change(d["config"]))
@@ -233,6 +240,26 @@ def test_a_record_and_its_checkpoint_must_agree(finished: Path, change: Any, mat
     with peak_memory() as peak, pytest.raises(ExperimentError, match=match):
         reevaluate(finished, evaluation)
     assert peak[0] < 2**26
+
+
+def test_checkpoints_of_another_run_are_refused(
+    finished: Path, make_config: Make, tmp_path: Path
+) -> None:
+    """Also where that has a policy of the same choices, and learned otherwise."""
+    other, evaluation = make_config(updates=5, batch_size=8), EvaluationConfig(episodes=1)
+    evaluation = evaluation.replace(environment="line_world:make")
+    run(other, tmp_path / "runs")
+    moved = finished.rename(tmp_path / "moved")
+    assert reevaluate(moved, evaluation).evaluations  # the record says what it was called
+    folder = tmp_path / "runs" / other.name
+    shutil.rmtree(folder / "checkpoints")
+    shutil.copytree(moved / "checkpoints", folder / "checkpoints")
+    match = f"belongs to another run: got a checkpoint of '{finished.name}', expected one of"
+    with pytest.raises(ExperimentError, match=f"{match} '{other.name}'"):
+        reevaluate(folder, evaluation)
+    (folder / "result.json").unlink()
+    with pytest.raises(ExperimentError, match=f"{match} '{other.name}'"):
+        run(other, tmp_path / "runs")
 
 
 def test_returns_of_a_record_are_summed_no_further_than_there_are_steps(finished: Path) -> None:
