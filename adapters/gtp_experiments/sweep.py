@@ -58,7 +58,7 @@ _SHOWN = 9  # of what is wrong with a file
 class Range(Config):
     """A range of numbers to draw from.
 
-    Integers are drawn if both ends are integers.
+    Integers are drawn if both ends are integers, and a step, if there is one, is whole.
 
     Example:
         >>> from gtp_experiments.sweep import Range
@@ -82,7 +82,8 @@ class Range(Config):
     @property
     def whole(self) -> bool:
         """Whether integers are drawn."""
-        return all(type(x) is int for x in (self.low, self.high))
+        ends = all(type(x) is int for x in (self.low, self.high))
+        return ends and (self.step is None or self.step % 1 == 0)
 
     def values(self) -> list[float | int]:
         """Returns all numbers of a range with steps, for a grid.
@@ -99,7 +100,7 @@ class Range(Config):
             >>> Range(low=1, high=4).values()
             [1, 2, 3, 4]
         """
-        step = self.step if self.step is not None else 1 if self.whole and not self.log else None
+        step = int(self.step or 1) if self.whole and not self.log else self.step
         if step is None:
             raise ExperimentError(
                 f"A grid needs values: got a range from {self.low} to {self.high} without a step, "
@@ -283,7 +284,11 @@ def check_values(configs: Sequence[RunConfig], search: SweepConfig) -> None:
         >>> check_values([RunConfig(dataset="a/b-v0", updates=1)], search)
     """
     for path, entry in search.space.items():
-        for value in (entry.low, entry.high) if isinstance(entry, Range) else entry:
+        tried = entry
+        if isinstance(entry, Range):
+            # With a fractional step numbers are drawn that a field of integers does not take.
+            tried = [entry.low, entry.high, min(entry.low + (entry.step or 0), entry.high)]
+        for value in tried:
             assigned(configs[0], path, value)
 
 

@@ -102,6 +102,21 @@ def test_a_grid_has_every_point_once(make_config: Make, tmp_path: Path) -> None:
     assert sorted(params(study)) == [(e, b) for e in (1.0, 2.0) for b in (8, 12, 16)]
 
 
+def test_a_fractional_step_between_whole_ends_is_kept(make_config: Make, tmp_path: Path) -> None:
+    """It was cut to an integer, and the numbers between were never drawn."""
+    space = {"weighter.eta": {"low": 1, "high": 4, "step": 1.5}, "batch_size": [8]}
+    config = make_config(updates=5)
+    points = [(1.0, 8), (2.5, 8), (4.0, 8)]
+    study = sweep([config], search(9, "grid", space=space), tmp_path / "grid")
+    assert sorted(params(study)) == points
+    assert draws(search(20, space=space)) == set(points)
+    whole = Range(low=8, high=16, step=4.0)
+    assert [(type(value), value) for value in whole.values()] == [(int, n) for n in (8, 12, 16)]
+    space = {"batch_size": {"low": 8, "high": 16, "step": 1.5}}
+    with pytest.raises(ExperimentError, match=r"batch_size=9\.5.*valid integer"):
+        sweep([config], search(1, space=space), tmp_path / "none")
+
+
 def test_a_worker_that_draws_what_another_one_runs_waits_for_it(
     make_config: Make, tmp_path: Path
 ) -> None:
