@@ -18,7 +18,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -93,7 +93,7 @@ class Range(Config):
 
         Raises:
             ExperimentError: If there is no step, and the numbers are no integers; or if they are
-                more than a grid may have points.
+                more than a grid may have points, or closer than floats lie.
 
         Example:
             >>> from gtp_experiments.sweep import Range
@@ -111,7 +111,23 @@ class Range(Config):
         except OverflowError:  # beyond float64
             count = sys.maxsize
         _check_points(count)
-        return [self.low + i * step for i in range(count)]
+        values = [self.low + i * step for i in range(count)]
+        if twice := _twice(values):
+            raise ExperimentError(
+                f"A grid has every point once: got {_listed(twice)} twice in a range from "
+                f"{self.low} to {self.high}, expected another one after each step. Take larger "
+                "steps."
+            )
+        return values
+
+
+def _twice(values: Iterable[Any]) -> list[Any]:
+    """Returns which of some values come more than once."""
+    return [value for value, count in Counter(values).items() if count > 1]
+
+
+def _listed(values: Sequence[object]) -> str:
+    return ", ".join(f"{value!s:.60}" for value in values[:_SHOWN])
 
 
 def _check_points(count: int) -> None:
@@ -138,7 +154,8 @@ class SweepConfig(Config):
     """What is searched for, how, and how often it is tried.
 
     Raises:
-        pydantic.ValidationError: If a field is unknown or out of range.
+        pydantic.ValidationError: If a field is unknown or out of range, or a grid has a value
+            twice.
 
     Example:
         >>> from gtp_experiments import SweepConfig
@@ -166,6 +183,16 @@ class SweepConfig(Config):
         description="Whether trials stop at an evaluation that is below the median of the others.",
     )
     seed: int = Field(default=0, ge=0, strict=True, description="Of the draws.")
+
+    @model_validator(mode="after")
+    def _points_once(self) -> "SweepConfig":
+        for path, entry in self.space.items() if self.sampler == "grid" else ():
+            if not isinstance(entry, Range) and (twice := _twice(_encoded(entry))):
+                raise ValueError(
+                    f"a grid has every point once: got {path} with {_listed(twice)} twice (1, 1.0 "
+                    "and true are one value), expected each value of a path once"
+                )
+        return self
 
     @property
     def count(self) -> int:
@@ -510,12 +537,9 @@ def read_space(path: Path) -> dict[str, Entry]:
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Returns the object of JSON that has these pairs; of two with one name one would be lost."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        counts = Counter(name for name, _ in pairs)
-        twice = [name for name, count in counts.items() if count > 1]
+    if twice := _twice(name for name, _ in pairs):
         raise ValueError(f"twice: {', '.join(twice[:_SHOWN])}")
-    return found
+    return dict(pairs)
 
 
 def _said(problem: Any) -> str:  # noqa: ANN401 - pydantic's dictionary

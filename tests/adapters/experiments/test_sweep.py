@@ -16,6 +16,7 @@ from typing import Any
 import optuna
 import pytest
 from filelock import FileLock
+from pydantic import ValidationError
 
 from gtp_experiments import (
     ExperimentError,
@@ -100,6 +101,40 @@ def test_a_grid_has_every_point_once(make_config: Make, tmp_path: Path) -> None:
     space = {"weighter.eta": [1.0, 2.0], "batch_size": {"low": 8, "high": 16, "step": 4}}
     study = sweep([make_config(updates=10)], search(99, "grid", space=space), tmp_path)
     assert sorted(params(study)) == [(e, b) for e in (1.0, 2.0) for b in (8, 12, 16)]
+
+
+@pytest.mark.parametrize(
+    ("path", "values", "twice"),
+    [
+        ("weighter.eta", [1.0, 3.0, 1], "1.0"),
+        ("actor.hidden", [[8], [16], [8]], r"\[8\]"),
+        ("learner.normalize_obs", [True, False, True], "True"),
+        ("method", ["a", "b", "b", "a"], "a, b"),
+    ],
+)
+def test_a_grid_with_a_value_twice_is_refused(
+    path: str,
+    values: list[Any],
+    twice: str,
+    line_data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It ended in a StopIteration, once all other points were done; other samplers take it."""
+    with pytest.raises(ValidationError, match=f"got {path} with {twice} twice"):
+        search(9, "grid", space={path: values})
+    assert search(9, space={path: values}).count == 9
+    (tmp_path / "space.json").write_text(json.dumps({path: values}))
+    words = f"sweep --dataset {line_data} --updates 5 --environment line_world:make"
+    words += f" --space {tmp_path}/space.json --sampler grid --out {tmp_path}/runs"
+    assert main(words.split()) == 2
+    assert f"error: a grid has every point once: got {path} with" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_grid_takes_no_step_that_floats_do_not_resolve() -> None:
+    with pytest.raises(ExperimentError, match=r"got 1e\+17.* twice in a range from 1e\+17 to"):
+        Range(low=1e17, high=1e17 + 64, step=1.0).values()
 
 
 def test_a_fractional_step_between_whole_ends_is_kept(make_config: Make, tmp_path: Path) -> None:
