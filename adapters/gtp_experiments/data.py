@@ -116,6 +116,28 @@ def stored_hash(config: ExperimentConfig) -> str:
     return data_hash(_as_stored(config.replace(device="cpu")))
 
 
+def stored_by(config: ExperimentConfig) -> tuple[object, ...]:
+    """Returns what decides `stored_hash`, but for what the files hold.
+
+    Args:
+        config: The experiment.
+
+    Returns:
+        Its choices, in one hashable object.
+
+    Example:
+        >>> from gtp_experiments import RunConfig
+        >>> from gtp_experiments.data import stored_by
+        >>> config = RunConfig(dataset="a/b-v0", updates=1)
+        >>> stored_by(config) == stored_by(config.replace(batch_size=8))
+        True
+        >>> stored_by(config) == stored_by(config.replace(gamma=0.9))  # discounts are data
+        False
+    """
+    bounds = config.low, config.high, config.out_of_bounds, config.evaluation.environment
+    return config.dataset, config.gamma, *bounds
+
+
 def data_files(config: ExperimentConfig) -> str | None:
     """Returns a digest of what the file system says of a dataset's files, without reading them.
 

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from gtp_experiments.config import RunConfig
-from gtp_experiments.data import data_files, load_data, stored_hash
+from gtp_experiments.data import data_files, load_data, stored_by, stored_hash
 from gtp_experiments.environments import environment_of
 from gtp_experiments.errors import ExperimentError
 from gtp_experiments.evaluation import Evaluator
@@ -152,7 +152,7 @@ def _run(
     config = configs[0]
     done = [RunFolder.finished(out, c) for c in configs]
     if None not in done:
-        _check_data(out, configs, done)
+        check_data(out, configs, done)
         return done
     quiet = None if writes() else io.StringIO()
     left = [c for c, result in zip(configs, done, strict=True) if result is None]
@@ -190,20 +190,33 @@ def _run(
         return [next(results) if result is None else result for result in done]
 
 
-def _check_data(
+def check_data(
     out: str | Path, configs: Sequence[RunConfig], done: Sequence[RunResult | None]
 ) -> None:
-    """Raises if the data of finished runs, which differ in their seed, are there and are others.
+    """Raises if the data of finished runs are there and are others.
 
     Where they are gone, a result stands by itself.
+
+    Args:
+        out: The folder of all runs.
+        configs: The experiments.
+        done: Their results; None for those that are not finished, which are not looked at.
+
+    Raises:
+        DataError: If the data have changed and cannot be read.
+        ExperimentError: If they are others than those of a result.
+
+    Example:
+        >>> from gtp_experiments.runner import check_data
+        >>> check_data("runs", [], [])
     """
-    if (files := data_files(configs[0])) is None:
-        return
-    sha256 = ""
+    hashes: dict[tuple[object, ...], str] = {}  # data that many runs have are hashed once
     for config, result in zip(configs, done, strict=True):
-        known = result.data_sha256 if result else ""
-        if not has_seen(expanded(out) / config.name, known, files):
-            sha256 = sha256 or stored_hash(config)  # the same for all of them
+        if result is None or (files := data_files(config)) is None:
+            continue
+        if not has_seen(expanded(out) / config.name, result.data_sha256, files):
+            key = files, *stored_by(config)
+            sha256 = hashes[key] = hashes.get(key) or stored_hash(config)
             folder = RunFolder(out, config, sha256)
             if writes():
                 note_seen(folder.path, sha256, files)

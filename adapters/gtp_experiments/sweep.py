@@ -37,8 +37,8 @@ from pydantic import (
 from gtp_experiments.arguments import assigned
 from gtp_experiments.config import RunConfig
 from gtp_experiments.errors import ExperimentError, InUseError
-from gtp_experiments.results import RunResult
-from gtp_experiments.runner import beyond_interrupts, leave_with_parent, run
+from gtp_experiments.results import RunFolder, RunResult
+from gtp_experiments.runner import beyond_interrupts, check_data, leave_with_parent, run
 from gtp_experiments.table import markdown
 from gtp_policy import Config, StopSignal
 from gtp_policy.errors import GTPError, MissingDependencyError, how_to_install
@@ -248,7 +248,8 @@ def sweep(
         Optuna's study, with a trial for each that was drawn.
 
     Raises:
-        ExperimentError: If a path or a value does not fit, or the storage holds another search.
+        ExperimentError: If a path or a value does not fit, or the storage holds another search or
+            trials on other data.
         MissingDependencyError: If Optuna is not installed.
 
     Example:
@@ -374,7 +375,8 @@ def open_study(
         Optuna's study.
 
     Raises:
-        ExperimentError: If it cannot be opened, or holds the trials of another search.
+        ExperimentError: If it cannot be opened, or holds the trials of another search or of other
+            data.
         MissingDependencyError: If Optuna is not installed.
 
     Example:
@@ -415,7 +417,21 @@ def open_study(
                 "expected these. Choose another --storage and --out, or delete that one. More "
                 "trials of the same search are no other search."
             )
+    # A score of other data is not compared with those that are there.
+    done = [t for t in study.get_trials(deepcopy=False) if t.state.name == "COMPLETE"]
+    tried = [config for trial in done for config in _tried(trial.params, configs, search)]
+    check_data(out, tried, [RunFolder.finished(out, config) for config in tried])
     return study
+
+
+def _tried(
+    values: Mapping[str, Any], configs: Sequence[RunConfig], search: SweepConfig
+) -> Iterator[RunConfig]:
+    """Yields the runs of a trial."""
+    for config in configs:
+        for path, value in values.items():
+            config = assigned(config, path, _decoded(search.space[path], value))
+        yield config
 
 
 def outcome(study: "optuna.Study") -> str:
@@ -641,9 +657,7 @@ def _try(
 ) -> bool:
     """Runs one trial; False if it was stopped before its end."""
     scores = []
-    for number, config in enumerate(configs):
-        for path, value in trial.params.items():
-            config = assigned(config, path, _decoded(search.space[path], value))
+    for number, config in enumerate(_tried(trial.params, configs, search)):
         pruner = _Pruner(trial, active=search.prune and number == 0)
 
         def leave(of: _Pruner = pruner) -> bool:

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import optuna
 import pytest
 from filelock import FileLock
@@ -86,6 +88,29 @@ def test_a_sweep_is_done_once_and_can_grow(make_config: Make, tmp_path: Path) ->
         if r["config"]["policy"]["weighter"]["eta"] == best.params["weighter.eta"]
     ]
     assert best.value == pytest.approx(sum(own) / 2)
+
+
+def test_a_sweep_goes_on_with_the_data_that_it_began_with(
+    make_config: Make, line_data: Path, tmp_path: Path
+) -> None:
+    """Trials on others joined it without a word; the discount factor of one is no other data."""
+    data, out = tmp_path / "line.hdf5", tmp_path / "runs"
+    shutil.copy(line_data, data)
+    configs = [make_config(dataset=str(data), updates=5)]
+    space = {"gamma": [0.9, 0.99], "batch_size": [8, 16]}
+    began = [t.value for t in sweep(configs, search(3, "grid", space=space), out).trials]
+    with h5py.File(data, "r+") as file:
+        file["rewards"][...] = 1.0
+    for trials, workers in ((3, 1), (4, 1), (4, 2)):
+        with pytest.raises(ExperimentError, match="another run: got another `data_sha256`"):
+            sweep(configs, search(trials, "grid", space=space), out, workers=workers)
+    assert len(list(out.glob("*/run.json"))) == 3
+    shutil.copy(line_data, data)  # another file with what there was
+    study = sweep(configs, search(4, "grid", space=space), out)
+    assert [t.value for t in study.trials][:3] == began
+    assert len(study.trials) == 4
+    data.unlink()
+    assert len(sweep(configs, search(4, "grid", space=space), out).trials) == 4
 
 
 def test_draws_depend_on_their_number_and_not_on_the_workers(
