@@ -19,9 +19,9 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.pages import RESULTS, table, write
-from gtp_experiments import load_data, read_result
-from gtp_experiments.config import RunConfig
-from gtp_policy import CheckpointFolder, GTPLearner, load_checkpoint
+from gtp_experiments import load_data
+from gtp_experiments.reevaluation import finished
+from gtp_policy import GTPLearner, load_checkpoint
 
 OUTPUT = RESULTS / "advantages.json"
 ENVIRONMENT = "Hopper-v5"
@@ -124,11 +124,7 @@ def _mean(values: Array) -> list[float]:
 
 def measure(folder: Path, states: int, rollouts: int) -> dict[str, Any]:
     """Returns the record of a run."""
-    result = read_result(folder / "result.json")
-    newest = CheckpointFolder(folder / "checkpoints").latest()
-    if result is None or newest is None:
-        raise SystemExit(f"{folder} is no finished run with a checkpoint.")
-    config = RunConfig.from_record(result.config)
+    result, config, newest = finished(folder)
     learner, dataset = load_checkpoint(newest).learner, load_data(config).dataset
     assert learner.target_critic is not None
     gamma, simulator = config.gamma, Simulator()
