@@ -337,6 +337,35 @@ def load(steady: dict[str, Any], killed: dict[str, Any]) -> str:
     )
 
 
+def control_loop(record: dict[str, Any]) -> str:
+    """Returns the table on actions in a loop at 100 Hz, and what the runtime costs beside them."""
+    c, foot, rows, missed = record["conditions"], record["footprint"], [], []
+    for steps, found in record["steps"].items():
+        for name, ms in found["ms"].items():
+            figures = [f"{ms[key]:.2f}" for key in ("p50", "p99", "p999", "max")]
+            rows.append([steps, name, *figures])
+        lost = found["missed_while_stolen"]
+        taken = f" ({lost} while a hypervisor had taken the core)" if lost else ""
+        missed.append(f"{found['missed']}{taken} at K = {steps}")
+    own = {"fifo": "at real-time priority", "other": "at ordinary priority"}[c["scheduler"]]
+    return "\n\n".join(
+        [
+            f"A loop at {c['hertz']:.0f} Hz on one core, {own}, in which the core's numba kernel "
+            f"and three ways of the runtime act in every tick, {c['ticks']:,} ticks for each K; "
+            f"milliseconds per action, of wall time (`{record['command']}`, {c['processor']}, "
+            f"load {c['load']:.1f} at the start):",
+            table(["K", "", "median", "99 %", "99.9 %", "largest"], rows),
+            f"Ticks that were missed because the four together took longer than one: "
+            f"{', '.join(missed)}. The runtime's wheel is "
+            f"{foot['wheel_bytes'] / 1e3:.0f} kB; it is imported in "
+            f"{1e3 * foot['import_s']:.0f} ms on top of ONNX Runtime's "
+            f"{1e3 * foot['import_onnxruntime_s']:.0f}; a process that acts takes "
+            f"{foot['resident_bytes']['onnxruntime'] / 1e6:.0f} MB of memory, and "
+            f"{foot['resident_bytes']['numpy'] / 1e6:.0f} MB without ONNX Runtime.",
+        ]
+    )
+
+
 def robot_logs(text: str, record: dict[str, Any]) -> str:
     """Returns the tutorial on robot logs with its two tables, of what its script measured."""
     joints = [str(i) for i in range(len(record["error"]))]
@@ -456,17 +485,18 @@ def badge(label: str, fact: str) -> str:
 def main() -> None:
     """Writes or checks the pages that have tables, and the README's pictures."""
     args = page_parser(__doc__).parse_args()
-    names = "parity robot_logs deterministic scaling serving serving_killed".split()
-    record, logs, rules, shared, steady, killed = (
+    names = "parity robot_logs deterministic scaling serving serving_killed runtime".split()
+    record, logs, rules, shared, steady, killed, ticks = (
         json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in names
     )
+    deploy = fill(DEPLOY.read_text(encoding="utf-8"), "load", load(steady, killed))
     pages = {
         GLANCE: render(GLANCE.read_text(encoding="utf-8")),
         EXPORT: fill(EXPORT.read_text(encoding="utf-8"), "parity", parity(record)),
         DEVIATIONS: fill(
             DEVIATIONS.read_text(encoding="utf-8"), "deterministic", deterministic(rules)
         ),
-        DEPLOY: fill(DEPLOY.read_text(encoding="utf-8"), "load", load(steady, killed)),
+        DEPLOY: fill(deploy, "control-loop", control_loop(ticks)),
         DISTRIBUTED: fill(DISTRIBUTED.read_text(encoding="utf-8"), "scaling", scaling(shared)),
         ROBOT_LOGS: robot_logs(ROBOT_LOGS.read_text(encoding="utf-8"), logs),
     }
