@@ -131,7 +131,7 @@ test-lowest:  ## the tests of core and hosts with the lowest versions that users
 			--no-build-isolation '.[csv,datasets,distributed,experiments,export,fast,hub,lerobot,plots,sb3,slurm,tensorboard,testing,tianshou]' './runtime[serve]' \
 			pytest-timeout tensorboard rich psutil && \
 		$(LOWEST)/bin/python -m pip -q uninstall -y gtp-policy gtp-policy-runtime && touch $(LOWEST)/.installed; }
-	PYTHONPATH=.:adapters:runtime $(LOWEST)/bin/python -m pytest -p no:cacheprovider tests/adapters tests/export tests/kernels \
+	PYTHONPATH=$(CURDIR):$(CURDIR)/adapters:$(CURDIR)/runtime $(LOWEST)/bin/python -m pytest -p no:cacheprovider tests/adapters tests/export tests/kernels \
 		tests/testing runtime/tests tests/test_checkpoint.py tests/test_config.py tests/test_learner.py tests/test_actor.py tests/test_loss.py
 
 test-extras: $(PEERS)/.installed $(OGBENCH)/.installed $(METAWORLD)/.installed $(WANDB)/.installed  ## the tests that need d3rlpy, OGBench, Meta-World or W&B (two minutes)
@@ -205,9 +205,10 @@ robot-logs: $(STAMP)  ## the tutorial from robot logs to a policy: its pictures 
 	mkdir -p docs/tutorials/robot-logs && cp outputs/robot-logs/*.png docs/tutorials/robot-logs/
 	cp outputs/robot-logs/measured.json benchmarks/results/robot_logs.json
 
-models: pointmaze-data  ## train the policies that are shipped in models/, with cards and pictures (some minutes each; resumes)
+models: pointmaze-data $(OGBENCH)/.installed  ## train the policies that are shipped in models/, with cards and pictures (some minutes each; resumes)
 	test -f outputs/data/pendulum-mediocre.hdf5 || $(BIN)/python -m benchmarks.pendulum_data
-	$(BIN)/python -m benchmarks.models
+	PYTHONPATH=$(OGBENCH) $(BIN)/python -m benchmarks.ogbench_data --kind demonstrations
+	PYTHONPATH=$(OGBENCH) $(BIN)/python -m benchmarks.models
 
 notebooks: $(STAMP)  ## execute the notebooks and keep their outputs (a minute)
 	cd examples/notebooks && PATH=$(CURDIR)/$(BIN):$$PATH jupyter execute --inplace --NotebookClient.record_timing=False *.ipynb
@@ -247,10 +248,11 @@ tasks: $(STAMP)  ## list the tasks of the comparison, their commands, and which 
 aggregates: $(STAMP)  ## tables and pictures over all tasks of the runs below RUNS (outputs/experiments)
 	$(BIN)/python -m benchmarks.aggregates $(or $(RUNS),outputs/experiments) --pictures outputs/pictures
 
-results: $(PEERS)/.installed  ## run the studies (hours; resumes), then write docs/results.md
+results: $(PEERS)/.installed $(OGBENCH)/.installed  ## run the studies (hours; resumes), then write docs/results.md
 	test -f benchmarks/results/failing.json || $(BIN)/python -m benchmarks.failing
 	test -f benchmarks/results/teachers.json || $(BIN)/python -m benchmarks.teachers
 	test -f benchmarks/results/signatures.json || $(BIN)/python -m benchmarks.signatures
+	PYTHONPATH=$(OGBENCH) $(BIN)/python -m benchmarks.ogbench_data --kind demonstrations
 	PYTHONPATH=$(PEERS):$$PYTHONPATH $(BIN)/python -m benchmarks.studies run; status=$$?; \
 		$(BIN)/python -m benchmarks.studies collect && $(BIN)/python -m benchmarks.results_page && exit $$status
 

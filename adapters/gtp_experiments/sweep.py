@@ -631,7 +631,9 @@ def _draw(search: SweepConfig, trials: "Sequence[optuna.trial.FrozenTrial]") -> 
     copied.sampler = optuna.samplers.RandomSampler(seed=seed)
     if search.sampler == "tpe":
         # Trials that still run count as bad ones, so that workers do not draw the same.
-        copied.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+        with warnings.catch_warnings():  # Optuna 4 calls the argument experimental
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            copied.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         copied.add_trials(trials)
     trial = copied.ask()
     for path, entry in search.space.items():
