@@ -126,11 +126,11 @@ def test_a_dataset_and_episodes_one_at_a_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrong", [None, "error", "skip"])
 def test_images_of_minari_go_to_files(tmp_path: Path, make_minari: Make, wrong: str | None) -> None:
     rng = np.random.default_rng(0)
-    sizes = (4, 2, 3)
+    sizes = (4, 2, 3)  # of images from 32 x 32 on: Minari 0.5.3 does not read smaller ones it wrote
     buffers = [
         EpisodeBuffer(
             observations={
-                "camera": rng.integers(0, 256, (n + 1, 6, 8, 3), dtype=np.uint8),
+                "camera": rng.integers(0, 256, (n + 1, 32, 33, 3), dtype=np.uint8),
                 "speed": rng.normal(size=(n + 1, 2)),
             },
             actions=np.full((n, 2), 9.0 if wrong and n == 2 else 0.5, np.float32),
@@ -141,7 +141,7 @@ def test_images_of_minari_go_to_files(tmp_path: Path, make_minari: Make, wrong: 
         for n in sizes
     ]
     space = Dict(
-        camera=Box(0, 255, (6, 8, 3), np.uint8), speed=Box(-np.inf, np.inf, (2,), np.float64)
+        camera=Box(0, 255, (32, 33, 3), np.uint8), speed=Box(-np.inf, np.inf, (2,), np.float64)
     )
     source = make_minari(*buffers, observation_space=space)
     options: dict[str, Any] = {"obs_keys": ["camera", "speed"]}
