@@ -1,7 +1,9 @@
 """What is read from files as JSON: how much of it may be wrong, how that is said, what differs."""
 
+import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -9,6 +11,40 @@ from pydantic import ValidationError
 _MOST_VALUES = 2**15
 # What a record within another counts besides its values: each field that it lacks is an error too.
 _LACKING = 2
+# Letters of a record for each list, object and word in it, besides those of `_MOST_VALUES`: what
+# such a one takes, 88 bytes and more, can stand in two letters. Those that are written have more.
+_LETTERS = 12
+
+
+def decode(text: str | bytes) -> Any:  # noqa: ANN401 - whatever the text says
+    """Returns what JSON says, unless it would take many times its size in memory.
+
+    Numbers may be as many as there are: none takes more than a dozen times its letters.
+
+    Args:
+        text: JSON, as UTF-8 if it is bytes.
+
+    Returns:
+        Decoded JSON.
+
+    Raises:
+        ValueError: If it is none, or has more lists, objects and words than one that is written.
+        RecursionError: If they stand too deep in each other.
+
+    Example:
+        >>> from gtp_policy.records import decode
+        >>> decode('{"shape": [3]}')
+        {'shape': [3]}
+        >>> decode("[" + "[]," * 50_000 + "[]]")
+        Traceback (most recent call last):
+        ...
+        ValueError: more than 45269 lists, objects and words in 150004 characters
+    """
+    text = text.decode() if isinstance(text, bytes) else text
+    most = _MOST_VALUES + len(text) // _LETTERS
+    if text.count("[") + text.count("{") + text.count('"') // 2 > most:
+        raise ValueError(f"more than {most} lists, objects and words in {len(text)} characters")
+    return json.loads(text)
 
 
 def check_values(

@@ -18,7 +18,7 @@ import stat
 import struct
 import threading
 import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Final, Literal, NamedTuple, Self
@@ -32,7 +32,7 @@ from torch import Tensor
 from gtp_policy._numbers import as_int
 from gtp_policy.errors import DataError
 from gtp_policy.files import expanded, remove, replacing, stored_bytes, target_of
-from gtp_policy.records import check_values, is_finite, what_is_wrong
+from gtp_policy.records import check_values, decode, is_finite, what_is_wrong
 
 FORMAT: Final = "gtp-policy dataset"
 VERSION: Final = 1
@@ -47,6 +47,7 @@ _DTYPES = ("<f4", "<f8", "|u1", "|b1")
 _HEADER = 192  # bytes, a multiple of 64: rows begin where NumPy wants them
 _LONGEST_HEADER = 4096
 _LONGEST_INDEX = 2**26
+_LONGEST_REST = 2**21  # of it, besides lists of numbers: some thousand names of files
 # Bytes that files may hold for each byte of data on the disk, and besides: what any compressed
 # dataset may become. To read a hole of a terabyte takes an hour, and it is a file of 4 kB.
 _MOST_EXPANSION, _SLACK = 1032, 2**26
@@ -470,7 +471,10 @@ class ShardWriter:
         data = (index.model_dump_json(indent=1) + "\n").encode()
         if len(data) > _LONGEST_INDEX:
             raise _too_much(f"more than {_LONGEST_INDEX} bytes")
-        _check_readable(json.loads(data))
+        try:
+            _index_of(decode(data))
+        except ValueError as error:
+            raise _too_much(what_is_wrong(error)) from error
         with replacing(self.folder / INDEX) as temporary, self._new_file(temporary.name) as file:
             file.write(data)
         remove(self.folder / UNFINISHED)
@@ -499,12 +503,8 @@ def check_parts(keys: Sequence[str], shapes: Sequence[Sequence[int]]) -> None:
         >>> from gtp_policy.shards import check_parts
         >>> check_parts(["camera", "speed"], [(8, 8, 3), ()])
     """
-    _check_readable({"keys": keys, "shapes": shapes})
-
-
-def _check_readable(index: object) -> None:
     try:
-        check_values(index, _NUMBERS)
+        check_values({"keys": keys, "shapes": shapes})
     except ValueError as error:
         raise _too_much(str(error)) from error
 
@@ -765,7 +765,7 @@ def _read_index(folder: Path) -> Index:
     if len(data) > _LONGEST_INDEX:
         raise _bad_index(folder, f"more than {_LONGEST_INDEX} bytes")
     try:
-        found = json.loads(data)
+        found = decode(data)
         kind = (found["format"], found["version"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _bad_index(folder, f"{type(error).__name__} ({error})") from error
@@ -775,10 +775,31 @@ def _read_index(folder: Path) -> Index:
             f"expected {FORMAT!r} {VERSION}. Convert the data again with this version."
         )
     try:
-        check_values(found, _NUMBERS)
-        return Index.model_validate_json(json.dumps(found))  # of two equal names, the last alone
+        return _index_of(found)
     except ValueError as error:
         raise _bad_index(folder, what_is_wrong(error)) from error
+
+
+def _index_of(found: Mapping[str, Any]) -> Index:
+    """Returns an index from decoded JSON, in which of two equal names the last alone is left.
+
+    Lists of numbers are judged by themselves: pydantic keeps a copy of all that there is with every
+    field that is missing or wrong, two hundred times the size of a file of numbers.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    numbers = {n: found[n] for n in _NUMBERS if isinstance(found.get(n), list)}
+    check_values(numbers, _NUMBERS)
+    rest = {**found, **{name: values[:1] for name, values in numbers.items()}}
+    check_values(rest)
+    text = json.dumps(rest)
+    if len(text) > _LONGEST_REST:
+        raise ValueError(
+            f"{len(text)} characters besides numbers, of which {_LONGEST_REST} are read"
+        )
+    index = Index.model_validate_json(text)
+    return index.model_copy(update={n: tuple(map(float, v)) for n, v in numbers.items()})
 
 
 def _unfinished(folder: Path) -> set[str]:

@@ -792,8 +792,11 @@ def test_a_wrong_index_is_named_before_training(folder: Path, change: str) -> No
         lambda i: i.update(mean=[None] * 300_000),
         lambda i: i.update(variance=[-1] * 300_000),
         lambda i: i.update(low=[10**400] * 3_000),
+        lambda i: (i.pop("gamma"), i.update(mean=[-9] * 2_000_000)),
+        lambda i: (i.pop("gamma"), i.update(source="a" * 4_000_000 + "\U0001f600")),
+        lambda i: i.update(mean=[json.loads("[" * 500 + "]" * 500)] * 3_000),
     ],
-    ids=["keys", "shards", "null", "negative", "infinite"],
+    ids=["keys", "shards", "null", "negative", "infinite", "a field less", "a word", "nested"],
 )
 def test_an_index_that_is_wrong_throughout_takes_no_more_than_others(
     folder: Path, change: Callable[[dict[str, Any]], object]

@@ -1,6 +1,5 @@
 """LeRobot's datasets of version 3: a folder of Parquet files and videos, read without LeRobot."""
 
-import json
 import math
 import os
 import re
@@ -20,6 +19,7 @@ from gtp_datasets._video import Clip, read_clips
 from gtp_policy import OfflineDataset
 from gtp_policy.episodes import Episode, read_episode
 from gtp_policy.errors import DataError
+from gtp_policy.records import decode
 
 Array = npt.NDArray[Any]
 _MOST_JSON = 2**24
@@ -197,7 +197,7 @@ def _info(root: Path) -> dict[str, Any]:
             f"at most {_MOST_JSON}."
         )
     try:
-        info = json.loads(path.read_bytes())
+        info = decode(path.read_bytes())
         version, features = str(info["codebase_version"]), info["features"]
         for name, feature in features.items():
             if not isinstance(feature["dtype"], str):

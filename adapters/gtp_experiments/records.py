@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from gtp_policy.errors import DataError
 from gtp_policy.files import check_holes, replacing
+from gtp_policy.records import decode
 
 # A record may be as long as its run, but a run writes no holes: they take no place on the disk.
 _MOST_HOLES = 2**24
@@ -37,11 +38,11 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
         Its content; None if there is no such file.
 
     Raises:
-        DataError: If it is no JSON, no plain file, or one that is a hole.
+        DataError: If it is no JSON, no plain file, one that is a hole, or more than is written.
     """
     try:
         with _opened(path) as file:
-            return json.load(file)
+            return decode(file.read())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
@@ -84,13 +85,14 @@ class Lines:
                     if wrong is not None:
                         raise wrong  # it is not the last
                     try:
-                        content = json.loads(line)
-                        if not isinstance(content, dict) or type(content.get("update")) is not int:
-                            raise ValueError(f"no update in line {number}")
-                    except (ValueError, RecursionError) as error:
+                        content = decode(line)
+                    except (json.JSONDecodeError, RecursionError) as error:
                         wrong = error
-                    else:
+                        continue
+                    if isinstance(content, dict) and type(content.get("update")) is int:
                         yield content
+                    else:
+                        wrong = ValueError(f"no update in line {number}")
         except FileNotFoundError:
             return
         except (OSError, ValueError, RecursionError) as error:
@@ -140,6 +142,6 @@ def _open_itself(path: str, flags: int) -> int:
 
 def _damaged(path: Path, error: Exception) -> DataError:
     return DataError(
-        f"{path} is damaged: got {type(error).__name__} ({error}), expected JSON. Delete the file "
-        "and run again."
+        f"{path} is damaged: got {type(error).__name__} ({error}), expected JSON as a run "
+        "writes it. Delete the file and run again."
     )

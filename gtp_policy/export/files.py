@@ -29,6 +29,7 @@ from gtp_policy.export.policy_file import (
     ObservationSpace,
     PolicyFile,
 )
+from gtp_policy.export.properties import read_property
 from gtp_policy.export.source import (
     Exportable,
     ObservationFacts,
@@ -136,6 +137,9 @@ def export_onnx(
 def read_policy_file(path: str | Path) -> PolicyFile:
     """Reads what an exported ONNX file says of itself; nothing of it is run.
 
+    The graph is neither read nor checked: what acts on the file does that, as `gtp_runtime` does
+    before anything else.
+
     Args:
         path: The file.
 
@@ -144,7 +148,6 @@ def read_policy_file(path: str | Path) -> PolicyFile:
 
     Raises:
         PolicyFileError: If it is no policy file, or one of a later format.
-        MissingDependencyError: If onnx is not installed.
 
     Example:
         >>> import tempfile
@@ -155,7 +158,6 @@ def read_policy_file(path: str | Path) -> PolicyFile:
         ...     read_policy_file(f"{folder}/policy.onnx") == written
         True
     """
-    onnx = _onnx()
     try:
         place = expanded(path)
         if place.exists() and not place.is_file():  # a pipe would wait for its writer
@@ -165,20 +167,19 @@ def read_policy_file(path: str | Path) -> PolicyFile:
             # More than any message of protocol buffers has, or a hole, would fill the memory first.
             if size > _LONGEST or size - stored_bytes(file.fileno()) > _MOST_HOLES:
                 raise ValueError(f"{size} bytes, more than a model has, or than are on the disk")
-            file.seek(0)
-            model = onnx.load(file, load_external_data=False)
-        found = {entry.key: entry.value for entry in model.metadata_props}
-    except Exception as error:  # whatever a foreign file makes the parser raise
+            found = read_property(file, PROPERTY)
+            text = None if found is None else found.decode()
+    except (OSError, ValueError) as error:
         raise PolicyFileError(
             f"Policy file {path} cannot be read: got {error}, expected an ONNX file that "
             "export_onnx wrote."
         ) from error
-    if PROPERTY not in found:
+    if text is None:
         raise PolicyFileError(
             f"{path} is no policy file: got no metadata `{PROPERTY}`, expected an ONNX file that "
             "export_onnx wrote."
         )
-    return PolicyFile.from_json(found[PROPERTY])
+    return PolicyFile.from_json(text)
 
 
 def export_torch(

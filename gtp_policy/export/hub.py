@@ -30,6 +30,7 @@ from gtp_policy.export.policy_file import PolicyFile
 from gtp_policy.export.source import source_of
 from gtp_policy.files import expanded, replacing
 from gtp_policy.learner import GTPLearner, OptimizerFactory
+from gtp_policy.records import decode
 from gtp_policy.spaces import ActionScaler, ObservationLayout
 
 CHECKPOINT, ONNX, CARD = "checkpoint.zip", "policy.onnx", "README.md"
@@ -346,7 +347,7 @@ def _read(result: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
             text = file.read(_MOST + 1)
         if len(text) > _MOST:
             raise ValueError(f"more than {_MOST} characters")
-        found = json.loads(text)
+        found = decode(text)
         if not isinstance(found, Mapping):
             raise ValueError(f"{type(found).__name__} instead of an object")
     except (OSError, ValueError, RecursionError) as error:

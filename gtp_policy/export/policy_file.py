@@ -4,7 +4,6 @@
 ``policy_file.schema.json`` beside this module its JSON schema, which `PolicyFile` generates.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -13,7 +12,7 @@ from pydantic import ConfigDict, Field
 
 from gtp_policy._config import Config, Float, Int, Width, is_computable
 from gtp_policy.errors import PolicyFileError
-from gtp_policy.records import check_values, what_is_wrong
+from gtp_policy.records import check_values, decode, what_is_wrong
 
 FORMAT_VERSION = 1
 PROPERTY = "gtp_policy"
@@ -159,9 +158,9 @@ expected at most 1. gtp-policy 9.0 wrote it: read it with that version or a late
             PolicyFileError: If it is of a later format, or no such document.
         """
         try:
-            found = json.loads(text)
+            found = decode(text)
         except (ValueError, RecursionError) as error:
-            raise _unreadable(f"no JSON ({error})") from error
+            raise _unreadable(f"no JSON of a document ({error})") from error
         version = found.get("format_version") if isinstance(found, Mapping) else None
         if type(version) is not int or version < 1:
             raise _unreadable(f"format_version {version!r}")
@@ -174,7 +173,8 @@ expected at most 1. gtp-policy 9.0 wrote it: read it with that version or a late
         try:
             check_values(found.get("action"), dict.fromkeys(_BOUNDS, is_computable))
             check_values(found, dict.fromkeys(_BOUNDS, lambda v: v is None or is_computable(v)))
-            return cls.model_validate_json(json.dumps(found))  # of two equal names, the last alone
+            # Not as JSON again: each number of it would take another hundred bytes.
+            return cls.model_validate(found)
         except ValueError as error:
             raise _unreadable(what_is_wrong(error)) from error
 

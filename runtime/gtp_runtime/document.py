@@ -19,6 +19,9 @@ FORMAT_VERSION = 1
 PROPERTY = "gtp_policy"
 Shape = tuple[int, ...]
 _MAX_RANK, _MAX_SIZE = 6, 1 << 24
+# Lists, objects and words of a document, and letters for each of the others: two letters can take
+# a hundred bytes of memory, and those that are written have more.
+_FREE_PARTS, _LETTERS_OF_A_PART = 1 << 15, 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,8 +141,12 @@ def read_document(graph: Graph) -> Document:
             f"The model is no policy file: got no property `{PROPERTY}` in its metadata, expected "
             "the document that gtp_policy.export writes there."
         )
+    content = graph.metadata[PROPERTY]
+    most = _FREE_PARTS + len(content) // _LETTERS_OF_A_PART
+    if content.count("[") + content.count("{") + content.count('"') // 2 > most:
+        raise _wrong(f"more than {most} lists, objects and words")
     try:
-        found = json.loads(graph.metadata[PROPERTY], parse_constant=_no_constant)
+        found = json.loads(content, parse_constant=_no_constant)
         # Half a character or 1e999, which no answer of a server can hold.
         json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:

@@ -45,6 +45,10 @@ FLOAT32 = 1
 # Inputs or outputs of an operator, or of the graph.
 MAX_NAMES = 1024
 _MAX_NODES, _MAX_RANK, _MAX_LIST = 200_000, 8, 4096
+# Of operators, their attributes and constants: each takes up to 600 bytes of memory, and can stand
+# in two of the file. Those that are written have more.
+_FREE_PARTS, _BYTES_OF_A_PART = 1 << 15, 32
+_MAX_ATTRIBUTES = 32
 _MAX_DEFAULTS = 1 << 16
 # What a tensor without numbers would hold, if its empty dimensions had one: operators make that.
 _MAX_EMPTY = 1 << 16
@@ -159,7 +163,7 @@ def read_graph(data: bytes) -> Graph:
         gtp_runtime.errors.PolicyFileError: The policy file cannot be read: got no graph, expected \
 an ONNX model that gtp_policy.export wrote.
     """
-    result, graph = Graph(), None
+    result, graph, opsets = Graph(), None, 0
     for key, kind, value in fields(memoryview(data)):
         if key == 7:
             if graph is not None:  # some readers would join the two
@@ -169,7 +173,8 @@ an ONNX model that gtp_policy.export wrote.
             domain, version = _opset(message(kind, value))
             if domain not in ("", "ai.onnx"):
                 raise refused(f"operators of the domain {domain[:80]!r}")
-            if result.opset:
+            opsets += 1
+            if opsets > 1:  # also behind one without a number
                 raise refused("two versions of ONNX's operators")
             result.opset = version
         elif key == 14:
@@ -191,15 +196,13 @@ def _read_graph(view: memoryview, result: Graph) -> None:
     known: set[str] = set()
     initializers: list[memoryview] = []
     nodes: list[memoryview] = []
+    parts, most = 0, min(_MAX_NODES, _FREE_PARTS + len(view) // _BYTES_OF_A_PART)
     for key, kind, value in fields(view):
-        if key == 1:
-            nodes.append(message(kind, value))
-            if len(nodes) > _MAX_NODES:
-                raise refused(f"more than {_MAX_NODES} operators")
-        elif key == 5:
-            initializers.append(message(kind, value))
-            if len(initializers) > _MAX_NODES:
-                raise refused(f"more than {_MAX_NODES} constants")
+        if key in (1, 5):
+            (nodes if key == 1 else initializers).append(message(kind, value))
+            parts += 1
+            if parts > most:
+                raise refused(f"more than {most} operators and constants")
         elif key in (11, 12):
             name, port = _port(message(kind, value))
             ports = result.inputs if key == 11 else result.outputs
@@ -225,6 +228,9 @@ def _read_graph(view: memoryview, result: Graph) -> None:
             if name in known:
                 raise refused(f"a second {name[:80]!r}")
             known.add(name)
+        parts += len(node.attributes)
+        if parts > most:
+            raise refused(f"more than {most} operators, attributes and constants")
         result.nodes.append(node)
     if missing := [name for name in result.outputs if name not in known]:
         raise refused(f"an output {missing[0][:80]!r} that is not computed")
@@ -245,8 +251,8 @@ def _node(view: memoryview) -> Node:
             operator = text(kind, value)
         elif key == 5:
             name, attribute = _attribute(message(kind, value))
-            if name in attributes:
-                raise refused(f"two attributes {name[:80]!r} of one operator")
+            if name in attributes or len(attributes) >= _MAX_ATTRIBUTES:
+                raise refused(f"two attributes {name[:80]!r} of one operator, or too many")
             attributes[name] = attribute
         elif key == 7:
             domain = text(kind, value)

@@ -28,8 +28,8 @@ from onnx_writer import (
 )
 
 from gtp_runtime import GTPRuntimeError, Policy, PolicyFileError
-from gtp_runtime.document import parse_document
-from gtp_runtime.graph import read_graph
+from gtp_runtime.document import parse_document, read_document
+from gtp_runtime.graph import Graph, read_graph
 
 PORTS = [port("obs", ("batch", 3))], [port("action", ("batch", 3))]
 CONTENT = document(
@@ -276,15 +276,46 @@ def test_an_error_function_takes_no_more_than_its_result(operator: str) -> None:
     assert peak < 4 * 4 * 4_000_000
 
 
-def test_constants_are_counted_as_they_are_read() -> None:
-    """A million without a name or a number took a hundred times the file."""
-    many = graph([ECHO], {}, *PORTS) + b"\x2a\x00" * 1_000_000
+def test_parts_are_counted_as_they_are_read() -> None:
+    """Each takes up to 600 bytes of memory, and can stand in two of the file."""
+    attributes = [
+        field(
+            5,
+            field(1, str(i)) + field(20, 4) + field(5, field(2, 2) + field(1, 1) + field(9, b"a")),
+        )
+        for i in range(30)
+    ]
+    cases = {
+        "operators and constants": b"\x0a\x00" * 50_000 + b"\x2a\x00" * 50_000,
+        "operators, attributes": field(1, b"".join(attributes)) * 3_000,
+        "or too many": field(
+            1, b"".join(field(5, field(1, str(i)) + field(20, 2)) for i in range(99))
+        ),
+    }
+    for match, many in cases.items():
+        data = model(graph([ECHO], {}, *PORTS) + many, {"gtp_policy": json.dumps(CONTENT)})
+        tracemalloc.start()
+        with pytest.raises(PolicyFileError, match=match):
+            Policy.load(data, backend="numpy")
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 2**24 + 20 * len(data)
+
+
+def test_a_second_version_of_operators_is_refused_behind_one_without_a_number() -> None:
+    with pytest.raises(PolicyFileError, match="two versions"):
+        read_graph(b"\x42\x00" * 2 + file([ECHO]))
+
+
+@pytest.mark.parametrize("part", ["[" * 500 + "]" * 500, "{}"])
+def test_a_document_takes_a_small_multiple_of_its_letters(part: str) -> None:
+    text = f'{{"more": [{",".join([part] * (4_000_000 // len(part)))}]}}'
     tracemalloc.start()
-    with pytest.raises(PolicyFileError, match="more than 200000 constants"):
-        Policy.load(model(many, {"gtp_policy": json.dumps(CONTENT)}), backend="numpy")
+    with pytest.raises(PolicyFileError, match="lists, objects and words"):
+        read_document(Graph(metadata={"gtp_policy": text}))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 2**26
+    assert peak < 2**22
 
 
 def test_the_good_file_beside_them_is_taken() -> None:
@@ -357,8 +388,6 @@ def test_a_wrong_document_is_named(name: str) -> None:
 def test_a_document_of_another_model_is_refused(changes: dict[str, Any], match: str) -> None:
     data = read_graph(policy_bytes())
     content = document(**changes)
-    from gtp_runtime.document import read_document
-
     data.metadata["gtp_policy"] = json.dumps(content)
     with pytest.raises(PolicyFileError, match=match):
         read_document(data)

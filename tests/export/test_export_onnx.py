@@ -643,6 +643,51 @@ def test_a_file_that_is_a_hole_is_not_read(tmp_path: Path, size: int) -> None:
     assert peak[0] < SLACK
 
 
+MODELS: dict[str, bytes] = {
+    "nothing": b"",
+    "no graph": b"\x72\x00",
+    "two graphs": b"\x3a\x00" * 2,
+    "two properties": b"\x3a\x00" + b"\x72\x0c\x0a\x0agtp_policy" * 2,
+    "no text": b"\x3a\x00" + b"\x72\x0f\x0a\x0agtp_policy\x12\x01\xff",
+    "a part cut off": b"\x3a\x09",
+    "a number cut off": b"\x08\xff",
+    "a number without an end": b"\x08" + b"\xff" * 11,
+    "a group": b"\x3a\x00\x0b",
+    "too many parts": b"\x3a\x00" + b"\x42\x00" * 20_000,
+}
+
+
+@pytest.mark.parametrize("data", MODELS.values(), ids=MODELS.keys())
+def test_what_is_no_model_cannot_be_read(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a.onnx").write_bytes(data)
+    with pytest.raises(PolicyFileError, match="cannot be read"):
+        read_policy_file(tmp_path / "a.onnx")
+
+
+@pytest.mark.parametrize("part", [b"\x0a\x00", b"\x2a\x00", b"\x0a\x02\x2a\x00"])
+def test_nothing_is_built_of_a_graph(tmp_path: Path, part: bytes) -> None:
+    """Each empty operator or constant of two bytes took 160 or more."""
+    path = tmp_path / "a.onnx"
+    expected = export_onnx(FlowMapActor(2, 1), path)
+    model = onnx.load(path)
+    model.ClearField("graph")
+    many = part * (4_000_000 // len(part))
+    length = bytes([len(many) >> shift & 0x7F | 0x80 for shift in (0, 7, 14)] + [len(many) >> 21])
+    path.write_bytes(b"\x3a" + length + many + model.SerializeToString())
+    with peak_memory() as peak:
+        assert read_policy_file(path) == expected
+    assert peak[0] < 2**24
+
+
+def test_a_document_takes_a_small_multiple_of_its_letters() -> None:
+    start = '{"format_version": 1, "action": {"low": ['
+    for part, most in (("[]", 2), ("{}", 2), ("[" * 500 + "]" * 500, 2), ("-9", 32)):
+        text = start + ",".join([part] * (4_000_000 // len(part))) + "]}}"
+        with peak_memory() as peak, pytest.raises(PolicyFileError, match="cannot be read"):
+            PolicyFile.from_json(text)
+        assert peak[0] <= 2**24 + most * len(text)
+
+
 # --- refusals
 
 

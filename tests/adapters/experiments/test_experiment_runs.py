@@ -33,7 +33,7 @@ from gtp_experiments import (
     runner,
 )
 from gtp_experiments.cli import main
-from gtp_experiments.records import Lines
+from gtp_experiments.records import Lines, read_json
 from gtp_experiments.results import read_evaluations
 from gtp_policy import CheckpointFolder, GTPConfig, GTPLearner, load_checkpoint
 from gtp_policy.errors import DataError
@@ -253,11 +253,30 @@ def test_a_result_that_is_wrong_throughout_takes_no_more_than_others(tmp_path: P
         path.write_text(json.dumps({"evaluations": evaluations}))
         (tmp_path / "lines.jsonl").write_text(json.dumps({"update": 1} | evaluations[0]) + "\n")
         with peak_memory() as peak:
-            with pytest.raises(ExperimentError, match="is no result of a run"):
+            with pytest.raises((DataError, ExperimentError), match=r"is no result of|is damaged"):
                 read_result(path)
-            with pytest.raises(ExperimentError, match="holds no evaluations"):
+            with pytest.raises((DataError, ExperimentError), match=r"holds no eval|is damaged"):
                 read_evaluations(Lines(tmp_path / "lines.jsonl"))
         assert peak[0] <= 2**26 + 30 * path.stat().st_size
+
+
+@pytest.mark.parametrize("part", ["[" * 500 + "]" * 500, "[]", "{}", '{"":0}', '"ab"'])
+def test_a_record_takes_no_more_than_a_dozen_times_its_size(tmp_path: Path, part: str) -> None:
+    # A list in a list is 104 bytes of memory and two of the file.
+    text = f'{{"update": 1, "a": [{",".join([part] * (6_000_000 // len(part)))}]}}\n'
+    path = tmp_path / "a.jsonl"
+    path.write_text(text)
+    for read in (read_json, read_result, lambda path: Lines(path).read()):
+        with peak_memory() as peak, pytest.raises(DataError, match="lists, objects and words"):
+            read(path)
+        assert peak[0] <= 2**24 + 3 * len(text)
+
+
+def test_many_evaluations_of_one_episode_are_a_record(make_config: Make, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, make_config(), data_sha256="00")
+    line = json.dumps({"update": 1, "returns": [0.5], "lengths": [3], "success": [True]}) + "\n"
+    (folder.path / "evaluations.jsonl").write_text(line * 20_000)
+    assert folder.finish(1.0) == folder.result()
 
 
 def test_an_evaluation_of_any_number_of_episodes_is_read_again(
