@@ -78,24 +78,43 @@ class ActionQueue:
         Raises:
             ObservationError: As `Policy.act` raises it.
         """
-        window = self._window(obs)
-        checked, single = self._policy.check(window)
+        checked = self._check(obs)
+        if not self._actions:
+            chunk = self._policy.compute(checked, self._noise(checked))
+            shape = self._policy.document.action_shape
+            self._actions.extend(chunk.reshape(-1, *shape)[: self._play])
+        self._remember(obs)
+        return self._actions.popleft()
+
+    def skip(self, obs: Observation) -> None:
+        """Lets a step pass without an action: what was planned for it is left out, it is seen.
+
+        `Watchdog` does so for late calls that had not begun.
+
+        Args:
+            obs: What was observed at that step, as for `act`.
+
+        Raises:
+            ObservationError: As `act` raises it; the queue is as it was.
+        """
+        self._check(obs)
+        if self._actions:
+            self._actions.popleft()
+        self._remember(obs)
+
+    def _check(self, obs: Observation) -> list[Array]:
+        """Returns what the policy is to see, checked."""
+        checked, single = self._policy.check(self._window(obs))
         if not single:
             raise ObservationError(
                 f"The observation has the wrong shape: got a batch of {len(checked[0])}, expected "
                 "one observation. Give each environment a separate queue."
             )
-        document = self._policy.document
-        if not self._actions:
-            chunk = self._policy.compute(checked, self._noise(checked))
-            self._actions.extend(chunk.reshape(-1, *document.action_shape)[: self._play])
-        if document.history > 1:  # a copy: a loop may write the next one into the same array
-            self._past.append(
-                {key: np.array(part) for key, part in obs.items()}
-                if isinstance(obs, Mapping)
-                else np.array(obs)
-            )
-        return self._actions.popleft()
+        return checked
+
+    def _remember(self, obs: Observation) -> None:
+        if self._policy.document.history > 1:
+            self._past.append(copied(obs))
 
     def _noise(self, parts: list[Array]) -> Array | None:
         document = self._policy.document
@@ -127,3 +146,22 @@ class ActionQueue:
             raise ObservationError(
                 f"The observation has another structure than the last ones: got {error}."
             ) from error
+
+
+def copied(obs: Observation) -> Observation:
+    """Returns a copy of an observation: a loop may write the next one into the same array.
+
+    Args:
+        obs: The observation; masks stay.
+
+    Returns:
+        The copy.
+
+    Example:
+        >>> from gtp_runtime.action_queue import copied
+        >>> copied([0.5])
+        array([0.5])
+    """
+    if isinstance(obs, Mapping):
+        return {key: np.array(part, subok=True) for key, part in obs.items()}
+    return np.array(obs, subok=True)

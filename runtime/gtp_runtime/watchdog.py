@@ -9,6 +9,7 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
+from gtp_runtime.action_queue import ActionQueue, copied
 from gtp_runtime.errors import LatencyError
 from gtp_runtime.graph import Array
 from gtp_runtime.policy import Observation
@@ -30,6 +31,9 @@ class Watchdog:
     An action that is there when the caller wakes is given, also where the system woke it after the
     deadline: `slowest` shows that. An error of the policy is raised as it is, if it comes in time.
     A watchdog belongs to one control loop.
+
+    Every call is one step of an `ActionQueue`, in time or late: after late calls the queue goes on
+    with the action planned for now, and has seen what was observed meanwhile.
 
     Args:
         act: What computes: ``policy.act``, or ``queue.act`` of an `ActionQueue`.
@@ -72,6 +76,8 @@ class Watchdog:
                 f'`late` is unknown: got {late!r}, expected "repeat", "raise" or a function of the '
                 "observation."
             )
+        queue = getattr(act, "__self__", None)
+        self._skip = queue.skip if isinstance(queue, ActionQueue) else None
         self._act, self._deadline, self._late, self._on_late = act, deadline, late, on_late
         self._last = None if first is None else np.array(first, np.float32)
         self._worker = ThreadPoolExecutor(1, "gtp-watchdog")
@@ -98,7 +104,9 @@ class Watchdog:
         except TimeoutError as error:
             if future.done() and not future.cancelled() and future.exception() is error:
                 raise  # the policy's own, not that of waiting
-            future.cancel()
+            if future.cancel() and self._skip is not None:
+                # What has begun takes its own step, and this one comes after it.
+                self._worker.submit(self._skip, copied(obs))
             return self._give(obs, time.perf_counter() - start)
         self._count(start)
         self._last = action

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx_writer import policy_bytes
+from onnx_writer import document, policy_bytes
 
-from gtp_runtime import LatencyError, ObservationError, Policy, Watchdog
+from gtp_runtime import ActionQueue, LatencyError, ObservationError, Policy, Watchdog
 
 LONG = 60.0  # for what comes at once, however busy the machine is
 
@@ -69,6 +69,47 @@ def test_while_one_is_late_others_do_not_pile_up() -> None:
     *begun, last = slow.asked
     assert last == 9.0
     assert len(begun) <= 1  # none, where its thread had not even started
+
+
+class SlowQueue(ActionQueue):
+    """A queue that waits until it is let go."""
+
+    go = threading.Event()
+
+    def act(self, obs: Any) -> np.ndarray:
+        self.go.wait(LONG)
+        return super().act(obs)
+
+
+@pytest.mark.parametrize("play", [1, 4])
+def test_late_calls_are_steps_of_a_queue(play: int) -> None:
+    policy = Policy.load(policy_bytes(document(action__chunk=4, observation__history=3)))
+    queue = SlowQueue(policy, play=play, deterministic=True)
+    seen = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    with Watchdog(queue.act, LONG, first=np.zeros(2)) as watchdog:
+        for step, late in enumerate([False, True, True, False]):
+            queue.go.clear() if late else queue.go.set()
+            watchdog._deadline = 0.05 if late else LONG
+            action = watchdog.act(seen[step])
+    assert watchdog.late == 2
+    # The chunk of the first step has four actions; else the last three observations are seen.
+    window, place = (seen[[0, 0, 0]], 3) if play == 4 else (seen[1:], 0)
+    assert np.array_equal(action, policy.act(window, deterministic=True)[place])
+
+
+def test_a_skipped_step_leaves_out_its_action() -> None:
+    policy = Policy.load(policy_bytes(document(action__chunk=4)))
+    queue = ActionQueue(policy, deterministic=True)
+    plan = policy.act(np.ones(3), deterministic=True)
+    assert np.array_equal(queue.act(np.ones(3)), plan[0])
+    for obs in ([np.nan] * 3, np.zeros((2, 3))):
+        with pytest.raises(ObservationError):
+            queue.skip(obs)
+    queue.skip(np.zeros(3))
+    assert np.array_equal(queue.act(np.ones(3)), plan[2])
+    for _ in range(3):
+        queue.skip(np.zeros(3))
+    assert np.array_equal(queue.act(np.ones(3)), plan[0])
 
 
 def test_a_late_call_may_raise_and_has_what_to_do_instead() -> None:
