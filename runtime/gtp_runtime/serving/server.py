@@ -1,7 +1,11 @@
 """The process that serves: a socket, uvicorn, and signals that end it gracefully."""
 
 import asyncio
+import contextlib
+import signal
 import socket
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import h11
@@ -135,5 +139,24 @@ def serve(
     server = uvicorn.Server(uvicorn.Config(create_app(policy, limits, hosts), **options))
     bound = listener.getsockname()
     name = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
-    print(f"serving {policy!r} at http://{name}:{bound[1]}", flush=True)
-    server.run(sockets=[listener])
+    with _ended_by_signals(server):
+        print(f"serving {policy!r} at http://{name}:{bound[1]}", flush=True)
+        server.run(sockets=[listener])
+
+
+@contextlib.contextmanager
+def _ended_by_signals(server: uvicorn.Server) -> Iterator[None]:
+    """Has signals end the server, and nothing else.
+
+    Once it has stopped, uvicorn puts back the handlers that it found and raises the signals again:
+    the process would end by the signal, as one that was killed at work does.
+    """
+    if threading.current_thread() is not threading.main_thread():  # others get none
+        yield
+        return
+    before = {s: signal.signal(s, server.handle_exit) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
