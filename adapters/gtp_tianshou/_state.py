@@ -1,6 +1,5 @@
 """What a saved algorithm holds in addition to the core's learner, and what it must fit."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +19,9 @@ from gtp_policy.records import check_values, what_is_wrong
 from gtp_tianshou._spaces import action_scaler_of
 
 METADATA = "tianshou"  # key of a checkpoint's metadata that is ours
+# Numbers of updates that torch's schedulers divide by.
+_PERIODS = {"step_size", "total_iters", "total_size", "total_steps", "T_0", "T_i", "T_max"}
+_LARGEST = 1e12  # of a number of a scheduler, as of one of a config
 SCHEDULERS = "_lr_schedulers"  # key of a state dict, in the manner of Tianshou's `_optimizers`
 
 
@@ -86,7 +88,11 @@ def check_schedulers(states: Sequence[Any], schedulers: Sequence[LRScheduler]) -
                 "trained with."
             )
         own = scheduler.state_dict()
-        wrong = [name for name, value in state.items() if not _alike(value, own[name])]
+        wrong = [
+            name
+            for name, value in state.items()
+            if not _alike(value, own[name]) or (name in _PERIODS and own[name] and not value > 0)
+        ]
         if wrong:
             raise StateMismatchError(
                 f"The state of a {type(scheduler).__name__} is none: got "
@@ -99,7 +105,7 @@ def _alike(value: object, own: object) -> bool:
     if isinstance(own, list | tuple) and isinstance(value, list | tuple):
         return len(own) == len(value) and all(map(_alike, value, own))
     if isinstance(value, int | float) and isinstance(own, int | float):
-        return math.isfinite(value) or value == own
+        return abs(value) <= _LARGEST or value == own
     return type(value) is type(own) or own is None
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -277,8 +278,15 @@ def test_optimisers_and_schedulers_of_a_checkpoint(
         GTP.load(bare, policy_optim=linear())
 
 
-@pytest.mark.parametrize("value", ["x", None, [1.0], float("nan"), {}])
-@pytest.mark.parametrize("name", ["T_max", "base_lrs", "last_epoch"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *itertools.product(["T_max", "base_lrs", "last_epoch"], ["x", None, [1.0], np.nan, {}]),
+        ("T_max", 0),  # it is divided by
+        ("T_max", -20),
+        ("eta_min", 1e30),
+    ],
+)
 def test_a_scheduler_takes_no_state_of_other_types(
     dataset: OfflineDataset, make_algorithm: Make, params: Params, name: str, value: Any
 ) -> None:
