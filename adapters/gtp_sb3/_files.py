@@ -145,20 +145,36 @@ def _of_sb3(path: pathlib.Path) -> bool:
     return False
 
 
-def encode_attributes(attributes: Mapping[str, object]) -> dict[str, JsonValue]:
-    """Returns attributes as JSON; what no file can hold leaves a note of what it was."""
-    return {name: _encode_or_note(value) for name, value in attributes.items()}
+def encode_attributes(
+    attributes: Mapping[str, object],
+) -> tuple[dict[str, JsonValue], dict[str, Any]]:
+    """Returns attributes as JSON, and as they will be read; what no file can hold is a note."""
+    encoded: dict[str, JsonValue] = {}
+    found: dict[str, Any] = {}
+    for name, value in attributes.items():
+        try:
+            encoded[name], found[name] = _encode(value)
+        except _codec.NotInAFile as error:
+            encoded[name] = _note(value, error)
+    return encoded, found
 
 
-def _encode_or_note(value: object) -> JsonValue:
-    try:
-        encoded = _codec.encode(value)
-        _codec.decode(encoded)  # what could not be read again is not in the file either
-        return encoded
-    except _codec.NotInAFile as error:
-        if isinstance(value, dict) and _codec.has_plain_keys(value):
-            return {k: _encode_or_note(v) for k, v in value.items()}
+def _encode(value: object) -> tuple[JsonValue, Any]:
+    encoded = _codec.encode(value)
+    # What could not be read again is not in the file either.
+    return encoded, _codec.decode(encoded)
+
+
+def _note(value: object, error: _codec.NotInAFile) -> JsonValue:
+    if not (isinstance(value, dict) and _codec.has_plain_keys(value)):
         return {":absent": str(error)}
+    noted: dict[str, JsonValue] = {}
+    for key, part in value.items():
+        try:
+            noted[key], _ = _encode(part)
+        except _codec.NotInAFile as inner:
+            noted[key] = _note(part, inner)
+    return noted
 
 
 def decode_attributes(

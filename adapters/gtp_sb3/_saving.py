@@ -1,6 +1,5 @@
 """What the file of a model holds in addition to the core's checkpoint, and what it must fit."""
 
-import contextlib
 import pathlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Annotated, Any, Literal
@@ -19,7 +18,7 @@ from gtp_datasets.spaces import action_scaler_of, box_of
 from gtp_policy import CheckpointInfo, load_checkpoint
 from gtp_policy.errors import CheckpointError, UnsupportedSpaceError
 from gtp_policy.records import check_values, what_is_wrong
-from gtp_sb3 import _codec, _files
+from gtp_sb3 import _files
 from gtp_sb3._spaces import check_env, has_parts, layout_of, space_of
 from gtp_sb3.policies import GTPPolicy
 
@@ -148,7 +147,7 @@ def encode(
     standing = [part for name in _STANDING for part in _parts(attributes.get(name)).values()]
     if sum(part.size for part in standing) > _MOST_STANDING:
         attributes = {k: v for k, v in attributes.items() if k not in _STANDING}
-    encoded = _files.encode_attributes(attributes)
+    encoded, found = _files.encode_attributes(attributes)
     for name in included:
         value = encoded.get(name)
         if isinstance(value, dict) and ":absent" in value:
@@ -156,12 +155,8 @@ def encode(
                 f"`{name}` cannot be included: got {value[':absent']}, expected numbers, strings "
                 "or containers of them. Replay buffers have save_replay_buffer()."
             )
-    found: dict[str, Any] = {}
-    for name, value in encoded.items():
-        with contextlib.suppress(_codec.NotInAFile):  # what has to be given when it is loaded
-            found[name] = _codec.decode(value)
     try:
-        _check(found)
+        _check(found)  # what is a note has to be given when it is loaded
     except ValueError as error:
         raise CheckpointError(
             f"The model cannot be saved: got {what_is_wrong(error)}, which GTP.load would refuse, "

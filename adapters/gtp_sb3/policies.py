@@ -594,7 +594,7 @@ class GTPPolicy(BasePolicy):
         kwargs = self._get_constructor_parameters()
         attributes = {k: kwargs.pop(k) for k in ("observation_space", "action_space")}
         attributes |= {"policy_class": type(self), "policy_kwargs": kwargs}
-        encoded = _files.encode_attributes(attributes)
+        encoded, _ = _files.encode_attributes(attributes)
         _files.write(path, self.learner, self.scaler, self.layout, encoded)
 
     @classmethod

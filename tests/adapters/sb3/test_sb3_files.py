@@ -205,6 +205,17 @@ def test_exclude_and_include(make_model: Make, tmp_path: Path) -> None:
             model.save(tmp_path / "model", include=[name])
 
 
+def test_a_save_reads_each_attribute_again_once(
+    make_model: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, decode = make_model(), _codec.decode
+    model.notes = ["a note"]  # type: ignore[attr-defined]
+    seen: list[Any] = []
+    monkeypatch.setattr(_codec, "decode", lambda value: (seen.append(value), decode(value))[1])
+    model.save(tmp_path / "a")
+    assert seen.count("a note") == 1
+
+
 def test_attributes_of_a_subclass_are_saved(make_model: Make, tmp_path: Path) -> None:
     class Mine(GTP):
         def __init__(self, *args: Any, lucky: int = 0, **kwargs: Any) -> None:
