@@ -55,6 +55,19 @@ class Part(BaseModel):
         # Not registered: the policy holds its parts, and an extractor's parameters have one name.
         self.__dict__ |= {"policy": policy, "features_extractor": extractor}
 
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:  # noqa: ANN401 - torch's types
+        """Takes over parameters and buffers by their values.
+
+        Args:
+            state_dict: What ``state_dict`` returned.
+            strict: Whether the names must match exactly.
+            assign: Not used: the optimisers hold the parameters that are there.
+
+        Returns:
+            The missing and unexpected keys.
+        """
+        return super().load_state_dict(state_dict, strict)
+
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the network has
         try:
             return super().__getattr__(name)

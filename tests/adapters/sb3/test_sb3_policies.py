@@ -546,9 +546,11 @@ def test_a_state_holds_numbers_alone_and_is_still_checked() -> None:
     assert all(torch.equal(value, drawn[name]) for name, value in other.state_dict().items())
 
 
-def test_what_was_assigned_is_trained_on(make_model: Make) -> None:
+@pytest.mark.parametrize("part", ["", "actor"])
+def test_what_was_assigned_is_trained_on(make_model: Make, part: str) -> None:
     model = make_model()
-    model.policy.load_state_dict(copy.deepcopy(make_model().policy.state_dict()), assign=True)
+    state = copy.deepcopy(make_model().policy.get_submodule(part).state_dict())
+    model.policy.get_submodule(part).load_state_dict(state, assign=True)
     before = [p.detach().clone() for p in model.actor.parameters()]
     model.learn(2)
     assert not any(map(torch.equal, before, model.actor.parameters()))
