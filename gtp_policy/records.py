@@ -38,7 +38,7 @@ def decode(text: str | bytes) -> Any:  # noqa: ANN401 - whatever the text says
         >>> decode("[" + "[]," * 50_000 + "[]]")
         Traceback (most recent call last):
         ...
-        ValueError: more than 45269 lists, objects and words in 150004 characters
+        ValueError: more than 45268 lists, objects and words in 150004 characters
     """
     text = text.decode() if isinstance(text, bytes) else text
     most = _MOST_VALUES + len(text) // _LETTERS
