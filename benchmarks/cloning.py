@@ -3,7 +3,7 @@
     python -m benchmarks.cloning [--seeds 5] [--updates 15000] [--output FILE] [--tasks NAME ...]
 
 - ``modes``: four modes around the corners of a square (`examples.bandit`).
-- ``unequal``: eight modes of weights 1:1:2:2:3:3:4:4 in six dimensions.
+- ``unequal``: eight modes of weights 1:1:2:2:3:3:4:4 in six dimensions, after 30,000 updates.
 - ``moons``, ``spiral``: a shape turned by the observation.
 - ``slope``: actions with a linear conditional mean, after 1000, 2000 and 3000 updates.
 - ``joints``: six joints that move by 1 to 0.02 of their range, after 3000 updates.
@@ -145,7 +145,7 @@ TASKS: dict[str, Draw] = {
 }
 
 
-_CHECKS = {"slope": (1000, 2000, 3000), "joints": (3000,)}
+_CHECKS = {"slope": (1000, 2000, 3000), "joints": (3000,), "unequal": (30_000,)}
 
 
 def config_of(method: str, updates: int, seed: int) -> GTPConfig:

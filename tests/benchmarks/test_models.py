@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.models import EPISODES, FOLDER, MODELS, PICTURE, RECORD, command
+from benchmarks.models import EPISODES, FILM, FOLDER, MODELS, PICTURE, RECORD, command
 from benchmarks.pages import ROOT
 from examples import pendulum
 from gtp_experiments import RunResult
@@ -29,6 +29,10 @@ def observations(name: str, rows: int) -> np.ndarray:
     if name == "pendulum":
         angle, speed = rng.uniform(-np.pi, np.pi, rows), rng.uniform(-8, 8, rows)
         return np.stack([np.cos(angle), np.sin(angle), speed], 1).astype(np.float32)
+    if name == "cube-single":
+        normalizer = from_pretrained(FOLDERS[name]).learner.actor.normalizer
+        mean, scale = normalizer.mean.numpy(), normalizer.scale.numpy()
+        return (mean + scale * rng.normal(size=(rows, len(mean)))).astype(np.float32)
     position, goal = rng.uniform(-1.5, 1.5, (2, rows, 2))
     speed = rng.uniform(-5, 5, (rows, 2))
     return np.concatenate([position, speed, position, goal], 1).astype(np.float32)
@@ -39,7 +43,10 @@ def test_a_model_acts_inside_its_box_and_its_file_does_as_it_does(name: str) -> 
     policy = from_pretrained(FOLDERS[name])
     scaler, obs = policy.action_scaler, observations(name, 500)
     assert scaler is not None
-    here = scaler.to_box(policy.learner.act(torch.from_numpy(obs), deterministic=True)).numpy()
+    acted = policy.learner.act(torch.from_numpy(obs), deterministic=True)
+    chunk = policy.learner.actor.config.chunk
+    steps = (-1, chunk, scaler.low.size) if chunk > 1 else acted.shape
+    here = scaler.to_box(acted.reshape(steps)).numpy()
     assert (here >= scaler.low).all()
     assert (here <= scaler.high).all()
     assert here.std() > 0.2 * float(scaler.high[0])  # it does different things in different places
@@ -64,6 +71,7 @@ def test_a_card_says_what_the_run_recorded(name: str) -> None:
     assert record.status == "finished"
     assert f"```bash\n{command(name, Path('outputs/models') / name)}\n```" in card
     assert f"]({PICTURE})" in card
+    assert f"]({FILM})" in card
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -79,8 +87,9 @@ def test_a_record_of_an_earlier_version_is_that_of_its_checkpoint(
 
 def test_the_models_are_good() -> None:
     """Far from random actions, and from the data where it is mediocre: the records say so."""
-    maze, swing = (record_of(FOLDERS[n]) for n in ("pointmaze-umaze", "pendulum"))
+    maze, swing, cube = (record_of(FOLDERS[n]) for n in MODELS)
     assert np.mean(maze.evaluations[-1].returns) > 0.9
+    assert np.mean(np.array(cube.evaluations[-1].returns) > -200) > 0.75  # -200 is a failure
     score = swing.score(swing.last)
     assert score is not None
     assert score > 70  # the data lies near 50
@@ -89,7 +98,7 @@ def test_the_models_are_good() -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_is_small(name: str) -> None:
     sizes = {path.name: path.stat().st_size for path in FOLDERS[name].iterdir()}
-    assert sizes.keys() == {"README.md", "checkpoint.zip", "policy.onnx", RECORD, PICTURE}
+    assert sizes.keys() == {"README.md", "checkpoint.zip", "policy.onnx", RECORD, PICTURE, FILM}
     assert max(sizes.values()) < 1_000_000
 
 
