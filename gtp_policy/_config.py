@@ -50,6 +50,9 @@ Int = Annotated[int, Field(strict=True), BeforeValidator(plain_int)]
 Width = Annotated[int, Field(strict=True, ge=1), BeforeValidator(plain_int)]
 Bool = Annotated[bool, Field(strict=True)]
 
+# Hidden layers of a network: to build more takes seconds, of however few numbers they are.
+MOST_HIDDEN = 128
+
 
 def _paths(kind: type["Config"], outer: str = "", depth: int = 3) -> Iterator[str]:
     """Yields where the fields of the configs inside one are, such as ``learner.seed``."""

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from gtp_policy._config import AnyFloat, Config, Float, Int, Width
+from gtp_policy._config import MOST_HIDDEN, AnyFloat, Config, Float, Int, Width
 from gtp_policy._fingerprint import SAMPLING, knows
 from gtp_policy._folding import DEVICES, FoldedActor, Foldings, fold, reasons
 from gtp_policy._numbers import as_int
@@ -127,6 +127,7 @@ class FlowMapActorConfig(Config):
     hidden: tuple[Width, ...] = Field(
         default=(256, 256, 256),
         min_length=1,
+        max_length=MOST_HIDDEN,
         description="Widths of the default network's hidden layers.",
     )
     time_dim: Int = Field(

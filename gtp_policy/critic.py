@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gtp_policy._config import Bool, Config, Float, Int, Width
+from gtp_policy._config import MOST_HIDDEN, Bool, Config, Float, Int, Width
 from gtp_policy._random import new_stream
 from gtp_policy.functional import check_dims, check_kind, check_like, check_rows, check_shape
 from gtp_policy.kernels.activations import Activation
@@ -38,7 +38,10 @@ class QEnsembleConfig(Config):
     before: ClassVar[Mapping[str, Any]] = {"layer_norm": False}
 
     hidden: tuple[Width, ...] = Field(
-        default=(256, 256, 256), min_length=1, description="Widths of the hidden layers."
+        default=(256, 256, 256),
+        min_length=1,
+        max_length=MOST_HIDDEN,
+        description="Widths of the hidden layers.",
     )
     members: Int = Field(
         default=2, ge=1, le=10_000, description="N, number of independent Q networks."
@@ -312,6 +315,7 @@ class ExpectileBaseline(Config):
     hidden: tuple[Width, ...] = Field(
         default=(256, 256, 256),
         min_length=1,
+        max_length=MOST_HIDDEN,
         description="Widths of the value network's hidden layers.",
     )
 
@@ -368,6 +372,7 @@ class QuantileBaseline(Config):
     hidden: tuple[Width, ...] = Field(
         default=(256, 256, 256),
         min_length=1,
+        max_length=MOST_HIDDEN,
         description="Widths of the value network's hidden layers.",
     )
 

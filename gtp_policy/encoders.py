@@ -5,10 +5,11 @@ your own are passed as modules (`FlowMapActor`'s ``encoder``), to build and to l
 """
 
 import itertools
+import math
 from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -17,6 +18,10 @@ from gtp_policy.errors import DataError
 from gtp_policy.frames import channels_are_last
 from gtp_policy.networks import linear, uniform_
 from gtp_policy.spaces import ObservationLayout
+
+# Convolutions and linear layers of an encoder, all images together: to build more of them takes
+# seconds, of however few numbers they are.
+_MOST_LAYERS = 300
 
 
 class ObservationPart(Config):
@@ -34,10 +39,7 @@ class ObservationPart(Config):
     @property
     def size(self) -> int:
         """Numbers of the part."""
-        size = 1
-        for n in self.shape:
-            size *= n
-        return size
+        return math.prod(self.shape)
 
 
 class ImpalaEncoderConfig(Config):
@@ -46,7 +48,7 @@ class ImpalaEncoderConfig(Config):
     Bytes are scaled to :math:`x / 255 - 0.5` on the device. Each image passes a stage per entry of
     ``channels`` (a convolution, pooling that halves the picture, ``blocks`` residual blocks) and a
     linear layer to ``features`` numbers. Other parts of the observation are joined to them. Of a
-    history, the images of all steps are channels of one.
+    history, the images of all steps are channels of one. At most 300 layers, all images together.
 
     Actor, critic and value network have an encoder each, with gradients from their own losses
     alone, and so have their targets. Updates go through autograd: `GTPLearner.explain` says so.
@@ -74,6 +76,18 @@ class ImpalaEncoderConfig(Config):
         "GTPLearner.from_dataset.",
     )
 
+    @model_validator(mode="after")
+    def _is_built_soon(self) -> Self:
+        images = sum(part.image for part in self.parts or ()) or 1
+        layers = images * (len(self.channels) * (1 + 2 * self.blocks) + 1)
+        if layers > _MOST_LAYERS:
+            raise ValueError(
+                f"an encoder has at most {_MOST_LAYERS} layers, all images together: got {layers} "
+                f"for {images} images, {len(self.channels)} stages and blocks={self.blocks}. Take "
+                "fewer stages or blocks, or put images of one size together as channels"
+            )
+        return self
+
     def fit_to(self, layout: ObservationLayout, images: tuple[str, ...]) -> Self:
         """Returns the config for observations of a layout, where it leaves them open.
 
@@ -86,6 +100,7 @@ class ImpalaEncoderConfig(Config):
 
         Raises:
             DataError: If there is no image, or the config is for other observations.
+            pydantic.ValidationError: If so many images pass more than 300 layers.
 
         Example:
             >>> from gtp_policy import ObservationLayout
@@ -127,13 +142,48 @@ class ImpalaEncoderConfig(Config):
         Raises:
             ValueError: If ``parts`` are open, or of another size than the observations.
         """
+        self._known_parts(obs_dim, history)
+        return ImpalaEncoder(self, history, generator)
+
+    def count(self, obs_dim: int, history: int = 1) -> tuple[int, int]:
+        """Counts what `build` would make, without making it.
+
+        Args:
+            obs_dim: O, of all m observations together.
+            history: m.
+
+        Returns:
+            F, width of the features, and the number of parameters.
+
+        Raises:
+            ValueError: If ``parts`` are open, or of another size than the observations.
+
+        Example:
+            >>> from gtp_policy.encoders import ImpalaEncoderConfig, ObservationPart
+            >>> parts = (ObservationPart(shape=(16, 16, 3), image=True),)
+            >>> config = ImpalaEncoderConfig(parts=parts, channels=(4, 8), features=10)
+            >>> encoder = config.build(16 * 16 * 3)
+            >>> config.count(16 * 16 * 3) == (10, sum(p.numel() for p in encoder.parameters()))
+            True
+        """
+        parts, numbers = self._known_parts(obs_dim, history), 0
+        for part in parts:
+            if part.image:
+                widths, pixels = _tower_widths(self, part.shape, history)
+                for inputs, outputs in itertools.pairwise(widths):
+                    inner = 2 * self.blocks * outputs
+                    numbers += 9 * outputs * (inputs + inner) + outputs + inner
+                numbers += (widths[-1] * pixels + 1) * self.features
+        return _features_dim(self, parts, history), numbers
+
+    def _known_parts(self, obs_dim: int, history: int) -> tuple[ObservationPart, ...]:
         if self.parts is None or sum(part.size for part in self.parts) * history != obs_dim:
             raise ValueError(
-                f"The encoder does not know the observations: got parts={self.parts} and "
+                f"The encoder does not know the observations: got parts={self.parts!s:.200} and "
                 f"history={history}, expected parts of {obs_dim} numbers. Build the learner with "
                 "GTPLearner.from_dataset, or call fit_to."
             )
-        return ImpalaEncoder(self, history, generator)
+        return self.parts
 
 
 class ImpalaEncoder(nn.Module):
@@ -166,9 +216,7 @@ class ImpalaEncoder(nn.Module):
         self.towers = nn.ModuleList(
             _Tower(config, part.shape, history, generator) for part in parts if part.image
         )
-        self.features_dim = sum(
-            config.features if part.image else history * part.size for part in parts
-        )
+        self.features_dim = _features_dim(config, parts, history)
 
     def forward(self, obs: Tensor) -> Tensor:
         """Returns features.
@@ -189,6 +237,23 @@ class ImpalaEncoder(nn.Module):
         return torch.cat(found, 1)
 
 
+def _features_dim(
+    config: ImpalaEncoderConfig, parts: tuple[ObservationPart, ...], history: int
+) -> int:
+    return sum(config.features if part.image else history * part.size for part in parts)
+
+
+def _tower_widths(
+    config: ImpalaEncoderConfig, shape: tuple[int, ...], history: int
+) -> tuple[list[int], int]:
+    """Returns the channels from stage to stage, and the pixels of a channel after the last."""
+    last = channels_are_last(shape)
+    height, width = shape[:2] if last else shape[1:]
+    for _ in config.channels:
+        height, width = (height + 1) // 2, (width + 1) // 2
+    return [history * (shape[-1] if last else shape[0]), *config.channels], height * width
+
+
 class _Tower(nn.Module):
     """What an image of one shape passes."""
 
@@ -201,8 +266,7 @@ class _Tower(nn.Module):
     ) -> None:
         super().__init__()
         self.shape, self._last = shape, channels_are_last(shape)
-        height, width = shape[:2] if self._last else shape[1:]
-        widths = [history * (shape[-1] if self._last else shape[0]), *config.channels]
+        widths, pixels = _tower_widths(config, shape, history)
         self.stages = nn.ModuleList()
         for inputs, outputs in itertools.pairwise(widths):
             convolutions = [_convolution(inputs, outputs, generator)]
@@ -210,8 +274,7 @@ class _Tower(nn.Module):
                 _convolution(outputs, outputs, generator) for _ in range(2 * config.blocks)
             ]
             self.stages.append(nn.ModuleList(convolutions))
-            height, width = (height + 1) // 2, (width + 1) // 2
-        inputs = widths[-1] * height * width
+        inputs = widths[-1] * pixels
         self.out = (
             nn.Linear(inputs, config.features, dtype=torch.float32, device="meta")
             if generator is None

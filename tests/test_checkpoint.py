@@ -1001,6 +1001,57 @@ def test_many_tensors_without_numbers_are_not_made(tmp_path: Path, name: str) ->
     assert peak[0] < 2 * size + SLACK
 
 
+@pytest.mark.parametrize("name", ["weights.safetensors", "train_state.safetensors"])
+def test_a_large_file_is_no_reason_to_make_many_tensors(tmp_path: Path, name: str) -> None:
+    save_checkpoint(tmp_path / "a", GTPLearner.build(3, 2, SMALL))
+    names = [p.name for p in (tmp_path / "a").iterdir() if p.name != "manifest.json"]
+    files = {n: (tmp_path / "a" / n).read_bytes() for n in names}
+    size = 16 * 2**20
+    header = {
+        f"{i:x}": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for i in range(20_000)
+    }
+    header["all"] = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    files[name] = len(text).to_bytes(8, "little") + text + bytes(size)
+    bundle.write_bundle(tmp_path / "b", files, written_by="someone else")
+    with pytest.raises(CheckpointError, match="20001 tensors, of which 10000 are read"):
+        load_checkpoint(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda c: c["actor"].update(hidden=[1] * 8_000), "config.actor.hidden.*at most 128"),
+        (lambda c: c["critic"].update(hidden=[1] * 8_000), "config.critic.hidden.*at most 128"),
+        (lambda c: c.update(encoder=tower(400)), "at most 300 layers"),
+        (lambda c: c.update(encoder=tower(1)), "networks of at least"),
+    ],
+    ids=["actor", "critic", "images", "one image"],
+)
+def test_no_layer_is_made_of_networks_that_the_file_cannot_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any, reason: str
+) -> None:
+    # A hundred thousand of them, without numbers, took half a minute and as many kilobytes.
+    path = save_checkpoint(tmp_path / "a", GTPLearner.build(1, 2, SMALL))
+
+    def forge(document: Any) -> None:
+        change(document["config"])
+        encoder = document["config"]["encoder"]
+        document["obs_dim"] = len(encoder["parts"]) if encoder else 1
+
+    reseal(path, "someone else", forge)
+    for layer in (nn.Linear, nn.Conv2d):
+        monkeypatch.setattr(layer, "__init__", lambda *args, **options: pytest.fail("a layer"))
+    for read in (read_metadata, load_checkpoint):
+        with pytest.raises(CheckpointError, match=reason):
+            read(path)
+
+
+def tower(images: int) -> dict[str, Any]:
+    part = {"shape": [1, 1, 1], "image": True}
+    return {"channels": [1] * 8, "blocks": 16, "features": 1, "parts": [part] * images}
+
+
 def test_holes_are_not_read(tmp_path: Path) -> None:
     size = 100 * 2**20
     path = tmp_path / "a"

@@ -207,6 +207,30 @@ def test_a_policy_with_an_encoder_is_loaded_by_its_choices(tmp_path: Any) -> Non
         load_checkpoint(path, encoder=learner.actor.encoder)
 
 
+@pytest.mark.parametrize("history", [1, 3])
+def test_what_an_encoder_takes_is_counted_without_building_it(history: int) -> None:
+    parts = (
+        ObservationPart(shape=(8, 6, 3), image=True),
+        ObservationPart(shape=(5,), image=False),
+        ObservationPart(shape=(2, 16, 9), image=True),
+    )
+    config = ImpalaEncoderConfig(channels=(4, 3, 5), blocks=2, features=10, parts=parts)
+    obs_dim = history * (144 + 5 + 288)
+    encoder = config.build(obs_dim, history)
+    numbers = sum(p.numel() for p in encoder.parameters())
+    assert config.count(obs_dim, history) == (encoder.features_dim, numbers)
+    with pytest.raises(ValueError, match="does not know the observations"):
+        config.count(obs_dim + 1, history)
+
+
+def test_an_encoder_that_takes_seconds_to_build_is_refused() -> None:
+    widest = {"channels": (1,) * 8, "blocks": 16}
+    parts = (ObservationPart(shape=(8, 8, 1), image=True),)
+    assert ImpalaEncoderConfig(**widest, parts=parts).parts == parts
+    with pytest.raises(ValueError, match="got 530 for 2 images, 8 stages and blocks=16"):
+        ImpalaEncoderConfig(**widest, parts=parts * 2)
+
+
 def test_actor_and_critic_have_encoders_of_their_own() -> None:
     dataset = OfflineDataset.from_arrays(obs=pixels(), **columns())
     learner = GTPLearner.from_dataset(dataset, config_of())

@@ -27,8 +27,8 @@ from gtp_policy.spaces import ActionScaler, ObservationLayout, ObservationNormal
 
 CONFIG, WEIGHTS, TRAIN_STATE = "config.json", "weights.safetensors", "train_state.safetensors"
 _LIMITS = {CONFIG: 2**20}
-# Bytes in which a file of tensors names them, besides an eighth of the file: some ten thousand.
-_MOST_NAMES = 2**20
+# Bytes in which a file of tensors names them, and how many it names: each takes a kilobyte.
+_MOST_NAMES, _MOST_TENSORS = 2**21, 10_000
 # What of a learner's state config.json and train_state.safetensors hold.
 _SAID_BY_CONFIG = "_extra_state", "actor._extra_state", "target_actor._extra_state"
 # Options that schedulers of torch leave in an optimiser.
@@ -285,16 +285,18 @@ def state_of(
 
 
 def _tensors(data: bytes, name: str) -> dict[str, Tensor]:
-    """Returns the tensors of a file, unless it names more of them than it has numbers for.
+    """Returns the tensors of a file, unless it names more of them than a learner has.
 
     A tensor takes a kilobyte of memory, and an empty one 50 bytes of the file.
     """
     names = int.from_bytes(data[:8], "little")
-    most = _MOST_NAMES + len(data) // 8
-    if names > most:
+    if names > _MOST_NAMES:
         raise ValueError(
-            f"{name} with {names} bytes of names and shapes, of which at most {most} are read"
+            f"{name} with {names} bytes of names and shapes, of which {_MOST_NAMES} are read"
         )
+    tensors = data.count(b"{", 8, 8 + names) - 1  # no object of JSON begins otherwise
+    if tensors > _MOST_TENSORS:
+        raise ValueError(f"{name} with {tensors} tensors, of which {_MOST_TENSORS} are read")
     return safetensors.torch.load(data)
 
 
@@ -358,11 +360,11 @@ def _check_size(document: Document, length: int, encoder: nn.Module | None) -> N
         return sum(i * o + o for i, o in itertools.pairwise([inputs, *hidden, outputs]))
 
     config, a = document.config, document.action_dim
-    if encoder is None and config.encoder is not None:
-        encoder = config.encoder.build(document.obs_dim, config.actor.history)
     # Without the custom encoder, the number of its features is not known.
     features, inside = 0 if document.own_encoder else document.obs_dim, 0
-    if encoder is not None:
+    if encoder is None and config.encoder is not None:
+        features, inside = config.encoder.count(document.obs_dim, config.actor.history)
+    elif encoder is not None:
         features = features_dim(encoder, document.obs_dim)
         inside = sum(p.numel() for p in encoder.parameters())
     needed = a + 2 * document.obs_dim + inside
