@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import itertools
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -1262,9 +1263,19 @@ class GTPLearner(nn.Module):
                 f"{own}. Build the learner from the config that was saved with it."
             )
         self.actor.set_extra_state(state_dict.get("actor._extra_state", {}))
-        held = dict(self.named_parameters())
+        held, types, was = dict(self.named_parameters()), self._float_types(), self.dtype
         result = super().load_state_dict(state_dict, strict, assign)
         if assign:
+            for module in self.modules():  # what stands in no state follows what does
+                for name in module._non_persistent_buffers_set:
+                    if (buffer := module._buffers[name]) is not None:
+                        dtype = self.dtype if buffer.dtype == was else None
+                        module._buffers[name] = buffer.to(self.device, dtype)
+            if len(types) < len(now := self._float_types()):
+                raise StateMismatchError(
+                    f"The state is of several types: got {sorted(map(str, now))} with what the "
+                    "state leaves out, expected one. Convert it as a whole, or the learner first."
+                )
             # The optimisers go on with what is there now, which may be of another dtype.
             self._exchange_(held)
             for name, optimizer in self.optimizers.items():
@@ -1272,6 +1283,10 @@ class GTPLearner(nn.Module):
         # After the actor, to which a state in a plain dictionary, as of a file, says nothing of it.
         self.target_actor.mode_share = extra.get("mode_share")
         return result
+
+    def _float_types(self) -> set[torch.dtype]:
+        tensors = itertools.chain(self.parameters(), self.buffers())
+        return {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
 
     def _exchange_(self, held: Mapping[str, nn.Parameter]) -> None:
         """Gives the optimisers, which have parameters of these names, those that are there now."""

@@ -697,6 +697,32 @@ def test_a_state_of_another_dtype_that_is_assigned_brings_its_moments(batch: Tra
     assert same(learner.state_dict(), source.state_dict())
 
 
+@pytest.mark.parametrize("of", [torch.float32, torch.float64])
+def test_a_state_of_another_dtype_that_is_assigned_leaves_one_dtype(
+    batch: Transitions, of: torch.dtype
+) -> None:
+    learner, obs = make_learner().to(torch.float64), torch.zeros(2, OBS, dtype=of)
+    if of == torch.float64:
+        learner = make_learner()
+    source = make_learner().to(of)
+    learner.load_state_dict(copy.deepcopy(source.state_dict()), assign=True)
+    # Also of buffers that no state holds, such as the frequencies of times.
+    assert {b.dtype for b in learner.buffers()} == {of}
+    actions = [one.act(obs, deterministic=True) for one in (learner, source)]
+    assert actions[0].dtype == of
+    assert torch.equal(*actions)
+    learner.update(batch.to(dtype=of))
+
+
+def test_a_part_of_a_state_of_another_dtype_is_not_assigned() -> None:
+    learner, state = make_learner(), dict(make_learner().to(torch.float64).state_dict())
+    before = copy.deepcopy(learner.state_dict())
+    del state["target_critic.weights.0"]
+    with pytest.raises(StateMismatchError, match="of several types"):
+        learner.load_state_dict(state, strict=False, assign=True)
+    assert same(learner.state_dict(), before)
+
+
 @pytest.mark.parametrize("engine", ["auto", "reference"])
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("baseline", BASELINES, ids=lambda b: b.kind)
