@@ -43,6 +43,7 @@ from gtp_experiments.table import markdown
 from gtp_policy import Config, StopSignal
 from gtp_policy.errors import GTPError, MissingDependencyError, how_to_install
 from gtp_policy.files import expanded, replacing
+from gtp_policy.records import what_is_wrong
 
 if TYPE_CHECKING:
     import optuna
@@ -234,7 +235,8 @@ def sweep(
 ) -> "optuna.Study":
     """Searches for the choices with the highest last score, mean over the configs.
 
-    Called again with the same arguments, it goes on where it stopped.
+    Called again with the same arguments, it goes on where it stopped. A trial whose values fit one
+    by one and not together is left out with a warning, and counts.
 
     Args:
         configs: What every trial starts from: one experiment per seed.
@@ -317,7 +319,7 @@ def check_values(configs: Sequence[RunConfig], search: SweepConfig) -> None:
             # With a fractional step numbers are drawn that a field of integers does not take.
             tried = [entry.low, entry.high, min(entry.low + (entry.step or 0), entry.high)]
         for value in tried:
-            assigned(configs[0], path, value)
+            _assigned(configs[0], path, value)
 
 
 def work(
@@ -430,8 +432,18 @@ def _tried(
     """Yields the runs of a trial."""
     for config in configs:
         for path, value in values.items():
-            config = assigned(config, path, _decoded(search.space[path], value))
+            config = _assigned(config, path, _decoded(search.space[path], value))
         yield config
+
+
+def _assigned(config: RunConfig, path: str, value: Any) -> RunConfig:  # noqa: ANN401 - JSON
+    try:
+        return assigned(config, path, value)
+    except ValidationError as error:  # a choice of the policy that does not go with one of the run
+        raise ExperimentError(
+            f"The space does not fit: got '{path}={value}' with {what_is_wrong(error)}, expected "
+            "choices that go together."
+        ) from error
 
 
 def outcome(study: "optuna.Study") -> str:
@@ -658,8 +670,16 @@ def _try(
     stop: Callable[[], bool],
 ) -> bool:
     """Runs one trial; False if it was stopped before its end."""
+    try:
+        tried = list(_tried(trial.params, configs, search))
+    except ExperimentError as error:
+        # Every value fits by itself. The trial counts as done: drawn again it would be no other.
+        warnings.warn(f"Trial {trial.number} is left out: {error}", stacklevel=2)
+        trial.set_user_attr("ended", "does not fit")
+        study.tell(trial, state=_optuna().trial.TrialState.PRUNED)
+        return True
     scores = []
-    for number, config in enumerate(_tried(trial.params, configs, search)):
+    for number, config in enumerate(tried):
         pruner = _Pruner(trial, active=search.prune and number == 0)
 
         def leave(of: _Pruner = pruner) -> bool:

@@ -90,6 +90,21 @@ def test_a_sweep_is_done_once_and_can_grow(make_config: Make, tmp_path: Path) ->
     assert best.value == pytest.approx(sum(own) / 2)
 
 
+def test_values_that_do_not_go_together_are_left_out(make_config: Make, tmp_path: Path) -> None:
+    """The first such point ended the sweep, and every call that was to go on with it."""
+    configs = [make_config(updates=5)]
+    grid = search(4, "grid", space={"n_step": [1, 3], "actor.chunk": [1, 2]})
+    with pytest.warns(UserWarning, match="left out: The space does not fit.*a chunk sums"):
+        study = sweep(configs, grid, tmp_path)
+    states = {(t.params["n_step"], t.params["actor.chunk"]): t.state.name for t in study.trials}
+    rest = dict.fromkeys([(1, 1), (1, 2), (3, 1)], "COMPLETE")
+    assert states == {(3, 2): "PRUNED"} | rest
+    assert "| does not fit |" in outcome(study)
+    assert len(sweep(configs, grid, tmp_path).trials) == 4
+    with pytest.raises(ExperimentError, match=r"'actor\.chunk=2' with .*a chunk sums"):
+        sweep([configs[0].replace(n_step=3)], grid, tmp_path / "other")
+
+
 def test_a_sweep_goes_on_with_the_data_that_it_began_with(
     make_config: Make, line_data: Path, tmp_path: Path
 ) -> None:
