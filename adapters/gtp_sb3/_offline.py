@@ -20,7 +20,6 @@ _SAVED = {
     "_statistics_are_open": "statistics_are_open",
 }
 
-
 # A run that is shorter than this, over the updates before it, gets the end of a falling curve.
 LEAST_PORTION = 0.1
 
@@ -103,9 +102,10 @@ class OfflineTraining:
     def set_horizon_(self, learner: GTPLearner, updates: int) -> None:
         """Lets curriculum and learning rates unfold over the first run, and the run become longer.
 
-        A later run, online or not, begins where they have ended: nothing would be learned any more.
-        Warns if it is so short beside what was before that little will be, and if a model that was
-        trained on data would go online because its dataset was not given again.
+        A later run, online or not, that leads beyond their end makes them longer: nothing would be
+        learned any more. Warns if it is so short beside what was before that little will be, if the
+        config sets a length that it leads beyond, and if a model that was trained on data would go
+        online because its dataset was not given again.
 
         Args:
             learner: The model's learner.
@@ -120,10 +120,12 @@ class OfflineTraining:
             )
         if updates < 1:
             return
+        total = learner.config.total_updates
         if self.horizon is None:
             learner.set_total_updates_(updates)
             self.horizon = "first run"
-        elif self.horizon == "first run" and learner.progress >= 1:
+        elif self.horizon == "first run" and learner.updates + updates > total:
+            # Also where an earlier run was stopped: what it left undone is not enough.
             before = learner.updates
             learner.set_total_updates_(before + updates)
             if updates < LEAST_PORTION * before:
@@ -131,6 +133,16 @@ class OfflineTraining:
                     f"{updates} more updates after {before} change little: learning rates and "
                     "curriculum are near their end. To train in portions, name the length of all "
                     "of them: gtp_config=GTPConfig(learner=GTPLearnerConfig(total_updates=...)).",
+                    stacklevel=3,
+                )
+        elif self.horizon == "config" and _falls_to_zero(learner):
+            beyond = learner.updates + updates - max(total, learner.updates)
+            if beyond > LEAST_PORTION * updates:  # online, their number is an estimate
+                warnings.warn(
+                    f"{beyond} of {updates} updates change nothing: got total_updates={total} in "
+                    f"gtp_config and {learner.updates} updates before, behind which the learning "
+                    "rate is 0. Name the length of all runs together, leave total_updates out, or "
+                    "call model.learner.set_total_updates_.",
                     stacklevel=3,
                 )
 
@@ -157,3 +169,8 @@ class OfflineTraining:
         normalizes = learner.config.normalize_obs and policy.is_vector
         if normalizes and isinstance(dataset, OfflineDataset):
             learner.set_observation_statistics_(*dataset.observation_statistics())
+
+
+def _falls_to_zero(learner: GTPLearner) -> bool:
+    """Returns whether the core's own learning rates end at 0."""
+    return bool(learner.learning_rates) and learner.config.lr_schedule == "cosine"

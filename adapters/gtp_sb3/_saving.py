@@ -232,7 +232,8 @@ def complete(
     """
     known = "observation_space" in attributes and "action_space" in attributes
     defaults: dict[str, Any] = {
-        "_horizon": "config",
+        # Nothing there says who set it: more updates make it longer, as `GTPLearner.fit` does.
+        "_horizon": "first run",
         "_n_updates": info.updates,
         "_offline_updates": info.updates,
         "_scales_are_fixed": True,

@@ -78,7 +78,8 @@ class GTP(OfflineLoop):
     choice that can be made in both places (``learning_rate``, ``tau``, ``seed``, ``net_arch``,
     ``n_critics``) may be made in one of them. Where ``gtp_config`` does not say ``total_updates``,
     the first `learn` sets it from its ``total_timesteps``: learning rates fall, and a curriculum
-    unfolds, over that run; each later one, offline or online, makes it longer by its own.
+    unfolds, over that run; each later one, offline or online, makes it longer by its own where it
+    leads beyond what an earlier one left.
 
     Args:
         policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"``, or a `GTPPolicy` class.

@@ -111,6 +111,16 @@ def test_the_file_is_a_checkpoint_of_the_core(make_model: Make, tmp_path: Path) 
     }
 
 
+def test_a_checkpoint_of_the_core_learns_on(
+    dataset: OfflineDataset, config: GTPConfig, tmp_path: Path
+) -> None:
+    learner = GTPLearner.from_dataset(dataset, config)
+    learner.fit(dataset, 4, batch_size=8, progress=False)
+    model = GTP.load(learner.save(tmp_path / "core.zip"), dataset=dataset)
+    model.learn(4)
+    assert (model.learner.config.total_updates, model.learner.updates) == (8, 8)
+
+
 def test_a_checkpoint_of_the_core_is_a_model(
     make_model: Make, dataset: OfflineDataset, config: GTPConfig, walk: Any, tmp_path: Path
 ) -> None:

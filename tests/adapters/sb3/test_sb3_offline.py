@@ -452,6 +452,14 @@ def test_an_interrupted_first_run_goes_on_without_a_word(make_model: Make) -> No
     assert (model.learner.updates, model.learner.progress) == (10, 1.0)
 
 
+def test_a_run_longer_than_what_an_interrupted_one_left_makes_the_horizon_longer(
+    make_model: Make,
+) -> None:
+    model = make_model().learn(10, callback=lambda seen, _: seen["self"].num_timesteps < 4)
+    model.learn(20)
+    assert (model.learner.config.total_updates, model.learner.updates) == (24, 24)
+
+
 def test_a_horizon_of_the_config_stays(make_model: Make, config: GTPConfig) -> None:
     config = config.replace(
         learner=config.learner.replace(total_updates=40),
@@ -460,6 +468,10 @@ def test_a_horizon_of_the_config_stays(make_model: Make, config: GTPConfig) -> N
     model = make_model(gtp_config=config)
     model.learn(10).learn(10)
     assert model.learner.progress == 0.5
+    with pytest.warns(UserWarning, match="10 of 30 updates change nothing") as caught:
+        model.learn(30)
+    assert caught[0].filename == __file__
+    assert model.learner.config.total_updates == 40
 
 
 # --- resuming
