@@ -535,7 +535,9 @@ class GTP(OfflineLoop):
                     "Learning online needs a critic: got critic=None (behaviour cloning), expected "
                     "a QEnsembleConfig in gtp_config."
                 )
-            self._offline.set_horizon_(self.learner, self._updates_online(total_timesteps))
+            before = 0 if reset_num_timesteps else self.num_timesteps
+            updates = self._updates_online(total_timesteps, before)
+            self._offline.set_horizon_(self.learner, updates)
             return super().learn(
                 total_timesteps,
                 callback,
@@ -558,16 +560,17 @@ class GTP(OfflineLoop):
         )
         return self
 
-    def _updates_online(self, total_timesteps: int) -> int:
-        """Returns about how many updates a run online will do; at most so many, for episodes."""
+    def _updates_online(self, total_timesteps: int, before: int) -> int:
+        """Returns about how many updates a run online will do, after some timesteps before it."""
         train_freq = cast(TrainFreq, self.train_freq)
         if train_freq.frequency < 1:
             raise ValueError(
                 f"`train_freq` is out of range: got {train_freq.frequency}, expected at least one "
                 f"{train_freq.unit.value}."
             )
-        # Any number: SB3 compares with it.
-        steps = max(math.floor(total_timesteps - min(total_timesteps, self.learning_starts)), 0)
+        # Any number: SB3 compares all timesteps that are counted with it.
+        wait = min(total_timesteps, max(self.learning_starts - before, 0))
+        steps = math.floor(total_timesteps - wait)
         if self.gradient_steps < 0 or train_freq.unit is TrainFrequencyUnit.EPISODE:
             return steps
         return steps * self.gradient_steps // (train_freq.frequency * self.n_envs)

@@ -192,6 +192,15 @@ def test_horizon_online_counts_updates(make_online: Make, walk: Any) -> None:
     assert model.learner.progress == pytest.approx(1, abs=0.1)
 
 
+def test_what_is_counted_already_is_not_waited_for_again(make_model: Make, walk: Any) -> None:
+    model = make_model(walk(), learning_starts=25).learn(20)
+    model.set_dataset(None, keep_data=True)
+    model.learn(20, reset_num_timesteps=False)  # SB3 waits for 5 of them
+    assert model.learner.config.total_updates == 20 + 15
+    model.learn(20)  # and here for all
+    assert model.learner.updates == 20 + 15
+
+
 @pytest.mark.parametrize("offline", [False, True])
 def test_whole_numbers_may_be_floats(make_model: Make, walk: Any, offline: bool) -> None:
     other = {} if offline else {"dataset": None}
