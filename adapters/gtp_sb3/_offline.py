@@ -99,7 +99,7 @@ class OfflineTraining:
         """Makes the environment what is learned from."""
         self.dataset, self.shown, self.is_missing = None, None, False
 
-    def set_horizon_(self, learner: GTPLearner, updates: int) -> None:
+    def set_horizon_(self, learner: GTPLearner, updates: int, is_known: bool = True) -> bool:
         """Lets curriculum and learning rates unfold over the first run, and the run become longer.
 
         A later run, online or not, that leads beyond their end makes them longer: nothing would be
@@ -110,6 +110,10 @@ class OfflineTraining:
         Args:
             learner: The model's learner.
             updates: Number of updates of the run that begins.
+            is_known: Whether it is one, and not a guess until more is known.
+
+        Returns:
+            Whether the length is that of the run that begins.
         """
         if self.is_missing:
             warnings.warn(
@@ -119,23 +123,25 @@ class OfflineTraining:
                 stacklevel=3,
             )
         if updates < 1:
-            return
+            return False
         total = learner.config.total_updates
         if self.horizon is None:
             learner.set_total_updates_(updates)
             self.horizon = "first run"
-        elif self.horizon == "first run" and learner.updates + updates > total:
+            return True
+        if self.horizon == "first run" and learner.updates + updates > total:
             # Also where an earlier run was stopped: what it left undone is not enough.
             before = learner.updates
             learner.set_total_updates_(before + updates)
-            if updates < LEAST_PORTION * before:
+            if is_known and updates < LEAST_PORTION * before:
                 warnings.warn(
                     f"{updates} more updates after {before} change little: learning rates and "
                     "curriculum are near their end. To train in portions, name the length of all "
                     "of them: gtp_config=GTPConfig(learner=GTPLearnerConfig(total_updates=...)).",
                     stacklevel=3,
                 )
-        elif self.horizon == "config" and _falls_to_zero(learner):
+            return True
+        if self.horizon == "config" and is_known and _falls_to_zero(learner):
             beyond = learner.updates + updates - max(total, learner.updates)
             if beyond > LEAST_PORTION * updates:  # online, their number is an estimate
                 warnings.warn(
@@ -145,6 +151,7 @@ class OfflineTraining:
                     "call model.learner.set_total_updates_.",
                     stacklevel=3,
                 )
+        return False
 
     def attributes(self) -> dict[str, object]:
         """Returns what a file holds of it, by the names there."""

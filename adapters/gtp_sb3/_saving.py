@@ -37,8 +37,11 @@ EXCLUDED = (
     "tensorboard_log",  # where a run writes is not for a file to say
     "value",
     "_clock",
+    "_episodes_before",
+    "_followed",
     "_last_episode_starts",
     "_layout",
+    "_least_length",
     "_metrics",
     "_offline",
     "_replay_buffer",

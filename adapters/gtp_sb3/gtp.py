@@ -234,6 +234,9 @@ class GTP(OfflineLoop):
         self._tau_in_use = self.tau
         self._metrics: UpdateMetrics | None = None
         self._clock = [0.0, 0]  # seconds and updates since the last log
+        # Of a run that learns by episodes: how many there were before it, after how many its length
+        # was set, and the least that it is to be.
+        self._episodes_before, self._followed, self._least_length = 0, 0, 0
         if env is None and dataset is not None:
             self.observation_space, self.action_space = _sources.spaces_of(dataset)
             self.n_envs, self._spaces_are_derived = 1, True
@@ -537,7 +540,11 @@ class GTP(OfflineLoop):
                 )
             before = 0 if reset_num_timesteps else self.num_timesteps
             updates = self._updates_online(total_timesteps, before)
-            self._offline.set_horizon_(self.learner, updates)
+            is_known = not self._learns_by_episodes()
+            longer = self._offline.set_horizon_(self.learner, updates, is_known)
+            self._episodes_before = 0 if reset_num_timesteps else self._episode_num
+            self._followed = 0
+            self._least_length = 0 if longer else self.learner.config.total_updates
             return super().learn(
                 total_timesteps,
                 callback,
@@ -561,7 +568,10 @@ class GTP(OfflineLoop):
         return self
 
     def _updates_online(self, total_timesteps: int, before: int) -> int:
-        """Returns about how many updates a run online will do, after some timesteps before it."""
+        """Returns about how many updates a run online will do, after some timesteps before it.
+
+        By episodes it is not known before there was one: `_follow_episodes_` says it then.
+        """
         train_freq = cast(TrainFreq, self.train_freq)
         if train_freq.frequency < 1:
             raise ValueError(
@@ -571,9 +581,30 @@ class GTP(OfflineLoop):
         # Any number: SB3 compares all timesteps that are counted with it.
         wait = min(total_timesteps, max(self.learning_starts - before, 0))
         steps = math.floor(total_timesteps - wait)
-        if self.gradient_steps < 0 or train_freq.unit is TrainFrequencyUnit.EPISODE:
+        if self.gradient_steps < 0 or self._learns_by_episodes():
             return steps
         return steps * self.gradient_steps // (train_freq.frequency * self.n_envs)
+
+    def _learns_by_episodes(self) -> bool:
+        """Returns whether updates online are so many per episode, however long it is."""
+        unit = cast(TrainFreq, self.train_freq).unit
+        return unit is TrainFrequencyUnit.EPISODE and self.gradient_steps >= 0
+
+    def _follow_episodes_(self) -> None:
+        """Sets the length of a run that learns by episodes, once after each round of them.
+
+        What is left of it is taken to be as what was. Only where the length is not the config's,
+        and never less than it was to be.
+        """
+        steps = self.num_timesteps - self._num_timesteps_at_start
+        episodes = self._episode_num - self._episodes_before
+        if episodes == self._followed or self._offline.horizon != "first run" or not steps:
+            return
+        self._followed = episodes
+        left = max(self._total_timesteps - self.num_timesteps, 0)
+        rounds = math.ceil(left * episodes / (steps * cast(TrainFreq, self.train_freq).frequency))
+        wanted = self.learner.updates + self.gradient_steps * (1 + rounds)
+        self.learner.set_total_updates_(max(wanted, self._least_length))
 
     def train(self, gradient_steps: int, batch_size: int = 256) -> None:
         """Does some updates; called by `learn`.
@@ -589,6 +620,8 @@ class GTP(OfflineLoop):
             self._update_learning_rate(list(learner.optimizers.values()))
         if self.tau != self._tau_in_use:
             self._use_tau()
+        if self.dataset is None and self._learns_by_episodes():
+            self._follow_episodes_()
         start = time.perf_counter()
         shown = self._offline.shown
         whole = isinstance(shown, OfflineDataset)  # others are drawn from by themselves

@@ -192,6 +192,37 @@ def test_horizon_online_counts_updates(make_online: Make, walk: Any) -> None:
     assert model.learner.progress == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.parametrize(("frequency", "updates"), [(1, 1), (1, 30), (2, 30)])
+def test_horizon_by_episodes_follows_them(
+    make_online: Make, walk: Any, frequency: int, updates: int
+) -> None:
+    model = make_online(walk(), train_freq=(frequency, "episode"), gradient_steps=updates)
+    model.learn(200)  # episodes of 10 steps, of which the first only fills the buffer
+    assert model.learner.updates in (updates * 19 // frequency, updates * 20 // frequency)
+    assert model.learner.config.total_updates == model.learner.updates
+    model.learn(100, reset_num_timesteps=False)
+    assert model.learner.updates in (updates * 29 // frequency, updates * 30 // frequency)
+    assert model.learner.config.total_updates == model.learner.updates
+
+
+def test_a_short_run_by_episodes_leaves_what_another_was_to_be(
+    make_online: Make, walk: Any
+) -> None:
+    model = make_online(walk(), train_freq=(1, "episode"), gradient_steps=30)
+    model.learn(200, callback=lambda seen, _: seen["self"].num_timesteps < 55)
+    length = model.learner.config.total_updates
+    model.learn(40)
+    assert model.learner.config.total_updates == length
+    assert model.learner.progress < 1
+
+
+def test_a_horizon_of_the_config_stays_by_episodes(make_online: Make, walk: Any) -> None:
+    config = make_online(walk()).gtp_config
+    config = config.replace(learner=config.learner.replace(total_updates=50))
+    model = make_online(walk(), gtp_config=config, train_freq=(1, "episode"))
+    assert model.learn(100).learner.config.total_updates == 50
+
+
 def test_what_is_counted_already_is_not_waited_for_again(make_model: Make, walk: Any) -> None:
     model = make_model(walk(), learning_starts=25).learn(20)
     model.set_dataset(None, keep_data=True)
