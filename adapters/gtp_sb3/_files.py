@@ -206,3 +206,17 @@ def decode_attributes(
             f"pickle can hold. Pass it: load(..., custom_objects={{{name!r}: ...}})."
         ) from error
     return found
+
+
+def with_candidates(
+    custom: Mapping[str, Any], attributes: Mapping[str, JsonValue]
+) -> dict[str, Any]:
+    """Returns custom objects, whose ``policy_kwargs`` get the candidates of the file.
+
+    They may have been changed since the policy was made with those arguments.
+    """
+    ours, theirs = custom.get("policy_kwargs"), attributes.get("policy_kwargs")
+    kept = theirs.get("candidates") if isinstance(theirs, dict) else None
+    if not isinstance(ours, dict) or not isinstance(kept, int):
+        return dict(custom)
+    return {**custom, "policy_kwargs": {"candidates": kept, **ours}}

@@ -201,6 +201,7 @@ def read(
             f"Checkpoint {path} has wrong attributes: got {what_is_wrong(error)}, expected what "
             "GTP.save wrote."
         ) from error
+    custom = _files.with_candidates(custom, encoded)
     attributes |= {k: v for k, v in custom.items() if k in encoded}
     kwargs = attributes.get("policy_kwargs", {})
     if changes.get("policy_kwargs", kwargs) != kwargs:

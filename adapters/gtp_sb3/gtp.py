@@ -295,7 +295,7 @@ class GTP(OfflineLoop):
         """
         clone = source if isinstance(source, GTP) else cls.load(source)
         own: dict[str, Any] = {
-            "policy_kwargs": dict(clone.policy_kwargs),
+            "policy_kwargs": clone._present_policy_kwargs(),
             "device": clone.device,
             "gamma": dataset.gamma if isinstance(dataset, OfflineDataset) else clone.gamma,
             "out_of_bounds": clone.out_of_bounds,
@@ -343,6 +343,13 @@ class GTP(OfflineLoop):
         finally:
             self.policy_kwargs, self.seed, self._replay_buffer = kwargs, seed, buffer
         self._create_aliases()
+
+    def _present_policy_kwargs(self) -> dict[str, Any]:
+        """Returns the policy's arguments with what may be changed at any time as it is now."""
+        kwargs = dict(self.policy_kwargs)
+        if self.policy.candidates != kwargs.get("candidates"):
+            kwargs["candidates"] = self.policy.candidates
+        return kwargs
 
     def _setup_lr_schedule(self) -> None:
         if self.learning_rate is None:
@@ -759,6 +766,8 @@ class GTP(OfflineLoop):
         own = self.__dict__ | self._offline.attributes()
         attributes = {name: value for name, value in own.items() if name not in left_out}
         attributes |= {name: getattr(self, name) for name in included}
+        if "policy_kwargs" in attributes:
+            attributes["policy_kwargs"] = self._present_policy_kwargs()
         encoded = _saving.encode(type(self), attributes, included)
         _files.write(path, self.learner, self.policy.scaler, self.policy.layout, encoded)
 

@@ -624,6 +624,7 @@ class GTPPolicy(BasePolicy):
             info, encoded = _files.read(file)
             known = ("observation_space", "action_space", "policy_kwargs")
             own = {k: v for k, v in encoded.items() if k in known}
+            replaced = _files.with_candidates(replaced, own)
             attributes = _files.decode_attributes(file, info, own, replaced) | replaced
             missing = [k for k in known if k not in attributes]
             if missing:

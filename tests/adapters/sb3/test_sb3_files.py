@@ -111,6 +111,24 @@ def test_the_file_is_a_checkpoint_of_the_core(make_model: Make, tmp_path: Path) 
     }
 
 
+def test_candidates_that_were_changed_are_in_the_file(
+    make_model: Make, dataset: OfflineDataset, tmp_path: Path
+) -> None:
+    model = make_model().learn(2)
+    model.policy.candidates = 8
+    model.save(tmp_path / "model")
+    loaded = (GTP.load(tmp_path / "model"), MlpPolicy.load(tmp_path / "model"))
+    for policy in (*loaded, GTP.from_actor(model, dataset=dataset)):
+        assert getattr(policy, "policy", policy).candidates == 8
+    np.testing.assert_array_equal(actions(loaded[0]), actions(model))
+    assert "candidates" not in model.policy_kwargs
+    custom: dict[str, Any] = {"policy_kwargs": {}}  # as where an own class is given again
+    assert GTP.load(tmp_path / "model", custom_objects=custom).policy.candidates == 8
+    assert MlpPolicy.load(tmp_path / "model", custom_objects=custom).candidates == 8
+    custom = {"policy_kwargs": {"candidates": 2}}
+    assert GTP.load(tmp_path / "model", custom_objects=custom).policy.candidates == 2
+
+
 def test_a_checkpoint_of_the_core_learns_on(
     dataset: OfflineDataset, config: GTPConfig, tmp_path: Path
 ) -> None:
