@@ -1,5 +1,7 @@
 """SB3's replay buffers: minibatches of them, and a dataset as the beginning of one."""
 
+import hashlib
+import warnings
 from typing import Any
 
 import numpy as np
@@ -53,7 +55,10 @@ def sample(
 
 
 def fill_(buffer: ReplayBuffer, dataset: Dataset) -> int:
-    """Adds the newest transitions of a dataset to an empty buffer, as if they had been collected.
+    """Adds the newest transitions of a dataset to a buffer, as if they had been collected.
+
+    Those that it was given before, and still holds, are not added again. What was added is noted
+    in the buffer, so that copies and files of it know. Warns if it holds others.
 
     Returns:
         How many were added: as many as fit, and a multiple of the number of environments.
@@ -62,6 +67,21 @@ def fill_(buffer: ReplayBuffer, dataset: Dataset) -> int:
         DataError: If the buffer cannot hold such transitions.
     """
     _check(buffer, dataset)
+    notes: set[str] = buffer.__dict__.setdefault("gtp_given", set())
+    digest = _digest(dataset)
+    if not buffer.size():
+        notes.clear()
+    elif digest in notes:
+        return 0
+    else:
+        warnings.warn(
+            f"The replay buffer holds {buffer.size() * buffer.n_envs} transitions: got "
+            f"keep_data=True, which adds those of the dataset to them. Where they are in it "
+            "already, leave keep_data out; to begin with the dataset alone, set "
+            "model.replay_buffer = None first.",
+            stacklevel=4,
+        )
+    notes.add(digest)
     envs = buffer.n_envs
     steps = min(len(dataset) // envs, buffer.buffer_size)
     first = len(dataset) - steps * envs
@@ -106,6 +126,14 @@ def _check(buffer: ReplayBuffer, dataset: Dataset) -> None:
             f"expected all of {sorted(keys)}. Load it with all keys to keep it in the replay "
             "buffer."
         )
+
+
+def _digest(dataset: Dataset) -> str:
+    """Returns what tells a dataset from others, without a look at its observations."""
+    columns = (*dataset.action_statistics(), dataset.rewards)
+    parts = [column.cpu().numpy() for column in columns]
+    parts += [dataset.terminated, dataset.truncated]
+    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
 
 
 def _rows(dataset: Dataset, start: int, stop: int) -> Transitions:

@@ -448,8 +448,9 @@ class GTP(OfflineLoop):
         Args:
             dataset: As for the constructor; None to learn online.
             keep_data: With None: whether the transitions of the present dataset become the
-                beginning of the replay buffer, the newest if not all fit. Otherwise training
-                continues on what is collected from now on alone.
+                beginning of the replay buffer, the newest if not all fit; added to what is in it,
+                with a warning, and not once more. Otherwise training continues on what is
+                collected alone.
 
         Raises:
             DataError: If the dataset is bad, does not fit the model, or meets ``n_steps`` above 1,

@@ -479,6 +479,33 @@ def test_kept_data_is_the_beginning_of_the_replay_buffer(
     assert buffer.pos == steps + 4
 
 
+def test_kept_data_is_not_added_twice(
+    make_model: Make, walk: Any, arrays: Any, tmp_path: Path
+) -> None:
+    model = make_model(walk())
+    model.set_dataset(None, keep_data=True)
+    model.learn(20)
+    model.set_dataset(arrays)
+    model.learn(1)
+    model.set_dataset(None, keep_data=True)
+    assert model.replay_buffer is not None
+    assert model.replay_buffer.size() == 60 + 20
+    model.save_replay_buffer(tmp_path / "buffer")
+    model.load_replay_buffer(tmp_path / "buffer")
+    model.set_dataset(arrays)
+    model.set_dataset(None, keep_data=True)
+    assert model.replay_buffer.size() == 60 + 20
+    model.set_dataset({k: v[:30] for k, v in arrays.items()})
+    with pytest.warns(UserWarning, match="holds 80 transitions: got keep_data=True") as caught:
+        model.set_dataset(None, keep_data=True)
+    assert caught[0].filename == __file__
+    assert model.replay_buffer.size() == 60 + 20 + 30
+    model.set_dataset(arrays)
+    model.replay_buffer = None
+    model.set_dataset(None, keep_data=True)
+    assert model.replay_buffer.size() == 60
+
+
 def test_a_small_buffer_keeps_the_newest(make_model: Make, walk: Any, arrays: Any) -> None:
     model = make_model(walk(), buffer_size=10)
     model.set_dataset(None, keep_data=True)
