@@ -91,6 +91,7 @@ class OfflineTraining:
                 print("VecNormalize takes its statistics from the dataset and keeps them.")
             shown = _normalize.normalized(wrapper, shown)
         shown = shown.with_steps(policy.actor.config.history, policy.actor.config.chunk)
+        self.scales_are_fixed |= policy.scales_are_given
         if not (self.scales_are_fixed or policy.learner.updates):
             self._fit_scales_(policy, shown)
         self.dataset, self.shown, self.is_missing = dataset, shown, False

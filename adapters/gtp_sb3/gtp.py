@@ -764,6 +764,7 @@ class GTP(OfflineLoop):
         """
         included = [name for name in include or () if hasattr(self, name)]
         left_out = {*self._excluded_save_params(), *(exclude or ())} - set(include or ())
+        self._offline.scales_are_fixed |= self.policy.scales_are_given
         own = self.__dict__ | self._offline.attributes()
         attributes = {name: value for name, value in own.items() if name not in left_out}
         attributes |= {name: getattr(self, name) for name in included}
@@ -888,10 +889,12 @@ class GTP(OfflineLoop):
                 f"{unknown}, missing {missing}. Pass exact_match=False to leave some out."
             )
         before = copy.deepcopy({name: recursive_getattr(self, name).state_dict() for name in given})
+        were_given = self.policy.scales_are_given
         try:
             self._load_states(given, exact_match)
         except BaseException as error:
             self._load_states(before, exact_match=True)
+            self.policy.scales_are_given = were_given
             # Torch and its optimisers raise these on a state that is not one of theirs.
             if isinstance(error, GTPError) or not isinstance(
                 error, AttributeError | KeyError | RuntimeError | TypeError | ValueError

@@ -167,6 +167,8 @@ class GTPPolicy(BasePolicy):
         self.layout = layout or layout_of(observation_space)
         self.is_vector = is_vector(observation_space, extractor_class, normalize_images)
         self._noise: torch.Generator | None = None
+        # Whether a state brought scales of observations and actions: no dataset sets them then.
+        self.scales_are_given = False
         # A template, no part of the policy: not registered.
         self.__dict__["_network"] = network
         self._build(merge_networks(config or GTPConfig(), net_arch, n_critics), lr_schedule)
@@ -311,6 +313,8 @@ class GTPPolicy(BasePolicy):
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:  # noqa: ANN401 - torch's types
         """Takes over parameters and buffers by their values.
 
+        The actor's scales are among them: a dataset that comes later does not set them anew.
+
         Args:
             state_dict: What `state_dict` returned.
             strict: Whether the names must match exactly.
@@ -353,6 +357,7 @@ class GTPPolicy(BasePolicy):
             text = told.get(name, told.get(name.replace(".core.", ".")))
             given = own if text is None else torch.tensor(list(text.encode()), dtype=torch.uint8)
             state_dict.setdefault(prefix + name, given)
+        self.scales_are_given |= of_actors
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def _extra_states(self) -> dict[str, Tensor]:

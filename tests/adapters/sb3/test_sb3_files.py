@@ -452,6 +452,35 @@ def test_parameters_round_trip(make_model: Make, tmp_path: Path, equal: Equal) -
     assert not equal(a, b)
 
 
+def test_a_dataset_leaves_the_scales_of_a_state_that_was_loaded(
+    make_model: Make, walk: Any, arrays: Any, tmp_path: Path
+) -> None:
+    far = {**arrays, "obs": 3 * arrays["obs"] + 5, "next_obs": 3 * arrays["next_obs"] + 5}
+    a = make_model(walk(), dataset=far).learn(2)
+    b = make_model(walk(), dataset=arrays)
+    b.policy.load_state_dict(a.policy.state_dict())
+    b.save(tmp_path / "b")
+    for model in (b, GTP.load(tmp_path / "b", env=walk())):
+        model.set_dataset(arrays)
+        model.learn(0)
+        np.testing.assert_array_equal(actions(model), actions(a))
+        assert torch.equal(model.learner.actor.normalizer.mean, a.learner.actor.normalizer.mean)
+
+
+@pytest.mark.filterwarnings("ignore:The state does not say which flow map it is of")
+def test_a_state_that_did_not_fit_leaves_the_scales_to_the_dataset(
+    make_model: Make, arrays: Any
+) -> None:
+    model = make_model()
+    state = model.policy.state_dict()
+    name = next(iter(state))
+    with pytest.raises(StateMismatchError):
+        model.set_parameters({"policy": {**state, name: torch.zeros(1, 1)}}, exact_match=False)
+    before = model.learner.actor.normalizer.mean.clone()
+    model.set_dataset({**arrays, "obs": arrays["obs"] + 5})
+    assert not torch.equal(model.learner.actor.normalizer.mean, before)
+
+
 @pytest.mark.filterwarnings("ignore:The state does not say which flow map it is of")
 def test_set_parameters_is_exact_if_requested(make_model: Make, config: GTPConfig) -> None:
     # A plain dict does not tell what was seen of the mode.
