@@ -85,8 +85,8 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
         weighter: From advantages to weights; default `AdvantageWeighter` with default choices.
         gamma: Discount factor, in [0, 1].
         config: The learner's choices. If they leave ``total_updates`` open, the trainer's
-            ``max_epochs * epoch_num_steps`` are taken. With a factory, its learning rates are
-            unused.
+            ``max_epochs * epoch_num_steps`` are taken; one that leads beyond makes it longer. With
+            a factory, its learning rates are unused.
         log_every: Metrics are fetched from the device once in so many updates.
         preload: Whether a uniform buffer becomes a table on the device.
         out_of_bounds: Whether buffered actions outside [-1, 1] raise or are clipped.
@@ -341,6 +341,9 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
     def create_trainer(self, params: OfflineTrainerParams) -> OfflineTrainer:
         """Makes the stock trainer; the length of the run, if open, becomes that of the trainer's.
 
+        Where the trainer leads beyond the length, it becomes longer, as by `GTPLearner.fit`, also
+        of what `load` returned: behind the end of a run nothing is learned.
+
         Args:
             params: Tianshou's parameters; ``buffer`` may also be an `OfflineDataset`.
 
@@ -357,11 +360,14 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
                 f"{type(params).__name__}, expected OfflineTrainerParams with a buffer. To learn "
                 "online, take gtp_sb3.GTP."
             )
-        if self._length_is_open:
-            before = 0 if params.resume_from_log else self.learner.updates
-            self.learner.set_total_updates_(
-                max(1, before + params.max_epochs * params.epoch_num_steps)
-            )
+        before = 0 if params.resume_from_log else self.learner.updates
+        last = max(1, before + params.max_epochs * params.epoch_num_steps)
+        config = self.learner.config
+        is_open = "total_updates" not in config.model_fields_set
+        # The length that a trainer gave, and that nothing was trained over, is the next one's too.
+        is_open |= self._length_is_open and not self.learner.updates
+        if is_open or last > config.total_updates:
+            self.learner.set_total_updates_(last)
         return super().create_trainer(params)
 
     def process_buffer(self, buffer: TBuffer) -> TBuffer:

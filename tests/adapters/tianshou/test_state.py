@@ -310,6 +310,28 @@ def test_a_loaded_run_goes_on_with_the_length_it_had(
     assert loaded.learner.config.total_updates == 500
 
 
+@pytest.mark.parametrize("of_the_core", [True, False])
+def test_a_loaded_run_that_had_ended_becomes_longer(
+    dataset: OfflineDataset,
+    action_space: Box,
+    small: GTPConfig,
+    params: Params,
+    tmp_path: Path,
+    of_the_core: bool,
+) -> None:
+    algorithm = GTP.from_buffer(dataset, action_space=action_space, config=small)
+    algorithm.run_training(params(dataset))
+    save = algorithm.learner.save if of_the_core else algorithm.save
+    loaded = GTP.load(save(tmp_path / "a"), action_space=action_space)
+    before = [p.detach().clone() for p in loaded.learner.actor.parameters()]
+    loaded.run_training(params(dataset))  # it moved nothing: its rates had fallen to 0
+    assert loaded.learner.config.total_updates == 20
+    now = loaded.learner.actor.parameters()
+    assert not any(torch.equal(a, b) for a, b in zip(before, now, strict=True))
+    algorithm.run_training(params(dataset))
+    assert_same(loaded.state_dict(), algorithm.state_dict())
+
+
 def test_spaces_of_a_checkpoint(make_algorithm: Make, tmp_path: Path) -> None:
     path = make_algorithm().save(tmp_path / "a")
     space = GTP.load(path).policy.action_space
