@@ -602,6 +602,10 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
             algorithm._load_schedulers(saved.lr_schedulers)
         return algorithm
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.policy.act_with(self.learner)
+
     def state_dict(  # type: ignore[override]
         self,
         *args: Any,  # noqa: ANN401 - as torch has it

@@ -1,6 +1,8 @@
 """The policy that Tianshou's collectors and trainers see."""
 
 import functools
+import json
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal, Self, cast
 
@@ -23,11 +25,20 @@ from gtp_policy import (
     QEnsemble,
     act,
 )
-from gtp_policy.acting import chosen_by
+from gtp_policy.acting import ModeChoice, chosen_by
 from gtp_policy.chunks import ChunkPlayer
-from gtp_policy.errors import NonFiniteError, ShapeError, UnsupportedSpaceError
+from gtp_policy.errors import (
+    NonFiniteError,
+    ShapeError,
+    StateMismatchError,
+    UnsupportedSpaceError,
+)
 from gtp_policy.export import PolicySource
+from gtp_policy.records import what_is_wrong
 from gtp_tianshou._spaces import action_scaler_of, check_layout, flatten, plain
+
+# What of a learner's config says how its policy acts.
+_ACTING = {"eval_candidates", "choice", "deterministic_choice", "playback"}
 
 
 class GTPPolicy(Policy):
@@ -35,8 +46,8 @@ class GTPPolicy(Policy):
 
     ``forward`` emits actions in [-1, 1] and builds no graph; ``map_action``, which the collector
     calls, takes them to the environment's Box. Once a `GTP` algorithm has been made with it, the
-    policy acts with the target networks, and ``policy.state_dict()`` alone can be
-    deployed.
+    policy acts with the target networks and as the config of its learner says at that time.
+    ``policy.state_dict()`` holds both, and alone can be deployed.
 
     Acting is deterministic if ``deterministic_eval`` and the policy is not within a training step:
     an action then starts from a noise that is a function of the observation. Equal calls give equal
@@ -123,8 +134,8 @@ class GTPPolicy(Policy):
         self.layout, self.action_scaler = layout, scaler
         self.deterministic_eval = deterministic_eval
         self.steps, self.candidates = steps, candidates
-        # `act_with` sets those of an algorithm's config.
-        self._choices = GTPLearnerConfig()
+        # `act_with` sets the learner, in a tuple: it is no module of the policy's.
+        self._own_choices, self._learner = GTPLearnerConfig(), cast("tuple[GTPLearner, ...]", ())
         self.seed = seed
         self._generators: dict[str, torch.Generator] = {}
         for module in (actor, critic):
@@ -293,7 +304,12 @@ class GTPPolicy(Policy):
             learner: The learner; called by `GTP` with its own.
         """
         self.actor, self.critic = learner.target_actor, learner.target_critic
-        self._choices = learner.config
+        self._learner = (learner,)
+
+    @property
+    def _choices(self) -> GTPLearnerConfig:
+        """How the policy acts: as its learner's config has it now, or as its state had it."""
+        return self._learner[0].config if self._learner else self._own_choices
 
     def policy_source(self) -> PolicySource:
         """Returns what `gtp_policy.export` writes into a file: this policy as it is evaluated.
@@ -346,6 +362,59 @@ class GTPPolicy(Policy):
             self._generators[str(device)] = torch.Generator(device).manual_seed(self.seed)
         return self._generators[str(device)]
 
+    def get_extra_state(self) -> Tensor:
+        """Returns how the policy acts, as a learner's config says it.
+
+        Returns:
+            JSON as numbers of ASCII, on the CPU, float32: a tensor as all of ``state_dict``, which
+            can be averaged with that of another policy that acts alike.
+        """
+        text = self._choices.model_dump_json(include=_ACTING)
+        return torch.tensor(list(text.encode("ascii")), dtype=torch.float32, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Takes over how the policy acts, unless a learner says that; by ``load_state_dict``.
+
+        Args:
+            state: What `get_extra_state` returned where the parameters were saved.
+
+        Raises:
+            StateMismatchError: If it is something else.
+        """
+        try:
+            told = json.loads(bytes(state.double().round().to(torch.uint8).tolist()))
+            choices = GTPLearnerConfig.model_validate(told)
+            choices.playback.check(self.actor.config.chunk)
+        except (AttributeError, RecursionError, TypeError, ValueError) as error:
+            raise StateMismatchError(
+                f"The state does not say how a policy acts: got {what_is_wrong(error)}, expected "
+                "what policy.state_dict() returned."
+            ) from error
+        own = self._choices
+        differing = [n for n in sorted(_ACTING) if getattr(own, n) != getattr(choices, n)]
+        if self._learner and differing:
+            warnings.warn(
+                "The state is of a policy that acts otherwise: got "
+                f"{', '.join(f'{n}={getattr(choices, n)}' for n in differing)}, and the config of "
+                f"this one's learner has {', '.join(f'{getattr(own, n)}' for n in differing)}, "
+                "which stays.",
+                stacklevel=2,
+            )
+        by_critic = not isinstance(choices.deterministic_choice, ModeChoice)
+        if self.critic is None and by_critic and choices.eval_candidates != 1:
+            warnings.warn(
+                "The state is of a policy whose deterministic actions its critic chooses "
+                f"({choices.deterministic_choice.kind} of eval_candidates="
+                f"{choices.eval_candidates}): got a policy without one, which takes the first "
+                "candidate. Pass critic= to GTPPolicy to act as it did.",
+                stacklevel=2,
+            )
+        self._own_choices = choices
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copied or pickled alone, a policy takes no learner along: an algorithm gives it its own.
+        return {**self.__dict__, "_own_choices": self._choices, "_learner": ()}
+
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
@@ -359,6 +428,8 @@ class GTPPolicy(Policy):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+        said = f"{prefix}_extra_state"  # of earlier versions says nothing of it
+        missing_keys[:] = [k for k in missing_keys if k != said]
         if self.critic is None:  # an actor alone may take itself out of a state that has both
             foreign = f"{prefix}critic."
             unexpected_keys[:] = [k for k in unexpected_keys if not k.startswith(foreign)]

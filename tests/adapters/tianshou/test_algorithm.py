@@ -484,6 +484,21 @@ def test_the_policy_acts_with_the_target_network(
     assert np.array_equal(deployed.compute_action(row), policy.compute_action(row))
 
 
+def test_the_policy_acts_as_the_config_says_now(
+    dataset: OfflineDataset, make_algorithm: Make
+) -> None:
+    algorithm, obs = make_algorithm(), dataset.transitions.obs[:5]
+    alone = copy.deepcopy(algorithm.policy)
+    for one in (algorithm, copy.deepcopy(algorithm)):
+        one.learner.config = one.learner.config.replace(eval_candidates=16)
+        act = one.policy(Batch(obs=obs.numpy())).act
+        assert torch.equal(act, one.learner.act(obs, deterministic=True))
+        assert not torch.equal(act, alone(Batch(obs=obs.numpy())).act)
+    state = algorithm.policy.state_dict()
+    with pytest.warns(UserWarning, match=r"acts otherwise: got eval_candidates=16.*has None"):
+        make_algorithm().policy.load_state_dict(state)
+
+
 def test_copies_train_alike_and_apart(
     dataset: OfflineDataset, make_algorithm: Make, params: Params
 ) -> None:

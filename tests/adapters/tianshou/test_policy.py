@@ -24,8 +24,15 @@ from gtp_policy import (
     QEnsemble,
     act,
 )
-from gtp_policy.acting import ModeChoice
-from gtp_policy.errors import DataError, NonFiniteError, ShapeError, UnsupportedSpaceError
+from gtp_policy.acting import ArgmaxChoice, ModeChoice
+from gtp_policy.chunks import Playback
+from gtp_policy.errors import (
+    DataError,
+    NonFiniteError,
+    ShapeError,
+    StateMismatchError,
+    UnsupportedSpaceError,
+)
 from gtp_tianshou import GTPPolicy
 
 Make = Callable[..., GTPPolicy]
@@ -35,6 +42,13 @@ OBS = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
 def fingerprint(module: torch.nn.Module) -> list[Any]:
     tensors = [v.clone() for v in module.state_dict().values() if isinstance(v, torch.Tensor)]
     return [t.numpy().tobytes() for t in tensors] + [m.training for m in module.modules()]
+
+
+def through_a_file(state: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
 
 
 @pytest.mark.parametrize("candidates", [1, 4])
@@ -86,7 +100,7 @@ def test_default_candidates_need_determinism_and_no_critic(make_policy: Make) ->
     assert torch.equal(policy(batch).act, alone)
     policy.critic = None
     assert torch.equal(policy(batch).act, alone)
-    policy._choices = GTPLearnerConfig(eval_candidates=16)
+    policy._own_choices = GTPLearnerConfig(eval_candidates=16)
     mode = act(policy.actor, None, obs, candidates=16, choice=ModeChoice(), deterministic=True)
     assert torch.equal(policy(batch).act, mode)
     sampling, same = make_policy(deterministic_eval=False, seed=5), torch.Generator()
@@ -320,10 +334,7 @@ def test_copies_and_states_act_alike(make_policy: Make, small: GTPConfig) -> Non
     policy.compute_action(OBS[0])  # the stream has moved
     twin = copy.deepcopy(policy)
     assert np.array_equal(policy.compute_action(OBS[0]), twin.compute_action(OBS[0]))
-    file = io.BytesIO()
-    torch.save(policy.state_dict(), file)
-    file.seek(0)
-    state = torch.load(file, weights_only=True)
+    state = through_a_file(policy.state_dict())
     other = make_policy(
         actor=FlowMapActor(3, 2, small.actor, seed=1), critic=QEnsemble(3, 2, small.critic, seed=1)
     )
@@ -335,6 +346,57 @@ def test_copies_and_states_act_alike(make_policy: Make, small: GTPConfig) -> Non
     assert np.array_equal(policy.compute_action(OBS[0]), alone.compute_action(OBS[0]))
     with pytest.raises(RuntimeError, match="Unexpected key"):
         alone.load_state_dict({**state, "other.weight": torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("choices", "chunk"),
+    [
+        ({"eval_candidates": 16}, 1),
+        ({"eval_candidates": 4, "deterministic_choice": ArgmaxChoice()}, 1),
+        ({"playback": Playback(every=1)}, 3),
+    ],
+)
+def test_a_state_says_how_its_policy_acts(
+    make_policy: Make, small: GTPConfig, choices: dict[str, Any], chunk: int
+) -> None:
+    config = small.actor.replace(chunk=chunk)
+
+    def make(seed: int) -> GTPPolicy:
+        dims = 3, 2 * chunk
+        networks = FlowMapActor(*dims, config, seed=seed), QEnsemble(*dims, small.critic, seed=seed)
+        return make_policy(actor=networks[0], critic=networks[1])
+
+    def play(policy: GTPPolicy) -> np.ndarray:
+        state, found = None, []
+        for obs in OBS:
+            result = policy(Batch(obs=obs[None]), state=state)
+            state = result.state
+            found.append(result.act.numpy())
+        return np.stack(found)
+
+    policy = make(0)
+    before = play(policy)
+    policy._own_choices = GTPLearnerConfig(**choices)
+    assert not np.array_equal(play(policy), before)
+    other = make(1)
+    other.load_state_dict(through_a_file(policy.state_dict()))
+    assert np.array_equal(play(other), play(policy))
+    average = {k: (v + v + v) / 3 for k, v in policy.state_dict().items() if "actor" not in k}
+    other.load_state_dict(average, strict=False)
+    assert np.array_equal(play(other), play(policy))
+    # Of an earlier version.
+    other.load_state_dict({k: v for k, v in policy.state_dict().items() if k != "_extra_state"})
+    assert np.array_equal(play(other), play(policy))
+
+
+def test_a_state_whose_policy_cannot_be_had_is_told(make_policy: Make) -> None:
+    policy = make_policy()
+    policy._own_choices = GTPLearnerConfig(eval_candidates=4, deterministic_choice=ArgmaxChoice())
+    with pytest.warns(UserWarning, match=r"argmax of eval_candidates=4.*Pass critic="):
+        make_policy(critic=None).load_state_dict(policy.state_dict())
+    for wrong in (torch.zeros(3), torch.tensor(list(b'{"playback": 3}'))):
+        with pytest.raises(StateMismatchError, match="does not say how a policy acts"):
+            make_policy().load_state_dict(policy.state_dict() | {"_extra_state": wrong})
 
 
 def test_another_dtype(make_policy: Make) -> None:
