@@ -48,7 +48,12 @@ from gtp_tianshou._state import (
     plain_numbers,
     space_of,
 )
-from gtp_tianshou.buffers import TransitionTable, Undrawn, dataset_from_buffer
+from gtp_tianshou.buffers import (
+    TransitionTable,
+    Undrawn,
+    WithoutCuts,
+    dataset_from_buffer,
+)
 from gtp_tianshou.policy import GTPPolicy
 from gtp_tianshou.stats import GTPTrainingStats
 
@@ -439,6 +444,8 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
                 return self._stats(metrics, start)
 
             return self._update(sample_size, cast("Any", Undrawn(table)), launch)
+        if isinstance(buffer, ReplayBuffer) and buffer.options["ignore_obs_next"]:
+            buffer = WithoutCuts(buffer)
         return super().update(buffer, sample_size)
 
     def _update_with_batch(self, batch: RolloutBatchProtocol | Transitions) -> GTPTrainingStats:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _FLAGS = ("terminated", "truncated")
 _CHUNK_BYTES = 2 * 2**20  # what reading a buffer needs on top of its result
+_MOST_DRAWS = 100  # for one minibatch
 
 
 class TransitionTable:
@@ -62,6 +63,55 @@ class Undrawn:
         """Returns the whole table, which costs nothing."""
         del batch_size
         return self.dataset.transitions, np.empty(0, np.intp)
+
+
+class WithoutCuts:
+    """A buffer that keeps no ``obs_next``, sampled without the rows that have none.
+
+    The last row of an episode that was cut shows its own observation as the next one, and would
+    bootstrap from it. What Tianshou's algorithms do with a buffer besides reaches the buffer.
+    """
+
+    def __init__(self, buffer: ReplayBuffer) -> None:
+        self._buffer = buffer
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever a buffer has
+        return getattr(self._buffer, name)
+
+    def sample(self, batch_size: int | None) -> tuple[RolloutBatchProtocol, npt.NDArray[np.intp]]:
+        """Draws a minibatch, and for each row without a next observation another one."""
+        wanted, parts, rows = batch_size, [], []
+        for _ in range(_MOST_DRAWS):
+            batch, drawn = self._buffer.sample(wanted)
+            keep = has_next(self._buffer, drawn, np.asarray(batch.terminated))
+            if hasattr(self._buffer, "update_weight") and not keep.all():
+                # Rows that are never learned from would keep the highest priority.
+                left_out = drawn[~keep]
+                self._buffer.update_weight(left_out, np.zeros(len(left_out)))
+            if keep.any():
+                parts.append(batch[keep])
+                rows.append(drawn[keep])
+            if not batch_size:
+                break
+            wanted = batch_size - sum(map(len, rows))
+            if wanted == 0:
+                break
+        if not parts or (batch_size and wanted):
+            raise EmptyDatasetError(
+                "The buffer has too few transitions with a next observation: got "
+                f"{sum(map(len, rows))} in {_MOST_DRAWS} minibatches, expected {batch_size or 1}. "
+                "With ignore_obs_next=True the last one of an episode that was cut has none: fill "
+                "a buffer without it."
+            )
+        return cast("RolloutBatchProtocol", Batch.cat(parts)), np.concatenate(rows)
+
+
+def has_next(
+    buffer: ReplayBuffer, rows: npt.NDArray[np.intp], terminated: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.bool_]:
+    """Returns which rows of a buffer without ``obs_next`` need none, or have one in the next."""
+    found: npt.NDArray[np.bool_] = terminated.astype(bool) | (buffer.next(rows) != rows)
+    return found
 
 
 def dataset_from_buffer(
@@ -118,7 +168,7 @@ def dataset_from_buffer(
     ended, cut = (as_flags(f, getattr(buffer, f)[rows], len(rows)) for f in _FLAGS)
     cut = cut | np.isin(rows, buffer.unfinished_index()) & ~ended
     if buffer.options["ignore_obs_next"]:
-        keep = ended | (buffer.next(rows) != rows)
+        keep = has_next(buffer, rows, ended)
         # The row before one that is left out now ends its episode.
         cut |= np.append(~keep[1:], False) & ~ended
         rows, ended, cut = rows[keep], ended[keep], cut[keep]

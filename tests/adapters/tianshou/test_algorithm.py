@@ -41,15 +41,23 @@ from gtp_policy import (
     GTPLearnerConfig,
     GTPLoss,
     GTPLossConfig,
+    ObservationLayout,
     OfflineDataset,
     QEnsemble,
     QEnsembleConfig,
     Transitions,
     UpdateMetrics,
 )
-from gtp_policy.errors import DataError, NonFiniteError
-from gtp_tianshou import GTP, GTPPolicy, GTPTrainingStats, buffer_from_dataset
+from gtp_policy.errors import DataError, EmptyDatasetError, NonFiniteError
+from gtp_tianshou import (
+    GTP,
+    GTPPolicy,
+    GTPTrainingStats,
+    buffer_from_dataset,
+    dataset_from_buffer,
+)
 from gtp_tianshou._batches import td_error
+from gtp_tianshou.buffers import WithoutCuts
 
 Make = Callable[..., GTP]
 Params = Callable[..., OfflineTrainerParams]
@@ -181,6 +189,58 @@ def test_a_prioritised_buffer_gets_its_priorities(
     weights = buffer.weight[np.arange(60)]
     for row in range(60):
         assert weights[row] == pytest.approx(expected.get(row, 1.0), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["prioritised", "stacked", "by its own rule"])
+@pytest.mark.global_rng  # PrioritizedReplayBuffer samples from numpy's global generator
+def test_rows_without_a_next_observation_are_never_drawn(
+    kind: str, small: GTPConfig, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffer: ReplayBuffer = ReplayBuffer(
+        40, ignore_obs_next=True, stack_num=2 if kind == "stacked" else 1
+    )
+    if kind == "prioritised":
+        buffer = PrioritizedReplayBuffer(40, alpha=0.6, beta=0.4, ignore_obs_next=True)
+    for row in range(39):  # of four episodes, of which the third terminates and the last goes on
+        ends = {"terminated": row == 29, "truncated": row in (9, 19)}
+        buffer.add(Batch(obs=np.full(3, row), act=np.zeros(1), rew=1.0, info={}, **ends))
+    shape = (2, 3) if kind == "stacked" else (3,)
+    algorithm = GTP(
+        policy=GTPPolicy(
+            actor=FlowMapActor(int(np.prod(shape)), 1, small.actor),
+            action_space=Box(-1, 1, (1,)),
+            layout=ObservationLayout(shape),
+        ),
+        critic=QEnsemble(int(np.prod(shape)), 1, small.critic),
+        preload=False,
+    )
+    drawn: list[Transitions] = []
+    update = algorithm.learner.update
+
+    def see(batch: Transitions) -> UpdateMetrics:
+        drawn.append(batch)
+        return update(batch)
+
+    monkeypatch.setattr(algorithm.learner, "update", see)
+    algorithm.run_training(params(buffer, batch_size=64, max_epochs=1))
+    assert [len(batch.obs) for batch in drawn] == [64] * 5
+    obs = torch.cat([batch.obs[:, -1] for batch in drawn])
+    assert not torch.isin(obs, torch.tensor([9.0, 19.0, 38.0])).any()
+    assert len(obs.unique()) == 36
+    everything, _ = WithoutCuts(buffer).sample(0)
+    assert len(everything) == 36
+
+
+def test_a_buffer_without_any_next_observation_is_empty() -> None:
+    buffer = ReplayBuffer(4, ignore_obs_next=True)
+    for _ in range(4):
+        row = Batch(obs=np.zeros(3), act=np.zeros(1), rew=1.0, terminated=False, truncated=True)
+        buffer.add(row)
+    for size in (0, 8):
+        with pytest.raises(EmptyDatasetError, match="too few transitions with a next observation"):
+            WithoutCuts(buffer).sample(size)
+    with pytest.raises(EmptyDatasetError):
+        dataset_from_buffer(buffer, action_space=Box(-1, 1, (1,)))
 
 
 def test_td_errors_of_a_terminal_row_need_no_next_value(
