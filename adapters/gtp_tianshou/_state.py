@@ -28,7 +28,8 @@ SCHEDULERS = "_lr_schedulers"  # key of a state dict, in the manner of Tianshou'
 class Saved(Config):
     """What a checkpoint holds for Tianshou alone; files of other hosts leave it at the defaults."""
 
-    gamma: float = Field(default=0.99, ge=0, le=1, strict=True)
+    # None: that of the learner's config, which every host fills in.
+    gamma: float | None = Field(default=None, ge=0, le=1, strict=True)
     deterministic_eval: bool = Field(default=True, strict=True)
     steps: int | None = Field(default=None, ge=1, le=10_000, strict=True)
     candidates: int | None = Field(default=None, ge=1, le=10_000, strict=True)

@@ -88,7 +88,7 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
             ``policy_optim``.
         loss: The actor's loss; default `GTPLoss` with default choices.
         weighter: From advantages to weights; default `AdvantageWeighter` with default choices.
-        gamma: Discount factor, in [0, 1].
+        gamma: Discount factor, in [0, 1]; default the config's, or 0.99.
         config: The learner's choices. If they leave ``total_updates`` open, the trainer's
             ``max_epochs * epoch_num_steps`` are taken; one that leads beyond makes it longer. With
             a factory, its learning rates are unused.
@@ -101,8 +101,8 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
 
     Raises:
         ValueError: If ``critic_optim`` comes without ``policy_optim`` or without a critic, or
-            ``log_every`` is smaller than 1, ``gamma`` is outside [0, 1], or the policy belongs to
-            another algorithm.
+            ``log_every`` is smaller than 1, ``gamma`` is outside [0, 1] or not the config's, or the
+            policy belongs to another algorithm.
 
     References:
         | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al., 2025),
@@ -136,7 +136,7 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
         critic_optim: OptimizerFactory | None = None,
         loss: GTPLoss | None = None,
         weighter: AdvantageWeighter | None = None,
-        gamma: float = 0.99,
+        gamma: float | None = None,
         config: GTPLearnerConfig | None = None,
         log_every: int = 10,
         preload: bool = True,
@@ -147,6 +147,9 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
                 f"`critic_optim` stands alone: got policy_optim={policy_optim} and critic="
                 f"{type(critic).__name__}, expected both, since one factory is of no use."
             )
+        config = config or GTPLearnerConfig()
+        gamma = _one_gamma(gamma, config.gamma)
+        gamma = 0.99 if gamma is None else gamma
         if not 0 <= gamma <= 1:
             raise ValueError(f"`gamma` is out of range: got {gamma}, expected 0 to 1.")
         if log_every < 1:
@@ -157,7 +160,6 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
                 "train, expected a separate policy for each algorithm."
             )
         super().__init__(policy=policy)
-        config = config or GTPLearnerConfig()
         if config.gamma is None:
             config = config.replace(gamma=float(gamma))
         make = None
@@ -206,7 +208,7 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
             action_space: The environment's.
             observation_space: The environment's; default: vectors, or what the dataset says.
             config: Every choice; default all defaults.
-            gamma: Discount factor; default 0.99, or the dataset's.
+            gamma: Discount factor; default the config's, or 0.99, or the dataset's.
             policy_optim: As for the constructor.
             critic_optim: As for the constructor.
             layout: As for `GTPPolicy`.
@@ -222,8 +224,9 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
             The algorithm.
 
         Raises:
-            DataError: If something in the buffer is wrong.
+            DataError: If something in the buffer is wrong, or a dataset has another discount.
             UnsupportedSpaceError: If a space does not fit.
+            ValueError: If ``gamma`` is not the config's.
 
         Example:
             >>> from gymnasium.spaces import Box
@@ -242,6 +245,9 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
         check_kind("gamma", gamma, Real, type(None))
         check_kind("layout", layout, ObservationLayout, type(None))
         check_kind("candidates", candidates, Integral, type(None))
+        gamma = _one_gamma(gamma, config.learner.gamma)
+        if gamma is not None:
+            config = config.with_gamma(gamma)
         if isinstance(buffer, OfflineDataset):
             dataset = buffer if device is None else buffer.to(device)
         else:
@@ -554,7 +560,7 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
             device: Where to put parameters.
             train_state: Whether to restore optimisers and schedulers. False is for acting, or for
                 other optimisers than those saved.
-            gamma: Discount factor; default the saved one, or 0.99.
+            gamma: Discount factor to train on with; default the saved one.
             log_every: As for the constructor.
             preload: As for the constructor.
             out_of_bounds: As for the constructor.
@@ -580,6 +586,8 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
             train_state=train_state,
         )
         saved = Saved.read(path, metadata, learner)
+        known = learner.config.gamma if saved.gamma is None else saved.gamma
+        gamma = known if gamma is None else gamma
         policy = GTPPolicy(
             actor=learner.actor,
             action_space=space_of(path, scaler, action_space),
@@ -598,8 +606,8 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
             critic_optim=critic_optim,
             loss=learner.loss,
             weighter=learner.weighter,
-            gamma=saved.gamma if gamma is None else gamma,
-            config=learner.config,
+            gamma=gamma,
+            config=learner.config.replace(gamma=gamma),
             log_every=log_every,
             preload=preload,
             out_of_bounds=out_of_bounds,
@@ -681,6 +689,16 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
         check_schedulers(states, self.lr_schedulers)
         for scheduler, state in zip(self.lr_schedulers, states, strict=True):
             scheduler.load_state_dict(copy.deepcopy(state))
+
+
+def _one_gamma(gamma: float | None, of_config: float | None) -> float | None:
+    """Returns a choice that can be made in two places; None where it was made in neither."""
+    if None not in (gamma, of_config) and gamma != of_config:
+        raise ValueError(
+            f"`gamma` and `learner.gamma` of the config are one choice: got {gamma} and "
+            f"{of_config}, expected one of them. Leave one out."
+        )
+    return of_config if gamma is None else gamma
 
 
 def _modules(options: Mapping[str, Any]) -> dict[str, Any]:

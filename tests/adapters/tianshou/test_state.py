@@ -40,8 +40,8 @@ from gtp_policy import (
     read_metadata,
     save_checkpoint,
 )
-from gtp_policy.errors import CheckpointError, StateMismatchError
-from gtp_tianshou import GTP, GTPPolicy
+from gtp_policy.errors import CheckpointError, DataError, StateMismatchError
+from gtp_tianshou import GTP, GTPPolicy, buffer_from_dataset
 from gtp_tianshou._state import check_schedulers
 
 Make = Callable[..., GTP]
@@ -450,6 +450,34 @@ failures = iter([True])
 def fail(state: Any) -> None:
     if next(failures, False):
         raise StateMismatchError("on purpose")
+
+
+def test_gamma_is_one_choice(
+    dataset: OfflineDataset,
+    action_space: Box,
+    small: GTPConfig,
+    make_algorithm: Make,
+    tmp_path: Path,
+) -> None:
+    half = GTPLearnerConfig(gamma=0.5)
+    assert make_algorithm(config=half).gamma == 0.5
+    assert make_algorithm(config=half, gamma=0.5).gamma == 0.5
+    config = small.replace(learner=half)
+    buffer = buffer_from_dataset(dataset)
+    algorithm = GTP.from_buffer(buffer, action_space=action_space, config=config)
+    assert algorithm.gamma == 0.5
+    assert algorithm.process_buffer(buffer).dataset.transitions.discount.max() == 0.5
+    with pytest.raises(ValueError, match=r"one choice: got 0.9 and 0.5"):
+        make_algorithm(config=half, gamma=0.9)
+    with pytest.raises(ValueError, match=r"one choice: got 0.9 and 0.5"):
+        GTP.from_buffer(buffer, action_space=action_space, config=config, gamma=0.9)
+    with pytest.raises(DataError, match=r"`gamma`: got 0.99, expected 0.5"):
+        GTP.from_buffer(dataset, action_space=action_space, config=config)
+    # A file of the core has it in the config.
+    loaded = GTP.load(algorithm.learner.save(tmp_path / "a"), action_space=action_space)
+    assert loaded.gamma == 0.5
+    other = GTP.load(tmp_path / "a", action_space=action_space, gamma=0.9)
+    assert other.gamma == other.learner.config.gamma == 0.9
 
 
 def test_gamma_is_a_discount(make_algorithm: Make) -> None:
