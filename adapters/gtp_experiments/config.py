@@ -80,7 +80,9 @@ class EvaluationConfig(Config):
         default=1, description="Actions to draw and let the target critic choose."
     )
     choice: Choice = Field(
-        default_factory=ArgmaxChoice, description="How one of several candidates is chosen."
+        default_factory=ArgmaxChoice,
+        description="How one of several candidates is chosen; the policy's learner.choice is for "
+        "those who use it afterwards.",
     )
     deterministic: bool = Field(
         default=False,

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from gtp_datasets.spaces import members_of
+from gtp_datasets.spaces import check_dataset, members_of
 from gtp_experiments.config import EvaluationConfig, ExperimentConfig
 from gtp_experiments.environments import Env, check_env, environment_of, flat_observations, make_env
 from gtp_experiments.errors import ExperimentError
@@ -280,6 +280,33 @@ def _number(name: str, value: object) -> float:
     return number
 
 
+def check_units(learner: GTPLearner, dataset: OfflineDataset) -> None:
+    """Raises unless data are in the units that a learner was trained in.
+
+    Args:
+        learner: The learner; one that knows no units takes all.
+        dataset: The data.
+
+    Raises:
+        DataError: If the bounds of its actions or its observations are others.
+
+    Example:
+        >>> import numpy as np
+        >>> from gtp_experiments.evaluation import check_units
+        >>> from gtp_policy import GTPLearner, OfflineDataset
+        >>> dataset = OfflineDataset.from_arrays(
+        ...     obs=np.zeros((1, 3)), action=[[0.5]], reward=[0.0], terminated=[1],
+        ...     truncated=[0], low=[-2.0], high=[2.0])
+        >>> check_units(GTPLearner.from_dataset(dataset), dataset)
+    """
+    check_dataset(
+        dataset,
+        learner.layout or dataset.layout,
+        learner.action_scaler or dataset.action_scaler,
+        dataset.gamma,
+    )
+
+
 def policy_of(learner: GTPLearner, dataset: OfflineDataset, config: EvaluationConfig) -> Act:
     """Makes a learner act as an evaluation needs: with actions of the target actor.
 
@@ -293,6 +320,9 @@ def policy_of(learner: GTPLearner, dataset: OfflineDataset, config: EvaluationCo
 
     Returns:
         The policy, with its own stream of noise: make a new one for each evaluation.
+
+    Raises:
+        DataError: If the dataset is in other units than the learner was trained in.
 
     Example:
         >>> import numpy as np
@@ -308,6 +338,7 @@ def policy_of(learner: GTPLearner, dataset: OfflineDataset, config: EvaluationCo
         >>> act(np.zeros((5, 3), np.float32)).shape
         (5, 1)
     """
+    check_units(learner, dataset)
     generator = learner.stream("evaluation")
 
     def whole(obs: torch.Tensor) -> torch.Tensor:
@@ -362,7 +393,8 @@ def evaluate(
         environment: An id of gymnasium, or ``module:function``, as for `make_env`.
         episodes: How many.
         deterministic: Whether the policy acts without sampling.
-        candidates: Actions to draw per observation for the critic to choose from.
+        candidates: Actions to draw per observation, of which one is taken as the learner's
+            ``choice`` says.
         max_steps: Cuts longer episodes; default the environment's own limit alone.
         seed: Of the starts.
 
@@ -370,6 +402,7 @@ def evaluate(
         What was seen, episode by episode.
 
     Raises:
+        DataError: If the dataset is in other units than the learner was trained in.
         ExperimentError: If the environment cannot be built or does not fit the dataset.
         pydantic.ValidationError: If a number is out of range.
 
@@ -389,10 +422,12 @@ def evaluate(
         max_steps=max_steps,
         seed=seed,
     )
+    if config.candidates > 1:
+        config = config.replace(choice=learner.config.choice)
     starts = [int(word) for word in np.random.SeedSequence(seed).generate_state(episodes)]
+    act = policy_of(learner, dataset, config)
     envs = _opened(environment, dataset, config)
     try:
-        act = policy_of(learner, dataset, config)
         return _run_episodes(act, envs, dataset, starts, learner.updates, max_steps)
     finally:
         _close(envs)

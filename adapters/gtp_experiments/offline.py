@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from gtp_experiments.evaluation import check_units
 from gtp_policy import GTPLearner, OfflineDataset
 from gtp_policy.errors import DataError
 
@@ -61,7 +62,8 @@ def fit_of_actions(
         Errors and distances.
 
     Raises:
-        DataError: If there are fewer than 4 transitions, or they are not of the learner's sizes.
+        DataError: If there are fewer than 4 transitions, or they are not of the learner's sizes or
+            units.
 
     References:
         | Sliced and Radon Wasserstein Barycenters of Measures (Bonneel et al., 2015),
@@ -79,6 +81,7 @@ def fit_of_actions(
         >>> fit_of_actions(learner, dataset).error.shape
         (2,)
     """
+    check_units(learner, dataset)
     actor = learner.target_actor.config
     dataset = dataset.with_steps(actor.history, actor.chunk)
     rows = 2 * (min(rows, len(dataset)) // 2)

@@ -16,7 +16,7 @@ import torch
 from gtp_datasets.spaces import members_of
 from gtp_experiments.environments import check_env, flat_observations, make_env
 from gtp_experiments.errors import ExperimentError
-from gtp_experiments.evaluation import Act, ChunkedPolicy
+from gtp_experiments.evaluation import Act, ChunkedPolicy, check_units
 from gtp_experiments.results import RunResult
 from gtp_policy import GTPLearner, OfflineDataset
 from gtp_policy.errors import DataError, MissingDependencyError, how_to_install
@@ -49,7 +49,7 @@ def plot_actions(
         The figure; axes are in the units of the environment.
 
     Raises:
-        DataError: If the data has other histories or chunks than the policy.
+        DataError: If the data has other histories, chunks or units than the policy.
 
     Example:
         >>> from gtp_experiments import plot_actions
@@ -61,6 +61,7 @@ def plot_actions(
         >>> plot_actions(learner, dataset).axes[0].get_title()
         'action 0'
     """
+    check_units(learner, dataset)
     actor = learner.target_actor.config
     dataset = dataset.with_steps(actor.history, actor.chunk)
     generator = torch.Generator(dataset.device).manual_seed(seed)
@@ -158,6 +159,7 @@ def plot_advantages(learner: GTPLearner, dataset: OfflineDataset, *, episode: in
         The figure.
 
     Raises:
+        DataError: If the data has other units than the policy.
         ExperimentError: If there is no such episode.
         ValueError: If the learner has no critic.
 
@@ -172,6 +174,7 @@ def plot_advantages(learner: GTPLearner, dataset: OfflineDataset, *, episode: in
         >>> [axes.get_ylabel() for axes in plot_advantages(learner, dataset).axes]
         ['advantage', 'weight', 'reward']
     """
+    check_units(learner, dataset)
     numbers = episode_numbers(dataset.terminated | dataset.truncated)
     rows = np.flatnonzero(numbers == episode)
     if not len(rows):

@@ -31,17 +31,21 @@ from gtp_experiments import (
     difference_interval,
     environment_of,
     evaluate,
+    fit_of_actions,
     flat_observations,
     load_data,
     make_env,
     mean_interval,
     mountain_car_logs,
+    plot_actions,
+    plot_advantages,
     policy_of,
     rows,
     spread,
     table,
 )
 from gtp_experiments.cli import main
+from gtp_experiments.evaluation import _run_episodes
 from gtp_experiments.provenance import _git_revision
 from gtp_policy import GTPConfig, GTPLearner, GTPLearnerConfig, OfflineDataset, act
 from gtp_policy.acting import ArgmaxChoice, SoftmaxChoice
@@ -357,6 +361,57 @@ def test_candidates_are_chosen_as_the_evaluation_says(make_config: Make) -> None
             generator=learner.stream("evaluation"),
         )
         np.testing.assert_allclose(taken, wanted, atol=1e-6)  # the Box is [-1, 1]
+
+
+def test_evaluate_chooses_among_candidates_as_the_learner_does(make_config: Make) -> None:
+    config = make_config()
+    dataset, seen = load_data(config).dataset, []
+    for choice in (ArgmaxChoice(), SoftmaxChoice(temperature=1000.0)):
+        policy = config.policy.replace(learner=config.policy.learner.replace(choice=choice))
+        learner = GTPLearner.from_dataset(dataset, policy)
+        many = evaluate(learner, dataset, "line_world:make", episodes=2, candidates=8)
+        wanted = config.replace(
+            evaluation=EvaluationConfig(
+                environment="line_world:make", episodes=2, candidates=8, choice=choice
+            )
+        )
+        act = policy_of(learner, dataset, wanted.evaluation)
+        same = np.random.SeedSequence(0).generate_state(2).tolist()
+        evaluator = Evaluator(wanted, dataset)
+        by_hand = _run_episodes(act, evaluator._envs, dataset, same, 0, None)
+        assert many == by_hand
+        seen.append(many)
+    assert seen[0] != seen[1]
+
+
+@pytest.mark.parametrize("other", ["bounds", "keys"])
+def test_data_in_other_units_than_the_policy_is_refused(other: str) -> None:
+    rng = np.random.default_rng(0)
+
+    def data(high: float, *keys: str) -> OfflineDataset:
+        episodes = [
+            {
+                "obs": {"a": rng.normal(size=(9, 1)), "b": rng.normal(size=(9, 1)) + 5},
+                "action": rng.uniform(-1, 1, (8, 1)),
+                "reward": np.zeros(8),
+            }
+        ]
+        return OfflineDataset.from_episodes(episodes, low=-high, high=high, obs_keys=keys)
+
+    own = data(1.0, "a", "b")
+    learner = GTPLearner.from_dataset(own, GTPConfig())
+    theirs = data(2.0, "a", "b") if other == "bounds" else data(1.0, "b", "a")
+    for look in (
+        lambda d: policy_of(learner, d, EvaluationConfig()),
+        lambda d: fit_of_actions(learner, d),
+        lambda d: plot_actions(learner, d),
+        lambda d: plot_advantages(learner, d),
+    ):
+        look(own)
+        with pytest.raises(DataError, match="of the dataset"):
+            look(theirs)
+    with pytest.raises(DataError, match="of the dataset"):
+        evaluate(learner, theirs, "line_world:make", episodes=1)
 
 
 # --- statistics
