@@ -116,5 +116,16 @@ def reopen_curriculum(config: GTPConfig) -> GTPConfig:
     return config.replace(loss=config.loss.replace(curriculum=Curriculum()))
 
 
+def reopen_schedule(config: GTPConfig) -> GTPConfig:
+    """Forgets likewise that a default schedule of learning rates came from a file.
+
+    It would count as chosen beside an optimiser of one's own, whose rates it says nothing about.
+    """
+    learner = config.learner
+    chosen = {n: getattr(learner, n) for n in learner.model_fields_set - {"lr_schedule"}}
+    opened = type(learner).model_validate(chosen)
+    return config.replace(learner=opened) if opened == learner else config
+
+
 def _is_set(config: Any, field: str) -> bool:  # noqa: ANN401 - any config
     return field in config.model_fields_set

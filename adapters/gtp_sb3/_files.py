@@ -23,6 +23,7 @@ from gtp_policy.errors import CheckpointError, GTPError
 from gtp_policy.files import expanded, replacing
 from gtp_policy.functional import check_kind
 from gtp_sb3 import _codec
+from gtp_sb3._choices import reopen_schedule
 
 Place = str | pathlib.Path | io.BufferedIOBase
 _LOCAL_HEADER = b"PK\x03\x04"
@@ -113,7 +114,7 @@ def read(path: pathlib.Path) -> tuple[CheckpointInfo, dict[str, JsonValue]]:
             f"Checkpoint {path} cannot be read: got {type(attributes).__name__} instead of SB3's "
             "attributes, expected names and values."
         )
-    return info, attributes
+    return info._replace(config=reopen_schedule(info.config)), attributes
 
 
 @contextlib.contextmanager

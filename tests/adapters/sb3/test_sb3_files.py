@@ -286,6 +286,30 @@ def test_everything_on_the_list_comes_back(make_model: Make, walk: Any, tmp_path
     loaded.learn(20, reset_num_timesteps=False)
 
 
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"optimizer_class": torch.optim.AdamW},
+        {"optimizer_class": torch.optim.SGD},
+        {"optimizer_kwargs": {"weight_decay": 1e-4}},
+    ],
+)
+def test_an_optimiser_of_ones_own_comes_back(
+    make_model: Make, dataset: OfflineDataset, tmp_path: Path, equal: Equal, kwargs: Any
+) -> None:
+    model = make_model(policy_kwargs=kwargs).learn(2)
+    model.save(tmp_path / "model")
+    loaded, other = GTP.load(tmp_path / "model", dataset=dataset), make_model(policy_kwargs=kwargs)
+    other.set_parameters(tmp_path / "model")
+    assert equal(model, loaded)
+    assert equal(model, other)
+    assert type(MlpPolicy.load(tmp_path / "model").actor.optimizer) is type(model.actor.optimizer)
+    GTP.from_actor(tmp_path / "model", dataset=dataset)
+    assert equal(model.learn(2), loaded.learn(2))
+    loaded.save(tmp_path / "again")
+    assert equal(GTP.load(tmp_path / "again"), loaded)
+
+
 class Narrow(BaseFeaturesExtractor):
     def __init__(self, observation_space: spaces.Box) -> None:
         super().__init__(observation_space, 2)
