@@ -235,6 +235,7 @@ def complete(
         ValueError: If the environment has other spaces.
     """
     known = "observation_space" in attributes and "action_space" in attributes
+    gamma = info.config.learner.gamma
     defaults: dict[str, Any] = {
         # Nothing there says who set it: more updates make it longer, as `GTPLearner.fit` does.
         "_horizon": "first run",
@@ -242,6 +243,7 @@ def complete(
         "_offline_updates": info.updates,
         "_scales_are_fixed": True,
         "_spaces_are_derived": not known,
+        "gamma": 0.99 if gamma is None else gamma,
         "n_envs": 1,
         "seed": info.config.learner.seed,
         "tau": info.config.learner.actor_rate,

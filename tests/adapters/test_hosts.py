@@ -62,13 +62,13 @@ CONFIGS = {
 }
 
 
-def make_dataset(space: gym.Space[Any]) -> OfflineDataset:
+def make_dataset(space: gym.Space[Any], gamma: float = 0.99) -> OfflineDataset:
     rng, n = np.random.default_rng(0), 50
     layout = ObservationLayout((4,))
     if isinstance(space, gym.spaces.Dict):
         layout = ObservationLayout.of_dict({k: part.shape for k, part in space.items()})
     scaler = ActionScaler(BOX.low, BOX.high)
-    builder = OfflineDatasetBuilder(n, obs_dim=4, action_scaler=scaler)
+    builder = OfflineDatasetBuilder(n, obs_dim=4, action_scaler=scaler, gamma=gamma)
     builder.append(
         obs=rng.normal(2.0, 3.0, (n, 4)),
         action=rng.uniform(BOX.low, BOX.high, (n, 2)),
@@ -204,6 +204,17 @@ def test_what_one_saves_the_others_load(
     learner, act = LOAD[loader](path)
     assert_same(learner, trained.learner)
     np.testing.assert_allclose(act(obs), trained.act(obs), rtol=0, atol=2e-6)
+
+
+@pytest.mark.global_rng
+@pytest.mark.parametrize("loader", [gtp_tianshou.GTP, gtp_sb3.GTP])
+@pytest.mark.parametrize("saver", HOSTS)
+def test_the_discount_goes_with_the_file(saver: str, loader: Any, tmp_path: Path) -> None:
+    dataset = make_dataset(VECTOR, gamma=0.9)
+    HOSTS[saver](dataset, VECTOR, CONFIG).save(tmp_path / "policy.zip")
+    loaded = loader.load(tmp_path / "policy.zip")
+    assert loaded.gamma == loaded.learner.config.gamma == 0.9
+    assert loader.load(tmp_path / "policy.zip", gamma=0.5).gamma == 0.5
 
 
 @pytest.mark.global_rng
