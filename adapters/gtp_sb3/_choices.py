@@ -1,11 +1,15 @@
 """One choice, one place: SB3's arguments and the core's config, merged or refused."""
 
 import secrets
-from typing import Any
+from numbers import Integral
+from typing import Any, cast
 
 from torch import nn
 
 from gtp_policy import Curriculum, GTPConfig
+from gtp_policy.config import MOST_JUMPS
+
+_MOST_CANDIDATES = 10_000  # as ``eval_candidates`` of the config
 
 
 def pick(name: str, given: object, field: str, config_value: object, set_there: bool) -> Any:  # noqa: ANN401
@@ -106,6 +110,17 @@ def check_policy_choices(activation_fn: type[nn.Module] | None, shared: bool) ->
         raise ValueError(
             "`share_features_extractor` is not supported: got True, expected False. Each network "
             "has its own extractor."
+        )
+
+
+def check_candidates(candidates: object, steps: int) -> None:
+    """Raises on more candidates than the config takes, also where a file names them."""
+    most = min(_MOST_CANDIDATES, MOST_JUMPS // steps)
+    is_one = isinstance(candidates, Integral) and not isinstance(candidates, bool)
+    if not is_one or not 1 <= int(cast(int, candidates)) <= most:
+        raise ValueError(
+            f"`candidates` is out of range: got {candidates!r:.40}, expected an integer from 1 to "
+            f"{most}, for {steps} jumps each. Take fewer, or None for one sample."
         )
 
 

@@ -38,7 +38,7 @@ from gtp_policy.export import PolicySource
 from gtp_policy.functional import check_actions
 from gtp_policy.spaces import real_array
 from gtp_sb3 import _codec, _files
-from gtp_sb3._choices import check_policy_choices, merge_networks
+from gtp_sb3._choices import check_candidates, check_policy_choices, merge_networks
 from gtp_sb3._spaces import (
     ObservationEncoder,
     action_scaler_of,
@@ -104,7 +104,8 @@ class GTPPolicy(BasePolicy):
     Raises:
         UnsupportedSpaceError: If the action space is no bounded Box, or a Dict observation meets
             a policy for arrays.
-        ValueError: If a choice is made twice, or not offered.
+        ValueError: If a choice is made twice, or not offered, or ``candidates`` are so many that an
+            action would take seconds.
 
     Example:
         >>> import numpy as np
@@ -162,7 +163,7 @@ class GTPPolicy(BasePolicy):
             optimizer_kwargs=dict(optimizer_kwargs or {}),
             squash_output=True,
         )
-        self.net_arch, self.n_critics, self.candidates = net_arch, n_critics, candidates
+        self.net_arch, self.n_critics = net_arch, n_critics
         self.scaler = action_scaler_of(action_space)
         self.layout = layout or layout_of(observation_space)
         self.is_vector = is_vector(observation_space, extractor_class, normalize_images)
@@ -172,6 +173,22 @@ class GTPPolicy(BasePolicy):
         # A template, no part of the policy: not registered.
         self.__dict__["_network"] = network
         self._build(merge_networks(config or GTPConfig(), net_arch, n_critics), lr_schedule)
+        self.candidates = candidates
+
+    @property
+    def candidates(self) -> int | None:
+        """Actions to draw per observation, of which the critic chooses one.
+
+        Raises:
+            ValueError: If it is set to so many that an action would take seconds.
+        """
+        return self._candidates
+
+    @candidates.setter
+    def candidates(self, candidates: int | None) -> None:
+        if candidates is not None:
+            check_candidates(candidates, self.learner.actor.config.steps)
+        self._candidates = candidates
 
     def _build(self, config: GTPConfig, lr_schedule: Schedule | None) -> None:
         actor = config.actor

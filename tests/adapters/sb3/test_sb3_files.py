@@ -711,6 +711,10 @@ def test_a_file_builds_nothing_that_it_does_not_fill(
         set_attribute(policy_kwargs={"no_such_argument": 1}),
         set_attribute(policy_kwargs={"optimizer_class": {":class": "torch.SGD"}}),
         set_attribute(policy_kwargs=[1]),
+        set_attribute(policy_kwargs={"candidates": 50_001}),  # of 2 jumps each
+        set_attribute(policy_kwargs={"candidates": 10_001}),
+        set_attribute(policy_kwargs={"candidates": 0}),
+        set_attribute(policy_kwargs={"candidates": True}),
         set_attribute(verbose="1"),
         set_attribute(gamma=1.5),
         set_attribute(tau=-1.0),

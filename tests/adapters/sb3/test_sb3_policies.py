@@ -98,6 +98,16 @@ def test_candidates_can_be_changed_at_any_time() -> None:
     assert (values[0] >= values[1] - 1e-6).all()
 
 
+@pytest.mark.parametrize("number", [0, 10_001, 1.5, True])
+def test_so_many_candidates_are_refused_when_they_are_set(number: Any) -> None:
+    policy = make_policy(candidates=np.int64(2))
+    with pytest.raises(ValueError, match=r"`candidates` is out of range: got .* to 10000"):
+        policy.candidates = number
+    assert policy.candidates == 2
+    with pytest.raises(ValueError, match="out of range"):
+        make_policy(candidates=number)
+
+
 def test_deterministic_repeats_and_stochastic_does_not() -> None:
     policy, obs = make_policy(), np.zeros((6, 3))
     fixed = policy.predict(obs, deterministic=True)[0]
