@@ -85,9 +85,11 @@ def load_data(config: ExperimentConfig) -> Data:
         dataset = dataset.with_rewards(config.reward)
     if isinstance(config, RunConfig) and config.policy.learner.critic_penalty:
         dataset = dataset.with_next_actions()
+    if isinstance(config, RunConfig):  # before the sums: what they reach has its history, too
+        dataset = dataset.with_history(config.policy.actor.history)
     dataset = dataset.with_n_step(config.n_step)
     if isinstance(config, RunConfig):
-        dataset = dataset.with_steps(config.policy.actor.history, config.policy.actor.chunk)
+        dataset = dataset.with_chunks(config.policy.actor.chunk)
     return Data(dataset, digest)
 
 

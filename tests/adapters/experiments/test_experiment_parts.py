@@ -47,7 +47,14 @@ from gtp_experiments import (
 from gtp_experiments.cli import main
 from gtp_experiments.evaluation import _run_episodes
 from gtp_experiments.provenance import _git_revision
-from gtp_policy import GTPConfig, GTPLearner, GTPLearnerConfig, OfflineDataset, act
+from gtp_policy import (
+    FlowMapActorConfig,
+    GTPConfig,
+    GTPLearner,
+    GTPLearnerConfig,
+    OfflineDataset,
+    act,
+)
 from gtp_policy.acting import ArgmaxChoice, SoftmaxChoice
 from gtp_policy.errors import DataError, NonFiniteError
 from gtp_policy.rewards import LinearReward
@@ -211,6 +218,12 @@ def test_returns_of_several_steps_follow_transformed_rewards(tmp_path: Path) -> 
     plain = load_data(config.replace(policy=GTPConfig(), n_step=1))
     assert plain.dataset.transitions.next_action is None
     assert plain.sha256 == load_data(config).sha256
+    # What the sums reach has its history, as in dataset.with_history(2).with_n_step(2).
+    actor = FlowMapActorConfig(history=2)
+    batch = load_data(config.replace(policy=GTPConfig(actor=actor))).dataset.transitions
+    assert batch.obs.tolist() == [[0.0, 0.0], [0.0, 1.0], [1.0, 2.0]]
+    assert batch.next_obs.tolist() == [[1.0, 2.0], [2.0, 3.0], [2.0, 3.0]]
+    assert batch.reward.tolist() == [0.5, 2.0, 2.0]
 
 
 # --- environments
