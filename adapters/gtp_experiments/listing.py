@@ -131,7 +131,11 @@ def _kept(folder: Path) -> int:
 
 
 def _in_use(folder: Path) -> bool:
-    """Returns whether a process works in a folder; a look at it changes nothing."""
+    """Returns whether a process works in a folder; a look at it changes nothing.
+
+    No system says whether another process could take a lock but by taking it: runs wait for the
+    moment that this lasts, see `RunFolder.locked`.
+    """
     lock = folder / ".lock"
     try:
         import fcntl

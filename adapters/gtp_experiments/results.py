@@ -24,6 +24,8 @@ from gtp_policy.functional import check_kind
 from gtp_policy.records import check_values, is_finite, what_is_wrong
 
 _LOCK = ".lock"
+# Seconds until a folder counts as in use: `list` holds the lock for the moment of its look.
+_LOOK = 1.0
 _SEEN = "data.json"
 # Lists of an evaluation that have a value per episode, and what these have to be.
 _BY_EPISODE: Mapping[str, Callable[[object], bool]] = {
@@ -247,7 +249,7 @@ class RunFolder:
             InUseError: If another process works in the folder.
         """
         try:
-            with FileLock(self.path / _LOCK, timeout=0):
+            with FileLock(self.path / _LOCK, timeout=_LOOK, poll_interval=0.02):
                 yield
         except Timeout as error:
             raise InUseError(

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,14 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box
 
-from gtp_experiments import EvaluationConfig, ExperimentError, RunConfig, reevaluate, run
+from gtp_experiments import (
+    EvaluationConfig,
+    ExperimentError,
+    RunConfig,
+    RunFolder,
+    reevaluate,
+    run,
+)
 from gtp_experiments.cli import main
 from gtp_experiments.listing import list_of_runs, shown
 from gtp_policy.errors import GTPError
@@ -80,6 +88,20 @@ def test_no_link_in_a_folder_is_followed(make_config: Make, tmp_path: Path, name
     with pytest.raises(ExperimentError, match="is a link"):
         run(config, tmp_path / "runs")
     assert not list(target.iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the lock is one of fcntl")
+def test_a_look_at_a_folder_is_no_run_in_it(make_config: Make, tmp_path: Path) -> None:
+    """A run that started while `list` looked at its folder ended with an error."""
+    import fcntl
+
+    folder = RunFolder(tmp_path, make_config(updates=5), "")
+    look = os.open(folder.path / ".lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(look, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    over = threading.Timer(0.1, os.close, [look])
+    over.start()
+    with folder.locked():
+        over.join()
 
 
 def test_one_process_at_a_time(make_config: Make, tmp_path: Path) -> None:
