@@ -22,10 +22,12 @@ from gtp_policy import (
     load_checkpoint,
     read_metadata,
 )
+from gtp_policy.checkpoint.bundle import content_id
 from gtp_policy.files import expanded
 from gtp_policy.records import differences, what_is_wrong
 
 TIMED_ACTIONS = 200
+_WEIGHTS = "checkpoint_sha256"  # of what a kept result is of, in its provenance
 # What a config may leave open, and the data or the length of the run then fill in.
 _LEFT_OPEN = {
     "actor.sigma_data",
@@ -51,8 +53,9 @@ def reevaluate(
     """Evaluates the last checkpoint of a run that has come to its end, and times its actions.
 
     The result is kept next to that of the run; the same request reads it from there, as long as the
-    data are what they were, or are gone. An environment that the run's record names is taken if it
-    is an id that gymnasium knows; one that has to be imported is only ever named by the caller.
+    checkpoint is the same one and the data are what they were, or are gone. An environment that the
+    run's record names is taken if it is an id that gymnasium knows; one that has to be imported is
+    only ever named by the caller.
 
     Args:
         folder: The run's folder.
@@ -88,8 +91,9 @@ expected one. Run it to its end first.
         device=device or before.device,
     )
     path = folder / f"{config.group}_result.json"
-    files = data_files(before)
-    if (done := read_result(path)) is not None:
+    files, weights = data_files(before), content_id(newest)
+    done = read_result(path)
+    if done is not None and _is_of(done, trained, weights):
         if files is not None and not has_seen(folder, trained.data_sha256, files):
             checkpoint = load_checkpoint(newest, train_state=False, device="cpu")
             data_of(folder, trained, before.replace(device="cpu"), checkpoint)
@@ -108,9 +112,18 @@ expected one. Run it to its end first.
         evaluations=(seen,),
         config=config.model_dump(mode="json"),
         ms_per_action=_ms_per_action(policy_of(learner, data.dataset, evaluation), data.dataset),
+        provenance={**trained.provenance, _WEIGHTS: weights},
     )
     write_json(path, result.model_dump(mode="json"))
     return result
+
+
+def _is_of(done: RunResult, trained: RunResult, weights: str) -> bool:
+    """Returns whether a kept result is of the weights that are there: a run may be made again."""
+    if _WEIGHTS in done.provenance:
+        return done.provenance[_WEIGHTS] == weights
+    # Earlier versions kept the time that the training had taken alone.
+    return done.ms_per_update == trained.ms_per_update
 
 
 def finished(folder: Path) -> tuple[RunResult, RunConfig, Path]:

@@ -336,6 +336,8 @@ class RunFolder:
             config=config.model_dump(mode="json"),
             provenance=dict(provenance(*self._packages)),
         )
+        for of_others in self.path.glob("*_result.json"):  # of the weights of an earlier run
+            of_others.unlink(missing_ok=True)
         write_json(self.path / "result.json", result.model_dump(mode="json"))
         return result
 

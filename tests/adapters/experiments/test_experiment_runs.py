@@ -35,7 +35,13 @@ from gtp_experiments import (
 from gtp_experiments.cli import main
 from gtp_experiments.records import Lines, read_json
 from gtp_experiments.results import read_evaluations
-from gtp_policy import CheckpointFolder, GTPConfig, GTPLearner, load_checkpoint
+from gtp_policy import (
+    CheckpointFolder,
+    GTPConfig,
+    GTPLearner,
+    OfflineDataset,
+    load_checkpoint,
+)
 from gtp_policy.errors import DataError
 from tests.reliability.mutations import peak_memory
 
@@ -104,6 +110,39 @@ def test_a_finished_run_is_not_repeated(
     assert run(config, tmp_path) == result
     with pytest.raises(pytest.fail.Exception):  # another seed is another run
         run(config.replace(seed=1), tmp_path)
+
+
+def test_a_run_that_is_made_again_has_evaluations_of_its_own(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(updates=5)
+    folder, again = tmp_path / config.name, config.evaluation.replace(steps=1)
+    run(config, tmp_path)
+    first = reevaluate(folder, again)
+    (kept,) = folder.glob("*_result.json")
+    old = kept.read_bytes()
+    shutil.rmtree(folder / "checkpoints")
+    for name in ("result.json", "metrics.jsonl", "evaluations.jsonl"):
+        (folder / name).unlink()
+    build = RunConfig.build_learner
+
+    def build_otherwise(self: RunConfig, dataset: OfflineDataset) -> GTPLearner:
+        learner = build(self, dataset)
+        with torch.no_grad():
+            for parameter in (*learner.actor.parameters(), *learner.target_actor.parameters()):
+                parameter.add_(0.3)
+        return learner
+
+    monkeypatch.setattr(RunConfig, "build_learner", build_otherwise)
+    run(config, tmp_path)
+    assert not kept.exists()  # the table of the folder would hold it
+    as_before = json.loads(old)
+    del as_before["provenance"]["checkpoint_sha256"]
+    for of_first in (old, json.dumps(as_before).encode()):  # the latter of an earlier version
+        kept.write_bytes(of_first)
+        second = reevaluate(folder, again)
+        assert second.evaluations != first.evaluations
+    assert reevaluate(folder, again) == second
 
 
 @pytest.mark.parametrize("fields", [{}, {"policy": GTPConfig(critic=None)}])
