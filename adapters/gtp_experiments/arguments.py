@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +29,8 @@ REWARDS: dict[str, RewardTransform] = {
 """Reward transforms by the names that the command line knows."""
 CHOICES: dict[str, Choice] = {"argmax": ArgmaxChoice(), "softmax": SoftmaxChoice()}
 """How one of several candidates is chosen, likewise."""
+# Choices of the policy that a run makes itself, with what makes them.
+_OF_THE_RUN = {"learner.seed": "--seeds", "learner.total_updates": "--updates"}
 
 
 def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
@@ -305,7 +308,21 @@ def assigned(config: RunConfig, path: str, value: object) -> RunConfig:
     return config.replace(policy=_assigned(config.policy, path, value, words, by))
 
 
+def _check_of_policy(path: str, value: object, by: str) -> None:
+    """Raises where a run would put its own value in place of the one that is set."""
+    if isinstance(value, Mapping):
+        for name, inside in value.items():
+            _check_of_policy(f"{path}.{name}", inside, by)
+    elif option := _OF_THE_RUN.get(path.removeprefix("policy.")):
+        raise ExperimentError(
+            f"{by} has no effect: got {path}={value!r}, which is always the run's own, expected "
+            f"another field. Leave it out, and choose it by {option} of the command or by the "
+            "fields `seed` and `updates` of the run."
+        )
+
+
 def _assigned(config: C, path: str, value: object, words: str, by: str) -> C:
+    _check_of_policy(path, value, by)
     try:
         return _replaced(config, path.split("."), value, by)
     except ValidationError as error:

@@ -433,6 +433,8 @@ def test_wrong_requests_say_why(make_config: Make, tmp_path: Path) -> None:
         assert not list(tmp_path.glob("none/*/run.json"))
 
     refused({"weighter.etta": [1.0]}, "Did you mean eta?")
+    for path in ("learner.seed", "policy.learner.total_updates"):
+        refused({path: [1, 2]}, f"The space has no effect: got {path}=1")
     refused({"weighter.eta": ["high"]}, "valid number")
     refused({"batch_size": {"low": 0, "high": 4}}, "greater than or equal to 1")
     refused({"weighter.eta": {"low": 0.1, "high": 1.0}}, "A grid needs values", "grid")
