@@ -624,8 +624,8 @@ class GTP(OfflineLoop):
         learner = self.learner
         if not learner.actor.training:  # walking through all modules costs more than this check
             self.policy.set_training_mode(True)
-        if self.learning_rate is not None:
-            self._update_learning_rate(list(learner.optimizers.values()))
+        if self.learning_rate is not None or self.lr_schedule is not None:
+            self._use_learning_rate()
         if self.tau != self._tau_in_use:
             self._use_tau()
         if self.dataset is None and self._learns_by_episodes():
@@ -643,6 +643,21 @@ class GTP(OfflineLoop):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if self.dataset is not None:
             self._offline.updates += gradient_steps
+
+    def _use_learning_rate(self) -> None:
+        """Gives every optimiser the learning rate of SB3's schedule.
+
+        Raises:
+            ValueError: If the rates are the core's, which it sets before every update.
+        """
+        if self.learner.learning_rates or self.lr_schedule is None:
+            name = "learning_rate" if self.lr_schedule is None else "lr_schedule"
+            raise ValueError(
+                f"`{name}` was set on a model whose learning rates are those of gtp_config: got "
+                f"{getattr(self, name)!r}, expected None. Build the model with learning_rate=..., "
+                "a number or a schedule; or save it and call GTP.load(path, learning_rate=...)."
+            )
+        self._update_learning_rate(list(self.learner.optimizers.values()))
 
     def _use_tau(self) -> None:
         """Makes the learner's targets follow at the rate that the attribute ``tau`` says."""

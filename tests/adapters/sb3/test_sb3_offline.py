@@ -404,6 +404,29 @@ def test_tensorboard_gets_a_folder_per_run(make_model: Make, tmp_path: Path) -> 
     assert len(list((tmp_path / "GTP_2").iterdir())) == 2
 
 
+def test_learning_rates_of_the_config_are_not_set_later(make_model: Make) -> None:
+    for name, value in (("learning_rate", 1e-4), ("lr_schedule", lambda _: 0.0)):
+        model = make_model().learn(1)
+        setattr(model, name, value)
+        with pytest.raises(ValueError, match=f"`{name}` was set on a model whose learning rates"):
+            model.learn(1)
+    model = make_model().learn(1)
+    model.learning_rate = 1e-4
+    model._setup_lr_schedule()
+    with pytest.raises(ValueError, match="`lr_schedule` was set"):
+        model.learn(1)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"learning_rate": 1e-3}, {"policy_kwargs": {"optimizer_class": torch.optim.AdamW}}]
+)
+def test_a_schedule_that_is_set_later_is_followed(make_model: Make, changes: Any) -> None:
+    model = make_model(**changes).learn(1)
+    model.lr_schedule = lambda _: 0.25
+    model.learn(1)
+    assert model.actor.optimizer.param_groups[0]["lr"] == 0.25
+
+
 @in_portions
 def test_learning_rate_follows_sb3s_schedule(make_model: Make) -> None:
     rates: list[float] = []
