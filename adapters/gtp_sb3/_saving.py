@@ -46,7 +46,6 @@ EXCLUDED = (
     "_offline",
     "_replay_buffer",
     "_stand_in",
-    "_tau_in_use",
 )
 # At what the environment stands, as a policy and as a replay buffer sees it; with more numbers than
 # this (images) it is not in a file, and training begins with a reset.

@@ -91,8 +91,8 @@ class GTP(OfflineLoop):
             trained on a dataset acts itself from the start.
         batch_size: Transitions per update.
         tau: Rate at which the target networks follow, ``ema_rate`` of the config; the critic's has
-            a separate rate if ``critic_ema_rate`` is given. Default: by the length of the run. The
-            next update goes by what ``model.tau`` is set to, as in SB3.
+            a separate rate if ``critic_ema_rate`` is given. Default: by the length of the run, as
+            ``model.tau`` says once it is known. The next update goes by what that is set to.
         gamma: Discount factor. Default: the one of an ``OfflineDataset``, or 0.99.
         train_freq: How often to learn, online.
         gradient_steps: Updates per round online, per timestep offline; -1 means as many as steps
@@ -231,7 +231,6 @@ class GTP(OfflineLoop):
         self.out_of_bounds = out_of_bounds
         self._seeds_globally = seed is not None
         self._spaces_are_derived = False
-        self._tau_in_use = self.tau
         self._metrics: UpdateMetrics | None = None
         self._clock = [0.0, 0]  # seconds and updates since the last log
         # Of a run that learns by episodes: how many there were before it, after how many its length
@@ -550,6 +549,7 @@ class GTP(OfflineLoop):
             updates = self._updates_online(total_timesteps, before)
             is_known = not self._learns_by_episodes()
             longer = self._offline.set_horizon_(self.learner, updates, is_known)
+            self._show_tau()
             self._episodes_before = 0 if reset_num_timesteps else self._episode_num
             self._followed = 0
             self._least_length = 0 if longer else self.learner.config.total_updates
@@ -563,6 +563,7 @@ class GTP(OfflineLoop):
             )
         updates = total_timesteps * self._updates_per_timestep
         self._offline.set_horizon_(self.learner, updates)
+        self._show_tau()
         _replay.check_plain(self.replay_buffer_class, self.n_steps)
         self._attach(self.dataset)  # the environment may be another one since
         self._learn_offline(
@@ -613,6 +614,7 @@ class GTP(OfflineLoop):
         rounds = math.ceil(left * episodes / (steps * cast(TrainFreq, self.train_freq).frequency))
         wanted = self.learner.updates + self.gradient_steps * (1 + rounds)
         self.learner.set_total_updates_(max(wanted, self._least_length))
+        self._show_tau()
 
     def train(self, gradient_steps: int, batch_size: int = 256) -> None:
         """Does some updates; called by `learn`.
@@ -626,8 +628,6 @@ class GTP(OfflineLoop):
             self.policy.set_training_mode(True)
         if self.learning_rate is not None or self.lr_schedule is not None:
             self._use_learning_rate()
-        if self.tau != self._tau_in_use:
-            self._use_tau()
         if self.dataset is None and self._learns_by_episodes():
             self._follow_episodes_()
         start = time.perf_counter()
@@ -659,11 +659,15 @@ class GTP(OfflineLoop):
             )
         self._update_learning_rate(list(self.learner.optimizers.values()))
 
-    def _use_tau(self) -> None:
-        """Makes the learner's targets follow at the rate that the attribute ``tau`` says."""
-        learner = self.learner
-        learner.config = learner.config.replace(ema_rate=float(self.tau))
-        self._tau_in_use = self.tau
+    def __setattr__(self, name: str, value: Any) -> None:  # noqa: ANN401 - of any attribute
+        # At once: the rate in use follows the length of the run until one is set, be it the same.
+        if name == "tau" and "policy" in self.__dict__:
+            self.learner.config = self.learner.config.replace(ema_rate=float(value))
+        super().__setattr__(name, value)
+
+    def _show_tau(self) -> None:
+        """Makes the attribute ``tau`` say at which rate the actor's target network follows."""
+        self.__dict__["tau"] = self.learner.config.actor_rate
 
     def _minibatch(self, batch_size: int) -> Transitions:
         if self._offline.shown is not None:
@@ -844,7 +848,10 @@ class GTP(OfflineLoop):
             attributes |= _saving.standing(attributes, None if force_reset else env)
             of_dict = isinstance(attributes["observation_space"], spaces.Dict)
             policy = attributes.get("policy_class", MultiInputPolicy if of_dict else MlpPolicy)
-            dataset, tau, seed = (kwargs.pop(name, None) for name in ("dataset", "tau", "seed"))
+            custom = custom_objects or {}
+            dataset = kwargs.pop("dataset", None)
+            # Of the learner, too.
+            tau, seed = (kwargs.pop(name, custom.get(name)) for name in ("tau", "seed"))
             with _files.built_from(file):
                 policy.check_size(
                     file, attributes["observation_space"], attributes.get("policy_kwargs") or {}
@@ -853,7 +860,6 @@ class GTP(OfflineLoop):
                 model._take_over(file, info, attributes | kwargs)
         if tau is not None:
             model.tau = float(tau)
-            model._use_tau()
         if seed is not None:
             model.set_random_seed(seed)
         if dataset is not None:
@@ -866,13 +872,13 @@ class GTP(OfflineLoop):
         """Makes a model that was not set up the one of a checkpoint."""
         self._offline.take_attributes_(attributes)
         self.__dict__.update(attributes)
-        self._tau_in_use = self.tau
         self.gtp_config = info.config
         if self._offline.horizon is None:
             self.gtp_config = reopen_curriculum(info.config)
         self._layout = info.layout or layout_of(self.observation_space)
         self._setup_model()
         restore_(self.learner, path)
+        self._show_tau()
 
     def set_parameters(
         self,

@@ -567,6 +567,25 @@ def test_tau_may_be_changed_at_any_time(make_online: Make, walk: Any) -> None:
         ] * len(before)
 
 
+@pytest.mark.parametrize("offline", [False, True])
+def test_tau_is_the_rate_in_use(make_model: Make, walk: Any, tmp_path: Path, offline: bool) -> None:
+    other = {} if offline else {"dataset": None}
+    model = make_model(walk(), **other)
+    default = model.tau  # of a run of a million updates
+    model.learn(20)
+    assert model.tau == model.learner.config.actor_rate == 0.05
+    model = make_model(walk(), **other)
+    model.tau = default
+    model.learn(20)
+    assert model.tau == model.learner.config.actor_rate == default
+    model.save(tmp_path / "model")
+    loaded = GTP.load(tmp_path / "model", custom_objects={"tau": 0.5, "seed": 5})
+    assert loaded.tau == loaded.learner.config.actor_rate == 0.5
+    assert loaded.seed == loaded.learner.config.seed == 5
+    loaded = GTP.load(tmp_path / "model", custom_objects={"tau": 0.5}, tau=0.25)
+    assert loaded.tau == loaded.learner.config.actor_rate == 0.25
+
+
 def test_tau_of_zero_is_kept_in_the_file(make_online: Make, walk: Any, tmp_path: Path) -> None:
     model = make_online(walk(), tau=0)
     model.save(tmp_path / "model")
