@@ -35,7 +35,7 @@ from gtp_policy import (
     UpdateMetrics,
     restore_,
 )
-from gtp_policy.errors import GTPError, StateMismatchError, UnsupportedSpaceError
+from gtp_policy.errors import DataError, GTPError, StateMismatchError, UnsupportedSpaceError
 from gtp_policy.export import PolicySource
 from gtp_policy.functional import check_kind
 from gtp_sb3 import _files, _replay, _saving, _sources
@@ -43,6 +43,7 @@ from gtp_sb3._choices import (
     check_learning_rate,
     check_policy_kwargs,
     merge_learner,
+    pick,
     reopen_curriculum,
 )
 from gtp_sb3._data import Dataset, Frame
@@ -75,11 +76,11 @@ class GTP(OfflineLoop):
     Online, where the critic sees what its choices lead to, choose that, with n = 16 say.
 
     Arguments of SB3 keep SB3's meaning. What belongs to the method stands in ``gtp_config``. A
-    choice that can be made in both places (``learning_rate``, ``tau``, ``seed``, ``net_arch``,
-    ``n_critics``) may be made in one of them. Where ``gtp_config`` does not say ``total_updates``,
-    the first `learn` sets it from its ``total_timesteps``: learning rates fall, and a curriculum
-    unfolds, over that run; each later one, offline or online, makes it longer by its own where it
-    leads beyond what an earlier one left.
+    choice that can be made in both places (``learning_rate``, ``tau``, ``gamma``, ``seed``,
+    ``net_arch``, ``n_critics``) may be made in one of them. Where ``gtp_config`` does not say
+    ``total_updates``, the first `learn` sets it from its ``total_timesteps``: learning rates fall,
+    and a curriculum unfolds, over that run; each later one, offline or online, makes it longer by
+    its own where it leads beyond what an earlier one left.
 
     Args:
         policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"``, or a `GTPPolicy` class.
@@ -93,7 +94,7 @@ class GTP(OfflineLoop):
         tau: Rate at which the target networks follow, ``ema_rate`` of the config; the critic's has
             a separate rate if ``critic_ema_rate`` is given. Default: by the length of the run, as
             ``model.tau`` says once it is known. The next update goes by what that is set to.
-        gamma: Discount factor. Default: the one of an ``OfflineDataset``, or 0.99.
+        gamma: Discount factor. Default: the config's, the one of an ``OfflineDataset``, or 0.99.
         train_freq: How often to learn, online.
         gradient_steps: Updates per round online, per timestep offline; -1 means as many as steps
             were made, and one offline.
@@ -190,6 +191,8 @@ class GTP(OfflineLoop):
         check_kind("gtp_config", config, GTPConfig)
         check_learning_rate(config, learning_rate)
         merged = merge_learner(config, tau, seed)
+        chosen = config.learner.gamma
+        gamma = pick("gamma", gamma, "learner.gamma", chosen, chosen is not None)
         if _sources.named(dataset) and env is None:
             dataset = _sources.open_named(
                 cast(str, dataset), 0.99 if gamma is None else gamma, None
@@ -293,16 +296,18 @@ class GTP(OfflineLoop):
             (False, 2)
         """
         clone = source if isinstance(source, GTP) else cls.load(source)
+        config = gtp_config or GTPConfig()
+        gamma = clone.gamma if config.learner.gamma is None else None
         own: dict[str, Any] = {
             "policy_kwargs": clone._present_policy_kwargs(),
             "device": clone.device,
-            "gamma": dataset.gamma if isinstance(dataset, OfflineDataset) else clone.gamma,
+            "gamma": dataset.gamma if isinstance(dataset, OfflineDataset) else gamma,
             "out_of_bounds": clone.out_of_bounds,
         }
         model = cls(
             type(clone.policy),
             env,
-            gtp_config=clone.learner.continued(gtp_config or GTPConfig()),
+            gtp_config=clone.learner.continued(config),
             _init_setup_model=False,
             **own | kwargs,
         )
@@ -487,6 +492,13 @@ class GTP(OfflineLoop):
         self._attach(_sources.read(dataset, frame))
 
     def _attach(self, dataset: Dataset) -> None:
+        if dataset.gamma != self.gamma:
+            raise DataError(
+                f"`gamma` was changed since the dataset was read: got {self.gamma}, expected "
+                f"{dataset.gamma}, which its discounts are made with. Call set_dataset(data) again "
+                "with the data that is to be read; an OfflineDataset has to be made with the new "
+                "one."
+            )
         wrapper = self.get_vec_normalize_env()
         self._offline.attach(dataset, self.policy, wrapper, self.verbose)
 
@@ -562,10 +574,10 @@ class GTP(OfflineLoop):
                 progress_bar,
             )
         updates = total_timesteps * self._updates_per_timestep
-        self._offline.set_horizon_(self.learner, updates)
-        self._show_tau()
         _replay.check_plain(self.replay_buffer_class, self.n_steps)
         self._attach(self.dataset)  # the environment may be another one since
+        self._offline.set_horizon_(self.learner, updates)
+        self._show_tau()
         self._learn_offline(
             total_timesteps,
             callback,
@@ -660,9 +672,11 @@ class GTP(OfflineLoop):
         self._update_learning_rate(list(self.learner.optimizers.values()))
 
     def __setattr__(self, name: str, value: Any) -> None:  # noqa: ANN401 - of any attribute
-        # At once: the rate in use follows the length of the run until one is set, be it the same.
-        if name == "tau" and "policy" in self.__dict__:
-            self.learner.config = self.learner.config.replace(ema_rate=float(value))
+        # Choices of the learner, too. At once: the rate in use follows the length of the run until
+        # one is set, be it the same.
+        if name in ("gamma", "tau") and "policy" in self.__dict__:
+            field = "ema_rate" if name == "tau" else name
+            self.learner.config = self.learner.config.replace(**{field: float(value)})
         super().__setattr__(name, value)
 
     def _show_tau(self) -> None:
@@ -851,13 +865,17 @@ class GTP(OfflineLoop):
             custom = custom_objects or {}
             dataset = kwargs.pop("dataset", None)
             # Of the learner, too.
-            tau, seed = (kwargs.pop(name, custom.get(name)) for name in ("tau", "seed"))
+            gamma, tau, seed = (
+                kwargs.pop(name, custom.get(name)) for name in ("gamma", "tau", "seed")
+            )
             with _files.built_from(file):
                 policy.check_size(
                     file, attributes["observation_space"], attributes.get("policy_kwargs") or {}
                 )
                 model = cls(policy, env, device=device, _init_setup_model=False)
                 model._take_over(file, info, attributes | kwargs)
+        if gamma is not None:
+            model.gamma = float(gamma)
         if tau is not None:
             model.tau = float(tau)
         if seed is not None:

@@ -539,6 +539,43 @@ def test_other_units_other_gamma_and_other_observations_are_refused(
         make_model(type(untouchable)(obs_dim=4), dataset=other)
 
 
+def test_a_discount_is_chosen_in_one_place(make_model: Make, untouchable: Any, arrays: Any) -> None:
+    other = OfflineDataset.from_arrays(**arrays, low=[-2.0], high=[2.0], gamma=0.9)
+    config = make_model(untouchable).gtp_config
+    config = config.replace(learner=config.learner.replace(gamma=0.5))
+    with pytest.raises(DataError, match="`gamma` of the dataset"):
+        make_model(untouchable, dataset=other, gtp_config=config)
+    model = make_model(untouchable, dataset=arrays, gtp_config=config)
+    assert model.gamma == rows_of(model).discount.max() == 0.5
+    with pytest.raises(ValueError, match=r"`gamma` and `learner.gamma` of the config are one"):
+        make_model(untouchable, dataset=arrays, gtp_config=config, gamma=0.9)
+    for given, gamma in ((config, 0.5), (None, 0.9)):
+        source = make_model(untouchable, dataset=other)
+        model = GTP.from_actor(source, untouchable, dataset=arrays, gtp_config=given)
+        assert model.gamma == model.learner.config.gamma == gamma
+
+
+def test_a_discount_that_is_set_later_asks_for_the_data_again(
+    make_model: Make, untouchable: Any, arrays: Any, tmp_path: Any
+) -> None:
+    model = make_model(untouchable, dataset=arrays)
+    model.gamma = 0.5
+    with pytest.raises(DataError, match="`gamma` was changed since the dataset was read"):
+        model.learn(1)
+    model.set_dataset(arrays)
+    model.learn(1)
+    assert rows_of(model).discount.max() == model.learner.config.gamma == 0.5
+    model.save(tmp_path / "model")
+    for changes in ({"gamma": 0.25}, {"custom_objects": {"gamma": 0.25}}):
+        loaded = GTP.load(tmp_path / "model", dataset=arrays, **changes)
+        assert loaded.gamma == loaded.learner.config.gamma == 0.25
+        assert rows_of(loaded).discount.max() == 0.25
+    model.learner.save(tmp_path / "core.zip")
+    assert GTP.load(tmp_path / "core.zip", env=untouchable).gamma == 0.5
+    with pytest.raises(ValueError, match="gamma"):
+        model.gamma = 1.5
+
+
 @pytest.mark.parametrize(
     "space",
     [

@@ -779,7 +779,7 @@ def test_what_sb3_takes_is_saved_and_loaded(
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("batch_size", 2.5), ("gamma", 1.5), ("verbose", "1"), ("_stats_window_size", -1)],
+    [("batch_size", 2.5), ("n_steps", 1.5), ("verbose", "1"), ("_stats_window_size", -1)],
 )
 def test_an_attribute_that_loading_refuses_is_refused_when_it_is_saved(
     make_model: Make, tmp_path: Path, name: str, value: Any
