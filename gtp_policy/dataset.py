@@ -72,6 +72,7 @@ class OfflineDataset:
         history: m, observations in one, as `with_history` says.
         chunk: h, steps of an action, as `with_chunks` says.
         store: Images, where observations have any: rows then hold their numbers (`FrameStore`).
+        ends: What `ends` is, where it is more than the flags say.
 
     Attributes:
         obs_dim: O, of all m observations together.
@@ -104,8 +105,9 @@ class OfflineDataset:
         history: int = 1,
         chunk: int = 1,
         store: FrameStore | None = None,
+        ends: npt.NDArray[np.bool_] | None = None,
     ) -> None:
-        self._table, self._store = table, store
+        self._table, self._store, self._ends = table, store, ends
         self.layout = layout
         self.obs_dim = layout.obs_dim * history
         self.action_dim = action_scaler.action_dim * chunk
@@ -127,6 +129,7 @@ class OfflineDataset:
         terminated: npt.ArrayLike,
         truncated: npt.ArrayLike,
         next_obs: npt.ArrayLike | Mapping[str, npt.ArrayLike] | None = None,
+        ends: npt.ArrayLike | None = None,
         low: npt.ArrayLike | None = None,
         high: npt.ArrayLike | None = None,
         gamma: float = 0.99,
@@ -154,6 +157,9 @@ class OfflineDataset:
             next_obs: Next observations, like ``obs``. Without it the next row's ``obs`` is taken;
                 the last row of a truncated episode, and an unfinished last row, then have no next
                 observation and are left out.
+            ends: Whether the log of an episode ends with the row, bool or 0/1, shape (N,), for
+                logs that go on where ``terminated`` is set. A row that neither is terminated is
+                truncated. Default: an episode ends where one of the flags is set.
             low: Lower bounds of the action Box, of an action's shape or a scalar for all
                 dimensions; None or infinite where they are not known.
             high: Upper bounds of the action Box, likewise.
@@ -218,6 +224,7 @@ class OfflineDataset:
             terminated=terminated,
             truncated=truncated,
             next_obs=following,
+            ends=ends,
         )
         return cls.from_builder(builder, device=device, layout=layout, source=source, frames=frames)
 
@@ -248,7 +255,8 @@ class OfflineDataset:
         **How an episode ends.** Where ``terminated`` is set the episode ended by itself, and
         nothing is earned after it. An episode that does not say so was cut: it counts as truncated
         at its last row, whose value goes on. ``terminated`` may also be set before the last row,
-        where a goal was reached and the log went on. The last row of an episode that was cut,
+        where a goal was reached and the log went on: values end there, the episode does not. The
+        last row of an episode that was cut,
         without an observation after it, has no next observation and is left out, as in
         `from_arrays`. ``done`` or ``dones`` says that it ended, not how: next to ``truncated`` a
         row is terminated where it is done and not truncated, and next to ``terminated`` the other
@@ -361,6 +369,8 @@ class OfflineDataset:
             )
         terminated, truncated = builder.terminated[:size], builder.truncated[:size]
         truncated[-1] |= not terminated[-1]
+        ends = builder.ends[:size]
+        ends[-1] = True
         table: Tensor | ShardedRows
         if builder.writer is None:
             table = torch.from_numpy(builder.table[:size]).to(device)
@@ -376,6 +386,7 @@ class OfflineDataset:
             source=source,
             has_rewards=builder.has_rewards,
             store=store,
+            ends=None if np.array_equal(ends, terminated | truncated) else ends,
         )
         return made if builder.writer is None else made._finished(builder.writer)
 
@@ -429,6 +440,7 @@ class OfflineDataset:
             table, terminated, truncated = (
                 columns.pop(name) for name in ("table", "terminated", "truncated")
             )
+            ends = columns.pop("ends", None)
             opened = cls(
                 table,
                 layout=layout,
@@ -442,6 +454,7 @@ class OfflineDataset:
                 history=index.history,
                 chunk=index.chunk,
                 store=FrameStore(layout, frames) if frames else None,
+                ends=None if ends is None else ends.array(),
             )
             fault = opened._fault(columns)
         except (GTPError, KeyError, ValueError) as error:
@@ -479,7 +492,8 @@ class OfflineDataset:
                     f"flags of {flags.dtype} and shape {flags.shape}, expected ({len(table)},)",
                     flags.dtype == np.bool_ and flags.shape == (len(table),),
                 )
-                for flags in (self.terminated, self.truncated)
+                for flags in (self.terminated, self.truncated, self._ends)
+                if flags is not None
             ),
             *(
                 (
@@ -535,8 +549,10 @@ class OfflineDataset:
 
     def _finished(self, writer: ShardWriter) -> Self:
         """Writes what is left once the table is in files, and returns the dataset from there."""
-        for name, flags in (("terminated", self.terminated), ("truncated", self.truncated)):
-            writer.add(name, flags, one_file=True)
+        flags = {"terminated": self.terminated, "truncated": self.truncated}
+        flags |= {} if self._ends is None else {"ends": self._ends}
+        for name, column in flags.items():
+            writer.add(name, column, one_file=True)
         for i, images in enumerate(self._store.frames.values() if self._store else ()):
             if (name := images_column(i)) not in writer:  # unless they came with the rows
                 for piece in pieces(images):
@@ -599,7 +615,22 @@ class OfflineDataset:
     def nbytes(self) -> int:
         """Bytes that the table, the flags and the images occupy, in memory or in files."""
         images = self._store.nbytes if self._store is not None else 0
-        return self._table.nbytes + self.terminated.nbytes + self.truncated.nbytes + images
+        ends = self._ends.nbytes if self._ends is not None else 0
+        return self._table.nbytes + self.terminated.nbytes + self.truncated.nbytes + ends + images
+
+    @property
+    def ends(self) -> npt.NDArray[np.bool_]:
+        """Whether the log of an episode ends with a row, bool (N,): what follows is of another one.
+
+        Where one of the flags is set, and at the last row, unless the data says more: a log may go
+        on where ``terminated`` is set. Then values end there, and with them n-step returns and
+        chunks; episodes, their returns and histories do not.
+        """
+        if self._ends is not None:
+            return self._ends
+        ends: npt.NDArray[np.bool_] = self.terminated | self.truncated
+        ends[-1:] = True
+        return ends
 
     @property
     def transitions(self) -> Transitions:
@@ -850,9 +881,7 @@ class OfflineDataset:
         check_kind("transform", transform, *get_args(get_args(RewardTransform)[0]))
         self.check_one_step("with_rewards")
         self.check_rewards("with_rewards")
-        return self.with_reward_column(
-            transform.apply(self.rewards, self.terminated | self.truncated)
-        )
+        return self.with_reward_column(transform.apply(self.rewards, self.ends))
 
     def with_reward_column(self, rewards: Tensor) -> Self:
         """Returns the dataset with other rewards, as given; the original keeps its own.
@@ -1033,7 +1062,7 @@ class OfflineDataset:
             raise DataError(f"`share` is out of range: got {share!r}, expected 0 < share < 1.")
         if number is None or number < 0:
             raise DataError(f"`seed` is out of range: got {seed!r}, expected an integer >= 0.")
-        episode = episode_numbers(self.terminated | self.truncated)
+        episode = episode_numbers(self.ends)
         n = int(episode[-1]) + 1
         if n < 2:
             raise DataError(
@@ -1049,14 +1078,14 @@ class OfflineDataset:
         """Returns the number of each row's episode and each episode's return, for a method."""
         self.check_one_step(what)
         self.check_rewards(what)
-        ends = self.terminated | self.truncated
-        return episode_numbers(ends), episode_returns(self.rewards, ends)
+        return episode_numbers(self.ends), episode_returns(self.rewards, self.ends)
 
     def _with_rows(self, rows: npt.NDArray[np.intp]) -> Self:
         """Returns the dataset with these rows, whole episodes in time order."""
         chosen = copy.copy(self)
         chosen._table = self.table[torch.from_numpy(rows).to(self.device)]
         chosen.terminated, chosen.truncated = self.terminated[rows], self.truncated[rows]
+        chosen._ends = None if self._ends is None else self._ends[rows]
         return chosen
 
     def with_n_step(self, n: int) -> Self:
@@ -1306,8 +1335,8 @@ class OfflineDataset:
         """Returns the dataset with transitions of n steps, and the last row that each spans."""
         changed = copy.copy(self)
         changed._table = self.table.clone()
-        ends = torch.from_numpy(self.terminated | self.truncated)
-        ends[-1] = True  # whatever its flags say, nothing follows the last row
+        # What is earned does not go on behind a termination, whether or not the log does.
+        ends = torch.from_numpy(self.terminated | self.ends)
         one = self._columns()
         reward, discount = one.reward.double(), one.discount.double()
         # Of row i, what is summed so far, and the row that it reaches.
@@ -1329,7 +1358,7 @@ class OfflineDataset:
     def _starts(self) -> npt.NDArray[np.intp]:
         """Returns the row in which the episode of each row begins."""
         first = np.ones(len(self), np.bool_)
-        first[1:] = (self.terminated | self.truncated)[:-1]
+        first[1:] = self.ends[:-1]
         row = np.arange(len(self))
         return np.maximum.accumulate(np.where(first, row, 0))
 
@@ -1361,8 +1390,7 @@ class OfflineDataset:
         if self._columns().next_action is not None:
             return self
         self.check_one_step("with_next_actions")
-        cut = self.truncated & ~self.terminated
-        cut[-1] |= not self.terminated[-1]  # whatever its flags say, nothing follows the last row
+        cut = self.ends & ~self.terminated
         kept = np.flatnonzero(~cut)
         if not len(kept):
             raise EmptyDatasetError(
@@ -1376,6 +1404,8 @@ class OfflineDataset:
         changed._table = torch.cat([self.table[rows.to(self.device)], actions], 1)
         changed.terminated = self.terminated[kept]
         changed.truncated = self.truncated[kept] | (~changed.terminated & cut[following.numpy()])
+        if self._ends is not None:
+            changed._ends = self._ends[kept] | cut[(kept + 1).clip(max=len(self) - 1)]
         return changed
 
     def check_one_step(self, what: str) -> None:

@@ -57,6 +57,7 @@ class OfflineDatasetBuilder:
     Attributes:
         has_rewards: Whether what was appended has rewards. Where it has none, NaN stands in the
             table: a critic that would learn from it raises.
+        ends: Whether the log of an episode ends with a row, as `OfflineDataset.ends` says.
         writer: Where rows go instead of the table, if they go to files.
 
     Raises:
@@ -106,6 +107,7 @@ class OfflineDatasetBuilder:
         self.table = np.empty((held, 2 * obs_dim + action_scaler.action_dim + 2), np.float32)
         self.terminated = np.zeros(held, np.bool_)
         self.truncated = np.zeros(held, np.bool_)
+        self.ends = np.zeros(held, np.bool_)
         self.filled = 0
         self.has_rewards = True
         self._clip = out_of_bounds == "clip"
@@ -119,6 +121,7 @@ class OfflineDatasetBuilder:
         next_obs: npt.ArrayLike,
         terminated: npt.ArrayLike,
         truncated: npt.ArrayLike,
+        ends: npt.ArrayLike | None = None,
         rows: npt.NDArray[np.intp] | None = None,
     ) -> None:
         """Checks n transitions in time order and writes them behind those already there.
@@ -131,6 +134,8 @@ class OfflineDatasetBuilder:
             terminated: Whether the episode ended by itself, bool or 0/1, shape (n,). Where both
                 flags are set, this one decides: the discount is 0.
             truncated: Whether the episode was cut, bool or 0/1, shape (n,).
+            ends: Whether the log of the episode ends, bool or 0/1, shape (n,); where it does and
+                ``terminated`` is not set, it was cut. Default: where one of the flags is set.
             rows: What errors call the rows, shape (n,). Default: counted from the start of the
                 dataset.
 
@@ -150,10 +155,9 @@ class OfflineDatasetBuilder:
         self._check_columns(values, n)
         if rows is None:
             rows = np.arange(start, start + n)
-        flags = [
-            as_flags(name, value, n, rows)
-            for name, value in (("terminated", terminated), ("truncated", truncated))
-        ]
+        ended = as_flags("terminated", terminated, n, rows)
+        cut = as_flags("truncated", truncated, n, rows)
+        last = ended | cut if ends is None else cut | as_flags("ends", ends, n, rows)
         if self._most is not None and start + n > self._most:
             raise DataError(
                 f"More transitions than announced: got {start + n}, expected at most {self._most}."
@@ -172,7 +176,7 @@ class OfflineDatasetBuilder:
             table[:, :o] = values["obs"]
             table[:, o : o + a] = values["action"]
             table[:, o + a] = values.get("reward", 0.0)
-            table[:, o + a + 1] = self.gamma * ~flags[0]
+            table[:, o + a + 1] = self.gamma * ~ended
             table[:, o + a + 2 :] = values["next_obs"]
         if not np.isfinite(table).all():
             _raise_not_finite(values, rows)
@@ -187,7 +191,8 @@ class OfflineDatasetBuilder:
         if self.writer is not None:
             self.writer.add("table", table)
             self._grow(start + n)
-        self.terminated[start : start + n], self.truncated[start : start + n] = flags
+        own = slice(start, start + n)
+        self.terminated[own], self.truncated[own], self.ends[own] = ended, cut | last & ~ended, last
         self.filled += n
 
     def _grow(self, size: int) -> None:
@@ -197,6 +202,7 @@ class OfflineDatasetBuilder:
             room = np.zeros(max(more, len(self.terminated)), np.bool_)
             self.terminated = np.concatenate([self.terminated, room])
             self.truncated = np.concatenate([self.truncated, room])
+            self.ends = np.concatenate([self.ends, room])
 
     def extend(
         self,
@@ -207,6 +213,7 @@ class OfflineDatasetBuilder:
         terminated: npt.ArrayLike,
         truncated: npt.ArrayLike,
         next_obs: Column | None = None,
+        ends: npt.ArrayLike | None = None,
     ) -> None:
         """Appends whole columns in time order, in chunks that keep the memory needed small.
 
@@ -219,6 +226,7 @@ class OfflineDatasetBuilder:
             next_obs: Shape (N, O). Without it the next row's ``obs`` is taken; the last row of a
                 truncated episode, and an unfinished last row, then have no next observation and
                 are left out.
+            ends: As for `append`, shape (N,).
 
         Raises:
             DataError: If a field has a wrong length, rank, dtype or value.
@@ -231,6 +239,8 @@ class OfflineDatasetBuilder:
         self._check_columns(columns, size)
         ended = as_flags("terminated", terminated, size)
         cut = as_flags("truncated", truncated, size)
+        last_rows = ended | cut if ends is None else cut | as_flags("ends", ends, size)
+        cut = cut | (last_rows & ~ended)
         rows = np.arange(size)
         # A terminated row's next observation counts with a discount of 0: any will do, its own too.
         following = rows + ~ended
@@ -243,7 +253,9 @@ class OfflineDatasetBuilder:
                     "expected rows with a next observation. Pass `next_obs`."
                 )
             # The row before one that is left out now ends its episode.
-            cut = cut | (~ended & ~keep[following.clip(max=max(size - 1, 0))])
+            left_out = ~keep[(np.arange(size) + 1).clip(max=max(size - 1, 0))]
+            last_rows = last_rows | left_out
+            cut = cut | (~ended & left_out)
         step = max(1, CHUNK_BYTES // (8 * self.table.shape[1]))
         for i in range(0, len(rows), step):
             chunk = rows[i : i + step]
@@ -261,6 +273,7 @@ class OfflineDatasetBuilder:
                 next_obs=pair[1],
                 terminated=ended[chunk],
                 truncated=cut[chunk],
+                ends=last_rows[chunk],
                 rows=chunk,
             )
 

@@ -460,6 +460,7 @@ def append_episode(
             next_obs=following,
             terminated=ended[kept],
             truncated=cut[kept],
+            ends=kept == kept[-1:],
             rows=kept,
         )
     except (DataError, ShapeError) as error:

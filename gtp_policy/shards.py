@@ -116,7 +116,8 @@ class Index(_Part):
     mean: tuple[float, ...] = Field(description="Of the columns of obs and one action.")
     variance: tuple[Annotated[float, Field(ge=0)], ...] = Field(description="Of the same columns.")
     columns: dict[str, Column] = Field(
-        description="`table`, `terminated`, `truncated`, and `images0` and so on."
+        description="`table`, `terminated`, `truncated`, `ends` where the flags do not say it, and "
+        "`images0` and so on."
     )
 
 

@@ -37,6 +37,7 @@ def assert_equal(first: OfflineDataset, second: OfflineDataset) -> None:
         np.testing.assert_array_equal(a.numpy().view(np.int32), b.numpy().view(np.int32))
     np.testing.assert_array_equal(first.terminated, second.terminated)
     np.testing.assert_array_equal(first.truncated, second.truncated)
+    np.testing.assert_array_equal(first.ends, second.ends)
     assert first.has_rewards == second.has_rewards
     assert first.action_scaler == second.action_scaler
 
@@ -198,6 +199,74 @@ def test_a_goal_that_is_reached_before_the_log_ends_terminates_there() -> None:
     dataset = OfflineDataset.from_episodes([rows], gamma=0.5, **BOX)
     assert dataset.transitions.discount.tolist() == [0.5, 0.0, 0.5, 0.5]
     assert dataset.truncated.tolist() == [False, False, False, True]
+    assert dataset.ends.tolist() == [False, False, False, True]
+
+
+@given(
+    st.lists(st.lists(st.booleans(), min_size=1, max_size=6), min_size=2, max_size=4),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
+def test_an_episode_goes_on_behind_a_termination_where_its_log_does(
+    goals: list[list[bool]], final: bool, seed: int
+) -> None:
+    """Everything that goes by episodes, against the episodes one by one, and as flat arrays."""
+    rng = np.random.default_rng(seed)
+    episodes = [
+        {
+            "obs": np.stack([np.full(len(g) + final, i), np.arange(len(g) + final)], 1) * 1.0,
+            "action": rng.uniform(-1, 1, (len(g), 2)),
+            "reward": rng.normal(size=len(g)),
+            "terminated": g,
+        }
+        for i, g in enumerate(goals)
+    ]
+    # Without an observation behind it, the last row of a log that was cut is left out.
+    kept = [len(g) if final or g[-1] else len(g) - 1 for g in goals]
+    left = [i for i, length in enumerate(kept) if length]
+    if not left:
+        return
+    dataset = OfflineDataset.from_episodes(episodes, **BOX)
+    number = dataset.transitions.obs[:, 0].int().numpy()
+    stops = np.cumsum([kept[i] for i in left])
+    assert np.flatnonzero(dataset.ends).tolist() == (stops - 1).tolist()
+    names = ("obs", "action", "reward", "terminated")
+    flat: dict[str, Any] = {
+        name: np.concatenate([np.asarray(e[name])[: len(e["action"])] for e in episodes])
+        for name in names
+    }
+    if final:
+        flat["next_obs"] = np.concatenate([e["obs"][1:] for e in episodes])
+    ends = np.concatenate([np.arange(len(g)) == len(g) - 1 for g in goals])
+    assert_equal(
+        OfflineDataset.from_arrays(**flat, truncated=np.zeros(len(ends)), ends=ends, **BOX), dataset
+    )
+    step = dataset.transitions.obs[:, 1]
+    history = dataset.with_history(3).transitions.obs.view(-1, 3, 2)
+    assert torch.equal(history[:, :, 0], dataset.transitions.obs[:, :1].expand(-1, 3))
+    back = torch.stack([step - 2, step - 1, step], 1).clip(min=0)
+    assert torch.equal(history[:, :, 1], back)
+    returns = [float(np.sum(episodes[i]["reward"][: kept[i]])) for i in left]
+    best = dataset.with_best_episodes(1e-9)
+    assert set(best.transitions.obs[:, 0].tolist()) == {float(left[int(np.argmax(returns))])}
+    assert len(best) == kept[left[int(np.argmax(returns))]]
+    weighted = dataset.with_return_weighting(1.0)
+    for part in (weighted, weighted.with_next_actions() if (~weighted.ends).any() else weighted):
+        for run in np.split(part.transitions.obs.numpy(), np.flatnonzero(part.ends)[:-1] + 1):
+            assert len(set(run[:, 0])) == 1
+            assert run[:, 1].tolist() == list(range(len(run)))
+    if len(left) > 1:
+        first, second = dataset.split_episodes(0.5)
+        seen = [set(part.transitions.obs[:, 0].tolist()) for part in (first, second)]
+        assert not seen[0] & seen[1]
+    # What is earned ends where something terminates.
+    three = dataset.with_n_step(3).transitions
+    for row in range(len(dataset)):
+        stop = row
+        while stop < row + 2 and not (dataset.terminated[stop] or dataset.ends[stop]):
+            stop += 1
+        assert number[stop] == number[row]
+        assert torch.equal(three.next_obs[row], dataset.transitions.next_obs[stop])
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (), (1,)], ids=str)

@@ -90,6 +90,7 @@ KINDS: dict[str, Callable[[], OfflineDataset]] = {
     "history": lambda: vectors().with_history(3),
     "history and chunks": lambda: vectors().with_history(2).with_chunks(4),
     "next actions": lambda: vectors().with_next_actions(),
+    "logs that go on": lambda: vectors(ends=np.arange(N) % 50 == 49),
     "images": pictures,
     "images, moved": lambda: pictures().with_random_shift(2),
     "images, history": lambda: pictures().with_history(2),
@@ -142,6 +143,9 @@ def test_everything_is_as_in_memory_bit_for_bit(
     assert dataset.action_std() == mapped.action_std()
     np.testing.assert_array_equal(dataset.terminated, mapped.terminated)
     np.testing.assert_array_equal(dataset.truncated, mapped.truncated)
+    np.testing.assert_array_equal(dataset.ends, mapped.ends)
+    more = (tmp_path / "set" / "ends-00000.npy").exists()  # only what the flags do not say
+    assert more == (kind == "logs that go on")
     for name in (
         "action_dim action_scaler chunk device dtype gamma has_rewards history images layout "
         "n_step nbytes obs_dim obs_keys"

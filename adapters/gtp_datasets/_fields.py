@@ -322,6 +322,7 @@ def flat_dataset(
             else None,
             terminated=terminated,
             truncated=truncated,
+            ends=ends,
         )
     return OfflineDataset.from_builder(builder, device=device, layout=layout, source=source)
 

@@ -64,8 +64,9 @@ class DatasetReport:
         gamma: Discount factor of the dataset.
         transitions: N.
         episodes: Episodes, an unfinished last one included.
-        terminated: Episodes that ended by themselves.
-        truncated: Episodes that were cut.
+        terminated: Episodes that ended by themselves, or in which a log went on behind a row that
+            is ``terminated``.
+        truncated: The others, which were cut.
         returns: Undiscounted sums of rewards by episode; None without rewards.
         lengths: Transitions by episode.
         reward_histogram: (from, to, transitions) by bin; from = to for single values; empty without
@@ -178,8 +179,9 @@ def report(dataset: OfflineDataset) -> DatasetReport:
     dataset.check_one_step("report")
     _, action, *_ = dataset.stored()
     reward = dataset.rewards.cpu().numpy().astype(np.float64)
-    last = np.flatnonzero(dataset.terminated | dataset.truncated)
+    last = np.flatnonzero(dataset.ends)
     starts = np.concatenate(([0], last[:-1] + 1))
+    ended = int(np.logical_or.reduceat(dataset.terminated, starts).sum())
     lengths = np.diff(np.append(starts, len(reward))).astype(np.float64)
     low, high = (
         dataset.action_scaler.to_box(bound.cpu().numpy())
@@ -193,8 +195,8 @@ def report(dataset: OfflineDataset) -> DatasetReport:
         gamma=dataset.gamma,
         transitions=len(dataset),
         episodes=len(last),
-        terminated=int(dataset.terminated.sum()),
-        truncated=int((dataset.truncated & ~dataset.terminated).sum()),
+        terminated=ended,
+        truncated=len(last) - ended,
         returns=Summary.of(np.add.reduceat(reward, starts)) if dataset.has_rewards else None,
         lengths=Summary.of(lengths),
         reward_histogram=_histogram(reward) if dataset.has_rewards else (),

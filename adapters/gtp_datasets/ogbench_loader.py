@@ -132,6 +132,7 @@ def load_ogbench(
         reward=fields["rewards"][kept],
         terminated=~masks[kept],
         truncated=truncated,
+        ends=truncated,  # behind a goal the trajectory goes on
         next_obs=next_obs.reshape(len(next_obs), -1),
     )
     return OfflineDataset.from_builder(builder, device=device, layout=layout, source=source)

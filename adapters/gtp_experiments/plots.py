@@ -175,7 +175,7 @@ def plot_advantages(learner: GTPLearner, dataset: OfflineDataset, *, episode: in
         ['advantage', 'weight', 'reward']
     """
     check_units(learner, dataset)
-    numbers = episode_numbers(dataset.terminated | dataset.truncated)
+    numbers = episode_numbers(dataset.ends)
     rows = np.flatnonzero(numbers == episode)
     if not len(rows):
         raise ExperimentError(

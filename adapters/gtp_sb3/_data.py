@@ -343,4 +343,5 @@ def replace_columns(dataset: OfflineDataset, **columns: Tensor) -> OfflineDatase
         has_rewards=dataset.has_rewards,
         history=dataset.history,
         chunk=dataset.chunk,
+        ends=dataset.ends,
     )

@@ -66,6 +66,7 @@ def test_the_end_of_a_trajectory_cuts_and_only_the_goal_terminates(path: Path) -
     assert batch.discount.tolist() == [0.5, 0.5, 0.0, 0.0, 0.5, 0.5, 0.5]
     assert np.flatnonzero(dataset.terminated).tolist() == [2, 3]
     assert np.flatnonzero(dataset.truncated).tolist() == [3, 6]
+    assert np.flatnonzero(dataset.ends).tolist() == [3, 6]
     assert dataset.source == "OGBench cube-play-v0.npz"
 
 
@@ -96,6 +97,8 @@ def test_both_layouts_hold_the_same_transitions(
         assert torch.equal(ours, other)
     np.testing.assert_array_equal(file.terminated, theirs.terminated)
     np.testing.assert_array_equal(file.truncated, theirs.truncated)
+    np.testing.assert_array_equal(file.ends, theirs.ends)
+    assert file.ends.sum() == len(lengths)
     assert theirs.source == "OGBench"
     assert file.truncated.sum() == len(lengths)
 

@@ -52,6 +52,15 @@ def test_the_numbers_are_those_of_the_data() -> None:
     assert found.source == "by hand"
 
 
+def test_an_episode_that_goes_on_behind_a_termination_is_one() -> None:
+    flags = {"terminated": [0, 1, 1, 0, 0, 0], "truncated": [0] * 6, "ends": [0, 0, 0, 1, 0, 1]}
+    found = report(dataset(**flags))
+    assert (found.episodes, found.terminated, found.truncated) == (2, 1, 1)
+    assert (found.lengths.min, found.lengths.max) == (2.0, 4.0)
+    assert found.returns is not None
+    assert (found.returns.min, found.returns.max) == (10.0, 11.0)
+
+
 def test_the_warnings_name_the_dimensions() -> None:
     assert report(dataset()).warnings == (
         "1 of 3 episodes have a single transition.",
