@@ -12,14 +12,10 @@ from gtp_policy.dataset import OfflineDataset
 from gtp_policy.errors import DataError
 from gtp_policy.metrics import UpdateMetrics
 from gtp_policy.progress import Progress
-from gtp_policy.spaces import ActionScaler, ObservationLayout
 
 
 class Trainable(Learner, Protocol):
     """A learner that does its own updates: `gtp_policy.GTPLearner` is one."""
-
-    action_scaler: ActionScaler | None
-    layout: ObservationLayout | None
 
     def update_from(
         self, dataset: OfflineDataset, updates: int = 1, *, batch_size: int = 256
@@ -58,7 +54,7 @@ def fit(
             "learner and its metrics."
         )
     batch_size = check_data([learner], dataset, batch_size)
-    _check_units(learner, dataset)
+    _check_discount(learner, dataset)
     if learner.action_scaler is None:
         learner.action_scaler = dataset.action_scaler
     if learner.layout is None:
@@ -74,20 +70,14 @@ def fit(
             shown.close()
 
 
-def _check_units(learner: Trainable, dataset: OfflineDataset) -> None:
-    """Raises where data is in other units than the learner acts in: nobody would notice."""
-    scaler, layout = learner.action_scaler, learner.layout
-    if scaler is not None and not scaler.is_close(dataset.action_scaler):
+def _check_discount(learner: Trainable, dataset: OfflineDataset) -> None:
+    """Raises where a critic would go on with values of another discount factor."""
+    gamma = learner.config.gamma
+    if learner.critic is not None and gamma is not None and dataset.gamma != gamma:
         raise DataError(
-            f"The dataset has other bounds of actions: got {dataset.action_scaler}, expected "
-            f"{scaler}, which learner.predict acts in. Load it with those bounds; or, if the "
-            "learner is to act in the new ones, set learner.action_scaler = dataset.action_scaler."
-        )
-    if layout is not None and layout != dataset.layout:
-        raise DataError(
-            f"The dataset has other observations: got {dataset.layout}, expected {layout}, which "
-            "learner.predict takes. If they are the same numbers in the same order, set "
-            "learner.layout = dataset.layout."
+            f"The dataset has another discount factor: got gamma={dataset.gamma}, expected {gamma}"
+            ", which the learner's choices go by and its critic has learned with. Load it with "
+            f"gamma={gamma}."
         )
 
 
@@ -98,7 +88,8 @@ def _make_room_(learner: Trainable, wanted: int) -> None:
     run of a thousand, and behind the end of a run nothing is learned.
     """
     last, total = learner.updates + wanted, learner.config.total_updates
-    left_open = not learner.updates and "total_updates" not in learner.config.model_fields_set
+    # Also after updates that were done without it, which say nothing of the length.
+    left_open = "total_updates" not in learner.config.model_fields_set
     if last > total or (left_open and last < total):
         learner.set_total_updates_(last)
 

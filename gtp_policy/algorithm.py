@@ -24,6 +24,7 @@ from gtp_policy.functional import effective_sample_size, td_target
 from gtp_policy.guidance import AdvantageWeighter, Guidance, LinearQGuidance, weighs
 from gtp_policy.kernels import philox
 from gtp_policy.loss import GTPLoss, LossDraws
+from gtp_policy.spaces import ActionScaler, ObservationLayout
 from gtp_policy.times import LogitNormalPairs, Times
 from gtp_policy.transitions import Transitions
 
@@ -79,6 +80,8 @@ class Learner(Protocol):
     updates: int
     broken: str | None
     processes: "Shared | None"
+    action_scaler: ActionScaler | None
+    layout: ObservationLayout | None
 
     @property
     def progress(self) -> float:

@@ -684,10 +684,13 @@ class GTPLearner(nn.Module):
         Raises:
             ValueError: If ``updates`` is smaller than 1.
             DataError: If ``batch_size`` is smaller than 1, or the dataset is not on the learner's
-                device.
+                device, or has other bounds of actions or another layout of observations.
             ShapeError: If the dataset has other dimensions.
             NonFiniteError: On the CPU, if the advantages are NaN or infinite.
             BrokenLearnerError: If an earlier update ended half-way.
+
+        Warns:
+            TrainingWarning: If updates lie behind ``total_updates``, where learning rates are 0.
 
         References:
             | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al.,
@@ -726,8 +729,9 @@ class GTPLearner(nn.Module):
         stopped, saved and loaded goes on as if it had never been.
 
         ``config.learner.total_updates`` is the length of the run, over which curriculum and
-        learning rates unfold. Where nobody has chosen it, ``updates`` of the first call is the
-        length; where ``updates`` leads beyond it, it becomes longer, as by `set_total_updates_`.
+        learning rates unfold. Where nobody has chosen it, ``updates`` of the first call does: that
+        many behind what `update_from` has done. Where ``updates`` leads beyond it, it becomes
+        longer, as by `set_total_updates_`.
 
         Ctrl-C and SIGTERM end it after the update that is being computed, and then do what they
         always do: whoever catches the ``KeyboardInterrupt`` has a whole learner to save. Inside a
@@ -755,8 +759,8 @@ class GTPLearner(nn.Module):
         Raises:
             ValueError: If ``updates`` or ``every`` is smaller than 1.
             DataError: If ``batch_size`` is smaller than 1, the dataset is not on the learner's
-                device, lacks rewards that a critic needs, or has other bounds of actions or
-                another layout of observations than the learner.
+                device, lacks rewards that a critic needs, or has other bounds of actions, another
+                layout of observations or, for a critic, another discount factor than the learner.
             ShapeError: If the dataset has other dimensions.
             NonFiniteError: If training diverges: at the latest when metrics are looked at.
             BrokenLearnerError: If an earlier update ended half-way.

@@ -219,7 +219,7 @@ size.
             ValueError: If ``updates`` is smaller than 1, or a learner has been updated apart from
                 the others.
             DataError: If ``batch_size`` is smaller than 1, or the dataset is not on the learners'
-                device.
+                device, or has other bounds of actions or another layout of observations.
             ShapeError: If the dataset has other dimensions.
             NonFiniteError: On the CPU, if advantages are NaN or infinite.
 

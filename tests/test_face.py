@@ -19,6 +19,7 @@ from gtp_policy import (
     GTPConfig,
     GTPLearner,
     GTPLearnerConfig,
+    MultiSeedLearner,
     OfflineDataset,
     QEnsembleConfig,
     StopSignal,
@@ -26,7 +27,13 @@ from gtp_policy import (
     load_checkpoint,
     save_checkpoint,
 )
-from gtp_policy.errors import BrokenLearnerError, DataError, NonFiniteError, ShapeError
+from gtp_policy.errors import (
+    BrokenLearnerError,
+    DataError,
+    NonFiniteError,
+    ShapeError,
+    TrainingWarning,
+)
 from gtp_policy.export.source import Plan, source_of
 from gtp_policy.progress import Progress
 
@@ -99,6 +106,22 @@ def test_a_run_whose_length_was_left_open_is_as_long_as_the_first_call_says() ->
     assert_equal(learner, by_hand(dataset, 12, total_updates=12))
     learner.fit(dataset, 4, batch_size=16, progress=False)
     assert (learner.updates, learner.config.total_updates) == (16, 16)
+
+
+def test_updates_before_the_first_fit_do_not_choose_the_length() -> None:
+    dataset = make_dataset()
+    learner = make_learner(dataset)
+    learner.update_from(dataset, 2, batch_size=16)
+    learner.fit(dataset, 40, batch_size=16, progress=False)
+    assert (learner.updates, learner.config.total_updates) == (42, 42)
+    assert learner.config.guided_from < 42
+    with pytest.warns(
+        TrainingWarning, match=r"3 of 3 updates learn nothing.*total_updates=42, and"
+    ):
+        learner.update_from(dataset, 3, batch_size=16)
+    learner.set_total_updates_(46)
+    with pytest.warns(TrainingWarning, match=r"1 of 2 updates .*set_total_updates_\(47\)"):
+        learner.update_from(dataset, 2, batch_size=16)
 
 
 def test_a_length_that_was_left_open_is_open_in_a_file_too(tmp_path: Path) -> None:
@@ -220,13 +243,29 @@ def test_data_in_other_units_than_the_learner_acts_in_is_refused() -> None:
     with pytest.raises(DataError, match=r"other bounds.*learner\.action_scaler = dataset"):
         learner.fit(other, 3, progress=False)
     assert (learner.updates, "total_updates" in learner.config.model_fields_set) == (0, False)
+    both = MultiSeedLearner([make_learner(make_dataset())])
+    for train in (learner.update_from, both.update_from):
+        with pytest.raises(DataError, match="other bounds"):
+            train(other, 3, batch_size=16)
+    assert (learner.updates, both.updates) == (0, 0)
     learner.action_scaler = other.action_scaler
     learner.fit(other, 3, batch_size=16, progress=False)
     column = np.zeros((60, 1))
     turned = [make_dataset(obs={"a": column, "b": column, "c": column}) for _ in range(2)]
     with pytest.raises(DataError, match="other observations"):
         make_learner(turned[0]).fit(make_dataset(), 3, progress=False)
+    with pytest.raises(DataError, match="other observations"):
+        make_learner(turned[0]).update_from(make_dataset(), 3)
     make_learner(turned[0]).fit(turned[1], 3, batch_size=16, progress=False)
+
+
+def test_a_critic_does_not_go_on_with_another_discount_factor() -> None:
+    first, other = make_dataset(gamma=0.9), make_dataset(gamma=0.99)
+    learner = make_learner(first)
+    with pytest.raises(DataError, match=r"another discount factor: got gamma=0\.99, expected 0\.9"):
+        learner.fit(other, 3, progress=False)
+    assert learner.updates == 0
+    make_learner(first, critic=False).fit(other, 3, batch_size=16, progress=False)
 
 
 def test_a_learner_that_was_built_by_dimensions_takes_the_units_of_its_data() -> None:

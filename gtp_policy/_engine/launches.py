@@ -1,5 +1,6 @@
 """Several updates on minibatches of a dataset, some in one launch where that is possible."""
 
+import warnings
 from collections.abc import Callable, Sequence
 
 from gtp_policy._engine.choice import LAUNCH, Dispatcher
@@ -8,6 +9,7 @@ from gtp_policy._numbers import as_int
 from gtp_policy.acting import LOOK_AT, look
 from gtp_policy.algorithm import Learner, minibatch
 from gtp_policy.dataset import OfflineDataset, check_batch_size
+from gtp_policy.errors import DataError, TrainingWarning
 from gtp_policy.functional import check_kind
 from gtp_policy.metrics import UpdateMetrics, per_learner
 
@@ -34,6 +36,7 @@ def update_from(
     """
     left = counted("updates", updates)
     batch_size, first = check_data(learners, dataset, batch_size), learners[0]
+    _warn_behind_the_end(first, left)
     # A custom way to draw minibatches is respected.
     plain = type(dataset).sample is OfflineDataset.sample and not dataset.images
     metrics: list[UpdateMetrics] = []
@@ -88,7 +91,42 @@ def check_data(learners: Sequence[Learner], dataset: OfflineDataset, batch_size:
     dataset.rows(0, 1).check(
         actor.obs_dim, actor.action_dim, like=actor, next_action=penalty, chunk=chunk
     )
+    for learner in learners:
+        _check_units(learner, dataset)
     return check_batch_size(batch_size)
+
+
+def _check_units(learner: Learner, dataset: OfflineDataset) -> None:
+    """Raises where data is in other units than the learner acts in: nobody would notice."""
+    scaler, layout = learner.action_scaler, learner.layout
+    given = dataset.action_scaler  # most often the same object: a loop of single updates asks, too
+    if scaler is not None and scaler is not given and not scaler.is_close(given):
+        raise DataError(
+            f"The dataset has other bounds of actions: got {given}, expected "
+            f"{scaler}, which learner.predict acts in. Load it with those bounds; or, if the "
+            "learner is to act in the new ones, set learner.action_scaler = dataset.action_scaler."
+        )
+    if layout is not None and layout is not dataset.layout and layout != dataset.layout:
+        raise DataError(
+            f"The dataset has other observations: got {dataset.layout}, expected {layout}, which "
+            "learner.predict takes. If they are the same numbers in the same order, set "
+            "learner.layout = dataset.layout."
+        )
+
+
+def _warn_behind_the_end(learner: Learner, updates: int) -> None:
+    """Warns where learning rates have fallen to 0 before all of the updates are done."""
+    total = learner.config.total_updates
+    lost = min(updates, learner.updates + updates - total)
+    if lost > 0 and learner.config.lr_schedule == "cosine" and learner.learning_rates:
+        warnings.warn(
+            f"{lost} of {updates} updates learn nothing: learning rates fall to 0 over "
+            f"total_updates={total}, and {learner.updates} are done. Call "
+            f"learner.set_total_updates_({learner.updates + updates}) first, or learner.fit, which "
+            "does.",
+            TrainingWarning,
+            stacklevel=4,
+        )
 
 
 def _launch(
