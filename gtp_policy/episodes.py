@@ -396,6 +396,13 @@ def scaler_of(
     bounds = []
     for given, unknown in ((low, -np.inf), (high, np.inf)):
         bound = np.asarray(unknown if given is None else given)
+        # One vector is flattened in C order as actions are; of two shapes it is not clear how.
+        for other in (shape, np.shape(low)):
+            if min(bound.ndim, len(other)) > 1 and bound.shape != other:
+                raise UnsupportedSpaceError(
+                    f"Action bounds have the wrong shape: got {bound.shape}, expected {other}, "
+                    "that of an action and of both bounds, or one number."
+                )
         bounds.append(np.broadcast_to(bound, shape).ravel() if bound.ndim == 0 else bound.ravel())
     if unbounded == "data" and arrays:
         rows = [np.reshape(array, (len(array), -1)) for array in arrays]

@@ -19,6 +19,7 @@ from gtp_policy.errors import DataError, NonFiniteError, ShapeError, Unsupported
 _Array = TypeVar("_Array", npt.NDArray[np.floating], Tensor)
 
 _WIDEST = float(np.finfo(np.float32).max)
+_ROUNDING = float(np.finfo(np.float32).eps)
 
 
 def _check_array(name: str, value: object, *kinds: type) -> None:
@@ -334,8 +335,13 @@ class ActionScaler:
             raise UnsupportedSpaceError(
                 f"`other` is no scaler: got {type(other).__name__}, expected an ActionScaler."
             )
-        return self.action_dim == other.action_dim and bool(
-            np.allclose(self.low, other.low) and np.allclose(self.high, other.high)
+        if self.action_dim != other.action_dim:
+            return False
+        # By the range: bounds may be tiny, or far from 0.
+        span = np.minimum(self.high - self.low, other.high - other.low)
+        return all(
+            bool(np.all(np.abs(a - b) <= 1e-5 * span + _ROUNDING * np.maximum(abs(a), abs(b))))
+            for a, b in ((self.low, other.low), (self.high, other.high))
         )
 
     def _bounds_like(self, action: _Array) -> tuple[_Array, _Array, _Array]:
@@ -347,8 +353,11 @@ class ActionScaler:
             )
         low, high, span = self.low, self.high, self.high - self.low
         if isinstance(action, Tensor):
+            # Bounds of 0.5 are none of integers'.
+            whole = not action.is_floating_point()
+            dtype = torch.get_default_dtype() if whole else action.dtype
             low_, high_, span_ = (
-                torch.as_tensor(v, device="cpu").to(action) for v in (low, high, span)
+                torch.as_tensor(v, device="cpu").to(action.device, dtype) for v in (low, high, span)
             )
             return low_, high_, span_
         if not np.issubdtype(action.dtype, np.floating):

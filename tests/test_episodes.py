@@ -293,6 +293,28 @@ def test_actions_of_any_shape_are_vectors_inside(shape: tuple[int, ...]) -> None
 # --- bounds from the data
 
 
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0.0, np.ones((3, 2))), (np.zeros((2, 3)), np.ones((3, 2))), (np.zeros((3, 2)), 1.0)],
+)
+def test_bounds_of_another_shape_are_not_guessed_at(low: Any, high: Any) -> None:
+    episode = make_episode(action=np.full((4, 2, 3), 0.5))
+    with pytest.raises(UnsupportedSpaceError, match=r"wrong shape: got \((3, 2|2, 3)\), expected"):
+        OfflineDataset.from_episodes([episode], low=low, high=high)
+    for action in (episode["action"], np.full((4, 6), 0.5)):
+        if np.ndim(low) != np.ndim(high) and action.ndim == 2:
+            continue  # a vector has the order of either
+        with pytest.raises(UnsupportedSpaceError, match=r"wrong shape: got \((3, 2|2, 3)\)"):
+            OfflineDataset.from_arrays(
+                obs=np.zeros((4, 1)),
+                action=action,
+                terminated=[1] * 4,
+                truncated=[0] * 4,
+                low=low,
+                high=high,
+            )
+
+
 def test_bounds_that_are_not_known_come_from_the_data_where_that_is_chosen() -> None:
     action = np.array([[-3.0, 0.5], [0.0, 0.5], [5.0, 0.5], [1.0, 0.5]])
     with pytest.raises(UnsupportedSpaceError, match=r"got low=-inf.*unbounded='data'"):

@@ -210,3 +210,19 @@ def test_layouts_compare_by_value() -> None:
     assert repr(ObservationLayout((5,))) == "ObservationLayout((5,))"
     # The order is part of it: the same numbers would stand in other places.
     assert ObservationLayout({"speed": (), "camera": (2, 2)}) != LAYOUT
+
+
+def test_bounds_are_close_by_their_range() -> None:
+    tiny, other = ActionScaler([-1e-9], [1e-9]), ActionScaler([-5e-9], [5e-9])
+    assert tiny.is_close(ActionScaler([np.float32(-1e-9)], [np.float32(1e-9)]))
+    assert not tiny.is_close(other)
+    assert not ActionScaler([1e6], [1e6 + 1]).is_close(ActionScaler([1e6 + 0.5], [1e6 + 1]))
+    assert not tiny.is_close(ActionScaler([-1e-9] * 2, [1e-9] * 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_whole_actions_have_bounds_that_are_not(dtype: torch.dtype) -> None:
+    scaler = ActionScaler([0.5], [2.9])
+    one = torch.ones(1, dtype=dtype)
+    torch.testing.assert_close(scaler.to_unit(one), scaler.to_unit(torch.ones(1)))
+    torch.testing.assert_close(scaler.to_box(one), torch.tensor([2.9]))
