@@ -159,7 +159,8 @@ class Config(BaseModel):
         Unlike pydantic's ``model_copy(update=...)``, which validates nothing.
 
         Args:
-            **changes: New values by field name.
+            **changes: New values by field name. Of a field that holds a config, a dict changes what
+                it names and leaves the rest, unless it names another ``kind``.
 
         Returns:
             A new config of the same type.
@@ -173,5 +174,18 @@ class Config(BaseModel):
             5.0
         """
         # Only what was set stays set: a field left open is still open afterwards.
-        given = {name: getattr(self, name) for name in self.model_fields_set}
-        return type(self).model_validate({**given, **changes})
+        return type(self).model_validate(_changed(self, changes))
+
+
+def _changed(config: Config, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what is set of a config with changes, not yet validated."""
+    given = {name: getattr(config, name) for name in config.model_fields_set}
+    for name, value in changes.items():
+        own = getattr(config, name, None) if name in type(config).model_fields else None
+        if isinstance(own, Config) and isinstance(value, Mapping):
+            kind = getattr(own, "kind", None)
+            if value.get("kind", kind) == kind:
+                kept = {} if kind is None else {"kind": kind}
+                value = {**kept, **_changed(own, value)}
+        given[name] = value
+    return given

@@ -276,6 +276,21 @@ def test_fields_that_contradict_each_other_are_refused() -> None:
         Curriculum(start=20, end=10)
 
 
+def test_a_dict_changes_what_it_names_of_a_config_inside() -> None:
+    config = GTPConfig(learner=GTPLearnerConfig(total_updates=5000, ema_rate=0.02))
+    changed = config.replace(learner={"seed": 1})
+    assert changed == config.replace(learner=config.learner.replace(seed=1))
+    assert changed.learner.model_fields_set == {"total_updates", "ema_rate", "seed"}
+    rho = config.replace(actor={"times": {"kind": "karras", "rho": 5.0}}).replace(
+        actor={"hidden": (8,), "times": {"t_max": 40.0}}
+    )
+    assert (rho.actor.times.rho, rho.actor.times.t_max, rho.actor.hidden) == (5.0, 40.0, (8,))
+    other = rho.replace(actor={"times": {"kind": "linear"}})  # nothing of the other kind stays
+    assert other.actor.times == LinearTimes()
+    with pytest.raises(pydantic.ValidationError, match="sed"):
+        config.replace(learner={"sed": 1})
+
+
 def test_replace_validates_again() -> None:
     config = GTPConfig()
     with pytest.raises(pydantic.ValidationError):
