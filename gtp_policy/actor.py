@@ -691,7 +691,7 @@ ones beyond 24 rows']
         safetensors and averaged with that of another actor of the same choices.
 
         Returns:
-            JSON as numbers of ASCII, on the CPU, uint8.
+            JSON as numbers of ASCII, on the CPU, int32: sums of them stay in range.
 
         Example:
             >>> from gtp_policy import FlowMapActor
@@ -699,7 +699,7 @@ ones beyond 24 rows']
             b'{"embedding":'
         """
         text = json.dumps(self._made_for()).encode("ascii")
-        return torch.tensor(list(text), dtype=torch.uint8, device="cpu")
+        return torch.tensor(list(text), dtype=torch.int32, device="cpu")
 
     def set_extra_state(self, state: Tensor | Mapping[str, Any]) -> None:
         """Checks that parameters fit this actor; called by ``load_state_dict``.

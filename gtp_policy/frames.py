@@ -157,20 +157,28 @@ class FrameStore:
 
 
 def channels_are_last(shape: tuple[int, ...]) -> bool:
-    """Returns where the channels of an image are: on the shorter of its first and last axis.
+    """Returns where the channels of an image are: on its first or its last axis.
+
+    Where two axes of a square picture stand together, on the other one, however many channels
+    there are; otherwise on the shorter one.
 
     Args:
         shape: Of one image, three axes.
 
     Returns:
-        True for (height, width, channels), also where both axes are of one length.
+        True for (height, width, channels), also where all axes or both ends are of one length.
 
     Example:
         >>> from gtp_policy.frames import channels_are_last
         >>> channels_are_last((64, 64, 3)), channels_are_last((3, 64, 64))
         (True, False)
+        >>> channels_are_last((8, 8, 12)), channels_are_last((12, 8, 8))
+        (True, False)
     """
-    return shape[-1] <= shape[0]
+    first, middle, last = shape
+    if first != last and middle in (first, last):
+        return middle == first
+    return last <= first
 
 
 def is_image_shape(shape: tuple[int, ...], dtype: object) -> bool:

@@ -514,6 +514,8 @@ def test_an_average_of_states_loads(dtype: torch.dtype) -> None:
     a.load_state_dict(mean)
     halved = {k: ((v + v) / 2).to(v.dtype) for k, v in b.state_dict().items()}
     b.load_state_dict(halved)
+    third = FlowMapActor(OBS, ACT, seed=2).to(dtype).state_dict()
+    a.load_state_dict({k: (states[0][k] + states[1][k] + third[k]) / 3 for k in third})
 
 
 def test_the_dictionary_of_earlier_versions_still_loads_and_still_differs() -> None:

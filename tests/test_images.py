@@ -137,7 +137,7 @@ def test_memory_is_that_of_the_bytes(given: bool) -> None:
     assert dataset.with_history(4).nbytes <= 1.1 * images.nbytes  # pictures are shared
 
 
-@pytest.mark.parametrize("shape", [SHAPE, (3, 8, 6)])
+@pytest.mark.parametrize("shape", [SHAPE, (3, 8, 6), (9, 7, 7)])
 def test_random_shifts_pad_by_the_edge_and_crop(shape: tuple[int, ...]) -> None:
     images, shift = pixels(shape=shape), 2
     plain = OfflineDataset.from_arrays(obs=images, **columns()).with_history(2)

@@ -276,7 +276,8 @@ def has_parts(
 def same_vectors(first: ObservationLayout, second: ObservationLayout) -> bool:
     """Returns whether two layouts make the same vectors of what belongs to them.
 
-    A plain array has the numbers of its vector in the same order, whatever its shape.
+    A plain array has the numbers of its vector in the same order where it is a vector; of two other
+    shapes, such as (2, 3) and (3, 2), one may be the other turned.
 
     Args:
         first: A layout.
@@ -293,7 +294,10 @@ def same_vectors(first: ObservationLayout, second: ObservationLayout) -> bool:
     """
     if first.keys or second.keys:
         return first == second
-    return first.obs_dim == second.obs_dim
+    # An axis of one element turns nothing.
+    axes = [tuple(n for n in layout.shapes[0] if n > 1) for layout in (first, second)]
+    flat = min(map(len, axes)) <= 1 and first.obs_dim == second.obs_dim
+    return flat or axes[0] == axes[1]
 
 
 def check_dataset(

@@ -99,6 +99,8 @@ def test_a_layout_fits_if_the_space_has_its_parts(shapes: Any, fits: bool) -> No
 
 def test_the_vector_of_a_plain_array_does_not_depend_on_its_shape() -> None:
     assert same_vectors(ObservationLayout((2, 3)), ObservationLayout((6,)))
+    assert same_vectors(ObservationLayout((2, 1, 3)), ObservationLayout((2, 3)))
+    assert not same_vectors(ObservationLayout((2, 3)), ObservationLayout((3, 2)))  # turned
     assert not same_vectors(ObservationLayout((2, 3)), ObservationLayout((5,)))
     assert not same_vectors(ObservationLayout({"a": (6,)}), ObservationLayout((6,)))
     one, two = {"a": (1,), "b": (1,)}, {"b": (1,), "a": (1,)}
