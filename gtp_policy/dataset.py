@@ -256,11 +256,12 @@ class OfflineDataset:
         nothing is earned after it. An episode that does not say so was cut: it counts as truncated
         at its last row, whose value goes on. ``terminated`` may also be set before the last row,
         where a goal was reached and the log went on: values end there, the episode does not. The
-        last row of an episode that was cut,
-        without an observation after it, has no next observation and is left out, as in
-        `from_arrays`. ``done`` or ``dones`` says that it ended, not how: next to ``truncated`` a
-        row is terminated where it is done and not truncated, and next to ``terminated`` the other
-        way round; alone it is an error. ``is_last`` marks the last row, and no more.
+        last row of an episode that was cut, without an observation after it, has no next
+        observation and is left out, as in `from_arrays`. ``done`` or ``dones`` says that it ended,
+        not how: next to ``truncated`` a row is terminated where it is done and not truncated, and
+        next to ``terminated`` the other way round; alone it is an error. ``is_last`` marks the last
+        row, and no more; next to ``is_terminal`` it is RLDS's, whose last step is an observation
+        alone: what that flag says counts for the step before it.
 
         Args:
             episodes: The episodes; read once, and a generator may fill the same arrays for each.

@@ -1,5 +1,6 @@
 """Episodes as people have them: mappings of arrays, lists or tensors, checked one by one."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -35,6 +36,8 @@ NAMES: Mapping[str, tuple[str, ...]] = {
 """The names of each field that `read_episode` knows; others are not looked at."""
 FLAGS = ("terminated", "truncated", "done", "is_last")
 """The fields that say where an episode ends, as `ends_of_flags` reads them."""
+RLDS = "is_terminal"
+"""The field that says, next to ``is_last``, that steps are as RLDS has them."""
 
 
 class Episode(NamedTuple):
@@ -126,6 +129,52 @@ def ends_of_flags(
     return terminated, truncated
 
 
+def without_last_actions(
+    terminated: npt.NDArray[np.bool_],
+    truncated: npt.NDArray[np.bool_],
+    is_last: npt.NDArray[np.bool_],
+    reward: Array | None,
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Returns flags of steps as RLDS has them, whose last one of an episode is an observation.
+
+    Its action and reward mean nothing there: what terminates is the step before it, and the last
+    one counts as cut, so that it is left out where there is no observation behind it.
+
+    Args:
+        terminated: What ``is_terminal`` says, shape (N,).
+        truncated: Bool, shape (N,).
+        is_last: Bool, shape (N,).
+        reward: Rewards, a warning of which tells what is lost; None without any.
+
+    Returns:
+        Terminated and truncated, shape (N,) each.
+
+    References:
+        | RLDS: an Ecosystem to Generate, Share and Use Datasets in Reinforcement Learning (Ramos et
+        | al., 2021), https://arxiv.org/abs/2111.02767
+
+    Example:
+        >>> import numpy as np
+        >>> from gtp_policy.episodes import without_last_actions
+        >>> last = np.array([False, False, True])
+        >>> without_last_actions(last, ~last & last, last, None)
+        (array([False,  True, False]), array([False, False,  True]))
+    """
+    ends = np.flatnonzero(terminated & is_last)
+    terminated, truncated = terminated.copy(), truncated.copy()
+    terminated[ends], truncated[ends] = False, True
+    before = ends[ends > 0] - 1
+    terminated[before[~is_last[before]]] = True
+    if reward is not None and np.any(np.asarray(reward)[ends] != 0):
+        warnings.warn(
+            "Steps with `is_last` and `is_terminal` are RLDS's: action and reward of an episode's "
+            "last step mean nothing and are left out, and here some of these rewards are not 0. "
+            "Where they are real, name the flags `terminated` and leave `is_last` out.",
+            stacklevel=2,
+        )
+    return terminated, truncated
+
+
 def _check_ends(
     end: str,
     ends: npt.NDArray[np.bool_],
@@ -180,6 +229,7 @@ def _fields(episode: Mapping[str, Any]) -> dict[str, Any]:
             )
         if given:
             found[field] = episode[given[0]]
+    found[RLDS] = episode.get(RLDS) is not None and "is_last" in found
     for field in ("obs", "action"):
         if field not in found:
             raise DataError(
@@ -217,6 +267,10 @@ def _read(given: Mapping[str, Any], name: str, copy: bool) -> Episode:
             )
     flags = {name: _flags(name, given[name], steps, copy) for name in FLAGS if name in given}
     terminated, truncated = ends_of_flags(flags, steps)
+    if given.get(RLDS) and next_obs is None and rows_of(obs) == steps:
+        terminated, truncated = without_last_actions(
+            terminated, truncated, flags["is_last"], reward
+        )
     early = np.flatnonzero(truncated[:-1])
     if len(early):
         raise DataError(
@@ -308,6 +362,24 @@ def _array(name: str, values: Any, copy: bool) -> Array:  # noqa: ANN401 - whate
     return array
 
 
+def rows_of(obs: Observations) -> int:
+    """Returns how many rows observations have, of a mapping the first part.
+
+    Args:
+        obs: One array or one per key.
+
+    Returns:
+        The number.
+
+    Example:
+        >>> import numpy as np
+        >>> from gtp_policy.episodes import rows_of
+        >>> rows_of({"angle": np.zeros((3, 1))})
+        3
+    """
+    return len(next(iter(obs.values())) if isinstance(obs, Mapping) else obs)
+
+
 def _parts(name: str, obs: Observations | None) -> dict[str, Array]:
     if obs is None:
         return {}
@@ -397,7 +469,7 @@ def scaler_of(
     for given, unknown in ((low, -np.inf), (high, np.inf)):
         bound = np.asarray(unknown if given is None else given)
         # One vector is flattened in C order as actions are; of two shapes it is not clear how.
-        for other in (shape, np.shape(low)):
+        for other in (shape, np.asarray(low).shape):
             if min(bound.ndim, len(other)) > 1 and bound.shape != other:
                 raise UnsupportedSpaceError(
                     f"Action bounds have the wrong shape: got {bound.shape}, expected {other}, "

@@ -487,6 +487,26 @@ def test_every_name_of_an_end_is_read(
     assert dataset.truncated.tolist() == [x == "1" for x in truncated]
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_the_last_step_of_rlds_is_an_observation_alone(ends: bool) -> None:
+    """Its action and reward mean nothing: what terminates is the step before."""
+    steps = make_episode(4, terminated=None, obs=np.arange(4.0)[:, None], reward=[0, 0, 1, 0])
+    rows = {"is_last": [0, 0, 0, 1], "is_terminal": [0, 0, 0, int(ends)]}
+    dataset = OfflineDataset.from_episodes([steps | rows, steps | rows], gamma=0.5, **BOX)
+    batch = dataset.transitions
+    assert batch.obs.flatten().tolist() == [0, 1, 2] * 2
+    assert batch.reward.tolist() == [0, 0, 1] * 2
+    assert batch.discount.tolist() == [0.5, 0.5, 0.0 if ends else 0.5] * 2
+    assert dataset.ends.tolist() == [False, False, True] * 2
+    if ends:  # other names, or an observation behind it, say that the last step is one
+        named = {"is_last": rows["is_last"], "terminated": rows["is_terminal"]}
+        assert len(OfflineDataset.from_episodes([steps | named], **BOX)) == 4
+        whole = steps | rows | {"obs": np.arange(5.0)[:, None]}
+        assert len(OfflineDataset.from_episodes([whole], **BOX)) == 4
+        with pytest.warns(UserWarning, match="some of these rewards are not 0"):
+            OfflineDataset.from_episodes([steps | rows | {"reward": [0, 0, 0, 1]}], **BOX)
+
+
 def test_episodes_that_do_not_go_together() -> None:
     with pytest.raises(DataError, match="Episode 1: `reward` is missing in a part of the data"):
         OfflineDataset.from_episodes([make_episode(), make_episode(reward=None)], **BOX)

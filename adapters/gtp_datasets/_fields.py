@@ -284,14 +284,21 @@ def flat_dataset(
         raise EmptyDatasetError(
             f"The dataset is empty: got 0 transitions from {source}, expected at least 1."
         )
-    if ends is None and not fields.keys() & set(episodes.FLAGS):
+    if ends is None and not fields.keys() & {*episodes.FLAGS, episodes.RLDS}:
         raise DataError(
             "Nothing shows where an episode ends: got neither `terminated` nor `truncated` nor "
             "`episode`, expected one of them. Name the column, or pass episode=False if all rows "
             "are one episode."
         )
+    rlds = episodes.RLDS in fields
+    fields = {"terminated" if n == episodes.RLDS else n: part for n, part in fields.items()}
     given = {n: as_flags(n, _column(fields[n]), size) for n in episodes.FLAGS if n in fields}
     terminated, truncated = episodes.ends_of_flags(given, size)
+    if rlds and "next_obs" not in fields:
+        reward = _column(fields["reward"]) if "reward" in fields else None
+        terminated, truncated = episodes.without_last_actions(
+            terminated, truncated, given["is_last"], reward
+        )
     if ends is not None:
         truncated = truncated | (ends & ~terminated)
     parts = obs if isinstance(obs, Mapping) else {"": obs}
@@ -325,6 +332,21 @@ def flat_dataset(
             ends=ends,
         )
     return OfflineDataset.from_builder(builder, device=device, layout=layout, source=source)
+
+
+def as_named(
+    fields: Mapping[str, Any], chosen: Mapping[str, Sequence[str]], wanted: Mapping[str, Wanted]
+) -> dict[str, Any]:
+    """Returns fields in which flags that have RLDS's names, not by the caller's word, keep them.
+
+    Args:
+        fields: The fields by name.
+        chosen: Names of columns by field.
+        wanted: What the caller says of each field.
+    """
+    rlds = chosen.get("terminated") == [episodes.RLDS] and "is_last" in chosen
+    own = episodes.RLDS if rlds and wanted.get("terminated") is None else "terminated"
+    return {own if name == "terminated" else name: part for name, part in fields.items()}
 
 
 def _column(array: Array) -> Array:

@@ -13,6 +13,7 @@ from gtp_datasets._arrow import csv_columns, read_csv
 from gtp_datasets._fields import (
     Choice,
     Wanted,
+    as_named,
     ends_of,
     files_of,
     flat_dataset,
@@ -148,4 +149,4 @@ def _read(
         else table[columns[0]]
         for field, columns in chosen.items()
     }
-    return fields, chosen
+    return as_named(fields, chosen, choose.wanted), chosen

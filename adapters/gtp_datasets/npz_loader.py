@@ -14,6 +14,7 @@ import torch
 from gtp_datasets._fields import (
     Choice,
     Wanted,
+    as_named,
     ends_of,
     files_of,
     flat_dataset,
@@ -168,7 +169,7 @@ def _read_groups(file: NpzFile, choose: Choice) -> Iterator[Episode]:
 
 
 def _split(file: NpzFile, reader: "_Reader", choose: Choice, name: str) -> Iterator[Episode]:
-    fields, ends = reader.fields(), None
+    fields, ends = as_named(reader.fields(), reader.chosen, choose.wanted), None
     if "episode" not in fields and choose.wanted.get("episode") is not False:
         with named(name):
             ends = _ends(file, reader.prefix, len(fields["action"]) if fields["action"].ndim else 0)
@@ -237,7 +238,7 @@ def _read_flat(
     """Returns the fields of a file of transitions, and where episodes end as far as it says so."""
     reader = _Reader(file, "", choose(file.names))
     check_rows(reader.shapes)
-    fields = reader.fields()
+    fields = as_named(reader.fields(), reader.chosen, choose.wanted)
     size = len(fields["action"]) if fields["action"].ndim else 0
     ids = fields.pop("episode", None)
     if ids is not None:

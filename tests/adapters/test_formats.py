@@ -179,7 +179,7 @@ def ogbench(folder: Path) -> OfflineDataset:
         actions=rows["action"],
         rewards=rows["reward"],
         masks=1.0 - rows["terminated"],
-        terminals=rows["truncated"],
+        terminals=rows["truncated"] | rows["terminated"],  # where trajectories end, however
         next_observations=rows["next_obs"],
     )
     return load_ogbench(folder / "a.npz")
@@ -200,7 +200,10 @@ WITHOUT = (npz_with_ends, csv_of_transitions, csv_by_episode, robomimic_open, le
 
 @pytest.mark.parametrize("load", [*WITH_LAST, *WITHOUT], ids=lambda load: load.__name__)
 def test_the_same_transitions_as_from_arrays_bit_for_bit(load: Loader, tmp_path: Path) -> None:
-    expected = OfflineDataset.from_arrays(**flat(EPISODES, final=load in WITH_LAST), **BOX)
+    rows = flat(EPISODES, final=load in WITH_LAST)
+    if load is ogbench:
+        rows["truncated"] = rows["truncated"] | rows["terminated"]
+    expected = OfflineDataset.from_arrays(**rows, **BOX)
     got = load(tmp_path)
     assert_equal(got, expected)
 
@@ -502,6 +505,29 @@ def test_one_call_loads_what_each_loader_does_and_says_which(tmp_path: Path) -> 
     )
     given = load_dataset(tmp_path / "log.csv", kind="csv", **OF_TABLE)
     assert given.action_scaler == ActionScaler([-1, -1], [1, 1])
+
+
+@pytest.mark.parametrize("folder", [True, False])
+@pytest.mark.parametrize("kind", ["npz", "csv"])
+def test_steps_of_rlds_end_with_an_observation(kind: str, folder: bool, tmp_path: Path) -> None:
+    columns = {"obs": [0, 1, 2, 3, 4, 5], "action": [0] * 6, "episode": [0, 0, 0, 1, 1, 1]}
+    columns |= {"is_last": [0, 0, 1] * 2, "is_terminal": [0, 0, 1, 0, 0, 0]}
+    if kind == "npz":
+        arrays = {
+            n: np.array(c)[:, None] if n == "obs" else np.array(c) for n, c in columns.items()
+        }
+        path = npz(tmp_path, **arrays)
+    else:
+        rows = zip(*columns.values(), strict=True)
+        path = text(
+            tmp_path, "\n".join([",".join(columns), *(",".join(map(str, r)) for r in rows)])
+        )
+    dataset = load_dataset(path.parent if folder else path, low=-1.0, high=1.0)
+    assert dataset.transitions.obs.flatten().tolist() == [0, 1, 3, 4]
+    assert dataset.terminated.tolist() == [False, True, False, False]
+    assert dataset.truncated.tolist() == [False, False, False, True]
+    told = load_dataset(path, low=-1.0, high=1.0, terminated="is_terminal")
+    assert len(told) == 5  # what the caller names is as it says
 
 
 @pytest.mark.parametrize(
