@@ -18,7 +18,9 @@ class ActionQueue:
     observations; at the start of an episode the first one stands for those before it. With h = 1
     and m = 1 a queue is the policy.
 
-    A queue belongs to one episode at a time and to one thread. Several may share a policy.
+    A queue belongs to one episode at a time and to one thread; a call that a `Watchdog` no longer
+    waits for may end behind `reset`, and belongs to the episode that it began in. Several may share
+    a policy.
 
     Args:
         policy: The policy.
@@ -49,9 +51,7 @@ class ActionQueue:
                 "actions of a chunk."
             )
         self._policy, self._play, self._deterministic = policy, play, deterministic
-        self._actions: deque[Array] = deque()
-        self._past: deque[Observation] = deque(maxlen=policy.document.history)
-        self._random: np.random.Generator | None = None
+        self._episode = _Episode(policy, None)
 
     def reset(self, seed: int | None = None) -> None:
         """Starts an episode: forgets what was planned and what was seen.
@@ -59,9 +59,8 @@ class ActionQueue:
         Args:
             seed: Seed of the episode's noises; default at random.
         """
-        self._actions.clear()
-        self._past.clear()
-        self._random = None if seed is None else np.random.default_rng(seed)
+        # Not cleared: a late call may still be at work on what was.
+        self._episode = _Episode(self._policy, seed)
 
     def act(self, obs: Observation) -> Array:
         """Returns the next action.
@@ -78,51 +77,33 @@ class ActionQueue:
         Raises:
             ObservationError: As `Policy.act` raises it.
         """
-        checked = self._check(obs)
-        if not self._actions:
-            chunk = self._policy.compute(checked, self._noise(checked))
-            shape = self._policy.document.action_shape
-            self._actions.extend(chunk.reshape(-1, *shape)[: self._play])
-        self._remember(obs)
-        return self._actions.popleft()
-
-    def skip(self, obs: Observation) -> None:
-        """Lets a step pass without an action: what was planned for it is left out, it is seen.
-
-        `Watchdog` does so for late calls that had not begun.
-
-        Args:
-            obs: What was observed at that step, as for `act`.
-
-        Raises:
-            ObservationError: As `act` raises it; the queue is as it was.
-        """
-        self._check(obs)
-        if self._actions:
-            self._actions.popleft()
-        self._remember(obs)
-
-    def _check(self, obs: Observation) -> list[Array]:
-        """Returns what the policy is to see, checked."""
-        checked, single = self._policy.check(self._window(obs))
+        episode = self._episode
+        window = self._window(episode, obs)
+        checked, single = self._policy.check(window)
         if not single:
             raise ObservationError(
                 f"The observation has the wrong shape: got a batch of {len(checked[0])}, expected "
                 "one observation. Give each environment a separate queue."
             )
-        return checked
-
-    def _remember(self, obs: Observation) -> None:
-        if self._policy.document.history > 1:
-            self._past.append(copied(obs))
-
-    def _noise(self, parts: list[Array]) -> Array | None:
         document = self._policy.document
-        if self._random is None or self._deterministic or document.noise_input is None:
-            return self._policy.draw_noise(parts, deterministic=self._deterministic)
-        return self._random.standard_normal((1, *document.noise_shape), np.float32)
+        if not episode.actions:
+            chunk = self._policy.compute(checked, self._noise(episode, checked))
+            episode.actions.extend(chunk.reshape(-1, *document.action_shape)[: self._play])
+        if document.history > 1:  # a copy: a loop may write the next one into the same array
+            episode.past.append(
+                {key: np.array(part) for key, part in obs.items()}
+                if isinstance(obs, Mapping)
+                else np.array(obs)
+            )
+        return episode.actions.popleft()
 
-    def _window(self, obs: Observation) -> Observation:
+    def _noise(self, episode: "_Episode", parts: list[Array]) -> Array | None:
+        document = self._policy.document
+        if episode.random is None or self._deterministic or document.noise_input is None:
+            return self._policy.draw_noise(parts, deterministic=self._deterministic)
+        return episode.random.standard_normal((1, *document.noise_shape), np.float32)
+
+    def _window(self, episode: "_Episode", obs: Observation) -> Observation:
         """Returns what the policy sees: the observation, or the last m of them."""
         history = self._policy.document.history
         if history == 1:
@@ -133,7 +114,7 @@ class ActionQueue:
                     "The observation is masked: got elements without a value, expected numbers "
                     "only. What lies under a mask is no number to act on."
                 )
-        seen = [*self._past, obs][-history:]
+        seen = [*episode.past, obs][-history:]
         seen = [seen[0]] * (history - len(seen)) + seen
         try:
             if isinstance(obs, Mapping):
@@ -148,20 +129,10 @@ class ActionQueue:
             ) from error
 
 
-def copied(obs: Observation) -> Observation:
-    """Returns a copy of an observation: a loop may write the next one into the same array.
+class _Episode:
+    """What a queue remembers of an episode."""
 
-    Args:
-        obs: The observation; masks stay.
-
-    Returns:
-        The copy.
-
-    Example:
-        >>> from gtp_runtime.action_queue import copied
-        >>> copied([0.5])
-        array([0.5])
-    """
-    if isinstance(obs, Mapping):
-        return {key: np.array(part, subok=True) for key, part in obs.items()}
-    return np.array(obs, subok=True)
+    def __init__(self, policy: Policy, seed: int | None) -> None:
+        self.actions: deque[Array] = deque()
+        self.past: deque[Observation] = deque(maxlen=policy.document.history)
+        self.random = None if seed is None else np.random.default_rng(seed)

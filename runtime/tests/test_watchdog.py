@@ -142,6 +142,28 @@ def test_a_late_call_may_brake() -> None:
         slow.go.set()
 
 
+def test_a_late_call_that_ends_behind_a_reset_leaves_nothing_in_the_new_episode() -> None:
+    policy = Policy.load(policy_bytes(document(action__chunk=4, observation__history=2)))
+    begun, go, compute = threading.Event(), threading.Event(), policy.compute
+
+    def slowly(*args: Any, **options: Any) -> np.ndarray:
+        begun.set()
+        go.wait(LONG)
+        return compute(*args, **options)
+
+    policy.compute = slowly  # type: ignore[method-assign]
+    old, new = np.full(3, 3.0), np.array([-1.0, 0.0, 1.0])
+    queue, fresh = (ActionQueue(policy, deterministic=True) for _ in range(2))
+    with Watchdog(queue.act, 0.05, first=[0.0, 0.0]) as watchdog:
+        while not begun.is_set():  # where its thread had not started, the call was cancelled
+            watchdog.act(old)
+        queue.reset()
+        watchdog._deadline = LONG
+        go.set()
+        found = [watchdog.act(new) for _ in range(3)]
+    assert np.array_equal(found, [fresh.act(new) for _ in range(3)])
+
+
 def test_a_timeout_of_what_computes_is_its_own() -> None:
     def act(obs: Any) -> np.ndarray:
         raise TimeoutError("a sensor")
