@@ -339,6 +339,7 @@ class GTPPolicy(Policy):
             steps=self.steps,
             candidates=candidates,
             choice=choice,
+            playback=self._choices.playback,
         )
 
     def _rows(

@@ -20,8 +20,8 @@ from gtp_policy.acting import Choice, margin_of_mode
 from gtp_policy.errors import ExportError, MissingDependencyError, PolicyFileError, how_to_install
 from gtp_policy.export.opset import ACTION, IR_VERSION, NOISE, OPSET, Precision
 from gtp_policy.export.policy_file import (
-    FORMAT_VERSION,
     PROPERTY,
+    ActionPlayback,
     ActionSpace,
     CheckpointOrigin,
     NoiseInput,
@@ -292,7 +292,9 @@ def _check_options(noise: Noise, seed: int | None, precision: Precision) -> None
 
 
 def _document(plan: Plan, noise: Noise, seed: int | None, precision: Precision) -> PolicyFile:
-    (low, high), parts = plan.box, []
+    (low, high), parts, playback = plan.box, [], None
+    if plan.playback is not None and plan.playback.every is not None:
+        playback = ActionPlayback(every=plan.playback.every, ensemble=plan.playback.ensemble)
     for key, name, shape in zip(plan.keys, plan.inputs, plan.layout.shapes, strict=True):
         facts = plan.source.observations.get(key, ObservationFacts())
         parts.append(
@@ -306,7 +308,8 @@ def _document(plan: Plan, noise: Noise, seed: int | None, precision: Precision) 
             )
         )
     return PolicyFile(
-        format_version=FORMAT_VERSION,
+        # Whoever reads version 1 would play the whole chunk.
+        format_version=1 if playback is None else 2,
         package_version=__version__,
         kind="policy",
         opset=OPSET,
@@ -323,6 +326,7 @@ def _document(plan: Plan, noise: Noise, seed: int | None, precision: Precision) 
             low=tuple(low.tolist()),
             high=tuple(high.tolist()),
             chunk=plan.chunk,
+            playback=playback,
         ),
         noise=NoiseInput(
             source=noise,

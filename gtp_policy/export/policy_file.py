@@ -14,7 +14,7 @@ from gtp_policy._config import Config, Float, Int, Width, is_computable
 from gtp_policy.errors import PolicyFileError
 from gtp_policy.records import check_values, decode, what_is_wrong
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PROPERTY = "gtp_policy"
 SCHEMA = Path(__file__).with_name("policy_file.schema.json")
 
@@ -69,6 +69,27 @@ class ObservationSpace(_Part):
     )
 
 
+class ActionPlayback(_Part):
+    """How chunks are played, where it is not each to its end before the next is computed.
+
+    Example:
+        >>> from gtp_policy.export.policy_file import ActionPlayback
+        >>> ActionPlayback(every=2).ensemble is None
+        True
+    """
+
+    every: Width = Field(
+        description="k, steps until the next chunk is computed, which replaces the one before; at "
+        "most h, and smaller with ensemble."
+    )
+    ensemble: Annotated[Float, Field(ge=0)] | None = Field(
+        default=None,
+        description="The action is the average of what the chunks of this episode say of the "
+        "present step, of weight exp(-ensemble i), the oldest of them being number i = 0; null: "
+        "the newest one's.",
+    )
+
+
 class ActionSpace(_Part):
     """What the policy does, in the units of the environment."""
 
@@ -83,6 +104,9 @@ class ActionSpace(_Part):
         default=1,
         description="h, actions that one call returns; above 1 the output is (batch, h, *shape), "
         "the first to be done first.",
+    )
+    playback: ActionPlayback | None = Field(
+        default=None, description="How chunks are played; null: each to its end. Since version 2."
     )
 
 
@@ -117,16 +141,19 @@ class PolicyFile(_Part):
 
     Example:
         >>> from gtp_policy.export.policy_file import PolicyFile
-        >>> PolicyFile.from_json('{"format_version": 2, "package_version": "9.0"}')
+        >>> PolicyFile.from_json('{"format_version": 3, "package_version": "9.0"}')
         Traceback (most recent call last):
         ...
-        gtp_policy.errors.PolicyFileError: The policy file is of a later format: got version 2, \
-expected at most 1. gtp-policy 9.0 wrote it: read it with that version or a later one.
+        gtp_policy.errors.PolicyFileError: The policy file is of a later format: got version 3, \
+expected at most 2. gtp-policy 9.0 wrote it: read it with that version or a later one.
     """
 
     title: ClassVar[str] = "gtp-policy file"
 
-    format_version: Literal[1] = Field(description="Version of this document and of the graph.")
+    format_version: Literal[1, 2] = Field(
+        description="Version of this document and of the graph: the first one whose readers act as "
+        "the policy does. 2 where one of its fields says something; else 1."
+    )
     package_version: str = Field(description="Version of gtp-policy that wrote the file.")
     kind: Literal["policy"] = Field(description="What the graph is: from observation to action.")
     opset: Width = Field(description="Opset of ONNX's own operators; no others are used.")

@@ -24,6 +24,7 @@ from gtp_policy.acting import (
 from gtp_policy.actor import FlowMapActor
 from gtp_policy.checkpoint import Checkpoint, load_checkpoint
 from gtp_policy.checkpoint.bundle import content_id
+from gtp_policy.chunks import Playback
 from gtp_policy.critic import QEnsemble
 from gtp_policy.errors import DataError, ExportError
 from gtp_policy.files import expanded
@@ -69,6 +70,7 @@ class PolicySource(NamedTuple):
         choice: How one of several candidates is chosen.
         sha256: Hash of the checkpoint's content; None: that of the weights.
         updates: Number of updates done, where known.
+        playback: How chunks are played; None: each to its end.
 
     Example:
         >>> from gtp_policy import GTPConfig, GTPLearner
@@ -88,6 +90,7 @@ class PolicySource(NamedTuple):
     choice: Choice | None = None
     sha256: str | None = None
     updates: int | None = None
+    playback: Playback | None = None
 
     @classmethod
     def of_learner(cls, learner: GTPLearner) -> Self:
@@ -113,6 +116,7 @@ class PolicySource(NamedTuple):
             candidates=candidates,
             choice=choice,
             updates=learner.updates,
+            playback=learner.config.playback,
         )
 
 
@@ -184,7 +188,8 @@ class Plan:
         action_scaler: Replaces the source's.
 
     Raises:
-        ExportError: If candidates have no critic, or are chosen by chance.
+        ExportError: If candidates have no critic, or are chosen by chance, or chunks are not as
+            long as their playback.
         DataError: If a parameter is not finite.
         ShapeError: If layout or scaler do not fit the actor.
     """
@@ -217,6 +222,7 @@ class Plan:
                 f"`action_scaler` is of another action: got {self.scaler.action_dim} dimensions, "
                 f"expected {self.action_dim}."
             )
+        self.playback = _playback(source.playback, self.chunk)
         self.steps = _number("steps", steps, source.steps, actor.config.steps)
         self.noise_dim = actor.noise_dim(self.steps)
         # A number that is given is one for the critic to choose from.
@@ -338,6 +344,17 @@ def _number(name: str, *values: int | None) -> int:
     if number is None or number < 1:
         raise ExportError(f"`{name}` is out of range: got {given!r}, expected an integer >= 1.")
     return number
+
+
+def _playback(playback: Playback | None, chunk: int) -> Playback | None:
+    """Returns how chunks are played, None where it is each to its end."""
+    if playback is None or chunk == 1 or playback.every is None:
+        return None
+    try:
+        playback.check(chunk)
+    except ValueError as error:
+        raise ExportError(f"The policy cannot be played: {error}.") from error
+    return None if playback.every == chunk else playback
 
 
 def _check_choice(candidates: int, source: PolicySource, choice: Choice) -> None:

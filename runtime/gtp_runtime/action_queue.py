@@ -13,10 +13,11 @@ from gtp_runtime.policy import Observation, Policy, is_masked
 class ActionQueue:
     """Gives one action per observation, of a policy that plans h at once or sees m at once.
 
-    A policy with chunks is computed when the queue is empty; its first ``play`` actions are then
-    given one per call, whatever is observed meanwhile. A policy with a history sees the last m
-    observations; at the start of an episode the first one stands for those before it. With h = 1
-    and m = 1 a queue is the policy.
+    A policy with chunks is computed every k steps; what it planned is given one action per call,
+    whatever is observed meanwhile. The file says what k is, h if nothing else was chosen in
+    training, and whether the chunks that speak of the present step are averaged. A policy with a
+    history sees the last m observations; at the start of an episode the first one stands for those
+    before it. With h = 1 and m = 1 a queue is the policy.
 
     A queue belongs to one episode at a time and to one thread; a call that a `Watchdog` no longer
     waits for may end behind `reset`, and belongs to the episode that it began in. Several may share
@@ -24,7 +25,8 @@ class ActionQueue:
 
     Args:
         policy: The policy.
-        play: Actions of each chunk that are played, 1 to h; default all.
+        play: Actions of each chunk that are played, 1 to h, without averages; default as the file
+            says.
         deterministic: Whether actions start from noises that are a function of the observation.
 
     Raises:
@@ -43,7 +45,8 @@ class ActionQueue:
         self, policy: Policy, *, play: int | None = None, deterministic: bool = False
     ) -> None:
         chunk = policy.document.chunk
-        play = chunk if play is None else play
+        self._ensemble = policy.document.ensemble if play is None else None
+        play = policy.document.every if play is None else play
         play = int(play) if isinstance(play, np.integer) else play
         if type(play) is not int or not 1 <= play <= chunk:
             raise ValueError(
@@ -51,7 +54,8 @@ class ActionQueue:
                 "actions of a chunk."
             )
         self._policy, self._play, self._deterministic = policy, play, deterministic
-        self._episode = _Episode(policy, None)
+        self._kept = -(-chunk // play) if self._ensemble is not None else 1
+        self._episode = _Episode(policy, self._kept, None)
 
     def reset(self, seed: int | None = None) -> None:
         """Starts an episode: forgets what was planned and what was seen.
@@ -60,7 +64,7 @@ class ActionQueue:
             seed: Seed of the episode's noises; default at random.
         """
         # Not cleared: a late call may still be at work on what was.
-        self._episode = _Episode(self._policy, seed)
+        self._episode = _Episode(self._policy, self._kept, seed)
 
     def act(self, obs: Observation) -> Array:
         """Returns the next action.
@@ -86,16 +90,32 @@ class ActionQueue:
                 "one observation. Give each environment a separate queue."
             )
         document = self._policy.document
-        if not episode.actions:
+        now = episode.age % self._play
+        if now == 0:
             chunk = self._policy.compute(checked, self._noise(episode, checked))
-            episode.actions.extend(chunk.reshape(-1, *document.action_shape)[: self._play])
+            episode.plans.appendleft(chunk.reshape(-1, *document.action_shape))
+        episode.age += 1
         if document.history > 1:  # a copy: a loop may write the next one into the same array
             episode.past.append(
                 {key: np.array(part) for key, part in obs.items()}
                 if isinstance(obs, Mapping)
                 else np.array(obs)
             )
-        return episode.actions.popleft()
+        if self._ensemble is None:
+            action: Array = episode.plans[0][now]
+            return action
+        return self._average(episode, now)
+
+    def _average(self, episode: "_Episode", now: int) -> Array:
+        """Returns the mean of what all chunks say of the present step, those before it the more."""
+        places = range(now, self._policy.document.chunk, self._play)
+        said = np.stack([plan[i] for i, plan in zip(places, episode.plans, strict=False)])
+        number = np.arange(len(said))[::-1]  # the oldest is 0
+        weight = np.exp(-float(self._ensemble or 0) * number)
+        weight = (weight / weight.sum()).astype(np.float32)
+        document = self._policy.document
+        mean: Array = np.clip(np.tensordot(weight, said, 1), document.low, document.high)
+        return mean
 
     def _noise(self, episode: "_Episode", parts: list[Array]) -> Array | None:
         document = self._policy.document
@@ -132,7 +152,8 @@ class ActionQueue:
 class _Episode:
     """What a queue remembers of an episode."""
 
-    def __init__(self, policy: Policy, seed: int | None) -> None:
-        self.actions: deque[Array] = deque()
+    def __init__(self, policy: Policy, kept: int, seed: int | None) -> None:
+        self.age = 0  # steps
+        self.plans: deque[Array] = deque(maxlen=kept)  # chunks, the newest first
         self.past: deque[Observation] = deque(maxlen=policy.document.history)
         self.random = None if seed is None else np.random.default_rng(seed)

@@ -15,13 +15,10 @@ import numpy as np
 from gtp_runtime.errors import NewerFormatError, PolicyFileError
 from gtp_runtime.graph import FLOAT32, Array, Graph
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PROPERTY = "gtp_policy"
 Shape = tuple[int, ...]
-_MAX_RANK, _MAX_SIZE = 6, 1 << 24
-# Lists, objects and words of a document, and letters for each of the others: two letters can take
-# a hundred bytes of memory, and those that are written have more.
-_FREE_PARTS, _LETTERS_OF_A_PART = 1 << 15, 12
+_MAX_RANK, _MAX_SIZE, _MAX_RATE = 6, 1 << 24, 1e12
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +60,9 @@ class Document:
         output: Name of the graph's output.
         action_shape: Shape of one action.
         chunk: h, actions that one call returns.
+        every: k, steps after which the policy is to be called again: h, or fewer.
+        ensemble: Rate at which newer chunks weigh less in the average of those that overlap; None:
+            the newest alone is played.
         low: Least values of an action, float32, of its shape.
         high: Largest values, likewise.
         noise: ``input``, ``keyed`` or ``seeded``: where the randomness comes from.
@@ -87,6 +87,8 @@ class Document:
     output: str
     action_shape: Shape
     chunk: int
+    every: int
+    ensemble: float | None
     low: Array
     high: Array
     noise: str
@@ -175,7 +177,7 @@ def parse_document(found: object) -> Document:
         Traceback (most recent call last):
         ...
         gtp_runtime.errors.NewerFormatError: The policy file is of a later format: got version 7, \
-expected at most 1. gtp-policy 3.0 wrote it: install gtp-policy-runtime of that version.
+expected at most 2. gtp-policy 3.0 wrote it: install gtp-policy-runtime of that version.
     """
     root = _Object(found, "")
     version = root.integer("format_version")
@@ -197,6 +199,7 @@ expected at most 1. gtp-policy 3.0 wrote it: install gtp-policy-runtime of that 
     named = noise.value.get("input")
     if (source == "input") != isinstance(named, str):
         raise _wrong(f"a `noise.input` of {named!r:.40} for the source {source!r}")
+    every, ensemble = _playback(action, chunk)
     content: Mapping[str, Any] = root.value
     return Document(
         package_version=root.string("package_version"),
@@ -209,6 +212,8 @@ expected at most 1. gtp-policy 3.0 wrote it: install gtp-policy-runtime of that 
         output=action.string("output"),
         action_shape=shape,
         chunk=chunk,
+        every=every,
+        ensemble=ensemble,
         low=low,
         high=high,
         noise=source,
@@ -319,6 +324,22 @@ def _parts(observation: _Object, history: int) -> tuple[ObservationPart, ...]:
         if len(set(names)) != len(names):
             raise _wrong("two parts of one name")
     return tuple(result)
+
+
+def _playback(action: _Object, chunk: int) -> tuple[int, float | None]:
+    """Returns after how many steps a chunk is replaced, and at what rate those before speak on."""
+    if action.value.get("playback") is None:
+        return chunk, None
+    playback = action.member("playback")
+    every, ensemble = playback.integer("every"), playback.value.get("ensemble")
+    if ensemble is not None:
+        # Of the size that gtp-policy computes with: no power of it is beyond float64.
+        if type(ensemble) not in (int, float) or not 0 <= ensemble <= _MAX_RATE:
+            raise _wrong(f"`action.playback.ensemble` of {ensemble!r:.40}")
+        ensemble = float(ensemble)
+    if every > (chunk if ensemble is None else chunk - 1):
+        raise _wrong(f"`action.playback.every` of {every} for a chunk of {chunk}")
+    return every, ensemble
 
 
 def _compare(document: Document, graph: Graph) -> None:

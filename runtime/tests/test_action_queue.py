@@ -25,6 +25,37 @@ def test_a_chunk_is_played_in_order_and_then_planned_anew(play: int) -> None:
     assert np.array_equal(played, right)
 
 
+def test_a_file_says_how_often_the_policy_acts() -> None:
+    content = document(format_version=2, action__chunk=4, action__playback={"every": 3})
+    policy, obs = Policy.load(policy_bytes(content)), observations(9)
+    for play, every in ((None, 3), (2, 2)):
+        queue = ActionQueue(policy, play=play, deterministic=True)
+        right = [CHUNKS.act(obs[i - i % every], deterministic=True)[i % every] for i in range(9)]
+        assert np.array_equal([queue.act(o) for o in obs], right)
+
+
+@pytest.mark.parametrize("ensemble", [0, 0.7, 1e12])
+def test_a_file_says_how_chunks_are_averaged(ensemble: float) -> None:
+    playback = {"every": 2, "ensemble": ensemble}
+    content = document(format_version=2, action__chunk=5, action__playback=playback)
+    policy, obs = Policy.load(policy_bytes(content)), observations(9)
+    queue = ActionQueue(policy, deterministic=True)
+    for _ in range(2):
+        queue.reset()
+        for i, o in enumerate(obs):
+            said = [
+                policy.act(obs[j], deterministic=True)[i - j]
+                for j in range(0, i + 1, 2)
+                if i - j < 5
+            ]
+            weights = [np.exp(-ensemble * n) for n in range(len(said))]
+            right = np.average(said, axis=0, weights=weights)
+            np.testing.assert_allclose(queue.act(o), right, atol=1e-6)
+    cut = ActionQueue(policy, play=2, deterministic=True)
+    whole = [policy.act(obs[i - i % 2], deterministic=True)[i % 2] for i in range(9)]
+    assert np.array_equal([cut.act(o) for o in obs], whole)
+
+
 def test_an_episode_starts_anew_and_repeats_by_its_seed() -> None:
     queue, obs = ActionQueue(CHUNKS), observations(6)
     episodes = []

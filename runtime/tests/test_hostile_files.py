@@ -335,6 +335,17 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "dict without keys": ({"observation__kind": "dict"}, "the key None"),
     "action shape": ({"action__shape": [-1]}, "`action.shape`"),
     "action size": ({"action__shape": [2**20, 2**20]}, "`action.shape`"),
+    "playback": ({"action__playback": [2]}, "no object at `action.playback`"),
+    "never played": ({"action__playback": {"every": 0}}, "`action.playback.every` of 0"),
+    "played beyond its end": ({"action__playback": {"every": 2}}, "of 2 for a chunk of 1"),
+    "no average": (
+        {"action__playback": {"every": 1, "ensemble": 0.5}},
+        "`action.playback.every` of 1 for a chunk of 1",
+    ),
+    "a rate that grows": (
+        {"action__chunk": 2, "action__playback": {"every": 1, "ensemble": -0.5}},
+        "`action.playback.ensemble` of -0.5",
+    ),
     "low": ({"action__low": [0.0]}, "no list of 2 numbers"),
     "low null": ({"action__low": [None, 0.0]}, "with null"),
     "low text": ({"action__low": ["a", 0.0]}, "no list of numbers"),

@@ -346,8 +346,8 @@ def test_files_that_are_not_there_or_too_large(tmp_path: Path) -> None:
 
 
 def test_a_later_format_names_who_wrote_it() -> None:
-    with pytest.raises(NewerFormatError, match=r"got version 2.*gtp-policy 9.1 wrote it"):
-        Policy.load(policy_bytes(document(format_version=2, package_version="9.1")))
+    with pytest.raises(NewerFormatError, match=r"got version 3.*gtp-policy 9.1 wrote it"):
+        Policy.load(policy_bytes(document(format_version=3, package_version="9.1")))
 
 
 def test_fields_that_are_not_known_are_ignored() -> None:

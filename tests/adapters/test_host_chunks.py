@@ -1,6 +1,7 @@
 """Chunks in both hosts: what they play in vectors of environments is what one walk would play."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -30,6 +31,8 @@ from gtp_policy import (
 )
 from gtp_policy.chunks import Playback
 from gtp_policy.errors import DataError
+from gtp_policy.export import export_onnx
+from gtp_runtime import ActionQueue, Policy
 
 LOW, HIGH = [-2.0, 0.0], [2.0, 10.0]
 BOX = Box(np.array(LOW, np.float32), np.array(HIGH, np.float32))
@@ -243,6 +246,21 @@ def test_a_state_is_cleared_where_episodes_start(
         out = algorithm.policy(Batch(obs=obs, info={}), hidden)
         hidden = out.state
         np.testing.assert_allclose(algorithm.policy.map_action(out.act), box, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("number", range(len(PLAYED)))
+@pytest.mark.parametrize("host", [0, 1], ids=["sb3", "tianshou"])
+def test_an_exported_host_is_played_as_it_plays(
+    models: list[tuple[gtp_sb3.GTP, gtp_tianshou.GTP]], tmp_path: Path, host: int, number: int
+) -> None:
+    policy = models[number][host].policy
+    export_onnx(policy, tmp_path / "policy.onnx", candidates=1)
+    queue = ActionQueue(Policy.load(tmp_path / "policy.onnx"), deterministic=True)
+    player = models[number][host].learner.player(candidates=1, deterministic=True)
+    for obs in np.random.default_rng(0).standard_normal((9, 3), np.float32):
+        unit = player.act(torch.from_numpy(obs)[None])[0].numpy()
+        expected = data().action_scaler.to_box(unit)
+        np.testing.assert_allclose(queue.act(obs), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_files_of_hosts_know_chunks(

@@ -24,6 +24,7 @@ from gtp_policy import (
     FlowMapActorConfig,
     GTPConfig,
     GTPLearner,
+    GTPLearnerConfig,
     ObservationLayout,
     QEnsembleConfig,
     load_checkpoint,
@@ -37,6 +38,7 @@ from gtp_policy.acting import (
     margin_of_mode,
 )
 from gtp_policy.actor import ActionStatistics
+from gtp_policy.chunks import Playback
 from gtp_policy.errors import DataError, ExportError, PolicyFileError
 from gtp_policy.export import (
     ObservationFacts,
@@ -409,6 +411,47 @@ def test_the_runtime_plays_the_chunks_that_the_learner_plays(tmp_path: Path) -> 
         assert distance(torch.from_numpy(queue.act(obs.numpy()))[None], expected) <= 1e-5
 
 
+@pytest.mark.parametrize(
+    "playback",
+    [
+        Playback(),
+        Playback(every=4),
+        Playback(every=3),
+        Playback(every=1),
+        Playback(every=1, ensemble=0.0),
+        Playback(every=2, ensemble=0.5),
+        Playback(every=3, ensemble=8.0),
+    ],
+    ids=str,
+)
+def test_the_runtime_plays_as_the_policy_does(tmp_path: Path, playback: Playback) -> None:
+    config = GTPConfig(
+        actor=FlowMapActorConfig(hidden=(24,), steps=2, history=2, chunk=4),
+        critic=None,
+        learner=GTPLearnerConfig(playback=playback),
+    )
+    learner, path = GTPLearner.build(2 * OBS, 4 * ACT, config), tmp_path / "policy.onnx"
+    saved = save_checkpoint(tmp_path / "policy.zip", learner, action_scaler=SCALER)
+    file = export_onnx(saved, path, candidates=1)
+    # What an earlier reader plays to its end would be another policy there.
+    assert (file.format_version == 1) == (playback.every in (None, 4))
+    queue = ActionQueue(Policy.load(path), deterministic=True)
+    player = learner.player(candidates=1, deterministic=True)
+    for _ in range(2):
+        queue.reset()
+        player.reset()
+        for obs in observations(9):
+            expected = SCALER.to_box(player.act(obs[None]))
+            assert distance(torch.from_numpy(queue.act(obs.numpy()))[None], expected) <= 1e-5
+
+
+def test_a_playback_that_does_not_fit_the_chunk(tmp_path: Path) -> None:
+    actor = FlowMapActor(OBS, 4 * ACT, FlowMapActorConfig(hidden=(24,), chunk=4))
+    source = PolicySource(actor, playback=Playback(every=5))
+    with pytest.raises(ExportError, match="at most 4 for chunks of 4"):
+        export_onnx(source, tmp_path / "policy.onnx")
+
+
 # --- what is exported
 
 
@@ -590,7 +633,7 @@ def test_there_is_a_file_of_every_version() -> None:
 
 
 DAMAGED: dict[str, tuple[Any, str]] = {
-    "a later version": ({"format_version": 2, "package_version": "9.9"}, r"version 2.*9\.9 wrote"),
+    "a later version": ({"format_version": 3, "package_version": "9.9"}, r"version 3.*9\.9 wrote"),
     "no version": ({"format_version": "1"}, "format_version '1'"),
     "no object": ([1], "format_version None"),
     "a wrong field": ({"format_version": 1}, "a wrong `package_version`"),
