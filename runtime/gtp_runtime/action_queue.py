@@ -82,29 +82,51 @@ class ActionQueue:
             ObservationError: As `Policy.act` raises it.
         """
         episode = self._episode
-        window = self._window(episode, obs)
-        checked, single = self._policy.check(window)
-        if not single:
-            raise ObservationError(
-                f"The observation has the wrong shape: got a batch of {len(checked[0])}, expected "
-                "one observation. Give each environment a separate queue."
-            )
+        checked = self._check(episode, obs)
         document = self._policy.document
         now = episode.age % self._play
         if now == 0:
             chunk = self._policy.compute(checked, self._noise(episode, checked))
             episode.plans.appendleft(chunk.reshape(-1, *document.action_shape))
         episode.age += 1
-        if document.history > 1:  # a copy: a loop may write the next one into the same array
-            episode.past.append(
-                {key: np.array(part) for key, part in obs.items()}
-                if isinstance(obs, Mapping)
-                else np.array(obs)
-            )
+        self._remember(episode, obs)
         if self._ensemble is None:
             action: Array = episode.plans[0][now]
             return action
         return self._average(episode, now)
+
+    def skip(self, obs: Observation) -> None:
+        """Lets a step pass without an action: what was planned for it is left out, it is seen.
+
+        `Watchdog` does so for late calls that had not begun.
+
+        Args:
+            obs: What was observed at that step, as for `act`.
+
+        Raises:
+            ObservationError: As `act` raises it; the queue is as it was.
+        """
+        episode = self._episode
+        self._check(episode, obs)
+        if episode.age % self._play:
+            episode.age += 1
+        else:  # a chunk was due: it is planned at the next step, from which on the old ones are off
+            episode.plans.clear()
+        self._remember(episode, obs)
+
+    def _check(self, episode: "_Episode", obs: Observation) -> list[Array]:
+        """Returns what the policy is to see, checked."""
+        checked, single = self._policy.check(self._window(episode, obs))
+        if not single:
+            raise ObservationError(
+                f"The observation has the wrong shape: got a batch of {len(checked[0])}, expected "
+                "one observation. Give each environment a separate queue."
+            )
+        return checked
+
+    def _remember(self, episode: "_Episode", obs: Observation) -> None:
+        if self._policy.document.history > 1:
+            episode.past.append(copied(obs))
 
     def _average(self, episode: "_Episode", now: int) -> Array:
         """Returns the mean of what all chunks say of the present step, those before it the more."""
@@ -147,6 +169,25 @@ class ActionQueue:
             raise ObservationError(
                 f"The observation has another structure than the last ones: got {error}."
             ) from error
+
+
+def copied(obs: Observation) -> Observation:
+    """Returns a copy of an observation: a loop may write the next one into the same array.
+
+    Args:
+        obs: The observation; masks stay.
+
+    Returns:
+        The copy.
+
+    Example:
+        >>> from gtp_runtime.action_queue import copied
+        >>> copied([0.5])
+        array([0.5])
+    """
+    if isinstance(obs, Mapping):
+        return {key: np.array(part, subok=True) for key, part in obs.items()}
+    return np.array(obs, subok=True)
 
 
 class _Episode:

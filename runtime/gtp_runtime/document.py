@@ -19,6 +19,9 @@ FORMAT_VERSION = 2
 PROPERTY = "gtp_policy"
 Shape = tuple[int, ...]
 _MAX_RANK, _MAX_SIZE, _MAX_RATE = 6, 1 << 24, 1e12
+# Lists, objects and words of a document, and letters for each of the others: two letters can take
+# a hundred bytes of memory, and those that are written have more.
+_FREE_PARTS, _LETTERS_OF_A_PART = 1 << 15, 12
 
 
 @dataclass(frozen=True, eq=False)
