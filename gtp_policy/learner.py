@@ -1270,11 +1270,12 @@ class GTPLearner(nn.Module):
         held, types, was = dict(self.named_parameters()), self._float_types(), self.dtype
         result = super().load_state_dict(state_dict, strict, assign)
         if assign:
-            for module in self.modules():  # what stands in no state follows what does
-                for name in module._non_persistent_buffers_set:
-                    if (buffer := module._buffers[name]) is not None:
-                        dtype = self.dtype if buffer.dtype == was else None
-                        module._buffers[name] = buffer.to(self.device, dtype)
+            stands = set(state_dict)
+            for name, buffer in dict(self.named_buffers(remove_duplicate=False)).items():
+                if name not in stands:  # in no state: it follows what does
+                    module, _, last = name.rpartition(".")
+                    dtype = self.dtype if buffer.dtype == was else None
+                    setattr(self.get_submodule(module), last, buffer.to(self.device, dtype))
             if len(types) < len(now := self._float_types()):
                 raise StateMismatchError(
                     f"The state is of several types: got {sorted(map(str, now))} with what the "

@@ -22,7 +22,6 @@ from gtp_policy import (
     load_checkpoint,
     read_metadata,
 )
-from gtp_policy.checkpoint.bundle import content_id
 from gtp_policy.files import expanded
 from gtp_policy.records import differences, what_is_wrong
 
@@ -91,7 +90,7 @@ expected one. Run it to its end first.
         device=device or before.device,
     )
     path = folder / f"{config.group}_result.json"
-    files, weights = data_files(before), content_id(newest)
+    files, weights = data_files(before), read_metadata(newest).sha256
     done = read_result(path)
     if done is not None and _is_of(done, trained, weights):
         if files is not None and not has_seen(folder, trained.data_sha256, files):

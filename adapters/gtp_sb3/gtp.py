@@ -4,6 +4,7 @@ import copy
 import math
 import pathlib
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
@@ -35,7 +36,13 @@ from gtp_policy import (
     UpdateMetrics,
     restore_,
 )
-from gtp_policy.errors import DataError, GTPError, StateMismatchError, UnsupportedSpaceError
+from gtp_policy.errors import (
+    DataError,
+    GTPError,
+    StateMismatchError,
+    TrainingWarning,
+    UnsupportedSpaceError,
+)
 from gtp_policy.export import PolicySource
 from gtp_policy.functional import check_kind
 from gtp_sb3 import _files, _replay, _saving, _sources
@@ -299,7 +306,7 @@ class GTP(OfflineLoop):
         config = gtp_config or GTPConfig()
         gamma = clone.gamma if config.learner.gamma is None else None
         own: dict[str, Any] = {
-            "policy_kwargs": clone._present_policy_kwargs(),
+            "policy_kwargs": _present_kwargs(clone),
             "device": clone.device,
             "gamma": dataset.gamma if isinstance(dataset, OfflineDataset) else gamma,
             "out_of_bounds": clone.out_of_bounds,
@@ -347,13 +354,6 @@ class GTP(OfflineLoop):
         finally:
             self.policy_kwargs, self.seed, self._replay_buffer = kwargs, seed, buffer
         self._create_aliases()
-
-    def _present_policy_kwargs(self) -> dict[str, Any]:
-        """Returns the policy's arguments with what may be changed at any time as it is now."""
-        kwargs = dict(self.policy_kwargs)
-        if self.policy.candidates != kwargs.get("candidates"):
-            kwargs["candidates"] = self.policy.candidates
-        return kwargs
 
     def _setup_lr_schedule(self) -> None:
         if self.learning_rate is None:
@@ -646,7 +646,10 @@ class GTP(OfflineLoop):
         shown = self._offline.shown
         whole = isinstance(shown, OfflineDataset)  # others are drawn from by themselves
         if isinstance(shown, OfflineDataset) and gradient_steps:
-            self._metrics = learner.update_from(shown, gradient_steps, batch_size=batch_size)
+            with warnings.catch_warnings():
+                # That some lie behind the end was said of all of them, when their number was known.
+                warnings.filterwarnings("ignore", r"\d+ of \d+ updates learn", TrainingWarning)
+                self._metrics = learner.update_from(shown, gradient_steps, batch_size=batch_size)
         for _ in range(0 if whole else gradient_steps):
             self._metrics = learner.update(self._minibatch(batch_size))
         self._clock[0] += time.perf_counter() - start
@@ -802,7 +805,7 @@ class GTP(OfflineLoop):
         attributes = {name: value for name, value in own.items() if name not in left_out}
         attributes |= {name: getattr(self, name) for name in included}
         if "policy_kwargs" in attributes:
-            attributes["policy_kwargs"] = self._present_policy_kwargs()
+            attributes["policy_kwargs"] = _present_kwargs(self)
         encoded = _saving.encode(type(self), attributes, included)
         _files.write(path, self.learner, self.policy.scaler, self.policy.layout, encoded)
 
@@ -970,3 +973,11 @@ def _whole(timesteps: Any) -> int:  # noqa: ANN401 - whatever was given
     raise ValueError(
         f"`total_timesteps` is no number of timesteps: got {timesteps!r}, expected a whole one."
     )
+
+
+def _present_kwargs(model: GTP) -> dict[str, Any]:
+    """Returns the policy's arguments with what may be changed at any time as it is now."""
+    kwargs = dict(model.policy_kwargs)
+    if model.policy.candidates != kwargs.get("candidates"):
+        kwargs["candidates"] = model.policy.candidates
+    return kwargs

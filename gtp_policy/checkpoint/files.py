@@ -54,6 +54,7 @@ class CheckpointInfo(NamedTuple):
         action_scaler: Bounds of the action Box, where they were saved.
         layout: How observations become vectors, where it was saved.
         metadata: Whatever else was saved, as JSON values.
+        sha256: Of the checkpoint's content, tensors included.
 
     Example:
         >>> import tempfile
@@ -73,6 +74,7 @@ class CheckpointInfo(NamedTuple):
     action_scaler: ActionScaler | None
     layout: ObservationLayout | None
     metadata: dict[str, JsonValue]
+    sha256: str
 
 
 class Checkpoint(NamedTuple):
@@ -325,6 +327,7 @@ def read_metadata(path: str | Path, *, encoder: nn.Module | None = None) -> Chec
         action_scaler=scaler,
         layout=layout,
         metadata=metadata,
+        sha256=bundle.content_id(path),
     )
 
 
