@@ -518,6 +518,23 @@ def test_a_config_that_is_wrong_throughout_takes_no_more_than_others(
     assert peak[0] <= 2 * size + SLACK
 
 
+def test_a_config_of_many_empty_lists_is_not_parsed(tmp_path: Path) -> None:
+    learner = GTPLearner.build(3, 2, SMALL)
+    path = save_checkpoint(tmp_path / "a", learner, metadata={"pairs": [[1, 2]] * 30_000})
+    assert len(read_metadata(path).metadata["pairs"]) == 30_000  # type: ignore[arg-type]
+
+    def forge(document: Any) -> None:
+        document["metadata"] = {}
+        document["optimizers"]["actor"]["groups"][0]["params"] = [[]] * 200_000
+
+    reseal(path, "someone else", forge)
+    for read in (read_metadata, load_checkpoint):
+        with pytest.raises(CheckpointError, match="lists and objects, of which 65536 are read"):
+            read(path)
+    with pytest.raises(CheckpointError, match=r"cannot be saved: .* lists and objects"):
+        save_checkpoint(tmp_path / "b", learner, metadata={"lists": [[]] * 70_000})
+
+
 def test_latest_valid_skips_what_is_damaged(tmp_path: Path) -> None:
     learner = GTPLearner.build(3, 2, SMALL)
     assert latest_valid(tmp_path / "nowhere") is None

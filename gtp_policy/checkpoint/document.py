@@ -27,6 +27,9 @@ from gtp_policy.spaces import ActionScaler, ObservationLayout, ObservationNormal
 
 CONFIG, WEIGHTS, TRAIN_STATE = "config.json", "weights.safetensors", "train_state.safetensors"
 _LIMITS = {CONFIG: 2**20}
+# Lists and objects in config.json: to read a megabyte of empty ones takes seconds. Of others, as
+# they are written, it holds no more.
+_MOST_PARTS = 2**16
 # Bytes in which a file of tensors names them, and how many it names: each takes a kilobyte.
 _MOST_NAMES, _MOST_TENSORS = 2**21, 10_000
 # What of a learner's state config.json and train_state.safetensors hold.
@@ -302,6 +305,11 @@ def _tensors(data: bytes, name: str) -> dict[str, Tensor]:
 
 def _parse(data: bytes, lengths: Mapping[str, int], encoder: nn.Module | None) -> Document:
     """Returns the choices, once it is sure that the weights can fill what is built from them."""
+    parts = data.count(b"[") + data.count(b"{")
+    if parts > _MOST_PARTS:
+        raise ValueError(
+            f"{CONFIG} with {parts} lists and objects, of which {_MOST_PARTS} are read"
+        )
     try:
         document = Document.model_validate_json(data, context=RECORDED)
     except ValidationError as error:
