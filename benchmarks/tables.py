@@ -118,8 +118,8 @@ def cloning(record: dict[str, Any]) -> str:
         [
             f"**One network call per action** (cloning of what is known; `{record['command']}`). "
             "The default's objective beside the paper's, by K, the number of network calls; "
-            "15000 updates, 30000 for unequal modes, 3000 for the last two; learning rates 4e-3 and "
-            "2e-3, each objective's own (`GTPConfig()` takes 2e-3 for runs of this length). "
+            "15000 updates, 30000 for unequal modes, 3000 for the last two; learning rates 4e-3 "
+            "and 2e-3, each objective's own (`GTPConfig()` takes 2e-3 for runs of this length). "
             "Distances are sliced Wasserstein-1, and 1 is that of two samples of the truth:",
             table(["", "objective", "seeds", *(f"K = {k}" for k in steps), "ms/update"], rows),
             one_call(),

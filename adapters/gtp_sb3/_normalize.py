@@ -1,6 +1,8 @@
 """VecNormalize without an environment that runs: statistics from the dataset, or a refusal."""
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,23 @@ def settle_(wrapper: VecNormalize, dataset: Dataset) -> bool:
         wrapper.ret_rms.update(_discounted(dataset, wrapper.gamma))
     wrapper.training = False
     return True
+
+
+@contextlib.contextmanager
+def kept_if_refused(wrapper: VecNormalize | None) -> Iterator[None]:
+    """Gives a wrapper back its statistics if what is done here raises: the data is refused."""
+    if wrapper is None:
+        yield
+        return
+    found: Any = [*_observation_statistics(wrapper).values(), wrapper.ret_rms]
+    before, training = copy.deepcopy([vars(rms) for rms in found]), wrapper.training
+    try:
+        yield
+    except BaseException:
+        for rms, values in zip(found, before, strict=True):
+            vars(rms).update(values)
+        wrapper.training = training
+        raise
 
 
 def normalized(wrapper: VecNormalize, dataset: Dataset) -> Dataset:

@@ -45,7 +45,7 @@ from gtp_policy.errors import (
 )
 from gtp_policy.export import PolicySource
 from gtp_policy.functional import check_kind
-from gtp_sb3 import _files, _replay, _saving, _sources
+from gtp_sb3 import _files, _normalize, _replay, _saving, _sources
 from gtp_sb3._choices import (
     check_learning_rate,
     check_policy_kwargs,
@@ -500,7 +500,8 @@ class GTP(OfflineLoop):
                 "one."
             )
         wrapper = self.get_vec_normalize_env()
-        self._offline.attach(dataset, self.policy, wrapper, self.verbose)
+        with _normalize.kept_if_refused(wrapper):
+            self._offline.attach(dataset, self.policy, wrapper, self.verbose)
 
     def _go_online(self, keep_data: bool) -> None:
         if keep_data:

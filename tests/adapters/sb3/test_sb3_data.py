@@ -714,6 +714,22 @@ def test_sums_of_rewards_are_not_taken_for_rewards(
         model.set_dataset(None, keep_data=True)
 
 
+def test_data_that_is_refused_leaves_the_statistics_alone(
+    make_model: Make, untouchable: Any, dataset: OfflineDataset, config: Any
+) -> None:
+    env = normalized_env(untouchable, norm_reward=False)
+    config = config.replace(actor=config.actor.replace(chunk=2))
+    model = make_model(env, dataset=None, gtp_config=config)
+    with pytest.raises(DataError, match="needs rewards of single steps"):
+        model.set_dataset(dataset.with_n_step(3))
+    assert env.training
+    assert (env.obs_rms.mean == 0).all()
+    assert env.obs_rms.count < 1
+    model.set_dataset(dataset)
+    assert not env.training
+    np.testing.assert_allclose(env.obs_rms.mean, dataset.observation_statistics()[0], atol=1e-4)
+
+
 def test_another_environment_shows_the_same_data_in_another_way(
     make_model: Make, untouchable: Any, arrays: Arrays
 ) -> None:
