@@ -25,7 +25,7 @@ from PIL import Image
 
 from benchmarks.tasks import DEMONSTRATIONS, TASKS, Task
 from examples import pendulum
-from examples.plots import plot_trajectories
+from examples.plots import INK, MISS, MODE_COLOURS, WALL, plot_trajectories
 from examples.pointmaze import UMAZE, evaluate, maze_map
 from gtp_experiments.cli import main as experiment
 from gtp_experiments.reevaluation import finished
@@ -36,7 +36,7 @@ from gtp_policy.export import from_pretrained, save_pretrained
 FOLDER = Path("models")
 RECORD, PICTURE, FILM = "result.json", "picture.png", "film.gif"
 EPISODES = 100
-INK, ACCENT, SIGNAL, QUIET = "#1f2933", "#2266aa", "#c0392b", "#d5dbe1"
+BLUE = MODE_COLOURS[0]
 SMALL = ("--set 'actor.hidden=[96,96]'", "--set 'critic.hidden=[96,96]'")
 
 
@@ -78,9 +78,9 @@ def draw_maze(policy: Checkpoint, folder: Path) -> str:
     trips = sorted(range(40), key=lambda trip: int(result.steps[trip]))[3::10]
 
     def moments() -> Iterator[None]:
-        (goal,) = axes.plot([], [], "*", ms=14, color=SIGNAL)
-        (trail,) = axes.plot([], [], color=QUIET, lw=2, zorder=1)
-        (ball,) = axes.plot([], [], "o", ms=10, color=ACCENT)
+        (goal,) = axes.plot([], [], "*", ms=14, color=MISS)
+        (trail,) = axes.plot([], [], color=WALL, lw=2, zorder=1)
+        (ball,) = axes.plot([], [], "o", ms=10, color=BLUE)
         for trip in trips:
             points = result.trajectories[trip]
             goal.set_data(*result.goals[trip][:, None])
@@ -114,9 +114,9 @@ def draw_pendulum(policy: Checkpoint, folder: Path) -> str:
         pendulum.evaluate(act, 1, 20_000 + episode)
         cos, sin, speeds = np.array(visited).T
         swing = np.stack([np.arctan2(sin, cos), speeds], 1)
-        axes.plot(*swing[0], "o", color="white", mec="#1f2933", ms=5, zorder=3)
+        axes.plot(*swing[0], "o", color="white", mec=INK, ms=5, zorder=3)
         swing[1:][np.abs(np.diff(swing[:, 0])) > np.pi] = np.nan  # once around is no line
-        axes.plot(*swing.T, color="#1f2933", lw=1)
+        axes.plot(*swing.T, color=INK, lw=1)
     axes.set(xlabel="angle, rad, 0 is upright", ylabel="speed, rad/s")
     figure.colorbar(mesh, label="mean torque, N m")
     figure.savefig(folder / PICTURE, dpi=110)
@@ -127,7 +127,7 @@ def draw_pendulum(policy: Checkpoint, folder: Path) -> str:
     axes.set_axis_off()
 
     def moments() -> Iterator[None]:
-        (rod,) = axes.plot([], [], "-o", color=ACCENT, lw=6, ms=9, solid_capstyle="round")
+        (rod,) = axes.plot([], [], "-o", color=BLUE, lw=6, ms=9, solid_capstyle="round")
         for cos, sin, _ in visited[::2]:  # 20 steps per second
             rod.set_data([0, -sin], [0, cos])
             yield
@@ -183,7 +183,7 @@ def draw_cube(policy: Checkpoint, folder: Path) -> str:
     trips = cube_trips(policy, 40, 20_000)
     figure, (above, side) = canvas(1, 2, width=7.0, height=3.2)
     for trip in trips:
-        colour = ACCENT if trip.arrived else SIGNAL
+        colour = BLUE if trip.arrived else MISS
         for axes, x, y in ((above, 1, 0), (side, 0, 2)):
             axes.plot(trip.cube[:, x], trip.cube[:, y], color=colour, lw=0.8, alpha=0.6)
             axes.plot(*trip.cube[0, [x, y]], "o", ms=4, mfc="white", mec=INK, zorder=3)
@@ -203,9 +203,9 @@ def draw_cube(policy: Checkpoint, folder: Path) -> str:
     axes.axhline(0.0, color=INK, lw=2)
 
     def moments() -> Iterator[None]:
-        axes.plot(film.goal[0], film.goal[2], "s", ms=20, mfc="none", mec=QUIET, mew=2)
+        axes.plot(film.goal[0], film.goal[2], "s", ms=20, mfc="none", mec=WALL, mew=2)
         (arm,) = axes.plot([], [], color=INK, lw=3)
-        (cube,) = axes.plot([], [], "s", ms=20, color=ACCENT)
+        (cube,) = axes.plot([], [], "s", ms=20, color=BLUE)
         for gripper, block in zip(film.gripper, film.cube, strict=True):
             arm.set_data([gripper[0]] * 2, [gripper[2], gripper[2] + 0.3])
             cube.set_data(*block[[0, 2], None])

@@ -34,6 +34,8 @@ _FEW_ROWS = 32
 # So many times sixteen images are as many as a minibatch has: a look takes no more memory than it.
 _FEW_IMAGES = 16
 _MOST_CANDIDATES = 1_000_000
+# Jumps of a deterministic action, all candidates together: a second of a CPU, in a usual network.
+MOST_JUMPS = 100_000
 # Candidates that are all alike, in a dimension or as a whole: what is divided by instead of 0.
 LEAST_SPREAD, LEAST_WIDTH = 1e-6, 1e-12
 # Candidates as central as the medoid up to this share of its distances are equal, and the first of

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from gtp_policy._config import Bool, Config, Float, Int
-from gtp_policy.acting import ArgmaxChoice, Choice, ModeChoice
+from gtp_policy.acting import MOST_JUMPS, ArgmaxChoice, Choice, ModeChoice
 from gtp_policy.actor import ActionStatistics, FlowMapActorConfig
 from gtp_policy.chunks import Playback
 from gtp_policy.critic import Baseline, NetworkBaseline, PolicyBaseline, QEnsembleConfig
@@ -18,9 +18,6 @@ from gtp_policy.errors import DataError
 from gtp_policy.guidance import AdvantageGuidance, AdvantageWeighterConfig, Guidance
 from gtp_policy.loss import GTPLossConfig
 from gtp_policy.spaces import ObservationLayout
-
-# Jumps of a deterministic action, all candidates together: a second of a CPU, in a usual network.
-MOST_JUMPS = 100_000
 
 
 class GTPLearnerConfig(Config):

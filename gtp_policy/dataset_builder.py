@@ -246,6 +246,7 @@ class OfflineDatasetBuilder:
         following = rows + ~ended
         if next_obs is None:
             keep = (following < size) & (ended | ~cut)
+            left_out = ~keep[(rows + 1).clip(max=max(size - 1, 0))]
             rows = rows[keep]
             if size and not len(rows):
                 raise EmptyDatasetError(
@@ -253,7 +254,6 @@ class OfflineDatasetBuilder:
                     "expected rows with a next observation. Pass `next_obs`."
                 )
             # The row before one that is left out now ends its episode.
-            left_out = ~keep[(np.arange(size) + 1).clip(max=max(size - 1, 0))]
             last_rows = last_rows | left_out
             cut = cut | (~ended & left_out)
         step = max(1, CHUNK_BYTES // (8 * self.table.shape[1]))

@@ -7,9 +7,9 @@ from typing import Any, cast
 from torch import nn
 
 from gtp_policy import Curriculum, GTPConfig
+from gtp_policy.acting import MOST_JUMPS
 
-# As the config has them: of ``eval_candidates``, and of its product with ``steps``.
-_MOST_CANDIDATES, _MOST_JUMPS = 10_000, 100_000
+_MOST_CANDIDATES = 10_000  # as ``eval_candidates`` of the config
 
 
 def pick(name: str, given: object, field: str, config_value: object, set_there: bool) -> Any:  # noqa: ANN401
@@ -115,7 +115,7 @@ def check_policy_choices(activation_fn: type[nn.Module] | None, shared: bool) ->
 
 def check_candidates(candidates: object, steps: int) -> None:
     """Raises on more candidates than the config takes, also where a file names them."""
-    most = min(_MOST_CANDIDATES, _MOST_JUMPS // steps)
+    most = min(_MOST_CANDIDATES, MOST_JUMPS // steps)
     is_one = isinstance(candidates, Integral) and not isinstance(candidates, bool)
     if not is_one or not 1 <= int(cast(int, candidates)) <= most:
         raise ValueError(

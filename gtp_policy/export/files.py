@@ -308,7 +308,7 @@ def _document(plan: Plan, noise: Noise, seed: int | None, precision: Precision) 
             )
         )
     return PolicyFile(
-        # Whoever reads version 1 would play the whole chunk.
+        # Readers of version 1 would play the whole chunk.
         format_version=1 if playback is None else 2,
         package_version=__version__,
         kind="policy",

@@ -629,7 +629,7 @@ def test_files_of_every_version_are_read_for_ever(path: Path) -> None:
 
 
 def test_there_is_a_file_of_every_version() -> None:
-    assert [p.stem for p in GOLDEN] == ["version_1", "version_1_mode"]
+    assert [p.stem for p in GOLDEN] == ["version_1", "version_1_mode", "version_2"]
 
 
 DAMAGED: dict[str, tuple[Any, str]] = {
