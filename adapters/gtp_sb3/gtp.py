@@ -544,6 +544,7 @@ class GTP(OfflineLoop):
                 or a policy with chunks or a history; or if there is no whole number of timesteps.
         """
         total_timesteps = _whole(total_timesteps)
+        self._offline.look_at_wrapper_(self.learner, self.get_vec_normalize_env())
         if self.dataset is None:
             self._need_env("Learning without a dataset")
             if self.policy.has_memory:

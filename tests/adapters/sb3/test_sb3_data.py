@@ -744,6 +744,26 @@ def test_another_environment_shows_the_same_data_in_another_way(
     torch.testing.assert_close(model.actor.normalizer.mean, mean)
 
 
+@pytest.mark.filterwarnings("ignore:.* more updates after")
+@pytest.mark.parametrize("raw_first", [False, True])
+def test_a_trained_policy_that_is_shown_other_observations_warns(
+    make_model: Make, untouchable: Any, arrays: Arrays, tmp_path: Any, raw_first: bool
+) -> None:
+    def env(raw: bool) -> Any:
+        plain = type(untouchable)()
+        return plain if raw else normalized_env(plain)
+
+    model = make_model(env(raw_first), dataset=arrays).learn(2)
+    model.save(tmp_path / "model")
+    loaded = GTP.load(tmp_path / "model", env=env(not raw_first), dataset=arrays)
+    model.set_env(env(not raw_first))
+    for other in (model, loaded):
+        with pytest.warns(UserWarning, match="trained on other observations: got") as caught:
+            other.learn(1)
+        assert caught[0].filename == __file__
+        other.learn(1)  # said once
+
+
 @pytest.mark.parametrize("changes", [{"norm_obs": False}, {"norm_reward": False}])
 def test_half_of_vec_normalize(
     make_model: Make, untouchable: Any, arrays: Arrays, changes: dict[str, Any]
