@@ -131,11 +131,30 @@ def members_of(space: "Space[Any]", action: npt.NDArray[Any]) -> npt.NDArray[Any
     rows = action.reshape(*action.shape[:-1], *box.shape)
     if rows.dtype == box.dtype:  # its own bounds have clipped it
         return rows
-    if box.dtype.kind in "iu":
+    if is_whole(box):
         low, high = box.low.astype(np.float64), box.high.astype(np.float64)
         return np.rint(rows.astype(np.float64)).clip(low, high).astype(box.dtype)
     with np.errstate(over="ignore"):  # of float16; clipped below
         return rows.astype(box.dtype).clip(box.low, box.high)
+
+
+def is_whole(space: "Space[Any]") -> bool:
+    """Returns whether the members of a space are whole numbers.
+
+    Args:
+        space: The space.
+
+    Returns:
+        The answer.
+
+    Example:
+        >>> import numpy as np
+        >>> from gymnasium.spaces import Box
+        >>> from gtp_datasets.spaces import is_whole
+        >>> is_whole(Box(0, 9, (2,), np.int8)), is_whole(Box(0, 9, (2,)))
+        (True, False)
+    """
+    return space.dtype is not None and space.dtype.kind in "iu"
 
 
 def box_of(scaler: ActionScaler) -> "Box":

@@ -20,6 +20,7 @@ from gtp_policy import (
     save_checkpoint,
 )
 from gtp_policy.errors import CheckpointError, GTPError
+from gtp_policy.export import Surroundings
 from gtp_policy.files import expanded, replacing
 from gtp_policy.functional import check_kind
 from gtp_sb3 import _codec
@@ -38,6 +39,7 @@ def write(
     scaler: ActionScaler,
     layout: ObservationLayout,
     attributes: Mapping[str, JsonValue],
+    surroundings: Surroundings,
 ) -> None:
     """Writes a learner and SB3's attributes, atomically where the place is a path.
 
@@ -48,6 +50,7 @@ def write(
         "sb3": dict(attributes),
         "sb3_version": stable_baselines3.__version__,
         "system_info": get_system_info(print_info=False)[1],
+        **surroundings.record(),
     }
     extras: dict[str, Any] = {"action_scaler": scaler, "layout": layout, "metadata": metadata}
     if not isinstance(place, str | pathlib.Path):

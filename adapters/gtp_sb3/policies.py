@@ -22,7 +22,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.common.utils import get_device
 from torch import Tensor, nn
 
-from gtp_datasets.spaces import members_of, observation_facts
+from gtp_datasets.spaces import is_whole, members_of, observation_facts
 from gtp_policy import (
     GTPConfig,
     GTPLearner,
@@ -34,7 +34,7 @@ from gtp_policy.acting import chosen_by
 from gtp_policy.chunks import ChunkState
 from gtp_policy.critic import ValueNetwork
 from gtp_policy.errors import CheckpointError, DataError, UnsupportedSpaceError
-from gtp_policy.export import PolicySource
+from gtp_policy.export import PolicySource, Surroundings
 from gtp_policy.functional import check_actions
 from gtp_policy.spaces import real_array
 from gtp_sb3 import _codec, _files
@@ -100,6 +100,8 @@ class GTPPolicy(BasePolicy):
             cloning.
         critic_target: Their target networks.
         value: Value network of the expectile baseline, or None.
+        normalized_by: What normalises observations before the policy sees them: "VecNormalize" of a
+            model that learned so, else None. Of those a file would not hold, so it is not exported.
 
     Raises:
         UnsupportedSpaceError: If the action space is no bounded Box, or a Dict observation meets
@@ -174,6 +176,7 @@ class GTPPolicy(BasePolicy):
         self.__dict__["_network"] = network
         self._build(merge_networks(config or GTPConfig(), net_arch, n_critics), lr_schedule)
         self.candidates = candidates
+        self.normalized_by: str | None = None
 
     @property
     def candidates(self) -> int | None:
@@ -527,9 +530,30 @@ class GTPPolicy(BasePolicy):
             layout=self.layout,
             action_scaler=self.scaler,
             action_shape=self.action_space.shape,
+            whole_actions=is_whole(self.action_space),
             observations=observation_facts(self.observation_space),
             candidates=candidates,
             choice=choice,
+            normalized_by=self.normalized_by,
+        )
+
+    def surroundings(self) -> Surroundings:
+        """Returns what a checkpoint says of the policy beyond its learner.
+
+        Returns:
+            What `policy_source` says of spaces, candidates and normalised observations.
+
+        Example:
+            >>> from gymnasium.spaces import Box
+            >>> from gtp_sb3 import MlpPolicy
+            >>> MlpPolicy(Box(-1, 1, (3,)), Box(-2, 2, (1,))).surroundings().action_shape
+            (1,)
+        """
+        return Surroundings(
+            action_shape=self.action_space.shape,
+            whole_actions=is_whole(self.action_space),
+            normalized_by=self.normalized_by,
+            candidates=self.candidates,
         )
 
     def noise_source(self, device: torch.device) -> torch.Generator:
@@ -617,7 +641,8 @@ class GTPPolicy(BasePolicy):
         attributes = {k: kwargs.pop(k) for k in ("observation_space", "action_space")}
         attributes |= {"policy_class": type(self), "policy_kwargs": kwargs}
         encoded, _ = _files.encode_attributes(attributes)
-        _files.write(path, self.learner, self.scaler, self.layout, encoded)
+        surroundings = self.surroundings()
+        _files.write(path, self.learner, self.scaler, self.layout, encoded, surroundings)
 
     @classmethod
     def load(
@@ -663,6 +688,8 @@ class GTPPolicy(BasePolicy):
                     **kwargs | {"config": info.config, "layout": info.layout},
                 ).to(get_device(device))
                 restore_(policy.learner, file)
+            surroundings = Surroundings.read(file, info.metadata, policy.learner)
+            policy.normalized_by = surroundings.normalized_by
         return policy
 
     @classmethod

@@ -19,7 +19,7 @@ from tianshou.trainer import OfflineTrainer, OfflineTrainerParams
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from gtp_datasets.spaces import check_dataset
+from gtp_datasets.spaces import check_dataset, is_whole
 from gtp_policy import (
     AdvantageWeighter,
     GTPConfig,
@@ -35,7 +35,7 @@ from gtp_policy import (
     save_checkpoint,
 )
 from gtp_policy.errors import DataError
-from gtp_policy.export import PolicySource
+from gtp_policy.export import PolicySource, Surroundings
 from gtp_policy.functional import check_kind
 from gtp_tianshou._batches import td_error, to_transitions
 from gtp_tianshou._state import (
@@ -521,12 +521,23 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
             "seed": policy.seed,
             "lr_schedulers": [plain_numbers(s.state_dict()) for s in self.lr_schedulers],
         }
+        saved = Saved.write(own, self.learner)
+        surroundings = Surroundings(
+            action_shape=policy.action_space.shape,
+            whole_actions=is_whole(policy.action_space),
+            steps=saved["steps"],
+            candidates=saved["candidates"],
+        )
         return save_checkpoint(
             path,
             self.learner,
             action_scaler=policy.action_scaler,
             layout=policy.layout,
-            metadata={**(metadata or {}), METADATA: Saved.write(own, self.learner)},
+            metadata={
+                **(metadata or {}),
+                **surroundings.record(),
+                METADATA: saved,
+            },
         )
 
     @classmethod

@@ -15,7 +15,7 @@ from tianshou.data import Batch, to_numpy
 from tianshou.data.types import ActBatchProtocol, ObsBatchProtocol
 from torch import Tensor
 
-from gtp_datasets.spaces import layout_of, members_of, observation_facts
+from gtp_datasets.spaces import is_whole, layout_of, members_of, observation_facts
 from gtp_policy import (
     ActionScaler,
     FlowMapActor,
@@ -335,6 +335,7 @@ class GTPPolicy(Policy):
             layout=self.layout,
             action_scaler=self.action_scaler,
             action_shape=self.action_space.shape,
+            whole_actions=is_whole(self.action_space),
             observations=observation_facts(self.observation_space),
             steps=self.steps,
             candidates=candidates,

@@ -3,12 +3,13 @@
 from gtp_policy.export.files import export_onnx, export_torch, read_policy_file
 from gtp_policy.export.hub import from_pretrained, model_card, push_to_hub, save_pretrained
 from gtp_policy.export.policy_file import PolicyFile
-from gtp_policy.export.source import ObservationFacts, PolicySource
+from gtp_policy.export.source import ObservationFacts, PolicySource, Surroundings
 
 __all__ = [
     "ObservationFacts",
     "PolicyFile",
     "PolicySource",
+    "Surroundings",
     "export_onnx",
     "export_torch",
     "from_pretrained",

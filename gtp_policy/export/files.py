@@ -489,7 +489,10 @@ def _compare(plan: Plan, run: _Outputs, precision: Precision) -> None:
             mode = policy.to_box(policy.choose(flat, drawn))
             several = torch.where(clear[:, None], mode, among)[:, None]
             allowed = allowed[:, :1]
-        away = ((several - got[:, None]).abs() / half).amax(2)
+        apart = (several - got[:, None]).abs()
+        if plan.whole:  # to the nearest of two numbers, of which it may be halfway between
+            apart = torch.where(got == got.round(), apart - 0.5, torch.inf).clamp(min=0)
+        away = (apart / half).amax(2)
         error = away.masked_fill(~allowed, torch.inf).amin(1).max().item()
         if not error <= _TOLERANCE[precision]:
             raise ExportError(

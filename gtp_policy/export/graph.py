@@ -62,6 +62,8 @@ def default_graph(plan: Plan, precision: Precision) -> onnx.ModelProto | None:
         action = graph.op("Add", action, graph.number((low + high) / np.float32(2)))
         action = graph.op("Max", action, graph.number(low))
         action = graph.op("Min", action, graph.number(high))
+    if plan.whole:
+        action = graph.op("Round", action)
     graph.op("Reshape", action, graph.integers(-1, *plan.result_shape), output=ACTION)
     return graph.model(plan)
 

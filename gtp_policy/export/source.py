@@ -2,16 +2,20 @@
 
 import copy
 import hashlib
+import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self, cast, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import safetensors.torch
 import torch
+from pydantic import Field, JsonValue
 from torch import Tensor, nn
 
+from gtp_policy._config import Bool, Config, Width
 from gtp_policy._engine.whole import check_whole
 from gtp_policy._numbers import as_int
 from gtp_policy.acting import (
@@ -26,10 +30,11 @@ from gtp_policy.checkpoint import Checkpoint, load_checkpoint
 from gtp_policy.checkpoint.bundle import content_id
 from gtp_policy.chunks import Playback
 from gtp_policy.critic import QEnsemble
-from gtp_policy.errors import DataError, ExportError
+from gtp_policy.errors import CheckpointError, DataError, ExportError
 from gtp_policy.files import expanded
 from gtp_policy.functional import check_shape, unwrapped
 from gtp_policy.learner import GTPLearner
+from gtp_policy.records import check_values, what_is_wrong
 from gtp_policy.spaces import ActionScaler, ObservationLayout
 
 
@@ -64,6 +69,7 @@ class PolicySource(NamedTuple):
         layout: How observations become vectors; None: vectors of the actor's length.
         action_scaler: Bounds of the action Box; None: [-1, 1].
         action_shape: Shape of one action; None: a vector.
+        whole_actions: Whether the Box holds whole numbers: actions are rounded to the nearest.
         observations: What spaces say, by key of the Dict or "" of a Box.
         steps: K; None: the actor's.
         candidates: n; None: 1.
@@ -71,6 +77,8 @@ class PolicySource(NamedTuple):
         sha256: Hash of the checkpoint's content; None: that of the weights.
         updates: Number of updates done, where known.
         playback: How chunks are played; None: each to its end.
+        normalized_by: What normalises observations before the policy sees them, which is in no
+            file; None: nothing does.
 
     Example:
         >>> from gtp_policy import GTPConfig, GTPLearner
@@ -84,6 +92,7 @@ class PolicySource(NamedTuple):
     layout: ObservationLayout | None = None
     action_scaler: ActionScaler | None = None
     action_shape: tuple[int, ...] | None = None
+    whole_actions: bool = False
     observations: Mapping[str, ObservationFacts] = {}
     steps: int | None = None
     candidates: int | None = None
@@ -91,6 +100,7 @@ class PolicySource(NamedTuple):
     sha256: str | None = None
     updates: int | None = None
     playback: Playback | None = None
+    normalized_by: str | None = None
 
     @classmethod
     def of_learner(cls, learner: GTPLearner) -> Self:
@@ -117,6 +127,117 @@ class PolicySource(NamedTuple):
             choice=choice,
             updates=learner.updates,
             playback=learner.config.playback,
+        )
+
+
+class Surroundings(Config):
+    """What a host's checkpoint says of a policy's surroundings, beyond what the core keeps.
+
+    A host writes it into the metadata of its checkpoints under `KEY`; then a file that is made
+    from the checkpoint is the one that is made from the host's policy.
+
+    Example:
+        >>> from gtp_policy.export import Surroundings
+        >>> Surroundings(action_shape=(2, 3)).whole_actions
+        False
+    """
+
+    KEY: ClassVar[str] = "surroundings"
+
+    action_shape: tuple[Width, ...] | None = Field(
+        default=None, description="Shape of one action; None: a vector."
+    )
+    whole_actions: Bool = Field(
+        default=False, description="Whether the action Box holds whole numbers."
+    )
+    normalized_by: str | None = Field(
+        default=None,
+        max_length=100,
+        description="What normalises observations before the policy sees them; None: nothing does.",
+    )
+    steps: Width | None = Field(default=None, description="K; None: the actor's.")
+    candidates: Width | None = Field(
+        default=None, description="n that the host was given; None: as the config says."
+    )
+
+    def record(self) -> dict[str, JsonValue]:
+        """Returns what a host puts into the metadata of a checkpoint.
+
+        Returns:
+            The fields under `KEY`.
+
+        Example:
+            >>> from gtp_policy.export import Surroundings
+            >>> Surroundings(steps=2).record()["surroundings"]["steps"]
+            2
+        """
+        return {self.KEY: self.model_dump(mode="json")}
+
+    @classmethod
+    def read(cls, path: str | Path, metadata: Mapping[str, JsonValue], learner: GTPLearner) -> Self:
+        """Reads the metadata of a checkpoint.
+
+        Args:
+            path: The checkpoint, for the message.
+            metadata: Its metadata; without `KEY`, as in a checkpoint of the core, there is nothing
+                to know.
+            learner: The learner that it holds.
+
+        Returns:
+            The surroundings.
+
+        Raises:
+            CheckpointError: If there is something else under `KEY`, or what does not fit the
+                learner.
+
+        Example:
+            >>> from gtp_policy import GTPLearner
+            >>> from gtp_policy.export import Surroundings
+            >>> Surroundings.read("a.zip", {"task": "toy"}, GTPLearner.build(3, 2)).steps is None
+            True
+        """
+        found = metadata.get(cls.KEY, {})
+        try:
+            check_values(found)
+            own = cls.model_validate_json(json.dumps(found))
+            config = learner.full_config
+            dim = learner.actor.action_dim // config.actor.chunk
+            if own.action_shape is not None and math.prod(own.action_shape) != dim:
+                raise ValueError(f"an action shape of other than {dim} numbers")
+            # The limits that the learner's own choices have.
+            config.replace(
+                actor=config.actor.replace(steps=own.steps or config.actor.steps),
+                learner=config.learner.replace(
+                    eval_candidates=own.candidates or config.learner.eval_candidates
+                ),
+            )
+        except ValueError as error:
+            raise CheckpointError(
+                f"Checkpoint {path} cannot be read: got metadata of {cls.KEY!r} with "
+                f"{what_is_wrong(error)}, expected what a host's save writes."
+            ) from error
+        return own
+
+    def around(self, source: PolicySource, learner: GTPLearner) -> PolicySource:
+        """Returns a learner's policy as the host acts with it.
+
+        Args:
+            source: The learner's.
+            learner: The learner.
+
+        Returns:
+            The same networks, in these surroundings.
+        """
+        candidates, choice = chosen_by(
+            learner.config, source.actor, source.critic, self.candidates, True
+        )
+        return source._replace(
+            action_shape=self.action_shape,
+            whole_actions=self.whole_actions,
+            normalized_by=self.normalized_by,
+            steps=self.steps,
+            candidates=candidates,
+            choice=choice,
         )
 
 
@@ -166,7 +287,9 @@ def source_of(policy: Exportable) -> PolicySource:
             action_scaler=policy.action_scaler or source.action_scaler,
         )
     if isinstance(policy, str | Path):
-        source = source_of(load_checkpoint(policy, train_state=False))
+        found = load_checkpoint(policy, train_state=False)
+        surroundings = Surroundings.read(policy, found.metadata, found.learner)
+        source = surroundings.around(source_of(found), found.learner)
         return source._replace(sha256=content_id(expanded(policy)))
     if isinstance(policy, HasPolicySource):
         return policy.policy_source()
@@ -222,7 +345,9 @@ class Plan:
                 f"`action_scaler` is of another action: got {self.scaler.action_dim} dimensions, "
                 f"expected {self.action_dim}."
             )
-        self.playback = _playback(source.playback, self.chunk)
+        _check_observations(source)
+        self.whole = source.whole_actions
+        self.playback = _playback(source.playback, self.chunk, self.whole)
         self.steps = _number("steps", steps, source.steps, actor.config.steps)
         self.noise_dim = actor.noise_dim(self.steps)
         # A number that is given is one for the critic to choose from.
@@ -346,7 +471,7 @@ def _number(name: str, *values: int | None) -> int:
     return number
 
 
-def _playback(playback: Playback | None, chunk: int) -> Playback | None:
+def _playback(playback: Playback | None, chunk: int, whole: bool) -> Playback | None:
     """Returns how chunks are played, None where it is each to its end."""
     if playback is None or chunk == 1 or playback.every is None:
         return None
@@ -354,7 +479,24 @@ def _playback(playback: Playback | None, chunk: int) -> Playback | None:
         playback.check(chunk)
     except ValueError as error:
         raise ExportError(f"The policy cannot be played: {error}.") from error
+    if whole and playback.ensemble is not None:
+        raise ExportError(
+            "A reader of the file would average whole numbers: got a playback with ensemble="
+            f"{playback.ensemble} for a Box of integers, expected one without. Set "
+            "learner.playback.ensemble to None."
+        )
     return None if playback.every == chunk else playback
+
+
+def _check_observations(source: PolicySource) -> None:
+    if source.normalized_by is not None:
+        raise ExportError(
+            f"The policy sees observations that {source.normalized_by} has normalised: got a "
+            "policy whose file would not hold that, expected one that sees the environment's own. "
+            "Networks normalise by themselves: train with norm_obs=False. Or export "
+            "`model.policy_source()._replace(normalized_by=None)`, whose file takes what "
+            "`normalize_obs` returns, not what the environment does."
+        )
 
 
 def _check_choice(candidates: int, source: PolicySource, choice: Choice) -> None:
@@ -413,7 +555,7 @@ class PolicyModule(nn.Module):
         super().__init__()
         self.actor, self.critic, self.choice = plan.actor, plan.critic, plan.choice
         self.steps, self.candidates = plan.steps, plan.candidates
-        self.noise_dim, self.scaler = plan.noise_dim, plan.scaler
+        self.noise_dim, self.scaler, self.whole = plan.noise_dim, plan.scaler, plan.whole
         self.history, self.chunk, self.result_shape = plan.history, plan.chunk, plan.result_shape
         self.eval()
 
@@ -430,6 +572,8 @@ class PolicyModule(nn.Module):
         *parts, noise = inputs
         flat = self.flatten(parts)
         action = self.to_box(self.choose(flat, self.sample(flat, noise)))
+        if self.whole:
+            action = action.round()
         return action.reshape(-1, *self.result_shape)
 
     def flatten(self, parts: Sequence[Tensor]) -> Tensor:
@@ -455,7 +599,7 @@ class PolicyModule(nn.Module):
             action: In [-1, 1], (B, h A).
 
         Returns:
-            Inside the Box, (B, h A).
+            Inside the Box, not rounded, (B, h A).
         """
         if self.scaler is None:
             return action

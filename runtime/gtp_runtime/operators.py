@@ -791,6 +791,7 @@ OPERATORS: dict[str, Operator] = {
     "ReduceSum": _reduce(np.sum),
     "Relu": _unary(lambda x: np.maximum(x, 0)),
     "Reshape": _reshape,
+    "Round": _unary(np.rint),
     "Shape": _shape,
     "Sigmoid": _unary(_sigmoid),
     "Sign": _unary(np.sign),

@@ -40,6 +40,7 @@ UNARY = (
 ).split()
 CASES: list[Case] = [
     *((name, [X], {}) for name in UNARY),
+    ("Round", [np.array([-2.5, -0.5, 0.4, 0.5, 1.5, 2.6], np.float32)], {}),
     *((name, [LARGE], {}) for name in ("Elu", "Mish", "Sigmoid", "Softplus", "Tanh")),
     *((name, [POSITIVE], {}) for name in ("Log", "Sqrt")),
     *((name, [X, real(3)], {}) for name in ("Add", "Sub", "Mul", "Div")),

@@ -1,14 +1,25 @@
 """A Stable-Baselines3 policy and its exported file give the same deterministic actions."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
+from gtp_policy import FlowMapActorConfig, GTPConfig, GTPLearnerConfig
+from gtp_policy.chunks import Playback
+from gtp_policy.errors import ExportError
 from gtp_policy.export import export_onnx, export_torch
+from gtp_policy.keyed_noise import keyed_noise
 from gtp_runtime import Policy
-from gtp_sb3 import MlpPolicy, MultiInputPolicy
+from gtp_sb3 import GTP, MlpPolicy, MultiInputPolicy
+
+Make = Callable[..., GTP]
+Arrays = dict[str, np.ndarray]
 
 
 @pytest.mark.parametrize("candidates", [None, 1, 6])
@@ -45,3 +56,82 @@ def test_classes_are_inputs_of_a_file(tmp_path: Path, space: Space, backend: str
         obs = space.sample()
         right, _ = policy.predict(obs, deterministic=True)
         np.testing.assert_allclose(found.act(obs, deterministic=True), right, atol=1e-5)
+
+
+def test_actions_of_a_box_of_integers_are_whole(tmp_path: Path) -> None:
+    policy = MlpPolicy(Box(-np.inf, np.inf, (4,)), Box(0, 9, (2, 1), np.int16), net_arch=[16])
+    obs = np.random.default_rng(0).standard_normal((200, 4), np.float32)
+    right, _ = policy.predict(obs, deterministic=True)
+    policy.save(tmp_path / "policy.zip")
+    for i, source in enumerate([policy, tmp_path / "policy.zip"]):
+        file, program = tmp_path / f"{i}.onnx", tmp_path / f"{i}.pt2"
+        export_onnx(source, file)
+        export_torch(source, program)
+        for backend in ("numpy", "onnxruntime"):
+            found = Policy.load(file, backend=backend).act(obs, deterministic=True)
+            assert found.shape == right.shape
+            np.testing.assert_array_equal(found, right)
+        noise = keyed_noise(torch.from_numpy(obs), 2).float()
+        found = torch.export.load(program).module()(torch.from_numpy(obs), noise)
+        np.testing.assert_array_equal(found.numpy(), right)
+    export_onnx(policy, tmp_path / "half.onnx", precision="float16")
+    found = Policy.load(tmp_path / "half.onnx").act(obs, deterministic=True)
+    assert np.array_equal(found, found.round())
+    assert np.abs(found - right).max() <= 1
+
+
+def test_averages_of_whole_actions_are_no_whole_actions(tmp_path: Path) -> None:
+    config = GTPConfig(
+        actor=FlowMapActorConfig(chunk=3, hidden=[16]),
+        learner=GTPLearnerConfig(playback=Playback(every=1, ensemble=0.1)),
+        critic=None,
+    )
+    policy = MlpPolicy(Box(-1, 1, (4,)), Box(0, 9, (2,), np.int16), config=config)
+    with pytest.raises(ExportError, match="average whole numbers"):
+        export_onnx(policy, tmp_path / "policy.onnx")
+
+
+def test_a_file_made_from_a_checkpoint_is_that_of_the_policy(tmp_path: Path) -> None:
+    policy = MlpPolicy(Box(-1.0, 1.0, (4,)), Box(-2.0, 2.0, (2, 3)), net_arch=[16])
+    policy.candidates = 3
+    policy.save(tmp_path / "policy.zip")
+    documents = [
+        export_onnx(source, tmp_path / "policy.onnx").model_dump()
+        for source in (policy, tmp_path / "policy.zip")
+    ]
+    for document in documents:
+        del document["observation"], document["checkpoint"]  # bounds and the hash
+    assert documents[0] == documents[1]
+    assert documents[0]["candidates"] == 3
+    assert documents[0]["action"]["shape"] == (2, 3)
+
+
+@pytest.mark.parametrize("changes", [{}, {"norm_obs": False}])
+def test_no_file_of_a_policy_that_sees_normalised_observations(
+    make_model: Make, untouchable: Any, arrays: Arrays, tmp_path: Path, changes: dict[str, bool]
+) -> None:
+    env = VecNormalize(DummyVecEnv([lambda: untouchable]), **changes)
+    model = make_model(env, dataset=arrays).learn(2)
+    model.save(tmp_path / "model.zip")
+    model.policy.save(tmp_path / "policy.zip")
+    sources = [
+        model,
+        model.policy,
+        tmp_path / "model.zip",
+        tmp_path / "policy.zip",
+        GTP.load(tmp_path / "model.zip"),
+        MlpPolicy.load(tmp_path / "policy.zip"),
+    ]
+    for source in sources:
+        if changes:
+            export_onnx(source, tmp_path / "policy.onnx")
+            continue
+        with pytest.raises(ExportError, match="VecNormalize has normalised"):
+            export_onnx(source, tmp_path / "policy.onnx")
+    # What the message advises: it takes what `normalize_obs` returns.
+    source = model.policy_source()._replace(normalized_by=None)
+    export_onnx(source, tmp_path / "policy.onnx")
+    obs = env.normalize_obs(arrays["obs"].astype(np.float32))
+    right, _ = model.predict(obs, deterministic=True)
+    found = Policy.load(tmp_path / "policy.onnx").act(obs, deterministic=True)
+    np.testing.assert_allclose(found, right, atol=1e-5)

@@ -41,6 +41,8 @@ from gtp_policy import (
     save_checkpoint,
 )
 from gtp_policy.errors import CheckpointError, DataError, StateMismatchError
+from gtp_policy.export import export_onnx
+from gtp_runtime import Policy as RuntimePolicy
 from gtp_tianshou import GTP, GTPPolicy, buffer_from_dataset
 from gtp_tianshou._state import check_schedulers
 
@@ -484,3 +486,33 @@ def test_gamma_is_a_discount(make_algorithm: Make) -> None:
     for gamma in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match="gamma"):
             make_algorithm(gamma=gamma)
+
+
+def test_a_file_made_from_a_checkpoint_acts_as_the_policy(tmp_path: Path) -> None:
+    actor = FlowMapActor(4, 6, FlowMapActorConfig(hidden=(16,)))
+    policy = GTPPolicy(actor=actor, action_space=Box(0, 9, (2, 3), np.int32), steps=3)
+    algorithm = GTP(policy=policy, critic=None)
+    path = algorithm.save(tmp_path / "policy.zip", metadata={"task": "toy"})
+    obs = np.random.default_rng(0).standard_normal((50, 4), np.float32)
+    right = policy.forward(Batch(obs=obs, info={})).act
+    right = policy.map_action(np.asarray(right))
+    for source in (policy, path):
+        document = export_onnx(source, tmp_path / "policy.onnx")
+        assert document.steps == 3
+        assert document.action.shape == (2, 3)
+        found = RuntimePolicy.load(tmp_path / "policy.onnx").act(obs, deterministic=True)
+        np.testing.assert_array_equal(found, right)
+
+
+@pytest.mark.parametrize(
+    "surroundings",
+    [{"steps": 0}, {"action_shape": [5]}, {"candidates": 10**9}, {"colour": "red"}, [1]],
+)
+def test_surroundings_that_do_not_fit_are_refused(tmp_path: Path, surroundings: Any) -> None:
+    actor = FlowMapActor(4, 6, FlowMapActorConfig(hidden=(16,)))
+    learner = GTPLearner(actor, None, config=GTPLearnerConfig())
+    path = save_checkpoint(
+        tmp_path / "policy.zip", learner, metadata={"surroundings": surroundings}
+    )
+    with pytest.raises(CheckpointError, match="metadata of 'surroundings' with"):
+        export_onnx(path, tmp_path / "policy.onnx")
