@@ -360,6 +360,7 @@ class OfflineDataset:
         size = builder.filled
         if not size:
             raise _empty(source)
+        builder.warn_of_rounding()
         layout = layout or ObservationLayout((builder.obs_dim,))
         store = FrameStore(layout, frames).to(device) if frames else None
         columns = store.columns if store is not None else layout.obs_dim

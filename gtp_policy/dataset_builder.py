@@ -1,5 +1,6 @@
 """Filling a dataset's table: the one place where numbers from outside are checked and converted."""
 
+import warnings
 from typing import Literal, Protocol
 
 import numpy as np
@@ -58,6 +59,7 @@ class OfflineDatasetBuilder:
         has_rewards: Whether what was appended has rewards. Where it has none, NaN stands in the
             table: a critic that would learn from it raises.
         ends: Whether the log of an episode ends with a row, as `OfflineDataset.ends` says.
+        looked: Whether observations are looked at before `append` gets them.
         writer: Where rows go instead of the table, if they go to files.
 
     Raises:
@@ -111,6 +113,10 @@ class OfflineDatasetBuilder:
         self.filled = 0
         self.has_rewards = True
         self._clip = out_of_bounds == "clip"
+        # Of observations, by dimension: the range, and what rounding to float32 has changed.
+        self._least, self._largest = np.full(obs_dim, np.inf), np.full(obs_dim, -np.inf)
+        self._lost = np.zeros(obs_dim)
+        self.looked = False
 
     def append(
         self,
@@ -194,6 +200,70 @@ class OfflineDatasetBuilder:
         own = slice(start, start + n)
         self.terminated[own], self.truncated[own], self.ends[own] = ended, cut | last & ~ended, last
         self.filled += n
+        if not self.looked:
+            self.look(values["obs"])
+
+    def look(self, obs: npt.NDArray[np.generic], start: int = 0) -> None:
+        """Looks at what float32 makes of observations, for `warn_of_rounding`.
+
+        `append` does so; who makes float32 of them before calls it for what was there, and sets
+        ``looked``.
+
+        Args:
+            obs: Shape (n, D).
+            start: Dimension that the first column is.
+        """
+        own = slice(start, start + obs.shape[1])
+        step = max(1, CHUNK_BYTES // (8 * max(1, obs.shape[1])))
+        for i in range(0, len(obs), step):
+            exact = obs[i : i + step].astype(np.float64)
+            self._least[own] = np.minimum(self._least[own], exact.min(0))
+            self._largest[own] = np.maximum(self._largest[own], exact.max(0))
+            if obs.dtype.itemsize > 4:
+                with np.errstate(all="ignore"):  # what is not finite is found by `append`
+                    lost = np.abs(exact - exact.astype(np.float32)).max(0)
+                self._lost[own] = np.maximum(self._lost[own], lost)
+
+    def warn_of_rounding(self) -> None:
+        """Warns of dimensions that float32, or a policy's normaliser, leaves little of."""
+        with np.errstate(all="ignore"):
+            span = self._largest - self._least
+            size = np.maximum(np.abs(self._least), np.abs(self._largest))
+            # A joint that never moves has noise of rounding. Below a std of 1e-6 is no scale.
+            coarse = (span > 1e-10 * size) & (512 * self._lost > span)
+            small = (span > np.maximum(1e-6 * size, 1e-12)) & ~coarse & (span < 2e-6)
+        for where, what in (
+            (
+                coarse,
+                "lose much of what varies to float32, by up to {lost:.2g}. Subtract a fixed offset "
+                "before they are loaded and where the policy acts, e.g. the site's coordinate or "
+                "the time at which an episode starts.",
+            ),
+            (
+                small,
+                "vary so little that they are centred and not scaled. If it is more than noise, "
+                "multiply them by a fixed number, e.g. 1e6, before they are loaded and where the "
+                "policy acts.",
+            ),
+        ):
+            if (index := np.flatnonzero(where)).size:
+                i = index[0]
+                warnings.warn(
+                    f"Observation dimensions {index[:8].tolist()}{' and more' * (len(index) > 8)}, "
+                    f"the first from {self._least[i]:.10g} to {self._largest[i]:.10g}, "
+                    + what.format(lost=self._lost[i]),
+                    stacklevel=3,
+                )
+        low, high = self.action_scaler.low, self.action_scaler.high
+        steps = np.spacing(np.maximum(np.abs(low), np.abs(high)).astype(np.float32))
+        if (index := np.flatnonzero(high - low < 256 * steps)).size:
+            i = index[0]
+            warnings.warn(
+                f"Action dimensions {index[:8].tolist()} have few values in float32: the first has "
+                f"bounds of {low[i]:.10g} to {high[i]:.10g}, in steps of {steps[i]:.2g}. Subtract "
+                "a fixed offset from actions and bounds, and add it where the policy acts.",
+                stacklevel=3,
+            )
 
     def _grow(self, size: int) -> None:
         """Makes room for so many flags, which stay in memory until the last one is known."""

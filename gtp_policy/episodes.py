@@ -1,5 +1,6 @@
 """Episodes as people have them: mappings of arrays, lists or tensors, checked one by one."""
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -531,6 +532,7 @@ def append_episode(
             following = obs[kept + ~ended[kept]]
             cut = cut.copy()
             cut[kept[-1:]] |= ~ended[kept[-1:]]
+        look_at(builder, episode.obs, layout)
         action = episode.action
         builder.append(
             obs=obs[kept],
@@ -544,6 +546,31 @@ def append_episode(
         )
     except (DataError, ShapeError) as error:
         raise DataError(f"{episode.name}: {error}") from error
+
+
+def look_at(builder: OfflineDatasetBuilder, obs: Observations, layout: ObservationLayout) -> None:
+    """Shows a builder observations as they were before they became float32 vectors.
+
+    Args:
+        builder: The table.
+        obs: Rows of observations that the layout fits.
+        layout: How they become vectors.
+
+    Example:
+        >>> import numpy as np
+        >>> from gtp_policy import ActionScaler, ObservationLayout
+        >>> from gtp_policy.dataset_builder import OfflineDatasetBuilder
+        >>> from gtp_policy.episodes import look_at
+        >>> builder = OfflineDatasetBuilder(1, obs_dim=1, action_scaler=ActionScaler([-1], [1]))
+        >>> look_at(builder, np.array([[5.3e6], [5.3e6 + 0.2]]), ObservationLayout((1,)))
+    """
+    start = 0
+    for key, shape in zip(layout.keys or ("",), layout.shapes, strict=True):
+        part = obs[key] if isinstance(obs, Mapping) else obs
+        width = math.prod(shape)
+        builder.look(part.reshape(len(part), width), start)
+        start += width
+    builder.looked = True
 
 
 def check_any(episodes: Sequence[Episode], source: str) -> None:

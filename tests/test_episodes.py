@@ -507,6 +507,31 @@ def test_the_last_step_of_rlds_is_an_observation_alone(ends: bool) -> None:
             OfflineDataset.from_episodes([steps | rows | {"reward": [0, 0, 0, 1]}], **BOX)
 
 
+@pytest.mark.parametrize("way", ["arrays", "episodes"])
+def test_what_float32_leaves_little_of_is_told(way: str) -> None:
+    def load(obs: Any, low: float = -1.0, high: float = 1.0) -> OfflineDataset:
+        rows = {"obs": obs, "action": np.linspace(low, high, len(obs))[:, None]}
+        box = {"low": low, "high": high}
+        if way == "episodes":
+            return OfflineDataset.from_episodes([rows], **box)
+        flags = {"terminated": np.zeros(len(obs)), "truncated": np.zeros(len(obs))}
+        return OfflineDataset.from_arrays(**rows, **flags, **box)
+
+    wave = np.stack([np.sin(np.arange(50.0)), np.cos(np.arange(50.0))], 1)
+    with pytest.warns(UserWarning, match=r"dimensions \[1\], the first from 5299999.* offset"):
+        load(wave * 0.2 + [0.0, 5.3e6])
+    with pytest.warns(UserWarning, match=r"dimensions \[0\], .*centred and not scaled. If it"):
+        load(wave * [5e-7, 1.0])
+    with pytest.warns(UserWarning, match=r"Action dimensions \[0\] have few values in float32"):
+        load(wave, 1e6, 1e6 + 1)
+    load(wave * 1e3 + 1e6)
+    load(np.round(wave) + 1e6)  # whole numbers are exact
+    load(np.full((50, 1), 5.3e6 + 0.1))  # what never changes loses nothing
+    # Neither does the noise of rounding, of a joint that never moves.
+    load(wave * 1e-16 + [0.0, 0.45])
+    load((wave * 1e-7 + [0.7, -1.0]).astype(np.float32))
+
+
 def test_episodes_that_do_not_go_together() -> None:
     with pytest.raises(DataError, match="Episode 1: `reward` is missing in a part of the data"):
         OfflineDataset.from_episodes([make_episode(), make_episode(reward=None)], **BOX)

@@ -320,8 +320,10 @@ def flat_dataset(
         out_of_bounds=out_of_bounds,
     )
     with np.errstate(over="ignore"):  # what is infinite in float32 is found by the builder
+        vectors = layout.flatten(cast(Any, obs))
+        episodes.look_at(builder, cast(Any, obs), layout)
         builder.extend(
-            obs=layout.flatten(cast(Any, obs)),
+            obs=vectors,
             action=action.reshape(size, -1),
             reward=_column(fields["reward"]) if "reward" in fields else None,
             next_obs=layout.flatten(cast(Any, fields["next_obs"]))

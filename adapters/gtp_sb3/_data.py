@@ -20,6 +20,7 @@ from gtp_policy import (
     Transitions,
 )
 from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_array
+from gtp_policy.episodes import look_at
 from gtp_policy.errors import DataError
 from gtp_sb3._spaces import has_images
 
@@ -184,6 +185,8 @@ def assemble(
         gamma=frame.gamma,
         out_of_bounds=frame.out_of_bounds,
     )
+    if not raw:
+        look_at(builder, columns.obs, frame.layout)
     action = columns.action
     builder.extend(
         obs=obs,

@@ -15,6 +15,7 @@ from gtp_datasets import load_d4rl_hdf5, load_minari
 from gtp_datasets.spaces import layout_of
 from gtp_policy import ActionScaler, ObservationLayout, OfflineDataset, Transitions
 from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_array, as_flags
+from gtp_policy.episodes import look_at
 from gtp_policy.errors import DataError, EmptyDatasetError
 from gtp_tianshou._spaces import action_scaler_of, plain
 
@@ -185,11 +186,13 @@ def dataset_from_buffer(
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
         batch = buffer[rows[part]]
+        obs = layout.flatten(plain(batch.obs))
+        look_at(builder, plain(batch.obs), layout)
         action = as_array("act", batch.act).reshape(len(batch.act), -1)
         if out_of_bounds != "clip":
             check_bounds(action, rows[part])
         builder.append(
-            obs=layout.flatten(plain(batch.obs)),
+            obs=obs,
             action=action,
             reward=batch.rew,
             next_obs=layout.flatten(plain(batch.obs_next)),

@@ -410,6 +410,7 @@ def walks(offset: float, step: float, scale: float) -> tuple[np.ndarray, np.ndar
     return whole[:, :-1].reshape(100, 4), whole[:, 1:].reshape(100, 4)
 
 
+@pytest.mark.filterwarnings("ignore:Observation dimensions")  # which such units deserve
 @pytest.mark.parametrize("types", ["f8 f8", "f4 f4", "f4 f8", "f8 f4"])
 @pytest.mark.parametrize("noise", [0.0, 1e-7, 1e-3])
 @pytest.mark.parametrize("share", [0.4, 1.0])

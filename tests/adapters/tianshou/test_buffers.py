@@ -225,6 +225,13 @@ def test_long_buffers_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> Non
         assert torch.equal(a, b)
 
 
+def test_what_float32_leaves_little_of_is_told() -> None:
+    buffer = filled(ReplayBuffer(5), [5])
+    buffer.obs[:] = 5.3e6 + 0.01 * buffer.obs
+    with pytest.warns(UserWarning, match=r"Observation dimensions \[0\], .*Subtract"):
+        dataset_from_buffer(buffer, action_space=UNIT)
+
+
 def test_what_is_wrong_in_a_buffer_is_named() -> None:
     with pytest.raises(EmptyDatasetError, match="buffer is empty"):
         dataset_from_buffer(ReplayBuffer(3), action_space=UNIT)
