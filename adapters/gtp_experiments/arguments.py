@@ -65,6 +65,7 @@ def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
     add("--environment", help=_help("environment", EvaluationConfig))
     add("--evaluate-every", type=int, metavar="UPDATES", help=_help("every", EvaluationConfig))
     add("--episodes", type=int, help=_help("episodes", EvaluationConfig))
+    add("--max-steps", type=int, metavar="N", help=_help("max_steps", EvaluationConfig))
     add("--device", help=_help("device"))
     add(
         "--jobs",
@@ -191,6 +192,7 @@ def experiment_fields(args: argparse.Namespace) -> dict[str, Any]:
         "environment": args.environment,
         "every": args.evaluate_every,
         "episodes": args.episodes,
+        "max_steps": args.max_steps,
         "steps": getattr(args, "steps", None),
         "candidates": getattr(args, "candidates", None),
         "choice": CHOICES.get(getattr(args, "choice", None) or ""),

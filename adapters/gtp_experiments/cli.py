@@ -175,6 +175,7 @@ def command_parser() -> argparse.ArgumentParser:
     add("--choice", choices=[*CHOICES], default="argmax", help="how (default: argmax)")
     add("--deterministic", action="store_true", help="without sampling")
     add("--episodes", type=int, default=100, help="per result (default: 100)")
+    add("--max-steps", type=int, help="cuts longer episodes; default: as the run did")
     add("--environment", help="where, if the run's is no id that gymnasium knows")
     add("--device", help="where to compute; default: where the run did")
     command = commands.add_parser("plot", help="draw runs: learning, actions, flow, weights")
@@ -280,14 +281,17 @@ def _evaluate(args: argparse.Namespace) -> int:
             EvaluationConfig(
                 environment=args.environment,
                 episodes=args.episodes,
+                parallel=run.evaluation.parallel,
+                max_steps=args.max_steps,
                 steps=steps,
                 candidates=args.candidates,
                 choice=CHOICES[args.choice],
                 deterministic=args.deterministic,
+                seed=run.evaluation.seed,
             ),
             device=args.device,
         )
-        for folder in _looked_at(finished, args.folders)
+        for folder, (_, run, _) in _looked_at(finished, args.folders).items()
         for steps in args.steps
     ]
     print(table(results))

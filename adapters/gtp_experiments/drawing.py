@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gtp_experiments.config import EvaluationConfig
 from gtp_experiments.environments import environment_of
 from gtp_experiments.errors import ExperimentError
 from gtp_experiments.evaluation import policy_of
@@ -35,7 +34,7 @@ def draw(
         out: Folder of the pictures; made if it is not there.
         episode: Of the data, for advantages and weights, where there is a critic.
         row: Of the data, for the flow at its observation.
-        rollout: ``"gif"`` or ``"mp4"``, to film an episode of each run.
+        rollout: ``"gif"`` or ``"mp4"``, to film an episode of each run, as it was evaluated.
         environment: Of the film; default the one of the evaluations, if gymnasium knows it.
         device: Where to compute; default: where each run did.
 
@@ -87,9 +86,12 @@ expected one. Run it to its end first.
             yield path
         if rollout is not None:
             named = environment or recorded_environment(folder, config)
-            act = policy_of(learner, dataset, EvaluationConfig())
             yield film(
-                act, dataset, named or environment_of(config), out / f"{config.name}.{rollout}"
+                policy_of(learner, dataset, config.evaluation),
+                dataset,
+                named or environment_of(config),
+                out / f"{config.name}.{rollout}",
+                max_steps=config.evaluation.max_steps or 1000,
             )
 
 

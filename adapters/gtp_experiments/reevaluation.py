@@ -58,7 +58,8 @@ def reevaluate(
 
     Args:
         folder: The run's folder.
-        evaluation: How to evaluate; ``every`` plays no part.
+        evaluation: How to evaluate; ``every`` plays no part. An ``environment`` or ``max_steps``
+            of None is the run's.
         method: What tables call it; default: the run's method with K and how one acts.
         device: Where to compute; default: where the run did.
 
@@ -82,6 +83,8 @@ expected one. Run it to its end first.
     steps = evaluation.steps or before.policy.actor.steps
     if evaluation.environment is None:
         evaluation = evaluation.replace(environment=recorded_environment(folder, before))
+    if evaluation.max_steps is None:
+        evaluation = evaluation.replace(max_steps=before.evaluation.max_steps)
     how = f", {evaluation.candidates} candidates" if evaluation.candidates > 1 else ""
     how += ", deterministic" if evaluation.deterministic else ""
     config = before.replace(

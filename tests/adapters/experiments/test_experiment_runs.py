@@ -426,6 +426,25 @@ def test_a_trained_policy_is_tried_again(make_config: Make, tmp_path: Path) -> N
     assert len(read_results(tmp_path)) == 3
 
 
+def test_a_trained_policy_is_tried_again_as_it_was(make_config: Make, tmp_path: Path) -> None:
+    trained = run(make_config(updates=5, evaluation={"max_steps": 3, "seed": 4}), tmp_path)
+    assert trained is not None
+    (folder,) = tmp_path.iterdir()
+    again = ["evaluate", str(folder), "--steps", "2", "--episodes", "5"]
+    again += ["--environment", "line_world:make"]
+    assert main(again) == 0
+    (kept,) = folder.glob("*_result.json")
+    seen = read_result(kept)
+    assert seen is not None
+    assert seen.evaluations == trained.evaluations  # as long, from the same starts, with one noise
+    kept.unlink()
+    assert main([*again, "--max-steps", "2"]) == 0
+    (kept,) = folder.glob("*_result.json")
+    seen = read_result(kept)
+    assert seen is not None
+    assert max(seen.evaluations[0].lengths) == 2
+
+
 @pytest.mark.slow
 def test_runs_side_by_side_are_those_of_one_after_the_other(
     make_config: Make, tmp_path: Path

@@ -20,6 +20,7 @@ from gtp_experiments import (
     RunConfig,
     RunFolder,
     RunResult,
+    drawing,
     film,
     plot_actions,
     plot_advantages,
@@ -211,7 +212,9 @@ def test_curves_have_one_scale() -> None:
         assert [line.get_ydata().tolist() for line in panel.lines] == [heights, heights]
 
 
-def test_the_command_draws_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_draws_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng(0)
     with h5py.File(tmp_path / "a.hdf5", "w") as file:
         file["observations"], file["actions"] = (
@@ -238,6 +241,12 @@ def test_the_command_draws_runs(tmp_path: Path, capsys: pytest.CaptureFixture[st
     for name in names:
         with Image.open(name) as image:
             assert image.width > 300
+    with monkeypatch.context() as m:  # an episode is as long as those of the run
+        cut = []
+        m.setattr(drawing, "film", lambda *a, max_steps: cut.append(max_steps) or a[-1])
+        assert main(["plot", folders[0], "--out", str(tmp_path / "out"), "--rollout", "gif"]) == 0
+        assert cut == [3]
+        capsys.readouterr()
     # What a shell's runs/* names as well: an unfinished run, a file, a folder of something else.
     unfinished = RunFolder(tmp_path / "runs", config.replace(seed=2), data_sha256="00").path
     others = [str(unfinished), str(tmp_path / "a.hdf5"), str(tmp_path / "out")]
