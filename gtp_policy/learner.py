@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self, cast, overload
+from typing import Any, NamedTuple, Self, TypeVar, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +56,7 @@ from gtp_policy.transitions import Transitions
 _NO_GUIDANCE = NoGuidance()
 # What torch and its optimisers raise on a state that is not one of theirs.
 _OF_FOREIGN_STATES = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+M = TypeVar("M", bound=nn.Module | None)
 OptimizerFactory = Callable[[str, nn.Module], torch.optim.Optimizer]
 
 
@@ -92,7 +93,8 @@ class GTPLearner(nn.Module):
     Raises:
         ValueError: If actor and critic disagree on a dimension, or the guidance needs a critic and
             there is none.
-        DataError: If one of them is inside ``DistributedDataParallel`` or ``DataParallel``.
+        DataError: If one of them is inside ``DistributedDataParallel`` or ``DataParallel``, has no
+            parameters, or cannot be copied for its target network.
 
     References:
         | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al., 2025),
@@ -129,6 +131,11 @@ class GTPLearner(nn.Module):
                     "several devices, or with averages of your own, train by a loop of your own: "
                     "GTPLoss, act and ema_ take wrapped networks."
                 )
+            if part is not None and optimizer is None and not [*part.parameters()]:
+                raise DataError(
+                    f"Nothing is to be learned: got a {type(part).__name__} without parameters, "
+                    "expected some. Give its network parameters; frozen ones do."
+                )
         dims = [(m.obs_dim, m.action_dim) for m in (actor, critic) if m is not None]
         if len(set(dims)) > 1:
             raise ValueError(
@@ -148,14 +155,14 @@ class GTPLearner(nn.Module):
             self.value = ValueNetwork(
                 actor.obs_dim,
                 self.config.baseline.hidden,
-                encoder=copy.deepcopy(critic.encoder),
+                encoder=_copied(critic.encoder),
                 seed=self.config.seed,
             ).to(actor.device, actor.dtype)
             self.value.normalizer = copy.deepcopy(critic.normalizer)
-        self.target_actor = copy.deepcopy(actor).requires_grad_(False).eval()
+        self.target_actor = _copied(actor).requires_grad_(False).eval()
         self.target_critic = None
         if critic is not None:
-            self.target_critic = copy.deepcopy(critic).requires_grad_(False).eval()
+            self.target_critic = _copied(critic).requires_grad_(False).eval()
         self.updates = 0
         self.action_scaler: ActionScaler | None = None
         self.layout: ObservationLayout | None = None
@@ -230,13 +237,13 @@ class GTPLearner(nn.Module):
             action_dim,
             config.actor,
             network=network,
-            encoder=copy.deepcopy(encoder),
+            encoder=_copied(encoder),
             seed=seed,
         )
         critic = None
         if config.critic is not None:
             critic = QEnsemble(
-                obs_dim, action_dim, config.critic, encoder=copy.deepcopy(encoder), seed=seed
+                obs_dim, action_dim, config.critic, encoder=_copied(encoder), seed=seed
             ).to(device, actor.dtype)
         return cls(
             actor.to(device),
@@ -365,9 +372,9 @@ class GTPLearner(nn.Module):
         check_kind("source", source, GTPLearner)
         check_whole([source])
         config = source.continued(config or GTPConfig()).cap_curriculum(stacklevel=3)
-        actor, seed, critic = copy.deepcopy(source.actor), config.learner.seed, None
+        actor, seed, critic = _copied(source.actor), config.learner.seed, None
         if config.critic is not None:
-            encoder = copy.deepcopy(actor.encoder)
+            encoder = _copied(actor.encoder)
             critic = QEnsemble(
                 actor.obs_dim, actor.action_dim, config.critic, encoder=encoder, seed=seed
             ).to(actor.device, actor.dtype)
@@ -1366,6 +1373,25 @@ def keep_on_(disk: Disk) -> None:
 def _on_disk() -> Disk:
     assert _disk is not None  # the package imports gtp_policy.checkpoint
     return _disk
+
+
+def _copied(module: M) -> M:
+    """Returns a copy of a user's network, which may hold what cannot be copied."""
+    try:
+        return copy.deepcopy(module)
+    except (RuntimeError, TypeError) as error:
+        computed = [
+            f"{name}.{attribute}".removeprefix(".")
+            for name, part in (module.named_modules() if module is not None else ())
+            for attribute, value in vars(part).items()
+            if isinstance(value, Tensor) and not value.is_leaf
+        ]
+        raise DataError(
+            f"A network cannot be copied, as its target network is: got "
+            f"{f'`{computed[0]}`, which is computed from other parameters' if computed else error}"
+            ", expected what copy.deepcopy takes. Instead of torch's old weight_norm take that of "
+            "torch.nn.utils.parametrizations; after pruning, call torch.nn.utils.prune.remove."
+        ) from error
 
 
 def _digests(learner: GTPLearner) -> list[int]:

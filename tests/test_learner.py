@@ -3,7 +3,9 @@
 import copy
 import io
 import math
+import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gtp_policy import (
+    AdvantageGuidance,
     AdvantageWeighterConfig,
     Curriculum,
     ExpectileBaseline,
@@ -23,6 +27,7 @@ from gtp_policy import (
     GTPLearner,
     GTPLearnerConfig,
     GTPLossConfig,
+    LinearQGuidance,
     OfflineDataset,
     PolicyBaseline,
     QEnsemble,
@@ -43,6 +48,7 @@ from gtp_policy.errors import (
 )
 from gtp_policy.export import PolicySource
 from gtp_policy.functional import precondition
+from gtp_policy.guidance import Guidance
 from gtp_policy.keyed_noise import keyed_noise
 from gtp_policy.networks import linear
 from gtp_policy.times import KarrasTimes
@@ -448,6 +454,52 @@ def test_running_statistics_of_a_users_network_reach_the_target(batch: Transitio
 
 
 # --- acting
+
+
+class Backbone(nn.Module):
+    """A user's network, whose layer is made into another one."""
+
+    def __init__(self, change: Callable[[nn.Linear], object]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3 + 2 + 2, 2)
+        change(self.layer)
+
+    def forward(self, obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        found: Tensor = self.layer(torch.cat([obs, x, t.view(-1, 1), s.view(-1, 1)], 1))
+        return found
+
+
+@pytest.mark.parametrize("guidance", [AdvantageGuidance(), LinearQGuidance()])
+@pytest.mark.parametrize("frozen", ["actor", "critic", "value", "all"])
+def test_a_frozen_network_stays_as_it_is(
+    batch: Transitions, frozen: str, guidance: Guidance
+) -> None:
+    learner = make_learner(guidance=guidance, baseline=ExpectileBaseline(hidden=(8,)))
+    parts = {name: getattr(learner, name) for name in ("actor", "critic", "value")}
+    learner.update(batch)  # a gradient is left of before
+    for name, part in parts.items():
+        part.requires_grad_(frozen not in (name, "all"))
+    before = copy.deepcopy({name: part.state_dict() for name, part in parts.items()})
+    for _ in range(2):
+        learner.update(batch)
+    for name, part in parts.items():
+        moved = any(not torch.equal(v, before[name][k]) for k, v in part.state_dict().items())
+        assert moved == (frozen not in (name, "all")), name
+
+
+@pytest.mark.global_rng
+def test_a_network_is_trainable_or_says_why_not() -> None:
+    def built(network: nn.Module) -> GTPLearner:
+        return GTPLearner.build(3, 2, GTPConfig(critic=None), network=network)
+
+    built(Backbone(nn.utils.parametrizations.weight_norm))
+    built(Backbone(lambda layer: layer.requires_grad_(False)))
+    with pytest.raises(DataError, match=r"got `network.layer.weight`, which is computed from"):
+        built(Backbone(lambda layer: prune.l1_unstructured(layer, "weight", 0.5)))
+    with pytest.raises(DataError, match="cannot be copied, as its target network is: got cannot"):
+        built(Backbone(lambda layer: setattr(layer, "lock", threading.Lock())))
+    with pytest.raises(DataError, match="got a FlowMapActor without parameters"):
+        built(nn.Identity())
 
 
 def test_acting_uses_the_target_network(dataset: OfflineDataset) -> None:

@@ -140,6 +140,8 @@ def _step(learner: Learner, name: str, loss: Tensor) -> Tensor:
         optimizer.param_groups[0]["lr"] = rates[name]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     optimizer.zero_grad(set_to_none=True)
+    if not loss.requires_grad:  # every parameter is frozen
+        return torch.zeros_like(loss)
     torch.autograd.backward(loss)
     gradients = [p.grad for p in parameters if p.grad is not None]
     if learner.processes is not None:
