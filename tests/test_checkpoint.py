@@ -327,6 +327,17 @@ def test_parent_folders_are_made(tmp_path: Path) -> None:
     assert path.is_dir()
 
 
+def test_what_a_checkpoint_says_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_checkpoint(tmp_path / "a", GTPLearner.build(3, 2, SMALL))
+    content, opened = bundle.content_id(path), []
+    whole = bundle._read_file
+    monkeypatch.setattr(bundle, "_read_file", lambda p, n: opened.append(p.name) or whole(p, n))
+    assert read_metadata(path).sha256 == content  # of the manifest that was checked
+    assert opened == ["manifest.json", "config.json"]
+
+
 @pytest.mark.parametrize("value", [float("nan"), object(), {1, 2}])
 def test_metadata_that_is_no_json_is_refused(tmp_path: Path, value: Any) -> None:
     with pytest.raises(CheckpointError, match="expected tensors and JSON"):

@@ -82,7 +82,7 @@ def write_bundle(
 
 def read_bundle(
     path: Path, names: Iterable[str], *, limit: Mapping[str, int]
-) -> tuple[dict[str, bytes], dict[str, int]]:
+) -> tuple[dict[str, bytes], dict[str, int], str]:
     """Reads some files of a bundle and checks them against its manifest.
 
     Args:
@@ -91,7 +91,7 @@ def read_bundle(
         limit: Most bytes of a file by name; without an entry, what is there.
 
     Returns:
-        The files, and the lengths that the manifest gives of all.
+        The files, the lengths that the manifest gives of all, and their `content_id`.
 
     Raises:
         CheckpointError: If anything is not as `write_bundle` left it.
@@ -109,7 +109,8 @@ def read_bundle(
                 if _sha256(data) != entries[name]["sha256"]:
                     raise ValueError(f"{name} is damaged: its SHA-256 is not the manifest's")
                 found[name] = data
-            return found, {name: entry["bytes"] for name, entry in entries.items()}
+            lengths = {name: entry["bytes"] for name, entry in entries.items()}
+            return found, lengths, _sha256(_canonical(entries))
     except Exception as error:  # whatever a foreign file makes a parser raise
         raise unreadable(path, error) from error
 

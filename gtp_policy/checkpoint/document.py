@@ -250,11 +250,11 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - an option of an optimiser may b
     return value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
 
 
-def read_document(path: Path, encoder: nn.Module | None = None) -> Document:
-    """Reads the choices alone; of the tensors, only their length is looked at."""
-    files, lengths = bundle.read_bundle(path, [CONFIG], limit=_LIMITS)
+def read_document(path: Path, encoder: nn.Module | None = None) -> tuple[Document, str]:
+    """Reads the choices alone, of the tensors only the length; and the hash of all content."""
+    files, lengths, content = bundle.read_bundle(path, [CONFIG], limit=_LIMITS)
     try:
-        return _parse(files[CONFIG], lengths, encoder)
+        return _parse(files[CONFIG], lengths, encoder), content
     except Exception as error:  # as in read_bundle: hashes can be right and the content malicious
         raise bundle.unreadable(path, error) from error
 
@@ -263,7 +263,7 @@ def read_state(
     path: Path, encoder: nn.Module | None = None
 ) -> tuple[Document, dict[str, Tensor], dict[str, Tensor]]:
     """Returns the document, the weights and the training state of a checkpoint."""
-    files, lengths = bundle.read_bundle(path, [CONFIG, WEIGHTS, TRAIN_STATE], limit=_LIMITS)
+    files, lengths, _ = bundle.read_bundle(path, [CONFIG, WEIGHTS, TRAIN_STATE], limit=_LIMITS)
     try:
         return state_of(files, lengths, encoder)
     except Exception as error:  # as above

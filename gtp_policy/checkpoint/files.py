@@ -317,7 +317,7 @@ def read_metadata(path: str | Path, *, encoder: nn.Module | None = None) -> Chec
         2
     """
     path = _place(path)
-    document = read_document(path, encoder)
+    document, content = read_document(path, encoder)
     scaler, layout, metadata = saved_with(document)
     return CheckpointInfo(
         config=document.config,
@@ -327,7 +327,7 @@ def read_metadata(path: str | Path, *, encoder: nn.Module | None = None) -> Chec
         action_scaler=scaler,
         layout=layout,
         metadata=metadata,
-        sha256=bundle.content_id(path),
+        sha256=content,
     )
 
 
@@ -366,7 +366,7 @@ def _newest(directory: Path, is_candidate: Callable[[Path], bool]) -> Path | Non
         for path in paths:
             try:
                 if is_candidate(path):
-                    found.append((read_document(path).updates, path.stat().st_mtime, path))
+                    found.append((read_document(path)[0].updates, path.stat().st_mtime, path))
             except OSError as error:  # a CheckpointError is one
                 _skip(path, error)
         for _, _, path in sorted(found, reverse=True):
@@ -496,7 +496,7 @@ class CheckpointFolder:
         return (
             _OWN_NAME.fullmatch(path.name) is not None
             and _looks_like_one(path)
-            and read_document(path).updates == int(path.name.removeprefix("step_"))
+            and read_document(path)[0].updates == int(path.name.removeprefix("step_"))
         )
 
     def _remove_but(self, keep: int, newest: Path, learner: GTPLearner) -> None:
@@ -535,7 +535,7 @@ def _check_is_of_run(path: Path, learner: GTPLearner) -> None:
 
     advice = "It stays as it is: move it away, or choose another folder for this run."
     try:
-        there = read_document(path)
+        there, _ = read_document(path)
     except CheckpointError as error:
         raise CheckpointError(f"{error} {advice}") from error
     here = learner.actor.obs_dim, learner.actor.action_dim, learner.open_config
