@@ -29,6 +29,7 @@ from gtp_policy import (
     ObservationLayout,
     OfflineDataset,
     QEnsemble,
+    StopSignal,
     Transitions,
     UpdateMetrics,
     load_checkpoint,
@@ -429,6 +430,7 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
         """Does one update on a minibatch of a buffer; called by the trainer.
 
         Where updates are recorded, on a GPU, minibatches of a table are drawn and gathered there.
+        The first Ctrl-C or SIGTERM takes effect after the update, and the algorithm can be saved.
 
         Args:
             buffer: What `process_buffer` returned.
@@ -437,6 +439,12 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
         Returns:
             Figures of the update.
         """
+        with StopSignal() as stop:  # half an update would leave a learner that is broken
+            stats = self._whole_update(buffer, sample_size)
+        stop.pass_on()
+        return stats
+
+    def _whole_update(self, buffer: Any, sample_size: int | None) -> TrainingStats:  # noqa: ANN401
         if (
             isinstance(buffer, TransitionTable)
             and sample_size

@@ -1,7 +1,9 @@
 """The algorithm in Tianshou's own trainer, against the core's learner and next to TD3BC."""
 
 import copy
+import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -509,6 +511,33 @@ def test_an_update_outside_a_training_step_is_tianshous_error(
     assert stats.train_time > 0
     assert algorithm.learner.updates == 3
     assert len(table) == 60
+
+
+@pytest.mark.parametrize("in_the_table", [True, False])
+def test_ctrl_c_in_an_update_leaves_an_algorithm_that_can_be_saved(
+    dataset: OfflineDataset,
+    make_algorithm: Make,
+    params: Params,
+    tmp_path: Path,
+    in_the_table: bool,
+) -> None:
+    algorithm = make_algorithm(preload=in_the_table)
+    before = signal.getsignal(signal.SIGINT)
+    calls: list[int] = []
+
+    def press(*_: object) -> None:
+        hook.remove()  # a second one would not wait
+        calls.append(algorithm.learner.updates)
+        signal.raise_signal(signal.SIGINT)
+
+    hook = algorithm.learner.actor.network.register_forward_hook(press)
+    with pytest.raises(KeyboardInterrupt):
+        algorithm.run_training(params(buffer_from_dataset(dataset)))
+    assert calls == [0]
+    assert signal.getsignal(signal.SIGINT) is before
+    assert algorithm.learner.updates == 1
+    assert GTP.load(algorithm.save(tmp_path / "a.zip")).learner.updates == 1
+    algorithm.run_training(params(buffer_from_dataset(dataset)))
 
 
 def test_modes_after_training(
