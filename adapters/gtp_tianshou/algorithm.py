@@ -693,7 +693,11 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
         if strict:
             if self.learner.broken is None:  # otherwise it has no state to compare with
                 check_state(state, schedulers, self.state_dict())
+        if strict or schedulers is not None:
             check_schedulers(schedulers or [], self.lr_schedulers)
+        # Before the networks: what is refused after tensors were assigned writes into the state.
+        if (acting := state.pop("policy._extra_state", None)) is not None:
+            self.policy.set_extra_state(acting)
         state.setdefault(self._STATE_DICT_KEY_OPTIMIZERS, [])
         own = {k.removeprefix("learner."): v for k, v in state.items() if k.startswith("learner.")}
         if "_extra_state" in own:

@@ -1,5 +1,6 @@
 """The policy that Tianshou's collectors and trainers see."""
 
+import copy
 import functools
 import json
 import warnings
@@ -39,6 +40,8 @@ from gtp_tianshou._spaces import action_scaler_of, check_layout, flatten, plain
 
 # What of a learner's config says how its policy acts.
 _ACTING = {"eval_candidates", "choice", "deterministic_choice", "playback"}
+# What torch raises on a state that is not one of ours.
+_OF_FOREIGN_STATES = (AttributeError, KeyError, RuntimeError, TypeError, ValueError)
 
 
 class GTPPolicy(Policy):
@@ -412,6 +415,37 @@ class GTPPolicy(Policy):
                 stacklevel=2,
             )
         self._own_choices = choices
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:  # noqa: ANN401 - torch's own return type has no public name
+        """Takes over what ``state_dict`` returned, all of it or nothing.
+
+        Args:
+            state_dict: The state; that of a policy with a critic also fits one without.
+            strict: Whether the names must match exactly.
+            assign: Whether to take over the tensors themselves instead of their values.
+
+        Returns:
+            The missing and unexpected keys.
+
+        Raises:
+            StateMismatchError: If the state belongs to a policy with other networks or another flow
+                map; nothing has been changed then.
+        """
+        try:
+            with warnings.catch_warnings():  # said below, once
+                warnings.simplefilter("ignore")
+                # To a copy first: torch finds what does not fit after it has written the rest.
+                super(GTPPolicy, copy.deepcopy(self)).load_state_dict(state_dict, strict, assign)
+        except _OF_FOREIGN_STATES as error:
+            if isinstance(error, StateMismatchError):
+                raise
+            raise StateMismatchError(
+                f"The state does not fit the policy: got {type(error).__name__} ({error}), "
+                "expected what state_dict of a policy with the same networks returned."
+            ) from error
+        return super().load_state_dict(state_dict, strict, assign)
 
     def __getstate__(self) -> dict[str, Any]:
         # Copied or pickled alone, a policy takes no learner along: an algorithm gives it its own.

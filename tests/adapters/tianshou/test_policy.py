@@ -344,7 +344,7 @@ def test_copies_and_states_act_alike(make_policy: Make, small: GTPConfig) -> Non
     alone = make_policy(actor=FlowMapActor(3, 2, small.actor, seed=2), critic=None)
     alone.load_state_dict(state)  # takes the actor, and lets the critic be
     assert np.array_equal(policy.compute_action(OBS[0]), alone.compute_action(OBS[0]))
-    with pytest.raises(RuntimeError, match="Unexpected key"):
+    with pytest.raises(StateMismatchError, match="Unexpected key"):
         alone.load_state_dict({**state, "other.weight": torch.zeros(1)})
 
 
@@ -397,6 +397,28 @@ def test_a_state_whose_policy_cannot_be_had_is_told(make_policy: Make) -> None:
     for wrong in (torch.zeros(3), torch.tensor(list(b'{"playback": 3}'))):
         with pytest.raises(StateMismatchError, match="does not say how a policy acts"):
             make_policy().load_state_dict(policy.state_dict() | {"_extra_state": wrong})
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_state_that_is_refused_changes_nothing(
+    make_policy: Make, small: GTPConfig, assign: bool
+) -> None:
+    policy, other = make_policy(), make_policy(actor=FlowMapActor(3, 2, small.actor, seed=1))
+    policy.actor.mode_share = 0.25
+    before, networks = fingerprint(policy), list(policy.parameters())
+    state = other.state_dict()
+    last = [name for name in state if name.startswith("critic.")][-1]
+    for wrong in ({last: torch.zeros(3, 3)}, {last: None}, {"other.weight": torch.zeros(1)}):
+        with pytest.raises(StateMismatchError, match="does not fit the policy: got"):
+            policy.load_state_dict(state | wrong, assign=assign)
+        assert fingerprint(policy) == before
+        assert all(a is b for a, b in zip(policy.parameters(), networks, strict=True))
+        assert policy.actor.mode_share == 0.25
+    with pytest.raises(StateMismatchError, match="another flow map"):
+        policy.load_state_dict(state | {"actor._extra_state": torch.zeros(3)}, assign=assign)
+    assert fingerprint(policy) == before
+    policy.load_state_dict(state, assign=assign)
+    assert fingerprint(policy) == fingerprint(other)
 
 
 def test_another_dtype(make_policy: Make) -> None:

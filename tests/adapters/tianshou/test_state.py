@@ -431,6 +431,21 @@ def test_a_state_that_fails_late_changes_nothing(
     assert_same(algorithm.state_dict(), before)
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"policy._extra_state": torch.zeros(3)}, {"_lr_schedulers": [{"foreign": 1}]}]
+)
+def test_a_state_that_is_refused_stays_as_it_is(make_algorithm: Make, wrong: Any) -> None:
+    algorithm, other = (make_algorithm(policy_optim=linear()) for _ in range(2))
+    with torch.no_grad():
+        other.learner.actor.network.mlp[0].weight += 1
+    state, before = other.state_dict() | wrong, copy.deepcopy(algorithm.state_dict())
+    given = copy.deepcopy(state)
+    with pytest.raises(StateMismatchError):
+        algorithm.load_state_dict(state, strict=False, assign=True)
+    assert_same(state, given)
+    assert_same(algorithm.state_dict(), before)
+
+
 def test_what_a_state_brings_is_trained(
     dataset: OfflineDataset, make_algorithm: Make, params: Params
 ) -> None:
