@@ -194,6 +194,7 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
         encoder: nn.Module | None = None,
         device: torch.device | str | None = None,
         deterministic_eval: bool = True,
+        steps: int | None = None,
         candidates: int | None = None,
         log_every: int = 10,
         out_of_bounds: Literal["error", "clip"] = "error",
@@ -217,6 +218,7 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
             encoder: Module from normalised observations to features, for actor and critic.
             device: Where to train; default the CPU, or where the dataset is.
             deterministic_eval: As for `GTPPolicy`.
+            steps: As for `GTPPolicy`.
             candidates: As for `GTPPolicy`.
             log_every: As for the constructor.
             out_of_bounds: As for the constructor.
@@ -245,7 +247,8 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
         check_kind("config", config, GTPConfig)
         check_kind("gamma", gamma, Real, type(None))
         check_kind("layout", layout, ObservationLayout, type(None))
-        check_kind("candidates", candidates, Integral, type(None))
+        for name, count in (("steps", steps), ("candidates", candidates)):
+            check_kind(name, count, Integral, type(None))
         gamma = _one_gamma(gamma, config.learner.gamma)
         if gamma is not None:
             config = config.with_gamma(gamma)
@@ -274,6 +277,7 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
             critic=parts.critic,
             layout=dataset.layout,
             deterministic_eval=deterministic_eval,
+            steps=steps,
             candidates=candidates,
             seed=parts.config.seed,
         )
@@ -305,7 +309,9 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
         """Goes on from a trained actor with other choices: from a clone to reinforcement learning.
 
         The new algorithm's policy acts as the old one's does, bit for bit, until its first update.
-        Spaces, layout and scales are the old one's; critic, optimisers and counters are new, as
+        Spaces, layout and scales are the old one's, and so are ``deterministic_eval``, ``steps``,
+        ``out_of_bounds``, with a critic ``candidates``, and the discount factor, unless ``config``,
+        a dataset or ``options`` say another. Critic, optimisers and counters are new, as
         `gtp_policy.GTPLearner.from_actor` says.
 
         Args:
@@ -337,15 +343,17 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
             False
         """
         clone = source if isinstance(source, GTP) else cls.load(source, **_modules(options))
-        own: dict[str, Any] = {
-            "action_space": clone.policy.action_space,
-            "layout": clone.policy.layout,
-        }
-        own |= {"observation_space": clone.policy.observation_space, "device": clone.learner.device}
+        config = clone.learner.continued(config or GTPConfig())
+        names = "action_space", "observation_space", "layout", "deterministic_eval", "steps"
+        own = {name: getattr(clone.policy, name) for name in names}
+        own |= {"device": clone.learner.device, "out_of_bounds": clone.out_of_bounds}
+        if config.critic is not None:  # without one, there is none to choose
+            own["candidates"] = clone.policy.candidates
         if isinstance(buffer, OfflineDataset):
             gamma = options.get("gamma", buffer.gamma)
             check_dataset(buffer, clone.policy.layout, clone.policy.action_scaler, gamma)
-        config = clone.learner.continued(config or GTPConfig())
+        elif config.learner.gamma is None:
+            own["gamma"] = clone.gamma
         algorithm = cls.from_buffer(buffer, config=config, **own | options)
         algorithm.learner.take_actor_(clone.learner)
         return algorithm

@@ -92,6 +92,32 @@ def test_tianshou_goes_on_from_a_clone(tmp_path: Path) -> None:
         gtp_tianshou.buffer_from_dataset(make_data(False))
 
 
+def test_tianshou_goes_on_with_what_the_source_acts_and_discounts_by(tmp_path: Path) -> None:
+    data, space = make_data(True), Box(-2, 2, (1,))
+    buffer = gtp_tianshou.buffer_from_dataset(data)
+    options: dict[str, Any] = {"deterministic_eval": False, "steps": 3, "candidates": 4}
+    source = gtp_tianshou.GTP.from_buffer(
+        buffer, action_space=space, config=SMALL, gamma=0.9, out_of_bounds="clip", **options
+    )
+
+    def told(algorithm: gtp_tianshou.GTP) -> dict[str, Any]:
+        return {name: getattr(algorithm.policy, name) for name in options}
+
+    for whence in (source, source.save(tmp_path / "source.zip")):
+        algorithm = gtp_tianshou.GTP.from_actor(whence, buffer, config=ONWARD)
+        assert told(algorithm) == options
+        assert algorithm.gamma == algorithm.learner.config.gamma == 0.9
+    assert gtp_tianshou.GTP.from_actor(source, buffer, config=ONWARD).out_of_bounds == "clip"
+    other = {"deterministic_eval": True, "steps": 2, "candidates": None}
+    algorithm = gtp_tianshou.GTP.from_actor(source, buffer, config=ONWARD, gamma=0.8, **other)
+    assert (told(algorithm), algorithm.gamma) == (other, 0.8)
+    chosen = ONWARD.with_gamma(0.7)
+    assert gtp_tianshou.GTP.from_actor(source, buffer, config=chosen).gamma == 0.7
+    assert gtp_tianshou.GTP.from_actor(source, data, config=ONWARD).gamma == data.gamma
+    clone = gtp_tianshou.GTP.from_actor(source, buffer, config=ONWARD.replace(critic=None))
+    assert told(clone) == {**options, "candidates": None}
+
+
 def train(algorithm: Any, data: OfflineDataset) -> None:
     algorithm.run_training(
         OfflineTrainerParams(
