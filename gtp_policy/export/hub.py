@@ -4,6 +4,8 @@ A repository has the checkpoint, from which training goes on; the ONNX file, whi
 package; and a card that says what both are. Tensors, JSON and text: loading executes nothing.
 """
 
+import contextlib
+import errno
 import json
 import math
 import os
@@ -22,6 +24,7 @@ from gtp_policy.errors import (
     CheckpointError,
     DataError,
     ExportError,
+    GTPError,
     MissingDependencyError,
     how_to_install,
 )
@@ -51,9 +54,12 @@ def save_pretrained(
 ) -> Path:
     """Writes a policy as the files of a repository.
 
+    They are made first and put in their places together: if one cannot be, those of an earlier
+    policy stay, all of them.
+
     Args:
         policy: A learner, the path of a checkpoint, or what `load_checkpoint` returned.
-        folder: Where to write; files of these names are replaced.
+        folder: Where to write; files of these names are replaced, or removed with ``onnx=False``.
         action_scaler: Bounds of the action Box; default the policy's own.
         layout: How observations become vectors; default the policy's own.
         result: Of the run that made it: ``result.json`` of `gtp_experiments`, its path or its
@@ -95,27 +101,37 @@ def save_pretrained(
         action_scaler=action_scaler or given.action_scaler, layout=layout or given.layout
     )
     record = _read(result) if result is not None else None
-    path = save_checkpoint(
-        folder / CHECKPOINT,
-        given.learner,
-        action_scaler=given.action_scaler,
-        layout=given.layout,
-        metadata=given.metadata,
-    )
-    file = None
-    if onnx:
-        # Not from what was written, which lacks an encoder of the user's own; with its hash.
-        source = source_of(given)._replace(sha256=content_id(path))
-        file = export_onnx(source, folder / ONNX)
-    card = model_card(path, file=file, record=record, command=command, license=license)
     try:
-        # What a link of its name leads to is not the folder's.
-        with replacing(folder / CARD) as temporary:
-            temporary.write_text(card, encoding="utf-8", errors="backslashreplace")
+        _check_places(folder)
+        with (
+            replacing(folder / CHECKPOINT, ".zip") as checkpoint,
+            contextlib.ExitStack() as stack,
+            replacing(folder / CARD) as text,
+        ):
+            save_checkpoint(
+                checkpoint,
+                given.learner,
+                action_scaler=given.action_scaler,
+                layout=given.layout,
+                metadata=given.metadata,
+            )
+            file = None
+            if onnx:
+                # Not from what was written: it lacks an encoder of the user's own. With its hash.
+                source = source_of(given)._replace(sha256=content_id(checkpoint))
+                file = export_onnx(source, stack.enter_context(replacing(folder / ONNX)))
+            card = model_card(
+                checkpoint, file=file, record=record, command=command, license=license
+            )
+            text.write_text(card, encoding="utf-8", errors="backslashreplace")
+            if not onnx:  # that of an earlier policy
+                (folder / ONNX).unlink(missing_ok=True)
     except OSError as error:
-        raise ExportError(
-            f"{folder / CARD} cannot be written: got {error}, expected a writable place. The "
-            "checkpoint is in its place."
+        if isinstance(error, GTPError):
+            raise
+        raise CheckpointError(
+            f"{folder} cannot be written: got {error}, expected a writable place. What was there "
+            "before is unchanged."
         ) from error
     return folder
 
@@ -214,7 +230,13 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(policy, folder, **files)  # first: what cannot be written makes nothing
         api.create_repo(name, private=private, exist_ok=True)
-        commit = api.upload_folder(repo_id=name, folder_path=folder, commit_message=message)
+        commit = api.upload_folder(
+            repo_id=name,
+            folder_path=folder,
+            commit_message=message,
+            # That of an earlier policy.
+            delete_patterns=None if Path(folder, ONNX).exists() else ONNX,
+        )
     return str(commit.commit_url)
 
 
@@ -325,6 +347,13 @@ def _facts(record: Mapping[str, Any]) -> dict[str, object]:
             "content of a result.json that gtp_experiments wrote."
         ) from error
     return facts
+
+
+def _check_places(folder: Path) -> None:
+    """Raises where a file could not be put: found out after another one was, it would be late."""
+    for path in (folder / CHECKPOINT, folder / ONNX, folder / CARD):
+        if path.is_dir() and not path.is_symlink():
+            raise IsADirectoryError(errno.EISDIR, "a directory in the place of a file", str(path))
 
 
 def _table(rows: Mapping[str, object]) -> str:

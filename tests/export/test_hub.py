@@ -88,6 +88,8 @@ class Hub(BaseHTTPRequestHandler):
             self.answer({"files": files})
         elif self.path.endswith("/commit/main"):
             for line in map(json.loads, body.splitlines()):
+                if line["key"] == "deletedFile":
+                    del self.repositories["me/policy"][line["value"]["path"]]
                 if line["key"] == "file":
                     content = base64.b64decode(line["value"]["content"])
                     self.repositories["me/policy"][line["value"]["path"]] = content
@@ -100,6 +102,10 @@ class Hub(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
+        if "/tree/" in self.path:
+            files = self.repositories["me/policy"].items()
+            self.answer([{"type": "file", "path": p, "size": len(f), "oid": "0"} for p, f in files])
+            return
         owner, name, _, _, file = (self.path.split("?")[0].strip("/").split("/", 4) + [""] * 5)[:5]
         found = self.repositories.get(f"{owner}/{name}", {}).get(file)
         if found is None:
@@ -208,6 +214,46 @@ def test_a_policy_goes_to_the_hub_and_comes_back(endpoint: str, tmp_path: Path) 
     assert same(from_pretrained("me/policy", **options, local_files_only=True).learner, learner)
     with pytest.raises(CheckpointError, match="me/other cannot be loaded"):
         from_pretrained("me/other", **options)
+
+
+def test_a_repository_keeps_no_file_of_an_earlier_policy(endpoint: str) -> None:
+    for onnx in (False, True, False):
+        push_to_hub(make(), "me/policy", endpoint=endpoint, token="hf_secret", onnx=onnx)
+        assert ("policy.onnx" in Hub.repositories["me/policy"]) == onnx
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() if p.is_file() else b"" for p in folder.iterdir()}
+
+
+@pytest.mark.global_rng
+def test_a_folder_holds_one_policy_whatever_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_pretrained(make(), tmp_path)
+    before = contents(folder)
+
+    def fail(*_: object, **__: object) -> None:
+        raise ExportError("on purpose")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gtp_policy.export.hub.export_onnx", fail)
+        with pytest.raises(ExportError, match="on purpose"):
+            save_pretrained(make(1), folder)
+    with pytest.raises(DataError, match="no result of a run"):
+        save_pretrained(make(1), folder, result={"method": "gtp"}, onnx=False)
+    assert contents(folder) == before
+    save_pretrained(make(1), folder, onnx=False)
+    assert sorted(contents(folder)) == ["README.md", "checkpoint.zip"]
+    assert same(from_pretrained(folder).learner, make(1))
+    for name in ("policy.onnx", "README.md"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).mkdir()
+        before = contents(folder)
+        with pytest.raises(CheckpointError, match=r"cannot be written: got .*directory"):
+            save_pretrained(make(), folder, onnx=name == "README.md")
+        assert contents(folder) == before
+        (folder / name).rmdir()
 
 
 def test_a_damaged_download_is_refused(endpoint: str, tmp_path: Path) -> None:
