@@ -46,8 +46,8 @@ class Saved(Config):
     def write(cls, values: dict[str, Any], learner: GTPLearner) -> dict[str, JsonValue]:
         """Returns our part of a checkpoint's metadata, by the rules that `read` has."""
         problem = "The algorithm cannot be saved", "what GTP.load would take"
-        saved = cls._checked(values, learner, *problem)
-        return saved.model_dump(mode="json", include=set(values))  # numbers of NumPy as plain ones
+        saved = cls._checked(plain_numbers(values), learner, *problem)
+        return saved.model_dump(mode="json", include=set(values))
 
     @classmethod
     def _checked(cls, values: Any, learner: GTPLearner, problem: str, expected: str) -> Self:  # noqa: ANN401

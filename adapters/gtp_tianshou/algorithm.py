@@ -150,7 +150,7 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
             )
         config = config or GTPLearnerConfig()
         gamma = _one_gamma(gamma, config.gamma)
-        gamma = 0.99 if gamma is None else gamma
+        gamma = 0.99 if gamma is None else float(gamma)
         if not 0 <= gamma <= 1:
             raise ValueError(f"`gamma` is out of range: got {gamma}, expected 0 to 1.")
         if log_every < 1:
@@ -162,7 +162,7 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
             )
         super().__init__(policy=policy)
         if config.gamma is None:
-            config = config.replace(gamma=float(gamma))
+            config = config.replace(gamma=gamma)
         make = None
         if policy_optim is not None:
             make = optimizer_maker(policy_optim, critic_optim or policy_optim, self.lr_schedulers)
@@ -531,11 +531,11 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
         policy = self.policy
         own: dict[str, Any] = {
             "gamma": self.gamma,
-            "deterministic_eval": policy.deterministic_eval,
+            "deterministic_eval": bool(policy.deterministic_eval),  # acts by its truth
             "steps": policy.steps,
             "candidates": policy.candidates,
             "seed": policy.seed,
-            "lr_schedulers": [plain_numbers(s.state_dict()) for s in self.lr_schedulers],
+            "lr_schedulers": [s.state_dict() for s in self.lr_schedulers],
         }
         saved = Saved.write(own, self.learner)
         surroundings = Surroundings(

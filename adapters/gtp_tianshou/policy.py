@@ -364,7 +364,7 @@ class GTPPolicy(Policy):
 
     def _generator(self, device: torch.device) -> torch.Generator:
         if str(device) not in self._generators:
-            self._generators[str(device)] = torch.Generator(device).manual_seed(self.seed)
+            self._generators[str(device)] = torch.Generator(device).manual_seed(int(self.seed))
         return self._generators[str(device)]
 
     def get_extra_state(self) -> Tensor:

@@ -416,6 +416,23 @@ def test_what_loading_refuses_is_not_saved(
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("flag", [np.True_, np.False_, 1, 0])
+def test_flags_and_numbers_of_numpy_are_saved(
+    make_algorithm: Make, tmp_path: Path, flag: Any
+) -> None:
+    algorithm = make_algorithm(gamma=torch.tensor(0.5))
+    chosen = {"deterministic_eval": flag, "steps": np.int64(3), "seed": np.uint8(4)}
+    for name, value in {**chosen, "candidates": np.int32(2)}.items():
+        setattr(algorithm.policy, name, value)
+    loaded = GTP.load(algorithm.save(tmp_path / "a.zip"))
+    assert {name: getattr(loaded.policy, name) for name in chosen} == chosen
+    assert (loaded.policy.candidates, loaded.gamma) == (2, 0.5)
+    for obs in np.zeros((2, 3)):
+        np.testing.assert_array_equal(
+            loaded.policy.compute_action(obs), algorithm.policy.compute_action(obs)
+        )
+
+
 def test_a_state_that_fails_late_changes_nothing(
     dataset: OfflineDataset, make_algorithm: Make, params: Params
 ) -> None:
