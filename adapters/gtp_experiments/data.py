@@ -246,7 +246,8 @@ def data_hash(dataset: OfflineDataset) -> str:
         dataset: Any dataset.
 
     Returns:
-        SHA-256 over observations, actions, rewards, discounts, next observations and flags.
+        SHA-256 over observations, actions, rewards, discounts, next observations and flags, and
+        over the ends of episodes where they are others than the flags say.
 
     Example:
         >>> from gtp_experiments import data_hash
@@ -259,7 +260,12 @@ def data_hash(dataset: OfflineDataset) -> str:
     """
     digest = hashlib.sha256()
     fields = [value.cpu().numpy() for value in dataset.stored()]
-    for array in (*fields, dataset.terminated, dataset.truncated):
+    flags = [dataset.terminated, dataset.truncated]
+    by_flags = flags[0] | flags[1]
+    by_flags[-1:] = True
+    if not np.array_equal(dataset.ends, by_flags):  # others keep the hash that records have
+        flags.append(dataset.ends)
+    for array in (*fields, *flags):
         digest.update(f"{array.shape} {array.dtype.str}".encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

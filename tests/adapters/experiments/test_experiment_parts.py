@@ -146,6 +146,16 @@ def test_the_hash_sees_every_field(make_config: Make) -> None:
         dataset_of([0.0] * (n - 2)),
     ]
     assert len({base, *(data_hash(d) for d in changed)}) == 8
+    # A log that goes on where an episode terminates is other data; what the flags say adds nothing.
+    columns = {"obs": np.zeros((n, 2)), "action": np.zeros((n, 1)), "reward": np.zeros(n)}
+    columns |= {"next_obs": np.ones((n, 2)), "low": -1.0, "high": 1.0}
+    flags = {"terminated": np.arange(n) == 1, "truncated": np.arange(n) == 3}
+    default, said, longer = (
+        data_hash(OfflineDataset.from_arrays(**columns, **flags, ends=ends))
+        for ends in (None, np.arange(n) % 2 == 1, np.arange(n) == 3)
+    )
+    assert default == said == "f1e54a9a8654aa6882c5c5c7bd4de232081da0a3c161bc7356e060b1f886da1e"
+    assert longer != default
     raw = load_data(make_config())
     shifted = load_data(make_config(reward=LinearReward(subtract=1.0)))
     assert raw.sha256 == shifted.sha256  # of the data, not of what was made of them
