@@ -22,7 +22,7 @@ from gtp_tianshou._spaces import action_scaler_of, plain
 if TYPE_CHECKING:
     from minari import MinariDataset
 
-_FLAGS = ("terminated", "truncated")
+_FLAGS = ("terminated", "truncated", "done")
 _CHUNK_BYTES = 2 * 2**20  # what reading a buffer needs on top of its result
 _MOST_DRAWS = 100  # for one minibatch
 
@@ -127,7 +127,8 @@ def dataset_from_buffer(
 ) -> OfflineDataset:
     """Reads all of a Tianshou buffer, in time order, into one table on one device.
 
-    ``terminated`` stops bootstrapping, ``truncated`` and the end of an unfinished episode do not.
+    ``terminated`` stops bootstrapping; ``truncated``, ``done`` without it and the end of an
+    unfinished episode only end the episode.
     A buffer that keeps no ``obs_next`` loses the last transition of each episode that was cut:
     what came after is stored nowhere.
 
@@ -166,8 +167,9 @@ def dataset_from_buffer(
     if not len(buffer):
         raise EmptyDatasetError("The buffer is empty: got 0 transitions, expected at least 1.")
     rows = buffer.sample_indices(0)
-    ended, cut = (as_flags(f, getattr(buffer, f)[rows], len(rows)) for f in _FLAGS)
-    cut = cut | np.isin(rows, buffer.unfinished_index()) & ~ended
+    ended, cut, done = (as_flags(f, getattr(buffer, f)[rows], len(rows)) for f in _FLAGS)
+    # By `done` a buffer's own `next` goes: columns given to `from_data` may set it alone.
+    cut = cut | (done | np.isin(rows, buffer.unfinished_index())) & ~ended
     if buffer.options["ignore_obs_next"]:
         keep = has_next(buffer, rows, ended)
         # The row before one that is left out now ends its episode.

@@ -316,3 +316,20 @@ def test_masked_values_are_refused(name: str) -> None:
     )
     with pytest.raises(DataError, match="masked values: got the first at row 1"):
         dataset_from_buffer(buffer, action_space=Box(-1, 1, (1,)))
+
+
+def test_done_alone_ends_an_episode() -> None:
+    rows, no = np.arange(8), np.zeros(8, np.bool_)
+    buffer = ReplayBuffer.from_data(
+        obs=rows[:, None] * 1.0,
+        act=np.zeros((8, 1)),
+        rew=np.ones(8),
+        terminated=no,
+        truncated=no,
+        done=rows % 4 == 3,
+        obs_next=rows[:, None] + 1.0,
+    )
+    dataset = dataset_from_buffer(buffer, action_space=Box(-1, 1, (1,)))
+    assert dataset.ends.tolist() == dataset.truncated.tolist() == (rows % 4 == 3).tolist()
+    assert not dataset.terminated.any()
+    assert dataset.transitions.discount.min() > 0
