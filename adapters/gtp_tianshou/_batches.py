@@ -12,7 +12,7 @@ from gtp_policy.dataset_builder import as_array
 from gtp_policy.errors import DataError
 from gtp_policy.functional import td_target
 from gtp_tianshou._spaces import flatten
-from gtp_tianshou.buffers import check_bounds
+from gtp_tianshou.buffers import action_rows, check_bounds
 from gtp_tianshou.policy import GTPPolicy
 
 
@@ -23,7 +23,7 @@ def to_transitions(
     out_of_bounds: Literal["error", "clip"],
 ) -> Transitions:
     """Converts a minibatch; the target is one step away, and termination alone ends it."""
-    action = as_array("act", batch.act).reshape(len(batch.act), -1)
+    action = action_rows(batch.act, policy.action_space)
     if out_of_bounds != "clip":
         check_bounds(action, np.arange(len(action)))
     for name, column in (("act", action), ("rew", as_array("rew", batch.rew))):

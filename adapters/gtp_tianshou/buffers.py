@@ -16,7 +16,7 @@ from gtp_datasets.spaces import layout_of
 from gtp_policy import ActionScaler, ObservationLayout, OfflineDataset, Transitions
 from gtp_policy.dataset_builder import OfflineDatasetBuilder, as_array, as_flags
 from gtp_policy.episodes import look_at
-from gtp_policy.errors import DataError, EmptyDatasetError
+from gtp_policy.errors import DataError, EmptyDatasetError, ShapeError
 from gtp_tianshou._spaces import action_scaler_of, plain
 
 if TYPE_CHECKING:
@@ -149,6 +149,7 @@ def dataset_from_buffer(
         DataError: If an action lies outside [-1, 1], or a number is not finite, or a field has the
             wrong shape; names field and row.
         EmptyDatasetError: If there is no transition.
+        ShapeError: If actions have another shape than the action space.
         UnsupportedSpaceError: If a space does not fit.
 
     Example:
@@ -190,7 +191,7 @@ def dataset_from_buffer(
         batch = buffer[rows[part]]
         obs = layout.flatten(plain(batch.obs))
         look_at(builder, plain(batch.obs), layout)
-        action = as_array("act", batch.act).reshape(len(batch.act), -1)
+        action = action_rows(batch.act, action_space)
         if out_of_bounds != "clip":
             check_bounds(action, rows[part])
         builder.append(
@@ -351,6 +352,19 @@ def _layout_in(buffer: ReplayBuffer) -> ObservationLayout:
     if isinstance(obs, dict):
         return ObservationLayout.of_dict({key: part.shape[1:] for key, part in obs.items()})
     return ObservationLayout(obs.shape[1:])
+
+
+def action_rows(act: Any, space: gym.Space[Any]) -> npt.NDArray[np.generic]:  # noqa: ANN401
+    """Returns buffered actions as vectors; raises where as many numbers stand in another order."""
+    action = as_array("act", act)
+    # Axes of length 1 change no order, and vectors are what `buffer_from_dataset` stores.
+    got, expected = ([n for n in shape or () if n > 1] for shape in (action.shape[1:], space.shape))
+    if len(got) > 1 and got != expected:
+        raise ShapeError(
+            f"`act` has the wrong shape: got {action.shape[1:]}, expected {space.shape} as the "
+            "action space has it, or a vector. Transpose the actions, or correct the space."
+        )
+    return action.reshape(len(action), -1)
 
 
 def check_bounds(action: npt.NDArray[np.generic], rows: npt.NDArray[np.intp]) -> None:

@@ -14,12 +14,20 @@ from gymnasium.spaces import Box, Dict
 from minari.data_collector import EpisodeBuffer
 from tianshou.algorithm.algorithm_base import Algorithm
 from tianshou.data import Batch, PrioritizedReplayBuffer, ReplayBuffer, VectorReplayBuffer
+from tianshou.utils.torch_utils import policy_within_training_step
 
 from gtp_datasets import load_d4rl_hdf5
-from gtp_policy import ActionScaler, ObservationLayout, OfflineDataset
+from gtp_policy import (
+    ActionScaler,
+    FlowMapActorConfig,
+    GTPConfig,
+    ObservationLayout,
+    OfflineDataset,
+)
 from gtp_policy.dataset_builder import OfflineDatasetBuilder
 from gtp_policy.errors import DataError, EmptyDatasetError, ShapeError
 from gtp_tianshou import (
+    GTP,
     buffer_from_d4rl,
     buffer_from_dataset,
     buffer_from_minari,
@@ -333,3 +341,30 @@ def test_done_alone_ends_an_episode() -> None:
     assert dataset.ends.tolist() == dataset.truncated.tolist() == (rows % 4 == 3).tolist()
     assert not dataset.terminated.any()
     assert dataset.transitions.discount.min() > 0
+
+
+@pytest.mark.parametrize("preload", [True, False])
+def test_actions_in_another_order_than_the_space_has_them(preload: bool) -> None:
+    space = Box(-1, 1, (3, 2))
+
+    def fill(shape: tuple[int, ...]) -> ReplayBuffer:
+        buffer = ReplayBuffer(4)
+        for last in (False, False, False, True):
+            step = {"obs": np.zeros(2), "obs_next": np.ones(2), "rew": 1.0, "info": {}}
+            flags = {"terminated": last, "truncated": False}
+            buffer.add(Batch(act=np.zeros(shape), **step, **flags))
+        return buffer
+
+    config = GTPConfig(actor=FlowMapActorConfig(hidden=(8,)), critic=None)
+    algorithm = GTP.from_buffer(fill((3, 2)), action_space=space, config=config)
+    algorithm.preload = preload
+
+    def update(shape: tuple[int, ...]) -> None:
+        table = algorithm.process_buffer(fill(shape))
+        with policy_within_training_step(algorithm.policy):
+            algorithm.update(table, 4)
+
+    for shape in ((3, 2), (1, 3, 2), (6,)):
+        update(shape)
+    with pytest.raises(ShapeError, match=r"`act` has the wrong shape: got \(2, 3\), expected"):
+        update((2, 3))
