@@ -47,6 +47,8 @@ _DTYPES = ("<f4", "<f8", "|u1", "|b1")
 _HEADER = 192  # bytes, a multiple of 64: rows begin where NumPy wants them
 _LONGEST_HEADER = 4096
 _LONGEST_INDEX = 2**26
+# Values of an index, besides those of which there are four for each number of a row.
+_FEW_VALUES = 2**15
 _LONGEST_REST = 2**21  # of it, besides lists of numbers: some thousand names of files
 # Bytes that files may hold for each byte of data on the disk, and besides: what any compressed
 # dataset may become. To read a hole of a terabyte takes an hour, and it is a file of 4 kB.
@@ -765,6 +767,9 @@ def _read_index(folder: Path) -> Index:
         data = file.read(_LONGEST_INDEX + 1)
     if len(data) > _LONGEST_INDEX:
         raise _bad_index(folder, f"more than {_LONGEST_INDEX} bytes")
+    values = data.count(b",")
+    if values > _FEW_VALUES and values > _FEW_VALUES + _stored(folder):
+        raise _bad_index(folder, f"{values} values, which are more than its files have bytes")
     try:
         found = decode(data)
         kind = (found["format"], found["version"])
@@ -801,6 +806,15 @@ def _index_of(found: Mapping[str, Any]) -> Index:
         )
     index = Index.model_validate_json(text)
     return index.model_copy(update={n: tuple(map(float, v)) for n, v in numbers.items()})
+
+
+def _stored(folder: Path) -> int:
+    """Returns how many bytes of data the shards of a folder hold."""
+    stored = 0
+    for name in filter(_SHARD_NAME.fullmatch, os.listdir(folder)):
+        with contextlib.suppress(DataError), _opened(folder, name) as file:  # none of a link
+            stored += stored_bytes(file.fileno())
+    return stored
 
 
 def _unfinished(folder: Path) -> set[str]:

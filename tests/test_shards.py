@@ -812,6 +812,14 @@ def test_an_index_that_is_wrong_throughout_takes_no_more_than_others(
     assert peak[0] <= 2**26 + 30 * (folder / INDEX).stat().st_size
 
 
+def test_an_index_has_no_more_numbers_than_there_is_data(folder: Path) -> None:
+    # Of which a list, their floats and a tensor were made, in several seconds.
+    edited(folder, lambda i: i.update(mean=[0] * 4_000_000))
+    with peak_memory() as peak, pytest.raises(DataError, match="than its files have bytes"):
+        OfflineDataset.memmap(folder)
+    assert peak[0] <= 2**26 + 2 * (folder / INDEX).stat().st_size
+
+
 def test_rows_may_be_longer_than_a_record(tmp_path: Path) -> None:
     obs = np.zeros((2, 40_000), np.float32)
     dataset = vectors(2, obs=obs, next_obs=obs, action=np.zeros((2, 2)))
