@@ -739,6 +739,16 @@ def test_retention_leaves_what_is_not_of_the_run(tmp_path: Path) -> None:
     assert notes.read_text() == "mine"
 
 
+def test_a_run_on_other_data_is_another_one(tmp_path: Path) -> None:
+    learner, folder = GTPLearner.build(3, 2, SMALL), CheckpointFolder(tmp_path, keep=1)
+    learner.updates = 1
+    kept = folder.save(learner)
+    learner.set_observation_statistics_(torch.ones(3), torch.ones(3))
+    for learner.updates in (2, 3):
+        path = folder.save(learner)
+    assert {*tmp_path.iterdir()} == {kept, path}
+
+
 @pytest.mark.filterwarnings("ignore:The curriculum is too fine")
 def test_a_run_that_becomes_longer_is_still_the_same(tmp_path: Path) -> None:
     learner, folder = GTPLearner.build(3, 2, SMALL), CheckpointFolder(tmp_path, keep=1)

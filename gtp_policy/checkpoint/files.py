@@ -405,8 +405,9 @@ class CheckpointFolder:
     """The checkpoints of one run in one folder, named by the number of updates.
 
     One process writes to a folder, any number may read. What is not certainly of the run that is
-    saved is never replaced nor removed: a checkpoint of other choices or dimensions, or of a later
-    version, and anything that cannot be read.
+    saved is never replaced nor removed: a checkpoint of other choices, dimensions or observations,
+    known by their mean and scale, or of a later version, and anything that cannot be read. Two runs
+    that these do not tell apart need two folders.
 
     Args:
         directory: The folder; made by the first `save`.
@@ -507,10 +508,10 @@ class CheckpointFolder:
             if path.name >= newest.name:
                 continue
             with contextlib.suppress(CheckpointError):
-                _check_is_of_run(path, learner)
+                whole = _check_is_of_run(path, learner)
                 if kept >= keep:
                     bundle.discard(path)
-                elif _loads(path):  # a damaged one is not one that is kept
+                elif whole:  # a damaged one is not one that is kept
                     kept += 1
 
 
@@ -522,10 +523,11 @@ def _loads(path: Path) -> bool:
     return True
 
 
-def _check_is_of_run(path: Path, learner: GTPLearner) -> None:
-    """Raises unless a checkpoint, whose tensors may be damaged, says that it is of a learner's run.
+def _check_is_of_run(path: Path, learner: GTPLearner) -> bool:
+    """Raises unless a checkpoint says that it is of a learner's run; returns whether it is whole.
 
-    The length of a run may change on the way, and the curriculum with it; other choices do not.
+    The length of a run may change on the way, and the curriculum with it; other choices do not, nor
+    do the statistics of the data. Where tensors are damaged, the choices are all that is known.
     """
 
     def run_of(obs_dim: int, action_dim: int, config: GTPConfig) -> tuple[object, ...]:
@@ -544,6 +546,18 @@ def _check_is_of_run(path: Path, learner: GTPLearner) -> None:
             f"Checkpoint {path} belongs to another run: got other choices, expected this run's. "
             f"{advice}"
         )
+    try:
+        _, weights, _ = read_state(path)
+    except CheckpointError:
+        return False
+    for name, own in learner.actor.normalizer.named_buffers():
+        saved = weights.get(f"actor.normalizer.{name}")
+        if saved is None or not torch.equal(saved.double(), own.cpu().double()):
+            raise CheckpointError(
+                f"Checkpoint {path} belongs to another run: got observations of another {name}, "
+                f"expected this run's. {advice}"
+            )
+    return True
 
 
 def _place(path: object, name: str = "path") -> Path:
