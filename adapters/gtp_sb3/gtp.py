@@ -32,6 +32,7 @@ from gtp_policy import (
     GTPConfig,
     GTPLearner,
     OfflineDataset,
+    StopSignal,
     Transitions,
     UpdateMetrics,
     restore_,
@@ -539,6 +540,7 @@ class GTP(OfflineLoop):
             The model.
 
         Raises:
+            KeyboardInterrupt: After Ctrl-C, between two updates: the model can be saved.
             NonFiniteError: If losses are not finite when they are logged.
             ValueError: If there is neither dataset nor environment, or online no critic to learn,
                 or a policy with chunks or a history; or if there is no whole number of timesteps.
@@ -635,6 +637,9 @@ class GTP(OfflineLoop):
     def train(self, gradient_steps: int, batch_size: int = 256) -> None:
         """Does some updates; called by `learn`.
 
+        Ctrl-C and SIGTERM wait for the end of an update, so that the model can be saved behind it;
+        a second one does not. As everywhere, only in the main thread.
+
         Args:
             gradient_steps: How many.
             batch_size: Transitions per update.
@@ -646,22 +651,30 @@ class GTP(OfflineLoop):
             self._use_learning_rate()
         if self.dataset is None and self._learns_by_episodes():
             self._follow_episodes_()
-        start = time.perf_counter()
-        shown = self._offline.shown
-        whole = isinstance(shown, OfflineDataset)  # others are drawn from by themselves
-        if isinstance(shown, OfflineDataset) and gradient_steps:
-            with warnings.catch_warnings():
-                # That some lie behind the end was said of all of them, when their number was known.
-                warnings.filterwarnings("ignore", r"\d+ of \d+ updates learn", TrainingWarning)
-                self._metrics = learner.update_from(shown, gradient_steps, batch_size=batch_size)
-        for _ in range(0 if whole else gradient_steps):
-            self._metrics = learner.update(self._minibatch(batch_size))
+        start, before = time.perf_counter(), learner.updates
+        last = before + gradient_steps
+        with StopSignal() as stop:
+            while learner.updates < last and not stop:
+                self._metrics = self._update(last - learner.updates, batch_size)
+        done = learner.updates - before
         self._clock[0] += time.perf_counter() - start
-        self._clock[1] += gradient_steps
+        self._clock[1] += done
         self._n_updates = learner.updates
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if self.dataset is not None:
-            self._offline.updates += gradient_steps
+            self._offline.updates += done
+        stop.pass_on()
+
+    def _update(self, most: int, batch_size: int) -> UpdateMetrics:
+        """Does one update, or as many as are one launch."""
+        shown = self._offline.shown
+        if not isinstance(shown, OfflineDataset):  # drawn from by itself
+            return self.learner.update(self._minibatch(batch_size))
+        n = min(self.learner.updates_per_launch(batch_size), most)
+        with warnings.catch_warnings():
+            # That some lie behind the end was said of all of them, when their number was known.
+            warnings.filterwarnings("ignore", r"\d+ of \d+ updates learn", TrainingWarning)
+            return self.learner.update_from(shown, n, batch_size=batch_size)
 
     def _use_learning_rate(self) -> None:
         """Gives every optimiser the learning rate of SB3's schedule.

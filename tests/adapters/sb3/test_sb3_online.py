@@ -1,6 +1,7 @@
 """Learning from an environment: wherever SB3 code takes an off-policy algorithm, GTP fits."""
 
 import math
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -642,3 +643,24 @@ def test_images_are_not_kept_as_the_place_where_an_environment_stands(
     model.save(tmp_path / "model")
     loaded = GTP.load(tmp_path / "model", env=env, force_reset=False)
     assert loaded._last_obs is None
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_ctrl_c_waits_for_the_end_of_an_update(
+    make_model: Make, make_online: Make, walk: Any, tmp_path: Path, offline: bool
+) -> None:
+    model = make_model() if offline else make_online(walk())
+    model.gradient_steps = 3
+    weight = next(model.learner.actor.parameters())
+    handle = weight.register_hook(lambda _: signal.raise_signal(signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            model.learn(50)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    handle.remove()
+    assert model.learner.updates == model._n_updates == 1
+    model.save(tmp_path / "model")
+    assert GTP.load(tmp_path / "model").learner.updates == 1
+    assert model.learn(50).learner.updates > 1
