@@ -52,14 +52,9 @@ EXCLUSIONS = (
     Exclusion(r"test_save_load_pytorch_var", "", _ENTROPY),
     Exclusion(r"test_her\.py::|test_her_normalization", "offline", _HER),
     Exclusion(r"test_n_step_replay\.py::(?!test_n_steps_with_dict_obs\[None)", "offline", _N_STEP),
-    Exclusion(r"test_callbacks\.py::test_callbacks|test_set_env", _SB3_OFFLINE, _STANDING),
+    Exclusion(r"test_callbacks\.py::test_callbacks\[|test_set_env", _SB3_OFFLINE, _STANDING),
     Exclusion(r"test_save_load_replay_buffer|test_warn_buffer\[True", "offline", _BUFFER),
     Exclusion(r"test_no_resource_warning", "offline", _BUFFER),
-    Exclusion(
-        r"test_warn_buffer\[False",
-        "offline",
-        "offline a second run warns that the curriculum ended with the first",
-    ),
     Exclusion(
         r"test_offpolicy_multi_env",
         _SB3_OFFLINE,
