@@ -336,11 +336,12 @@ def read_parameters(
     """
     with _files.located(place) as path:
         info, _ = _files.read(path)
+        config = info.config
         learner = load_checkpoint(
             path,
             network=policy.make_network(),
-            encoder=policy.make_encoder(),
-            optimizer=policy.optimizer_factory(info.config, lr_schedule),
+            encoder=None if config.encoder else policy.make_encoder(config.actor.history),
+            optimizer=policy.optimizer_factory(config, lr_schedule),
         ).learner
     cores = {
         "actor": learner.actor,

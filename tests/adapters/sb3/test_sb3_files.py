@@ -38,6 +38,7 @@ from gtp_policy import (
     save_checkpoint,
 )
 from gtp_policy.checkpoint import bundle
+from gtp_policy.encoders import ImpalaEncoderConfig
 from gtp_policy.errors import CheckpointError, StateMismatchError
 from gtp_sb3 import GTP, MlpPolicy, MultiInputPolicy, _codec
 from tests.reliability.mutations import SLACK, peak_memory
@@ -964,3 +965,24 @@ def test_metadata_is_small_and_readable(make_model: Make, tmp_path: Path) -> Non
 def test_a_path_without_a_name_is_none_of_a_file(path: Any) -> None:
     with pytest.raises(CheckpointError, match=r"`path` names no file: got .*expected"):
         GTP.load(path)
+
+
+@pytest.mark.global_rng  # of extractors of SB3
+@pytest.mark.parametrize("encoder", [None, ImpalaEncoderConfig(channels=(4,), features=8)])
+@pytest.mark.parametrize("history", [1, 2])
+def test_parameters_of_a_file_of_images_fit_its_model(
+    config: GTPConfig, tmp_path: Path, encoder: ImpalaEncoderConfig | None, history: int
+) -> None:
+    columns = {"action": np.zeros((8, 1)), "reward": np.zeros(8), "terminated": np.zeros(8)}
+    images = np.random.default_rng(0).integers(0, 256, (8, 3, 36, 36), dtype=np.uint8)
+    dataset = OfflineDataset.from_arrays(
+        obs=images, truncated=np.arange(8) == 7, low=[-1], high=[1], **columns
+    )
+    config = config.replace(actor=config.actor.replace(history=history), encoder=encoder)
+    model = GTP("CnnPolicy", None, dataset=dataset, gtp_config=config, batch_size=4).learn(1)
+    model.save(tmp_path / "model")
+    saved = {k: v.clone() for k, v in model.policy.state_dict().items()}
+    model.learn(1)
+    model.set_parameters(tmp_path / "model")
+    for name, value in model.policy.state_dict().items():
+        assert torch.equal(value, saved[name]), name
