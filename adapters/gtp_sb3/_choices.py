@@ -1,5 +1,6 @@
 """One choice, one place: SB3's arguments and the core's config, merged or refused."""
 
+import inspect
 import secrets
 from numbers import Integral
 from typing import Any, cast
@@ -8,6 +9,7 @@ from torch import nn
 
 from gtp_policy import Curriculum, GTPConfig
 from gtp_policy.acting import MOST_JUMPS
+from gtp_policy.errors import suggestion
 
 _MOST_CANDIDATES = 10_000  # as ``eval_candidates`` of the config
 
@@ -90,12 +92,20 @@ def check_learning_rate(config: GTPConfig, learning_rate: object) -> None:
         )
 
 
-def check_policy_kwargs(kwargs: dict[str, Any]) -> None:
-    """Raises on arguments of the policy that the model passes itself."""
+def check_policy_kwargs(kwargs: dict[str, Any], policy: type) -> None:
+    """Raises on arguments that a policy does not take, or that the model passes itself."""
     if kwargs.keys() & {"config", "layout"}:
         raise ValueError(
             "`policy_kwargs` holds choices of the model: got `config` or `layout`, expected "
             "neither. Pass gtp_config= to GTP."
+        )
+    taken = inspect.signature(policy).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
+        return  # of a subclass that passes them on
+    for name in kwargs.keys() - taken.keys():
+        raise TypeError(
+            f"`policy_kwargs` has an unknown argument: got {name!r}, expected one of "
+            f"{policy.__name__}.{suggestion(name, taken)}"
         )
 
 

@@ -344,7 +344,7 @@ class GTP(OfflineLoop):
 
     def _setup_model(self) -> None:
         kwargs, seed, buffer = self.policy_kwargs, self.seed, self._replay_buffer
-        check_policy_kwargs(kwargs)
+        check_policy_kwargs(kwargs, self.policy_class)
         self.policy_kwargs = {**kwargs, "config": self.gtp_config, "layout": self._layout}
         # A seed that was not given to SB3 stays out of the global generators.
         self.seed = seed if self._seeds_globally else None

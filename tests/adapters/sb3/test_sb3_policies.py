@@ -675,3 +675,8 @@ def test_a_space_that_does_not_fit_is_an_assertion_error_as_in_sb3() -> None:
         with pytest.raises(AssertionError) as caught:
             make()
         assert isinstance(caught.value, UnsupportedSpaceError)
+
+
+def test_a_misspelt_argument_of_the_policy_is_guessed(make_model: Make) -> None:
+    with pytest.raises(TypeError, match=r"got 'net_arh', .* Did you mean net_arch"):
+        make_model(policy_kwargs={"net_arh": [8]})
