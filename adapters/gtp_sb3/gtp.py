@@ -670,7 +670,7 @@ class GTP(OfflineLoop):
         shown = self._offline.shown
         if not isinstance(shown, OfflineDataset):  # drawn from by itself
             return self.learner.update(self._minibatch(batch_size))
-        n = min(self.learner.updates_per_launch(batch_size), most)
+        n = 1 if most == 1 else min(self.learner.updates_per_launch(batch_size), most)
         with warnings.catch_warnings():
             # That some lie behind the end was said of all of them, when their number was known.
             warnings.filterwarnings("ignore", r"\d+ of \d+ updates learn", TrainingWarning)
