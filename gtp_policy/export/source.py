@@ -142,7 +142,7 @@ class Surroundings(Config):
         False
     """
 
-    KEY: ClassVar[str] = "surroundings"
+    KEY: ClassVar[str] = "policy_surroundings"
 
     action_shape: tuple[Width, ...] | None = Field(
         default=None, description="Shape of one action; None: a vector."
@@ -168,7 +168,7 @@ class Surroundings(Config):
 
         Example:
             >>> from gtp_policy.export import Surroundings
-            >>> Surroundings(steps=2).record()["surroundings"]["steps"]
+            >>> Surroundings(steps=2).record()["policy_surroundings"]["steps"]
             2
         """
         return {self.KEY: self.model_dump(mode="json")}
@@ -281,21 +281,25 @@ def source_of(policy: Exportable) -> PolicySource:
     if isinstance(policy, GTPLearner):
         return PolicySource.of_learner(policy)
     if isinstance(policy, Checkpoint):
-        source = PolicySource.of_learner(policy.learner)
-        return source._replace(
-            layout=policy.layout or source.layout,
-            action_scaler=policy.action_scaler or source.action_scaler,
-        )
+        return _of_checkpoint("that was given", policy)
     if isinstance(policy, str | Path):
-        found = load_checkpoint(policy, train_state=False)
-        surroundings = Surroundings.read(policy, found.metadata, found.learner)
-        source = surroundings.around(source_of(found), found.learner)
+        source = _of_checkpoint(policy, load_checkpoint(policy, train_state=False))
         return source._replace(sha256=content_id(expanded(policy)))
     if isinstance(policy, HasPolicySource):
         return policy.policy_source()
     raise ExportError(
         f"There is no policy to export: got {type(policy).__name__}, expected a learner, an actor, "
         "a checkpoint or its path, or a policy of gtp_sb3 or gtp_tianshou."
+    )
+
+
+def _of_checkpoint(path: str | Path, checkpoint: Checkpoint) -> PolicySource:
+    learner = checkpoint.learner
+    source = PolicySource.of_learner(learner)
+    surroundings = Surroundings.read(path, checkpoint.metadata, learner)
+    return surroundings.around(source, learner)._replace(
+        layout=checkpoint.layout or source.layout,
+        action_scaler=checkpoint.action_scaler or source.action_scaler,
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from gtp_policy import FlowMapActorConfig, GTPConfig, GTPLearnerConfig
+from gtp_policy import FlowMapActorConfig, GTPConfig, GTPLearnerConfig, load_checkpoint
 from gtp_policy.chunks import Playback
 from gtp_policy.errors import ExportError
 from gtp_policy.export import export_onnx, export_torch
@@ -97,11 +97,11 @@ def test_a_file_made_from_a_checkpoint_is_that_of_the_policy(tmp_path: Path) -> 
     policy.save(tmp_path / "policy.zip")
     documents = [
         export_onnx(source, tmp_path / "policy.onnx").model_dump()
-        for source in (policy, tmp_path / "policy.zip")
+        for source in (policy, tmp_path / "policy.zip", load_checkpoint(tmp_path / "policy.zip"))
     ]
     for document in documents:
         del document["observation"], document["checkpoint"]  # bounds and the hash
-    assert documents[0] == documents[1]
+    assert documents[0] == documents[1] == documents[2]
     assert documents[0]["candidates"] == 3
     assert documents[0]["action"]["shape"] == (2, 3)
 

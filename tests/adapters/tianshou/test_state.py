@@ -41,7 +41,7 @@ from gtp_policy import (
     save_checkpoint,
 )
 from gtp_policy.errors import CheckpointError, DataError, StateMismatchError
-from gtp_policy.export import export_onnx
+from gtp_policy.export import Surroundings, export_onnx
 from gtp_runtime import Policy as RuntimePolicy
 from gtp_tianshou import GTP, GTPPolicy, buffer_from_dataset
 from gtp_tianshou._state import check_schedulers
@@ -544,7 +544,7 @@ def test_surroundings_that_do_not_fit_are_refused(tmp_path: Path, surroundings: 
     actor = FlowMapActor(4, 6, FlowMapActorConfig(hidden=(16,)))
     learner = GTPLearner(actor, None, config=GTPLearnerConfig())
     path = save_checkpoint(
-        tmp_path / "policy.zip", learner, metadata={"surroundings": surroundings}
+        tmp_path / "policy.zip", learner, metadata={Surroundings.KEY: surroundings}
     )
-    with pytest.raises(CheckpointError, match="metadata of 'surroundings' with"):
+    with pytest.raises(CheckpointError, match="metadata of 'policy_surroundings' with"):
         export_onnx(path, tmp_path / "policy.onnx")
