@@ -1,6 +1,5 @@
 """GTP as an off-policy algorithm of Stable-Baselines3, online and offline."""
 
-import copy
 import math
 import pathlib
 import time
@@ -39,8 +38,6 @@ from gtp_policy import (
 )
 from gtp_policy.errors import (
     DataError,
-    GTPError,
-    StateMismatchError,
     TrainingWarning,
     UnsupportedSpaceError,
 )
@@ -58,6 +55,7 @@ from gtp_sb3._data import Dataset, Frame
 from gtp_sb3._loop import OfflineLoop
 from gtp_sb3._offline import OfflineTraining
 from gtp_sb3._spaces import action_scaler_of, check_env, layout_of
+from gtp_sb3._states import whole_or_nothing
 from gtp_sb3.policies import CnnPolicy, GTPPolicy, MlpPolicy, MultiInputPolicy, Observation
 
 SelfGTP = TypeVar("SelfGTP", bound="GTP")
@@ -951,31 +949,16 @@ class GTP(OfflineLoop):
                 f"The names do not match: got {sorted(given)}, expected {sorted(needed)}; unknown "
                 f"{unknown}, missing {missing}. Pass exact_match=False to leave some out."
             )
-        before = copy.deepcopy({name: recursive_getattr(self, name).state_dict() for name in given})
-        were_given = self.policy.scales_are_given
-        try:
-            self._load_states(given, exact_match)
-        except BaseException as error:
-            self._load_states(before, exact_match=True)
-            self.policy.scales_are_given = were_given
-            # Torch and its optimisers raise these on a state that is not one of theirs.
-            if isinstance(error, GTPError) or not isinstance(
-                error, AttributeError | KeyError | RuntimeError | TypeError | ValueError
-            ):
-                raise
-            raise StateMismatchError(
-                f"The parameters do not fit the model: got {type(error).__name__} ({error}), "
-                "expected what get_parameters() of such a model returned."
-            ) from error
+        targets = {name: recursive_getattr(self, name) for name in given}
+        # Of a compiled policy, the policy itself.
+        targets = {name: getattr(target, "_orig_mod", target) for name, target in targets.items()}
+        with whole_or_nothing(self.policy, *targets.values()):
+            for name, target in targets.items():
+                if isinstance(target, torch.optim.Optimizer):
+                    target.load_state_dict(given[name])
+                else:
+                    target.load_state_dict(given[name], strict=exact_match)
         self._offline.scales_are_fixed = True
-
-    def _load_states(self, states: Mapping[str, Any], exact_match: bool) -> None:
-        for name, state in states.items():
-            target = recursive_getattr(self, name)
-            if isinstance(target, torch.optim.Optimizer):
-                target.load_state_dict(state)
-            else:  # of a compiled policy, the policy itself
-                getattr(target, "_orig_mod", target).load_state_dict(state, strict=exact_match)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), *_saving.EXCLUDED]

@@ -14,6 +14,7 @@ from gtp_policy.errors import CheckpointError
 from gtp_policy.keyed_noise import keyed_noise
 from gtp_sb3 import _files
 from gtp_sb3._spaces import ObservationEncoder
+from gtp_sb3._states import whole_or_nothing
 
 # Parts of the host's own networks, by what does the same here.
 _ELSEWHERE = {
@@ -56,7 +57,7 @@ class Part(BaseModel):
         self.__dict__ |= {"policy": policy, "features_extractor": extractor}
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:  # noqa: ANN401 - torch's types
-        """Takes over parameters and buffers by their values.
+        """Takes over parameters and buffers by their values, all of them or nothing.
 
         Args:
             state_dict: What ``state_dict`` returned.
@@ -65,8 +66,13 @@ class Part(BaseModel):
 
         Returns:
             The missing and unexpected keys.
+
+        Raises:
+            StateMismatchError: If the state belongs to another network; nothing has been changed
+                then.
         """
-        return super().load_state_dict(state_dict, strict)
+        with whole_or_nothing(self.policy, self):
+            return super().load_state_dict(state_dict, strict)
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the network has
         try:

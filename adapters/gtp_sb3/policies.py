@@ -47,6 +47,7 @@ from gtp_sb3._spaces import (
     parts_of,
     with_axes,
 )
+from gtp_sb3._states import whole_or_nothing
 from gtp_sb3.networks import Actor, Critic
 
 OptimizerFactory = Callable[[str, nn.Module], torch.optim.Optimizer]
@@ -331,7 +332,7 @@ class GTPPolicy(BasePolicy):
         return state
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:  # noqa: ANN401 - torch's types
-        """Takes over parameters and buffers by their values.
+        """Takes over parameters and buffers by their values, all of them or nothing.
 
         The actor's scales are among them: a dataset that comes later does not set them anew.
 
@@ -344,9 +345,11 @@ class GTPPolicy(BasePolicy):
             The missing and unexpected keys.
 
         Raises:
-            StateMismatchError: If the state belongs to another flow map.
+            StateMismatchError: If the state belongs to other networks or to another flow map;
+                nothing has been changed then.
         """
-        return super().load_state_dict(state_dict, strict)
+        with whole_or_nothing(self, self):
+            return super().load_state_dict(state_dict, strict)
 
     def _load_from_state_dict(
         self,

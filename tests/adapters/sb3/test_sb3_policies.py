@@ -566,6 +566,24 @@ def test_what_was_assigned_is_trained_on(make_model: Make, part: str) -> None:
     assert not any(map(torch.equal, before, model.actor.parameters()))
 
 
+@pytest.mark.parametrize("part", ["", "actor", "actor_target", "critic", "critic_target"])
+def test_a_state_that_does_not_fit_changes_nothing(part: str) -> None:
+    policy = make_policy()
+    module = policy.get_submodule(part)
+    before = copy.deepcopy(policy.state_dict())
+    given = copy.deepcopy(module.state_dict())
+    for name in given:
+        if given[name].is_floating_point():
+            given[name] += 1
+    given[name] = torch.zeros(3, 3)  # the last one, by when torch has written the others
+    with pytest.raises(StateMismatchError, match=r"(?s)do not fit: .*size mismatch.*expected what"):
+        module.load_state_dict(given)
+    with pytest.raises(StateMismatchError, match=r"do not fit: .*expected what"):
+        module.load_state_dict(None)
+    assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
+    assert not policy.scales_are_given
+
+
 def test_a_state_of_earlier_versions_is_loaded_and_checked() -> None:
     policy = make_policy()
     # The core's networks were the policy's own children, and told of themselves there.
