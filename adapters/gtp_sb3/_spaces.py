@@ -75,6 +75,22 @@ def check_env(env: VecEnv, layout: ObservationLayout, scaler: ActionScaler) -> N
         )
 
 
+def check_complete(space: spaces.Space[Any], layout: ObservationLayout) -> None:
+    """Raises unless a layout has all parts of a space, as a features extractor needs them.
+
+    Raises:
+        UnsupportedSpaceError: If it leaves one out.
+    """
+    parts = [key for key in parts_of(space) if key]
+    if missing := [key for key in parts if key not in layout.keys]:
+        raise UnsupportedSpaceError(
+            f"The dataset leaves out parts of the observation: got {list(layout.keys)} without "
+            f"{missing}, expected {parts}, as a features extractor sees them all. Load the dataset "
+            "with these, or leave them out of the environment too: "
+            f"gymnasium.wrappers.FilterObservation(env, {list(layout.keys)})."
+        )
+
+
 def space_of(layout: ObservationLayout, images: Iterable[str] = ()) -> spaces.Space[Any]:
     """Returns a space of the shapes of a layout, where no environment says more.
 

@@ -131,7 +131,7 @@ class GTP(OfflineLoop):
 
     Raises:
         UnsupportedSpaceError: If the action space is no bounded Box; an AssertionError too, as SB3
-            raises.
+            raises. Also if the dataset leaves out parts that a features extractor needs.
         DataError: If the dataset is bad or does not fit, or has no rewards for the critic.
         ValueError: If a choice is made twice, or not offered.
 
@@ -783,6 +783,7 @@ class GTP(OfflineLoop):
 
         Raises:
             ValueError: If its spaces are others.
+            UnsupportedSpaceError: If a features extractor has not seen a part of its observations.
         """
         if self._spaces_are_derived:
             env = self._wrap_env(env, self.verbose)

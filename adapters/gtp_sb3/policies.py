@@ -42,6 +42,7 @@ from gtp_sb3._choices import check_candidates, check_policy_choices, merge_netwo
 from gtp_sb3._spaces import (
     ObservationEncoder,
     action_scaler_of,
+    check_complete,
     is_vector,
     layout_of,
     parts_of,
@@ -105,8 +106,8 @@ class GTPPolicy(BasePolicy):
             model that learned so, else None. Of those a file would not hold, so it is not exported.
 
     Raises:
-        UnsupportedSpaceError: If the action space is no bounded Box, or a Dict observation meets
-            a policy for arrays.
+        UnsupportedSpaceError: If the action space is no bounded Box, a Dict observation meets a
+            policy for arrays, or the layout leaves out a part that a features extractor needs.
         ValueError: If a choice is made twice, or not offered, or ``candidates`` are so many that an
             action would take seconds.
 
@@ -237,9 +238,13 @@ class GTPPolicy(BasePolicy):
 
         Returns:
             The module.
+
+        Raises:
+            UnsupportedSpaceError: If the layout leaves out a part of the observation.
         """
         if self.is_vector:
             return None
+        check_complete(self.observation_space, self.layout)
         extractor = self.make_features_extractor()
         return ObservationEncoder(
             self.observation_space, self.layout, extractor, self.normalize_images, history
@@ -592,6 +597,7 @@ class GTPPolicy(BasePolicy):
 
         Raises:
             ValueError: If observations would have to be preprocessed in another way.
+            UnsupportedSpaceError: If a features extractor has not seen a part of the observation.
         """
         extractor = self.features_extractor_class
         if self.is_vector != is_vector(observation_space, extractor, self.normalize_images):
@@ -599,6 +605,8 @@ class GTPPolicy(BasePolicy):
                 f"The observations are of another kind: got {observation_space}, expected one like "
                 f"{self.observation_space}. Build the model with the environment."
             )
+        if isinstance(self.learner.actor.encoder, ObservationEncoder):
+            check_complete(observation_space, self.layout)
         self.observation_space, self.action_space = observation_space, action_space
 
     def unscale_action(self, scaled_action: npt.NDArray[Any]) -> npt.NDArray[Any]:

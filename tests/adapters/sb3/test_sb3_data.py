@@ -1,5 +1,6 @@
 """Datasets of every kind become the same transitions; what would be wrong is refused."""
 
+import functools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,8 @@ from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from gtp_policy import OfflineDataset, Transitions
+from gtp_policy import GTPConfig, OfflineDataset, Transitions
+from gtp_policy.encoders import ImpalaEncoderConfig
 from gtp_policy.errors import DataError, UnsupportedSpaceError
 from gtp_sb3 import GTP
 
@@ -612,6 +614,39 @@ def test_a_layout_that_leaves_parts_out_is_kept(make_model: Make, minari_set: An
     with pytest.raises(DataError, match="leaves parts of the observation out"):
         model.set_dataset(None, keep_data=True)
     assert model.dataset is not None  # still there
+
+
+@has_extractor
+@pytest.mark.parametrize("left_out", ["gear", "camera"])
+def test_an_extractor_needs_all_parts(
+    make_model: Make, arrays: Arrays, config: GTPConfig, left_out: str
+) -> None:
+    parts = {
+        "camera": spaces.Box(0, 255, (1, 36, 36), np.uint8),
+        "gear": spaces.Discrete(3),
+        "speed": spaces.Box(-1, 1, (2,)),
+    }
+
+    kept = [key for key in ("camera", "speed") if key != left_out]
+    shapes = {"camera": (60, 1, 36, 36), "speed": (60, 2)}
+    obs = {key: np.zeros(shapes[key], parts[key].dtype) for key in kept}
+    dataset = OfflineDataset.from_arrays(**arrays | {"obs": obs, "next_obs": obs}, low=-2, high=2)
+    make = functools.partial(make_model, policy="MultiInputPolicy", dataset=dataset)
+    other = gymnasium.Env[Any, Any]()
+    other.observation_space = spaces.Dict({key: parts[key] for key in (*kept, left_out)})
+    other.action_space = spaces.Box(-2, 2, (1,))
+    message = rf"without \['{left_out}'\].*FilterObservation\(env, .*{kept[-1]}'\]\)"
+    with pytest.raises(UnsupportedSpaceError, match=message):
+        make(other)
+    if "camera" in kept:  # without one, there is no extractor
+        with pytest.raises(UnsupportedSpaceError, match=message):
+            make().set_env(other)
+        # The core's encoder sees what the layout has.
+        config = config.replace(encoder=ImpalaEncoderConfig(channels=(4,), features=8))
+        model = make(other, gtp_config=config)
+        assert model.predict(other.observation_space.sample())[0].shape == (1,)
+    model = make(gymnasium.wrappers.FilterObservation(other, kept))
+    assert model.predict(model.observation_space.sample())[0].shape == (1,)
 
 
 # --- VecNormalize
