@@ -249,7 +249,11 @@ def complete(
         "tau": info.config.learner.actor_rate,
     }
     if not known and info.layout is not None and info.action_scaler is not None:
-        defaults["observation_space"] = space_of(info.layout)
+        # Images with their axes as the encoder has learned them, whatever SB3 would make of them.
+        encoder, keys = info.config.encoder, info.layout.keys or ("",)
+        parts = () if encoder is None else encoder.parts or ()
+        images = [key for key, part in zip(keys, parts, strict=False) if part.image]
+        defaults["observation_space"] = space_of(info.layout, images)
         defaults["action_space"] = box_of(info.action_scaler)
     elif not known and env is None:
         raise CheckpointError(

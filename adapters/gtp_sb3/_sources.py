@@ -78,7 +78,8 @@ def spaces_of(dataset: object) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
         DataError: If it does not say in which units its actions are.
     """
     if isinstance(dataset, OfflineDataset):
-        return space_of(dataset.layout, dataset.images), box_of(dataset.action_scaler)
+        space = space_of(dataset.layout, dataset.images)
+        return channels_first(space), box_of(dataset.action_scaler)
     if isinstance(dataset, ReplayBuffer):
         return channels_first(dataset.observation_space), dataset.action_space
     if _is_minari(dataset):

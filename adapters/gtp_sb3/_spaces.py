@@ -94,10 +94,10 @@ def check_complete(space: spaces.Space[Any], layout: ObservationLayout) -> None:
 def space_of(layout: ObservationLayout, images: Iterable[str] = ()) -> spaces.Space[Any]:
     """Returns a space of the shapes of a layout, where no environment says more.
 
-    Images, by their keys, are bytes with their channels first; all else is unbounded.
+    Images, by their keys, are bytes; all else is unbounded.
     """
     boxes: dict[str, spaces.Space[Any]] = {
-        key: channels_first(spaces.Box(0, 255, shape, np.uint8))
+        key: spaces.Box(0, 255, shape, np.uint8)
         if key in images
         else spaces.Box(-np.inf, np.inf, shape, np.float32)
         for key, shape in zip(layout.keys or ("",), layout.shapes, strict=True)

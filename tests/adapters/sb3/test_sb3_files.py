@@ -182,6 +182,30 @@ def test_a_dict_checkpoint_of_the_core_is_a_model(tmp_path: Path, config: GTPCon
     np.testing.assert_allclose(model.predict(obs, deterministic=True)[0], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(3, 12, 12), (12, 12, 3)])
+@pytest.mark.parametrize("key", ["", "camera"])
+def test_a_checkpoint_of_the_core_with_images_is_a_model(
+    tmp_path: Path, config: GTPConfig, key: str, shape: tuple[int, ...]
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (4, *shape), np.uint8)
+    obs = {key: images, "speed": np.ones((4, 2))} if key else images
+    dataset = OfflineDataset.from_arrays(
+        obs=obs, action=np.zeros((4, 1)), terminated=[0, 0, 0, 1], truncated=[0] * 4, low=-1, high=1
+    )
+    encoder = ImpalaEncoderConfig(channels=(4,), features=8)
+    learner = GTPLearner.from_dataset(dataset, config.replace(encoder=encoder, critic=None))
+    path = save_checkpoint(
+        tmp_path / "a", learner, action_scaler=dataset.action_scaler, layout=dataset.layout
+    )
+    model = GTP.load(path)
+    assert (model.observation_space[key] if key else model.observation_space).shape == shape
+    model.save(tmp_path / "b")
+    for found in (model, GTP.load(tmp_path / "b")):
+        action = found.predict(obs, deterministic=True)[0]
+        expected = learner.act(dataset.layout.flatten(obs), deterministic=True)
+        np.testing.assert_allclose(action, expected, atol=1e-6)
+
+
 @pytest.mark.global_rng
 def test_with_an_environment(make_model: Make, walk: Any, tmp_path: Path) -> None:
     make_model(walk(), dataset=None, learning_starts=3).learn(5).save(tmp_path / "model")
