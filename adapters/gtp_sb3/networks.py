@@ -1,7 +1,7 @@
 """A policy's networks as SB3 shows them: ``actor(obs)`` and ``critic(obs, actions)``."""
 
 import pathlib
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy.typing as npt
 import torch
@@ -127,29 +127,39 @@ class Part(BaseModel):
         self.policy.save(path)
 
     @classmethod
-    def load(cls, path: str | pathlib.Path, device: torch.device | str = "auto") -> Self:
+    def load(
+        cls,
+        path: str | pathlib.Path,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+    ) -> Self:
         """Loads the policy of a file, and returns this part of it.
 
         Args:
             path: Name of the file, of a policy or of a whole model.
             device: Where to put it.
+            custom_objects: As for `GTPPolicy.load`; also the ``policy_class``.
 
         Returns:
             The part; its ``policy`` is the whole.
 
         Raises:
             CheckpointError: As for `GTPPolicy.load`, or if the policy has no critic.
+            StateMismatchError: If ``custom_objects`` do not fit the file.
         """
+        replaced = custom_objects or {}
         with _files.located(path) as file:
             info, encoded = _files.read(file)
             own = {name: value for name, value in encoded.items() if name == "policy_class"}
-            found = _files.decode_attributes(file, info, own, {}).get("policy_class")
+            attributes = _files.decode_attributes(file, info, own, replaced) | replaced
+            found = attributes.get("policy_class")
             if not isinstance(found, type) or not issubclass(found, BasePolicy):
                 raise CheckpointError(
                     f"Checkpoint {file} is no policy of SB3: got no `policy_class`, expected a "
                     "file of GTP.save or of GTPPolicy.save."
                 )
-        part = getattr(found.load(str(path), device), cls.kind, None)
+        loaded = cast(Any, found).load(str(path), device, custom_objects)
+        part = getattr(loaded, cls.kind, None)
         if not isinstance(part, cls):
             raise CheckpointError(
                 f"Checkpoint {path} has no {cls.kind}: got a cloned policy, expected one with a "

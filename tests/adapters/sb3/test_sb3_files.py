@@ -41,6 +41,7 @@ from gtp_policy.checkpoint import bundle
 from gtp_policy.encoders import ImpalaEncoderConfig
 from gtp_policy.errors import CheckpointError, StateMismatchError
 from gtp_sb3 import GTP, MlpPolicy, MultiInputPolicy, _codec
+from gtp_sb3.networks import Actor
 from tests.reliability.mutations import SLACK, peak_memory
 
 Make = Callable[..., GTP]
@@ -384,6 +385,23 @@ def test_own_backbone_has_to_be_given(make_model: Make, tmp_path: Path) -> None:
     model.policy.save(tmp_path / "policy")
     policy = MlpPolicy.load(tmp_path / "policy", custom_objects=custom)
     np.testing.assert_array_equal(actions(policy), actions(model))
+    with pytest.raises(CheckpointError, match=r"custom_objects=\{'policy_kwargs'"):
+        Actor.load(tmp_path / "policy")
+    actor = Actor.load(tmp_path / "policy", custom_objects=custom)
+    np.testing.assert_array_equal(actions(actor.policy), actions(model))
+
+
+def test_an_actor_of_an_own_policy_has_to_be_given_its_class(tmp_path: Path) -> None:
+    class Own(MlpPolicy):
+        pass
+
+    policy = Own(spaces.Box(-1, 1, (3,)), spaces.Box(-2, 2, (1,)), net_arch=[8])
+    policy.actor.save(tmp_path / "policy")
+    with pytest.raises(CheckpointError, match=r"custom_objects=\{'policy_class'"):
+        Actor.load(tmp_path / "policy")
+    actor = Actor.load(tmp_path / "policy", custom_objects={"policy_class": Own})
+    assert type(actor.policy) is Own
+    np.testing.assert_array_equal(actions(actor.policy), actions(policy))
 
 
 def test_arguments_of_load_replace_attributes(
