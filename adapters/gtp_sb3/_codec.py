@@ -73,6 +73,8 @@ def encode(value: object) -> JsonValue:
     Raises:
         NotInAFile: If it is neither numbers, strings and containers of them nor on the lists.
     """
+    if isinstance(value, torch.Tensor) and not value.shape:  # a number, as NumPy's are
+        value = value.item()
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, np.bool_):

@@ -807,6 +807,8 @@ def test_a_file_does_not_say_where_a_run_writes(make_model: Make, tmp_path: Path
         ("optimize_memory_usage", 0),
         ("learning_starts", False),
         ("batch_size", np.int64(8)),
+        ("batch_size", torch.tensor(8)),
+        ("gamma", torch.tensor(0.99)),
     ],
     ids=str,
 )
@@ -948,6 +950,8 @@ def test_spaces_survive_json(space: Any) -> None:
         np.float32(0.5),
         np.int64(3),
         np.bool_(True),
+        torch.tensor(0.5),
+        torch.tensor(float("inf")),
         nn.ReLU,
         torch.optim.Adam,
         MlpPolicy,
