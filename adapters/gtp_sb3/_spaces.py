@@ -177,5 +177,10 @@ class ObservationEncoder(nn.Module):
 def with_axes(obs: Any, layout: ObservationLayout) -> Any:  # noqa: ANN401 - one tensor or a dict
     """Gives discrete parts the axis that a replay buffer gives them: (B,) becomes (B, 1)."""
     if isinstance(obs, Mapping):
-        return {k: v[:, None] if v.ndim == 1 else v for k, v in obs.items()}
-    return obs[:, None] if obs.ndim == 1 and layout.shapes[0] == (1,) else obs
+        shapes = dict(zip(layout.keys, layout.shapes, strict=True))
+        return {k: _with_axis(v, shapes.get(k)) for k, v in obs.items()}
+    return _with_axis(obs, layout.shapes[0])
+
+
+def _with_axis(part: Any, shape: tuple[int, ...] | None) -> Any:  # noqa: ANN401 - a tensor
+    return part[:, None] if part.ndim == 1 and shape == (1,) else part

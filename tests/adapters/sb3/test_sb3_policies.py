@@ -403,6 +403,19 @@ def test_cnn_policy_sees_what_sb3s_extractor_would_see() -> None:
     )
 
 
+def test_a_part_of_one_number_needs_no_axis() -> None:
+    space = spaces.Dict({"time": spaces.Box(0, 1, ()), "speed": spaces.Box(-1, 1, (1,))})
+    policy = MultiInputPolicy(space, ACTIONS, net_arch=[8])
+    rows = torch.tensor([[0.5, 0.25], [-0.5, 0.75]])  # in the order of the layout
+    assert policy.layout.keys == ("speed", "time")
+    obs = {"speed": rows[:, :1].numpy(), "time": rows[:, 1].numpy()}
+    expected = policy.scaler.to_box(policy.learner.act(rows, deterministic=True).numpy())
+    found, _ = policy.predict(obs, deterministic=True)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    found, _ = policy.predict({k: v[0] for k, v in obs.items()}, deterministic=True)
+    np.testing.assert_allclose(found, expected[0], atol=1e-6)
+
+
 def test_spaces_of_another_kind_are_not_taken_over() -> None:
     policy = MlpPolicy(spaces.Box(-np.inf, np.inf, (4,)), ACTIONS, net_arch=[8])
     with pytest.raises(ValueError, match="of another kind"):
