@@ -9,9 +9,9 @@ from typing import Any, Self
 class StopSignal:
     """Turns Ctrl-C and SIGTERM into a flag, so that a loop can save and leave.
 
-    The first signal raises the flag, a second one interrupts as usual. The handlers that were there
-    before come back at the end. Of several that are nested, a signal raises the flags of all.
-    Outside the main thread nothing is installed.
+    The first signal raises the flag, a second one interrupts as usual. A signal that is ignored
+    stays ignored. The handlers that were there before come back at the end. Of several that are
+    nested, a signal raises the flags of all. Outside the main thread nothing is installed.
 
     Example:
         >>> import signal
@@ -35,7 +35,9 @@ class StopSignal:
         """Installs the handlers."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._stop)
+                # What is ignored stays so: a shell keeps its Ctrl-C from what runs behind it.
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._stop)
         return self
 
     def __exit__(self, *_: object) -> None:

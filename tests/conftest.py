@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,6 +16,10 @@ torch.set_num_threads(int(os.environ.get("GTP_TEST_THREADS", "1")))
 
 # A case of the trials is given more than in the scorecard: tests are traced and share their cores.
 os.environ.setdefault("TRIAL_SECONDS", "10")
+
+# A shell ignores Ctrl-C for what runs behind it, and its children inherit that: tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 for name, max_examples in {"few": 5, "dev": 25, "ci": 100, "deep": 2000}.items():
     settings.register_profile(

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import hashlib
 import itertools
 import json
 import os
@@ -903,7 +904,40 @@ def test_a_signal_reaches_every_loop_that_has_asked() -> None:
         assert outer
 
 
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert not stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 # --- files that contradict themselves
+
+
+@pytest.mark.parametrize("name", ["a", "a.zip"])
+def test_a_manifest_that_promises_more_than_there_is(tmp_path: Path, name: str) -> None:
+    # Only the length of the weights is looked at: by it goes what hosts build from the choices.
+    path = save_checkpoint(tmp_path / name, GTPLearner.build(3, 2, SMALL))
+
+    def promise(files: dict[str, bytes]) -> None:
+        manifest = json.loads(files["manifest.json"])
+        del manifest["sha256"]
+        manifest["files"]["weights.safetensors"]["bytes"] = 2**40
+        digest = hashlib.sha256(bundle._canonical(manifest)).hexdigest()
+        files["manifest.json"] = bundle._canonical({**manifest, "sha256": digest})
+
+    if path.is_dir():
+        files = {file.name: file.read_bytes() for file in path.iterdir()}
+        promise(files)
+        (path / "manifest.json").write_bytes(files["manifest.json"])
+    else:
+        path = rewrite(path, promise)
+    for door in (read_metadata, load_checkpoint):
+        with pytest.raises(CheckpointError, match=r"weights\.safetensors has another length"):
+            door(path)
 
 
 def tamper(path: Path, change: Callable[[dict[str, Tensor], dict[str, Tensor], Any], None]) -> None:

@@ -103,7 +103,7 @@ class _Attributes(BaseModel):
     gradient_steps: _Whole = 1
     learning_rate: _Real | Callable[..., Any] | None = None
     learning_starts: _Real = 0
-    n_envs: _Whole = Field(1, ge=1)
+    n_envs: _Whole = Field(1, ge=1, le=2**16)  # there is a record of each
     n_steps: _Whole = 1
     num_timesteps: _Whole = Field(0, ge=0)
     optimize_memory_usage: _Flag = False

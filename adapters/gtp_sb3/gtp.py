@@ -649,30 +649,32 @@ class GTP(OfflineLoop):
             self._use_learning_rate()
         if self.dataset is None and self._learns_by_episodes():
             self._follow_episodes_()
-        start, before = time.perf_counter(), learner.updates
-        last = before + gradient_steps
-        with StopSignal() as stop:
-            while learner.updates < last and not stop:
-                self._metrics = self._update(last - learner.updates, batch_size)
-        done = learner.updates - before
-        self._clock[0] += time.perf_counter() - start
-        self._clock[1] += done
-        self._n_updates = learner.updates
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        if self.dataset is not None:
-            self._offline.updates += done
-        stop.pass_on()
+        start, left = time.perf_counter(), gradient_steps
+        try:
+            while left > 0:
+                with StopSignal() as stop:
+                    self._metrics, done = self._update(left, batch_size)
+                    left -= done
+                stop.pass_on()  # to a handler that may return
+        finally:
+            done = gradient_steps - left
+            self._clock[0] += time.perf_counter() - start
+            self._clock[1] += done
+            self._n_updates = learner.updates
+            self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+            if self.dataset is not None:
+                self._offline.updates += done
 
-    def _update(self, most: int, batch_size: int) -> UpdateMetrics:
-        """Does one update, or as many as are one launch."""
+    def _update(self, most: int, batch_size: int) -> tuple[UpdateMetrics, int]:
+        """Does one update, or as many as are one launch, and returns how many."""
         shown = self._offline.shown
         if not isinstance(shown, OfflineDataset):  # drawn from by itself
-            return self.learner.update(self._minibatch(batch_size))
+            return self.learner.update(self._minibatch(batch_size)), 1
         n = 1 if most == 1 else min(self.learner.updates_per_launch(batch_size), most)
         with warnings.catch_warnings():
             # That some lie behind the end was said of all of them, when their number was known.
             warnings.filterwarnings("ignore", r"\d+ of \d+ updates learn", TrainingWarning)
-            return self.learner.update_from(shown, n, batch_size=batch_size)
+            return self.learner.update_from(shown, n, batch_size=batch_size), n
 
     def _use_learning_rate(self) -> None:
         """Gives every optimiser the learning rate of SB3's schedule.

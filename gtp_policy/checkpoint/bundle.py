@@ -97,8 +97,12 @@ def read_bundle(
         CheckpointError: If anything is not as `write_bundle` left it.
     """
     try:
-        with _opened(path) as read:
+        with _opened(path) as (read, length_of):
             entries = _check_manifest(read(MANIFEST, MANIFEST_LIMIT))
+            # Of those too that are not read: by them goes what may be built.
+            for name, entry in entries.items():
+                if length_of(name) != entry["bytes"]:
+                    raise ValueError(f"{name} has another length than {MANIFEST} says")
             found = {}
             for name in names:
                 if name not in entries:
@@ -128,7 +132,7 @@ def unreadable(path: Path, error: Exception) -> CheckpointError:
 def content_id(path: Path) -> str:
     """Returns a hash of the content of a bundle whose manifest is right; its files are not read."""
     try:
-        with _opened(path) as read:
+        with _opened(path) as (read, _):
             entries = _check_manifest(read(MANIFEST, MANIFEST_LIMIT))
     except Exception as error:  # as in read_bundle
         raise unreadable(path, error) from error
@@ -200,9 +204,9 @@ def _check_manifest(data: bytes) -> dict[str, dict[str, Any]]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """Yields a function from (name, most bytes) to the bytes of a member."""
+    """Yields functions from (name, most bytes) to the bytes of a member, and to its length."""
     if path.is_dir():
-        yield lambda name, most: _read_file(path / name, most)
+        yield lambda name, most: _read_file(path / name, most), lambda n: _length_of_file(path / n)
         return
     # Without waiting for the writer of a pipe.
     with os.fdopen(os.open(path, _READ), "rb") as file:
@@ -215,7 +219,11 @@ def _opened(path: Path) -> Iterator[Any]:
             members = archive.infolist()
             if len({m.filename for m in members}) != len(members):
                 raise ValueError("a zip file with two members of one name")
-            yield lambda name, most: _read_member(archive, name, most)
+            yield (
+                lambda name, most: _read_member(archive, name, most),
+                # More than the whole archive has is no length, whatever its table says.
+                lambda name: min(_member(archive, name).file_size, status.st_size),
+            )
 
 
 def _check_end_of_zip(file: io.BufferedReader) -> None:
@@ -257,29 +265,47 @@ def _wide_end_of_zip(data: bytes, place: int, narrow: tuple[int, ...]) -> tuple[
     return wide if narrow == tuple(map(min, wide, highest)) else ()
 
 
-def _read_member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+def _member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
     try:
         member = archive.getinfo(name)
     except KeyError:
         raise ValueError(f"a zip file without {name}") from None
     if member.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{name} is compressed; a checkpoint is zipped without compression")
+    return member
+
+
+def _read_member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+    member = _member(archive, name)
     if member.file_size > most:
         raise ValueError(f"{name} is longer than it may be")
     with archive.open(member) as file:
         return file.read(most + 1)
 
 
-def _read_file(path: Path, most: int) -> bytes:
+@contextlib.contextmanager
+def _opened_file(path: Path) -> Iterator[tuple[io.BufferedReader, int]]:
+    """Yields a file of a directory, and its length."""
     # Not through a symbolic link.
     with os.fdopen(os.open(path, _READ | getattr(os, "O_NOFOLLOW", 0)), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{path.name} is no regular file")
-        if status.st_size > most:
+        yield file, status.st_size
+
+
+def _read_file(path: Path, most: int) -> bytes:
+    with _opened_file(path) as (file, length):
+        if length > most:
             raise ValueError(f"{path.name} is longer than it may be")
         check_holes(file)
-        return file.read(most + 1)
+        return file.read(length + 1)
+
+
+def _length_of_file(path: Path) -> int:
+    with _opened_file(path) as (file, length):
+        check_holes(file)
+        return length
 
 
 def _write_file(path: Path, data: bytes) -> None:

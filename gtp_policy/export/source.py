@@ -145,14 +145,14 @@ class Surroundings(Config):
     KEY: ClassVar[str] = "policy_surroundings"
 
     action_shape: tuple[Width, ...] | None = Field(
-        default=None, description="Shape of one action; None: a vector."
+        default=None, max_length=32, description="Shape of one action; None: a vector."
     )
     whole_actions: Bool = Field(
         default=False, description="Whether the action Box holds whole numbers."
     )
     normalized_by: str | None = Field(
         default=None,
-        max_length=100,
+        pattern=r"^[ -~]{1,100}$",
         description="What normalises observations before the policy sees them; None: nothing does.",
     )
     steps: Width | None = Field(default=None, description="K; None: the actor's.")

@@ -645,6 +645,21 @@ def test_images_are_not_kept_as_the_place_where_an_environment_stands(
     assert loaded._last_obs is None
 
 
+def test_a_signal_that_interrupts_nothing_costs_no_updates(make_model: Make) -> None:
+    # As a handler of the user's own does that only makes a note.
+    model, seen = make_model(), []
+    model.gradient_steps = 5
+    weight = next(model.learner.actor.parameters())
+    handle = weight.register_hook(lambda _: signal.raise_signal(signal.SIGINT))
+    before = signal.signal(signal.SIGINT, lambda *_: seen.append(1))
+    try:
+        model.learn(2)
+    finally:
+        signal.signal(signal.SIGINT, before)
+        handle.remove()
+    assert model.learner.updates == len(seen) == 10
+
+
 @pytest.mark.parametrize("offline", [True, False])
 def test_ctrl_c_waits_for_the_end_of_an_update(
     make_model: Make, make_online: Make, walk: Any, tmp_path: Path, offline: bool
