@@ -195,13 +195,7 @@ STUDIES = (
                 steps=(1,),
                 deterministic=True,
             ),
-            Row(
-                "discount 0.997",
-                f"{HOPPER} --gamma 0.997",
-                updates=MAZE_UPDATES,
-                steps=(1,),
-                deterministic=True,
-            ),
+            Row("discount 0.997", f"{HOPPER} --gamma 0.997", updates=MAZE_UPDATES),
             *peers(HOPPER, iql="--reward return_range", td3_bc=""),
         ),
     ),
@@ -239,13 +233,6 @@ STUDIES = (
             Row(
                 "no layer norm",
                 f"{MEDIUM} --reward antmaze {NO_LAYER_NORM}",
-                updates=MAZE_UPDATES,
-                steps=(1,),
-                deterministic=True,
-            ),
-            Row(
-                "discount 0.997",
-                f"{MEDIUM} --reward antmaze --gamma 0.997",
                 updates=MAZE_UPDATES,
                 steps=(1,),
                 deterministic=True,
