@@ -13,7 +13,7 @@ import os
 import stat
 import struct
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def write_bundle(
 
 
 def read_bundle(
-    path: Path, names: Iterable[str], *, limit: Mapping[str, int]
+    path: Path, names: Collection[str], *, limit: Mapping[str, int], whole: bool = True
 ) -> tuple[dict[str, bytes], dict[str, int], str]:
     """Reads some files of a bundle and checks them against its manifest.
 
@@ -89,6 +89,7 @@ def read_bundle(
         path: A directory, or a zip file.
         names: Which files.
         limit: Most bytes of a file by name; without an entry, what is there.
+        whole: Whether the other files have to be there in their length as well.
 
     Returns:
         The files, the lengths that the manifest gives of all, and their `content_id`.
@@ -101,7 +102,7 @@ def read_bundle(
             entries = _check_manifest(read(MANIFEST, MANIFEST_LIMIT))
             # Of those too that are not read: by them goes what may be built.
             for name, entry in entries.items():
-                if length_of(name) != entry["bytes"]:
+                if (whole or name in names) and length_of(name) != entry["bytes"]:
                     raise ValueError(f"{name} has another length than {MANIFEST} says")
             found = {}
             for name in names:

@@ -250,9 +250,11 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - an option of an optimiser may b
     return value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
 
 
-def read_document(path: Path, encoder: nn.Module | None = None) -> tuple[Document, str]:
+def read_document(
+    path: Path, encoder: nn.Module | None = None, *, whole: bool = True
+) -> tuple[Document, str]:
     """Reads the choices alone, of the tensors only the length; and the hash of all content."""
-    files, lengths, content = bundle.read_bundle(path, [CONFIG], limit=_LIMITS)
+    files, lengths, content = bundle.read_bundle(path, [CONFIG], limit=_LIMITS, whole=whole)
     try:
         return _parse(files[CONFIG], lengths, encoder), content
     except Exception as error:  # as in read_bundle: hashes can be right and the content malicious

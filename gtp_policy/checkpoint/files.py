@@ -497,7 +497,7 @@ class CheckpointFolder:
         return (
             _OWN_NAME.fullmatch(path.name) is not None
             and _looks_like_one(path)
-            and read_document(path)[0].updates == int(path.name.removeprefix("step_"))
+            and read_document(path, whole=False)[0].updates == int(path.name.removeprefix("step_"))
         )
 
     def _remove_but(self, keep: int, newest: Path, learner: GTPLearner) -> None:
@@ -537,7 +537,7 @@ def _check_is_of_run(path: Path, learner: GTPLearner) -> bool:
 
     advice = "It stays as it is: move it away, or choose another folder for this run."
     try:
-        there, _ = read_document(path)
+        there, _ = read_document(path, whole=False)  # what a crash left is the run's, too
     except CheckpointError as error:
         raise CheckpointError(f"{error} {advice}") from error
     here = learner.actor.obs_dim, learner.actor.action_dim, learner.open_config
