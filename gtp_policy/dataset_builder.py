@@ -216,10 +216,11 @@ class OfflineDatasetBuilder:
         own = slice(start, start + obs.shape[1])
         step = max(1, CHUNK_BYTES // (8 * max(1, obs.shape[1])))
         for i in range(0, len(obs), step):
-            exact = obs[i : i + step].astype(np.float64)
-            self._least[own] = np.minimum(self._least[own], exact.min(0))
-            self._largest[own] = np.maximum(self._largest[own], exact.max(0))
+            part = obs[i : i + step]
+            self._least[own] = np.minimum(self._least[own], part.min(0))
+            self._largest[own] = np.maximum(self._largest[own], part.max(0))
             if obs.dtype.itemsize > 4:
+                exact = part.astype(np.float64, copy=False)
                 with np.errstate(all="ignore"):  # what is not finite is found by `append`
                     lost = np.abs(exact - exact.astype(np.float32)).max(0)
                 self._lost[own] = np.maximum(self._lost[own], lost)

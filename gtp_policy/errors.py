@@ -7,6 +7,9 @@ Every other mistake is a `GTPError` that is also the built-in error one would ex
 import difflib
 from collections.abc import Iterable
 
+# What torch and its optimisers raise on a state that is not one of theirs.
+FOREIGN_STATE_ERRORS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+
 
 class GTPError(Exception):
     """The root of all errors that gtp-policy raises itself.

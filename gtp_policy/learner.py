@@ -36,7 +36,7 @@ from gtp_policy.critic import (
 )
 from gtp_policy.dataset import OfflineDataset
 from gtp_policy.encoders import ImpalaEncoder
-from gtp_policy.errors import DataError, StateMismatchError
+from gtp_policy.errors import FOREIGN_STATE_ERRORS, DataError, StateMismatchError
 from gtp_policy.functional import (
     WRAPPERS,
     check_device,
@@ -54,9 +54,7 @@ from gtp_policy.times import Curriculum
 from gtp_policy.transitions import Transitions
 
 _NO_GUIDANCE = NoGuidance()
-# What torch and its optimisers raise on a state that is not one of theirs.
-_OF_FOREIGN_STATES = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
-M = TypeVar("M", bound=nn.Module | None)
+_M = TypeVar("_M", bound=nn.Module | None)
 OptimizerFactory = Callable[[str, nn.Module], torch.optim.Optimizer]
 
 
@@ -1258,7 +1256,7 @@ class GTPLearner(nn.Module):
             self._exchange_(assigned)
             self._take_over(before, True, False)
             self.broken = was
-            if isinstance(error, StateMismatchError) or not isinstance(error, _OF_FOREIGN_STATES):
+            if isinstance(error, StateMismatchError) or not isinstance(error, FOREIGN_STATE_ERRORS):
                 raise
             raise StateMismatchError(
                 f"The state does not fit the learner: got {type(error).__name__} ({error}), "
@@ -1375,7 +1373,7 @@ def _on_disk() -> Disk:
     return _disk
 
 
-def _copied(module: M) -> M:
+def _copied(module: _M) -> _M:
     """Returns a copy of a user's network, which may hold what cannot be copied."""
     try:
         return copy.deepcopy(module)

@@ -8,10 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gtp_policy.errors import GTPError, StateMismatchError
-
-# What torch and its optimisers raise on a state that is not one of theirs.
-_OF_FOREIGN_STATES = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+from gtp_policy.errors import FOREIGN_STATE_ERRORS, GTPError, StateMismatchError
 
 
 @contextlib.contextmanager
@@ -37,7 +34,7 @@ def whole_or_nothing(
             else:
                 target.load_state_dict(state)
         policy.scales_are_given = were_given
-        if isinstance(error, GTPError) or not isinstance(error, _OF_FOREIGN_STATES):
+        if isinstance(error, GTPError) or not isinstance(error, FOREIGN_STATE_ERRORS):
             raise
         raise StateMismatchError(
             f"The parameters do not fit: got {type(error).__name__} ({error}), expected what "

@@ -30,7 +30,6 @@ from gtp_policy import (
     read_metadata,
     restore_,
 )
-from gtp_policy.acting import chosen_by
 from gtp_policy.chunks import ChunkState
 from gtp_policy.critic import ValueNetwork
 from gtp_policy.errors import CheckpointError, DataError, UnsupportedSpaceError
@@ -531,18 +530,14 @@ class GTPPolicy(BasePolicy):
             (1,)
         """
         source = PolicySource.of_learner(self.learner)
-        candidates, choice = chosen_by(
-            self.learner.config, source.actor, source.critic, self.candidates, True
-        )
-        return source._replace(
-            layout=self.layout,
-            action_scaler=self.scaler,
-            action_shape=self.action_space.shape,
-            whole_actions=is_whole(self.action_space),
-            observations=observation_facts(self.observation_space),
-            candidates=candidates,
-            choice=choice,
-            normalized_by=self.normalized_by,
+        return (
+            self.surroundings()
+            .around(source, self.learner)
+            ._replace(
+                layout=self.layout,
+                action_scaler=self.scaler,
+                observations=observation_facts(self.observation_space),
+            )
         )
 
     def surroundings(self) -> Surroundings:

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from gtp_datasets.spaces import box_of
 from gtp_policy import ActionScaler, Config, GTPLearner
 from gtp_policy.errors import CheckpointError, StateMismatchError
+from gtp_policy.export import Surroundings
 from gtp_policy.records import check_values, what_is_wrong
 from gtp_tianshou._spaces import action_scaler_of
 
@@ -56,14 +57,7 @@ class Saved(Config):
             saved = cls.model_validate(values)
             if learner.critic is None and (saved.candidates or 1) > 1:
                 raise ValueError("several candidates without a critic")
-            # The limits that the learner's own choices have.
-            config = learner.full_config
-            config.replace(
-                actor=config.actor.replace(steps=saved.steps or config.actor.steps),
-                learner=config.learner.replace(
-                    eval_candidates=saved.candidates or config.learner.eval_candidates
-                ),
-            )
+            Surroundings(steps=saved.steps, candidates=saved.candidates).check(learner)
         except ValueError as error:  # pydantic's ValidationError is one
             raise CheckpointError(
                 f"{problem}: got metadata of {METADATA!r} with {what_is_wrong(error)}, expected "

@@ -29,6 +29,7 @@ from gtp_policy import (
 from gtp_policy.acting import ModeChoice, chosen_by
 from gtp_policy.chunks import ChunkPlayer
 from gtp_policy.errors import (
+    FOREIGN_STATE_ERRORS,
     NonFiniteError,
     ShapeError,
     StateMismatchError,
@@ -40,8 +41,6 @@ from gtp_tianshou._spaces import action_scaler_of, check_layout, flatten, plain
 
 # What of a learner's config says how its policy acts.
 _ACTING = {"eval_candidates", "choice", "deterministic_choice", "playback"}
-# What torch raises on a state that is not one of ours.
-_OF_FOREIGN_STATES = (AttributeError, KeyError, RuntimeError, TypeError, ValueError)
 
 
 class GTPPolicy(Policy):
@@ -438,7 +437,7 @@ class GTPPolicy(Policy):
                 warnings.simplefilter("ignore")
                 # To a copy first: torch finds what does not fit after it has written the rest.
                 super(GTPPolicy, copy.deepcopy(self)).load_state_dict(state_dict, strict, assign)
-        except _OF_FOREIGN_STATES as error:
+        except FOREIGN_STATE_ERRORS as error:
             if isinstance(error, StateMismatchError):
                 raise
             raise StateMismatchError(

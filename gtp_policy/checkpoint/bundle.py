@@ -100,9 +100,9 @@ def read_bundle(
     try:
         with _opened(path) as (read, length_of):
             entries = _check_manifest(read(MANIFEST, MANIFEST_LIMIT))
-            # Of those too that are not read: by them goes what may be built.
-            for name, entry in entries.items():
-                if (whole or name in names) and length_of(name) != entry["bytes"]:
+            # By the length of what is not read goes what may be built.
+            for name in entries.keys() - set(names) if whole else ():
+                if length_of(name) != entries[name]["bytes"]:
                     raise ValueError(f"{name} has another length than {MANIFEST} says")
             found = {}
             for name in names:

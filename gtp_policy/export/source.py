@@ -200,23 +200,41 @@ class Surroundings(Config):
         try:
             check_values(found)
             own = cls.model_validate_json(json.dumps(found))
-            config = learner.full_config
-            dim = learner.actor.action_dim // config.actor.chunk
-            if own.action_shape is not None and math.prod(own.action_shape) != dim:
-                raise ValueError(f"an action shape of other than {dim} numbers")
-            # The limits that the learner's own choices have.
-            config.replace(
-                actor=config.actor.replace(steps=own.steps or config.actor.steps),
-                learner=config.learner.replace(
-                    eval_candidates=own.candidates or config.learner.eval_candidates
-                ),
-            )
+            own.check(learner)
         except ValueError as error:
             raise CheckpointError(
                 f"Checkpoint {path} cannot be read: got metadata of {cls.KEY!r} with "
                 f"{what_is_wrong(error)}, expected what a host's save writes."
             ) from error
         return own
+
+    def check(self, learner: GTPLearner) -> None:
+        """Raises unless a learner could have these surroundings: within the limits of its choices.
+
+        Args:
+            learner: The learner.
+
+        Raises:
+            ValueError: If it could not.
+
+        Example:
+            >>> from gtp_policy import GTPLearner
+            >>> from gtp_policy.export import Surroundings
+            >>> Surroundings(action_shape=(2, 3)).check(GTPLearner.build(3, 2))
+            Traceback (most recent call last):
+            ...
+            ValueError: an action shape of other than 2 numbers
+        """
+        config = learner.full_config
+        dim = learner.actor.action_dim // config.actor.chunk
+        if self.action_shape is not None and math.prod(self.action_shape) != dim:
+            raise ValueError(f"an action shape of other than {dim} numbers")
+        config.replace(
+            actor=config.actor.replace(steps=self.steps or config.actor.steps),
+            learner=config.learner.replace(
+                eval_candidates=self.candidates or config.learner.eval_candidates
+            ),
+        )
 
     def around(self, source: PolicySource, learner: GTPLearner) -> PolicySource:
         """Returns a learner's policy as the host acts with it.
@@ -227,6 +245,13 @@ class Surroundings(Config):
 
         Returns:
             The same networks, in these surroundings.
+
+        Example:
+            >>> from gtp_policy import GTPConfig, GTPLearner
+            >>> from gtp_policy.export import PolicySource, Surroundings
+            >>> learner = GTPLearner.build(3, 2, GTPConfig(critic=None))
+            >>> Surroundings(steps=2).around(PolicySource.of_learner(learner), learner).steps
+            2
         """
         candidates, choice = chosen_by(
             learner.config, source.actor, source.critic, self.candidates, True
