@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Self, get_args
+from typing import Annotated, Any, ClassVar, Self, TypeGuard, get_args
 
 from pydantic import (
     AfterValidator,
@@ -40,6 +40,17 @@ def _computable(value: float) -> float:
     return value
 
 
+def is_name(value: object) -> TypeGuard[str]:
+    """Returns whether a value is a `Name`."""
+    return type(value) is str and 1 <= len(value) <= 100 and value.isascii() and value.isprintable()
+
+
+def _named(value: str) -> str:
+    if not is_name(value):
+        raise ValueError("a name is of 1 to 100 printable characters of ASCII")
+    return value
+
+
 # Lax pydantic turns `True` into 1.0 and "1e-3" into 0.001; a configuration should not guess. What
 # is a number of NumPy or torch is no guess, and becomes a plain one: configs are written as JSON.
 AnyFloat = Annotated[float, Field(strict=True), BeforeValidator(plain_float)]
@@ -49,6 +60,7 @@ Float = Annotated[
 Int = Annotated[int, Field(strict=True), BeforeValidator(plain_int)]
 Width = Annotated[int, Field(strict=True, ge=1), BeforeValidator(plain_int)]
 Bool = Annotated[bool, Field(strict=True)]
+Name = Annotated[str, Field(strict=True), AfterValidator(_named)]  # of something, for a message
 
 # Hidden layers of a network: to build more takes seconds, of however few numbers they are.
 MOST_HIDDEN = 128

@@ -176,7 +176,9 @@ class Foldings:
             or not (found.config is config or found.config == config)
             or not found.fingerprint.holds()
         ):
-            why_not = next(reasons(actor, steps, changes()), "")
+            why_not = next(reasons(actor, changes()), "")
+            if steps > _MOST_STEPS:
+                why_not = f"{steps} jumps are more than {_MOST_STEPS}"
             with outside():  # it is kept
                 sampler = None if why_not else FoldedActor(fold(actor, steps))
             found = _Made(type(actor), config, Fingerprint(actor), sampler, why_not)
@@ -184,10 +186,8 @@ class Foldings:
         return found.sampler, found.why_not
 
 
-def reasons(actor: Any, steps: int, changes: Iterable[str]) -> Iterator[str]:  # noqa: ANN401
+def reasons(actor: Any, changes: Iterable[str]) -> Iterator[str]:  # noqa: ANN401
     """Yields why an actor cannot be folded."""
-    if steps > _MOST_STEPS:
-        yield f"{steps} jumps are more than {_MOST_STEPS}"
     for reason in itertools.chain(changes, network_reasons(actor, flow_map=True)):
         yield f"the actor {reason}"
 

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from gtp_policy._config import MOST_HIDDEN, AnyFloat, Config, Float, Int, Width
+from gtp_policy._config import MOST_HIDDEN, AnyFloat, Config, Float, Int, Width, is_name
 from gtp_policy._fingerprint import SAMPLING, knows
 from gtp_policy._folding import DEVICES, FoldedActor, Foldings, fold, reasons
 from gtp_policy._numbers import as_int
@@ -34,7 +34,8 @@ from gtp_policy.times import KarrasTimes, LinearTimes, TimeSchedule
 
 _SMALLEST_STD = 1e-4
 _MOST_STEPS = 1_000_000
-_SHARE = "mode_share"  # its name in the metadata of a state
+# Their names in the metadata of a state.
+_SHARE, _NORMALIZED = "mode_share", "normalized_by"
 _Mean = Annotated[AnyFloat, Field(ge=-1, le=1)]
 # Of less, float32 does not resolve what the flow would move; of actions in [-1, 1] it is at most 1.
 _Std = Annotated[Float, Field(ge=1e-6, le=1)]
@@ -207,6 +208,11 @@ class FlowMapActor(nn.Module):
             For images and the like. Default: none, F = O.
         seed: Seed of the initial parameters and of the fixed noise.
 
+    Attributes:
+        normalized_by: What normalises observations before the actor sees them, such as
+            "VecNormalize"; None: nothing that is known of. No file holds that, so that an export
+            is refused. Goes with states and checkpoints.
+
     Raises:
         ValueError: If a dimension is smaller than 1, or no multiple of the config's ``history`` or
             ``chunk``.
@@ -257,6 +263,7 @@ class FlowMapActor(nn.Module):
         self.encoder = encoder
         # What `gtp_policy.acting.mode_share` found when a learner last looked.
         self.mode_share: float | None = None
+        self.normalized_by: str | None = None
         given = {
             parameter.dtype
             for module in (network, encoder)
@@ -618,7 +625,7 @@ class FlowMapActor(nn.Module):
             2
         """
         steps = self._steps(steps)
-        if next(reasons(self, steps, self._changes()), None) is not None:
+        if next(reasons(self, self._changes()), None) is not None:
             return None
         return fold(self, steps)
 
@@ -729,7 +736,7 @@ ones beyond 24 rows']
         # Where torch keeps versions: copies and ``torch.save`` keep it, an average has none.
         told = getattr(destination, "_metadata", {}).get(prefix[:-1])
         if told is not None:
-            told[_SHARE] = self.mode_share
+            told[_SHARE], told[_NORMALIZED] = self.mode_share, self.normalized_by
 
     def _load_from_state_dict(
         self,
@@ -742,6 +749,9 @@ ones beyond 24 rows']
         # Wherever in a module this actor is: other parameters leave no old answer behind.
         share = local_metadata.get(_SHARE)
         self.mode_share = share if type(share) is float and 0 <= share <= 1 else None
+        # An average says nothing of it, and is of networks that saw the same.
+        name = local_metadata.get(_NORMALIZED, self.normalized_by)
+        self.normalized_by = name if is_name(name) else None
 
     def check_observations(self, obs: Tensor) -> None:
         """Raises unless observations are what the networks take: for values from outside.

@@ -56,6 +56,72 @@ def replacing(path: Path, suffix: str = "") -> Iterator[Path]:
         remove(temporary)
 
 
+@contextlib.contextmanager
+def replacing_together(*paths: Path) -> Iterator[tuple[Path, ...]]:
+    """Yields names to write files to, which then replace those at ``paths``, all of them or none.
+
+    Where nothing is written to a name, the file at its path is removed. Each file is replaced as by
+    `replacing`; if one cannot be, those that were are put back.
+
+    Args:
+        *paths: The files, each in a folder that may not be there yet.
+
+    Yields:
+        A name for each, with the same ending.
+
+    Raises:
+        OSError: If the operating system refuses.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from gtp_policy.files import replacing_together
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with replacing_together(Path(folder, "a.txt"), Path(folder, "b.txt")) as (a, b):
+        ...         _ = a.write_text("hopper 58.7")
+        ...     [file.name for file in Path(folder).iterdir()]
+        ['a.txt']
+    """
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path)
+    names, kept = ([temporary_name(path, path.suffix) for path in paths] for _ in range(2))
+    begun: list[tuple[Path, Path]] = []
+    try:
+        yield tuple(names)
+        for name in names:
+            if name.exists():
+                with open(name, "rb+") as file:
+                    os.fsync(file.fileno())
+        for path, old in zip(paths, kept, strict=True):
+            if os.path.lexists(path):
+                _keep(path, old)
+        for path, old, name in zip(paths, kept, names, strict=True):
+            begun.append((path, old))
+            if name.exists():
+                os.replace(name, path)
+            else:
+                path.unlink(missing_ok=True)
+    except BaseException:
+        for path, old in begun:
+            if os.path.lexists(old):
+                os.replace(old, path)
+            else:
+                path.unlink(missing_ok=True)
+        raise
+    finally:
+        for name in (*names, *kept):
+            remove(name)
+
+
+def _keep(path: Path, name: Path) -> None:
+    """Gives a file, or a link as it is, a second name."""
+    try:
+        os.link(path, name, follow_symlinks=False)
+    except OSError:  # a file system without such names
+        shutil.copy2(path, name, follow_symlinks=False)
+
+
 def expanded(path: str | os.PathLike[str]) -> Path:
     """Returns a path in which a leading ``~`` or ``~user`` is a home directory, as in a shell.
 

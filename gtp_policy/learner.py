@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from gtp_policy._config import is_name
 from gtp_policy._engine.adam import Adam, check_moments
 from gtp_policy._engine.by_autograd import ByAutograd
 from gtp_policy._engine.choice import LAUNCH, Dispatcher, explain
@@ -530,6 +531,24 @@ class GTPLearner(nn.Module):
         full = self.open_config.replace(learner=config)
         # Both at once, after everything that may raise (a warning may, too).
         self.loss.config, self.config = full.cap_curriculum(stacklevel=3).loss, config
+
+    @property
+    def normalized_by(self) -> str | None:
+        """What normalises observations before the actors see them, see `FlowMapActor`.
+
+        Example:
+            >>> from gtp_policy import GTPLearner
+            >>> learner = GTPLearner.build(3, 2)
+            >>> learner.normalized_by = "VecNormalize"
+            >>> learner.target_actor.normalized_by
+            'VecNormalize'
+        """
+        return self.actor.normalized_by
+
+    @normalized_by.setter
+    def normalized_by(self, name: str | None) -> None:
+        for actor in (self.actor, self.target_actor):
+            actor.normalized_by = name
 
     def set_observation_statistics_(self, mean: Tensor, std: Tensor) -> None:
         """Gives every network the same observation normaliser, in place.
@@ -1292,6 +1311,8 @@ class GTPLearner(nn.Module):
                 optimizer.load_state_dict(copy.deepcopy(extra["optimizers"][name]))
         # After the actor, to which a state in a plain dictionary, as of a file, says nothing of it.
         self.target_actor.mode_share = extra.get("mode_share")
+        if "normalized_by" in extra:  # not in states before version 0.1
+            self.normalized_by = extra["normalized_by"]
         return result
 
     def _float_types(self) -> set[torch.dtype]:
@@ -1314,6 +1335,7 @@ class GTPLearner(nn.Module):
         return {
             "updates": self.updates,
             "mode_share": self.target_actor.mode_share,
+            "normalized_by": self.normalized_by,
             "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
         }
 
@@ -1336,6 +1358,12 @@ class GTPLearner(nn.Module):
         if not (share is None or (type(share) is float and 0 <= share <= 1)):
             raise StateMismatchError(
                 f"The state has no share of the mode: got {share!r}, expected a float from 0 to 1."
+            )
+        name = state.get("normalized_by")
+        if not (name is None or is_name(name)):
+            raise StateMismatchError(
+                f"The state names nothing that normalises: got {name!r:.100}, expected a word of "
+                "ASCII or None."
             )
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(copy.deepcopy(state["optimizers"][name]))

@@ -21,6 +21,7 @@ from gtp_policy import (
     QEnsembleConfig,
     act,
     load_checkpoint,
+    restore_,
     save_checkpoint,
 )
 from gtp_policy.acting import (
@@ -280,6 +281,32 @@ def test_what_was_seen_of_the_mode_goes_with_the_parameters_and_no_others() -> N
     other.target_critic, other.updates = None, 1_000
     look(other, 1, lambda: obs)
     assert other.target_actor.mode_share is None  # nobody looks any more
+
+
+def test_what_normalises_observations_goes_with_the_actor(tmp_path: Path) -> None:
+    learner, other = GTPLearner.build(2, 1), GTPLearner.build(2, 1)
+    learner.normalized_by = "VecNormalize"
+    state = copy.deepcopy(learner.state_dict())
+    other.load_state_dict(state)
+    assert other.normalized_by == "VecNormalize"
+    del state["_extra_state"]["normalized_by"]  # of a state from before, with and without metadata
+    other.normalized_by = None
+    other.load_state_dict(state)
+    assert other.normalized_by == "VecNormalize"
+    other.load_state_dict(dict(state))
+    assert other.normalized_by == "VecNormalize"  # an average is of networks that saw the same
+    other.normalized_by = None
+    other.load_state_dict(dict(state))
+    assert other.normalized_by is None
+    restore_(other, learner.save(tmp_path / "normalised"))
+    assert other.normalized_by == "VecNormalize"
+    learner.normalized_by = None
+    restore_(other, learner.save(tmp_path / "raw"))
+    assert other.normalized_by is None
+    for name in ("", "a" * 101, "a\nb", "\ud800", 3):
+        state["_extra_state"]["normalized_by"] = name
+        with pytest.raises(StateMismatchError, match="names nothing that normalises"):
+            other.load_state_dict(state)
 
 
 def test_images_are_looked_at_a_few_at_a_time() -> None:

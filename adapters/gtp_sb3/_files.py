@@ -11,6 +11,7 @@ import stable_baselines3
 from pydantic import JsonValue
 from stable_baselines3.common.utils import get_system_info
 
+from gtp_datasets.spaces import is_whole
 from gtp_policy import (
     ActionScaler,
     CheckpointInfo,
@@ -210,6 +211,31 @@ def decode_attributes(
             f"pickle can hold. Pass it: load(..., custom_objects={{{name!r}: ...}})."
         ) from error
     return found
+
+
+def check_surroundings(path: pathlib.Path, info: CheckpointInfo, learner: GTPLearner) -> None:
+    """Raises unless what an export goes by is what SB3's attributes say.
+
+    Raises:
+        CheckpointError: If it is another policy's.
+    """
+    found, own = Surroundings.read(path, info.metadata, learner), info.metadata.get("sb3")
+    if Surroundings.KEY not in info.metadata or not isinstance(own, dict):
+        return
+    expected = found.replace(steps=None)
+    if "action_space" in own:
+        space = decode_attributes(path, info, {"action_space": own["action_space"]}, ())
+        box = space["action_space"]
+        expected = expected.replace(action_shape=box.shape, whole_actions=is_whole(box))
+    kwargs = own.get("policy_kwargs")
+    candidates = kwargs.get("candidates") if isinstance(kwargs, dict) else found.candidates
+    if candidates is None or isinstance(candidates, int):  # others have a tag
+        expected = expected.replace(candidates=candidates)
+    if found != expected:
+        raise CheckpointError(
+            f"Checkpoint {path} contradicts itself: got {found} beside attributes that say "
+            f"{expected}, expected the same, as GTP.save writes them."
+        )
 
 
 def with_candidates(

@@ -14,7 +14,6 @@ from gtp_sb3.policies import GTPPolicy
 # What a file holds of it: names of attributes there, which older files have too, and here.
 _SAVED = {
     "_horizon": "horizon",
-    "_obs_are_normalized": "obs_are_normalized",
     "_offline_updates": "updates",
     "_scales_are_fixed": "scales_are_fixed",
     "_sigma_is_open": "sigma_is_open",
@@ -38,8 +37,6 @@ class OfflineTraining:
         updates: How many updates were done on data.
         horizon: What set the number of updates over which curriculum and schedules unfold:
             ``"config"`` or ``"first run"``; None where nothing has yet.
-        obs_are_normalized: Whether ``VecNormalize`` normalised the observations of the latest run;
-            None where there was none.
         scales_are_fixed: Whether scales came with parameters: no dataset sets them then.
         sigma_is_open: Whether the config leaves ``sigma_data`` to the dataset.
         statistics_are_open: Whether it leaves the actions' statistics to the dataset.
@@ -52,7 +49,6 @@ class OfflineTraining:
         self.updates = 0
         is_set = "total_updates" in config.learner.model_fields_set
         self.horizon: str | None = "config" if is_set else None
-        self.obs_are_normalized: bool | None = None
         self.scales_are_fixed = False
         self.sigma_is_open = config.actor.sigma_data is None
         self.statistics_are_open = config.actor.action_statistics is None
@@ -105,18 +101,20 @@ class OfflineTraining:
         self.dataset, self.shown, self.is_missing = None, None, False
 
     def look_at_wrapper_(self, learner: GTPLearner, wrapper: VecNormalize | None) -> None:
-        """Warns if a trained policy is shown other observations than in the run before.
+        """Notes what normalises observations, and warns if a trained policy knows other ones.
 
         Its networks, and what they take off observations, are made for those.
         """
-        before, now = self.obs_are_normalized, wrapper is not None and wrapper.norm_obs
-        self.obs_are_normalized = now
-        if learner.updates and before is not None and before != now:
-            kinds = {True: "normalised by VecNormalize", False: "as they are"}
+        normalizes = wrapper is not None and wrapper.norm_obs
+        before, now = learner.normalized_by, "VecNormalize" if normalizes else None
+        learner.normalized_by = now
+        # Without updates, what normalises them is that of the clone it goes on from.
+        if (learner.updates or before) and before != now:
+            seen = [f"normalised by {name}" if name else "as they are" for name in (now, before)]
             warnings.warn(
-                f"The policy was trained on other observations: got {kinds[now]}, expected "
-                f"{kinds[before]}, as in the run before. Set an environment that shows them so, "
-                "or build a new model for this one.",
+                f"The policy was trained on other observations: got them {seen[0]}, expected them "
+                f"{seen[1]}, as before. Set an environment that shows them so, or build a new "
+                "model for this one.",
                 stacklevel=3,
             )
 

@@ -119,7 +119,6 @@ class _Attributes(BaseModel):
     last_original_obs: _Observations | None = Field(None, alias="_last_original_obs")
     horizon: Literal["config", "first run"] | None = Field(None, alias="_horizon")
     n_updates: int = Field(0, ge=0, alias="_n_updates")
-    obs_are_normalized: bool | None = Field(None, alias="_obs_are_normalized")
     offline_updates: int = Field(0, ge=0, alias="_offline_updates")
     scales_are_fixed: bool = Field(False, alias="_scales_are_fixed")
     seeds_globally: bool = Field(False, alias="_seeds_globally")

@@ -41,7 +41,7 @@ from gtp_policy.errors import (
     TrainingWarning,
     UnsupportedSpaceError,
 )
-from gtp_policy.export import PolicySource, Surroundings
+from gtp_policy.export import PolicySource
 from gtp_policy.functional import check_kind
 from gtp_sb3 import _files, _normalize, _replay, _saving, _sources
 from gtp_sb3._choices import (
@@ -545,8 +545,6 @@ class GTP(OfflineLoop):
         """
         total_timesteps = _whole(total_timesteps)
         self._offline.look_at_wrapper_(self.learner, self.get_vec_normalize_env())
-        normalizes = self._offline.obs_are_normalized
-        self.policy.normalized_by = "VecNormalize" if normalizes else None
         if self.dataset is None:
             self._need_env("Learning without a dataset")
             if self.policy.has_memory:
@@ -919,8 +917,7 @@ class GTP(OfflineLoop):
         self._layout = info.layout or layout_of(self.observation_space)
         self._setup_model()
         restore_(self.learner, path)
-        surroundings = Surroundings.read(path, info.metadata, self.learner)
-        self.policy.normalized_by = surroundings.normalized_by
+        _files.check_surroundings(path, info, self.learner)
         self._show_tau()
 
     def set_parameters(

@@ -101,8 +101,6 @@ class GTPPolicy(BasePolicy):
             cloning.
         critic_target: Their target networks.
         value: Value network of the expectile baseline, or None.
-        normalized_by: What normalises observations before the policy sees them: "VecNormalize" of a
-            model that learned so, else None. Of those a file would not hold, so it is not exported.
 
     Raises:
         UnsupportedSpaceError: If the action space is no bounded Box, a Dict observation meets a
@@ -177,7 +175,6 @@ class GTPPolicy(BasePolicy):
         self.__dict__["_network"] = network
         self._build(merge_networks(config or GTPConfig(), net_arch, n_critics), lr_schedule)
         self.candidates = candidates
-        self.normalized_by: str | None = None
 
     @property
     def candidates(self) -> int | None:
@@ -555,7 +552,6 @@ class GTPPolicy(BasePolicy):
         return Surroundings(
             action_shape=self.action_space.shape,
             whole_actions=is_whole(self.action_space),
-            normalized_by=self.normalized_by,
             candidates=self.candidates,
         )
 
@@ -694,8 +690,7 @@ class GTPPolicy(BasePolicy):
                     **kwargs | {"config": info.config, "layout": info.layout},
                 ).to(get_device(device))
                 restore_(policy.learner, file)
-            surroundings = Surroundings.read(file, info.metadata, policy.learner)
-            policy.normalized_by = surroundings.normalized_by
+            _files.check_surroundings(file, info, policy.learner)
         return policy
 
     @classmethod

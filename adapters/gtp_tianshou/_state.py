@@ -41,7 +41,12 @@ class Saved(Config):
     def read(cls, path: str | Path, metadata: Mapping[str, JsonValue], learner: GTPLearner) -> Self:
         """Checks the part of a checkpoint's metadata that is ours."""
         problem = f"Checkpoint {path} cannot be read", "what GTP.save wrote"
-        return cls._checked(metadata.get(METADATA, {}), learner, *problem)
+        values = metadata.get(METADATA, {})
+        if Surroundings.KEY in metadata and isinstance(values, Mapping):
+            # What exports of the file go by, whichever host wrote it.
+            found = Surroundings.read(path, metadata, learner)
+            values = {**values, "steps": found.steps, "candidates": found.candidates}
+        return cls._checked(values, learner, *problem)
 
     @classmethod
     def write(cls, values: dict[str, Any], learner: GTPLearner) -> dict[str, JsonValue]:

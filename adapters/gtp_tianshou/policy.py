@@ -343,6 +343,7 @@ class GTPPolicy(Policy):
             candidates=candidates,
             choice=choice,
             playback=self._choices.playback,
+            normalized_by=self.actor.normalized_by,
         )
 
     def _rows(

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, JsonValue, ValidationError
 from torch import Tensor, nn
 
-from gtp_policy._config import RECORDED, AnyFloat, Bool, Config, Float, Int, Width
+from gtp_policy._config import RECORDED, AnyFloat, Bool, Config, Float, Int, Name, Width
 from gtp_policy._engine.whole import check_whole
 from gtp_policy.checkpoint import bundle
 from gtp_policy.config import GTPConfig
@@ -75,6 +75,7 @@ class Document(Config):
     # Of a learner that is new: nobody has said how long its run is, and its first `fit` does.
     length_is_open: Bool = False
     mode_share: Float | None = Field(default=None, ge=0, le=1)  # of the target actor, if measured
+    normalized_by: Name | None = None  # the observations that the actor sees
     metadata: dict[str, JsonValue]
 
     uncounted: ClassVar[frozenset[str]] = frozenset({"metadata"})  # any JSON is right there
@@ -122,6 +123,7 @@ def files_of(
             length_is_open=not learner.updates
             and "total_updates" not in learner.config.model_fields_set,
             mode_share=learner.target_actor.mode_share,
+            normalized_by=learner.normalized_by,
             metadata=dict(metadata or {}),
         )
         # Through json and not pydantic: NaN in the metadata is an error, not null.
@@ -453,6 +455,7 @@ def _checked(
     extras["_extra_state"] = {
         "updates": document.updates,
         "mode_share": document.mode_share,
+        "normalized_by": document.normalized_by,
         "optimizers": optimizers,
     }
     return {**weights, **extras}

@@ -48,6 +48,9 @@ _TOLERANCE: dict[Precision, float] = {"float32": 1e-4, "float16": 0.1}
 _ROWS = 1, 2, 33
 _SEEDS = 2**24
 _LONGEST, _MOST_HOLES = 2**31, 2**26  # bytes of a file
+# Each jump is in the graph on its own: of the default network these take seconds, and torch takes
+# as long for far fewer.
+_MOST_JUMPS, _MOST_TRACED = 1_000, 32
 
 
 def export_onnx(
@@ -111,6 +114,7 @@ def export_onnx(
 
     with _plainly():
         plan = _plan(policy, steps, candidates, choice, layout, action_scaler)
+        _check_jumps(plan, _MOST_JUMPS)
         document = _document(plan, noise, seed, precision)
         model = graph.default_graph(plan, precision)
     if model is None and precision != "float32":
@@ -355,7 +359,16 @@ def _onnx() -> Any:  # noqa: ANN401 - a module
     return onnx
 
 
+def _check_jumps(plan: Plan, most: int) -> None:
+    if plan.steps > most:
+        raise ExportError(
+            f"The file would hold too many jumps: got steps={plan.steps}, expected at most {most} "
+            "of this kind of policy. Pass a smaller number as `steps`."
+        )
+
+
 def _program(plan: Plan) -> torch.export.ExportedProgram:
+    _check_jumps(plan, _MOST_TRACED)
     parts, noise = plan.probes(3)
     rows = torch.export.Dim("batch", min=1)
     try:

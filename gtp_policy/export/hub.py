@@ -4,8 +4,6 @@ A repository has the checkpoint, from which training goes on; the ONNX file, whi
 package; and a card that says what both are. Tensors, JSON and text: loading executes nothing.
 """
 
-import contextlib
-import errno
 import json
 import math
 import os
@@ -31,7 +29,7 @@ from gtp_policy.errors import (
 from gtp_policy.export.files import export_onnx
 from gtp_policy.export.policy_file import PolicyFile
 from gtp_policy.export.source import source_of
-from gtp_policy.files import expanded, replacing
+from gtp_policy.files import expanded, replacing_together
 from gtp_policy.learner import GTPLearner, OptimizerFactory
 from gtp_policy.records import decode
 from gtp_policy.spaces import ActionScaler, ObservationLayout
@@ -102,12 +100,8 @@ def save_pretrained(
     )
     record = _read(result) if result is not None else None
     try:
-        _check_places(folder)
-        with (
-            replacing(folder / CHECKPOINT, ".zip") as checkpoint,
-            contextlib.ExitStack() as stack,
-            replacing(folder / CARD) as text,
-        ):
+        places = folder / CHECKPOINT, folder / ONNX, folder / CARD
+        with replacing_together(*places) as (checkpoint, graph, text):
             save_checkpoint(
                 checkpoint,
                 given.learner,
@@ -119,13 +113,11 @@ def save_pretrained(
             if onnx:
                 # Not from what was written: it lacks an encoder of the user's own. With its hash.
                 source = source_of(given)._replace(sha256=content_id(checkpoint))
-                file = export_onnx(source, stack.enter_context(replacing(folder / ONNX)))
+                file = export_onnx(source, graph)
             card = model_card(
                 checkpoint, file=file, record=record, command=command, license=license
             )
             text.write_text(card, encoding="utf-8", errors="backslashreplace")
-            if not onnx:  # that of an earlier policy
-                (folder / ONNX).unlink(missing_ok=True)
     except OSError as error:
         if isinstance(error, GTPError):
             raise
@@ -341,7 +333,14 @@ def _facts(record: Mapping[str, Any]) -> dict[str, object]:
                 facts["scale"] = f"0 is {scale['min']}, 100 is {scale['max']} ({scale['source']})"
         facts |= {f"made with {k}": v for k, v in record["provenance"].items()}
         facts["choices"] = json.dumps(record["config"], sort_keys=True)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        KeyError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise DataError(
             f"`result` is no result of a run: got {type(error).__name__} ({error}), expected the "
             "content of a result.json that gtp_experiments wrote."
@@ -349,20 +348,16 @@ def _facts(record: Mapping[str, Any]) -> dict[str, object]:
     return facts
 
 
-def _check_places(folder: Path) -> None:
-    """Raises where a file could not be put: found out after another one was, it would be late."""
-    for path in (folder / CHECKPOINT, folder / ONNX, folder / CARD):
-        if path.is_dir() and not path.is_symlink():
-            raise IsADirectoryError(errno.EISDIR, "a directory in the place of a file", str(path))
-
-
 def _table(rows: Mapping[str, object]) -> str:
     lines = ["| | |", "|---|---|"]
     for name, value in rows.items():
-        # What a record holds is text of others: it must not end the cell or become HTML.
-        text = " ".join(str(value).splitlines()).replace("|", "\\|").replace("<", "&lt;")
-        lines.append(f"| {name} | {text} |")
+        lines.append(f"| {_cell(name)} | {_cell(value)} |")
     return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    """Returns text of others so that it does not end the cell or become HTML."""
+    return " ".join(str(value).splitlines()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _read(result: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:

@@ -127,6 +127,7 @@ class PolicySource(NamedTuple):
             choice=choice,
             updates=learner.updates,
             playback=learner.config.playback,
+            normalized_by=learner.target_actor.normalized_by,
         )
 
 
@@ -149,11 +150,6 @@ class Surroundings(Config):
     )
     whole_actions: Bool = Field(
         default=False, description="Whether the action Box holds whole numbers."
-    )
-    normalized_by: str | None = Field(
-        default=None,
-        pattern=r"^[ -~]{1,100}$",
-        description="What normalises observations before the policy sees them; None: nothing does.",
     )
     steps: Width | None = Field(default=None, description="K; None: the actor's.")
     candidates: Width | None = Field(
@@ -259,7 +255,6 @@ class Surroundings(Config):
         return source._replace(
             action_shape=self.action_shape,
             whole_actions=self.whole_actions,
-            normalized_by=self.normalized_by,
             steps=self.steps,
             candidates=candidates,
             choice=choice,
@@ -302,7 +297,7 @@ def source_of(policy: Exportable) -> PolicySource:
     if isinstance(policy, PolicySource):
         return policy
     if isinstance(policy, FlowMapActor):
-        return PolicySource(policy)
+        return PolicySource(policy, normalized_by=policy.normalized_by)
     if isinstance(policy, GTPLearner):
         return PolicySource.of_learner(policy)
     if isinstance(policy, Checkpoint):

@@ -115,7 +115,7 @@ def distance(got: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize("preset", ["gtp", "one_step", "paper", "shortcut"])
-@pytest.mark.parametrize("steps", [1, 2, 5, 10])
+@pytest.mark.parametrize("steps", [1, 2, 5, 10, 40])
 def test_actions_are_the_policys_at_every_number_of_rows(
     tmp_path: Path, preset: str, steps: int
 ) -> None:
@@ -540,6 +540,9 @@ def test_networks_of_your_own_go_through_torch(tmp_path: Path, what: str) -> Non
     assert b"stack_trace" not in text
     with pytest.raises(ExportError, match="not the default one"):
         export_onnx(learner, path, candidates=n, layout=layout, precision="float16")
+    for export in (export_onnx, export_torch):
+        with pytest.raises(ExportError, match="too many jumps: got steps=33, expected at most 32"):
+            export(learner, path, candidates=n, layout=layout, steps=33)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -750,6 +753,7 @@ def test_what_no_file_can_hold_is_refused(tmp_path: Path) -> None:
             for seed in (-1, 2**24, 1.0, True, "3")
         ),
         (bc, {"layout": ObservationLayout((2,))}, "`layout` is of another"),
+        (bc, {"steps": 1_001}, "too many jumps: got steps=1001, expected at most 1000"),
         (bc, {"action_scaler": ActionScaler([0.0], [1.0])}, "`action_scaler` is of another"),
         (object(), {}, "no policy to export: got object"),
     ]

@@ -1,6 +1,7 @@
 """The Hub: a folder of files, and a stubbed endpoint that takes and gives them as the Hub does."""
 
 import base64
+import functools
 import hashlib
 import json
 import os
@@ -222,6 +223,13 @@ def test_a_repository_keeps_no_file_of_an_earlier_policy(endpoint: str) -> None:
         assert ("policy.onnx" in Hub.repositories["me/policy"]) == onnx
 
 
+def nested(depth: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for _ in range(depth):
+        found = {"a": found}
+    return found
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() if p.is_file() else b"" for p in folder.iterdir()}
 
@@ -256,6 +264,40 @@ def test_a_folder_holds_one_policy_whatever_happens(
         (folder / name).rmdir()
 
 
+@pytest.mark.parametrize("onnx", [True, False])
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("stuck", ["checkpoint.zip", "policy.onnx", "README.md"])
+def test_files_of_two_policies_are_never_mixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stuck: str, links: bool, onnx: bool
+) -> None:
+    folder = save_pretrained(make(), tmp_path)
+    before = contents(folder)
+    replace, unlink = os.replace, Path.unlink
+
+    def refused(path: Path, *rest: Any, of: Any, **choices: Any) -> Any:
+        if path.name == stuck or (rest and Path(rest[0]).name == stuck):
+            monkeypatch.undo()  # what is put back is not refused
+            raise PermissionError(1, "Operation not permitted")
+        return of(path, *rest, **choices)
+
+    def no_link(*_: object, **__: object) -> None:
+        raise OSError("a file system without links")
+
+    monkeypatch.setattr(os, "replace", functools.partial(refused, of=replace))
+    monkeypatch.setattr(Path, "unlink", lambda path, **choices: refused(path, of=unlink, **choices))
+    if not links:
+        monkeypatch.setattr(os, "link", no_link)
+    with pytest.raises(CheckpointError, match="not permitted"):
+        save_pretrained(make(1), folder, onnx=onnx)
+    assert contents(folder) == before
+    # Into an empty folder, nothing.
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", no_link)
+        with pytest.raises(CheckpointError, match="cannot be written"):
+            save_pretrained(make(1), tmp_path / "new", onnx=False)
+    assert not contents(tmp_path / "new")
+
+
 def test_a_damaged_download_is_refused(endpoint: str, tmp_path: Path) -> None:
     push_to_hub(make(), "me/policy", endpoint=endpoint, token="hf_secret")
     data = bytearray(Hub.repositories["me/policy"]["checkpoint.zip"])
@@ -266,7 +308,15 @@ def test_a_damaged_download_is_refused(endpoint: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "result", ["missing.json", {}, {**RECORD, "evaluations": [{"update": 1, "returns": []}]}]
+    "result",
+    [
+        "missing.json",
+        {},
+        {**RECORD, "evaluations": [{"update": 1, "returns": []}]},
+        {**RECORD, "evaluations": [{"update": 1, "returns": [1e308] * 3}]},
+        {**RECORD, "evaluations": [{"update": 1, "returns": [10**400]}]},
+        {**RECORD, "config": nested(3000)},
+    ],
 )
 def test_what_is_no_result_of_a_run_is_refused(tmp_path: Path, result: Any) -> None:
     with pytest.raises(DataError, match="no result of a run"):
@@ -279,11 +329,13 @@ def test_a_link_in_the_place_of_the_card_is_replaced(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "README.md").symlink_to(tmp_path / "precious.txt")
     record = {**RECORD, "method": "\ud800", "task": "one\rmore\u2028# line"}
+    record["provenance"] = {"a |\n\n# <script>": "1"}
     save_pretrained(make(), folder, result=record, onnx=False)
     assert (tmp_path / "precious.txt").read_text() == "a file of the user's"
     card = (folder / "README.md").read_text()
     assert "| method | \\ud800 |" in card
     assert "| task | one more # line |" in card
+    assert "| made with a \\|  # &lt;script> | 1 |" in card
 
 
 def test_a_pipe_is_no_file_of_a_policy(tmp_path: Path) -> None:

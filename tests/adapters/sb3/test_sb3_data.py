@@ -799,6 +799,16 @@ def test_a_trained_policy_that_is_shown_other_observations_warns(
         other.learn(1)  # said once
 
 
+def test_a_clone_that_is_shown_other_observations_warns(
+    make_model: Make, untouchable: Any, arrays: Arrays
+) -> None:
+    clone = make_model(normalized_env(untouchable), dataset=arrays).learn(2)
+    model = GTP.from_actor(clone, dataset=arrays)
+    with pytest.warns(UserWarning, match="got them as they are, expected them normalised by Vec"):
+        model.learn(1)
+    assert model.learner.normalized_by is None
+
+
 @pytest.mark.parametrize("changes", [{"norm_obs": False}, {"norm_reward": False}])
 def test_half_of_vec_normalize(
     make_model: Make, untouchable: Any, arrays: Arrays, changes: dict[str, Any]

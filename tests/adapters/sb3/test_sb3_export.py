@@ -10,7 +10,14 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from gtp_policy import FlowMapActorConfig, GTPConfig, GTPLearnerConfig, load_checkpoint
+import gtp_tianshou
+from gtp_policy import (
+    FlowMapActorConfig,
+    GTPConfig,
+    GTPLearner,
+    GTPLearnerConfig,
+    load_checkpoint,
+)
 from gtp_policy.chunks import Playback
 from gtp_policy.errors import ExportError
 from gtp_policy.export import export_onnx, export_torch
@@ -121,7 +128,19 @@ def test_no_file_of_a_policy_that_sees_normalised_observations(
         tmp_path / "policy.zip",
         GTP.load(tmp_path / "model.zip"),
         MlpPolicy.load(tmp_path / "policy.zip"),
+        GTP.from_actor(tmp_path / "model.zip"),
+        load_checkpoint(tmp_path / "policy.zip").learner,
+        load_checkpoint(tmp_path / "policy.zip").learner.actor,
+        load_checkpoint(model.learner.save(tmp_path / "learner.zip")),
+        gtp_tianshou.GTP.load(tmp_path / "model.zip"),
+        gtp_tianshou.GTP.load(gtp_tianshou.GTP.load(tmp_path / "model.zip").save(tmp_path / "t")),
+        tmp_path / "t",
+        GTPLearner.from_actor(model.learner, GTPConfig()),
     ]
+    for parameters in (tmp_path / "model.zip", model.get_parameters()):
+        other = make_model(type(untouchable)(), dataset=arrays)
+        other.set_parameters(parameters)
+        sources.append(other)
     for source in sources:
         if changes:
             export_onnx(source, tmp_path / "policy.onnx")

@@ -770,6 +770,17 @@ def test_a_file_builds_nothing_that_it_does_not_fill(
         set_attribute(device="meta"),
         set_attribute(_custom_logger=True),
         lambda d: d.update(updates=123_456),
+        lambda d: d.update(normalized_by="nobody\nat all"),
+        *(
+            lambda d, change=change: d["metadata"]["policy_surroundings"].update(change)
+            for change in (
+                {"action_shape": [1, 1]},
+                {"action_shape": None},
+                {"whole_actions": True},
+                {"steps": 3},
+                {"candidates": 3},
+            )
+        ),
         lambda d: d["action_box"].update(low=[-1000.0], high=[1000.0]),
     ],
 )
