@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from gtp_policy._engine.launches import check_data, counted
 from gtp_policy._stopping import StopSignal
@@ -54,7 +56,6 @@ def fit(
             "learner and its metrics."
         )
     batch_size = check_data([learner], dataset, batch_size)
-    _check_discount(learner, dataset)
     if learner.action_scaler is None:
         learner.action_scaler = dataset.action_scaler
     if learner.layout is None:
@@ -68,17 +69,6 @@ def fit(
     finally:
         if shown is not None:
             shown.close()
-
-
-def _check_discount(learner: Trainable, dataset: OfflineDataset) -> None:
-    """Raises where a critic would go on with values of another discount factor."""
-    gamma = learner.config.gamma
-    if learner.critic is not None and gamma is not None and dataset.gamma != gamma:
-        raise DataError(
-            f"The dataset has another discount factor: got gamma={dataset.gamma}, expected {gamma}"
-            ", which the learner's choices go by and its critic has learned with. Load it with "
-            f"gamma={gamma}."
-        )
 
 
 def _make_room_(learner: Trainable, wanted: int) -> None:
@@ -131,4 +121,6 @@ def _train(
 
 
 def _is_true(answer: Any) -> bool:  # noqa: ANN401 - whatever a callback returns
+    if isinstance(answer, Tensor):
+        return answer.dtype == torch.bool and answer.numel() == 1 and bool(answer)
     return isinstance(answer, bool | np.bool_) and bool(answer)

@@ -32,7 +32,7 @@ from gtp_policy.acting import (
     margin_of_mode,
     mode_share,
 )
-from gtp_policy.errors import StateMismatchError
+from gtp_policy.errors import CheckpointError, StateMismatchError
 from gtp_policy.testing import assert_frequencies_close
 
 
@@ -281,6 +281,15 @@ def test_what_was_seen_of_the_mode_goes_with_the_parameters_and_no_others() -> N
     other.target_critic, other.updates = None, 1_000
     look(other, 1, lambda: obs)
     assert other.target_actor.mode_share is None  # nobody looks any more
+
+
+def test_a_learner_whose_actors_differ_in_their_choices_is_not_saved(tmp_path: Path) -> None:
+    learner = GTPLearner.build(2, 1)
+    learner.target_actor.config = learner.target_actor.config.replace(steps=5)
+    with pytest.raises(CheckpointError, match="a target actor of another config"):
+        learner.save(tmp_path / "policy")
+    learner.actor.config = learner.actor.config.replace(steps=5)
+    assert load_checkpoint(learner.save(tmp_path / "policy")).learner.actor.config.steps == 5
 
 
 def test_what_normalises_observations_goes_with_the_actor(tmp_path: Path) -> None:

@@ -264,7 +264,11 @@ def test_a_critic_does_not_go_on_with_another_discount_factor() -> None:
     learner = make_learner(first)
     with pytest.raises(DataError, match=r"another discount factor: got gamma=0\.99, expected 0\.9"):
         learner.fit(other, 3, progress=False)
+    with pytest.raises(DataError, match="another discount factor"):
+        learner.update_from(other, batch_size=16)
     assert learner.updates == 0
+    with pytest.raises(AttributeError, match="gamma"):
+        other.gamma = 0.9  # its discounts would stay
     make_learner(first, critic=False).fit(other, 3, batch_size=16, progress=False)
 
 

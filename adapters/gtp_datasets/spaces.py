@@ -26,7 +26,11 @@ class Units(Protocol):
 
     layout: ObservationLayout
     action_scaler: ActionScaler
-    gamma: float
+
+    @property
+    def gamma(self) -> float:
+        """Discount factor of one step."""
+        ...
 
 
 def action_scaler(

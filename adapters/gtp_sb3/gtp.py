@@ -351,7 +351,8 @@ class GTP(OfflineLoop):
         try:
             super()._setup_model()
         finally:
-            self.policy_kwargs, self.seed, self._replay_buffer = kwargs, seed, buffer
+            self.__dict__["policy_kwargs"] = kwargs  # the policy is there: it is set no more
+            self.seed, self._replay_buffer = seed, buffer
         self._create_aliases()
 
     def _setup_lr_schedule(self) -> None:
@@ -695,7 +696,15 @@ class GTP(OfflineLoop):
         if name in ("gamma", "tau") and "policy" in self.__dict__:
             field = "ema_rate" if name == "tau" else name
             self.learner.config = self.learner.config.replace(**{field: float(value)})
+        if name in ("gtp_config", "policy_kwargs") and "policy" in self.__dict__:
+            raise ValueError(
+                f"`{name}` was set on a model that is built of it: got {value!s:.60}, expected it "
+                "as it is. Build a new model; choices of training are set by "
+                "`model.learner.config = model.learner.config.replace(...)`."
+            )
         super().__setattr__(name, value)
+        if name == "learning_rate" and self.__dict__.get("lr_schedule") is not None:
+            self._setup_lr_schedule()
 
     def _show_tau(self) -> None:
         """Makes the attribute ``tau`` say at which rate the actor's target network follows."""

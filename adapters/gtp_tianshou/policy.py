@@ -139,10 +139,19 @@ class GTPPolicy(Policy):
         # `act_with` sets the learner, in a tuple: it is no module of the policy's.
         self._own_choices, self._learner = GTPLearnerConfig(), cast("tuple[GTPLearner, ...]", ())
         self.seed = seed
-        self._generators: dict[str, torch.Generator] = {}
         for module in (actor, critic):
             if module is not None:
                 module.eval()
+
+    @property
+    def seed(self) -> int:
+        """Seed of the noise of stochastic actions; to set it starts the stream anew."""
+        return self._seed
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        self._seed = seed
+        self._generators: dict[str, torch.Generator] = {}
 
     @torch.no_grad()
     def forward(

@@ -93,6 +93,7 @@ def check_data(learners: Sequence[Learner], dataset: OfflineDataset, batch_size:
     )
     for learner in learners:
         _check_units(learner, dataset)
+        _check_discount(learner, dataset)
     return check_batch_size(batch_size)
 
 
@@ -111,6 +112,17 @@ def _check_units(learner: Learner, dataset: OfflineDataset) -> None:
             f"The dataset has other observations: got {dataset.layout}, expected {layout}, which "
             "learner.predict takes. If they are the same numbers in the same order, set "
             "learner.layout = dataset.layout."
+        )
+
+
+def _check_discount(learner: Learner, dataset: OfflineDataset) -> None:
+    """Raises where a critic would go on with values of another discount factor."""
+    gamma = learner.config.gamma
+    if learner.critic is not None and gamma is not None and dataset.gamma != gamma:
+        raise DataError(
+            f"The dataset has another discount factor: got gamma={dataset.gamma}, expected {gamma}"
+            ", which the learner's choices go by and its critic has learned with. Load it with "
+            f"gamma={gamma}."
         )
 
 

@@ -95,6 +95,12 @@ def files_of(
         NonFiniteError: If a weight or a moment is not finite: training has diverged.
     """
     check_whole([learner])
+    if learner.target_actor.config != learner.actor.config:
+        raise CheckpointError(
+            "The learner cannot be saved: got a target actor of another config than its actor's, "
+            "expected the same, of which a file holds one. Set `config` of both; or give `steps` "
+            "where you act."
+        )
     box = learner.action_scaler if action_scaler is None else action_scaler
     layout = learner.layout if layout is None else layout
     moments: dict[str, Tensor] = {}

@@ -404,6 +404,26 @@ def test_tensorboard_gets_a_folder_per_run(make_model: Make, tmp_path: Path) -> 
     assert len(list((tmp_path / "GTP_2").iterdir())) == 2
 
 
+def test_what_a_model_is_built_of_is_not_set_later(make_model: Make) -> None:
+    model = make_model()
+    for name in ("gtp_config", "policy_kwargs"):
+        was = getattr(model, name)
+        with pytest.raises(ValueError, match=f"`{name}` was set on a model that is built"):
+            setattr(model, name, was)
+        assert getattr(model, name) is was
+
+
+def test_a_learning_rate_that_is_set_later_is_used(make_model: Make) -> None:
+    model = make_model(learning_rate=1e-4).learn(1)
+    model.learning_rate = 1e-2
+    model.learn(1)
+    rates = {g["lr"] for o in model.learner.optimizers.values() for g in o.param_groups}
+    assert rates == {1e-2}
+    model.learning_rate = lambda left: 0.5
+    model.learn(1)
+    assert model.actor.optimizer.param_groups[0]["lr"] == 0.5
+
+
 def test_learning_rates_of_the_config_are_not_set_later(make_model: Make) -> None:
     for name, value in (("learning_rate", 1e-4), ("lr_schedule", lambda _: 0.0)):
         model = make_model().learn(1)

@@ -113,6 +113,10 @@ def test_seeds_are_honoured(make_policy: Make) -> None:
     actions = [make_policy(deterministic_eval=False, seed=s)(batch).act for s in (1, 1, 2)]
     assert torch.equal(actions[0], actions[1])
     assert not torch.equal(actions[0], actions[2])
+    policy = make_policy(deterministic_eval=False, seed=5)
+    policy(batch)
+    policy.seed = 2
+    assert torch.equal(policy(batch).act, actions[2])
 
 
 def test_no_graph_is_built(make_policy: Make) -> None:
