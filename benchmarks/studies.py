@@ -196,6 +196,7 @@ STUDIES = (
                 deterministic=True,
             ),
             Row("discount 0.997", f"{HOPPER} --gamma 0.997", updates=MAZE_UPDATES),
+            Row("discount 0.997, longer", f"{HOPPER} --gamma 0.997", updates=LONG),
             *peers(HOPPER, iql="--reward return_range", td3_bc=""),
         ),
     ),
@@ -230,6 +231,7 @@ STUDIES = (
                 updates=MAZE_UPDATES,
             ),
             Row("GTPConfig()", f"{MEDIUM} --reward antmaze", updates=MAZE_UPDATES, steps=(1, 5)),
+            Row("GTPConfig(), longer", f"{MEDIUM} --reward antmaze", updates=LONG),
             Row(
                 "no layer norm",
                 f"{MEDIUM} --reward antmaze {NO_LAYER_NORM}",

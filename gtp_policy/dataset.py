@@ -64,6 +64,7 @@ class OfflineDataset:
         truncated: Episode was cut after this transition, numpy bool (N,). Both flags are kept as
             they came; where both are set the transition counts as terminated.
         action_scaler: Maps the dataset's actions, [-1, 1], back to the units of the Box.
+        gamma: Discount factor of one step, that ``discount`` was made with.
         source: Where the data comes from, for reports and score tables.
         n_step: Steps that a transition spans at most, as `with_n_step` says.
         has_rewards: Whether the data has rewards. Without them ``reward`` is NaN: enough for
