@@ -1,5 +1,6 @@
 """Several updates on minibatches of a dataset, some in one launch where that is possible."""
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -118,7 +119,9 @@ def _check_units(learner: Learner, dataset: OfflineDataset) -> None:
 def _check_discount(learner: Learner, dataset: OfflineDataset) -> None:
     """Raises where a critic would go on with values of another discount factor."""
     gamma = learner.config.gamma
-    if learner.critic is not None and gamma is not None and dataset.gamma != gamma:
+    if learner.critic is None or gamma is None:
+        return
+    if not math.isclose(gamma, dataset.gamma, rel_tol=1e-6):  # one may have been of float32
         raise DataError(
             f"The dataset has another discount factor: got gamma={dataset.gamma}, expected {gamma}"
             ", which the learner's choices go by and its critic has learned with. Load it with "
