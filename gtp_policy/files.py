@@ -61,7 +61,8 @@ def replacing_together(*paths: Path) -> Iterator[tuple[Path, ...]]:
     """Yields names to write files to, which then replace those at ``paths``, all of them or none.
 
     Where nothing is written to a name, the file at its path is removed. Each file is replaced as by
-    `replacing`; if one cannot be, those that were are put back.
+    `replacing`; if one cannot be, those that were are put back, and one that cannot be put back
+    either stays beside its path under a name that the error's note says.
 
     Args:
         *paths: The files, each in a folder that may not be there yet.
@@ -85,33 +86,50 @@ def replacing_together(*paths: Path) -> Iterator[tuple[Path, ...]]:
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path)
-    names, kept = ([temporary_name(path, path.suffix) for path in paths] for _ in range(2))
-    begun: list[tuple[Path, Path]] = []
+    names = [temporary_name(path, path.suffix) for path in paths]
+    # Not names that `sweep` knows: what has another name too keeps its age, and looks abandoned.
+    kept = {path: path.with_name(f".{path.name}.old-{secrets.token_hex(8)}") for path in paths}
+    begun: list[Path] = []
     try:
         yield tuple(names)
         for name in names:
             if name.exists():
                 with open(name, "rb+") as file:
                     os.fsync(file.fileno())
-        for path, old in zip(paths, kept, strict=True):
-            if os.path.lexists(path):
-                _keep(path, old)
-        for path, old, name in zip(paths, kept, names, strict=True):
-            begun.append((path, old))
+        had = [path for path in paths if os.path.lexists(path)]
+        for path in had:
+            _keep(path, kept[path])
+        for path, name in zip(paths, names, strict=True):
+            begun.append(path)
             if name.exists():
                 os.replace(name, path)
             else:
                 path.unlink(missing_ok=True)
-    except BaseException:
-        for path, old in begun:
-            if os.path.lexists(old):
-                os.replace(old, path)
-            else:
-                path.unlink(missing_ok=True)
+    except BaseException as error:
+        for path in begun:
+            _put_back(path, kept.pop(path) if path in had else None, error)
         raise
     finally:
-        for name in (*names, *kept):
+        for name in (*names, *kept.values()):
             remove(name)
+
+
+def _put_back(path: Path, old: Path | None, error: BaseException) -> None:
+    """Gives a path what was there before.
+
+    Args:
+        path: The path.
+        old: The other name of what was there; None if nothing was.
+        error: What the matter is; a note says if this fails too, and ``old`` stays.
+    """
+    try:
+        if old is None:
+            path.unlink(missing_ok=True)
+        else:
+            os.replace(old, path)
+            remove(old)  # still there where both were names of one file
+    except BaseException as again:  # the other files are put back all the same
+        error.add_note(f"{path} could not be put back ({again!r}): what was there is {old}.")
 
 
 def _keep(path: Path, name: Path) -> None:
