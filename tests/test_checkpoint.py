@@ -443,6 +443,22 @@ def test_a_foreign_zip(
         load_checkpoint(rewrite(path, change, **options))
 
 
+@pytest.mark.parametrize("name", ["/etc/hostname", "../outside.txt", "more.bin"])
+def test_no_file_is_opened_that_no_checkpoint_has(tmp_path: Path, name: str) -> None:
+    """The length of a file elsewhere would be told by whether the checkpoint loads."""
+    path = save_checkpoint(tmp_path / "a", GTPLearner.build(3, 2, SMALL))
+    place = path / name
+    if not place.exists():
+        place.write_bytes(b"12345")
+    parts = ("config.json", "weights.safetensors", "train_state.safetensors")
+    files = {part: (path / part).read_bytes() for part in parts}
+    manifest = bundle._make_manifest({**files, name: place.read_bytes()}, "test")
+    (path / "manifest.json").write_bytes(manifest)
+    for function in (load_checkpoint, read_metadata):
+        with pytest.raises(CheckpointError, match="an entry for"):
+            function(path)
+
+
 def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
     for name in ("model.pt", "model.zip"):
         (tmp_path / name).write_bytes(pickle.dumps({"a": 1}))
@@ -822,6 +838,29 @@ def test_a_damaged_checkpoint_goes_once_its_successor_is_written(
     folder.save(learner)
     assert same(load_checkpoint(path).learner, learner)
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("known", [True, False])  # files of before say nothing of statistics
+def test_a_checkpoint_that_cannot_be_read_is_not_taken_for_the_runs(
+    tmp_path: Path, known: bool
+) -> None:
+    mine, theirs = (GTPLearner.build(3, 2, SMALL) for _ in range(2))
+    mine.set_observation_statistics_(torch.ones(3), torch.ones(3))
+    folder = CheckpointFolder(tmp_path, keep=1)
+    path = folder.save(theirs)
+    if not known:
+        reseal(path, "test", lambda document: document.pop("statistics"))
+    flip(path)
+    mine.updates = 1
+    folder.save(mine)
+    assert path.exists()
+    mine.updates = 0
+    with pytest.raises(CheckpointError, match="another run"):
+        folder.save(mine)
+    theirs.updates = 2
+    newest = folder.save(theirs)
+    names = {newest.name, "step_000000000001", *([] if known else [path.name])}
+    assert {p.name for p in tmp_path.iterdir()} == names
 
 
 def test_a_checkpoint_outlives_a_disk_that_neither_reads_nor_writes(

@@ -161,11 +161,13 @@ def is_whole(space: "Space[Any]") -> bool:
     return space.dtype is not None and space.dtype.kind in "iu"
 
 
-def box_of(scaler: ActionScaler) -> "Box":
-    """Returns bounds as a space of vectors, in float32 as environments have them.
+def box_of(scaler: ActionScaler, shape: Shape | None = None, *, whole: bool = False) -> "Box":
+    """Returns bounds as a space, by default of vectors in float32, as environments have them.
 
     Args:
         scaler: The bounds.
+        shape: Of one action, with as many numbers as there are bounds; None: a vector.
+        whole: Whether actions are whole numbers: the space is of int64 then.
 
     Returns:
         The space.
@@ -175,10 +177,15 @@ def box_of(scaler: ActionScaler) -> "Box":
         >>> from gtp_datasets.spaces import box_of
         >>> box_of(ActionScaler([-2.0], [2.0]))
         Box(-2.0, 2.0, (1,), float32)
+        >>> box_of(ActionScaler([-3.0], [3.0]), (), whole=True)
+        Box(-3, 3, (), int64)
     """
     from gymnasium.spaces import Box
 
-    return Box(scaler.low.astype(np.float32), scaler.high.astype(np.float32), dtype=np.float32)
+    dtype: type[Any] = np.int64 if whole else np.float32
+    shape = scaler.low.shape if shape is None else shape
+    low, high = (bound.reshape(shape).astype(dtype) for bound in (scaler.low, scaler.high))
+    return Box(low, high, dtype=dtype)
 
 
 def shape_of_box(part: "Space[Any]") -> Shape | None:

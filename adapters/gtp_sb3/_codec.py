@@ -160,17 +160,28 @@ def elements(value: JsonValue) -> int:
 def _elements_of(space: Any) -> int:  # noqa: ANN401 - JSON
     if space["kind"] == "Dict":
         return sum(map(_elements_of, space["parts"].values()))
-    # What `_decode_space` looks at for this kind, whatever else stands there.
-    shape = space["shape" if space["kind"] == "Box" else "n"]
-    if isinstance(shape, dict):  # a tuple, encoded
-        shape = shape[":tuple"]
-    # Of a Discrete or MultiDiscrete space it is the number of values, which takes no memory here.
-    sizes = shape if isinstance(shape, list) and space["kind"] != "MultiDiscrete" else [1]
-    if space["kind"] == "MultiBinary" and isinstance(shape, int):
-        sizes = [shape]
-    if not all(type(n) is int and n >= 0 for n in sizes):
-        raise ValueError(f"the shape {shape}")
-    return math.prod(sizes)
+    if space["kind"] == "Box":
+        return math.prod(_shape_of(space["shape"]))
+    if space["kind"] == "MultiBinary":
+        return math.prod(_shape_of(_plain_shape(space["n"])))
+    return 1  # n is the number of values, which takes no memory
+
+
+def _shape_of(shape: JsonValue) -> tuple[int, ...]:
+    """Returns a shape as it is counted and as it is built."""
+    if not isinstance(shape, list):
+        raise TypeError(f"the shape {shape!r:.40}")
+    sizes = tuple(n for n in shape if isinstance(n, int) and not isinstance(n, bool) and n >= 0)
+    if len(sizes) != len(shape):
+        raise ValueError(f"the shape {shape!s:.40}")
+    return sizes
+
+
+def _plain_shape(n: JsonValue) -> JsonValue:
+    """Returns a number, a list or an encoded tuple as a list."""
+    if isinstance(n, dict):
+        n = n[":tuple"]
+    return [n] if isinstance(n, int) else n
 
 
 def _decode_part(name: str, value: JsonValue) -> object:
@@ -230,9 +241,10 @@ def _compact(bound: np.ndarray[Any, Any]) -> object:
 def _decode_space(value: dict[str, Any]) -> spaces.Space[Any]:
     kind = value["kind"]
     if kind == "Dict":
-        return spaces.Dict({k: _decode_space(v) for k, v in value["parts"].items()})
+        # In its order, by which SB3's extractor joins the parts; gymnasium sorts a plain dict.
+        return spaces.Dict([(k, _decode_space(v)) for k, v in value["parts"].items()])
     if kind == "Box":
-        shape, dtype = tuple(int(n) for n in value["shape"]), _dtype(value["dtype"])
+        shape, dtype = _shape_of(value["shape"]), _dtype(value["dtype"])
         low, high = (
             np.broadcast_to(np.asarray(decode(value[k]), dtype), shape) for k in ("low", "high")
         )
@@ -242,6 +254,7 @@ def _decode_space(value: dict[str, Any]) -> spaces.Space[Any]:
     if kind == "MultiDiscrete":
         return spaces.MultiDiscrete(value["n"], start=value["start"])
     if kind == "MultiBinary":
+        _shape_of(_plain_shape(value["n"]))  # what was counted
         return spaces.MultiBinary(decode(value["n"]))
     raise KeyError(kind)
 

@@ -4,14 +4,16 @@ import contextlib
 import io
 import pathlib
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import stable_baselines3
+from gymnasium.spaces import Space
 from pydantic import JsonValue
 from stable_baselines3.common.utils import get_system_info
 
-from gtp_datasets.spaces import is_whole
+from gtp_datasets.spaces import action_scaler_of, is_whole
 from gtp_policy import (
     ActionScaler,
     CheckpointInfo,
@@ -20,12 +22,13 @@ from gtp_policy import (
     read_metadata,
     save_checkpoint,
 )
-from gtp_policy.errors import CheckpointError, GTPError
+from gtp_policy.errors import CheckpointError, StateMismatchError, UnsupportedSpaceError
 from gtp_policy.export import Surroundings
 from gtp_policy.files import expanded, replacing
 from gtp_policy.functional import check_kind
 from gtp_sb3 import _codec
 from gtp_sb3._choices import reopen_schedule
+from gtp_sb3._spaces import has_parts, layout_of
 
 Place = str | pathlib.Path | io.BufferedIOBase
 _LOCAL_HEADER = b"PK\x03\x04"
@@ -126,11 +129,11 @@ def built_from(path: pathlib.Path) -> Iterator[None]:
     """Turns what SB3, gymnasium and torch raise while they build what a file says.
 
     Raises:
-        CheckpointError: Instead of anything that is no error of ours.
+        CheckpointError: Instead of anything that is no error of a checkpoint.
     """
     try:
         yield
-    except (GTPError, MemoryError):
+    except (CheckpointError, StateMismatchError, MemoryError):
         raise
     except Exception as error:  # whatever a foreign file makes a constructor raise
         raise CheckpointError(
@@ -213,13 +216,47 @@ def decode_attributes(
     return found
 
 
+def check_spaces(
+    path: pathlib.Path,
+    info: CheckpointInfo,
+    observation_space: Space[Any],
+    action_space: Space[Any],
+) -> None:
+    """Raises unless SB3's spaces and the core's layout and bounds in a file say the same."""
+    try:
+        layout, scaler = info.layout or layout_of(observation_space), info.action_scaler
+        fits = has_parts(observation_space, layout)
+        fits &= layout.obs_dim * info.config.actor.history == info.obs_dim
+        ours = action_scaler_of(action_space)
+        fits &= ours.action_dim * info.config.actor.chunk == info.action_dim
+        fits &= scaler is None or ours.is_close(scaler)
+    except (UnsupportedSpaceError, NotImplementedError, TypeError) as error:
+        raise CheckpointError(
+            f"Checkpoint {path} cannot be used: got spaces that do not fit ({error}), expected "
+            "those of its networks."
+        ) from error
+    if not fits:
+        raise CheckpointError(
+            f"Checkpoint {path} contradicts itself: got the spaces {observation_space} and "
+            f"{action_space}, expected what fits its {layout} and {scaler}."
+        )
+
+
 def check_surroundings(path: pathlib.Path, info: CheckpointInfo, learner: GTPLearner) -> None:
     """Raises unless what an export goes by is what SB3's attributes say.
+
+    Warns if another host has acted with another number of steps.
 
     Raises:
         CheckpointError: If it is another policy's.
     """
     found, own = Surroundings.read(path, info.metadata, learner), info.metadata.get("sb3")
+    if found.steps not in (None, learner.actor.config.steps):
+        warnings.warn(
+            f"{path} is of a policy that acted with {found.steps} steps: here it acts with "
+            f"{learner.actor.config.steps}, as its config says.",
+            stacklevel=5,
+        )
     if Surroundings.KEY not in info.metadata or not isinstance(own, dict):
         return
     expected = found.replace(steps=None)

@@ -1,5 +1,6 @@
 """What the file of a model holds in addition to the core's checkpoint, and what it must fit."""
 
+import math
 import pathlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Annotated, Any, Literal
@@ -14,12 +15,13 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch import nn
 
-from gtp_datasets.spaces import action_scaler_of, box_of
-from gtp_policy import CheckpointInfo, load_checkpoint
-from gtp_policy.errors import CheckpointError, UnsupportedSpaceError
+from gtp_datasets.spaces import box_of
+from gtp_policy import ActionScaler, CheckpointInfo, load_checkpoint
+from gtp_policy.errors import CheckpointError
+from gtp_policy.export import Surroundings
 from gtp_policy.records import check_values, what_is_wrong
 from gtp_sb3 import _files
-from gtp_sb3._spaces import check_env, has_parts, layout_of, space_of
+from gtp_sb3._spaces import check_env, layout_of, space_of
 from gtp_sb3.policies import GTPPolicy
 
 # Not saved, in addition to what SB3 leaves out: parts of the learner, which the checkpoint itself
@@ -247,13 +249,16 @@ def complete(
         "seed": info.config.learner.seed,
         "tau": info.config.learner.actor_rate,
     }
+    candidates = Surroundings.read(path, info.metadata).candidates
+    if candidates is not None:
+        defaults["policy_kwargs"] = {"candidates": candidates}
     if not known and info.layout is not None and info.action_scaler is not None:
         # Images with their axes as the encoder has learned them, whatever SB3 would make of them.
         encoder, keys = info.config.encoder, info.layout.keys or ("",)
         parts = () if encoder is None else encoder.parts or ()
         images = [key for key, part in zip(keys, parts, strict=False) if part.image]
         defaults["observation_space"] = space_of(info.layout, images)
-        defaults["action_space"] = box_of(info.action_scaler)
+        defaults["action_space"] = _action_space_of(path, info, info.action_scaler)
     elif not known and env is None:
         raise CheckpointError(
             f"Checkpoint {path} does not say what it acts on: got no layout or no bounds, expected "
@@ -261,20 +266,31 @@ def complete(
         )
     found = defaults | dict(attributes)
     if known:
-        _check_spaces(path, info, found["observation_space"], found["action_space"])
+        _files.check_spaces(path, info, found["observation_space"], found["action_space"])
     if env is None:
         return found
     ours = found.get("observation_space"), found.get("action_space")
     if not found["_spaces_are_derived"]:
         check_for_correct_spaces(env, ours[0], ours[1])  # type: ignore[arg-type]
     elif ours[0] is not None and ours[1] is not None:
-        check_env(env, info.layout or layout_of(ours[0]), action_scaler_of(ours[1]))
+        check_env(env, info.layout or layout_of(ours[0]), ours[1])
     return found | {
         "observation_space": env.observation_space,
         "action_space": env.action_space,
         "n_envs": env.num_envs,
         "_spaces_are_derived": False,
     }
+
+
+def _action_space_of(path: pathlib.Path, info: CheckpointInfo, scaler: ActionScaler) -> Box:
+    """Returns the space of the actions of a file without SB3's, as its host has described it."""
+    found = Surroundings.read(path, info.metadata)
+    if math.prod(found.action_shape or scaler.low.shape) != scaler.action_dim:
+        raise CheckpointError(
+            f"Checkpoint {path} contradicts itself: got actions of shape {found.action_shape} and "
+            f"{scaler.action_dim} bounds, expected as many."
+        )
+    return box_of(scaler, found.action_shape, whole=found.whole_actions)
 
 
 def standing(attributes: Mapping[str, Any], env: VecEnv | None) -> dict[str, Any]:
@@ -301,32 +317,6 @@ def _is_of(obs: object, env: VecEnv) -> bool:
 def _parts(obs: object) -> dict[str, np.ndarray[Any, Any]]:
     parts = obs if isinstance(obs, dict) else {"": obs}
     return {key: part for key, part in parts.items() if isinstance(part, np.ndarray)}
-
-
-def _check_spaces(
-    path: pathlib.Path,
-    info: CheckpointInfo,
-    observation_space: Space[Any],
-    action_space: Space[Any],
-) -> None:
-    """Raises unless SB3's spaces and the core's layout and bounds in a file say the same."""
-    try:
-        layout, scaler = info.layout or layout_of(observation_space), info.action_scaler
-        fits = has_parts(observation_space, layout)
-        fits &= layout.obs_dim * info.config.actor.history == info.obs_dim
-        ours = action_scaler_of(action_space)
-        fits &= ours.action_dim * info.config.actor.chunk == info.action_dim
-        fits &= scaler is None or ours.is_close(scaler)
-    except (UnsupportedSpaceError, NotImplementedError, TypeError) as error:
-        raise CheckpointError(
-            f"Checkpoint {path} cannot be used: got spaces that do not fit ({error}), expected "
-            "those of its networks."
-        ) from error
-    if not fits:
-        raise CheckpointError(
-            f"Checkpoint {path} contradicts itself: got the spaces {observation_space} and "
-            f"{action_space}, expected what fits its {layout} and {scaler}."
-        )
 
 
 def read_parameters(

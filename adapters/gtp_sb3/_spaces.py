@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 from torch import Tensor, nn
 
 from gtp_datasets import spaces as any_host
+from gtp_datasets.spaces import is_whole
 from gtp_policy import ActionScaler, ObservationLayout
 from gtp_policy.errors import UnsupportedSpaceError
 
@@ -55,7 +56,7 @@ def has_parts(space: spaces.Space[Any], layout: ObservationLayout) -> bool:
     return any_host.has_parts(space, layout, shape_of=_shape_of)
 
 
-def check_env(env: VecEnv, layout: ObservationLayout, scaler: ActionScaler) -> None:
+def check_env(env: VecEnv, layout: ObservationLayout, action_space: spaces.Space[Any]) -> None:
     """Raises unless an environment has observations of the same shapes and the same actions.
 
     Parts that the layout leaves out do not matter.
@@ -68,11 +69,13 @@ def check_env(env: VecEnv, layout: ObservationLayout, scaler: ActionScaler) -> N
         raise ValueError(
             f"The observations of the environment do not fit: got {theirs}, expected {layout}."
         )
-    got = action_scaler_of(env.action_space)
-    if not got.is_close(scaler):
-        raise ValueError(
-            f"The actions of the environment do not fit: got {got}, expected {scaler}."
-        )
+    got, ours = env.action_space, action_space
+    # A vector of floats may be all that is known, as of a dataset.
+    known = is_whole(ours) or len(ours.shape or ()) != 1
+    if not action_scaler_of(got).is_close(action_scaler_of(ours)) or (
+        known and (got.shape, is_whole(got)) != (ours.shape, is_whole(ours))
+    ):
+        raise ValueError(f"The actions of the environment do not fit: got {got}, expected {ours}.")
 
 
 def check_complete(space: spaces.Space[Any], layout: ObservationLayout) -> None:

@@ -324,7 +324,7 @@ class GTP(OfflineLoop):
             )
             model.n_envs, model._spaces_are_derived = 1, True
         else:
-            check_env(model.env, clone.policy.layout, clone.policy.scaler)
+            check_env(model.env, clone.policy.layout, clone.policy.action_space)
         model._layout = clone.policy.layout
         model._setup_model()
         model.learner.take_actor_(clone.learner)
@@ -796,7 +796,7 @@ class GTP(OfflineLoop):
         """
         if self._spaces_are_derived:
             env = self._wrap_env(env, self.verbose)
-            check_env(env, self._layout, self.policy.scaler)
+            check_env(env, self._layout, self.policy.action_space)
             self.policy.take_spaces(env.observation_space, env.action_space)
             self.observation_space, self.action_space = env.observation_space, env.action_space
             self.n_envs, self._spaces_are_derived = env.num_envs, False
@@ -927,6 +927,10 @@ class GTP(OfflineLoop):
         self._setup_model()
         restore_(self.learner, path)
         _files.check_surroundings(path, info, self.learner)
+        # Whatever the attributes of a file say beside it.
+        self._n_updates = self.learner.updates
+        if self.learner.config.gamma not in (None, self.gamma):
+            self.gamma = float(self.gamma)  # of the learner, too
         self._show_tau()
 
     def set_parameters(

@@ -682,6 +682,7 @@ class GTPPolicy(BasePolicy):
                     "GTP.save. Load a file of the core with GTP.load(path, env=...)."
                 )
             space, kwargs = attributes["observation_space"], attributes["policy_kwargs"]
+            _files.check_spaces(file, info, space, attributes["action_space"])
             with _files.built_from(file):
                 cls.check_size(file, space, kwargs)
                 policy = cls(

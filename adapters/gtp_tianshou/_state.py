@@ -12,7 +12,7 @@ from tianshou.algorithm.optim import OptimizerFactory
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from gtp_datasets.spaces import box_of
+from gtp_datasets.spaces import box_of, is_whole
 from gtp_policy import ActionScaler, Config, GTPLearner
 from gtp_policy.errors import CheckpointError, StateMismatchError
 from gtp_policy.export import Surroundings
@@ -38,15 +38,28 @@ class Saved(Config):
     lr_schedulers: tuple[dict[str, JsonValue], ...] = ()
 
     @classmethod
-    def read(cls, path: str | Path, metadata: Mapping[str, JsonValue], learner: GTPLearner) -> Self:
-        """Checks the part of a checkpoint's metadata that is ours."""
+    def read(
+        cls,
+        path: str | Path,
+        metadata: Mapping[str, JsonValue],
+        learner: GTPLearner,
+        surroundings: Surroundings,
+    ) -> Self:
+        """Checks the part of a checkpoint's metadata that is ours, and fills in any host's."""
         problem = f"Checkpoint {path} cannot be read", "what GTP.save wrote"
         values = metadata.get(METADATA, {})
-        if Surroundings.KEY in metadata and isinstance(values, Mapping):
-            # What exports of the file go by, whichever host wrote it.
-            found = Surroundings.read(path, metadata, learner)
-            values = {**values, "steps": found.steps, "candidates": found.candidates}
-        return cls._checked(values, learner, *problem)
+        saved = cls._checked(values, learner, *problem)
+        if Surroundings.KEY not in metadata:
+            return saved
+        # What exports of the file go by, whichever host wrote it.
+        acts = {"steps": surroundings.steps, "candidates": surroundings.candidates}
+        ours = saved.model_dump(include=set(acts), exclude_unset=True)
+        if ours != {name: acts[name] for name in ours}:
+            raise CheckpointError(
+                f"Checkpoint {path} contradicts itself: got {ours} beside {acts}, expected the "
+                "same, as GTP.save writes them."
+            )
+        return cls._checked({**saved.model_dump(exclude_unset=True), **acts}, learner, *problem)
 
     @classmethod
     def write(cls, values: dict[str, Any], learner: GTPLearner) -> dict[str, JsonValue]:
@@ -156,19 +169,29 @@ def optimizer_maker(
 
 
 def space_of(
-    path: str | Path, scaler: ActionScaler | None, space: gym.Space[Any] | None
+    path: str | Path,
+    scaler: ActionScaler | None,
+    surroundings: Surroundings,
+    space: gym.Space[Any] | None,
 ) -> gym.Space[Any]:
     """Returns the space to act in, which must be the one that was trained in."""
+    shape, whole = surroundings.action_shape, surroundings.whole_actions
     if space is None:
         if scaler is None:
             raise StateMismatchError(
                 f"Checkpoint {path} names no action bounds: got action_scaler=None, expected "
                 "action_space=. Pass the environment's."
             )
-        return box_of(scaler)
+        return box_of(scaler, shape, whole=whole)
     if scaler is not None and not scaler.is_close(action_scaler_of(space)):
         raise StateMismatchError(
             f"Checkpoint {path} was trained for other actions: got {scaler}, expected {space}."
+        )
+    if shape is not None and (space.shape, is_whole(space)) != (shape, whole):
+        raise StateMismatchError(
+            f"Checkpoint {path} was trained for other actions: got those of shape {shape}, "
+            f"{'whole numbers' if whole else 'no whole numbers'}, expected {space}. Leave "
+            "action_space out, or pass the environment's."
         )
     return space
 

@@ -578,7 +578,8 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
 
         Args:
             path: Directory or zip file, saved by `save`, or by another host or the core.
-            action_space: The environment's; default: a Box with the saved bounds.
+            action_space: The environment's; default: a Box with the saved bounds and shape, of
+                float32, or of int64 where actions were whole numbers.
             observation_space: The environment's; default: what the saved layout says.
             policy_optim: The factory it was trained with, if there was one.
             critic_optim: Likewise.
@@ -612,12 +613,13 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
             device=device,
             train_state=train_state,
         )
-        saved = Saved.read(path, metadata, learner)
+        surroundings = Surroundings.read(path, metadata, learner)
+        saved = Saved.read(path, metadata, learner, surroundings)
         known = learner.config.gamma if saved.gamma is None else saved.gamma
         gamma = known if gamma is None else gamma
         policy = GTPPolicy(
             actor=learner.actor,
-            action_space=space_of(path, scaler, action_space),
+            action_space=space_of(path, scaler, surroundings, action_space),
             observation_space=observation_space,
             critic=learner.critic,
             layout=layout,

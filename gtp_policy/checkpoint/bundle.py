@@ -81,7 +81,11 @@ def write_bundle(
 
 
 def read_bundle(
-    path: Path, names: Collection[str], *, limit: Mapping[str, int], whole: bool = True
+    path: Path,
+    names: Collection[str],
+    *,
+    limit: Mapping[str, int],
+    others: Collection[str] | None = (),
 ) -> tuple[dict[str, bytes], dict[str, int], str]:
     """Reads some files of a bundle and checks them against its manifest.
 
@@ -89,7 +93,8 @@ def read_bundle(
         path: A directory, or a zip file.
         names: Which files.
         limit: Most bytes of a file by name; without an entry, what is there.
-        whole: Whether the other files have to be there in their length as well.
+        others: What other files there are; they have to be there, in their length. None: whatever
+            the manifest says, and nobody looks whether it is there.
 
     Returns:
         The files, the lengths that the manifest gives of all, and their `content_id`.
@@ -100,9 +105,11 @@ def read_bundle(
     try:
         with _opened(path) as (read, length_of):
             entries = _check_manifest(read(MANIFEST, MANIFEST_LIMIT))
+            if others is not None and (strange := entries.keys() - {*names, *others}):
+                raise ValueError(f"{MANIFEST} has an entry for {min(strange)!r:.40}")
             # By the length of what is not read goes what may be built.
-            for name in entries.keys() - set(names) if whole else ():
-                if length_of(name) != entries[name]["bytes"]:
+            for name in others or ():
+                if name in entries and length_of(name) != entries[name]["bytes"]:
                     raise ValueError(f"{name} has another length than {MANIFEST} says")
             found = {}
             for name in names:

@@ -1,6 +1,7 @@
 """A learner as the content of files, and back: what stands in a checkpoint and under which name."""
 
 import copy
+import hashlib
 import itertools
 import json
 import math
@@ -76,6 +77,8 @@ class Document(Config):
     length_is_open: Bool = False
     mode_share: Float | None = Field(default=None, ge=0, le=1)  # of the target actor, if measured
     normalized_by: Name | None = None  # the observations that the actor sees
+    # Of what normalises observations inside the actor, by which a run is known without the tensors.
+    statistics: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     metadata: dict[str, JsonValue]
 
     uncounted: ClassVar[frozenset[str]] = frozenset({"metadata"})  # any JSON is right there
@@ -103,6 +106,7 @@ def files_of(
         )
     box = learner.action_scaler if action_scaler is None else action_scaler
     layout = learner.layout if layout is None else layout
+    weights = _weights(learner)
     moments: dict[str, Tensor] = {}
     optimizers: dict[str, _OptimizerState] = {}
     steps: dict[str, int] = {}
@@ -130,6 +134,7 @@ def files_of(
             and "total_updates" not in learner.config.model_fields_set,
             mode_share=learner.target_actor.mode_share,
             normalized_by=learner.normalized_by,
+            statistics=statistics_of(weights),
             metadata=dict(metadata or {}),
         )
         # Through json and not pydantic: NaN in the metadata is an error, not null.
@@ -139,7 +144,6 @@ def files_of(
             f"The learner cannot be saved: got {what_is_wrong(error)}, expected tensors and JSON "
             "values."
         ) from error
-    weights = _weights(learner)
     bad = next(_bad_values(learner, weights, moments), None)
     if bad is not None:
         raise NonFiniteError(
@@ -153,6 +157,14 @@ def files_of(
     }
     _check_loads(files, learner)
     return files
+
+
+def statistics_of(weights: Mapping[str, Tensor]) -> str:
+    """Returns a hash of what the actor in a state normalises observations by."""
+    digest, prefix = hashlib.sha256(), "actor.normalizer."
+    for name in sorted(name for name in weights if name.startswith(prefix)):
+        digest.update(name.encode() + weights[name].double().cpu().numpy().astype("<f8").tobytes())
+    return digest.hexdigest()
 
 
 def _check_loads(files: Mapping[str, bytes], learner: GTPLearner) -> None:
@@ -262,7 +274,8 @@ def read_document(
     path: Path, encoder: nn.Module | None = None, *, whole: bool = True
 ) -> tuple[Document, str]:
     """Reads the choices alone, of the tensors only the length; and the hash of all content."""
-    files, lengths, content = bundle.read_bundle(path, [CONFIG], limit=_LIMITS, whole=whole)
+    others = (WEIGHTS, TRAIN_STATE) if whole else None
+    files, lengths, content = bundle.read_bundle(path, [CONFIG], limit=_LIMITS, others=others)
     try:
         return _parse(files[CONFIG], lengths, encoder), content
     except Exception as error:  # as in read_bundle: hashes can be right and the content malicious

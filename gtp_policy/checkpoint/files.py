@@ -29,6 +29,7 @@ from gtp_policy.checkpoint.document import (
     read_document,
     read_state,
     saved_with,
+    statistics_of,
 )
 from gtp_policy.config import GTPConfig
 from gtp_policy.errors import CheckpointError, StateMismatchError
@@ -527,7 +528,7 @@ def _check_is_of_run(path: Path, learner: GTPLearner) -> bool:
     """Raises unless a checkpoint says that it is of a learner's run; returns whether it is whole.
 
     The length of a run may change on the way, and the curriculum with it; other choices do not, nor
-    do the statistics of the data. Where tensors are damaged, the choices are all that is known.
+    do the statistics of the data.
     """
 
     def run_of(obs_dim: int, action_dim: int, config: GTPConfig) -> tuple[object, ...]:
@@ -546,18 +547,19 @@ def _check_is_of_run(path: Path, learner: GTPLearner) -> bool:
             f"Checkpoint {path} belongs to another run: got other choices, expected this run's. "
             f"{advice}"
         )
+    statistics, whole = there.statistics, True
     try:
         _, weights, _ = read_state(path)
+        statistics = statistics_of(weights)  # files of before version 0.1 do not say it
     except CheckpointError:
-        return False
-    for name, own in learner.actor.normalizer.named_buffers():
-        saved = weights.get(f"actor.normalizer.{name}")
-        if saved is None or not torch.equal(saved.double(), own.cpu().double()):
-            raise CheckpointError(
-                f"Checkpoint {path} belongs to another run: got observations of another {name}, "
-                f"expected this run's. {advice}"
-            )
-    return True
+        whole = False
+    if statistics != statistics_of(learner.actor.state_dict(prefix="actor.")):
+        what = "of another mean or scale" if statistics else "of a mean that cannot be read"
+        raise CheckpointError(
+            f"Checkpoint {path} belongs to another run: got observations {what}, expected this "
+            f"run's. {advice}"
+        )
+    return whole
 
 
 def _place(path: object, name: str = "path") -> Path:

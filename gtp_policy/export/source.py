@@ -170,14 +170,19 @@ class Surroundings(Config):
         return {self.KEY: self.model_dump(mode="json")}
 
     @classmethod
-    def read(cls, path: str | Path, metadata: Mapping[str, JsonValue], learner: GTPLearner) -> Self:
+    def read(
+        cls,
+        path: str | Path,
+        metadata: Mapping[str, JsonValue],
+        learner: GTPLearner | None = None,
+    ) -> Self:
         """Reads the metadata of a checkpoint.
 
         Args:
             path: The checkpoint, for the message.
             metadata: Its metadata; without `KEY`, as in a checkpoint of the core, there is nothing
                 to know.
-            learner: The learner that it holds.
+            learner: The learner that it holds, which they have to fit; None: not known yet.
 
         Returns:
             The surroundings.
@@ -196,7 +201,8 @@ class Surroundings(Config):
         try:
             check_values(found)
             own = cls.model_validate_json(json.dumps(found))
-            own.check(learner)
+            if learner is not None:
+                own.check(learner)
         except ValueError as error:
             raise CheckpointError(
                 f"Checkpoint {path} cannot be read: got metadata of {cls.KEY!r} with "

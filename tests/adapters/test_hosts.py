@@ -282,3 +282,32 @@ def test_sb3s_parameters_bring_what_was_seen_of_the_mode(tmp_path: Path) -> None
     other.save(tmp_path / "other.zip")
     model.set_parameters(tmp_path / "other.zip")
     assert model.learner.target_actor.mode_share == 0.1
+
+
+def test_a_policy_goes_from_tianshou_to_sb3_as_it_acts(tmp_path: Path) -> None:
+    space = gym.spaces.Box(-3, 3, (2, 1), np.int8)
+    learner = GTPLearner.build(4, 2, CONFIG)
+    policy = gtp_tianshou.GTPPolicy(
+        actor=learner.actor,
+        critic=learner.critic,
+        action_space=space,
+        candidates=3,
+        layout=ObservationLayout((4,)),
+    )
+    algorithm = gtp_tianshou.GTP(policy=policy, critic=learner.critic, config=CONFIG.learner)
+    path = algorithm.save(tmp_path / "policy.zip")
+    model = gtp_sb3.GTP.load(path)
+    assert model.action_space == gym.spaces.Box(-3, 3, (2, 1), np.int64)
+    assert model.policy.candidates == 3
+    obs = np.random.default_rng(0).standard_normal((20, 4), np.float32)
+    theirs = policy.map_action(np.asarray(policy.forward(Batch(obs=obs, info={})).act))
+    np.testing.assert_array_equal(model.predict(obs, deterministic=True)[0], theirs)
+    policy.steps = 5
+    with pytest.warns(UserWarning, match="acted with 5 steps: here it acts with 2"):
+        gtp_sb3.GTP.load(algorithm.save(tmp_path / "five.zip"))
+    env = gym.wrappers.TransformAction(
+        gym.make("Pendulum-v1"), lambda a: a, gym.spaces.Box(-3, 3, (2,), np.float32)
+    )
+    env.observation_space = gym.spaces.Box(-1, 1, (4,), np.float32)
+    with pytest.raises(ValueError, match="actions of the environment do not fit"):
+        gtp_sb3.GTP.load(path, env=env)

@@ -645,6 +645,13 @@ def test_no_pickle_is_ever_read(make_model: Make, tmp_path: Path) -> None:
         },
         {"verbose": {":space": {"kind": "Box", "low": 0, "high": 1, "shape": [-1], "dtype": "f4"}}},
         {"verbose": {":space": {"kind": "MultiBinary", "n": 10**9}}},
+        {"verbose": {":space": {"kind": "MultiBinary", "n": "9" * 9}}},
+        {"verbose": {":space": {"kind": "Box", "low": 0, "high": 1, "shape": "99", "dtype": "f4"}}},
+        {
+            "verbose": {
+                ":space": {"kind": "Box", "low": 0, "high": 1, "shape": {"3": 1}, "dtype": "f4"}
+            }
+        },
         {"verbose": {":train_freq": [1, "year"]}},
         {"learn": 1},
         {"__class__": 1},
@@ -790,6 +797,50 @@ def test_a_file_that_contradicts_itself_is_refused(
     path = forged(make_model().learn(2), tmp_path, change)
     with pytest.raises((CheckpointError, StateMismatchError)):
         GTP.load(path)
+
+
+@pytest.mark.parametrize(
+    "space", [{"kind": "MultiBinary", "n": 17}, {"kind": "Box", "shape": [9, 9]}]
+)
+def test_the_file_of_a_policy_whose_spaces_do_not_fit_is_refused(
+    make_model: Make, tmp_path: Path, space: dict[str, Any]
+) -> None:
+    space = {"low": 0, "high": 1, "dtype": "float32", **space}
+    change = set_attribute(observation_space={":space": space})
+    path = forged(make_model(), tmp_path, change)
+    with pytest.raises(CheckpointError):
+        MlpPolicy.load(path)
+
+
+@pytest.mark.parametrize("space", [3, "x", None])
+def test_the_file_of_a_policy_without_spaces_is_refused(
+    make_model: Make, tmp_path: Path, space: Any
+) -> None:
+    path = forged(make_model(), tmp_path, set_attribute(action_space=space))
+    for load in (GTP.load, MlpPolicy.load):
+        with pytest.raises(CheckpointError):
+            load(path)
+
+
+def test_what_a_file_says_of_the_learner_is_the_learners(make_model: Make, tmp_path: Path) -> None:
+    path = forged(make_model().learn(2), tmp_path, set_attribute(gamma=0.5, _n_updates=10**15))
+    loaded = GTP.load(path)
+    assert loaded.gamma == loaded.learner.config.gamma == 0.5
+    assert loaded._n_updates == loaded.learner.updates
+
+
+def test_parts_of_a_dict_keep_their_order(tmp_path: Path) -> None:
+    """SB3's extractor joins features in the order of the space; gymnasium sorts plain dicts."""
+    parts = {"z": spaces.Box(-1, 1, (2,)), "a": spaces.Discrete(3), "m": spaces.MultiBinary(2)}
+    space = spaces.Dict(list(parts.items()))
+    policy = MultiInputPolicy(space, spaces.Box(-1, 1, (2,)), net_arch=[8])
+    policy.save(tmp_path / "policy")
+    loaded = MultiInputPolicy.load(tmp_path / "policy")
+    assert list(loaded.observation_space.spaces) == list(parts)
+    obs = {"z": np.ones((1, 2), np.float32), "a": np.array([2]), "m": np.ones((1, 2), np.int8)}
+    np.testing.assert_array_equal(
+        loaded.predict(obs, deterministic=True)[0], policy.predict(obs, deterministic=True)[0]
+    )
 
 
 def test_a_file_does_not_say_where_a_run_writes(make_model: Make, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from torch.utils.tensorboard import SummaryWriter
 
 from gtp_policy import (
+    ActionScaler,
     ExpectileBaseline,
     FlowMapActor,
     FlowMapActorConfig,
@@ -534,6 +535,38 @@ def test_a_file_made_from_a_checkpoint_acts_as_the_policy(tmp_path: Path) -> Non
         assert document.action.shape == (2, 3)
         found = RuntimePolicy.load(tmp_path / "policy.onnx").act(obs, deterministic=True)
         np.testing.assert_array_equal(found, right)
+
+
+def test_the_default_space_is_of_the_saved_shape_and_kind(tmp_path: Path) -> None:
+    actor = FlowMapActor(4, 6, FlowMapActorConfig(hidden=(16,)))
+    space = Box(0, 9, (2, 3), np.int8)
+    policy = GTPPolicy(actor=actor, action_space=space, steps=3)
+    path = GTP(policy=policy, critic=None).save(tmp_path / "policy.zip")
+    obs = np.ones(4, np.float32)
+    loaded = GTP.load(path)
+    assert loaded.policy.action_space == Box(0, 9, (2, 3), np.int64)
+    np.testing.assert_array_equal(loaded.policy.compute_action(obs), policy.compute_action(obs))
+    again = read_metadata(loaded.save(tmp_path / "again.zip")).metadata
+    assert again == read_metadata(path).metadata
+    assert GTP.load(path, action_space=space).policy.action_space == space
+    for other in (Box(0, 9, (6,), np.int8), Box(0, 9, (2, 3))):
+        with pytest.raises(StateMismatchError, match="other actions"):
+            GTP.load(path, action_space=other)
+
+
+@pytest.mark.parametrize("change", [{"steps": 2}, {"candidates": 3}])
+def test_a_file_that_says_two_things_is_refused(tmp_path: Path, change: dict[str, int]) -> None:
+    learner = GTPLearner.build(4, 6)
+    metadata = {"tianshou": {"steps": 5, "candidates": 7}}
+    record = Surroundings(steps=5, candidates=7).replace(**change).record()
+    path = save_checkpoint(
+        tmp_path / "policy.zip",
+        learner,
+        action_scaler=ActionScaler([-1.0] * 6, [1.0] * 6),
+        metadata=metadata | record,
+    )
+    with pytest.raises(CheckpointError, match="contradicts itself"):
+        GTP.load(path)
 
 
 @pytest.mark.parametrize(
