@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gtp_policy._config import is_name
-from gtp_policy._engine.adam import Adam, check_moments
+from gtp_policy._engine.adam import Adam, check_moments, check_rates
 from gtp_policy._engine.by_autograd import ByAutograd
 from gtp_policy._engine.choice import LAUNCH, Dispatcher, explain
 from gtp_policy._engine.launches import update_from
@@ -653,7 +653,8 @@ class GTPLearner(nn.Module):
             ShapeError: If a field of the batch has the wrong shape.
             DataError: If a field of the batch is not of the networks' dtype and device, the data's
                 next actions are missing that ``critic_penalty`` needs, or on the CPU a number is
-                NaN, infinite or outside its range; names field and row.
+                NaN, infinite or outside its range; names field and row. Or if a learning rate of
+                the config's was set in an optimiser.
             NonFiniteError: On the CPU, if the advantages are NaN or infinite: training diverges.
             BrokenLearnerError: If an earlier update ended half-way.
             DeviceError: If the device has no memory left, or another process has taken it.
@@ -668,6 +669,7 @@ class GTPLearner(nn.Module):
             ['actor_grad_norm', 'actor_loss', 'consistency', 'flow']
         """
         check_whole([self])
+        check_rates([self])
         check_kind("batch", batch, Transitions)
         actor, penalty = self.actor, self.config.critic_penalty > 0
         batch.check(

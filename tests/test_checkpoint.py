@@ -53,6 +53,7 @@ from gtp_policy.errors import (
     StateMismatchError,
     UnsupportedSpaceError,
 )
+from gtp_policy.export import model_card
 from gtp_policy.files import stored_bytes
 from tests.reliability import small
 from tests.reliability.mutations import SLACK, peak_memory
@@ -261,7 +262,10 @@ def frozen(learner: GTPLearner) -> None:
 
 
 def with_one_cycle(learner: GTPLearner) -> None:
-    torch.optim.lr_scheduler.OneCycleLR(learner.optimizers["actor"], 1e-3, 100)
+    optimizer = learner.optimizers["actor"]
+    rate = optimizer.param_groups[0]["lr"]
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, 100)
+    optimizer.param_groups[0]["lr"] = rate  # which is the config's
 
 
 def with_decay(learner: GTPLearner) -> None:
@@ -457,6 +461,16 @@ def test_no_file_is_opened_that_no_checkpoint_has(tmp_path: Path, name: str) -> 
     for function in (load_checkpoint, read_metadata):
         with pytest.raises(CheckpointError, match="an entry for"):
             function(path)
+
+
+def test_a_policy_of_normalised_observations_says_so(path: Path) -> None:
+    learner = GTPLearner.build(3, 2, SMALL)
+    learner.normalized_by = "VecNormalize"
+    save_checkpoint(path, learner)
+    assert read_metadata(path).normalized_by == "VecNormalize"
+    assert "| observations are normalised by | VecNormalize" in model_card(path)
+    with pytest.warns(UserWarning, match="VecNormalize had normalised"):
+        assert load_checkpoint(path).learner.normalized_by == "VecNormalize"
 
 
 def test_a_pickle_is_not_opened(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from gtp_policy import (
     GTPLearnerConfig,
     GTPLossConfig,
     LinearQGuidance,
+    MultiSeedLearner,
     OfflineDataset,
     PolicyBaseline,
     QEnsemble,
@@ -378,6 +379,33 @@ def test_learning_rates_fall_along_a_half_cosine(dataset: OfflineDataset) -> Non
     expected = [4e-3, 2e-3 * (1 + math.sqrt(0.75)), 3e-3, 2e-3, 1e-3]
     assert rates("cosine")[:5] == pytest.approx(expected)
     assert rates("cosine")[6:] == pytest.approx([0.0, 0.0], abs=1e-12)
+
+
+@pytest.mark.parametrize("way", ["by hand", "before the first update", "scheduler"])
+def test_a_learning_rate_that_would_be_undone_is_refused(batch: Transitions, way: str) -> None:
+    learner = make_learner()
+    optimizer = learner.optimizers["critic"]
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.5)
+    for _ in range(0 if way == "before the first update" else 3):
+        learner.update(batch)
+        optimizer.param_groups[0]["lr"] *= 1
+    if way == "scheduler":
+        for _ in range(2):
+            scheduler.step()
+    else:
+        optimizer.param_groups[0]["lr"] = 1e-2
+    before = copy.deepcopy(learner.state_dict())
+    for update in (
+        lambda: learner.update(batch),
+        lambda: MultiSeedLearner([learner]).update([batch]),
+    ):
+        with pytest.raises(DataError, match=r"learning rate of the critic.*critic_lr=.*optimizer="):
+            update()
+    assert same(learner.state_dict(), before)
+    learner.load_state_dict(before)  # a state is taken as it is
+    learner.config = learner.config.replace(critic_lr=1e-2, lr_schedule="constant")
+    learner.update(batch)
+    assert optimizer.param_groups[0]["lr"] == 1e-2
 
 
 def test_gradients_are_clipped_and_their_norm_is_reported_before(batch: Transitions) -> None:

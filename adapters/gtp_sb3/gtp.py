@@ -352,7 +352,7 @@ class GTP(OfflineLoop):
             super()._setup_model()
         finally:
             self.__dict__["policy_kwargs"] = kwargs  # the policy is there: it is set no more
-            self.seed, self._replay_buffer = seed, buffer
+            self.__dict__["seed"], self._replay_buffer = seed, buffer  # no new streams
         self._create_aliases()
 
     def _setup_lr_schedule(self) -> None:
@@ -703,6 +703,8 @@ class GTP(OfflineLoop):
                 "`model.learner.config = model.learner.config.replace(...)`."
             )
         super().__setattr__(name, value)
+        if name == "seed" and value is not None and "policy" in self.__dict__:
+            self.policy.reseed(int(value))
         if name == "learning_rate" and self.__dict__.get("lr_schedule") is not None:
             self._setup_lr_schedule()
 
@@ -776,9 +778,7 @@ class GTP(OfflineLoop):
         if seed is None:
             return
         super().set_random_seed(seed)
-        self.seed, self._seeds_globally = seed, True
-        if hasattr(self, "policy"):
-            self.policy.reseed(seed)
+        self.seed, self._seeds_globally = seed, True  # the policy's streams, too
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """Sets the environment.

@@ -172,11 +172,32 @@ class GTP(OfflineAlgorithm[GTPPolicy]):
         self._length_is_open = "total_updates" not in config.model_fields_set
         if not self._length_is_open:
             self.learner.set_total_updates_(config.total_updates)
-        self.gamma, self.log_every = gamma, log_every
+        self.log_every = log_every
         self.preload, self.out_of_bounds = preload, out_of_bounds
         self._floats: dict[str, float] = {}
         self._seconds, self._timed = 0.0, 0
         policy.act_with(self.learner)
+
+    @property
+    def gamma(self) -> float:
+        """Discount factor of what is trained on from now on: that of the learner's config.
+
+        Example:
+            >>> from gymnasium.spaces import Box
+            >>> from gtp_policy import FlowMapActor
+            >>> from gtp_tianshou import GTP, GTPPolicy
+            >>> policy = GTPPolicy(actor=FlowMapActor(3, 1), action_space=Box(-2.0, 2.0, (1,)))
+            >>> algorithm = GTP(policy=policy, critic=None)
+            >>> algorithm.gamma = 0.9
+            >>> algorithm.learner.config.gamma
+            0.9
+        """
+        gamma = self.learner.config.gamma
+        return 0.99 if gamma is None else gamma
+
+    @gamma.setter
+    def gamma(self, gamma: float) -> None:
+        self.learner.config = self.learner.config.replace(gamma=float(gamma))
 
     @classmethod
     def from_buffer(

@@ -13,21 +13,64 @@ import torch
 from torch import Tensor, nn
 
 from gtp_policy._engine.seeds import Parameters, share_, together
-from gtp_policy.errors import StateMismatchError
+from gtp_policy.algorithm import Learner
+from gtp_policy.errors import DataError, StateMismatchError
 
 _OPTIONS = ("fused", "betas", "eps", "weight_decay", "amsgrad", "maximize", "differentiable")
 
 
 class Adam(torch.optim.Adam):
-    """`torch.optim.Adam`, fused; its own ``step`` is what the reference takes."""
+    """`torch.optim.Adam`, fused; its own ``step`` is what the reference takes.
+
+    Its learning rate is the learner's, which sets it before every step.
+    """
+
+    _set: float | None = None  # what `set_rate` has set last
 
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
     state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
-    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    _load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
     zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module.parameters(), fused=True)
+        self._set = self.param_groups[0]["lr"]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over a state, and its learning rate until the next step."""
+        self._load_state_dict(state_dict)
+        self._set = None
+
+    def check_rate(self, name: str) -> None:
+        """Raises if somebody has set the learning rate, which the next step would undo.
+
+        Args:
+            name: What the message calls the part.
+        """
+        rate = self.param_groups[0]["lr"]
+        if self._set is not None and rate != self._set:
+            choice = "actor_lr" if name == "actor" else "critic_lr"
+            raise DataError(
+                f"The learning rate of the {name} is the config's: got {float(rate):g} set in its "
+                f"optimiser, expected {self._set:g}. Set `learner.config = learner.config.replace("
+                f"{choice}=..., lr_schedule='constant')`, or build the learner with `optimizer=`, "
+                "whose rates and schedulers are yours."
+            )
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Sets the learning rate of an optimiser's next step."""
+    optimizer.param_groups[0]["lr"] = rate
+    if isinstance(optimizer, Adam):
+        optimizer._set = rate
+
+
+def check_rates(learners: Sequence[Learner]) -> None:
+    """Raises if somebody has set a learning rate that is the learner's to set."""
+    for learner in learners:
+        for name, optimizer in learner.optimizers.items():
+            if isinstance(optimizer, Adam):
+                optimizer.check_rate(name)
 
 
 def is_plain_adam(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> bool:
@@ -124,7 +167,7 @@ class Optimizer:
         """
         for i, (optimizer, own) in enumerate(zip(self._optimizers, self._own, strict=True)):
             if rate is not None:
-                optimizer.param_groups[0]["lr"] = rate
+                set_rate(optimizer, rate)
             for parameter, gradient in zip(own, self._views[i], strict=True):
                 parameter.grad = gradient
                 if self.adam:

@@ -6,6 +6,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from gtp_policy._engine.adam import set_rate
 from gtp_policy.algorithm import Draws, Learner, means_of, weight_metrics
 from gtp_policy.critic import NetworkBaseline, QEnsemble
 from gtp_policy.functional import ema_
@@ -137,7 +138,7 @@ def _step(learner: Learner, name: str, loss: Tensor) -> Tensor:
     """Does one optimiser step on a loss and returns the gradient's norm before clipping."""
     optimizer, rates = learner.optimizers[name], learner.learning_rates
     if name in rates:
-        optimizer.param_groups[0]["lr"] = rates[name]
+        set_rate(optimizer, rates[name])
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     optimizer.zero_grad(set_to_none=True)
     if not loss.requires_grad:  # every parameter is frozen

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 
+from gtp_policy._engine.adam import check_rates
 from gtp_policy._engine.choice import LAUNCH, Dispatcher
 from gtp_policy._engine.whole import changing, check_whole
 from gtp_policy._numbers import as_int
@@ -82,6 +83,7 @@ def check_data(learners: Sequence[Learner], dataset: OfflineDataset, batch_size:
         B as a plain number.
     """
     check_whole(learners)
+    check_rates(learners)
     check_kind("dataset", dataset, OfflineDataset)
     first = learners[0]
     actor = first.actor

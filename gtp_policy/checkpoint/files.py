@@ -56,6 +56,7 @@ class CheckpointInfo(NamedTuple):
         layout: How observations become vectors, where it was saved.
         metadata: Whatever else was saved, as JSON values.
         sha256: Of the checkpoint's content, tensors included.
+        normalized_by: What normalises observations before the policy sees them; None: nothing.
 
     Example:
         >>> import tempfile
@@ -76,6 +77,7 @@ class CheckpointInfo(NamedTuple):
     layout: ObservationLayout | None
     metadata: dict[str, JsonValue]
     sha256: str
+    normalized_by: str | None = None
 
 
 class Checkpoint(NamedTuple):
@@ -168,6 +170,8 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Builds the learner that was saved, with the choices that were saved with it.
 
+    Warns of a policy that learned from observations normalised elsewhere, as by ``VecNormalize``.
+
     Args:
         path: Directory or zip file.
         network: The actor's backbone, if it was a custom one: a file holds its parameters, not
@@ -230,6 +234,13 @@ def load_checkpoint(
         # Nothing came from the caller: the file contradicts itself.
         raise CheckpointError(str(error)) from error
     learner.action_scaler, learner.layout, metadata = saved_with(document)
+    if learner.normalized_by is not None:
+        warnings.warn(
+            f"The policy of {path} learned from observations that {learner.normalized_by} had "
+            "normalised: it has to be given such, and acts wrongly on those of the environment. "
+            "`normalized_by` of the learner says so, too.",
+            stacklevel=2,
+        )
     return Checkpoint(learner, learner.action_scaler, learner.layout, metadata)
 
 
@@ -329,6 +340,7 @@ def read_metadata(path: str | Path, *, encoder: nn.Module | None = None) -> Chec
         layout=layout,
         metadata=metadata,
         sha256=content,
+        normalized_by=document.normalized_by,
     )
 
 

@@ -285,6 +285,8 @@ def model_card(
         "gtp-policy": __version__,
         "SHA-256 of the checkpoint's content": content_id(expanded(checkpoint)),
     }
+    if info.normalized_by is not None:
+        rows["observations are normalised by"] = f"{info.normalized_by}, before the policy"
     if file is not None:
         jumps, candidates = (
             f"{count} {name}{'s' * (count > 1)}"

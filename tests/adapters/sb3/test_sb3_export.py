@@ -113,6 +113,7 @@ def test_a_file_made_from_a_checkpoint_is_that_of_the_policy(tmp_path: Path) -> 
     assert documents[0]["action"]["shape"] == (2, 3)
 
 
+@pytest.mark.filterwarnings("ignore:The policy of .* VecNormalize had normalised")
 @pytest.mark.parametrize("changes", [{}, {"norm_obs": False}])
 def test_no_file_of_a_policy_that_sees_normalised_observations(
     make_model: Make, untouchable: Any, arrays: Arrays, tmp_path: Path, changes: dict[str, bool]

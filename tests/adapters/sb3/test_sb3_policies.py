@@ -220,6 +220,10 @@ def test_set_random_seed_seeds_the_model_and_as_in_sb3_the_rest(make_model: Make
     model.set_random_seed(5)
     np.testing.assert_array_equal(model.predict(obs)[0], first)
     assert torch.equal(torch.rand(1), drawn)
+    model.seed = 5  # the model's streams alone
+    np.testing.assert_array_equal(model.predict(obs)[0], first)
+    model.seed = 6
+    assert model.learner.config.seed == 6
 
 
 # --- modules

@@ -402,6 +402,16 @@ def test_behaviour_cloning_reports_no_critic(
     assert logger.updates[-1][1]["critic_loss"] is None
 
 
+def test_the_discount_is_the_learners(make_algorithm: Make) -> None:
+    algorithm = make_algorithm(gamma=0.9)
+    assert algorithm.gamma == algorithm.learner.config.gamma == 0.9
+    algorithm.gamma = 0.5
+    assert algorithm.learner.config.gamma == 0.5
+    with pytest.raises(ValueError, match="gamma"):
+        algorithm.gamma = 1.5
+    assert algorithm.gamma == 0.5
+
+
 def test_stats_name_every_metric_of_the_core() -> None:
     ours = set(GTPTrainingStats.__dataclass_fields__)
     assert ours == {"train_time", "smoothed_loss", "ms_per_update", *UpdateMetrics._fields}

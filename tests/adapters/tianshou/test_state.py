@@ -398,7 +398,6 @@ def test_states_of_another_kind_of_scheduler(make_algorithm: Make, tmp_path: Pat
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda a: setattr(a, "gamma", 1.5),
         lambda a: setattr(a.policy, "steps", 20_000),
         lambda a: setattr(a.policy, "candidates", 20_000),
         lambda a: setattr(a.policy, "seed", 2**70),
