@@ -98,6 +98,11 @@ class Learner(Protocol):
         """Learning rates to set before a step; none for optimisers that have their own."""
         ...
 
+    @property
+    def step_rates(self) -> dict[str, float]:
+        """Learning rates to step with: those to set, and 0 of what rests, whoever sets its rate."""
+        ...
+
     def stream(self, name: str) -> torch.Generator:
         """Returns the generator of this update for one purpose."""
         ...

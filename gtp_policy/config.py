@@ -89,6 +89,13 @@ class GTPLearnerConfig(Config):
         "after 3 / (rate * (1 - gamma)) updates. None: ema_rate where that is set, otherwise the "
         "rate at which this takes a fifth of the run, between 0.005 and 0.1.",
     )
+    critic_updates: Int | None = Field(
+        default=None,
+        ge=1,
+        description="Updates over which the critic (and the value network) learns: its learning "
+        "rate falls to 0 over them, its other choices that are left open go by them, and from then "
+        "on it rests, while the actor learns from values that change no more. None: the whole run.",
+    )
     baseline: Baseline = Field(
         default_factory=lambda: PolicyBaseline(samples=1),
         description="What V(obs) in the advantage is.",
@@ -204,8 +211,8 @@ class GTPLearnerConfig(Config):
         if self.ema_rate is not None:
             return self.ema_rate
         gamma = 0.99 if self.gamma is None else self.gamma
-        # 3 / (rate * (1 - gamma)) updates are a fifth of the run.
-        wanted = 15 / max((1 - gamma) * self.total_updates, 15.0)
+        # 3 / (rate * (1 - gamma)) updates are a fifth of those of the critic.
+        wanted = 15 / max((1 - gamma) * self.critic_length, 15.0)
         return min(max(wanted, 0.005), 0.1)
 
     @property
@@ -220,7 +227,14 @@ class GTPLearnerConfig(Config):
         """Adam's learning rate of critic and value network, before its schedule."""
         if self.critic_lr is not None:
             return self.critic_lr
-        return min(max(3e-4 * math.sqrt(30_000 / self.total_updates), 3e-4), 1e-3)
+        return min(max(3e-4 * math.sqrt(30_000 / self.critic_length), 3e-4), 1e-3)
+
+    @property
+    def critic_length(self) -> int:
+        """Updates over which the critic learns."""
+        if self.critic_updates is not None:
+            return min(self.critic_updates, self.total_updates)
+        return self.total_updates
 
     @property
     def guided_from(self) -> int:
@@ -246,6 +260,7 @@ class GTPLearnerConfig(Config):
             critic_lr=self.initial_critic_lr,
             ema_rate=self.actor_rate,
             critic_ema_rate=self.critic_rate,
+            critic_updates=self.critic_length,
             guidance_start=self.guided_from,
         )
 

@@ -859,14 +859,29 @@ class GTPLearner(nn.Module):
         """The learning rate of each part's next step; none for optimisers that were passed in."""
         if self._own_rates:
             return {}
-        config, factor = self.config, 1.0
-        if config.lr_schedule == "cosine":
-            factor = 0.5 * (1 + math.cos(math.pi * self.progress))
-        return {
-            name: factor
-            * (config.initial_actor_lr if name == "actor" else config.initial_critic_lr)
-            for name in self.optimizers
+        config = self.config
+        rates = {
+            "actor": config.initial_actor_lr * self._schedule(config.total_updates),
+            "critic": config.initial_critic_lr * self._schedule(config.critic_length),
         }
+        return {name: rates["actor" if name == "actor" else "critic"] for name in self.optimizers}
+
+    @property
+    def step_rates(self) -> dict[str, float]:
+        """The learning rates, and 0 of critic and value network where they rest.
+
+        They rest from ``config.critic_length`` updates on, be their optimisers one's own.
+        """
+        rests = self.config.critic_length < self.config.total_updates
+        rests &= self.updates >= self.config.critic_length
+        resting = [name for name in self.optimizers if rests and name != "actor"]
+        return self.learning_rates | dict.fromkeys(resting, 0.0)
+
+    def _schedule(self, length: int) -> float:
+        """Returns the share of a learning rate that is left by now of a number of updates."""
+        if self.config.lr_schedule == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * min(self.updates / length, 1.0)))
 
     @torch.no_grad()
     def advantage(

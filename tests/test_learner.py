@@ -408,6 +408,52 @@ def test_a_learning_rate_that_would_be_undone_is_refused(batch: Transitions, way
     assert optimizer.param_groups[0]["lr"] == 1e-2
 
 
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("own", [None, torch.optim.SGD, torch.optim.AdamW])
+def test_the_critic_rests_after_its_updates(
+    dataset: OfflineDataset, engine: Any, schedule: Any, own: Any
+) -> None:
+    factory = None if own is None else lambda _, module: own(module.parameters(), lr=1e-2)
+    config = make_config(
+        critic_updates=3,
+        lr_schedule=schedule,
+        baseline=ExpectileBaseline(hidden=(8,)),
+        critic_ema_rate=0.9,
+    )
+    learner = GTPLearner.build(OBS, ACT, config, optimizer=factory)
+    assert learner.critic is not None
+    assert learner.target_critic is not None
+    assert learner.value is not None
+    with kernels.using(engine):
+        train(learner, dataset, 3)
+        rested = [*learner.critic.parameters(), *learner.value.parameters()]
+        before = [p.detach().clone() for p in rested]
+        actor = copy.deepcopy(learner.actor.state_dict())
+        train(learner, dataset, 10)
+    assert all(torch.equal(p, was) for p, was in zip(rested, before, strict=True))
+    assert not same(learner.actor.state_dict(), actor)
+    for target, net in zip(
+        learner.target_critic.parameters(), learner.critic.parameters(), strict=True
+    ):
+        torch.testing.assert_close(target, net)
+    if own is not None:  # its rate is one's own: a longer run learns on with it
+        assert learner.optimizers["critic"].param_groups[0]["lr"] == 1e-2
+        learner.config = learner.config.replace(total_updates=50, critic_updates=40)
+        train(learner, dataset, 1)
+        assert not torch.equal(rested[0], before[0])
+
+
+def test_a_critic_that_learns_all_the_way_is_the_default() -> None:
+    config = GTPLearnerConfig(total_updates=100_000, gamma=0.99)
+    assert config.critic_length == 100_000
+    short = config.replace(critic_updates=30_000)
+    assert short.critic_rate == GTPLearnerConfig(total_updates=30_000).critic_rate
+    assert short.actor_rate == config.actor_rate
+    assert short.resolved().critic_updates == 30_000
+    assert config.replace(critic_updates=10**6).critic_length == 100_000
+
+
 def test_gradients_are_clipped_and_their_norm_is_reported_before(batch: Transitions) -> None:
     free, clipped = make_learner(), make_learner(max_grad_norm=1e-3)
     reported = [learner.update(batch).to_floats() for learner in (free, clipped)]

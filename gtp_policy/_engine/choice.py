@@ -91,7 +91,7 @@ class Dispatcher:
                 with torch.inference_mode(False), torch.enable_grad():
                     return update(ByAutograd(learners), _plain(batch), draws)
             with few_threads(), torch.inference_mode(False):
-                return fast(batch, draws, learners[0].learning_rates)
+                return fast(batch, draws, learners[0].step_rates)
 
         return call
 

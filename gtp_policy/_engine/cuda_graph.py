@@ -136,7 +136,7 @@ class GraphedUpdate:
         try:
             for update in range(done, done + self.updates):
                 first.updates = update  # rates are those of the updates to come
-                rates.append({name: first.learning_rates.get(name, held[name]) for name in held})
+                rates.append({name: first.step_rates.get(name, held[name]) for name in held})
                 progress = min(update / total, 1.0)
                 n = config.curriculum.intervals(progress)
                 offset = self._grids.offsets.get(n, 0)
