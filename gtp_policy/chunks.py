@@ -118,7 +118,9 @@ class ChunkState(NamedTuple):
         Returns:
             Shape (B, W); `ChunkPlayer.from_rows` is the way back.
         """
-        parts = [part.reshape(len(self.age), -1).astype(self.plans.dtype) for part in self]
+        # Plans may be of half precision, which counts steps to 2,048.
+        dtype = np.result_type(self.past, self.plans, np.float32)
+        parts = [part.reshape(len(self.age), -1).astype(dtype) for part in self]
         return np.concatenate(parts, 1)
 
 

@@ -116,6 +116,7 @@ class OfflineDatasetBuilder:
         # Of observations, by dimension: the range, and what rounding to float32 has changed.
         self._least, self._largest = np.full(obs_dim, np.inf), np.full(obs_dim, -np.inf)
         self._lost = np.zeros(obs_dim)
+        self._rewards = np.array([np.inf, -np.inf, 0.0])  # least, largest, lost
         self.looked = False
 
     def append(
@@ -202,6 +203,15 @@ class OfflineDatasetBuilder:
         self.filled += n
         if not self.looked:
             self.look(values["obs"])
+        if reward is not None and n:
+            exact = values["reward"].astype(np.float64)
+            least, largest, lost = self._rewards
+            changed = np.abs(exact - table[:, o + a]).max()
+            self._rewards[:] = (
+                min(least, exact.min()),
+                max(largest, exact.max()),
+                max(lost, changed),
+            )
 
     def look(self, obs: npt.NDArray[np.generic], start: int = 0) -> None:
         """Looks at what float32 makes of observations, for `warn_of_rounding`.
@@ -226,7 +236,7 @@ class OfflineDatasetBuilder:
                 self._lost[own] = np.maximum(self._lost[own], lost)
 
     def warn_of_rounding(self) -> None:
-        """Warns of dimensions that float32, or a policy's normaliser, leaves little of."""
+        """Warns of numbers that float32, or a policy's normaliser, leaves little of."""
         with np.errstate(all="ignore"):
             span = self._largest - self._least
             size = np.maximum(np.abs(self._least), np.abs(self._largest))
@@ -255,6 +265,14 @@ class OfflineDatasetBuilder:
                     + what.format(lost=self._lost[i]),
                     stacklevel=3,
                 )
+        least, largest, lost = self._rewards
+        if 512 * lost > largest - least > 1e-10 * max(abs(least), abs(largest)):
+            warnings.warn(
+                f"Rewards, from {least:.10g} to {largest:.10g}, lose much of what varies to "
+                f"float32, by up to {lost:.2g}. Subtract what is in all of them before they are "
+                "loaded, e.g. a total that only grows.",
+                stacklevel=3,
+            )
         low, high = self.action_scaler.low, self.action_scaler.high
         steps = np.spacing(np.maximum(np.abs(low), np.abs(high)).astype(np.float32))
         if (index := np.flatnonzero(high - low < 256 * steps)).size:

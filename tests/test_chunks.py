@@ -563,3 +563,10 @@ def test_what_is_wrong_while_playing() -> None:
     odd = ChunkPlayer(lambda obs: torch.zeros(len(obs), 3), chunk=2)
     with pytest.raises(ShapeError, match="chunks have the wrong shape"):
         odd.act(torch.zeros(1, 5))
+
+
+def test_steps_are_counted_whatever_the_precision_of_plans() -> None:
+    player = ChunkPlayer(lambda obs: torch.zeros(len(obs), 4, dtype=torch.float16), chunk=2)
+    _, state = player.step(torch.zeros(1, 5, dtype=torch.float16))
+    old = state._replace(age=np.array([4097]))
+    assert player.from_rows(old.to_rows(), obs_dim=5).age.tolist() == [4097]

@@ -2,6 +2,7 @@
 
 import math
 import tracemalloc
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -808,3 +809,38 @@ def test_sampling_without_a_generator_is_refused() -> None:
     none: Any = None  # torch would take its global generator
     with pytest.raises(TypeError, match="`generator` has the wrong type: got NoneType"):
         dataset.sample(1, generator=none)
+
+
+def with_rewards(reward: Any) -> OfflineDataset:
+    n = len(reward)
+    return OfflineDataset.from_arrays(
+        obs=np.zeros((n, 1)),
+        action=np.zeros((n, 1)),
+        reward=reward,
+        next_obs=np.zeros((n, 1)),
+        terminated=np.zeros(n, bool),
+        truncated=np.arange(n) == n - 1,
+        low=[-1.0],
+        high=[1.0],
+    )
+
+
+def test_rewards_that_float32_leaves_little_of_are_told() -> None:
+    with pytest.warns(UserWarning, match=r"Rewards, from 100000000 to 100000009, lose much"):
+        with_rewards(1e8 + np.arange(10))
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        np.arange(10) / 3,
+        np.full(10, 1e8),
+        1e8 + np.zeros(10) + 1e-9,
+        1e8 * np.arange(10),
+        [0.1] * 9,
+    ],
+)
+def test_other_rewards_are_not(reward: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with_rewards(reward)
