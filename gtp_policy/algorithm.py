@@ -99,8 +99,8 @@ class Learner(Protocol):
         ...
 
     @property
-    def step_rates(self) -> dict[str, float]:
-        """Learning rates to step with: those to set, and 0 of what rests, whoever sets its rate."""
+    def critic_learns(self) -> bool:
+        """Whether critic and value network do a step, which they may do for a part of the run."""
         ...
 
     def stream(self, name: str) -> torch.Generator:
@@ -215,7 +215,7 @@ def _draw(learner: Learner, action: Tensor) -> Draws:
 
     backup = baseline = guide = None
     if learner.critic is not None:
-        if config.backup != "value":
+        if learner.critic_learns and config.backup != "value":
             copies = config.backup_actions
             drawn = noise("backup", batch_size * copies)
             backup = drawn.view(1, batch_size, copies, -1).transpose(1, 2)
@@ -238,7 +238,7 @@ def _draw_by_counter(learner: Learner, action: Tensor) -> Draws:
     if choices.flow_times == "uniform":
         columns["flow"] = 1
     if learner.critic is not None:
-        if config.backup != "value":
+        if learner.critic_learns and config.backup != "value":
             columns["backup"] = config.backup_actions * width
         if isinstance(learner.guidance, LinearQGuidance):
             columns["guidance"] = actor.noise_dim(learner.guidance.steps)
@@ -321,12 +321,13 @@ def update(networks: Networks, batch: Transitions, draws: Draws) -> dict[str, Te
     weight, metrics = None, {}
     if first.critic is not None:
         next_action, sampled = _sample_actions(networks, batch, draws)
-        y = td_target(batch.reward, batch.discount, _next_value(networks, batch, next_action))
         mask = batch.critic_mask(first.actor.config.chunk)
-        metrics = networks.fit_critic(batch.obs, batch.action, y, mask)
-        if first.value is not None:
-            q = networks.target_q(batch.obs, batch.action.unsqueeze(1)).squeeze(2)
-            networks.fit_value(batch.obs, first.critic.config.reduce(q, 1), mask)
+        if first.critic_learns:
+            y = td_target(batch.reward, batch.discount, _next_value(networks, batch, next_action))
+            metrics = networks.fit_critic(batch.obs, batch.action, y, mask)
+            if first.value is not None:
+                q = networks.target_q(batch.obs, batch.action.unsqueeze(1)).squeeze(2)
+                networks.fit_value(batch.obs, first.critic.config.reduce(q, 1), mask)
         if weighs(first.guidance):
             advantage = advantage_of(networks, batch.obs, batch.action, sampled)
             if mask is not None:  # nothing is known for or against what a cut left incomplete
@@ -363,16 +364,21 @@ def _sample_actions(
     networks: Networks, batch: Transitions, draws: Draws
 ) -> tuple[Tensor | None, Tensor | None]:
     """Samples the backup's actions and the baseline's, as far as there are any, in one pass."""
-    if draws.backup is None:  # a value network is what the advantage is measured against, too
+    asked = [
+        (noise, _repeat(obs, noise.shape[1]))
+        for noise, obs in ((draws.backup, batch.next_obs), (draws.baseline, batch.obs))
+        if noise is not None
+    ]
+    if not asked:
         return None, None
-    noise, copies = draws.backup, draws.backup.shape[1]
-    obs = _repeat(batch.next_obs, copies)
-    if draws.baseline is not None:
-        obs = torch.cat([obs, _repeat(batch.obs, draws.baseline.shape[1])], 1)
-        noise = torch.cat([noise, draws.baseline], 1)
+    noise, obs = (torch.cat(parts, 1) for parts in zip(*asked, strict=True))
     drawn = networks.sample(obs.flatten(1, 2), noise.flatten(1, 2))
     action = drawn.view(*noise.shape[:3], -1)
-    return action[:, :copies], None if draws.baseline is None else action[:, copies:]
+    copies = 0 if draws.backup is None else draws.backup.shape[1]
+    return (
+        None if draws.backup is None else action[:, :copies],
+        None if draws.baseline is None else action[:, copies:],
+    )
 
 
 def _repeat(obs: Tensor, n: int) -> Tensor:

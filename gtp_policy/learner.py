@@ -867,15 +867,13 @@ class GTPLearner(nn.Module):
         return {name: rates["actor" if name == "actor" else "critic"] for name in self.optimizers}
 
     @property
-    def step_rates(self) -> dict[str, float]:
-        """The learning rates, and 0 of critic and value network where they rest.
+    def critic_learns(self) -> bool:
+        """Whether critic and value network do a step: not from ``config.critic_length`` updates on.
 
-        They rest from ``config.critic_length`` updates on, be their optimisers one's own.
+        A critic that learns for the whole run learns beyond its end, too, as its actor does.
         """
-        rests = self.config.critic_length < self.config.total_updates
-        rests &= self.updates >= self.config.critic_length
-        resting = [name for name in self.optimizers if rests and name != "actor"]
-        return self.learning_rates | dict.fromkeys(resting, 0.0)
+        config = self.config
+        return self.updates < config.critic_length or config.critic_length == config.total_updates
 
     def _schedule(self, length: int) -> float:
         """Returns the share of a learning rate that is left by now of a number of updates."""

@@ -65,21 +65,6 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         optimizer._set = rate
 
 
-def step_at(optimizer: torch.optim.Optimizer, rate: float | Tensor | None) -> None:
-    """Does a step; at rate 0 also of an optimiser that has another one, and keeps it."""
-    if rate != 0:
-        optimizer.step()
-        return
-    kept = [group["lr"] for group in optimizer.param_groups]
-    try:
-        for group in optimizer.param_groups:
-            group["lr"] = 0.0
-        optimizer.step()
-    finally:
-        for group, own in zip(optimizer.param_groups, kept, strict=True):
-            group["lr"] = own
-
-
 def check_rates(learners: Sequence[Learner]) -> None:
     """Raises if somebody has set a learning rate that is the learner's to set."""
     for learner in learners:
@@ -243,7 +228,7 @@ class Optimizer:
             return norm
         with torch.inference_mode(False):  # or the reference could not write to their state
             for optimizer in self._optimizers:
-                step_at(optimizer, rate)
+                optimizer.step()
         return norm
 
     def _states(self, i: int) -> list[dict[str, Any]]:

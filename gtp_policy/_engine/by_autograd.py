@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from gtp_policy._engine.adam import set_rate, step_at
+from gtp_policy._engine.adam import set_rate
 from gtp_policy.algorithm import Draws, Learner, means_of, weight_metrics
 from gtp_policy.critic import NetworkBaseline, QEnsemble
 from gtp_policy.functional import ema_
@@ -150,7 +150,7 @@ def _step(learner: Learner, name: str, loss: Tensor) -> Tensor:
     norm = nn.utils.get_total_norm(gradients)
     if learner.config.max_grad_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, learner.config.max_grad_norm, norm)
-    step_at(optimizer, learner.step_rates.get(name))
+    optimizer.step()
     return norm.detach()
 
 

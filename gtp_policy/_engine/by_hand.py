@@ -147,7 +147,7 @@ class ByHand:
         self, batch: Transitions, draws: Draws, rates: dict[str, Any]
     ) -> dict[str, Tensor]:
         """Does the update at some learning rates and returns metrics, (S,) each."""
-        self.prepare(self._first.learning_rates)
+        self.prepare(rates)
         names, values = self.run(batch, draws, rates)
         # Views of the first seed count for it alone, and what Triton writes to for none.
         if len(self.learners) > 1 or self._triton is not None:

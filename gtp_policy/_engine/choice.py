@@ -91,7 +91,7 @@ class Dispatcher:
                 with torch.inference_mode(False), torch.enable_grad():
                     return update(ByAutograd(learners), _plain(batch), draws)
             with few_threads(), torch.inference_mode(False):
-                return fast(batch, draws, learners[0].step_rates)
+                return fast(batch, draws, learners[0].learning_rates)
 
         return call
 
@@ -229,6 +229,7 @@ def _facts(learners: Sequence[Learner]) -> Iterator[Any]:
         yield len({x.optimizers[name].param_groups[0]["lr"] for x in learners}) == 1
     for learner in learners:
         yield learner.processes
+        yield learner.critic_learns
         yield from (learner.config, learner.guidance, learner.loss.config, learner.weighter.config)
         yield from (learner.actor.config, learner.target_actor.config)
         for critic in (learner.critic, learner.target_critic):

@@ -136,7 +136,7 @@ class GraphedUpdate:
         try:
             for update in range(done, done + self.updates):
                 first.updates = update  # rates are those of the updates to come
-                rates.append({name: first.step_rates.get(name, held[name]) for name in held})
+                rates.append({name: first.learning_rates.get(name, held[name]) for name in held})
                 progress = min(update / total, 1.0)
                 n = config.curriculum.intervals(progress)
                 offset = self._grids.offsets.get(n, 0)
@@ -174,10 +174,9 @@ class GraphedUpdate:
         self._outputs = stacked.view(-1)
 
     def _drawn(self) -> Draws:
-        d, first = self._draws, self._first
-        of_actions = first.critic is not None and first.config.backup != "value"
+        d = self._draws
         return Draws(
-            backup=d.backup if of_actions else None,
+            backup=d.backup if d.backup.numel() else None,
             baseline=d.baseline if d.baseline.numel() else None,
             times=Times(d.t, d.u, d.s),
             z=d.z,
@@ -257,7 +256,7 @@ def _sizes(triton: Any, learners: Sequence[Learner], batch: int) -> Any:  # noqa
     first = learners[0]
     config, actor, loss = first.config, first.actor, first.loss.config
     critic, guidance = first.critic is not None, first.guidance
-    of_actions = critic and config.backup != "value"
+    of_actions = critic and first.critic_learns and config.backup != "value"
     baseline, samples, guide = config.baseline, 0, 0
     if critic and weighs(guidance) and isinstance(baseline, PolicyBaseline):
         samples = baseline.samples

@@ -42,13 +42,16 @@ def update_from(
     # A custom way to draw minibatches is respected.
     plain = type(dataset).sample is OfflineDataset.sample and not dataset.images
     metrics: list[UpdateMetrics] = []
-    records, guided = None, None
+    records, phase = None, None
     while left:
-        # Nothing but guidance that begins changes meanwhile: to look at everything takes a while.
-        if records is None or guided != first.guidance:
-            records, guided = plain and dispatcher.records(learners, batch_size), first.guidance
-        until_guided = first.config.guided_from - first.updates
-        n = 1 if left < LAUNCH or 0 < until_guided < LAUNCH else LAUNCH
+        # Nothing but guidance that begins and a critic that rests changes meanwhile: to look at
+        # everything takes a while.
+        if records is None or phase != (first.guidance, first.critic_learns):
+            phase = first.guidance, first.critic_learns
+            records = plain and dispatcher.records(learners, batch_size)
+        turns = first.config.guided_from, first.config.critic_length
+        crossed = any(0 < turn - first.updates < LAUNCH for turn in turns)
+        n = 1 if left < LAUNCH or crossed else LAUNCH
         if records and (found := _launch(learners, dispatcher, dataset, n)) is not None:
             metrics, left = found, left - n
             continue

@@ -95,6 +95,7 @@ def _choices(learner: Learner) -> tuple[Any, ...]:
     return (
         learner.config.replace(seed=0),
         learner.guidance,
+        learner.critic_learns,
         learner.loss.config,
         learner.weighter.config,
         learner.actor.config,

@@ -141,8 +141,9 @@ def test_seeds_are_recorded_side_by_side(seen: list[int]) -> None:
 
 
 @pytest.mark.slow
-def test_late_guidance_begins_between_launches(seen: list[int]) -> None:
-    dataset, config = make_dataset(), make_config(guidance_start=3)
+@pytest.mark.parametrize("turn", ["guidance_start", "critic_updates"])
+def test_guidance_begins_and_the_critic_rests_between_launches(seen: list[int], turn: str) -> None:
+    dataset, config = make_dataset(), make_config(**{turn: 3})
     learner, reference = (GTPLearner.from_dataset(dataset, config) for _ in range(2))
     learner.update_from(dataset, 5, batch_size=ROWS)
     assert seen == [2, 1, 2]
