@@ -266,7 +266,8 @@ class OfflineDataset:
         not how: next to ``truncated`` a row is terminated where it is done and not truncated, and
         next to ``terminated`` the other way round; alone it is an error. ``is_last`` marks the last
         row, and no more; next to ``is_terminal`` it is RLDS's, whose last step is an observation
-        alone: what that flag says counts for the step before it.
+        alone: what that flag says counts for the step before it. ``is_first`` is set at the first
+        row alone.
 
         Args:
             episodes: The episodes; read once, and a generator may fill the same arrays for each.

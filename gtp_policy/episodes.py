@@ -33,9 +33,10 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "next_obs": ("next_obs", "next_observation", "next_observations"),
     "done": ("done", "dones"),
     "is_last": ("is_last",),
+    "is_first": ("is_first",),
 }
 """The names of each field that `read_episode` knows; others are not looked at."""
-FLAGS = ("terminated", "truncated", "done", "is_last")
+FLAGS = ("terminated", "truncated", "done", "is_last", "is_first")
 """The fields that say where an episode ends, as `ends_of_flags` reads them."""
 RLDS = "is_terminal"
 """The field that says, next to ``is_last``, that steps are as RLDS has them."""
@@ -76,11 +77,11 @@ def ends_of_flags(
     ``done`` says that an episode has ended, not how. Next to ``truncated`` a row is terminated
     where it is done and not truncated; next to ``terminated`` it is truncated where it is done and
     not terminated. ``is_last`` marks the last row of an episode, which was cut unless
-    ``terminated`` says otherwise.
+    ``terminated`` says otherwise; ``is_first`` marks the row behind it, and the last of all rows is
+    one too.
 
     Args:
-        flags: ``terminated``, ``truncated``, ``done`` and ``is_last``, as far as they are there, of
-            shape (N,).
+        flags: Those of `FLAGS` that there are, of shape (N,).
         size: N.
 
     Returns:
@@ -127,6 +128,20 @@ def ends_of_flags(
     truncated = never if truncated is None else truncated
     if "is_last" in flags:
         truncated = truncated | (flags["is_last"] & ~terminated)
+    if "is_first" in flags:
+        last = np.append(flags["is_first"][1:], True)[:size]
+        for name in FLAGS[:-1]:
+            if name in flags and (odd := np.flatnonzero(flags[name] & ~last)).size:
+                raise DataError(
+                    f"`{name}` contradicts `is_first`: got it set at row {odd[0]}, and `is_first` "
+                    "not at the next, expected both. Correct them, or leave `is_first` out."
+                )
+        if "is_last" in flags and (odd := np.flatnonzero(last[:-1] & ~flags["is_last"][:-1])).size:
+            raise DataError(
+                f"`is_first` contradicts `is_last`: got it set at row {odd[0] + 1}, and `is_last` "
+                "not at the one before, expected both. Correct them, or leave `is_first` out."
+            )
+        truncated = truncated | (last & ~terminated)
     return terminated, truncated
 
 
@@ -267,6 +282,11 @@ def _read(given: Mapping[str, Any], name: str, copy: bool) -> Episode:
                 "action."
             )
     flags = {name: _flags(name, given[name], steps, copy) for name in FLAGS if name in given}
+    if "is_first" in flags and (begins := np.flatnonzero(flags["is_first"][1:]) + 1).size:
+        raise DataError(
+            f"`is_first` is set behind the start: got True at row {begins[0]} of {steps}, expected "
+            "it at row 0 only. Split the episode there."
+        )
     terminated, truncated = ends_of_flags(flags, steps)
     if given.get(RLDS) and next_obs is None and rows_of(obs) == steps:
         terminated, truncated = without_last_actions(
@@ -284,10 +304,12 @@ def _read(given: Mapping[str, Any], name: str, copy: bool) -> Episode:
 
 
 def _flags(name: str, value: Any, steps: int, copy: bool) -> npt.NDArray[np.bool_]:  # noqa: ANN401
-    """Returns a flag per row: of one for the whole episode, at the last row."""
+    """Returns a flag per row: of one for the whole episode, at the row that it is of."""
     array = _array(name, value, copy)
     if array.ndim == 0:
-        return np.concatenate([np.zeros(steps - 1, np.bool_), as_flags(name, array[None], 1)])
+        flags = np.zeros(steps, np.bool_)
+        flags[0 if name == "is_first" else -1] = as_flags(name, array[None], 1)[0]
+        return flags
     return as_flags(name, array[:, 0] if array.shape == (steps, 1) else array, steps)
 
 

@@ -467,6 +467,23 @@ ENDS: list[tuple[dict[str, Any], str | None, str]] = [
         None,
         "`truncated` contradicts `is_last`.*row 2",
     ),
+    ({"is_first": [1, 0, 0]}, "000", "001"),
+    ({"is_first": True, "is_terminal": True}, "001", "000"),
+    ({"is_first": [1, 0, 0], "dones": [0, 0, 1], "timeouts": [0, 0, 0]}, "001", "000"),
+    ({"is_first": [0, 0, 0], "is_last": [0, 0, 0]}, "000", "001"),
+    ({"is_first": [1, 0, 0], "is_last": [0, 0, 1], "is_terminal": [0, 0, 1]}, "001", "000"),
+    ({"is_first": [1, 0, 1], "is_terminal": True}, None, "at row 2 of 3.*Split the episode there"),
+    ({"is_first": [1, 1, 0], "is_last": [1, 0, 1]}, None, "at row 1 of 3.*Split the episode there"),
+    (
+        {"is_first": [1, 0, 0], "is_terminal": [0, 1, 1]},
+        None,
+        "`terminated` contradicts `is_first`: got it set at row 1",
+    ),
+    (
+        {"is_first": [1, 0, 0], "dones": [0, 1, 1], "truncated": [0, 0, 1]},
+        None,
+        "`done` contradicts `is_first`: got it set at row 1",
+    ),
     ({"terminal": True, "terminated": True}, None, "`terminated` is given twice"),
     ({"done": True, "dones": True}, None, "`done` is given twice"),
 ]

@@ -48,7 +48,8 @@ def choose_all(available: Sequence[str], wanted: Mapping[str, Wanted]) -> dict[s
     unknown = sorted(wanted.keys() - set(FIELDS))
     own = dict(wanted)
     if own.get("terminated") is False or None not in (own.get("terminated"), own.get("truncated")):
-        own |= {"done": False, "is_last": False}  # what the caller says goes for all rows
+        # What the caller says goes for all rows.
+        own |= dict.fromkeys({*episodes.FLAGS} - {"terminated", "truncated"}, False)
     if unknown:
         raise DataError(
             f"The mapping names no field: got {unknown}, expected some of {', '.join(FIELDS)}."

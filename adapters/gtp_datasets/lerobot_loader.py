@@ -17,7 +17,7 @@ from gtp_datasets._hdf5 import check_expansion, located, stored_bytes, table_byt
 from gtp_datasets._images import decoded
 from gtp_datasets._video import Clip, read_clips
 from gtp_policy import OfflineDataset
-from gtp_policy.episodes import Episode, read_episode
+from gtp_policy.episodes import FLAGS, Episode, read_episode
 from gtp_policy.errors import DataError
 from gtp_policy.records import decode
 
@@ -104,14 +104,12 @@ def load_lerobot(
     chosen = choose_all(
         [*features],
         {
+            **dict.fromkeys(FLAGS, False),
             "obs": obs,
             "action": action,
             "reward": reward,
             "terminated": terminated,
-            "truncated": False,
             "next_obs": False,
-            "done": False,
-            "is_last": False,
             "episode": False,
         },
     )

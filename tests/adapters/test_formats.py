@@ -507,6 +507,20 @@ def test_one_call_loads_what_each_loader_does_and_says_which(tmp_path: Path) -> 
     assert given.action_scaler == ActionScaler([-1, -1], [1, 1])
 
 
+@pytest.mark.parametrize("kind", ["npz", "csv"])
+def test_a_row_before_a_first_one_has_no_next_observation(kind: str, tmp_path: Path) -> None:
+    """It got the first observation of the next episode."""
+    rows = {"obs": [0.0, 1.0, 2.0, 3.0, 4.0, 5.0], "action": [0.0] * 6}
+    flags = {"is_first": [1, 0, 0, 1, 0, 0], "is_terminal": [0, 0, 0, 0, 0, 1]}
+    path = rows_of(kind, rows | flags, tmp_path)
+    dataset = load_dataset(path, obs=["obs"], low=-1.0, high=1.0)
+    assert dataset.transitions.obs.flatten().tolist() == [0, 1, 3, 4, 5]
+    assert dataset.transitions.next_obs.flatten()[:4].tolist() == [1, 2, 4, 5]
+    assert dataset.ends.tolist() == [False, True, False, False, True]
+    with pytest.raises(DataError, match=r"`is_first` is set behind the start.*row 3"):
+        load_dataset(tmp_path, obs=["obs"], low=-1.0, high=1.0)
+
+
 @pytest.mark.parametrize("folder", [True, False])
 @pytest.mark.parametrize("kind", ["npz", "csv"])
 def test_steps_of_rlds_end_with_an_observation(kind: str, folder: bool, tmp_path: Path) -> None:
@@ -539,6 +553,15 @@ def test_steps_of_rlds_end_with_an_observation(kind: str, folder: bool, tmp_path
         ({"terminal": "0101"}, {}, "0101", "0000"),
         ({"is_terminal": "0100", "is_last": "0101"}, {}, "0100", "0001"),
         ({"is_last": "0101"}, {}, "0000", "0101"),
+        ({"is_first": "1010"}, {}, "0000", "0101"),
+        ({"is_first": "0010", "is_terminal": "0001"}, {}, "0001", "0100"),
+        ({"is_first": "1010", "terminated": "0000", "truncated": "0001"}, {}, "0000", "0101"),
+        ({"is_first": "1010", "is_last": "0101", "is_terminal": "0100"}, {}, "0100", "0001"),
+        ({"is_first": "1010", "is_last": "0100"}, {}, "0000", "0101"),
+        ({"is_first": "1010"}, {"terminated": False, "episode": "run"}, "0000", "0101"),
+        ({"is_first": "1000", "is_last": "0101"}, {}, "", "`is_last` contradicts `is_first`"),
+        ({"is_first": "1010", "is_last": "0001"}, {}, "", "`is_first` contradicts `is_last`"),
+        ({"is_first": "1010", "terminals": "1000"}, {}, "", "`terminated` contradicts `is_first`"),
         ({"dones": "0101"}, {"terminated": "dones"}, "0101", "0000"),
         ({"dones": "0101"}, {"truncated": "dones"}, "0000", "0101"),
         ({"dones": "0111"}, {"terminated": False, "episode": "run"}, "0000", "0101"),
