@@ -27,6 +27,18 @@ ENDINGS: Mapping[str, tuple[str, ...]] = {
 }
 """How names of files end, in small letters, by their kind."""
 EPISODE = ("episode", "episode_id", "episode_index", "traj_id")
+# Taken where nothing else says where an episode was cut. `demo` and `rollout` alone may be flags.
+_EPISODE_TOO = (
+    "episode_idx",
+    "episode_number",
+    "traj",
+    "trajectory",
+    "trajectory_id",
+    "demo_id",
+    "rollout_id",
+)
+ENDS = "episode_ends"  # an array of npz: the number of the row behind each episode's last
+_CUTS = ("episode", "truncated", "done", "is_last", "is_first")
 FIELDS = (*episodes.NAMES, "episode")
 # Of a number in a name: Python reads no more than some thousand, and nothing has as many.
 _MOST_DIGITS = 300
@@ -60,6 +72,9 @@ def choose_all(available: Sequence[str], wanted: Mapping[str, Wanted]) -> dict[s
         field: list(dict.fromkeys(name for group in own_groups for name in group))
         for field, own_groups in groups.items()
     }
+    if own.get("episode") is None and not any(map(found.get, _CUTS)) and ENDS not in available:
+        used = {name for names in found.values() for name in names}
+        found["episode"] = [n for n in _EPISODE_TOO if n in available and n not in used][:1]
     if found["done"] and not found["terminated"] and not found["truncated"]:
         name = found["done"][0]
         raise DataError(
@@ -370,7 +385,7 @@ def ends_of(ids: Array, name: str = "episode") -> npt.NDArray[np.bool_]:
     if ids.ndim != 1:
         raise DataError(
             f"`{name}` has the wrong shape: got {ids.shape}, expected one number per row. Name "
-            "one column."
+            "one column, or pass episode=False if it is none."
         )
     if ids.dtype.kind not in "fiubUS":
         raise DataError(

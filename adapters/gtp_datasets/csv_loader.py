@@ -63,8 +63,9 @@ def load_csv(
         terminated: Likewise.
         truncated: Likewise.
         next_obs: Likewise.
-        episode: Column with the number of the episode; None: ``episode``, ``episode_id`` or
-            ``episode_index``; False: all rows of a file are one episode.
+        episode: Column with the number of the episode; None: ``episode``, ``episode_id``,
+            ``episode_index`` or ``traj_id``, and where no flag tells cuts, ``traj``,
+            ``trajectory`` and the like; False: all rows of a file are one episode.
         delimiter: What stands between the cells; None: a tab in ``.tsv`` files, else a comma.
         low: Lower bounds of the actions, of their shape or a scalar; CSV does not hold them.
         high: Upper bounds of the actions, likewise.

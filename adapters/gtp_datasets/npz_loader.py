@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from gtp_datasets._fields import (
+    ENDS,
     Choice,
     Wanted,
     as_named,
@@ -28,8 +29,6 @@ from gtp_datasets._npz import NpzFile, Shape, check_rows, open_npz
 from gtp_policy import OfflineDataset
 from gtp_policy.episodes import Episode
 from gtp_policy.errors import DataError
-
-_ENDS = "episode_ends"  # the number of the row behind each episode's last
 
 
 def load_npz(
@@ -250,7 +249,7 @@ def _read_flat(
 
 def _ends(file: NpzFile, prefix: str, size: int) -> npt.NDArray[np.bool_] | None:
     """Returns where episodes end by the array that says it, shape (size,); None without one."""
-    name = prefix + _ENDS
+    name = prefix + ENDS
     if name not in file.names:
         return None
     file.declared([name])
@@ -258,11 +257,11 @@ def _ends(file: NpzFile, prefix: str, size: int) -> npt.NDArray[np.bool_] | None
     behind = file.read(name)
     if len(shape) != 1 or behind.dtype.kind not in "iu" or not len(behind):
         raise DataError(
-            f"`{_ENDS}` is no list of rows: got {behind.dtype} of shape {shape}, expected integers."
+            f"`{ENDS}` is no list of rows: got {behind.dtype} of shape {shape}, expected integers."
         )
     if (np.diff(behind, prepend=0) <= 0).any() or behind[-1] != size:
         raise DataError(
-            f"`{_ENDS}` does not fit: got {behind[-1]} as its last of {len(behind)}, expected "
+            f"`{ENDS}` does not fit: got {behind[-1]} as its last of {len(behind)}, expected "
             f"rising numbers up to {size}, the number of rows."
         )
     return np.isin(np.arange(size), behind - 1)

@@ -521,6 +521,45 @@ def test_a_row_before_a_first_one_has_no_next_observation(kind: str, tmp_path: P
         load_dataset(tmp_path, obs=["obs"], low=-1.0, high=1.0)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "episode_idx",
+        "episode_number",
+        "traj",
+        "trajectory",
+        "trajectory_id",
+        "demo_id",
+        "rollout_id",
+    ],
+)
+@pytest.mark.parametrize("kind", ["npz", "csv"])
+def test_clear_names_are_the_number_of_the_episode(kind: str, name: str, tmp_path: Path) -> None:
+    rows = {"obs": [0.0, 1.0, 2.0, 3.0], "action": [0.0] * 4, "terminal": [0.0, 0.0, 0.0, 1.0]}
+    ids = {name: [7.0, 7.0, 8.0, 8.0]}
+    dataset = load_dataset(rows_of(kind, rows | ids, tmp_path), obs=["obs"], low=-1.0, high=1.0)
+    assert dataset.transitions.obs.flatten().tolist() == [0, 2, 3]
+    assert dataset.truncated.tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("columns", "options"),
+    [
+        ({"traj": [7.0, 8.0, 7.0, 8.0], "truncated": [0.0] * 4}, {}),
+        ({"trajectory": [7.0, 8.0, 7.0, 8.0]}, {"obs": ["obs", "trajectory"]}),
+        ({"traj": [7.0, 8.0, 7.0, 8.0]}, {"episode": False}),
+        ({"demo": [0.0, 1.0, 0.0, 1.0]}, {}),
+    ],
+)
+@pytest.mark.parametrize("kind", ["npz", "csv"])
+def test_what_is_another_field_or_not_needed_is_no_number_of_the_episode(
+    kind: str, columns: dict[str, list[float]], options: dict[str, Any], tmp_path: Path
+) -> None:
+    rows = {"obs": [0.0, 1.0, 2.0, 3.0], "action": [0.0] * 4, "terminal": [0.0, 0.0, 0.0, 1.0]}
+    path = rows_of(kind, rows | columns, tmp_path)
+    assert len(load_dataset(path, **{"obs": ["obs"], "low": -1.0, "high": 1.0} | options)) == 4
+
+
 @pytest.mark.parametrize("folder", [True, False])
 @pytest.mark.parametrize("kind", ["npz", "csv"])
 def test_steps_of_rlds_end_with_an_observation(kind: str, folder: bool, tmp_path: Path) -> None:
