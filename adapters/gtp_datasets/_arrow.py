@@ -10,7 +10,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,7 +77,7 @@ def csv_columns(path: str | os.PathLike[str], delimiter: str) -> list[str]:
 
 
 def read_csv(
-    path: str | os.PathLike[str], names: Sequence[str], delimiter: str
+    path: str | os.PathLike[str], names: Sequence[str], delimiter: str, also: Sequence[str] = ()
 ) -> dict[str, Array]:
     """Reads columns of a CSV file.
 
@@ -85,6 +85,7 @@ def read_csv(
         path: The file, with names in its first line.
         names: Columns to read.
         delimiter: What stands between the cells.
+        also: Others, left out where they hold words.
 
     Returns:
         The columns by name.
@@ -103,9 +104,13 @@ def read_csv(
                 file,
                 read_options=pyarrow.csv.ReadOptions(use_threads=False),
                 parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter),
-                convert_options=pyarrow.csv.ConvertOptions(include_columns=list(names)),
+                convert_options=pyarrow.csv.ConvertOptions(include_columns=[*names, *also]),
             )
-        return {name: _numbers(name, table.column(name)) for name in names}
+        found = {name: _numbers(name, table.column(name)) for name in names}
+        for name in also:
+            with suppress(DataError):
+                found[name] = _numbers(name, table.column(name))
+        return found
 
 
 class ParquetFile:

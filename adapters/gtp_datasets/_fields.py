@@ -39,6 +39,7 @@ _EPISODE_TOO = (
 )
 ENDS = "episode_ends"  # an array of npz: the number of the row behind each episode's last
 _CUTS = ("episode", "truncated", "done", "is_last", "is_first")
+_TIMES = ("t", "time", "timestamp", "step", "timestep", "time_step", "frame_index")
 FIELDS = (*episodes.NAMES, "episode")
 # Of a number in a name: Python reads no more than some thousand, and nothing has as many.
 _MOST_DIGITS = 300
@@ -410,6 +411,41 @@ def ends_of(ids: Array, name: str = "episode") -> npt.NDArray[np.bool_]:
             "rows of an episode together. Sort them by episode and time."
         )
     return ends
+
+
+def times_of(available: Sequence[str], chosen: Mapping[str, Sequence[str]]) -> list[str]:
+    """Returns the columns that say when a row was, where one has the number of its episode.
+
+    Args:
+        available: Columns of the file.
+        chosen: Names of columns by field; what is one of them is no time.
+    """
+    used = {name for names in chosen.values() for name in names}
+    return [n for n in _TIMES if n in available and n not in used] if "episode" in chosen else []
+
+
+def check_times(name: str, times: npt.NDArray[Any], ids: npt.NDArray[Any]) -> None:
+    """Raises where a row was before the one that stands above it in its episode.
+
+    Args:
+        name: The column that says when.
+        times: What it says by row; what are no numbers, one per row, are not looked at.
+        ids: Number of the episode by row.
+
+    Raises:
+        DataError: If time falls within an episode.
+    """
+    times, ids = cast(Any, _column(times)), cast(Any, _column(ids))
+    if times.dtype.kind not in "iuf" or times.ndim != 1 or times.shape != ids.shape:
+        return
+    falls = np.flatnonzero((times[1:] < times[:-1]) & (ids[1:] == ids[:-1]))
+    if falls.size:
+        row = int(falls[0]) + 1
+        raise DataError(
+            f"`{name}` is not in order: got {times[row]} behind {times[row - 1]} at row {row}, in "
+            f"episode {ids[row]}, expected numbers that do not fall. Sort the rows by episode and "
+            "time, or rename the column if it is no time."
+        )
 
 
 def split_episodes(

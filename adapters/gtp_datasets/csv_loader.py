@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +15,14 @@ from gtp_datasets._fields import (
     Choice,
     Wanted,
     as_named,
+    check_times,
     ends_of,
     files_of,
     flat_dataset,
+    named,
     shown_id,
     split_episodes,
+    times_of,
 )
 from gtp_datasets._hdf5 import located
 from gtp_policy import OfflineDataset
@@ -140,9 +144,11 @@ def _read(
     """Returns the fields, and the columns that each of them is of."""
     if delimiter is None:
         delimiter = "\t" if os.fspath(path).lower().endswith(".tsv") else ","
-    chosen = choose(csv_columns(path, delimiter), source)
+    available = csv_columns(path, delimiter)
+    chosen = choose(available, source)
+    times = times_of(available, chosen)
     names = list(dict.fromkeys(name for columns in chosen.values() for name in columns))
-    table = read_csv(path, names, delimiter)
+    table = read_csv(path, names, delimiter, times)
     vectors = ("obs", "next_obs", "action")
     fields = {
         field: np.stack([table[name] for name in columns], 1)
@@ -150,4 +156,8 @@ def _read(
         else table[columns[0]]
         for field, columns in chosen.items()
     }
+    with named(source) if source else nullcontext():
+        for name in times:
+            if name in table:
+                check_times(name, table[name], fields["episode"])
     return as_named(fields, chosen, choose.wanted), chosen

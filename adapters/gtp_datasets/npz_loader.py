@@ -4,6 +4,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from gtp_datasets._fields import (
     Choice,
     Wanted,
     as_named,
+    check_times,
     ends_of,
     files_of,
     flat_dataset,
@@ -23,6 +25,7 @@ from gtp_datasets._fields import (
     natural,
     shown_id,
     split_episodes,
+    times_of,
 )
 from gtp_datasets._hdf5 import check_expansion, located, table_bytes
 from gtp_datasets._npz import NpzFile, Shape, check_rows, open_npz
@@ -168,7 +171,8 @@ def _read_groups(file: NpzFile, choose: Choice) -> Iterator[Episode]:
 
 
 def _split(file: NpzFile, reader: "_Reader", choose: Choice, name: str) -> Iterator[Episode]:
-    fields, ends = as_named(reader.fields(), reader.chosen, choose.wanted), None
+    with named(name):
+        fields, ends = as_named(reader.fields(), reader.chosen, choose.wanted), None
     if "episode" not in fields and choose.wanted.get("episode") is not False:
         with named(name):
             ends = _ends(file, reader.prefix, len(fields["action"]) if fields["action"].ndim else 0)
@@ -216,6 +220,14 @@ class _Reader:
             found["next_obs"] = dict(
                 zip(self.chosen["obs"], found["next_obs"].values(), strict=True)
             )
+        there = [n.removeprefix(self.prefix) for n in self._file.names if n.startswith(self.prefix)]
+        for name in times_of(there, self.chosen):
+            with suppress(DataError):  # what cannot be read is not a number per row
+                self._file.declared([self.prefix + name])
+                if self._file.shape(self.prefix + name)[:1] == found["episode"].shape[:1]:
+                    found[name] = self._file.read(self.prefix + name)
+            if name in found:
+                check_times(name, found.pop(name), found["episode"])
         return found
 
 

@@ -562,6 +562,37 @@ def test_what_is_another_field_or_not_needed_is_no_number_of_the_episode(
 
 @pytest.mark.parametrize("folder", [True, False])
 @pytest.mark.parametrize("kind", ["npz", "csv"])
+@pytest.mark.parametrize(
+    "name", ["t", "time", "timestamp", "step", "timestep", "time_step", "frame_index"]
+)
+def test_time_does_not_fall_within_an_episode(
+    name: str, kind: str, folder: bool, tmp_path: Path
+) -> None:
+    rows = {"obs": [0.0, 1.0, 2.0, 3.0], "action": [0.0] * 4, "terminal": [0.0, 0.0, 0.0, 1.0]}
+    box: dict[str, Any] = {"obs": ["obs"], "low": -1.0, "high": 1.0}
+
+    def load(times: list[float], ids: str = "episode", **options: Any) -> OfflineDataset:
+        path = rows_of(kind, rows | {ids: [0.0, 0.0, 1.0, 1.0], name: times}, tmp_path)
+        return load_dataset(tmp_path if folder else path, **box | options)
+
+    with pytest.raises(DataError, match=f"`{name}` is not in order: got 5.0 behind 6.0 at row 3"):
+        load([0.0, 1.0, 6.0, 5.0])
+    assert len(load([0.0, 0.0, -2.0, 7.0])) == 3
+    if not folder:
+        assert len(load([3.0, 2.0, 1.0, 0.0], ids="other")) == 4
+    assert len(load([0.0, 1.0, 6.0, 5.0], obs=["obs", name])) == 3
+
+
+@pytest.mark.parametrize("kind", ["npz", "csv"])
+def test_times_that_are_no_numbers_are_not_looked_at(kind: str, tmp_path: Path) -> None:
+    rows: dict[str, Any] = {"obs": [0.0, 1.0], "action": [0.0] * 2, "episode": [0, 0]}
+    rows["time"] = ["2026-01-02", "2026-01-01"]
+    path = rows_of(kind, rows | {"t": [[1.0], [2.0]] if kind == "npz" else ["b", "a"]}, tmp_path)
+    assert len(load_dataset(path, obs=["obs"], low=-1.0, high=1.0)) == 1
+
+
+@pytest.mark.parametrize("folder", [True, False])
+@pytest.mark.parametrize("kind", ["npz", "csv"])
 def test_steps_of_rlds_end_with_an_observation(kind: str, folder: bool, tmp_path: Path) -> None:
     columns = {"obs": [0, 1, 2, 3, 4, 5], "action": [0] * 6, "episode": [0, 0, 0, 1, 1, 1]}
     columns |= {"is_last": [0, 0, 1] * 2, "is_terminal": [0, 0, 1, 0, 0, 0]}
