@@ -70,7 +70,8 @@ class EvaluationConfig(Config):
     episodes: Count = Field(default=10, description="Episodes per evaluation.")
     parallel: Count = Field(
         default=20,
-        description="Environments that are open at a time; the noise of actions depends on it.",
+        description="Environments that are open at a time, at most as many as the function that "
+        "builds them has different ones; the noise of actions depends on it.",
     )
     max_steps: Count | None = Field(
         default=None, description="Cuts longer episodes; None: the environment's own limit alone."

@@ -189,13 +189,19 @@ class Evaluator:
 
 
 def _opened(name: str, dataset: OfflineDataset, config: EvaluationConfig) -> list[Env]:
-    """Returns as many environments as are open at a time, once the first one fits the dataset."""
+    """Returns as many environments as are open at a time, once the first one fits the dataset.
+
+    A function may return one that is open already, as of a robot; two episodes would mix in it.
+    """
     envs: list[Env] = []
     try:
         for _ in range(min(config.episodes, config.parallel)):
-            envs.append(make_env(name))
+            env = make_env(name)
+            if any(env.unwrapped is other.unwrapped for other in envs):
+                break
+            envs.append(env)
             if len(envs) == 1:
-                check_env(envs[0], dataset, name)
+                check_env(env, dataset, name)
     except BaseException:
         _close(envs)
         raise

@@ -333,6 +333,31 @@ def test_episodes_are_those_of_one_environment_after_the_other(
     assert all(seen.success)
 
 
+SHARED: list[gymnasium.Env[Any, Any]] = []
+
+
+def one_of_two() -> gymnasium.Env[Any, Any]:
+    while len(SHARED) < 2:
+        SHARED.append(make_env("line_world:make"))
+    SHARED.reverse()
+    return gymnasium.wrappers.TimeLimit(SHARED[0], 100)
+
+
+def test_an_environment_that_is_open_already_runs_one_episode_at_a_time(make_config: Make) -> None:
+    where = f"{__name__}:one_of_two"
+    config = make_config(evaluation={"environment": where, "episodes": 7, "parallel": 7})
+    dataset = load_data(config).dataset
+    seen = Evaluator(config, dataset).run(proportional, 0)
+    seeds = np.random.SeedSequence([0, 0, 0]).generate_state(7).tolist()
+    assert list(zip(seen.returns, seen.lengths, strict=True)) == by_hand(proportional, seeds)
+    learner = GTPLearner.from_dataset(dataset)
+    apart, shared = (
+        evaluate(learner, dataset, name, episodes=4, deterministic=True)
+        for name in ("line_world:make", where)
+    )
+    assert shared.returns == pytest.approx(apart.returns, rel=1e-4)  # batches of other sizes
+
+
 def test_starts_depend_on_seed_and_update(make_config: Make) -> None:
     def returns(update: int, **fields: Any) -> tuple[float, ...]:
         config = make_config(**fields)
