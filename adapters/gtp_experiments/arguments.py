@@ -112,7 +112,7 @@ def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--space", type=path, required=True, metavar="FILE", help="JSON: values or a range by path")
     add("--sampler", choices=["tpe", "random", "grid"], default="tpe", help="(default: tpe)")
-    add("--trials", type=int, default=20, help="how many (default: 20)")
+    add("--trials", type=int, help="how many (default: 20, and of a grid all of its points)")
     add("--storage", help="Optuna's, as sqlite:///sweep.db (default: a file in --out)")
     add("--no-prune", action="store_true", help="let trials that are worse come to their end")
     add("--sweep-seed", type=int, default=0, help="of the draws (default: 0)")

@@ -239,6 +239,8 @@ def _sweep(args: argparse.Namespace) -> int:
         seed=args.sweep_seed,
     )
     configs = configs_of(args)
+    of_all = f" of the {search.points} points of the grid" if search.sampler == "grid" else ""
+    print(f"{search.count} trials{of_all}")
     if args.slurm is not None:
         for job in submit(
             configs, search, args.out, storage=args.storage, jobs=args.jobs, **dict(args.slurm)

@@ -173,8 +173,11 @@ class SweepConfig(Config):
         "of a field of the policy, as weighter.eta, or of the run, as batch_size or "
         "evaluation.candidates. Values may be lists and objects, as of actor.hidden.",
     )
-    trials: int = Field(
-        default=20, ge=1, strict=True, description="How many; a grid has as many as it has points."
+    trials: int | None = Field(
+        default=None,
+        ge=1,
+        strict=True,
+        description="How many; None: all points of a grid, 20 of other samplers.",
     )
     sampler: Literal["tpe", "random", "grid"] = Field(
         default="tpe", description="What draws them: Optuna's samplers."
@@ -199,8 +202,13 @@ class SweepConfig(Config):
     def count(self) -> int:
         """Number of trials: of a grid at most its points."""
         if self.sampler != "grid":
-            return self.trials
-        return min(self.trials, math.prod(len(values) for values in self.grid().values()))
+            return 20 if self.trials is None else self.trials
+        return self.points if self.trials is None else min(self.trials, self.points)
+
+    @property
+    def points(self) -> int:
+        """Number of points of a grid."""
+        return math.prod(map(len, self.grid().values()))
 
     def grid(self) -> dict[str, list[Any]]:
         """Returns the values of every path, for a grid.

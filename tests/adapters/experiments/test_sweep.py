@@ -57,7 +57,7 @@ def params(study: optuna.Study, *states: str) -> list[tuple[float, int]]:
 def draws(config: SweepConfig) -> set[tuple[float, int]]:
     """What the draws of a search are, one after the other, without running anything."""
     trials: list[optuna.trial.FrozenTrial] = []
-    for _ in range(config.trials):
+    for _ in range(config.count):
         values = _draw(config, trials)
         trials.append(
             optuna.trial.create_trial(
@@ -141,6 +141,13 @@ def test_a_grid_has_every_point_once(make_config: Make, tmp_path: Path) -> None:
     space = {"weighter.eta": [1.0, 2.0], "batch_size": {"low": 8, "high": 16, "step": 4}}
     study = sweep([make_config(updates=10)], search(99, "grid", space=space), tmp_path)
     assert sorted(params(study)) == [(e, b) for e in (1.0, 2.0) for b in (8, 12, 16)]
+
+
+def test_a_grid_is_complete_unless_trials_say_fewer() -> None:
+    space = {"batch_size": {"low": 1, "high": 30}}
+    for trials, points in ((None, 30), (7, 7), (99, 30)):
+        assert SweepConfig(space=space, sampler="grid", trials=trials).count == points
+    assert SweepConfig(space=space).count == 20
 
 
 @pytest.mark.parametrize(
@@ -417,6 +424,7 @@ def test_the_command_prints_a_table_and_draws(
     words += f" --out {tmp_path}/runs --set actor.hidden=[8] --set critic.hidden=[8]"
     assert main(words.split()) == 0
     text = capsys.readouterr().out
+    assert text.startswith("2 trials of the 2 points of the grid\n")
     assert "| trial | state    | score" in text
     assert text.count("complete") == 2
     pictures = sorted(path.name for path in (tmp_path / "runs").glob("*.png"))
