@@ -70,13 +70,8 @@ class MultiSeedLearner:
                 "Learners that share their updates with other processes cannot be updated side by "
                 "side: got some, expected none. Leave `distribute_` out."
             )
-        first = _kind(learners[0])
-        for learner in learners:
-            if _kind(learner) != first:
-                raise ValueError(
-                    f"Learners differ in more than the seed: got {_kind(learner)} and {first}, "
-                    "expected equal configs, dimensions, devices and numbers of updates."
-                )
+        self._checked: list[tuple[Any, ...]] = []
+        self._check_equal()
         self._dispatcher = Dispatcher()
 
     @classmethod
@@ -155,7 +150,7 @@ class MultiSeedLearner:
 
         Raises:
             ValueError: If there are not as many minibatches as learners, or sizes differ, or a
-                learner has been updated apart from the others.
+                learner has been updated apart from the others, or has another config since.
             ShapeError: If a field of a minibatch has the wrong shape.
             DataError: If a field is not of the networks' dtype and device, or on the CPU a number
                 is NaN, infinite or outside its range.
@@ -218,7 +213,7 @@ size.
 
         Raises:
             ValueError: If ``updates`` is smaller than 1, or a learner has been updated apart from
-                the others.
+                the others, or has another config since.
             DataError: If ``batch_size`` is smaller than 1, or the dataset is not on the learners'
                 device, or has other bounds of actions or another layout of observations.
             ShapeError: If the dataset has other dimensions.
@@ -254,6 +249,21 @@ size.
                 f"{[learner.updates for learner in self.learners]}, expected equal ones. Update "
                 "them through this object alone."
             )
+        self._check_equal()
+
+    def _check_equal(self) -> None:
+        """Raises unless learners differ in their seed alone, once after each change of a choice."""
+        choices = [_choices(learner) for learner in self.learners]
+        if choices == self._checked:
+            return
+        first = _kind(self.learners[0])
+        for learner in self.learners:
+            if _kind(learner) != first:
+                raise ValueError(
+                    f"Learners differ in more than the seed: got {_kind(learner)} and {first}, "
+                    "expected equal configs, dimensions, devices and numbers of updates."
+                )
+        self._checked = choices
 
     def _share(self) -> None:
         """Moves parameters and buffers of all learners side by side, unless they are there."""
@@ -261,6 +271,13 @@ size.
         with torch.inference_mode(False):  # a parameter made in inference mode cannot be trained
             for same in zip(*tensors, strict=True):
                 share_(same)
+
+
+def _choices(learner: GTPLearner) -> tuple[Any, ...]:
+    """Returns the configs of a learner as they are, which costs little."""
+    critic = None if learner.critic is None else learner.critic.config
+    parts = (learner.actor, learner.loss, learner.weighter, learner)
+    return (critic, *(part.config for part in parts))
 
 
 def _kind(learner: GTPLearner) -> tuple[Any, ...]:

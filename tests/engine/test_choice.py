@@ -1035,6 +1035,22 @@ def test_learners_that_do_not_belong_together() -> None:
         several.update([make_batch(), make_batch(rows=3)])
 
 
+@pytest.mark.parametrize("choice", [{"backup_actions": 3}, {"total_updates": 7}, {"actor_lr": 1.0}])
+def test_a_choice_of_one_learner_that_is_changed_later_is_told(choice: dict[str, Any]) -> None:
+    several = MultiSeedLearner([make_learner(make_config(seed=seed)) for seed in (0, 1)])
+    batches = [make_batch(0), make_batch(1)]
+    several.update(batches)
+    first, second = several.learners
+    second.config = second.config.replace(**choice)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="differ in more than the seed"):
+            several.update(batches)
+    assert several.updates == 1
+    first.config = first.config.replace(**choice)
+    several.update(batches)
+    assert several.updates == 2
+
+
 def test_sharing_memory_keeps_values_and_is_done_once() -> None:
     tensors = [torch.arange(6.0).view(2, 3) + i for i in range(3)]
     expected = torch.stack(tensors)
