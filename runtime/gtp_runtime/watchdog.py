@@ -32,8 +32,9 @@ class Watchdog:
     deadline: `slowest` shows that. An error of the policy is raised as it is, if it comes in time.
     A watchdog belongs to one control loop.
 
-    Every call is one step of an `ActionQueue`, in time or late: after late calls the queue goes on
-    with the action planned for now, and has seen what was observed meanwhile.
+    With ``queue.act``, every call is one step of the `ActionQueue`, in time or late: after late
+    calls the queue goes on with the action planned for now, and has seen what was observed
+    meanwhile.
 
     Args:
         act: What computes: ``policy.act``, or ``queue.act`` of an `ActionQueue`.
@@ -41,6 +42,11 @@ class Watchdog:
         late: What a late call gives.
         first: Action for late calls before any was in time.
         on_late: Called with the seconds that were waited, at every late call, before it returns.
+        skip: Called in the watchdog's thread with the observation of a late call that ``act`` never
+            gets; default ``queue.skip`` where ``act`` is ``queue.act``. With a function around a
+            queue, as ``lambda obs: queue.act(obs / 10)``, give
+            ``skip=lambda obs: queue.skip(obs / 10)``, else the queue falls behind by a step each
+            time.
 
     Attributes:
         calls: Number of calls that ended, late ones included.
@@ -68,6 +74,7 @@ class Watchdog:
         late: Literal["repeat", "raise"] | Callable[[Observation], Array] = "repeat",
         first: ArrayLike | None = None,
         on_late: Callable[[float], None] | None = None,
+        skip: Callable[[Observation], object] | None = None,
     ) -> None:
         if not 0 < deadline < threading.TIMEOUT_MAX:
             raise ValueError(f"`deadline` is out of range: got {deadline}, expected seconds > 0.")
@@ -77,7 +84,7 @@ class Watchdog:
                 "observation."
             )
         queue = getattr(act, "__self__", None)
-        self._skip = queue.skip if isinstance(queue, ActionQueue) else None
+        self._skip = queue.skip if skip is None and isinstance(queue, ActionQueue) else skip
         self._act, self._deadline, self._late, self._on_late = act, deadline, late, on_late
         self._last = None if first is None else np.array(first, np.float32)
         self._worker = ThreadPoolExecutor(1, "gtp-watchdog")

@@ -81,16 +81,22 @@ class SlowQueue(ActionQueue):
         return super().act(obs)
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize("play", [1, 4])
-def test_late_calls_are_steps_of_a_queue(play: int) -> None:
+def test_late_calls_are_steps_of_a_queue(play: int, wrapped: bool) -> None:
     policy = Policy.load(policy_bytes(document(action__chunk=4, observation__history=3)))
     queue = SlowQueue(policy, play=play, deterministic=True)
     seen = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
-    with Watchdog(queue.act, LONG, first=np.zeros(2)) as watchdog:
+    act: Any = queue.act
+    given, options = seen, dict[str, Any]()
+    if wrapped:  # the queue is not to be found in the function
+        act, given = lambda obs: queue.act(obs / 8), seen * 8
+        options = {"skip": lambda obs: queue.skip(obs / 8)}
+    with Watchdog(act, LONG, first=np.zeros(2), **options) as watchdog:
         for step, late in enumerate([False, True, True, False]):
             queue.go.clear() if late else queue.go.set()
             watchdog._deadline = 0.05 if late else LONG
-            action = watchdog.act(seen[step])
+            action = watchdog.act(given[step])
     assert watchdog.late == 2
     # The chunk of the first step has four actions; else the last three observations are seen.
     window, place = (seen[[0, 0, 0]], 3) if play == 4 else (seen[1:], 0)
