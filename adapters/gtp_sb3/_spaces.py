@@ -82,8 +82,15 @@ def check_complete(space: spaces.Space[Any], layout: ObservationLayout) -> None:
     """Raises unless a layout has all parts of a space, as a features extractor needs them.
 
     Raises:
-        UnsupportedSpaceError: If it leaves one out.
+        UnsupportedSpaceError: If it leaves one out, or SB3 cannot encode one.
     """
+    for key, part in parts_of(space).items():
+        if np.any(getattr(part, "start", 0)):
+            raise UnsupportedSpaceError(
+                f"SB3 counts categories from 0: got {part}{f' at {key!r}' * bool(key)}, expected "
+                "start=0. Subtract it: gymnasium.wrappers.TransformObservation(env, lambda obs: "
+                "..., space)."
+            )
     parts = [key for key in parts_of(space) if key]
     if missing := [key for key in parts if key not in layout.keys]:
         raise UnsupportedSpaceError(

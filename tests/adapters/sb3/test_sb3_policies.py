@@ -715,3 +715,14 @@ def test_a_space_that_does_not_fit_is_an_assertion_error_as_in_sb3() -> None:
 def test_a_misspelt_argument_of_the_policy_is_guessed(make_model: Make) -> None:
     with pytest.raises(TypeError, match=r"got 'net_arh', .* Did you mean net_arch"):
         make_model(policy_kwargs={"net_arh": [8]})
+
+
+@pytest.mark.parametrize(
+    "part", [spaces.Discrete(3, start=3), spaces.MultiDiscrete([2, 2], start=[0, 1])]
+)
+def test_categories_that_do_not_begin_at_zero_are_refused(part: spaces.Space[Any]) -> None:
+    """SB3 encodes them without a look at where they begin, which ends in an error of torch."""
+    for space in (part, spaces.Dict(a=part, b=spaces.Box(-1, 1, (2,)))):
+        kind = MultiInputPolicy if isinstance(space, spaces.Dict) else MlpPolicy
+        with pytest.raises(UnsupportedSpaceError, match="counts categories from 0"):
+            kind(space, spaces.Box(-1, 1, (2,)))
