@@ -371,7 +371,9 @@ def _sample_actions(
     ]
     if not asked:
         return None, None
-    noise, obs = (torch.cat(parts, 1) for parts in zip(*asked, strict=True))
+    noise, obs = asked[0]
+    if len(asked) > 1:  # a copy is a launch of its own
+        noise, obs = (torch.cat(parts, 1) for parts in zip(*asked, strict=True))
     drawn = networks.sample(obs.flatten(1, 2), noise.flatten(1, 2))
     action = drawn.view(*noise.shape[:3], -1)
     copies = 0 if draws.backup is None else draws.backup.shape[1]

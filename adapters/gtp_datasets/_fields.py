@@ -28,7 +28,7 @@ ENDINGS: Mapping[str, tuple[str, ...]] = {
 """How names of files end, in small letters, by their kind."""
 EPISODE = ("episode", "episode_id", "episode_index", "traj_id")
 # Taken where nothing else says where an episode was cut. `demo` and `rollout` alone may be flags.
-_EPISODE_TOO = (
+GUESSED = (
     "episode_idx",
     "episode_number",
     "traj",
@@ -75,7 +75,7 @@ def choose_all(available: Sequence[str], wanted: Mapping[str, Wanted]) -> dict[s
     }
     if own.get("episode") is None and not any(map(found.get, _CUTS)) and ENDS not in available:
         used = {name for names in found.values() for name in names}
-        found["episode"] = [n for n in _EPISODE_TOO if n in available and n not in used][:1]
+        found["episode"] = [n for n in GUESSED if n in available and n not in used][:1]
     if found["done"] and not found["terminated"] and not found["truncated"]:
         name = found["done"][0]
         raise DataError(

@@ -14,6 +14,7 @@ import torch
 
 from gtp_datasets._fields import (
     ENDS,
+    GUESSED,
     Choice,
     Wanted,
     as_named,
@@ -150,7 +151,7 @@ def _of_folder(folder: Path, choose: Choice) -> Iterator[Episode]:
     declared = on_disk = 0
     for name in files_of(folder, "npz"):
         with open_npz(folder / name) as file:
-            read = _Reader(file, "", choose(file.names, name))
+            read = _Reader(file, "", choose(file.names, name), choose.wanted)
             declared, on_disk = declared + read.declared, on_disk + file.on_disk
             check_expansion(declared, on_disk, str(folder))
             yield from _split(file, read, choose, name)
@@ -164,7 +165,8 @@ def _read_groups(file: NpzFile, choose: Choice) -> Iterator[Episode]:
     readers = []
     for group in natural(groups):
         name = f"Episode {group.removesuffix('/')!r}"
-        readers.append((name, _Reader(file, group, choose(groups[group], name))))
+        chosen = choose(groups[group], name)
+        readers.append((name, _Reader(file, group, chosen, choose.wanted)))
     check_expansion(sum(reader.declared for _, reader in readers), file.on_disk, "The file")
     for name, reader in readers:
         yield from _split(file, reader, choose, name)
@@ -186,10 +188,20 @@ class _Reader:
         file: The open file.
         prefix: What their names begin with.
         chosen: Their names behind that, by field.
+        wanted: What the caller says of each field.
     """
 
-    def __init__(self, file: NpzFile, prefix: str, chosen: dict[str, list[str]]) -> None:
-        self._file, self.prefix, self.chosen = file, prefix, chosen
+    def __init__(
+        self,
+        file: NpzFile,
+        prefix: str,
+        chosen: dict[str, list[str]],
+        wanted: Mapping[str, Wanted],
+    ) -> None:
+        self._file, self.prefix = file, prefix
+        if wanted.get("episode") is None and not _is_per_row(file, prefix, chosen):
+            chosen = {field: names for field, names in chosen.items() if field != "episode"}
+        self.chosen = chosen
         obs, next_obs = chosen["obs"], chosen.get("next_obs")
         if next_obs is not None and len(next_obs) != len(obs):
             raise DataError(
@@ -231,6 +243,16 @@ class _Reader:
         return found
 
 
+def _is_per_row(file: NpzFile, prefix: str, chosen: dict[str, list[str]]) -> bool:
+    """Returns whether what was guessed to number episodes is a number per row, and not a path."""
+    for name in set(chosen.get("episode", ())) & set(GUESSED):
+        both = [prefix + name, prefix + chosen["action"][0]]
+        file.declared(both)
+        shape, of_action = map(file.shape, both)
+        return shape[:1] == of_action[:1] and math.prod(shape[1:]) == 1
+    return True
+
+
 def _joined(
     field: str, names: list[str], arrays: list[npt.NDArray[np.generic]]
 ) -> npt.NDArray[np.generic]:
@@ -247,7 +269,7 @@ def _read_flat(
     file: NpzFile, choose: Choice
 ) -> tuple[dict[str, Any], npt.NDArray[np.bool_] | None]:
     """Returns the fields of a file of transitions, and where episodes end as far as it says so."""
-    reader = _Reader(file, "", choose(file.names))
+    reader = _Reader(file, "", choose(file.names), choose.wanted)
     check_rows(reader.shapes)
     fields = as_named(reader.fields(), reader.chosen, choose.wanted)
     size = len(fields["action"]) if fields["action"].ndim else 0

@@ -132,6 +132,7 @@ _ADDED_LATER: dict[type[Config], tuple[str, ...]] = {
         "normalize_actions",
         "backup",
         "critic_penalty",
+        "critic_updates",
         "gamma",
         "deterministic_choice",
         "playback",

@@ -702,9 +702,9 @@ class GTP(OfflineLoop):
                 "as it is. Build a new model; choices of training are set by "
                 "`model.learner.config = model.learner.config.replace(...)`."
             )
-        super().__setattr__(name, value)
         if name == "seed" and value is not None and "policy" in self.__dict__:
             self.policy.reseed(int(value))
+        super().__setattr__(name, value)
         if name == "learning_rate" and self.__dict__.get("lr_schedule") is not None:
             self._setup_lr_schedule()
 

@@ -85,7 +85,7 @@ def read_bundle(
     names: Collection[str],
     *,
     limit: Mapping[str, int],
-    others: Collection[str] | None = (),
+    others: Collection[str] | None = None,
 ) -> tuple[dict[str, bytes], dict[str, int], str]:
     """Reads some files of a bundle and checks them against its manifest.
 

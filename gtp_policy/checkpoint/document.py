@@ -286,7 +286,8 @@ def read_state(
     path: Path, encoder: nn.Module | None = None
 ) -> tuple[Document, dict[str, Tensor], dict[str, Tensor]]:
     """Returns the document, the weights and the training state of a checkpoint."""
-    files, lengths, _ = bundle.read_bundle(path, [CONFIG, WEIGHTS, TRAIN_STATE], limit=_LIMITS)
+    names = [CONFIG, WEIGHTS, TRAIN_STATE]
+    files, lengths, _ = bundle.read_bundle(path, names, limit=_LIMITS, others=())
     try:
         return state_of(files, lengths, encoder)
     except Exception as error:  # as above

@@ -46,7 +46,7 @@ class Watchdog:
             gets; default ``queue.skip`` where ``act`` is ``queue.act``. With a function around a
             queue, as ``lambda obs: queue.act(obs / 10)``, give
             ``skip=lambda obs: queue.skip(obs / 10)``, else the queue falls behind by a step each
-            time.
+            time. An error in it is raised by the next call.
 
     Attributes:
         calls: Number of calls that ended, late ones included.
@@ -55,6 +55,7 @@ class Watchdog:
 
     Raises:
         ValueError: If ``deadline`` is not positive, or ``late`` is unknown.
+        TypeError: If ``skip`` is no function.
 
     Example:
         >>> import numpy as np
@@ -83,11 +84,17 @@ class Watchdog:
                 f'`late` is unknown: got {late!r}, expected "repeat", "raise" or a function of the '
                 "observation."
             )
+        if skip is not None and not callable(skip):
+            raise TypeError(
+                f"`skip` is no function: got {type(skip).__name__}, expected one of the "
+                "observation, such as queue.skip."
+            )
         queue = getattr(act, "__self__", None)
         self._skip = queue.skip if skip is None and isinstance(queue, ActionQueue) else skip
         self._act, self._deadline, self._late, self._on_late = act, deadline, late, on_late
         self._last = None if first is None else np.array(first, np.float32)
         self._worker = ThreadPoolExecutor(1, "gtp-watchdog")
+        self._skipped: Future[object] | None = None
         self.calls = self.late = 0
         self.slowest = 0.0
 
@@ -105,6 +112,9 @@ class Watchdog:
                 action to repeat.
         """
         start = time.perf_counter()
+        if self._skipped is not None and self._skipped.done():
+            skipped, self._skipped = self._skipped, None
+            skipped.result()  # an error in it, which would leave the queue behind
         future: Future[Array] = self._worker.submit(self._act, obs)
         try:
             action = future.result(self._deadline)
@@ -113,7 +123,7 @@ class Watchdog:
                 raise  # the policy's own, not that of waiting
             if future.cancel() and self._skip is not None:
                 # What has begun takes its own step, and this one comes after it.
-                self._worker.submit(self._skip, copied(obs))
+                self._skipped = self._worker.submit(self._skip, copied(obs))
             return self._give(obs, time.perf_counter() - start)
         self._count(start)
         self._last = action

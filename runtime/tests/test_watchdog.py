@@ -103,6 +103,25 @@ def test_late_calls_are_steps_of_a_queue(play: int, wrapped: bool) -> None:
     assert np.array_equal(action, policy.act(window, deterministic=True)[place])
 
 
+def test_an_error_in_skip_is_raised_by_the_next_call() -> None:
+    """Lost, it would leave the queue behind for good."""
+    slow = Slow()
+
+    def skip(obs: object) -> None:
+        raise KeyError("skip")
+
+    with Watchdog(slow, 0.05, first=np.zeros(1), skip=skip) as watchdog:
+        for _ in range(2):  # the second has not begun when it is given up
+            watchdog.act([1.0])
+        slow.go.set()
+        watchdog._deadline = LONG
+        with pytest.raises(KeyError, match="skip"):
+            for _ in range(3):
+                watchdog.act([1.0])
+    with pytest.raises(TypeError, match="`skip` is no function"):
+        Watchdog(slow, 0.05, skip=3)  # type: ignore[arg-type]
+
+
 def test_a_skipped_step_leaves_out_its_action() -> None:
     policy = Policy.load(policy_bytes(document(action__chunk=4)))
     queue = ActionQueue(policy, deterministic=True)

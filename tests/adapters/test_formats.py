@@ -1645,3 +1645,21 @@ def test_a_name_where_there_is_nothing_and_a_list_of_paths_are_told(tmp_path: Pa
             load_dataset("my_logs", **options)
     with pytest.raises(DataError, match=r"a list of paths, expected .* as the folder"):
         load_dataset([str(tmp_path / "a.npz"), str(tmp_path / "b.npz")])
+
+
+@pytest.mark.parametrize("shape", [(6, 10, 2), (6, 2), (100, 2)])
+def test_an_array_of_paths_is_not_the_number_of_an_episode(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    fields = {
+        "obs": np.zeros((6, 2)),
+        "action": np.zeros((6, 1)),
+        "reward": np.zeros(6),
+        "terminated": np.arange(6) == 2,
+    }
+    np.savez(tmp_path / "a.npz", **fields, trajectory=np.zeros(shape))
+    assert len(load_npz(tmp_path / "a.npz", low=-1, high=1)) == 5
+    np.savez(tmp_path / "b.npz", **fields, trajectory=[0, 0, 0, 1, 1, 1])
+    assert len(load_npz(tmp_path / "b.npz", low=-1, high=1)) == 5
+    with pytest.raises(DataError, match="trajectory"):  # who names it means it
+        load_npz(tmp_path / "a.npz", low=-1, high=1, episode="trajectory")
