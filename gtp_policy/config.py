@@ -93,8 +93,9 @@ class GTPLearnerConfig(Config):
         default=None,
         ge=1,
         description="Updates over which the critic (and the value network) learns: its learning "
-        "rate falls to 0 over them, its other choices that are left open go by them, and from then "
-        "on it rests, while the actor learns from values that change no more. None: the whole run.",
+        "rate follows lr_schedule over them, its other choices that are left open go by them, and "
+        "from then on it rests, while the actor learns from values that change no more. None: the "
+        "whole run.",
     )
     baseline: Baseline = Field(
         default_factory=lambda: PolicyBaseline(samples=1),

@@ -62,7 +62,8 @@ def replacing_together(*paths: Path) -> Iterator[tuple[Path, ...]]:
 
     Where nothing is written to a name, the file at its path is removed. Each file is replaced as by
     `replacing`; if one cannot be, those that were are put back, and one that cannot be put back
-    either stays beside its path under a name that the error's note says.
+    either stays beside its path under a name that the error's note says. So does, as
+    ``.NAME.old-...``, what a killed writer has not put back.
 
     Args:
         *paths: The files, each in a folder that may not be there yet.

@@ -871,6 +871,14 @@ class GTPLearner(nn.Module):
         """Whether critic and value network do a step: not from ``config.critic_length`` updates on.
 
         A critic that learns for the whole run learns beyond its end, too, as its actor does.
+
+        Example:
+            >>> from gtp_policy import GTPConfig, GTPLearner, GTPLearnerConfig
+            >>> config = GTPConfig(learner=GTPLearnerConfig(total_updates=9, critic_updates=3))
+            >>> learner = GTPLearner.build(3, 2, config)
+            >>> learner.updates = 3
+            >>> learner.critic_learns
+            False
         """
         config = self.config
         return self.updates < config.critic_length or config.critic_length == config.total_updates

@@ -245,12 +245,13 @@ class _Reader:
 
 def _is_per_row(file: NpzFile, prefix: str, chosen: dict[str, list[str]]) -> bool:
     """Returns whether what was guessed to number episodes is a number per row, and not a path."""
-    for name in set(chosen.get("episode", ())) & set(GUESSED):
-        both = [prefix + name, prefix + chosen["action"][0]]
-        file.declared(both)
-        shape, of_action = map(file.shape, both)
-        return shape[:1] == of_action[:1] and math.prod(shape[1:]) == 1
-    return True
+    names = chosen.get("episode", [])
+    if not {*names} & {*GUESSED}:
+        return True
+    both = [prefix + names[0], prefix + chosen["action"][0]]
+    file.declared(both)
+    shape, of_action = map(file.shape, both)
+    return shape[:1] == of_action[:1] and math.prod(shape[1:]) == 1
 
 
 def _joined(

@@ -249,16 +249,16 @@ def complete(
         "seed": info.config.learner.seed,
         "tau": info.config.learner.actor_rate,
     }
-    candidates = Surroundings.read(path, info.metadata).candidates
-    if candidates is not None:
-        defaults["policy_kwargs"] = {"candidates": candidates}
+    surroundings = Surroundings.read(path, info.metadata)  # whichever host has described it
+    if surroundings.candidates is not None:
+        defaults["policy_kwargs"] = {"candidates": surroundings.candidates}
     if not known and info.layout is not None and info.action_scaler is not None:
         # Images with their axes as the encoder has learned them, whatever SB3 would make of them.
         encoder, keys = info.config.encoder, info.layout.keys or ("",)
         parts = () if encoder is None else encoder.parts or ()
         images = [key for key, part in zip(keys, parts, strict=False) if part.image]
         defaults["observation_space"] = space_of(info.layout, images)
-        defaults["action_space"] = _action_space_of(path, info, info.action_scaler)
+        defaults["action_space"] = _action_space_of(path, surroundings, info.action_scaler)
     elif not known and env is None:
         raise CheckpointError(
             f"Checkpoint {path} does not say what it acts on: got no layout or no bounds, expected "
@@ -282,9 +282,8 @@ def complete(
     }
 
 
-def _action_space_of(path: pathlib.Path, info: CheckpointInfo, scaler: ActionScaler) -> Box:
+def _action_space_of(path: pathlib.Path, found: Surroundings, scaler: ActionScaler) -> Box:
     """Returns the space of the actions of a file without SB3's, as its host has described it."""
-    found = Surroundings.read(path, info.metadata)
     if math.prod(found.action_shape or scaler.low.shape) != scaler.action_dim:
         raise CheckpointError(
             f"Checkpoint {path} contradicts itself: got actions of shape {found.action_shape} and "

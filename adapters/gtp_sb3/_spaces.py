@@ -78,8 +78,8 @@ def check_env(env: VecEnv, layout: ObservationLayout, action_space: spaces.Space
         raise ValueError(f"The actions of the environment do not fit: got {got}, expected {ours}.")
 
 
-def check_complete(space: spaces.Space[Any], layout: ObservationLayout) -> None:
-    """Raises unless a layout has all parts of a space, as a features extractor needs them.
+def check_for_extractor(space: spaces.Space[Any], layout: ObservationLayout) -> None:
+    """Raises unless a features extractor can take a space: SB3 encodes it, a layout has all parts.
 
     Raises:
         UnsupportedSpaceError: If it leaves one out, or SB3 cannot encode one.

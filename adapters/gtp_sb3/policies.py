@@ -41,7 +41,7 @@ from gtp_sb3._choices import check_candidates, check_policy_choices, merge_netwo
 from gtp_sb3._spaces import (
     ObservationEncoder,
     action_scaler_of,
-    check_complete,
+    check_for_extractor,
     is_vector,
     layout_of,
     parts_of,
@@ -240,7 +240,7 @@ class GTPPolicy(BasePolicy):
         """
         if self.is_vector:
             return None
-        check_complete(self.observation_space, self.layout)
+        check_for_extractor(self.observation_space, self.layout)
         extractor = self.make_features_extractor()
         return ObservationEncoder(
             self.observation_space, self.layout, extractor, self.normalize_images, history
@@ -597,7 +597,7 @@ class GTPPolicy(BasePolicy):
                 f"{self.observation_space}. Build the model with the environment."
             )
         if isinstance(self.learner.actor.encoder, ObservationEncoder):
-            check_complete(observation_space, self.layout)
+            check_for_extractor(observation_space, self.layout)
         self.observation_space, self.action_space = observation_space, action_space
 
     def unscale_action(self, scaled_action: npt.NDArray[Any]) -> npt.NDArray[Any]:
