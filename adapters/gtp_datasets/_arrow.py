@@ -119,7 +119,6 @@ class ParquetFile:
     Args:
         path: The file.
         columns: Columns to read; those that it lacks are left out.
-        on_disk: Bytes of data of all files that are read together; default: of this one.
 
     Attributes:
         rows: How many there are.
@@ -136,18 +135,26 @@ class ParquetFile:
             self._columns = [name for name in columns if name in self.names]
             meta = file.metadata
             self.rows, self.declared = int(meta.num_rows), 0
+            wanted = {name.split(".")[0] for name in self._columns}
+            parts = [
+                (meta.schema.column(i), part)
+                for group in map(meta.row_group, range(meta.num_row_groups))
+                for i, part in enumerate(map(group.column, range(group.num_columns)))
+                if part.path_in_schema.split(".")[0] in wanted
+            ]
+            packed = sum(int(part.total_compressed_size) for _, part in parts)
+            if packed > os.path.getsize(path):  # pages are looked at once for each that has them
+                raise DataError(
+                    f"`{os.fspath(path)}` has columns in each other: got {packed} bytes of pages, "
+                    f"expected at most its {os.path.getsize(path)}. The file is damaged or hostile."
+                )
             words = set()
-            for group in range(meta.num_row_groups):
-                for i in range(meta.row_group(group).num_columns):
-                    part = meta.row_group(group).column(i)
-                    if part.path_in_schema.split(".list.")[0].split(".")[0] in {
-                        name.split(".")[0] for name in self._columns
-                    }:
-                        pages, width = self._pages(part), _width(meta.schema.column(i))
-                        self.declared += pages.values * width + pages.size
-                        if part.physical_type == "BYTE_ARRAY":
-                            words.add(part.path_in_schema)
-                            self._check_encodings(part.path_in_schema, pages)
+            for schema, part in parts:
+                pages = self._pages(part)
+                self.declared += pages.values * _width(schema) + pages.size
+                if part.physical_type == "BYTE_ARRAY":
+                    words.add(part.path_in_schema)
+                    self._check_encodings(part.path_in_schema, pages)
             check_expansion(self.declared, stored_bytes(path), os.fspath(path))
             # A value that stands in the file once may stand in a million rows: they stay numbers of
             # values, where they would become as many copies of it.

@@ -23,6 +23,7 @@ from gtp_policy.records import decode
 
 Array = npt.NDArray[Any]
 _MOST_JSON = 2**24
+_MOST_AXES = 32
 _MOST_SECONDS = 1e9  # thirty years of one video
 _NUMBERS = re.compile("(u?int|float)(8|16|32|64)|bool")
 _EPISODE, _FRAME = "episode_index", "frame_index"  # the numbers of a row's episode, and in it
@@ -221,9 +222,14 @@ def _info(root: Path) -> dict[str, Any]:
 
 def _shape(name: str, feature: Mapping[str, Any]) -> tuple[int, ...]:
     shape = feature["shape"]
-    if not isinstance(shape, list) or not all(type(n) is int and 0 < n < 2**20 for n in shape):
+    if (
+        not isinstance(shape, list)
+        or len(shape) > _MOST_AXES
+        or not all(type(n) is int and 0 < n < 2**20 for n in shape)
+    ):
         raise DataError(
-            f"`{name}` has no shape: got {shape!r} in meta/info.json, expected a list of integers."
+            f"`{name}` has no shape: got {shape!s:.80} in meta/info.json, expected a list of at "
+            f"most {_MOST_AXES} integers."
         )
     return tuple(shape)
 

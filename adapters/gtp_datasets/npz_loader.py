@@ -3,7 +3,7 @@
 import itertools
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -151,7 +151,7 @@ def _of_folder(folder: Path, choose: Choice) -> Iterator[Episode]:
     declared = on_disk = 0
     for name in files_of(folder, "npz"):
         with open_npz(folder / name) as file:
-            read = _Reader(file, "", choose(file.names, name), choose.wanted)
+            read = _Reader(file, "", file.names, choose(file.names, name), choose.wanted)
             declared, on_disk = declared + read.declared, on_disk + file.on_disk
             check_expansion(declared, on_disk, str(folder))
             yield from _split(file, read, choose, name)
@@ -166,7 +166,7 @@ def _read_groups(file: NpzFile, choose: Choice) -> Iterator[Episode]:
     for group in natural(groups):
         name = f"Episode {group.removesuffix('/')!r}"
         chosen = choose(groups[group], name)
-        readers.append((name, _Reader(file, group, chosen, choose.wanted)))
+        readers.append((name, _Reader(file, group, groups[group], chosen, choose.wanted)))
     check_expansion(sum(reader.declared for _, reader in readers), file.on_disk, "The file")
     for name, reader in readers:
         yield from _split(file, reader, choose, name)
@@ -177,7 +177,7 @@ def _split(file: NpzFile, reader: "_Reader", choose: Choice, name: str) -> Itera
         fields, ends = as_named(reader.fields(), reader.chosen, choose.wanted), None
     if "episode" not in fields and choose.wanted.get("episode") is not False:
         with named(name):
-            ends = _ends(file, reader.prefix, len(fields["action"]) if fields["action"].ndim else 0)
+            ends = _ends(file, reader, len(fields["action"]) if fields["action"].ndim else 0)
     yield from split_episodes(fields, name, id_name=shown_id(reader.chosen), ends=ends)
 
 
@@ -187,6 +187,7 @@ class _Reader:
     Args:
         file: The open file.
         prefix: What their names begin with.
+        there: All names behind that.
         chosen: Their names behind that, by field.
         wanted: What the caller says of each field.
     """
@@ -195,10 +196,11 @@ class _Reader:
         self,
         file: NpzFile,
         prefix: str,
+        there: Sequence[str],
         chosen: dict[str, list[str]],
         wanted: Mapping[str, Wanted],
     ) -> None:
-        self._file, self.prefix = file, prefix
+        self._file, self.prefix, self.there = file, prefix, there
         if wanted.get("episode") is None and not _is_per_row(file, prefix, chosen):
             chosen = {field: names for field, names in chosen.items() if field != "episode"}
         self.chosen = chosen
@@ -232,8 +234,7 @@ class _Reader:
             found["next_obs"] = dict(
                 zip(self.chosen["obs"], found["next_obs"].values(), strict=True)
             )
-        there = [n.removeprefix(self.prefix) for n in self._file.names if n.startswith(self.prefix)]
-        for name in times_of(there, self.chosen):
+        for name in times_of(self.there, self.chosen):
             with suppress(DataError):  # what cannot be read is not a number per row
                 self._file.declared([self.prefix + name])
                 if self._file.shape(self.prefix + name)[:1] == found["episode"].shape[:1]:
@@ -270,7 +271,7 @@ def _read_flat(
     file: NpzFile, choose: Choice
 ) -> tuple[dict[str, Any], npt.NDArray[np.bool_] | None]:
     """Returns the fields of a file of transitions, and where episodes end as far as it says so."""
-    reader = _Reader(file, "", choose(file.names), choose.wanted)
+    reader = _Reader(file, "", file.names, choose(file.names), choose.wanted)
     check_rows(reader.shapes)
     fields = as_named(reader.fields(), reader.chosen, choose.wanted)
     size = len(fields["action"]) if fields["action"].ndim else 0
@@ -279,16 +280,21 @@ def _read_flat(
         return fields, ends_of(ids, shown_id(reader.chosen))
     if choose.wanted.get("episode") is False:
         return fields, np.arange(size) == size - 1
-    return fields, _ends(file, "", size)
+    return fields, _ends(file, reader, size)
 
 
-def _ends(file: NpzFile, prefix: str, size: int) -> npt.NDArray[np.bool_] | None:
+def _ends(file: NpzFile, reader: _Reader, size: int) -> npt.NDArray[np.bool_] | None:
     """Returns where episodes end by the array that says it, shape (size,); None without one."""
-    name = prefix + ENDS
-    if name not in file.names:
+    if ENDS not in reader.there:
         return None
+    name = reader.prefix + ENDS
     file.declared([name])
     shape = file.shape(name)
+    if shape and shape[0] > size:  # before they are read, and widened to what differences take
+        raise DataError(
+            f"`{ENDS}` does not fit: got {shape[0]} ends, expected at most {size}, the number of "
+            "rows."
+        )
     behind = file.read(name)
     if len(shape) != 1 or behind.dtype.kind not in "iu" or not len(behind):
         raise DataError(

@@ -9,7 +9,7 @@ from filelock import FileLock, Timeout
 
 from gtp_experiments.errors import ExperimentError
 from gtp_experiments.records import Lines, read_json
-from gtp_experiments.results import read_evaluations, read_result
+from gtp_experiments.results import check_checkpoints, read_evaluations, read_result
 from gtp_experiments.table import markdown, printable
 from gtp_policy import CheckpointFolder, read_metadata
 from gtp_policy.files import expanded
@@ -124,7 +124,9 @@ def _updates_of(folder: Path) -> int:
 
 def _kept(folder: Path) -> int:
     """Returns the update from which a stopped run goes on, whatever it had recorded by then."""
-    if (folder / "checkpoints").is_symlink():  # no run goes on there
+    try:
+        check_checkpoints(folder)
+    except ExperimentError:  # no run goes on there
         return 0
     newest = CheckpointFolder(folder / "checkpoints").latest()
     return 0 if newest is None else read_metadata(newest).updates

@@ -13,7 +13,14 @@ from gtp_experiments.environments import registered
 from gtp_experiments.errors import ExperimentError
 from gtp_experiments.evaluation import Act, ChunkedPolicy, Evaluator, policy_of
 from gtp_experiments.records import write_json
-from gtp_experiments.results import RunResult, check_run, has_seen, note_seen, read_result
+from gtp_experiments.results import (
+    RunResult,
+    check_checkpoints,
+    check_run,
+    has_seen,
+    note_seen,
+    read_result,
+)
 from gtp_policy import (
     Checkpoint,
     CheckpointFolder,
@@ -139,7 +146,7 @@ def finished(folder: Path) -> tuple[RunResult, RunConfig, Path]:
 
     Raises:
         ExperimentError: If it has not come to its end, its record is none of a run, or its
-            checkpoints are of another one.
+            checkpoints are of another one, or links.
 
     Example:
         >>> from pathlib import Path
@@ -150,6 +157,7 @@ def finished(folder: Path) -> tuple[RunResult, RunConfig, Path]:
         gtp_experiments.errors.ExperimentError: nowhere has no finished run: got no result.json, \
 expected one. Run it to its end first.
     """
+    check_checkpoints(folder)
     trained = read_result(folder / "result.json")
     newest = CheckpointFolder(folder / "checkpoints").latest()
     if trained is None or newest is None:

@@ -1,6 +1,7 @@
 """The folder of one run, and the one document that it leaves behind."""
 
 import contextlib
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -351,13 +352,37 @@ def _check_links(folder: Path) -> None:
             "free. Choose another folder for the results."
         )
     files = ("run.json", _SEEN, "metrics.jsonl", "evaluations.jsonl", "result.json", _LOCK)
-    folders = ("checkpoints", "tensorboard", "wandb")
-    for path in (folder, *(folder / name for name in (*files, *folders))):
-        if path.is_symlink():
-            raise ExperimentError(
-                f"{path} is a link: got one to {os.readlink(path)}, expected a run's own files "
-                "and folders. Choose another folder for the results, or remove the link."
-            )
+    for path in (folder, *(folder / name for name in (*files, "tensorboard", "wandb"))):
+        _check_link(path)
+    check_checkpoints(folder)
+
+
+def check_checkpoints(folder: Path) -> None:
+    """Raises if the checkpoints of a run, or any file of them, are links to what lies elsewhere.
+
+    Args:
+        folder: The run's folder.
+
+    Raises:
+        ExperimentError: If one is.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from gtp_experiments.results import check_checkpoints
+        >>> check_checkpoints(Path("nowhere"))
+    """
+    place = folder / "checkpoints"
+    # One after the other: what lies in a link is not looked at.
+    for path in itertools.chain((place,), place.glob("*"), place.glob("*/*")):
+        _check_link(path)
+
+
+def _check_link(path: Path) -> None:
+    if path.is_symlink():
+        raise ExperimentError(
+            f"{path} is a link: got one to {os.readlink(path)!s:.200}, expected a run's own files "
+            "and folders. Choose another folder for the results, or remove the link."
+        )
 
 
 def check_run(checkpoint: Path, metadata: Mapping[str, object], *names: str) -> None:

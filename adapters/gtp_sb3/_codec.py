@@ -246,7 +246,8 @@ def _decode_space(value: dict[str, Any]) -> spaces.Space[Any]:
     if kind == "Box":
         shape, dtype = _shape_of(value["shape"]), _dtype(value["dtype"])
         low, high = (
-            np.broadcast_to(np.asarray(decode(value[k]), dtype), shape) for k in ("low", "high")
+            np.broadcast_to(np.asarray(_decode_bound(value[k]), dtype), shape)
+            for k in ("low", "high")
         )
         return spaces.Box(low, high, shape, dtype.type)
     if kind == "Discrete":
@@ -254,9 +255,18 @@ def _decode_space(value: dict[str, Any]) -> spaces.Space[Any]:
     if kind == "MultiDiscrete":
         return spaces.MultiDiscrete(value["n"], start=value["start"])
     if kind == "MultiBinary":
-        _shape_of(_plain_shape(value["n"]))  # what was counted
-        return spaces.MultiBinary(decode(value["n"]))
+        shape = _shape_of(_plain_shape(value["n"]))  # what was counted, and nothing else
+        return spaces.MultiBinary(value["n"] if isinstance(value["n"], int) else shape)
     raise KeyError(kind)
+
+
+def _decode_bound(value: JsonValue) -> JsonValue:
+    """Returns numbers, and lists of them: any other value might be a space that nobody counted."""
+    if isinstance(value, list):
+        return [_decode_bound(v) for v in value]
+    if isinstance(value, dict) and [*value] != [":float"]:
+        raise ValueError(f"the bound {value!s:.40}")
+    return decode(value)
 
 
 def _dtype(name: str) -> "np.dtype[Any]":

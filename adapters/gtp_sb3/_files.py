@@ -237,8 +237,8 @@ def check_spaces(
         ) from error
     if not fits:
         raise CheckpointError(
-            f"Checkpoint {path} contradicts itself: got the spaces {observation_space} and "
-            f"{action_space}, expected what fits its {layout} and {scaler}."
+            f"Checkpoint {path} contradicts itself: got the spaces {observation_space!s:.200} and "
+            f"{action_space!s:.200}, expected what fits its {layout} and {scaler}."
         )
 
 

@@ -1080,6 +1080,13 @@ WRONG: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
         {},
         "`episode_ends` does not fit: got 99 as its last of 2.*up to 12",
     ),
+    "more ends than rows": (  # refused before they are read: they take 16 times their bytes
+        lambda p: npz(
+            p, obs=ROWS["obs"], action=ROWS["action"], episode_ends=np.zeros(99, np.int8)
+        ),
+        {},
+        "`episode_ends` does not fit: got 99 ends, expected at most 12",
+    ),
     "ends that are no rows": (
         lambda p: npz(p, obs=ROWS["obs"], action=ROWS["action"], episode_ends=np.array([4.5])),
         {},
@@ -1280,6 +1287,11 @@ WRONG: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
         lambda p: features(p, action={"dtype": "float32", "shape": "2"}),
         {},
         "`action` has no shape: got '2' in meta/info.json",
+    ),
+    "a feature of more axes than arrays have": (
+        lambda p: features(p, action={"dtype": "float32", "shape": [1] * 70}),
+        {},
+        "`action` has no shape: got .* expected a list of at most 32 integers",
     ),
     "a video that leads out of its folder": (
         lambda p: features(p, **{"../../top": {"dtype": "video", "shape": [16, 24, 3]}}),
@@ -1485,6 +1497,46 @@ def test_the_pages_of_a_parquet_file_are_counted_and_not_their_sums(tmp_path: Pa
     with peak_memory() as peak, pytest.raises(DataError, match="declares more than it can hold"):
         load_lerobot(root, **BOX)
     assert peak[0] < SLACK
+
+
+def thrift(*fields: tuple[int, int, bytes]) -> bytes:
+    """Returns a struct in Thrift's compact protocol: of number, type and bytes of each field."""
+    packed, last = b"", 0
+    for number, kind, value in fields:
+        packed, last = packed + bytes([(number - last) << 4 | kind]) + value, number
+    return packed + b"\0"
+
+
+def test_row_groups_that_share_their_pages_are_refused(tmp_path: Path) -> None:
+    """Each would have the headers of the same pages read once more."""
+    root = write_lerobot(tmp_path / "le", EPISODES, per_file=len(EPISODES))
+    number, words, structs = 5, 8, 12
+    pages = thrift((1, number, b"\0"), (2, number, b"\0"), (3, number, b"\0")) * 1000
+    length = varint(2 * len(pages))
+    chunk = thrift(
+        (1, number, varint(2)),
+        (2, 9, bytes([1 << 4 | number, 0])),
+        (3, 9, bytes([1 << 4 | words, 6]) + b"action"),
+        (4, number, b"\0"),
+        (5, 6, b"\0"),
+        (6, 6, length),
+        (7, 6, length),
+        (9, 6, varint(8)),
+    )
+    column = thrift((2, 6, varint(8)), (3, structs, chunk))
+    group = thrift((1, 9, bytes([1 << 4 | structs]) + column), (2, 6, b"\0"), (3, 6, b"\0"))
+    top = thrift((4, words, b"\x06schema"), (5, number, varint(2)))
+    leaf = thrift((1, number, varint(2)), (3, number, b"\0"), (4, words, b"\x06action"))
+    footer = thrift(
+        (1, number, varint(2)),
+        (2, 9, bytes([2 << 4 | structs]) + top + leaf),
+        (3, 6, b"\0"),
+        (4, 9, bytes([15 << 4 | structs]) + varint(100) + group * 100),
+    )
+    size = len(footer).to_bytes(4, "little")
+    (root / DATA).write_bytes(b"PAR1" + pages + footer + size + b"PAR1")
+    with pytest.raises(DataError, match="columns in each other: got 700000 bytes of pages"):
+        load_lerobot(root, **BOX)
 
 
 @pytest.mark.parametrize(("kind", "depth"), [("list", 46), ("struct", 90)])

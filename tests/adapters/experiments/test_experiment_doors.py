@@ -200,6 +200,15 @@ def test_a_list_follows_no_link_to_checkpoints(finished: Path, tmp_path: Path) -
     assert "stopped, 0 of" in shown(finished)
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/*", "checkpoints/step_*/*"])
+def test_no_checkpoint_is_read_from_elsewhere(finished: Path, tmp_path: Path, name: str) -> None:
+    path = sorted(finished.glob(name))[-1]
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ExperimentError, match="is a link"):
+        reevaluate(finished, EvaluationConfig(steps=1, episodes=1))
+
+
 @pytest.mark.parametrize(
     ("name", "change"),
     [

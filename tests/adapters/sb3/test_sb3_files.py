@@ -1,5 +1,6 @@
 """Files: one line to save, one to load, nothing that runs, and everything that was there."""
 
+import contextlib
 import copy
 import io
 import json
@@ -1038,6 +1039,32 @@ def test_values_survive_json(value: object) -> None:
 )
 def test_what_is_counted_of_a_space_is_what_would_be_made(value: Any) -> None:
     assert _codec.elements(value) == 81
+
+
+_UNCOUNTED = {":space": {"kind": "Box", "low": 0, "high": 1, "shape": [9, 9], "dtype": "f4"}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"low": _UNCOUNTED},
+        {"high": [0, _UNCOUNTED]},
+        {"low": {":array": [0], "dtype": "f4"}},
+        {"low": {**_UNCOUNTED, ":float": "inf"}},
+        {"kind": "MultiBinary", "n": {**_UNCOUNTED, ":tuple": [3]}},
+        {"kind": "MultiBinary", "n": {":tuple": [_UNCOUNTED]}},
+    ],
+    ids=str,
+)
+def test_a_bound_is_a_number(monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]) -> None:
+    """What is made has been counted: a space in the place of a number is no space anywhere."""
+    made: list[object] = []
+    monkeypatch.setattr(_codec.spaces, "Box", lambda *args: made.append(args))
+    monkeypatch.setattr(_codec.spaces, "MultiBinary", lambda n: made.append(n))
+    space = {"kind": "Box", "low": 0, "high": 1, "shape": [2], "dtype": "f4", **change}
+    with contextlib.suppress(_codec.NotInAFile):
+        _codec.decode({":space": space})
+    assert made in ([], [(3,)])
 
 
 def test_arrays_and_noise_survive_json() -> None:
