@@ -43,6 +43,7 @@ _TIMES = ("t", "time", "timestamp", "step", "timestep", "time_step", "frame_inde
 FIELDS = (*episodes.NAMES, "episode")
 # Of a number in a name: Python reads no more than some thousand, and nothing has as many.
 _MOST_DIGITS = 300
+_LONGEST_NAME = 256  # bytes, of an episode: names are sorted, and repeated ones pack to nothing
 
 
 def choose_all(available: Sequence[str], wanted: Mapping[str, Wanted]) -> dict[str, list[str]]:
@@ -401,10 +402,15 @@ def ends_of(ids: Array, name: str = "episode") -> npt.NDArray[np.bool_]:
         )
     if not len(ids):
         return np.zeros(0, np.bool_)
+    if ids.dtype.kind in "US" and ids.dtype.itemsize > _LONGEST_NAME:  # each takes as much
+        raise DataError(
+            f"`{name}` has names that are too long: got {ids.dtype}, expected at most "
+            f"{_LONGEST_NAME} bytes each. Number the episodes."
+        )
     ends = np.append(ids[1:] != ids[:-1], True)
-    if np.count_nonzero(ends) != len(np.unique(ids)):
-        starts = np.flatnonzero(np.append(True, ends[:-1]))
-        _, first = np.unique(ids[starts], return_index=True)
+    starts = np.flatnonzero(np.append(True, ends[:-1]))
+    _, first = np.unique(ids[starts], return_index=True)
+    if len(first) != len(starts):
         again = np.setdiff1d(starts, starts[first])
         raise DataError(
             f"`{name}` is not in order: got {ids[again[0]]} again at row {again[0]}, expected the "

@@ -1087,6 +1087,11 @@ WRONG: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
         {},
         "`episode_ends` does not fit: got 99 ends, expected at most 12",
     ),
+    "episodes of long names": (
+        lambda p: npz(p, obs=ROWS["obs"], action=ROWS["action"], episode=IDS.astype("S300")),
+        {},
+        r"`episode` has names that are too long: got \|S300",
+    ),
     "ends that are no rows": (
         lambda p: npz(p, obs=ROWS["obs"], action=ROWS["action"], episode_ends=np.array([4.5])),
         {},
