@@ -228,7 +228,7 @@ def _shape(name: str, feature: Mapping[str, Any]) -> tuple[int, ...]:
         or not all(type(n) is int and 0 < n < 2**20 for n in shape)
     ):
         raise DataError(
-            f"`{name}` has no shape: got {shape!s:.80} in meta/info.json, expected a list of at "
+            f"`{name}` has no shape: got {shape!r:.80} in meta/info.json, expected a list of at "
             f"most {_MOST_AXES} integers."
         )
     return tuple(shape)
