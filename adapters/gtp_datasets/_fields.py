@@ -1,6 +1,7 @@
 """Which columns of a file are which field: by the names that are known, or as the caller says."""
 
 import fnmatch
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -150,13 +151,18 @@ def _choose(available: Sequence[str], field: str, wanted: Wanted) -> list[list[s
         return []
     if wanted is None:
         names = EPISODE if field == "episode" else episodes.NAMES[field]
+        known: list[list[str]] = [[name] for name in names if name in available]
         for name in names:
-            if name in available:
-                return [[name]]
             parts = re.compile(rf"{re.escape(name)}[_.\[ ]?\d+\]?")  # obs_0, obs.0, obs[0]
             if numbered := [column for column in available if parts.fullmatch(column)]:
-                return [_counted(field, numbered)]
-        return []
+                known.append(numbered)
+        if len(known) > 1:
+            raise DataError(
+                f"`{field}` may be several columns: got "
+                f"{_shown([name for own in known for name in own])}, expected one name that is "
+                f"known, or one with numbers. Say which it is, with a name or a list: {field}=..."
+            )
+        return [_counted(field, found) if found[0] not in names else found for found in known]
     patterns = [wanted] if isinstance(wanted, str) else wanted
     if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
         raise DataError(
@@ -402,6 +408,14 @@ def ends_of(ids: Array, name: str = "episode") -> npt.NDArray[np.bool_]:
         )
     if not len(ids):
         return np.zeros(0, np.bool_)
+    # Beyond that, a neighbour's number is the same one: pyarrow reads long rows of digits so.
+    exact = 2.0 ** (np.finfo(str(ids.dtype)).nmant + 1) if ids.dtype.kind == "f" else math.inf
+    if ids.dtype.kind == "f" and (wrong := (ids % 1 != 0) | (np.abs(ids) >= exact)).any():
+        raise DataError(
+            f"`{name}` has numbers that may be of two episodes: got {ids[np.argmax(wrong)]!s} at "
+            f"row {np.argmax(wrong)} as {ids.dtype}, expected whole numbers below {exact:.0f}. "
+            "Number the episodes anew, or name another column."
+        )
     if ids.dtype.kind in "US" and ids.dtype.itemsize > _LONGEST_NAME:  # each takes as much
         raise DataError(
             f"`{name}` has names that are too long: got {ids.dtype}, expected at most "

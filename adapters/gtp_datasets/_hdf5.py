@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MAX_EXPANSION = 1032
 SLACK_BYTES = 64 * 2**20
 # Filters by number: shuffle and checksum change no length; of the others, one at most.
+_LEAST_BYTES = 64  # of an object in a file: its header, and its name among those of its group
 _HARMLESS, _COMPRESSING = {2, 3}, {1: "deflate", 4: "szip", 32000: "lzf"}
 
 
@@ -109,6 +110,27 @@ def check_place(path: object, kind: str) -> Path:
     if not os.path.isfile(place):
         raise DataError(f"`{place}` is no file: got something else, expected {kind}.")
     return place
+
+
+def check_count(objects: int, on_disk: int, name: str) -> None:
+    """Raises if a file speaks of more objects than fit into it, each of which takes time.
+
+    A name of an object takes a few bytes, the object itself some hundred: more names than that are
+    several of one, which is read again for each.
+
+    Args:
+        objects: How many are to be looked at.
+        on_disk: Bytes of data in the file.
+        name: What messages call it.
+
+    Raises:
+        DataError: If they are more.
+    """
+    if objects * _LEAST_BYTES > on_disk:
+        raise DataError(
+            f"{name} has more fields than fit into it: got {objects} in {on_disk} bytes, expected "
+            f"{_LEAST_BYTES} bytes and more for each. The file is damaged or hostile."
+        )
 
 
 def check_object(file: "h5py.File", name: bytes, *, images: bool = False) -> int:

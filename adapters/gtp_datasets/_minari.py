@@ -4,6 +4,7 @@ What a dataset says of itself is measured before Minari believes it. Episodes in
 that Minari writes, are read here: of each only what is needed, and images in two formats alone.
 """
 
+import itertools
 import json
 import math
 import os
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gtp_datasets._hdf5 import check_expansion, check_object, open_hdf5, stored_bytes
+from gtp_datasets._hdf5 import check_count, check_expansion, check_object, open_hdf5, stored_bytes
 from gtp_datasets._images import decoded
 from gtp_policy.errors import DataError, GTPError, MissingDependencyError, how_to_install
 
@@ -174,12 +175,20 @@ class Episodes:
         self._parts = {k: space.spaces[k] for k in self._keys} if self._keys else {"": space}
         self._encoded = bool(getattr(storage, "jpeg_encoding", True))
         self._bad: dict[int, DataError] = {}
-        self.declared = 0
+        self.declared = self._packed = 0
+        if unnamed := [key for key in self._keys if "/" in key or key in ("", ".")]:
+            raise DataError(
+                f"`obs_keys` names no part: got {unnamed[:3]}, which HDF5 reads as groups in each "
+                "other, expected names without a slash."
+            )
         if storage.FORMAT == "hdf5":
             self._path = Path(storage.data_path) / "main_data.hdf5"
             with open_hdf5(self._path) as file:
                 self.on_disk = stored_bytes(self._path)
-                self.steps = sum(self._measure(file, index) for index in dataset.episode_indices)
+                numbers = dataset.episode_indices
+                names = sum(1 for _ in self._names(0))
+                check_count(len(numbers) * names, self.on_disk, str(self._path))
+                self.steps = sum(self._measure(file, index) for index in numbers)
             return
         if any(self._is_image(part) for part in self._parts.values()):
             raise DataError(
@@ -192,6 +201,7 @@ class Episodes:
 
     def __iter__(self) -> Iterator[tuple[int, Callable[[], Any]]]:
         """Yields of each episode its number, and what reads it: a bad one is no end to the rest."""
+        self._packed = 0
         if self._dataset.storage.FORMAT == "hdf5":
             with open_hdf5(self._path) as file:
                 for index in map(int, self._dataset.episode_indices):
@@ -244,7 +254,9 @@ class Episodes:
         if not hasattr(there, "keys"):  # to look for a name in a dataset would read all of it
             raise DataError(f"`{parent}` has the wrong type: got a dataset, expected a group.")
         if last not in there:
-            raise DataError(f"`{name}` is missing: got {sorted(there)[:9]}, expected {last!r}.")
+            raise DataError(
+                f"`{name}` is missing: got {[*itertools.islice(there, 9)]}, expected {last!r}."
+            )
         image = space is not None and self._is_image(space)
         declared = check_object(file, name.encode(), images=image)
         if image and space is not None:
@@ -280,6 +292,12 @@ class Episodes:
         for i, image in enumerate(images):  # one at a time: they may share memory in the file
             # Not bytes(), which makes as many as a number says.
             packed = np.asarray(stored[i]).tobytes()
+            self._packed += len(packed)
+            if self._packed > self.on_disk:
+                raise DataError(
+                    f"`{stored.name}` has images that share their bytes: got more than "
+                    f"{self.on_disk} of them by row {i}, expected at most those of the file."
+                )
             image[...] = decoded(packed, image.shape, f"{stored.name} at row {i}")
         return images
 

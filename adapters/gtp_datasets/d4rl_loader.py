@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
 _PIECES = 64
+_PIECE = 2**20  # numbers that are compared at a time
 OPTIONAL = ("timeouts", "next_observations")
 
 
@@ -116,8 +117,10 @@ def load_d4rl_hdf5(
         width, height = (math.prod(stored[n].shape[1:]) for n in ("observations", "actions"))
         declared += table_bytes(rows, width, height)
         check_expansion(declared, stored_bytes_of(file), str(file.filename))
+        # A chunk that is larger than a piece would be unpacked again for each.
+        columns = {n: c[()] if math.prod(c.chunks or ()) > _PIECE else c for n, c in stored.items()}
         source = f"D4RL HDF5 {Path(str(file.filename)).name}"
-        return _dataset(stored, next_obs, low, high, device, source, choices)
+        return _dataset(columns, next_obs, low, high, device, source, choices)
 
 
 class _Rows:
@@ -246,7 +249,7 @@ def _jumps(obs: Column, next_obs: Column) -> npt.NDArray[np.bool_]:
         )
     size, width = obs.shape
     jumps = np.ones(size, np.bool_)  # the last row has no next one
-    step = max(1, 2**20 // max(1, width))
+    step = max(1, _PIECE // max(1, width))
     floor, rounding = _tolerance(obs, next_obs, max(_PIECES, step // 4))
     for i in range(0, size - 1, step):
         stop = min(i + step, size - 1)

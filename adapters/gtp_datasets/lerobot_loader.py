@@ -340,6 +340,7 @@ def _frames(
 def _unpack(name: str, chunks: Sequence[Any], pixels: npt.NDArray[np.uint8]) -> None:
     """Decodes images that stand in the rows, one at a time."""
     rows = (row for chunk in chunks for row in chunk)
+    seen: dict[bytes, int] = {}  # an image of many rows stands in the file once, and costs once
     for i, row in enumerate(rows):
         packed = row.as_py()
         data = packed.get("bytes") if isinstance(packed, dict) else None
@@ -348,7 +349,10 @@ def _unpack(name: str, chunks: Sequence[Any], pixels: npt.NDArray[np.uint8]) -> 
                 f"`{name}` holds no image at row {i}: got {type(packed).__name__} without bytes, "
                 "expected JPEG or PNG. Paths in a file are not followed."
             )
-        pixels[i] = decoded(data, pixels.shape[1:], f"{name} at row {i}")
+        before = seen.setdefault(data, i)
+        pixels[i] = (
+            pixels[before] if before < i else decoded(data, pixels.shape[1:], f"{name} at row {i}")
+        )
 
 
 def _clips(

@@ -12,6 +12,7 @@ import torch
 
 from gtp_datasets._fields import natural
 from gtp_datasets._hdf5 import (
+    check_count,
     check_expansion,
     check_object,
     open_hdf5,
@@ -91,15 +92,17 @@ def load_robomimic(
     if dones not in ("terminated", "truncated"):
         raise DataError(f"`dones` is unknown: got {dones!r}, expected 'terminated' or 'truncated'.")
     with open_hdf5(path_or_file) as file:
-        demos = _demos(file, filter_key)
+        demos, on_disk = _demos(file, filter_key), stored_bytes_of(file)
+        check_count(len(demos), on_disk, str(file.filename))
         keys = _keys(file, demos[0], obs_keys)
+        check_count(len(demos) * (1 + len(keys)), on_disk, str(file.filename))
         fields = {demo: _fields(file, demo, keys) for demo in demos}
         declared = sum(check_object(file, name.encode()) for f in fields.values() for name in f)
         first = file[f"data/{demos[0]}"]
         width = sum(int(np.prod(first[f"obs/{key}"].shape[1:])) for key in keys)
         rows = sum(file[f"data/{demo}/actions"].shape[0] for demo in demos)
         declared += table_bytes(rows, width, int(np.prod(first["actions"].shape[1:])))
-        check_expansion(declared, stored_bytes_of(file), str(file.filename))
+        check_expansion(declared, on_disk, str(file.filename))
 
         def episodes() -> Iterator[Episode]:
             for demo, names in fields.items():
@@ -145,6 +148,11 @@ def _demos(file: "h5py.File", filter_key: str | None) -> list[str]:
             f"`{name}` is no list of names: got {getattr(listed, 'dtype', 'a group')}, expected "
             "strings of a fixed length."
         )
+    if listed.size > len(there):  # before each becomes a word of Python's
+        raise DataError(
+            f"`{name}` names more than there is: got {listed.size} names, expected at most "
+            f"{len(there)}, one for each group of `data`."
+        )
     wanted = {demo.decode(errors="replace") for demo in listed[()].ravel().tolist()}
     if missing := sorted(wanted - set(there)):
         raise DataError(
@@ -157,8 +165,8 @@ def _children(file: "h5py.File", name: str) -> list[str]:
     """Returns what a group holds; nothing of what is none."""
     parent, _, last = name.rpartition("/")
     there = file[parent] if parent else file
-    if not hasattr(there, "keys") or last not in set(there):  # a dataset would be read whole
-        return []
+    if not hasattr(there, "keys") or not there.id.links.exists(last.encode()):
+        return []  # to look into a dataset would read it whole
     check_object(file, name.encode())
     group = file[name]
     return sorted(group) if hasattr(group, "keys") else []
@@ -175,6 +183,7 @@ def _keys(file: "h5py.File", demo: str, obs_keys: Sequence[str] | None) -> list[
         )
     if obs_keys is not None:
         return list(obs_keys)
+    check_count(len(there), stored_bytes_of(file), str(file.filename))
     for key in there:
         check_object(file, f"data/{demo}/obs/{key}".encode())
     images = [key for key in there if len(getattr(file[f"data/{demo}/obs/{key}"], "shape", ())) > 3]

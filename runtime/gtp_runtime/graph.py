@@ -50,6 +50,9 @@ _MAX_NODES, _MAX_RANK, _MAX_LIST = 200_000, 8, 4096
 _FREE_PARTS, _BYTES_OF_A_PART = 1 << 15, 32
 _MAX_ATTRIBUTES = 32
 _MAX_DEFAULTS = 1 << 16
+# Attributes that are a list or, by operator, a tensor; all others are one number or word.
+_LISTS = frozenset("dilations kernel_shape pads perm shape strides value_floats value_ints".split())
+_TENSORS = {"Constant": ("value",), "ConstantOfShape": ("value",)}
 # What a tensor without numbers would hold, if its empty dimensions had one: operators make that.
 _MAX_EMPTY = 1 << 16
 
@@ -262,6 +265,11 @@ def _node(view: memoryview) -> Node:
             raise refused(f"the field {key} of an operator")
     if domain not in ("", "ai.onnx") or overload:
         raise refused(f"the operator {operator[:80]!r} of the domain {domain[:80]!r}")
+    for name, attribute in attributes.items():
+        # Numbers in the place of one would make as many of each that they are computed with.
+        known = _LISTS if isinstance(attribute, list) else _TENSORS.get(operator, ())
+        if not isinstance(attribute, float | int | str) and name not in known:
+            raise refused(f"an attribute {name[:80]!r} of several numbers")
     return Node(operator, tuple(inputs), tuple(outputs), attributes)
 
 

@@ -21,6 +21,7 @@ from gtp_runtime.graph import DTYPES, MAX_NAMES, Array
 Operator = Callable[..., Any]
 Ints = Sequence[int] | None
 _PIECE = 2**16
+_PER_CALL = 200_000  # multiplications that count for a call of NumPy, whatever it computes
 
 
 class Meter:
@@ -53,7 +54,7 @@ needs more than 100 numbers in memory, expected less. Load it with larger limits
             shape: Its shape.
         """
         # Of no numbers in many dimensions others make many: a sum over the empty axis, say.
-        self._numbers += math.prod(max(n, 1) for n in shape)
+        self._numbers += math.prod(max(int(n), 1) for n in shape)
         if self._numbers > self.numbers:
             raise _too_much(f"{self.numbers:,.0f} numbers in memory")
 
@@ -615,7 +616,7 @@ def _conv(
     out = view.shape[2 : 2 + rank]
     meter.take((len(x), outputs, *out))
     meter.take((len(x), *out, *w.shape[1:]))  # windows side by side
-    meter.multiply(len(x) * math.prod(out) * w.size)
+    meter.multiply(len(x) * math.prod(out) * w.size + group * _PER_CALL)
     parts = []
     channels, made = w.shape[1], outputs // group
     for g in range(group):

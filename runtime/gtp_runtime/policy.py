@@ -478,9 +478,11 @@ def _too_large(size: int, limit: int) -> PolicyFileError:
 
 def _try(backend: NumpyBackend, document: Document) -> NumpyBackend:
     """Computes one action in numpy, within limits: what is too much or wrong is found here."""
-    shapes = document.input_shapes.items()
-    inputs = {name: np.zeros((1, *shape), np.float32) for name, shape in shapes}
-    found = backend.evaluate(inputs, Meter(_MAX_NUMBERS, _MAX_PRODUCTS))
+    meter, inputs = Meter(_MAX_NUMBERS, _MAX_PRODUCTS), {}
+    for name, shape in document.input_shapes.items():
+        meter.take(shape)
+        inputs[name] = np.zeros((1, *shape), np.float32)
+    found = backend.evaluate(inputs, meter)
     right = (1, *document.result_shape)
     if found.shape != right or found.dtype != np.float32:
         raise PolicyFileError(

@@ -240,6 +240,63 @@ def test_rewards_may_be_left_out_and_the_report_says_so(tmp_path: Path) -> None:
     assert report(dataset).returns is None
 
 
+@pytest.mark.parametrize(
+    ("names", "match"),
+    [
+        (("obs", "obs.1", "action"), r"`obs` may be several columns: got \['obs', 'obs.1'\]"),
+        (("obs", "action", "action_0"), "`action` may be several columns"),
+        (("obs", "observation_0", "action"), "`obs` may be several columns"),
+        (("obs", "action", "reward", "rewards"), "`reward` may be several columns"),
+        (("obs", "action", "terminated", "terminal"), "`terminated` may be several columns"),
+        (("obs", "action", "episode", "episode_id"), "`episode` may be several columns"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["csv", "npz"])
+def test_two_columns_that_may_be_one_field_are_named(
+    kind: str, names: tuple[str, ...], match: str, tmp_path: Path
+) -> None:
+    """The other one would be lost: the second end of an episode, or half of an observation."""
+    fields = {name: np.array([0.0, 0.0, 1.0, 1.0]) for name in names}
+    fields["truncated"] = np.array([0.0, 1.0, 0.0, 1.0])
+    if kind == "csv":
+        write_csv(tmp_path / "a.csv", fields)
+    else:
+        npz(tmp_path, **fields)
+    with pytest.raises(DataError, match=match):
+        load_dataset(next(tmp_path.iterdir()), low=-1.0, high=1.0)
+    last = {match.split("`")[1]: names[-1] if names[-1] != "action" else "obs"}
+    assert len(load_dataset(next(tmp_path.iterdir()), low=-1.0, high=1.0, **last)) in (2, 3)
+
+
+@pytest.mark.parametrize("first", ["20240101123456000000", "0.25"])
+def test_numbers_of_episodes_that_may_be_equal_are_refused(first: str, tmp_path: Path) -> None:
+    """Twenty digits are read as a float, and three such episodes as one."""
+    ids = [first, first, first[:-1] + "1", first[:-1] + "1"]
+    lines = [f"{number},{i},0.5" for i, number in enumerate(ids)]
+    (tmp_path / "a.csv").write_text("\n".join(["episode,obs,action", *lines]))
+    with pytest.raises(DataError, match="`episode` has numbers that may be of two episodes"):
+        load_csv(tmp_path / "a.csv", low=-1.0, high=1.0)
+
+
+def test_demonstrations_that_are_links_to_one_are_counted(tmp_path: Path) -> None:
+    path = write_robomimic(tmp_path / "demo.hdf5", EPISODES)
+    with h5py.File(path, "a") as file:
+        for i in range(100, 2000):
+            file[f"data/demo_{i}"] = file["data/demo_0"]
+    with pytest.raises(DataError, match="has more fields than fit into it"):
+        load_robomimic(path)
+
+
+def test_a_list_of_demonstrations_is_no_longer_than_they_are(tmp_path: Path) -> None:
+    path = write_robomimic(tmp_path / "demo.hdf5", EPISODES)
+    with h5py.File(path, "a") as file:
+        file.create_dataset("mask/many", data=np.full(10**7, b"a"), compression="gzip")
+    with peak_memory() as peak, pytest.raises(DataError, match="names more than there is"):
+        load_robomimic(path, filter_key="many")
+    assert peak[0] < SLACK
+
+
 def test_robomimics_lists_and_keys(tmp_path: Path) -> None:
     path = write_robomimic(tmp_path / "demo.hdf5", EPISODES)
     train, valid = (load_robomimic(path, filter_key=key) for key in ("train", "valid"))

@@ -24,8 +24,10 @@ from hypothesis import strategies as st
 from minari.data_collector import EpisodeBuffer
 from minari.serialization import serialize_space
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from gtp_datasets import _hdf5, load_minari, minari_loader, minari_reference, normalized_score
+from gtp_datasets._images import decoded
 from gtp_policy import ActionScaler, ObservationLayout
 from gtp_policy.errors import (
     DataError,
@@ -725,6 +727,62 @@ def test_images_of_two_formats_and_one_size(
     ):
         load_minari(ID)
     assert peak[0] < SLACK
+
+
+def test_texts_of_an_image_are_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They pack a thousand to one, and no pixel is made of them."""
+    frame, buffer, info = np.full((32, 48, 3), 7, np.uint8), io.BytesIO(), PngInfo()
+    info.add_text("remark", "a" * 10**6, zip=True)
+    Image.fromarray(frame).save(buffer, "PNG", pnginfo=info, icc_profile=bytes(10**6))
+    monkeypatch.setattr("PIL.PngImagePlugin.MAX_TEXT_MEMORY", 1000)
+    monkeypatch.setattr("PIL.PngImagePlugin.MAX_TEXT_CHUNK", 1000)
+    with pytest.raises(ValueError, match="ecompressed"):
+        Image.open(io.BytesIO(buffer.getvalue())).load()
+    assert (decoded(buffer.getvalue(), frame.shape, "obs") == frame).all()
+    with pytest.raises(DataError, match="is no image"):
+        decoded(buffer.getvalue()[:60], frame.shape, "obs")
+
+
+def test_rows_that_share_an_image_are_refused(make_minari: Make, minari_root: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (9, 32, 48, 3), np.uint8)
+    make_minari(episode(8, observations=frames), observation_space=PICTURES)
+    with h5py.File(hdf5(minari_root), "a") as file:
+        rows = file["episode_0/observations"]
+        long = np.resize(rows[0], 20_000)  # what is behind a JPEG's end is not looked at
+        del file["episode_0/observations"]
+        kind = h5py.vlen_dtype(np.uint8)
+        rows = file["episode_0"].create_dataset("observations", (9,), kind)
+        rows[0] = long
+        at = rows.id.get_offset()
+    data = bytearray(hdf5(minari_root).read_bytes())
+    data[at : at + 9 * 16] = data[at : at + 16] * 9  # nine times the same place in the file
+    hdf5(minari_root).write_bytes(data)
+    with pytest.raises(DataError, match="images that share their bytes"):
+        load_minari(ID)
+
+
+def test_a_part_is_no_path(make_minari: Make, minari_root: Path) -> None:
+    space = Dict({"a": Box(-9, 9, (1,)), "x/y": Box(-9, 9, (1,))})
+    parts = {"a": np.zeros((5, 1), np.float32), "x/y": np.ones((5, 1), np.float32)}
+    make_minari(episode(observations=parts), observation_space=space)
+    with pytest.raises(DataError, match=r"`obs_keys` names no part: got \['x/y'\]"):
+        load_minari(ID, obs_keys=["a", "x/y"])
+
+
+def test_episodes_that_are_links_to_one_are_counted(make_minari: Make, minari_root: Path) -> None:
+    make_minari(*[episode()] * 50)
+    with h5py.File(hdf5(minari_root), "r") as file:
+        rows = {
+            name: file[f"episode_0/{name}"][()] for name in file["episode_0"] if name != "infos"
+        }
+    hdf5(minari_root).unlink()
+    with h5py.File(hdf5(minari_root), "w", libver="latest") as file:
+        for name, values in rows.items():
+            file[f"episode_0/{name}"] = values
+        for i in range(1, 50):
+            file[f"episode_{i}"] = file["episode_0"]
+    with pytest.raises(DataError, match="has more fields than fit into it: got 300 in"):
+        load_minari(ID)
 
 
 def test_numbers_in_the_place_of_images_are_no_lengths(
