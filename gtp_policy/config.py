@@ -51,7 +51,8 @@ class GTPLearnerConfig(Config):
         ge=0,
         le=1,
         description="Discount factor that choices left open go by; the data's own discounts are "
-        "what values are made of. None: the dataset's by from_dataset, 0.99 without one.",
+        "what values are made of, and a dataset of another one is an error. None: the dataset's by "
+        "from_dataset, 0.99 without one.",
     )
     actor_lr: Float | None = Field(
         default=None,

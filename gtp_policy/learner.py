@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from gtp_policy._config import is_name
-from gtp_policy._engine.adam import Adam, check_moments, check_rates
+from gtp_policy._engine.adam import Adam, check_moments, check_optimizers
 from gtp_policy._engine.by_autograd import ByAutograd
 from gtp_policy._engine.choice import LAUNCH, Dispatcher, explain
-from gtp_policy._engine.launches import update_from
+from gtp_policy._engine.launches import check_discount, update_from
 from gtp_policy._engine.processes import Processes
 from gtp_policy._engine.whole import changing, check_whole
 from gtp_policy._fitting import fit
@@ -281,8 +281,8 @@ class GTPLearner(nn.Module):
             The learner, on the dataset's device.
 
         Raises:
-            DataError: If the config is for other histories or chunks, or images have no encoder, or
-                an encoder no images.
+            DataError: If the config is for other histories or chunks, or another discount factor,
+                or images have no encoder, or an encoder no images.
 
         Example:
             >>> import numpy as np
@@ -309,6 +309,8 @@ class GTPLearner(nn.Module):
         config = config.fit_to_steps(dataset.history, dataset.chunk).fit_to_actions(dataset)
         config = config.fit_to_observations(dataset.layout, dataset.images)
         config = config.with_gamma(dataset.gamma)
+        if config.critic is not None:
+            check_discount(config.learner.gamma, dataset)
         learner = cls.build(
             dataset.obs_dim,
             dataset.action_dim,
@@ -669,7 +671,7 @@ class GTPLearner(nn.Module):
             ['actor_grad_norm', 'actor_loss', 'consistency', 'flow']
         """
         check_whole([self])
-        check_rates([self])
+        check_optimizers([self])
         check_kind("batch", batch, Transitions)
         actor, penalty = self.actor, self.config.critic_penalty > 0
         batch.check(

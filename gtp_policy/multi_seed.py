@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gtp_policy._engine.adam import check_rates
+from gtp_policy._engine.adam import check_optimizers
 from gtp_policy._engine.choice import Dispatcher
 from gtp_policy._engine.launches import update_from
 from gtp_policy._engine.seeds import share_
@@ -242,7 +242,7 @@ size.
 
     def _check_together(self) -> None:
         check_whole(self.learners)
-        check_rates(self.learners)
+        check_optimizers(self.learners)
         if len({learner.updates for learner in self.learners}) > 1:
             raise ValueError(
                 "Learners have gone apart: got numbers of updates "

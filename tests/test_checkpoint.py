@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from gtp_policy import (
     ActionScaler,
+    AdvantageWeighter,
     AdvantageWeighterConfig,
     CheckpointFolder,
     ExpectileBaseline,
@@ -34,6 +35,7 @@ from gtp_policy import (
     GTPConfig,
     GTPLearner,
     GTPLearnerConfig,
+    GTPLoss,
     GTPLossConfig,
     ObservationLayout,
     OfflineDataset,
@@ -51,6 +53,7 @@ from gtp_policy.errors import (
     CheckpointError,
     NonFiniteError,
     StateMismatchError,
+    TrainingWarning,
     UnsupportedSpaceError,
 )
 from gtp_policy.export import model_card
@@ -289,6 +292,36 @@ def test_what_is_saved_is_loaded(
     assert same(alike, learner)
     assert same(train(alike, dataset, 4), train(learner, dataset, 4))
     assert load_checkpoint(path, optimizer=optimizer).learner.updates == 2
+
+
+class OwnLoss(GTPLoss):
+    """A class that no file can describe."""
+
+
+class OwnWeighter(AdvantageWeighter):
+    """Another one."""
+
+
+def test_own_classes_are_not_the_packages_in_silence(dataset: OfflineDataset, path: Path) -> None:
+    learner = GTPLearner.from_dataset(dataset, SMALL)
+    learner.loss, learner.weighter = OwnLoss(SMALL.loss), OwnWeighter(SMALL.weighter)
+    save_checkpoint(path, learner)
+    said = "with a loss 'OwnLoss' and a weighter 'OwnWeighter', which no file can describe"
+    with pytest.warns(TrainingWarning, match=said):
+        load_checkpoint(path)
+    load_checkpoint(path, train_state=False)  # it acts the same
+    alike = GTPLearner.from_dataset(dataset, SMALL)
+    alike.loss, alike.weighter = OwnLoss(SMALL.loss), OwnWeighter(SMALL.weighter)
+    restore_(alike, path)
+    assert same(alike, learner)
+
+
+def test_critics_of_two_configs_are_not_saved_as_one(dataset: OfflineDataset, path: Path) -> None:
+    learner = GTPLearner.from_dataset(dataset, SMALL)
+    assert learner.critic is not None
+    learner.critic.config = learner.critic.config.replace(reduction="mean")
+    with pytest.raises(CheckpointError, match="a target critic of another config"):
+        save_checkpoint(path, learner)
 
 
 def test_what_could_not_be_restored_is_not_saved(dataset: OfflineDataset, tmp_path: Path) -> None:

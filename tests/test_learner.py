@@ -456,6 +456,104 @@ def test_a_critic_that_learns_all_the_way_is_the_default() -> None:
     assert config.replace(critic_updates=10**6).critic_length == 100_000
 
 
+def other_critic(learner: GTPLearner) -> None:
+    assert learner.critic is not None
+    learner.critic = copy.deepcopy(learner.critic)
+
+
+def assigned(learner: GTPLearner) -> None:
+    learner.actor.load_state_dict(copy.deepcopy(learner.actor.state_dict()), assign=True)
+
+
+def other_layer(learner: GTPLearner) -> None:
+    layers = learner.actor.network.mlp
+    name, layer = next(iter(layers.named_children()))  # type: ignore[union-attr,operator]
+    setattr(layers, name, copy.deepcopy(layer))
+
+
+@pytest.mark.parametrize("change", [other_critic, assigned, other_layer])
+@pytest.mark.parametrize(
+    "learn",
+    [
+        lambda learner, data: learner.update(data.rows(0, 4)),
+        lambda learner, data: learner.update_from(data, 1, batch_size=4),
+        lambda learner, data: learner.fit(data, 1, batch_size=4, progress=False),
+        lambda learner, data: MultiSeedLearner([learner]).update_from(data, 1, batch_size=4),
+    ],
+    ids=["update", "update_from", "fit", "seeds"],
+)
+def test_what_no_optimiser_steps_is_not_trained_in_silence(
+    dataset: OfflineDataset,
+    change: Callable[[GTPLearner], None],
+    learn: Callable[[GTPLearner, OfflineDataset], Any],
+) -> None:
+    learner = GTPLearner.from_dataset(dataset, make_config())
+    change(learner)
+    with pytest.raises(StateMismatchError, match="does not step all of it"):
+        learn(learner, dataset)
+    assert not learner.updates
+
+
+def test_each_seed_counts_its_own_steps(dataset: OfflineDataset) -> None:
+    """A layer of one seed rests for a while: Adam corrects its moments by fewer steps."""
+    config = make_config(lr_schedule="constant")
+    side_by_side, alone = (
+        [
+            GTPLearner.from_dataset(
+                dataset, config.replace(learner=config.learner.replace(seed=seed))
+            )
+            for seed in (0, 1)
+        ]
+        for _ in range(2)
+    )
+    both = MultiSeedLearner(side_by_side)
+    for updates, trained in ((5, False), (2, True)):
+        for learner in (side_by_side[1], alone[1]):
+            for parameter in list(learner.actor.parameters())[:2]:
+                parameter.requires_grad_(trained)
+        both.update_from(dataset, updates, batch_size=8)
+        for learner in alone:
+            learner.update_from(dataset, updates, batch_size=8)
+    for ours, right in zip(side_by_side, alone, strict=True):
+        for a, b in zip(ours.parameters(), right.parameters(), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+def test_a_discount_that_the_data_has_not_is_refused(dataset: OfflineDataset) -> None:
+    with pytest.raises(DataError, match=r"another discount factor: got gamma=.*expected 0.5"):
+        GTPLearner.from_dataset(dataset, make_config(gamma=0.5))
+    clone = make_config(gamma=0.5).replace(critic=None)
+    assert GTPLearner.from_dataset(dataset, clone).config.gamma == 0.5  # of no effect
+
+
+def test_steps_of_another_number_are_refused() -> None:
+    """Of equal widths: two steps of four numbers for four of two."""
+    rows = np.random.default_rng(0).uniform(-1, 1, (20, 2))
+    data = OfflineDataset.from_arrays(
+        obs=rows,
+        action=rows,
+        reward=rows[:, 0],
+        terminated=np.zeros(20),
+        truncated=np.arange(20) == 19,
+        low=-1.0,
+        high=1.0,
+    )
+    actor = FlowMapActorConfig(hidden=(8,), chunk=2)
+    learner = GTPLearner.build(2, 8, GTPConfig(actor=actor, critic=None))
+    with pytest.raises(DataError, match="got history=1 and chunk=4, expected 1 and 2"):
+        learner.update_from(data.with_chunks(4), 1, batch_size=4)
+    learner = GTPLearner.build(2, 2, GTPConfig(actor=actor, critic=None))
+    with pytest.raises(DataError, match="got history=1 and chunk=1, expected 1 and 2"):
+        learner.fit(data, 1, batch_size=4, progress=False)
+    stacked = FlowMapActorConfig(hidden=(8,), history=2)
+    learner = GTPLearner.build(2, 2, GTPConfig(actor=stacked, critic=None))
+    with pytest.raises(DataError, match="got history=1 and chunk=1, expected 2 and 1"):
+        learner.update_from(data, 1, batch_size=4)
+    # Stacked by oneself, an observation is one.
+    flat = GTPConfig(actor=FlowMapActorConfig(hidden=(8,)), critic=None)
+    GTPLearner.build(4, 2, flat).update_from(data.with_history(2), 1, batch_size=4)
+
+
 def test_gradients_are_clipped_and_their_norm_is_reported_before(batch: Transitions) -> None:
     free, clipped = make_learner(), make_learner(max_grad_norm=1e-3)
     reported = [learner.update(batch).to_floats() for learner in (free, clipped)]

@@ -6,6 +6,7 @@ of a second, more than our policies. Here these methods are the functions withou
 """
 
 import inspect
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -57,6 +58,23 @@ class Adam(torch.optim.Adam):
                 "whose rates and schedulers are yours."
             )
 
+    def check_parameters(self, name: str, module: nn.Module) -> None:
+        """Raises if somebody has put parameters into the module that no step would change.
+
+        Args:
+            name: What the message calls the part.
+            module: The part.
+        """
+        stepped = {id(p) for p in self.param_groups[0]["params"]}
+        strange = [n for n, p in module.named_parameters() if id(p) not in stepped]
+        if strange:
+            raise StateMismatchError(
+                f"The optimiser of the {name} does not step all of it: got {len(strange)} other "
+                f"parameters, {strange[:3]}, expected those that it was made for. Copy values with "
+                "load_state_dict without assign=True; for other modules, build the learner with "
+                "`network=`, `encoder=` or `optimizer=`."
+            )
+
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Sets the learning rate of an optimiser's next step."""
@@ -65,12 +83,13 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         optimizer._set = rate
 
 
-def check_rates(learners: Sequence[Learner]) -> None:
-    """Raises if somebody has set a learning rate that is the learner's to set."""
+def check_optimizers(learners: Sequence[Learner]) -> None:
+    """Raises if an optimiser of the core's would undo what somebody has set, or not step it."""
     for learner in learners:
         for name, optimizer in learner.optimizers.items():
             if isinstance(optimizer, Adam):
                 optimizer.check_rate(name)
+                optimizer.check_parameters(name, getattr(learner, name))
 
 
 def is_plain_adam(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> bool:
@@ -236,22 +255,37 @@ class Optimizer:
 
     def _fused(self, rate: float | Tensor | None, scale: Tensor | None) -> None:
         states = [self._states(i) for i in range(len(self._own))]
-        steps = [state["step"] for seed in states for state in seed]
-        torch._foreach_add_(steps, 1)
-        group, several = self._optimizers[0].param_groups[0], len(states) > 1
+        steps = [[state["step"] for state in seed] for seed in states]
+        torch._foreach_add_(list(itertools.chain(*steps)), 1)
+        if len(states) == 1 or not _equal(steps):  # a layer of one seed was frozen for a while
+            for own, views, seed, counts in zip(self._own, self._views, states, steps, strict=True):
+                first, second = ([state[n] for state in seed] for n in ("exp_avg", "exp_avg_sq"))
+                self._call(list[Tensor](own), views, first, second, counts, rate, scale)
+            return
+        first, second = (
+            [together([state[n] for state in same]) for same in zip(*states, strict=True)]
+            for n in ("exp_avg", "exp_avg_sq")
+        )
+        self._call(self._parameters, self.gradients, first, second, steps[0], rate, scale)
 
-        def moments(name: str) -> list[Tensor]:
-            if not several:
-                return [state[name] for state in states[0]]
-            return [together([s[name] for s in same]) for same in zip(*states, strict=True)]
-
+    def _call(
+        self,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        first: list[Tensor],
+        second: list[Tensor],
+        steps: list[Tensor],
+        rate: float | Tensor | None,
+        scale: Tensor | None,
+    ) -> None:
+        group = self._optimizers[0].param_groups[0]
         torch._fused_adam_(
-            self._parameters if several else list[Tensor](self._own[0]),
-            self.gradients if several else self._views[0],
-            moments("exp_avg"),
-            moments("exp_avg_sq"),
+            parameters,
+            gradients,
+            first,
+            second,
             [],
-            steps[: len(states[0])],  # equal for all seeds
+            steps,
             lr=cast(float, group["lr"] if rate is None else rate),  # or a tensor
             beta1=group["betas"][0],
             beta2=group["betas"][1],
@@ -261,6 +295,14 @@ class Optimizer:
             maximize=False,
             grad_scale=scale,
         )
+
+
+def _equal(steps: Sequence[Sequence[Tensor]]) -> bool:
+    """Returns whether all seeds have taken equally many steps; they have where nobody can look."""
+    if steps[0][0].is_cuda and torch.cuda.is_current_stream_capturing():
+        return True
+    counts = torch.stack([torch.stack(list(seed)) for seed in steps])
+    return bool((counts == counts[0]).all())
 
 
 def _alike(optimizers: Sequence[torch.optim.Optimizer]) -> bool:

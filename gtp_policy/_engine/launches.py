@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 
-from gtp_policy._engine.adam import check_rates
+from gtp_policy._engine.adam import check_optimizers
 from gtp_policy._engine.choice import LAUNCH, Dispatcher
 from gtp_policy._engine.whole import changing, check_whole
 from gtp_policy._numbers import as_int
@@ -86,20 +86,28 @@ def check_data(learners: Sequence[Learner], dataset: OfflineDataset, batch_size:
         B as a plain number.
     """
     check_whole(learners)
-    check_rates(learners)
+    check_optimizers(learners)
     check_kind("dataset", dataset, OfflineDataset)
     first = learners[0]
     actor = first.actor
     penalty = first.config.critic_penalty > 0
     if first.critic is not None:
         dataset.check_rewards("A critic")
-    chunk = actor.config.chunk
+    chunk, history = actor.config.chunk, actor.config.history
+    # Of equal widths, two steps of one number are one of two. Histories may be stacked by oneself.
+    if chunk != dataset.chunk or (history > 1 and history != dataset.history):
+        raise DataError(
+            f"The dataset has other steps: got history={dataset.history} and chunk={dataset.chunk}"
+            f", expected {history} and {chunk}, the learner's. Take dataset.with_history({history})"
+            f" and dataset.with_chunks({chunk}), or GTPLearner.from_dataset."
+        )
     dataset.rows(0, 1).check(
         actor.obs_dim, actor.action_dim, like=actor, next_action=penalty, chunk=chunk
     )
     for learner in learners:
         _check_units(learner, dataset)
-        _check_discount(learner, dataset)
+        if learner.critic is not None:
+            check_discount(learner.config.gamma, dataset)
     return check_batch_size(batch_size)
 
 
@@ -121,16 +129,15 @@ def _check_units(learner: Learner, dataset: OfflineDataset) -> None:
         )
 
 
-def _check_discount(learner: Learner, dataset: OfflineDataset) -> None:
-    """Raises where a critic would go on with values of another discount factor."""
-    gamma = learner.config.gamma
-    if learner.critic is None or gamma is None:
-        return
-    if not math.isclose(gamma, dataset.gamma, rel_tol=1e-6):  # one may have been of float32
+def check_discount(gamma: float | None, dataset: OfflineDataset) -> None:
+    """Raises where a critic would have values of another discount factor than its config says."""
+    if gamma is not None and not math.isclose(
+        gamma, dataset.gamma, rel_tol=1e-6
+    ):  # one may have been of float32
         raise DataError(
             f"The dataset has another discount factor: got gamma={dataset.gamma}, expected {gamma}"
-            ", which the learner's choices go by and its critic has learned with. Load it with "
-            f"gamma={gamma}."
+            ", which the config says, and the critic may have learned with. Load it with "
+            f"gamma={gamma}, or leave it out of the config."
         )
 
 

@@ -21,7 +21,9 @@ from gtp_policy.config import GTPConfig
 from gtp_policy.critic import NetworkBaseline
 from gtp_policy.encoders import ImpalaEncoder
 from gtp_policy.errors import CheckpointError, NonFiniteError, StateMismatchError
+from gtp_policy.guidance import AdvantageWeighter
 from gtp_policy.learner import GTPLearner
+from gtp_policy.loss import GTPLoss
 from gtp_policy.networks import FlowMapMLP, features_dim
 from gtp_policy.records import what_is_wrong
 from gtp_policy.spaces import ActionScaler, ObservationLayout, ObservationNormalizer
@@ -67,6 +69,8 @@ class Document(Config):
     dtype: Literal["float32", "float64", "bfloat16"]
     own_network: Bool  # a custom backbone, which no file can describe
     own_encoder: Bool
+    # Classes that stand in the place of the package's, which no file can describe either.
+    own_classes: dict[Literal["loss", "weighter"], Name] = Field(default={})
     config: GTPConfig
     action_box: _Box | None
     layout: _Layout | None
@@ -104,6 +108,12 @@ def files_of(
             "expected the same, of which a file holds one. Set `config` of both; or give `steps` "
             "where you act."
         )
+    critic, target = learner.critic, learner.target_critic
+    if critic is not None and target is not None and critic.config != target.config:
+        raise CheckpointError(
+            "The learner cannot be saved: got a target critic of another config than its critic's, "
+            "expected the same, of which a file holds one. Set `config` of both."
+        )
     box = learner.action_scaler if action_scaler is None else action_scaler
     layout = learner.layout if layout is None else layout
     weights = _weights(learner)
@@ -125,6 +135,11 @@ def files_of(
             dtype=dtype,
             own_network=not isinstance(learner.actor.network, FlowMapMLP),
             own_encoder=_has_own_encoder(learner),
+            own_classes={
+                name: type(getattr(learner, name)).__name__[:100]
+                for name, own in (("loss", GTPLoss), ("weighter", AdvantageWeighter))
+                if type(getattr(learner, name)) is not own
+            },
             config=learner.open_config,
             action_box=box and _Box(low=tuple(box.low.tolist()), high=tuple(box.high.tolist())),
             layout=layout and _Layout(keys=layout.keys, shapes=layout.shapes),

@@ -32,7 +32,7 @@ from gtp_policy.checkpoint.document import (
     statistics_of,
 )
 from gtp_policy.config import GTPConfig
-from gtp_policy.errors import CheckpointError, StateMismatchError
+from gtp_policy.errors import CheckpointError, StateMismatchError, TrainingWarning
 from gtp_policy.files import expanded, remove, target_of
 from gtp_policy.functional import check_device, check_kind
 from gtp_policy.learner import Disk, GTPLearner, OptimizerFactory, keep_on_
@@ -234,6 +234,15 @@ def load_checkpoint(
         # Nothing came from the caller: the file contradicts itself.
         raise CheckpointError(str(error)) from error
     learner.action_scaler, learner.layout, metadata = saved_with(document)
+    if train_state and document.own_classes:
+        said = " and ".join(f"a {n} {cls!r}" for n, cls in document.own_classes.items())
+        warnings.warn(
+            f"Checkpoint {path} was trained with {said}, which no file can describe: the "
+            "learner has the package's. It acts the same; before it learns on, put yours in "
+            "its place, or fill a learner that has them with restore_.",
+            TrainingWarning,
+            stacklevel=2,
+        )
     if learner.normalized_by is not None:
         warnings.warn(
             f"The policy of {path} learned from observations that {learner.normalized_by} had "

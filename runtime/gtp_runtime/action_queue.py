@@ -62,7 +62,12 @@ class ActionQueue:
 
         Args:
             seed: Seed of the episode's noises; default at random.
+
+        Raises:
+            NoiseError: If the noise is inside the file, where no seed reaches it.
         """
+        if seed is not None and self._policy.document.noise_input is None:
+            self._policy.draw_noise([], seed=seed)  # which says so
         # Not cleared: a late call may still be at work on what was.
         self._episode = _Episode(self._policy, self._kept, seed)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from onnx_writer import document, policy_bytes
 
-from gtp_runtime import ActionQueue, ObservationError, Policy, example_file
+from gtp_runtime import ActionQueue, NoiseError, ObservationError, Policy, example_file
 
 RNG = np.random.default_rng(0)
 CHUNKS = Policy.load(policy_bytes(document(action__chunk=4)))
@@ -68,6 +68,14 @@ def test_an_episode_starts_anew_and_repeats_by_its_seed() -> None:
     noises = [random.standard_normal(2, np.float32) for _ in range(2)]
     assert np.array_equal(episodes[0][:4], CHUNKS.act(obs[0], noise=noises[0]))
     assert np.array_equal(episodes[0][4:], CHUNKS.act(obs[4], noise=noises[1])[:2])
+
+
+def test_a_seed_for_noise_inside_the_file_is_refused() -> None:
+    content = document(noise={"source": "keyed", "input": None, "shape": [2], "seed": 0})
+    queue = ActionQueue(Policy.load(policy_bytes(content)))
+    queue.reset()
+    with pytest.raises(NoiseError, match="noise is inside the file: got a seed"):
+        queue.reset(seed=0)
 
 
 def test_the_first_observation_stands_for_the_past_before_it() -> None:
