@@ -108,8 +108,11 @@ def read_csv(
             )
         found = {name: _numbers(name, table.column(name)) for name in names}
         for name in also:
+            values = table.column(name)
+            if pyarrow.types.is_date(values.type) or pyarrow.types.is_timestamp(values.type):
+                values = values.cast(pyarrow.timestamp("us")).cast(pyarrow.int64())
             with suppress(DataError):
-                found[name] = _numbers(name, table.column(name))
+                found[name] = _numbers(name, values)
         return found
 
 

@@ -84,7 +84,7 @@ class Evaluation(Config):
         2.0
     """
 
-    update: int = Field(description="Number of updates that the policy had.")
+    update: int = Field(lt=2**53, description="Number of updates that the policy had.")
     returns: tuple[float, ...] = Field(
         min_length=1, description="Undiscounted sum of the environment's rewards by episode."
     )

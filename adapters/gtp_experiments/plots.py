@@ -238,7 +238,10 @@ def plot_curves(results: Mapping[str, Sequence[RunResult]]) -> "Figure":
             continue
         at = sorted(by_update)
         (line,) = panel.plot(
-            at, [np.mean(by_update[u]) for u in at], label=f"{name} ({len(group)})", marker="."
+            at,
+            [np.mean(by_update[u]) for u in at],
+            label=_plain(f"{name} ({len(group)})"),
+            marker=".",
         )
         low, high = ([end(by_update[u]) for u in at] for end in (min, max))
         panel.fill_between(at, low, high, color=line.get_color(), alpha=0.2, lw=0)
@@ -374,3 +377,8 @@ def _grid(panels: int, title: str, across: int = 4) -> "tuple[Figure, list[Axes]
         unused.set_visible(False)
     figure.suptitle(title, fontsize=10)
     return figure, axes[:panels]
+
+
+def _plain(text: str) -> str:
+    """Returns a text that matplotlib shows as it is: between two dollars it reads a formula."""
+    return text.replace("$", r"\$")

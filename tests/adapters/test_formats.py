@@ -617,6 +617,18 @@ def test_what_is_another_field_or_not_needed_is_no_number_of_the_episode(
     assert len(load_dataset(path, **{"obs": ["obs"], "low": -1.0, "high": 1.0} | options)) == 4
 
 
+@pytest.mark.parametrize("time", ["2024-01-0{}", "2024-01-01T00:00:0{}", "2024-01-01 00:00:0{}Z"])
+def test_dates_do_not_fall_within_an_episode(time: str, tmp_path: Path) -> None:
+    for days, rises in (("1234", True), ("1243", False)):
+        rows = [f"{i // 2},{time.format(day)},{i},0.5" for i, day in enumerate(days)]
+        (tmp_path / "a.csv").write_text("\n".join(["episode,time,obs,action", *rows]))
+        if rises:
+            assert len(load_csv(tmp_path / "a.csv", low=-1.0, high=1.0)) == 2
+            continue
+        with pytest.raises(DataError, match=r"`time` is not in order: got .* at row 3"):
+            load_csv(tmp_path / "a.csv", low=-1.0, high=1.0)
+
+
 @pytest.mark.parametrize("folder", [True, False])
 @pytest.mark.parametrize("kind", ["npz", "csv"])
 @pytest.mark.parametrize(

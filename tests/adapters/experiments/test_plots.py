@@ -1,5 +1,6 @@
 """Pictures of policies and runs: what is drawn, read back from the figures and the files."""
 
+import io
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -207,8 +208,9 @@ def test_curves_have_one_scale() -> None:
         ([scored, scored], "score", [25.0]),
         ([plain, scored], "return", [50.0]),
     ):
-        (panel,) = plot_curves({str(i): [run] for i, run in enumerate(group)}).axes
+        (panel,) = plot_curves({f"{i} $_$": [run] for i, run in enumerate(group)}).axes
         assert panel.get_ylabel() == label
+        panel.figure.savefig(io.BytesIO())  # where a formula that is none is an error
         assert [line.get_ydata().tolist() for line in panel.lines] == [heights, heights]
 
 

@@ -505,7 +505,7 @@ def test_gamma_is_one_choice(
         make_algorithm(config=half, gamma=0.9)
     with pytest.raises(ValueError, match=r"one choice: got 0.9 and 0.5"):
         GTP.from_buffer(buffer, action_space=action_space, config=config, gamma=0.9)
-    with pytest.raises(DataError, match=r"`gamma`: got 0.99, expected 0.5"):
+    with pytest.raises(DataError, match=r"got gamma=0.99, expected 0.5"):
         GTP.from_buffer(dataset, action_space=action_space, config=config)
     # A file of the core has it in the config.
     loaded = GTP.load(algorithm.learner.save(tmp_path / "a"), action_space=action_space)
