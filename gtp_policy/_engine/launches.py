@@ -131,9 +131,8 @@ def _check_units(learner: Learner, dataset: OfflineDataset) -> None:
 
 def check_discount(gamma: float | None, dataset: OfflineDataset) -> None:
     """Raises where a critic would have values of another discount factor than its config says."""
-    if gamma is not None and not math.isclose(
-        gamma, dataset.gamma, rel_tol=1e-6
-    ):  # one may have been of float32
+    # Either may have been of float32.
+    if gamma is not None and not math.isclose(gamma, dataset.gamma, rel_tol=1e-6):
         raise DataError(
             f"The dataset has another discount factor: got gamma={dataset.gamma}, expected {gamma}"
             ", which the config says, and the critic may have learned with. Load it with "

@@ -670,7 +670,7 @@ def test_data_that_does_not_fit_the_algorithm(
     algorithm = make_algorithm(gamma=0.5)
     with pytest.raises(DataError, match=r"`gamma`: got 0.99, expected 0.5"):
         algorithm.run_training(params(dataset))
-    with pytest.raises(DataError, match="`gamma`"):
+    with pytest.raises(DataError, match=r"got gamma=0.99, expected 0.5"):
         GTP.from_buffer(dataset, action_space=action_space, gamma=0.5)
     with pytest.raises(DataError, match="`action_scaler`"):
         GTP.from_buffer(dataset, action_space=Box(-1, 1, (2,)))
