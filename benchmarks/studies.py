@@ -70,6 +70,7 @@ EASY_GTP = (
 )
 CUBE = f"{DEMONSTRATIONS.words()} --set critic=null"
 NO_LAYER_NORM = "--set critic.layer_norm=false"
+LOW_RATE = "--set learner.actor_lr=5e-4"
 # 89 % of the episodes arrive.
 ARRIVING = "--best-episodes 0.88"
 
@@ -195,6 +196,7 @@ STUDIES = (
                 steps=(1,),
                 deterministic=True,
             ),
+            Row("actor rate 5e-4", f"{HOPPER} {LOW_RATE}", updates=MAZE_UPDATES),
             Row("discount 0.997", f"{HOPPER} --gamma 0.997", updates=MAZE_UPDATES),
             Row("discount 0.997, longer", f"{HOPPER} --gamma 0.997", updates=LONG),
             *peers(HOPPER, iql="--reward return_range", td3_bc=""),
@@ -232,6 +234,9 @@ STUDIES = (
             ),
             Row("GTPConfig()", f"{MEDIUM} --reward antmaze", updates=MAZE_UPDATES, steps=(1, 5)),
             Row("GTPConfig(), longer", f"{MEDIUM} --reward antmaze", updates=LONG),
+            Row(
+                "actor rate 5e-4", f"{MEDIUM} --reward antmaze {LOW_RATE}", updates=MAZE_UPDATES
+            ),
             Row(
                 "no layer norm",
                 f"{MEDIUM} --reward antmaze {NO_LAYER_NORM}",
