@@ -234,9 +234,7 @@ STUDIES = (
             ),
             Row("GTPConfig()", f"{MEDIUM} --reward antmaze", updates=MAZE_UPDATES, steps=(1, 5)),
             Row("GTPConfig(), longer", f"{MEDIUM} --reward antmaze", updates=LONG),
-            Row(
-                "actor rate 5e-4", f"{MEDIUM} --reward antmaze {LOW_RATE}", updates=MAZE_UPDATES
-            ),
+            Row("actor rate 5e-4", f"{MEDIUM} --reward antmaze {LOW_RATE}", updates=MAZE_UPDATES),
             Row(
                 "no layer norm",
                 f"{MEDIUM} --reward antmaze {NO_LAYER_NORM}",
