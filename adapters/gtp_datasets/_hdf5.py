@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 # what declares more holds no data, and would fill the memory with zeros.
 MAX_EXPANSION = 1032
 SLACK_BYTES = 64 * 2**20
-# Filters by number: shuffle and checksum change no length; of the others, one at most.
 _LEAST_BYTES = 64  # of an object in a file: its header, and its name among those of its group
+# Filters by number: shuffle and checksum change no length; of the others, one at most.
 _HARMLESS, _COMPRESSING = {2, 3}, {1: "deflate", 4: "szip", 32000: "lzf"}
 
 

@@ -102,18 +102,14 @@ def files_of(
         NonFiniteError: If a weight or a moment is not finite: training has diverged.
     """
     check_whole([learner])
-    if learner.target_actor.config != learner.actor.config:
-        raise CheckpointError(
-            "The learner cannot be saved: got a target actor of another config than its actor's, "
-            "expected the same, of which a file holds one. Set `config` of both; or give `steps` "
-            "where you act."
-        )
-    critic, target = learner.critic, learner.target_critic
-    if critic is not None and target is not None and critic.config != target.config:
-        raise CheckpointError(
-            "The learner cannot be saved: got a target critic of another config than its critic's, "
-            "expected the same, of which a file holds one. Set `config` of both."
-        )
+    for name in ("actor", "critic"):
+        own, target = getattr(learner, name), getattr(learner, f"target_{name}")
+        if own is not None and own.config != target.config:
+            raise CheckpointError(
+                f"The learner cannot be saved: got a target {name} of another config than its "
+                f"{name}'s, expected the same, of which a file holds one. Set `config` of both; or "
+                "give `steps` of an actor where you act."
+            )
     box = learner.action_scaler if action_scaler is None else action_scaler
     layout = learner.layout if layout is None else layout
     weights = _weights(learner)

@@ -303,10 +303,17 @@ def test_an_error_function_takes_no_more_than_its_result(operator: str) -> None:
 
 def test_parts_are_counted_as_they_are_read() -> None:
     """Each takes up to 600 bytes of memory, and can stand in two of the file."""
-    attributes = [field(5, field(1, str(i)) + field(20, 2)) for i in range(30)]
+    tensors, numbers = (
+        [field(5, field(1, str(i)) + content) for i in range(30)]
+        for content in (
+            field(20, 4) + field(5, field(2, 2) + field(1, 1) + field(9, b"a")),
+            field(20, 2),
+        )
+    )
     cases = {
         "operators and constants": b"\x0a\x00" * 50_000 + b"\x2a\x00" * 50_000,
-        "operators, attributes": field(1, b"".join(attributes)) * 3_000,
+        "operators, attributes": field(1, b"".join(numbers)) * 3_000,
+        "of several numbers": field(1, b"".join(tensors)) * 3_000,
         "or too many": field(
             1, b"".join(field(5, field(1, str(i)) + field(20, 2)) for i in range(99))
         ),
