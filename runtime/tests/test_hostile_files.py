@@ -1,5 +1,6 @@
 """Files that somebody made to do harm, or that broke: a typed error, within bounds, nothing run."""
 
+import copy
 import json
 import re
 import struct
@@ -299,6 +300,23 @@ def test_an_error_function_takes_no_more_than_its_result(operator: str) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 4 * 4 * 4_000_000
+
+
+def test_inputs_count_before_they_are_filled() -> None:
+    """Three kilobytes that name twenty inputs of sixteen million numbers took 1.3 GB."""
+    parts = [{"input": f"i{k}", "key": f"i{k}", "shape": [1 << 24]} for k in range(20)]
+    parts.append({"input": "obs", "key": "obs", "shape": [3]})
+    content = copy.deepcopy(CONTENT)
+    rest = {"dtype": "float32", "low": None, "high": None}
+    content["observation"] = {"kind": "dict", "parts": [p | rest for p in parts], "history": 1}
+    ports = [port(str(p["input"]), ("batch", *p["shape"])) for p in parts]  # type: ignore[misc]
+    data = model(graph([ECHO], {}, ports, PORTS[1]), {"gtp_policy": json.dumps(content)})
+    tracemalloc.start()
+    with pytest.raises(PolicyFileError, match="needs more than 134,217,728 numbers"):
+        Policy.load(data, backend="numpy")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 600e6
 
 
 def test_parts_are_counted_as_they_are_read() -> None:
