@@ -13,7 +13,7 @@ import numpy as np
 from gtp_runtime.document import Document, Shape
 from gtp_runtime.errors import MissingDependencyError, PolicyFileError
 from gtp_runtime.graph import Array, Graph, Node
-from gtp_runtime.operators import OPERATORS, RANDOM, Meter
+from gtp_runtime.operators import OPERATORS, RANDOM, SHAPES_ALONE, SIZES, Meter
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _NO_LIMIT = Meter()
 # Buffers of a batch beyond so many numbers are not kept from one call to the next.
 _KEPT = 1 << 20
+_NONE = slice(0)
 
 
 class Slot(Protocol):
@@ -66,9 +67,12 @@ class NumpyBackend:
         document: What the file says of itself.
         meter: What computing the constant part may take.
 
+    What is computed from an observation may decide the numbers of a result, never their count:
+    what one observation takes, every other takes too.
+
     Raises:
-        PolicyFileError: If there is an operator that gtp-policy does not write, or the constant
-            part cannot be computed.
+        PolicyFileError: If there is an operator that gtp-policy does not write, the constant part
+            cannot be computed, or a size depends on more than sizes.
 
     Example:
         >>> from gtp_runtime.backends import NumpyBackend
@@ -83,6 +87,7 @@ class NumpyBackend:
         self._output = document.output
         self._known: dict[str, Array] = dict(graph.constants)
         self._nodes: list[Node] = []
+        varying = set(self._shapes)  # by more than their number: what comes of inputs, or is drawn
         for node in graph.nodes:
             if node.operator not in OPERATORS:
                 raise PolicyFileError(
@@ -96,6 +101,17 @@ class NumpyBackend:
                     f"expected none for the noise {document.noise!r} of its document."
                 )
             names = [name for name in node.inputs if name]
+            sizes = {*node.inputs[SIZES.get(node.operator, _NONE)]} & varying
+            if sizes:
+                raise PolicyFileError(
+                    f"The policy file is refused: got an operator {node.operator} whose result is "
+                    f"as large as {min(sizes)[:80]!r} says, which an observation decides, expected "
+                    "a size that is the same for all. Export the policy again."
+                )
+            if node.operator in RANDOM or (
+                node.operator not in SHAPES_ALONE and not varying.isdisjoint(names)
+            ):
+                varying.update(node.outputs)
             if node.operator in RANDOM or any(name not in self._known for name in names):
                 self._nodes.append(node)
             else:

@@ -21,7 +21,9 @@ from gtp_runtime.graph import DTYPES, MAX_NAMES, Array
 Operator = Callable[..., Any]
 Ints = Sequence[int] | None
 _PIECE = 2**16
-_PER_CALL = 200_000  # multiplications that count for a call of NumPy, whatever it computes
+# Multiplications that count for a call of NumPy, whatever it computes, and for a number of those
+# that a function of Python makes, or a sort.
+_PER_CALL, _PER_NUMBER = 200_000, 2_000
 
 
 class Meter:
@@ -157,11 +159,18 @@ def _erf(x: Array) -> Array:
     return result.reshape(x.shape)
 
 
+def _metered_erf(meter: Meter, x: Array, /) -> Array:
+    meter.take(x.shape)
+    meter.multiply(x.size * _PER_NUMBER)
+    return _erf(x)
+
+
 def _gelu(meter: Meter, x: Array, /, *, approximate: str = "none") -> Array:
     meter.take(x.shape)
     if approximate == "tanh":
         inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)
         return np.asarray(0.5 * x * (1 + np.tanh(inner)), x.dtype)
+    meter.multiply(x.size * _PER_NUMBER)
     return np.asarray(0.5 * x * (1 + _erf(x / math.sqrt(2))), x.dtype)
 
 
@@ -344,6 +353,7 @@ def _top_k(
     if not 0 <= k <= x.shape[axis]:
         raise ValueError(f"the first {k} of {x.shape[axis]}")
     meter.take(x.shape)
+    meter.multiply(x.size * _PER_NUMBER)
     order = np.argsort(-x if largest else x, axis, kind="stable")
     index = np.take(order, np.arange(k), axis)
     return np.take_along_axis(x, index, axis), index.astype(np.int64)
@@ -726,6 +736,24 @@ def _ints(x: Array) -> list[int]:
 
 # Those that draw: what they give is no function of what they take.
 RANDOM = frozenset({"RandomNormal", "RandomNormalLike"})
+# Those whose result is a function of the shape of what they take.
+SHAPES_ALONE = frozenset({"RandomNormalLike", "Shape", "Size"})
+# Where the inputs stand whose numbers decide how large a result is, or what is cut out of another.
+_SECOND, _BEHIND_FIRST = slice(1, 2), slice(1, None)
+SIZES: dict[str, slice] = {
+    "ConstantOfShape": slice(0, 1),
+    "Expand": _SECOND,
+    "Pad": slice(1, None, 2),  # not the value in between
+    "Range": slice(0, None),
+    **dict.fromkeys(("ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin"), _SECOND),
+    **dict.fromkeys(("ReduceProd", "ReduceSum", "Reshape"), _SECOND),
+    "Slice": _BEHIND_FIRST,
+    "Split": _SECOND,
+    "Squeeze": _SECOND,
+    "Tile": _SECOND,
+    "TopK": _SECOND,
+    "Unsqueeze": _SECOND,
+}
 
 OPERATORS: dict[str, Operator] = {
     "Abs": _unary(np.abs),
@@ -747,7 +775,7 @@ OPERATORS: dict[str, Operator] = {
     "Div": _binary(_divide),
     "Elu": _elu,
     "Equal": _binary(np.equal),
-    "Erf": _unary(_erf),
+    "Erf": _metered_erf,
     "Exp": _unary(np.exp),
     "Expand": _expand,
     "Flatten": _flatten,
