@@ -27,6 +27,7 @@ Array = npt.NDArray[Any]
 # Of a CSV file: each column takes a kilobyte, however few letters its name has.
 _MOST_COLUMNS, _MOST_HEADER = 10_000, 2**20
 _BYTES_PER_LETTER = 20
+_FEW_PAGES = 2**14
 
 
 @contextmanager
@@ -152,8 +153,11 @@ class ParquetFile:
                     f"expected at most its {os.path.getsize(path)}. The file is damaged or hostile."
                 )
             words = set()
+            # Honest pages of a few bytes come one by one, each with a hundred bytes of metadata.
+            left = _FEW_PAGES + os.path.getsize(path) // 128
             for schema, part in parts:
-                pages = self._pages(part)
+                pages = self._pages(part, left)
+                left -= pages.pages
                 self.declared += pages.values * _width(schema) + pages.size
                 if part.physical_type == "BYTE_ARRAY":
                     words.add(part.path_in_schema)
@@ -165,13 +169,13 @@ class ParquetFile:
                 path, memory_map=False, metadata=meta, read_dictionary=sorted(words)
             )
 
-    def _pages(self, part: "pyarrow.parquet.ColumnChunkMetaData") -> Pages:
+    def _pages(self, part: "pyarrow.parquet.ColumnChunkMetaData", most: int) -> Pages:
         """Returns what the pages of a column announce, which no sum in the metadata bounds."""
         start, first = int(part.data_page_offset), part.dictionary_page_offset
         if part.has_dictionary_page and first is not None and 0 < first < start:
             start = int(first)
         with open(self._path, "rb") as file:
-            return pages_of(file, start, int(part.total_compressed_size))
+            return pages_of(file, start, int(part.total_compressed_size), most)
 
     @staticmethod
     def _check_encodings(name: str, pages: Pages) -> None:

@@ -74,7 +74,13 @@ class NpzFile:
                 f"`{member.filename}` has an unknown format: got version {version}, expected "
                 "1.0 or 2.0. Save it again with numpy.savez."
             )
-        shape, by_columns, dtype = read(stream)
+        try:
+            shape, by_columns, dtype = read(stream)
+        except MemoryError:  # Python's parser, of thousands of signs
+            raise DataError(
+                f"`{member.filename}` has a header that is none: got one that cannot be parsed, "
+                "expected NumPy's. The file is damaged or hostile."
+            ) from None
         begin = stream.tell()
         if dtype.hasobject:
             raise DataError(

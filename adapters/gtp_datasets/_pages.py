@@ -16,6 +16,7 @@ _DOUBLE, _BINARY, _LIST, _SET, _STRUCT = 7, 8, 9, 10, 12
 DELTA_BYTE_ARRAY = 7
 # A header is some 20 bytes, and some kilobytes with the least and the largest value of its page.
 _LONGEST_HEADER = 2**16
+_WINDOW, _USUAL_HEADER = 2**13, 2**9
 _DEEPEST = 8
 _LARGEST = 2**31 - 1
 
@@ -27,45 +28,63 @@ class Pages(NamedTuple):
         values: How many values, or places of lists, there are in them.
         size: Bytes that they unpack to.
         encodings: How they are written, by Parquet's numbers.
+        pages: How many there are.
     """
 
     values: int
     size: int
     encodings: frozenset[int]
+    pages: int
 
 
-def pages_of(file: BinaryIO, start: int, length: int) -> Pages:
+def pages_of(file: BinaryIO, start: int, length: int, most: int) -> Pages:
     """Reads the headers of pages, one after the other.
 
     Args:
         file: The open file.
         start: Where the first page begins.
         length: Bytes of all pages with their headers.
+        most: How many pages there may be: each takes its time, and may have a few bytes alone.
 
     Returns:
         The sums.
 
     Raises:
-        ValueError: If there is something else there.
+        ValueError: If there is something else there, or there are more pages.
     """
-    values = size = 0
+    values = size = count = 0
     encodings = set()
     at, end = start, start + length
+    window, begins = b"", start  # bytes of the file, and where
     while at < end:
-        file.seek(at)
-        data = file.read(min(_LONGEST_HEADER, end - at))
-        header, used = _struct(data, 0, 0)
+        count += 1
+        if count > most:
+            raise ValueError(f"more than {most} pages in {length} bytes")
+        if begins + len(window) - at < min(_USUAL_HEADER, end - at):
+            window, begins = _read(file, at, min(_WINDOW, end - at)), at
+        try:
+            header, after = _struct(window, at - begins, 0)
+        except ValueError:  # it may be longer than what was read
+            window, begins = _read(file, at, min(_LONGEST_HEADER, end - at)), at
+            header, after = _struct(window, 0, 0)
         unpacked, packed = (_number(header, field) for field in (2, 3))
         size += unpacked
+        if not any((kind, _STRUCT) in header for kind in (5, 7, 8)):
+            raise ValueError("a page that does not say what is in it")
         for kind, encoding in ((5, 2), (7, 2), (8, 4)):  # of data, of a dictionary, of data anew
             inside = header.get((kind, _STRUCT))
             if inside is not None:
                 values += _number(inside, 1)
                 encodings.add(_number(inside, encoding))
-        at += used + packed
+        at = begins + after + packed
     if at != end:
         raise ValueError("pages that reach beyond their column")
-    return Pages(values, size, frozenset(encodings))
+    return Pages(values, size, frozenset(encodings), count)
+
+
+def _read(file: BinaryIO, at: int, length: int) -> bytes:
+    file.seek(at)
+    return file.read(length)
 
 
 def _number(fields: dict[tuple[int, int], Any], field: int) -> int:

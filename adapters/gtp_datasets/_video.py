@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gtp_datasets._mp4 import check_index
 from gtp_policy.errors import DataError, GTPError, MissingDependencyError, how_to_install
 
 
@@ -55,18 +56,24 @@ def read_clips(path: Path, clips: Sequence[Clip], fps: float) -> None:
             wanted.setdefault(first + i, []).append(image)
     left = set(wanted)
     try:
-        with open(path, "rb") as file, av.open(file, "r", format="mp4") as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "NONE"
-            _bound_frames(stream, clips, shown)
-            for frame in container.decode(stream):
-                number = _number(frame, fps, shown)
-                for image in wanted.get(number, ()):
-                    _check_size(frame, image.shape, shown)
-                    image[...] = frame.to_ndarray(format="rgb24")
-                left.discard(number)
-                if not left:
-                    break
+        with open(path, "rb") as file:
+            check_index(file)
+            # From the opening on: FFmpeg decodes the first frames to see what they are.
+            bound = _bound(clips)
+            with av.open(file, "r", format="mp4", options=bound) as container:
+                stream = container.streams.video[0]
+                stream.thread_type = "NONE"
+                for clip in clips:
+                    _check_size(stream, clip.into.shape[1:], shown)
+                stream.codec_context.options = bound
+                for frame in container.decode(stream):
+                    number = _number(frame, fps, shown)
+                    for image in wanted.get(number, ()):
+                        _check_size(frame, image.shape, shown)
+                        image[...] = frame.to_ndarray(format="rgb24")
+                    left.discard(number)
+                    if not left:
+                        break
     except GTPError:
         raise
     except Exception as error:  # whatever FFmpeg says of a foreign file
@@ -83,18 +90,15 @@ def read_clips(path: Path, clips: Sequence[Clip], fps: float) -> None:
         )
 
 
-def _bound_frames(stream: Any, clips: Sequence[Clip], shown: str) -> None:  # noqa: ANN401 - PyAV's
-    """Refuses frames of another size before they are decoded, whatever a later header says.
+def _bound(clips: Sequence[Clip]) -> dict[str, str]:
+    """Returns what keeps FFmpeg from decoding frames of another size, whatever a header says.
 
     A frame of a size that nobody asked for is some kilobytes in the file, and as large as it likes
     in the memory.
     """
-    height, width = 0, 0
-    for clip in clips:
-        _check_size(stream, clip.into.shape[1:], shown)
-        height, width = clip.into.shape[1:3]
     # Codecs work in whole blocks, of up to 128 pixels.
-    stream.codec_context.options = {"max_pixels": str((height + 128) * (width + 128))}
+    most = max((clip.into.shape[1] + 128) * (clip.into.shape[2] + 128) for clip in clips)
+    return {"max_pixels": str(most)}
 
 
 def _check_size(of: Any, wanted: Sequence[int], shown: str) -> None:  # noqa: ANN401 - PyAV's

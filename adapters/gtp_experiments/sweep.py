@@ -51,6 +51,10 @@ if TYPE_CHECKING:
 Value = JsonValue
 # Optuna writes all of a grid down before the first trial.
 _MOST_POINTS = 100_000
+# What SQLite keeps beside its database, and the end of a journal that names another file.
+_JOURNAL = "sweep.db-journal"
+_BESIDE = _JOURNAL, "sweep.db-wal", "sweep.db-shm"
+_MAGIC = bytes.fromhex("d9d505f920a163d7")
 _WAIT = 1.0  # seconds until a worker without a trial looks again
 _SCORE = "evaluation/score"
 _SHOWN = 9  # of what is wrong with a file
@@ -397,12 +401,13 @@ def open_study(
     optuna = _optuna()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     out.mkdir(parents=True, exist_ok=True)
-    for path in (out / name for name in ("sweep.db", "sweep.lock", "sweep_trials")):
+    for path in (out / name for name in (*_BESIDE, "sweep.db", "sweep.lock", "sweep_trials")):
         if path.is_symlink():  # it would be written to, wherever it leads
             raise ExperimentError(
                 f"{path} is a link: got one to {os.readlink(path)}, expected a sweep's own file or "
                 "folder. Choose another folder for the results, or remove the link."
             )
+    _check_journal(out / _JOURNAL)
     place = storage or f"sqlite:///{out.resolve() / 'sweep.db'}"
     what = {
         "configs": [config.model_dump(mode="json") for config in configs],
@@ -432,6 +437,26 @@ def open_study(
     tried = [config for trial in done for config in _tried(trial.params, configs, search)]
     check_data(out, tried, [RunFolder.finished(out, config) for config in tried])
     return study
+
+
+def _check_journal(path: Path) -> None:
+    """Raises if SQLite would remove a file that a journal names, when it has played it back.
+
+    The journal of a worker that was killed is played back when the study is next opened. One of a
+    transaction over several databases ends in the name of a file that they share; a sweep has one.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - len(_MAGIC), 0))
+            names_another = file.read() == _MAGIC
+    except FileNotFoundError:
+        return
+    if names_another:
+        raise ExperimentError(
+            f"{path} is no journal of a sweep: got one that names another file, which SQLite would "
+            "remove, expected one of a single database. Choose another folder for the results."
+        )
 
 
 def _tried(

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import h5py
 import numpy as np
 import pyarrow as pa
@@ -33,6 +34,7 @@ from gtp_datasets import (
     load_robomimic,
     report,
 )
+from gtp_datasets._mp4 import check_index
 from gtp_datasets._pages import pages_of
 from gtp_datasets.loader import kind_of
 from gtp_policy import ActionScaler, ObservationLayout, OfflineDataset
@@ -1508,6 +1510,87 @@ def test_a_frame_that_grows_within_a_video_is_not_decoded(tmp_path: Path, codec:
     assert peak[0] < SLACK
 
 
+def box(name: bytes, content: bytes) -> bytes:
+    return (8 + len(content)).to_bytes(4, "big") + name + content
+
+
+def counted(name: bytes, *numbers: int) -> bytes:
+    return box(name, b"".join(number.to_bytes(4, "big") for number in numbers) + bytes(8))
+
+
+def test_samples_that_a_video_does_not_hold_are_not_indexed(tmp_path: Path) -> None:
+    """Thirty million of one size: 6 kB, and more than 2 GB in FFmpeg's index."""
+    root = with_video(tmp_path, make_frames()[0])
+    path, count = root / "videos" / KEY / "chunk-000" / "file-000.mp4", 30_000_000
+    data = bytearray(path.read_bytes())
+    for name, numbers in {
+        b"stsz": (0, 1, count),
+        b"stts": (0, 1, count, 512),
+        b"stsc": (0, 1, 1, count, 1),
+    }.items():
+        at = data.index(name) + 4
+        data[at : at + 4 * len(numbers)] = b"".join(n.to_bytes(4, "big") for n in numbers)
+    path.write_bytes(data)
+    with peak_memory() as peak, pytest.raises(DataError, match="30000000 samples in"):
+        load_lerobot(root, obs=[KEY], **BOX)
+    assert peak[0] < SLACK
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (box(b"moof", counted(b"trun", 0, 10**6)), "1000000 samples in"),
+        (box(b"free", counted(b"stsz", 0, 1, 10**6)), "1000000 samples in"),
+        (box(b"moov", counted(b"stsz", 0, 1, 40)) * 2, "80 samples in 72 bytes"),
+        (
+            box(b"moov", counted(b"stsz", 0, 1, 40) + counted(b"elst", 0, 9)),
+            "40 samples, shown in 9 parts, in 60 bytes",
+        ),
+        (box(b"moov", box(b"cmov", box(b"dcom", b"zlib"))), "an index that is packed"),
+        (box(b"free", bytes(2**20 - 10) + counted(b"stsz", 0, 1, 2**22)), "4194304 samples in"),
+        (b"\0\0\0\4free" + bytes(16), "a box of 4 bytes"),
+        (box(b"free", b"") * 70_000, "more than 65536 boxes"),
+    ],
+    ids=range(8),
+)
+def test_what_makes_an_index_larger_than_its_file_is_refused(content: bytes, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        check_index(io.BytesIO(content))
+
+
+@pytest.mark.parametrize("options", [{}, {"movflags": "frag_keyframe+empty_moov"}], ids=str)
+def test_a_video_however_it_is_written_has_the_samples_that_it_says(
+    options: dict[str, str], tmp_path: Path
+) -> None:
+    """The smallest frames: of one colour, in one long group."""
+    with av.open(str(tmp_path / "a.mp4"), "w", options=options) as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.height, stream.width, stream.pix_fmt = 16, 16, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), format="rgb24")
+        for image in [frame] * 300 + [None]:
+            container.mux(stream.encode(image))
+    with open(tmp_path / "a.mp4", "rb") as file:
+        check_index(file)
+        assert file.tell() == 0
+    # Samples are no boxes: names within them count for nothing.
+    check_index(io.BytesIO(box(b"mdat", counted(b"stsz", 0, 1, 10**6))))
+    check_index(io.BytesIO(b"\0\0\0\0mdat" + counted(b"stsz", 0, 1, 10**6)))
+    large = (1).to_bytes(4, "big") + b"mdat" + (60).to_bytes(8, "big") + bytes(44)
+    with pytest.raises(ValueError, match="1000000 samples"):
+        check_index(io.BytesIO(large + counted(b"stsz", 0, 1, 10**6)))
+
+
+def test_a_header_of_thousands_of_signs_is_an_error_with_words(tmp_path: Path) -> None:
+    """Python's parser raises MemoryError, which is what a lack of memory is."""
+    head = b"{'descr': '<f4', 'fortran_order': False, 'shape': (" + b"-" * 9000 + b"1, 2), }\n"
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name in ("obs", "action"):
+            size = len(head).to_bytes(2, "little")
+            archive.writestr(f"{name}.npy", b"\x93NUMPY\x01\x00" + size + head + bytes(8))
+    with pytest.raises(DataError, match="has a header that is none"):
+        load_npz(tmp_path / "a.npz", **BOX)
+
+
 @pytest.mark.parametrize("rows", [-1, -20_000, True])
 def test_a_shape_that_is_none_is_refused(rows: int, tmp_path: Path) -> None:
     # NumPy takes -1 for "what is left", and what is made of -1 rows would count for nothing.
@@ -1581,6 +1664,19 @@ def thrift(*fields: tuple[int, int, bytes]) -> bytes:
     for number, kind, value in fields:
         packed, last = packed + bytes([(number - last) << 4 | kind]) + value, number
     return packed + b"\0"
+
+
+def test_pages_of_a_few_bytes_take_no_minutes() -> None:
+    def page(*inside: tuple[int, int, bytes]) -> bytes:
+        return thrift((1, 5, b"\0"), (2, 5, b"\0"), (3, 5, b"\0"), *inside)
+
+    data = thrift((1, 5, b"\0"), (2, 5, b"\0"), (3, 5, b"\0"), (4, 5, b"\0"))
+    with pytest.raises(ValueError, match="does not say what is in it"):
+        pages_of(io.BytesIO(page() * 9), 0, 9 * len(page()), 10)
+    data = page((5, 12, data))
+    assert pages_of(io.BytesIO(data * 1000), 0, 1000 * len(data), 1000).pages == 1000
+    with pytest.raises(ValueError, match="more than 999 pages"):
+        pages_of(io.BytesIO(data * 1000), 0, 1000 * len(data), 999)
 
 
 def test_row_groups_that_share_their_pages_are_refused(tmp_path: Path) -> None:
@@ -1659,7 +1755,7 @@ def test_pages_are_found_however_a_file_is_written(tmp_path: Path, options: Any)
         for part in map(group.column, range(group.num_columns)):
             start = part.dictionary_page_offset or part.data_page_offset
             with open(tmp_path / "a", "rb") as file:
-                pages = pages_of(file, start, part.total_compressed_size)
+                pages = pages_of(file, start, part.total_compressed_size, 1000)
             named = 4 if part.path_in_schema.startswith("s") else part.num_values
             most = part.num_values + (named if part.dictionary_page_offset else 0)
             assert part.num_values <= pages.values <= most
@@ -1669,7 +1765,7 @@ def test_pages_are_found_however_a_file_is_written(tmp_path: Path, options: Any)
 @given(data=st.binary(max_size=60))
 def test_any_bytes_are_pages_or_a_typed_error(data: bytes) -> None:
     with contextlib.suppress(ValueError):
-        assert pages_of(io.BytesIO(data), 0, len(data)).size >= 0
+        assert pages_of(io.BytesIO(data), 0, len(data), 99).size >= 0
 
 
 def zeros(count: int) -> pa.Array:

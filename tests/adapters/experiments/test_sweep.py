@@ -465,7 +465,10 @@ def test_wrong_requests_say_why(make_config: Make, tmp_path: Path) -> None:
     assert Range(low=0.0, high=1.0, step=0.25).values() == [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
-@pytest.mark.parametrize("name", ["sweep.db", "sweep.lock", "sweep_trials"])
+@pytest.mark.parametrize(
+    "name",
+    ["sweep.db", "sweep.lock", "sweep_trials", "sweep.db-journal", "sweep.db-wal", "sweep.db-shm"],
+)
 def test_a_sweep_writes_nowhere_else(make_config: Make, tmp_path: Path, name: str) -> None:
     out, theirs = tmp_path / "out", tmp_path / "theirs"
     out.mkdir()
@@ -474,6 +477,50 @@ def test_a_sweep_writes_nowhere_else(make_config: Make, tmp_path: Path, name: st
     with pytest.raises(ExperimentError, match=f"{name} is a link"):
         sweep([make_config(updates=5)], search(1), out)
     assert theirs.read_bytes() == b""
+
+
+def hot_journal(database: bytes, names: bytes = b"") -> bytes:
+    """A journal that SQLite plays back: it holds the first page of a database, as it is.
+
+    References:
+        | https://www.sqlite.org/fileformat2.html, "The Rollback Journal"; the names of files at the
+        | end are of its source alone
+    """
+    size = int.from_bytes(database[16:18], "big")
+    page, magic = database[:size], bytes.fromhex("d9d505f920a163d7")
+    check = 7 + sum(page[i] for i in range(size - 200, 0, -200))
+    numbers = 1, 7, len(database) // size, 512, size
+    head = magic + b"".join(number.to_bytes(4, "big") for number in numbers)
+    row = (1).to_bytes(4, "big") + page + (check & 0xFFFFFFFF).to_bytes(4, "big")
+    journal = head.ljust(512, b"\0") + row
+    if names:
+        journal = journal.ljust(-(-len(journal) // 512) * 512, b"\0")
+        tail = (0x40000000 // size + 1, len(names), sum(names))
+        first, length, total = (number.to_bytes(4, "big") for number in tail)
+        journal += first + names + length + total + magic
+    return journal
+
+
+@pytest.mark.parametrize("hostile", [True, False])
+def test_a_journal_in_a_sweep_removes_no_file(
+    make_config: Make, tmp_path: Path, hostile: bool
+) -> None:
+    """One of a worker that was killed is played back, one that names another file is refused."""
+    out, theirs = tmp_path / "out", tmp_path / "theirs.tex"
+    theirs.write_text("precious")
+    config = make_config(updates=5)
+    sweep([config], search(1), out)
+    database = (out / "sweep.db").read_bytes()
+    journal = hot_journal(database, os.fsencode(theirs) if hostile else b"")
+    (out / "sweep.db-journal").write_bytes(journal)
+    if hostile:
+        with pytest.raises(ExperimentError, match="names another file"):
+            sweep([config], search(2), out)
+        assert (out / "sweep.db").read_bytes() == database
+    else:
+        assert len(sweep([config], search(2), out).trials) == 2
+        assert not (out / "sweep.db-journal").exists()
+    assert theirs.read_text() == "precious"
 
 
 @pytest.mark.parametrize(
