@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -188,6 +189,98 @@ def test_a_word_among_numbers_takes_no_memory() -> None:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 10 * len(packed)
+
+
+def test_lists_are_read_as_numpy_reads_them() -> None:
+    for lists in (
+        [],
+        [[], []],
+        [1, 2.5],
+        [True, 2],
+        [[1, 2], [3, 4], [5, 6]],
+        [[[1.0]], [[2**40]]],
+        [True, False],
+    ):
+        found = parse("application/json", json.dumps({"obs": lists}).encode(), {}).obs
+        np.testing.assert_array_equal(found, np.asarray(lists), strict=True)
+    for lists, match in (
+        ([[1], [2, 3]], "lists of 1 and 2 parts side by side"),
+        ([1, [2]], "numbers and lists side by side"),
+        ([[], 1], "numbers and lists side by side"),
+        (json.loads("[" * 40 + "]" * 40), "more than 16 lists in each other"),
+        ([2**70], "something else than numbers"),
+    ):
+        with pytest.raises(BodyError, match=match):
+            parse("application/json", json.dumps({"obs": lists}).encode(), {})
+
+
+def test_lists_of_nothing_keep_nobody_waiting() -> None:
+    """NumPy takes microseconds for each, some seconds in all, in which nobody else is answered."""
+    body = b'{"obs":[' + b"[[]]," * 200_000 + b"[]]}"
+    start = time.process_time()
+    with pytest.raises(BodyError, match="lists of 0 and 1 parts"):
+        parse("application/json", body, {})
+    found = parse("application/json", body.replace(b"[]]}", b"[[]]]}"), {})
+    assert np.shape(found.obs) == (200_001, 1, 0)
+    many = {"obs": {str(i): [1] for i in range(5000)}}
+    with pytest.raises(BodyError, match="5000 parts, expected fewer"):
+        parse("application/json", json.dumps(many).encode(), {})
+    assert time.process_time() - start < 1
+
+
+def test_requests_that_are_sent_ahead_wait_outside(file: Path) -> None:
+    """A client that reads nothing had its requests in the memory of the server, all of them."""
+    server = Server(file)
+    try:
+        with server.connect() as link:
+            link.settimeout(1)
+            ahead = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n" * 1000
+            before = server.memory()
+            with pytest.raises(TimeoutError):  # the system's buffers are full
+                link.sendall(ahead * 5000)
+            assert server.memory() - before < 30e6
+            assert server.act(obs=[1, 2, 3])[0] == 200
+            # Whatever was sent is answered as soon as somebody reads it.
+            found = b""
+            while found.count(b"HTTP/1.1 200") < 2_000:
+                found += link.recv(1 << 20)
+    finally:
+        server.stop()
+
+
+def test_each_of_requests_sent_ahead_is_answered(server: Server, policy: Policy) -> None:
+    """Also where the next one is not whole yet, at the edge of what is read ahead."""
+    numbers = range(3000)
+    bodies = [json.dumps({"obs": [i, 0, 0], "seed": i, "id": i}).encode() for i in numbers]
+    head = b"POST /act HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n"
+    with server.connect() as link, ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(link.sendall, b"".join(head % len(b) + b for b in bodies))
+        found = b""
+        while found.count(b'"id":') < len(bodies):
+            found += link.recv(1 << 20)
+        sending.result()
+    answers = re.findall(rb'{"action":(\[[^]]*\]),"id":([0-9]+)}', found)
+    assert [int(number) for _, number in answers] == [*numbers]
+    right = policy.act([2999, 0, 0], seed=2999)
+    np.testing.assert_allclose(json.loads(answers[-1][0]), right, atol=1e-6)
+
+
+def test_no_packed_message_is_taken(server: Server) -> None:
+    """A kilobyte of them would be a megabyte, and hundreds of those wait in a small buffer."""
+    with connect(f"ws://127.0.0.1:{server.port}/act", compression="deflate") as link:
+        assert not link.protocol.extensions
+        link.send(json.dumps({"obs": [1, 2, 3]}))
+        assert "action" in json.loads(link.recv())
+
+
+def test_messages_sent_ahead_keep_nobody_waiting(server: Server) -> None:
+    wrong = b'{"obs":[' + b"[]," * 6000 + b"1]}"
+    with connect(f"ws://127.0.0.1:{server.port}/act", max_queue=None) as link:
+        for _ in range(300):
+            link.send(wrong.decode())
+        start = time.monotonic()
+        assert server.request("GET", "/health")[0] == 200
+        assert time.monotonic() - start < 5
 
 
 def test_websockets_answer_in_order(server: Server, policy: Policy) -> None:

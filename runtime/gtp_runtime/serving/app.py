@@ -138,6 +138,8 @@ def create_app(
                     await socket.send_text(dump(kind, content).decode())
                 else:
                     await socket.send_bytes(dump(kind, content))
+                # Neither need have waited for anything: others are answered between two messages.
+                await asyncio.sleep(0)
         except WebSocketDisconnect:
             return
         finally:

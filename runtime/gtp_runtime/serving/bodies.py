@@ -1,6 +1,7 @@
 """Bodies of requests and answers: JSON, MessagePack and npy, and what a request asks for."""
 
 import io
+import itertools
 import json
 import math
 import re
@@ -26,6 +27,8 @@ _NPY_HEADER = re.compile(
     rb"\{'descr': '([<>|][biuf][1248])', 'fortran_order': (True|False), "
     rb"'shape': \(((?:[0-9]{1,18}, ?)*(?:[0-9]{1,18})?)\),? *\}[ \n]*"
 )
+# Of an observation: how deep lists are in each other, and how many parts a Dict has.
+_DEEPEST, _MOST_PARTS = 16, 4096
 _FIELDS = {"obs", "deterministic", "seed", "id"}
 
 
@@ -130,31 +133,44 @@ def _observation(found: object) -> Any:  # noqa: ANN401 - is checked by the poli
     if isinstance(found, dict):
         if found.keys() == {"dtype", "shape", "data"} and isinstance(found["data"], bytes):
             return _from_bytes(found)
+        if len(found) > _MOST_PARTS:
+            raise BodyError(f"The observation has {len(found)} parts, expected fewer.")
         return {key: _observation(value) for key, value in found.items()}
     if not isinstance(found, (list, int, float, np.ndarray)):
         raise BodyError(f"The observation has a {type(found).__name__} in it, expected numbers.")
-    if isinstance(found, list):
-        _check_numbers(found)
     try:
-        array = np.asarray(found)
-    except (ValueError, RecursionError, OverflowError) as error:
+        array = _from_lists(found) if isinstance(found, list) else np.asarray(found)
+    except (ValueError, OverflowError) as error:
         raise BodyError(f"The observation is no array: got {str(error)[:200]}.") from error
     if array.dtype.kind not in "biuf":
         raise BodyError("The observation has something else than numbers in it.")
     return array
 
 
-def _check_numbers(found: list[Any]) -> None:
-    """Raises unless there are numbers alone in lists, before NumPy makes room for them.
+def _from_lists(found: list[Any]) -> Array:
+    """Returns lists of lists of numbers as an array, whose numbers alone NumPy sees.
 
-    Next to a word it would take as many letters for every number as the longest word has.
+    It takes microseconds for each list, in which nobody else is answered, and next to a word as
+    many letters for every number as the longest word has.
     """
-    left = [found]
-    while left:
-        part = left.pop()
-        if not set(map(type, part)) <= {bool, int, float, list}:
+    level: list[Any] = [found]
+    shape: tuple[int, ...] = (1,)
+    while True:
+        lengths = set(map(len, level))
+        if len(lengths) != 1:
+            raise ValueError(f"lists of {min(lengths)} and {max(lengths)} parts side by side")
+        shape = (*shape, *lengths)
+        inside = list(itertools.chain.from_iterable(level))
+        kinds = set(map(type, inside))
+        if not kinds <= {bool, int, float, list}:
             raise BodyError("The observation has something else than numbers in it.")
-        left += [inside for inside in part if type(inside) is list]
+        if list not in kinds:
+            return np.array(inside).reshape(shape[1:])
+        if len(kinds) > 1:
+            raise ValueError("numbers and lists side by side")
+        if len(shape) > _DEEPEST:
+            raise ValueError(f"more than {_DEEPEST} lists in each other")
+        level = inside
 
 
 def _from_bytes(found: Mapping[str, Any]) -> Array:

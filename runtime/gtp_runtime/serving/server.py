@@ -10,14 +10,32 @@ from typing import Any
 
 import h11
 import uvicorn
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gtp_runtime.policy import Policy
 from gtp_runtime.serving.app import Limits, create_app
 
 _LAST_PORT = 2**16 - 1
+_AHEAD = 2**16  # at least what the longest head of a request takes, which must be there as a whole
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _SLOW = b'{"error":{"type":"SlowRequestError","message":"No whole request arrived in time."}}'
+
+
+class _PatientFlow(FlowControl):
+    """Reads on only where what has been read is nearly used up.
+
+    Requests may be sent without waiting for answers. With each that is answered uvicorn reads on,
+    up to a quarter of a megabyte, though it has others to answer that are of some bytes each.
+    """
+
+    def __init__(self, transport: asyncio.Transport, connection: h11.Connection) -> None:
+        super().__init__(transport)
+        self._connection = connection
+
+    def resume_reading(self) -> None:
+        if len(self._connection.trailing_data[0]) <= _AHEAD:
+            super().resume_reading()
 
 
 class PatientProtocol(H11Protocol):
@@ -25,6 +43,7 @@ class PatientProtocol(H11Protocol):
 
     The first one from when a client connects, others from their first bytes: uvicorn stops the
     clock of a connection that is kept open at any byte, and starts it again after an answer alone.
+    What a client sends ahead of answers waits in the system's buffers.
     """
 
     seconds = 10.0
@@ -37,6 +56,7 @@ class PatientProtocol(H11Protocol):
             transport: The connection.
         """
         super().connection_made(transport)
+        self.flow = _PatientFlow(transport, self.conn)
         self._start_clock()
 
     def data_received(self, data: bytes) -> None:
@@ -129,6 +149,7 @@ def serve(
         "http": PatientProtocol,
         "ws": "websockets-sansio",
         "ws_max_size": limits.body_bytes,
+        "ws_per_message_deflate": False,  # a kilobyte would be a megabyte to be read
         "limit_concurrency": limits.connections + 1,  # it refuses the one that reaches it
         "timeout_graceful_shutdown": stop_seconds,
         "timeout_keep_alive": 30,
