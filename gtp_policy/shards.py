@@ -824,7 +824,7 @@ def _unfinished(folder: Path) -> set[str]:
             head, *names = file.read(_LONGEST_INDEX).decode(errors="replace").split("\n")
     except DataError:  # none, or a link
         return set()
-    if head != _HEAD:
+    if head != _HEAD and (names or not _HEAD.startswith(head)):  # a full disk cuts it anywhere
         return set()
     # Whatever a list from a stranger says, a conversion writes nothing else.
     return {UNFINISHED, *(n for n in names if _SHARD_NAME.fullmatch(n) or target_of(n) == INDEX)}

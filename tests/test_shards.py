@@ -427,6 +427,17 @@ def test_an_interrupted_conversion_says_so_and_can_be_repeated(tmp_path: Path) -
     assert not (tmp_path / UNFINISHED).exists()
 
 
+@pytest.mark.parametrize("length", [0, 1, 20])
+def test_a_list_that_a_full_disk_has_cut_is_the_writers_own(tmp_path: Path, length: int) -> None:
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / UNFINISHED).write_bytes(gtp_policy.shards._HEAD.encode()[:length])
+    assert len(converted(tmp_path / "cut", episodes(1))) == 100
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / UNFINISHED).write_text("mine")
+    with pytest.raises(DataError, match="holds other files"):
+        converted(tmp_path / "other", episodes(1))
+
+
 def test_a_conversion_that_was_killed_at_its_index_can_be_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gtp_datasets._hdf5 import check_expansion, stored_bytes
+from gtp_datasets._hdf5 import check_expansion, is_of_writing, stored_bytes
 from gtp_datasets._pages import DELTA_BYTE_ARRAY, Pages, pages_of
 from gtp_policy.errors import DataError, GTPError, MissingDependencyError, how_to_install
 
@@ -45,6 +45,8 @@ def _reading(path: str | os.PathLike[str], kind: str, extra: str) -> Iterator[No
             f"{kind} needs pyarrow: got `{error}`. {how_to_install(extra)}"
         ) from error
     except Exception as error:  # ArrowInvalid, OSError, UnicodeDecodeError
+        if is_of_writing(error):
+            raise
         text = str(error).split("\n")[0]
         raise DataError(
             f"`{shown}` cannot be read as {kind}: got {type(error).__name__} ({text:.200}), "
@@ -139,6 +141,9 @@ class ParquetFile:
             self._columns = [name for name in columns if name in self.names]
             meta = file.metadata
             self.rows, self.declared = int(meta.num_rows), 0
+            groups = sum(int(meta.row_group(i).num_rows) for i in range(meta.num_row_groups))
+            if groups != self.rows:
+                raise self._contradiction(f"{self.rows} rows and {groups} in its row groups")
             wanted = {name.split(".")[0] for name in self._columns}
             parts = [
                 (meta.schema.column(i), part)
@@ -192,7 +197,15 @@ class ParquetFile:
         with _reading(self._path, "Parquet", "lerobot"):
             table = self._file.read(columns=self._columns, use_threads=False)
             table.validate()
+            if len(table) != self.rows and self._columns:
+                raise self._contradiction(f"{len(table)} rows and {self.rows} in its metadata")
             return table
+
+    def _contradiction(self, got: str) -> DataError:
+        return DataError(
+            f"`{os.fspath(self._path)}` contradicts itself: got {got}, expected as many. The file "
+            "is damaged or hostile."
+        )
 
 
 def _width(column: "pyarrow.parquet.ColumnSchema") -> int:

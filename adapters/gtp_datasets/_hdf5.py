@@ -5,6 +5,7 @@ all that is read of it and all that is made from it. One compressing filter can 
 """
 
 import contextlib
+import errno
 import math
 import os
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 # what declares more holds no data, and would fill the memory with zeros.
 MAX_EXPANSION = 1032
 SLACK_BYTES = 64 * 2**20
+_FULL = errno.ENOSPC, errno.EFBIG, errno.EDQUOT
 _LEAST_BYTES = 64  # of an object in a file: its header, and its name among those of its group
 # Filters by number: shuffle and checksum change no length; of the others, one at most.
 _HARMLESS, _COMPRESSING = {2, 3}, {1: "deflate", 4: "szip", 32000: "lzf"}
@@ -66,10 +68,21 @@ def open_hdf5(path: "str | os.PathLike[str] | h5py.File") -> Iterator["h5py.File
     except (GTPError, MemoryError):
         raise
     except Exception as error:  # h5py has no base class for its errors
+        if is_of_writing(error):
+            raise
         raise DataError(
             f"`{shown}` cannot be read as HDF5: got {type(error).__name__} ({error}), "
             "expected a complete HDF5 file. Download it again."
         ) from error
+
+
+def is_of_writing(error: Exception) -> bool:
+    """Returns whether an error is one of writing, elsewhere, what was read: a disk that is full.
+
+    Args:
+        error: What was raised while a file was open.
+    """
+    return isinstance(error, OSError) and error.errno in _FULL
 
 
 def located(path: object) -> Path:

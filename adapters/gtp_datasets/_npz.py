@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from gtp_datasets._hdf5 import check_expansion, check_place, stored_bytes
+from gtp_datasets._hdf5 import check_expansion, check_place, is_of_writing, stored_bytes
 from gtp_policy.errors import DataError, GTPError
 
 Shape = tuple[int, ...]
@@ -132,6 +132,8 @@ def open_npz(path: str | os.PathLike[str]) -> Iterator[NpzFile]:
     except (GTPError, MemoryError):
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+        if is_of_writing(error):
+            raise
         raise DataError(
             f"`{shown}` cannot be read as npz: got {type(error).__name__} ({error}), expected a "
             "complete file of NumPy's without objects. Make or download it again."

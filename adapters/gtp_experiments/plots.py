@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from gtp_datasets.spaces import members_of
 from gtp_experiments.environments import check_env, flat_observations, make_env
 from gtp_experiments.errors import ExperimentError
 from gtp_experiments.evaluation import Act, ChunkedPolicy, check_units
 from gtp_experiments.results import RunResult
-from gtp_policy import GTPLearner, OfflineDataset
+from gtp_policy import FlowMapActor, GTPLearner, OfflineDataset
 from gtp_policy.errors import DataError, MissingDependencyError, how_to_install
 from gtp_policy.files import expanded, replacing
-from gtp_policy.functional import sample_flow
 from gtp_policy.rewards import episode_numbers
+from gtp_policy.samplers import Jump
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -128,10 +129,14 @@ def plot_flow(
     generator = torch.Generator(actor.device).manual_seed(seed)
     times = actor.times.grid(steps or actor.config.steps).to(one)
     noise = torch.randn(
-        samples, actor.action_dim, generator=generator, device=one.device, dtype=one.dtype
+        samples,
+        actor.noise_dim(steps),
+        generator=generator,
+        device=one.device,
+        dtype=one.dtype,
     )
     with torch.no_grad():
-        path = sample_flow(actor, one.expand(samples, -1), times[0] * noise, times)
+        path = _states(actor, one.expand(samples, -1), noise, times)
     straight = actor.times.path == "linear"
     # Of x + t z: t / (1 + t) is the share of noise in (x + t z) / (1 + t).
     share = times if straight else times / (1 + times)
@@ -145,6 +150,26 @@ def plot_flow(
             panel.axhline(bound, color=DATA, lw=0.8, ls="--")
         panel.set(title=f"action {i}", xlabel="share of noise", xlim=(1.02, -0.02))
     return figure
+
+
+def _states(actor: FlowMapActor, obs: Tensor, noise: Tensor, grid: Tensor) -> Tensor:
+    """Returns where the actor's own sampler is at each time, shape (K + 1, B, A).
+
+    A solver that corrects itself comes to a time twice: the second state is the one it goes on
+    from.
+    """
+    states: dict[float, Tensor] = {}
+
+    def recorded(jump: Jump) -> Jump:
+        def call(obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+            states[float(t[0])] = x
+            return jump(obs, x, t, s)
+
+        return call
+
+    jump, endpoint = recorded(actor), recorded(actor.endpoint)
+    last = actor.config.sampler.follow(jump, endpoint, obs, noise, grid, actor.times.path)
+    return torch.stack([*(states[float(t)] for t in grid[:-1]), last])
 
 
 def plot_advantages(learner: GTPLearner, dataset: OfflineDataset, *, episode: int = 0) -> "Figure":

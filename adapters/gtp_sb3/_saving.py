@@ -284,7 +284,8 @@ def complete(
 
 def _action_space_of(path: pathlib.Path, found: Surroundings, scaler: ActionScaler) -> Box:
     """Returns the space of the actions of a file without SB3's, as its host has described it."""
-    if math.prod(found.action_shape or scaler.low.shape) != scaler.action_dim:
+    shape = scaler.low.shape if found.action_shape is None else found.action_shape
+    if math.prod(shape) != scaler.action_dim:
         raise CheckpointError(
             f"Checkpoint {path} contradicts itself: got actions of shape {found.action_shape} and "
             f"{scaler.action_dim} bounds, expected as many."

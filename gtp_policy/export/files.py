@@ -504,7 +504,8 @@ def _compare(plan: Plan, run: _Outputs, precision: Precision) -> None:
             allowed = allowed[:, :1]
         apart = (several - got[:, None]).abs()
         if plan.whole:  # to the nearest of two numbers, of which it may be halfway between
-            apart = torch.where(got == got.round(), apart - 0.5, torch.inf).clamp(min=0)
+            rounded = (got == got.round())[:, None]
+            apart = torch.where(rounded, apart - 0.5, torch.inf).clamp(min=0)
         away = (apart / half).amax(2)
         error = away.masked_fill(~allowed, torch.inf).amin(1).max().item()
         if not error <= _TOLERANCE[precision]:

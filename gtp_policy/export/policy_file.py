@@ -94,7 +94,7 @@ class ActionSpace(_Part):
     """What the policy does, in the units of the environment."""
 
     output: str = Field(description="Name of the graph's output.")
-    shape: tuple[Width, ...] = Field(min_length=1, description="Shape of one action.")
+    shape: tuple[Width, ...] = Field(description="Shape of one action; [] of a number.")
     dtype: str = Field(description="Type of the output's numbers: float32.")
     low: tuple[Float, ...] = Field(
         min_length=1, description="Least value of each element in C order, as float32."

@@ -364,7 +364,8 @@ class Plan:
         obs_dim, self.action_dim = actor.obs_dim // self.history, actor.action_dim // self.chunk
         self.layout = layout or source.layout or ObservationLayout((obs_dim,))
         self.scaler = action_scaler or source.action_scaler
-        self.action_shape = source.action_shape or (self.action_dim,)
+        shape = source.action_shape  # () of a number
+        self.action_shape = (self.action_dim,) if shape is None else shape
         if self.layout.obs_dim != obs_dim:
             raise ExportError(
                 f"`layout` is of another observation: got {self.layout}, expected one of "

@@ -96,7 +96,7 @@ class ActionQueue:
         episode.age += 1
         self._remember(episode, obs)
         if self._ensemble is None:
-            action: Array = episode.plans[0][now]
+            action: Array = episode.plans[0][now, ...]  # an array also where it is a number
             return action
         return self._average(episode, now)
 
@@ -141,8 +141,8 @@ class ActionQueue:
         weight = np.exp(-float(self._ensemble or 0) * number)
         weight = (weight / weight.sum()).astype(np.float32)
         document = self._policy.document
-        mean: Array = np.clip(np.tensordot(weight, said, 1), document.low, document.high)
-        return mean
+        mean = np.clip(np.tensordot(weight, said, 1), document.low, document.high)
+        return np.asarray(mean)
 
     def _noise(self, episode: "_Episode", parts: list[Array]) -> Array | None:
         document = self._policy.document

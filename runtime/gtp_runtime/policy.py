@@ -218,7 +218,7 @@ class Policy:
         else:
             self._draw(slot.inputs[document.noise_input], seed)
         result = self._run(slot, batch)
-        return result[0] if single else result
+        return result[0, ...] if single else result  # an array also where it is a number
 
     def compute(self, parts: Sequence[Array], noise: Array | None) -> Array:
         """Returns the actions for what `check` and `draw_noise` have returned, unchecked.

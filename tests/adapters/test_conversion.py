@@ -1,5 +1,7 @@
 """Every kind of data that is loaded is converted to the same numbers, by the same loaders."""
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from minari.data_collector import EpisodeBuffer
 from gtp_datasets import convert, load_dataset
 from gtp_policy import OfflineDataset
 from gtp_policy.errors import DataError, EmptyDatasetError
+from gtp_policy.shards import ShardWriter
 from tests.adapters.writers import Episode, flat, make_episodes, write_lerobot, write_robomimic
 
 Make = Callable[..., minari.MinariDataset]
@@ -114,6 +117,22 @@ def test_what_is_converted_is_what_is_loaded(tmp_path: Path, kind: str) -> None:
     check_same(found, expected)
     check_same(OfflineDataset.memmap(tmp_path / "set"), expected)
     assert len(list((tmp_path / "set").glob("table-*.npy"))) > 1
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", [kind for kind in SOURCES if not kind.startswith("a list")])
+def test_a_full_disk_is_no_fault_of_what_is_read(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, options = SOURCES[kind]
+    source = write(tmp_path)
+
+    def full(*args: object, **more: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(ShardWriter, "add", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        convert(source, tmp_path / "set", **options)
 
 
 def test_a_dataset_and_episodes_one_at_a_time(tmp_path: Path) -> None:

@@ -1679,6 +1679,32 @@ def test_pages_of_a_few_bytes_take_no_minutes() -> None:
         pages_of(io.BytesIO(data * 1000), 0, 1000 * len(data), 999)
 
 
+@pytest.mark.parametrize("rows", [0, 1, 7, 50])
+@pytest.mark.parametrize("part", ["data", "meta/episodes"])
+def test_a_number_of_rows_that_is_not_theirs_is_refused(
+    tmp_path: Path, part: str, rows: int
+) -> None:
+    frames, many = make_frames(), len(EPISODES)
+    root = write_lerobot(tmp_path / "le", EPISODES, frames=frames, per_file=many)
+    path = next((root / part).rglob("*.parquet"))
+    data, there = path.read_bytes(), pq.ParquetFile(path).metadata.num_rows
+    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    said, refused = varint(2 * there), 0
+    new = varint(2 * rows) if rows else b"\0"
+    for at in range(start, len(data) - 8):
+        if data[at : at + 1 + len(said)] != b"\x16" + said:  # of the file, or of a row group
+            continue
+        footer = data[start : at + 1] + new + data[at + 1 + len(said) : -8]
+        path.write_bytes(data[:start] + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+        try:
+            load_lerobot(root, obs=[KEY], action="action", **BOX)
+        except DataError as error:
+            refused += "contradicts itself" in str(error)
+    assert refused
+    path.write_bytes(data)
+    assert len(load_lerobot(root, obs=[KEY], action="action", **BOX))
+
+
 def test_row_groups_that_share_their_pages_are_refused(tmp_path: Path) -> None:
     """Each would have the headers of the same pages read once more."""
     root = write_lerobot(tmp_path / "le", EPISODES, per_file=len(EPISODES))

@@ -34,6 +34,7 @@ from gtp_experiments.evaluation import ChunkedPolicy
 from gtp_policy import FlowMapActorConfig, GTPConfig, GTPLearner, OfflineDataset, QEnsembleConfig
 from gtp_policy.chunks import ChunkPlayer
 from gtp_policy.errors import DataError
+from gtp_policy.samplers import JumpSampler, OdeSampler, Sampler
 
 N = 80
 
@@ -92,12 +93,25 @@ def test_of_chunks_the_first_step_is_drawn() -> None:
         plot_actions(learner, dataset.with_steps(2, 2))
 
 
-def test_the_flow_ends_in_what_the_policy_does() -> None:
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        JumpSampler(),
+        JumpSampler(gamma=0.5),
+        JumpSampler(gamma=1.0),
+        OdeSampler(method="euler"),
+        OdeSampler(method="heun"),
+    ],
+    ids=str,
+)
+def test_the_flow_ends_in_what_the_policy_does(sampler: Sampler) -> None:
     dataset = make_data()
-    learner = GTPLearner.from_dataset(dataset, SMALL)
+    config = SMALL.replace(actor=SMALL.actor.replace(sampler=sampler))
+    learner = GTPLearner.from_dataset(dataset, config)
     obs = dataset.transitions.obs[0]
     figure = plot_flow(learner, obs.numpy(), samples=6, steps=3, seed=1)
-    noise = torch.randn(6, 2, generator=torch.Generator().manual_seed(1))
+    wide = learner.actor.noise_dim(3)
+    noise = torch.randn(6, wide, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         actions = learner.target_actor.sample(obs.expand(6, -1), steps=3, noise=noise)
     for i, axes in enumerate(figure.axes[:2]):

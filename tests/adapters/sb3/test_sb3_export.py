@@ -22,7 +22,7 @@ from gtp_policy.chunks import Playback
 from gtp_policy.errors import ExportError
 from gtp_policy.export import export_onnx, export_torch
 from gtp_policy.keyed_noise import keyed_noise
-from gtp_runtime import Policy
+from gtp_runtime import ActionQueue, Policy
 from gtp_sb3 import GTP, MlpPolicy, MultiInputPolicy
 
 Make = Callable[..., GTP]
@@ -85,6 +85,40 @@ def test_actions_of_a_box_of_integers_are_whole(tmp_path: Path) -> None:
     found = Policy.load(tmp_path / "half.onnx").act(obs, deterministic=True)
     assert np.array_equal(found, found.round())
     assert np.abs(found - right).max() <= 1
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.float32])
+@pytest.mark.parametrize("candidates", [2, 5, 33])
+def test_the_critic_chooses_among_whole_actions(tmp_path: Path, candidates: int, kind: Any) -> None:
+    """33 is one of the batches that the file is compared in."""
+    config = GTPConfig(actor=FlowMapActorConfig(hidden=[16]))
+    policy = MlpPolicy(
+        Box(-1, 1, (4,)), Box(0, 9, (2,), kind), config=config, candidates=candidates
+    )
+    obs = np.random.default_rng(0).standard_normal((50, 4), np.float32)
+    right, _ = policy.predict(obs, deterministic=True)
+    export_onnx(policy, tmp_path / "policy.onnx")
+    export_torch(policy, tmp_path / "policy.pt2")
+    found = Policy.load(tmp_path / "policy.onnx").act(obs, deterministic=True)
+    # Of two of nearly one value it may be the other.
+    assert (np.abs(found - right).max(1) < 1e-4).mean() > 0.9
+
+
+@pytest.mark.parametrize("backend", ["numpy", "onnxruntime"])
+def test_an_action_that_is_a_number_is_one(tmp_path: Path, backend: Any) -> None:
+    space = Box(-2, 3, ())
+    policy = MlpPolicy(Box(-1, 1, (4,)), space, net_arch=[16])
+    obs = np.random.default_rng(0).standard_normal((5, 4), np.float32)
+    right, _ = policy.predict(obs, deterministic=True)
+    policy.save(tmp_path / "policy.zip")
+    for source in (policy, tmp_path / "policy.zip"):
+        export_onnx(source, tmp_path / "policy.onnx")
+        file = Policy.load(tmp_path / "policy.onnx", backend=backend)
+        assert file.document.action_shape == ()
+        np.testing.assert_allclose(file.act(obs, deterministic=True), right, atol=1e-5)
+        assert right.shape == (5,)
+        assert space.contains(file.act(obs[0], deterministic=True))
+        assert space.contains(ActionQueue(file).act(obs[0]))
 
 
 def test_averages_of_whole_actions_are_no_whole_actions(tmp_path: Path) -> None:
