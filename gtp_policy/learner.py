@@ -50,7 +50,7 @@ from gtp_policy.functional import (
 from gtp_policy.guidance import AdvantageWeighter, Guidance, LinearQGuidance, NoGuidance
 from gtp_policy.loss import GTPLoss
 from gtp_policy.metrics import UpdateMetrics, per_learner
-from gtp_policy.spaces import ActionScaler, ObservationLayout
+from gtp_policy.spaces import ActionScaler, ObservationLayout, ObservationNormalizer
 from gtp_policy.times import Curriculum
 from gtp_policy.transitions import Transitions
 
@@ -1284,13 +1284,16 @@ class GTPLearner(nn.Module):
 
         Raises:
             StateMismatchError: If the state belongs to a learner with other networks, optimisers
-                or another flow map; nothing has been changed then.
+                or another flow map, or holds numbers that no training leaves behind; nothing has
+                been changed then.
         """
         was, before = self.broken, copy.deepcopy(super().state_dict())
         held = [(m, dict(m._parameters), dict(m._buffers)) for m in self.modules()]
         try:
             with changing([self]):
-                return self._take_over(state_dict, strict, assign)
+                result = self._take_over(state_dict, strict, assign)
+                self._check_numbers()
+                return result
         except BaseException as error:
             # What was assigned by then belongs to whom the state is from: nothing is written there.
             assigned = dict(self.named_parameters())
@@ -1339,6 +1342,27 @@ class GTPLearner(nn.Module):
         if "normalized_by" in extra:  # not in states before version 0.1
             self.normalized_by = extra["normalized_by"]
         return result
+
+    def _check_numbers(self) -> None:
+        normalizers = [m for m in self.modules() if isinstance(m, ObservationNormalizer)]
+        scales = {id(m.scale) for m in normalizers}
+        tensors = itertools.chain(self.named_parameters(), self.named_buffers())
+        ours = {id(tensor) for m in normalizers for tensor in (m.mean, m.scale)}
+        for name, tensor in tensors:
+            plain = type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta
+            # Buffers of other modules hold what they like.
+            if not plain or not (isinstance(tensor, nn.Parameter) or id(tensor) in ours):
+                continue
+            if not tensor.isfinite().all():
+                wrong = "NaN or infinity"
+            elif id(tensor) in scales and not (tensor > 0).all():
+                wrong = "a scale that is not positive"
+            else:
+                continue
+            raise StateMismatchError(
+                f"The state holds what no training leaves behind: got {wrong} in `{name}`, "
+                "expected numbers. Load an earlier one."
+            )
 
     def _float_types(self) -> set[torch.dtype]:
         tensors = itertools.chain(self.parameters(), self.buffers())

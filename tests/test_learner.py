@@ -913,6 +913,93 @@ def test_a_refused_state_that_was_assigned_stays_its_owners(
     assert same(source.state_dict(), before)
 
 
+def moments_of(state: dict[str, Any]) -> dict[str, Any]:
+    """Returns the first parameter's state of the actor's optimiser, which has two dimensions."""
+    found = state["_extra_state"]["optimizers"]["actor"]["state"]
+    return next(entries for entries in found.values() if entries["exp_avg"].dim() == 2)
+
+
+def options_of(state: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = state["_extra_state"]["optimizers"]["actor"]["param_groups"][0]
+    return found
+
+
+@pytest.mark.parametrize("kind", ["by columns", "expanded", "one for both", "every second"])
+def test_moments_laid_out_otherwise_are_the_same_numbers(batch: Transitions, kind: str) -> None:
+    """The fused step walks through memory: it took them for others, or wrote beyond them."""
+    source = make_learner()
+    source.update(batch)
+    state = copy.deepcopy(source.state_dict())
+    plain = moments_of(state)
+    if kind in ("expanded", "one for both"):
+        for name in ("exp_avg", "exp_avg_sq"):
+            plain[name] = torch.full_like(plain[name], 0.01)
+    expected, other = make_learner(), copy.deepcopy(state)
+    expected.load_state_dict(state)
+    moments = moments_of(other)
+    for name in ("exp_avg", "exp_avg_sq"):
+        value = moments[name]
+        if kind == "by columns":
+            moments[name] = value.t().contiguous().t()
+        elif kind == "expanded":
+            moments[name] = torch.full((1,), 0.01).expand(value.shape)
+        elif kind == "one for both":
+            moments[name] = moments["exp_avg"]
+        else:
+            moments[name] = torch.stack([value, value], -1)[..., 0]
+        assert torch.equal(moments[name], value)
+    found = make_learner()
+    found.load_state_dict(other)
+    for learner in (expected, found):
+        learner.update(batch)
+    for a, b in zip(expected.parameters(), found.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda s: moments_of(s).pop("exp_avg"), "got NoneType for `exp_avg`"),
+        (lambda s: moments_of(s).pop("step"), "got KeyError .'step'."),
+        (
+            lambda s: moments_of(s).update(exp_avg=moments_of(s)["exp_avg"].to_sparse()),
+            "got torch.sparse_coo for `exp_avg`",
+        ),
+        (lambda s: moments_of(s).update(exp_avg_sq="x"), "got str for `exp_avg_sq`"),
+        (lambda s: moments_of(s).update(step=torch.zeros(1)), r"`step` of shape \(1,\)"),
+        (lambda s: moments_of(s).update(step=torch.tensor(-1.0)), "not finite or below 0"),
+        (lambda s: moments_of(s)["exp_avg_sq"].fill_(-1), "not finite or below 0"),
+        (lambda s: moments_of(s)["exp_avg"].fill_(torch.nan), "not finite"),
+        (lambda s: options_of(s).update(lr="x"), "got `lr` 'x'"),
+        (lambda s: options_of(s).update(lr=-1.0), "got `lr` -1.0"),
+        (lambda s: options_of(s).update(lr=math.nan), "got `lr` nan"),
+        (lambda s: options_of(s).pop("eps"), "got `eps` None"),
+        (lambda s: options_of(s).update(betas="xy"), "got `betas` 'xy'"),
+        (lambda s: options_of(s).update(betas=(0.9, 1.0)), "two numbers from 0 below 1"),
+        (lambda s: s["actor.network.mlp.0.weight"].fill_(torch.inf), "NaN or infinity in `actor"),
+        (lambda s: s["target_critic.normalizer.mean"].fill_(torch.nan), "NaN or infinity"),
+        (lambda s: s["actor.normalizer.scale"].fill_(0), "a scale that is not positive"),
+    ],
+)
+def test_a_state_that_no_step_can_go_on_from_changes_nothing(
+    batch: Transitions, change: Callable[[dict[str, Any]], object], match: str
+) -> None:
+    learner = make_learner()
+    learner.update(batch)
+    state = copy.deepcopy(learner.state_dict())
+    before = copy.deepcopy(state)
+    change(state)
+    with pytest.raises(StateMismatchError, match=match):
+        learner.load_state_dict(state)
+    assert learner.broken is None
+    twin = make_learner()
+    twin.load_state_dict(before)
+    for one in (learner, twin):
+        one.update(batch)
+    for a, b in zip(learner.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_a_state_of_another_dtype_that_is_assigned_brings_its_moments(batch: Transitions) -> None:
     source, learner = make_learner().to(torch.float64), make_learner()
     double = batch.to(dtype=torch.float64)

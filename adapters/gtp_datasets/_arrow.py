@@ -146,12 +146,12 @@ class ParquetFile:
                 raise self._contradiction(f"{self.rows} rows and {groups} in its row groups")
             wanted = {name.split(".")[0] for name in self._columns}
             parts = [
-                (meta.schema.column(i), part)
+                (meta.schema.column(i), part, int(group.num_rows))
                 for group in map(meta.row_group, range(meta.num_row_groups))
                 for i, part in enumerate(map(group.column, range(group.num_columns)))
                 if part.path_in_schema.split(".")[0] in wanted
             ]
-            packed = sum(int(part.total_compressed_size) for _, part in parts)
+            packed = sum(int(part.total_compressed_size) for _, part, _ in parts)
             if packed > os.path.getsize(path):  # pages are looked at once for each that has them
                 raise DataError(
                     f"`{os.fspath(path)}` has columns in each other: got {packed} bytes of pages, "
@@ -160,9 +160,16 @@ class ParquetFile:
             words = set()
             # Honest pages of a few bytes come one by one, each with a hundred bytes of metadata.
             left = _FEW_PAGES + os.path.getsize(path) // 128
-            for schema, part in parts:
+            for schema, part, rows in parts:
                 pages = self._pages(part, left)
                 left -= pages.pages
+                # pyarrow makes room for the rows of a group before it reads any. A list has at
+                # least one place in its pages, also where there is nothing in it.
+                held = pages.values - pages.shared
+                if held < rows or (held > rows and not schema.max_repetition_level):
+                    raise self._contradiction(
+                        f"{rows} rows in a row group, and {held} values of {part.path_in_schema!r}"
+                    )
                 self.declared += pages.values * _width(schema) + pages.size
                 if part.physical_type == "BYTE_ARRAY":
                     words.add(part.path_in_schema)

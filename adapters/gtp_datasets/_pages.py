@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64 = 1, 2, 3, 4, 5, 6
 _DOUBLE, _BINARY, _LIST, _SET, _STRUCT = 7, 8, 9, 10, 12
 DELTA_BYTE_ARRAY = 7
+_DICTIONARY = 7  # the field of a page's header, which has one of three
 # A header is some 20 bytes, and some kilobytes with the least and the largest value of its page.
 _LONGEST_HEADER = 2**16
 _WINDOW, _USUAL_HEADER = 2**13, 2**9
@@ -26,12 +27,14 @@ class Pages(NamedTuple):
 
     Attributes:
         values: How many values, or places of lists, there are in them.
+        shared: How many of them are of a dictionary, which values are numbers of.
         size: Bytes that they unpack to.
         encodings: How they are written, by Parquet's numbers.
         pages: How many there are.
     """
 
     values: int
+    shared: int
     size: int
     encodings: frozenset[int]
     pages: int
@@ -52,7 +55,7 @@ def pages_of(file: BinaryIO, start: int, length: int, most: int) -> Pages:
     Raises:
         ValueError: If there is something else there, or there are more pages.
     """
-    values = size = count = 0
+    values = shared = size = count = 0
     encodings = set()
     at, end = start, start + length
     window, begins = b"", start  # bytes of the file, and where
@@ -69,17 +72,22 @@ def pages_of(file: BinaryIO, start: int, length: int, most: int) -> Pages:
             header, after = _struct(window, 0, 0)
         unpacked, packed = (_number(header, field) for field in (2, 3))
         size += unpacked
-        if not any((kind, _STRUCT) in header for kind in (5, 7, 8)):
+        if not any((kind, _STRUCT) in header for kind in (5, _DICTIONARY, 8)):
             raise ValueError("a page that does not say what is in it")
-        for kind, encoding in ((5, 2), (7, 2), (8, 4)):  # of data, of a dictionary, of data anew
+        for kind, encoding in (
+            (5, 2),
+            (_DICTIONARY, 2),
+            (8, 4),
+        ):  # of data, of a dictionary, of data anew
             inside = header.get((kind, _STRUCT))
             if inside is not None:
                 values += _number(inside, 1)
+                shared += _number(inside, 1) if kind == _DICTIONARY else 0
                 encodings.add(_number(inside, encoding))
         at = begins + after + packed
     if at != end:
         raise ValueError("pages that reach beyond their column")
-    return Pages(values, size, frozenset(encodings), count)
+    return Pages(values, shared, size, frozenset(encodings), count)
 
 
 def _read(file: BinaryIO, at: int, length: int) -> bytes:

@@ -47,7 +47,7 @@ def read_clips(path: Path, clips: Sequence[Clip], fps: float) -> None:
             f"Videos need PyAV: got `{error}`. {how_to_install('lerobot')}"
         ) from error
     shown = os.fspath(path)
-    if not path.is_file():
+    if not os.path.isfile(shown):  # also where it is no name
         raise DataError(f"`{shown}` is no video: got no such file, expected an mp4 file.")
     wanted: dict[int, list[npt.NDArray[np.uint8]]] = {}
     for clip in clips:

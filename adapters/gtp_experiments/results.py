@@ -250,7 +250,7 @@ class RunFolder:
             InUseError: If another process works in the folder.
         """
         try:
-            with FileLock(self.path / _LOCK, timeout=_LOOK, poll_interval=0.02):
+            with lock_at(self.path / _LOCK, timeout=_LOOK, poll_interval=0.02):
                 yield
         except Timeout as error:
             raise InUseError(
@@ -355,6 +355,37 @@ def _check_links(folder: Path) -> None:
     for path in (folder, *(folder / name for name in (*files, "tensorboard", "wandb"))):
         _check_link(path)
     check_checkpoints(folder)
+
+
+def lock_at(path: Path, **options: Any) -> FileLock:  # noqa: ANN401 - those of FileLock
+    """Returns the lock of a file, which is emptied where it is taken.
+
+    Args:
+        path: The file; made if there is none.
+        **options: Of `filelock.FileLock`.
+
+    Returns:
+        The lock, not taken.
+
+    Raises:
+        ExperimentError: If it is another name of somebody's file, or has something in it.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from gtp_experiments.results import lock_at
+        >>> lock_at(Path("nowhere.lock")).is_locked
+        False
+    """
+    try:
+        found = os.lstat(path)
+    except OSError:  # there is none yet
+        return FileLock(path, **options)
+    if found.st_nlink > 1 or found.st_size:
+        raise ExperimentError(
+            f"{path} is no lock: got a file of {found.st_nlink} names and {found.st_size} bytes, "
+            "expected an empty one. It would be emptied; choose another folder for the results."
+        )
+    return FileLock(path, **options)
 
 
 def check_checkpoints(folder: Path) -> None:

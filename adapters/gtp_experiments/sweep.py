@@ -12,7 +12,9 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import signal as signals
+import sqlite3
 import statistics
 import sys
 import time
@@ -37,7 +39,7 @@ from pydantic import (
 from gtp_experiments.arguments import assigned
 from gtp_experiments.config import RunConfig
 from gtp_experiments.errors import ExperimentError, InUseError
-from gtp_experiments.results import RunFolder, RunResult
+from gtp_experiments.results import RunFolder, RunResult, lock_at
 from gtp_experiments.runner import beyond_interrupts, check_data, leave_with_parent, run
 from gtp_experiments.table import markdown
 from gtp_policy import Config, StopSignal
@@ -407,7 +409,8 @@ def open_study(
                 f"{path} is a link: got one to {os.readlink(path)}, expected a sweep's own file or "
                 "folder. Choose another folder for the results, or remove the link."
             )
-    _check_journal(out / _JOURNAL)
+    if storage is None:
+        _check_database(out / "sweep.db")
     place = storage or f"sqlite:///{out.resolve() / 'sweep.db'}"
     what = {
         "configs": [config.model_dump(mode="json") for config in configs],
@@ -418,25 +421,66 @@ def open_study(
             study = optuna.create_study(
                 study_name="sweep", storage=place, direction="maximize", load_if_exists=True
             )
-        except Exception as error:  # of Optuna, SQLAlchemy or a driver
+            before = study.user_attrs.get("what")
+            if before is None:
+                study.set_user_attr("what", what)
+            there = study.get_trials(deepcopy=False)
+        except Exception as error:  # of Optuna, SQLAlchemy, a driver, or what is no JSON
             raise ExperimentError(
-                f"The storage {place} cannot be used: got {type(error).__name__} ({error}), "
-                "expected a place for Optuna's studies such as sqlite:///sweep.db."
+                f"The storage {place} cannot be used: got {type(error).__name__} "
+                f"({error!s:.200}), expected a place for Optuna's studies such as "
+                "sqlite:///sweep.db."
             ) from error
-        before = study.user_attrs.get("what")
-        if before is None:
-            study.set_user_attr("what", what)
-        elif before != what:
+        if before not in (None, what):
             raise ExperimentError(
                 f"The storage {place} holds another search: got other runs or another space, "
                 "expected these. Choose another --storage and --out, or delete that one. More "
                 "trials of the same search are no other search."
             )
     # A score of other data is not compared with those that are there.
-    done = [t for t in study.get_trials(deepcopy=False) if t.state.name == "COMPLETE"]
+    done = [t for t in there if t.state.name == "COMPLETE"]
     tried = [config for trial in done for config in _tried(trial.params, configs, search)]
     check_data(out, tried, [RunFolder.finished(out, config) for config in tried])
     return study
+
+
+# What Optuna's tables and indexes are made of. Views, triggers, generated columns, checks and
+# indexes of expressions, conditions and defaults would compute whatever they like.
+_TABLE = re.compile(r"CREATE TABLE [^()]*\((?:[^()]|\([\w ,\"]*\))*\)", re.IGNORECASE)
+_INDEX = re.compile(r"CREATE (?:UNIQUE )?INDEX \w+ ON \w+ \([\w ,\"]+\)", re.IGNORECASE)
+_ONE_ROW = re.compile(r"CHECK \(\w+ ?= ?[0-9]+\)")  # Optuna's own
+_COMPUTES = re.compile(r"\b(?:AS|CHECK|DEFAULT|WHERE|USING)\b", re.IGNORECASE)
+
+
+def _check_database(path: Path) -> None:
+    """Raises if a database of a sweep would do something else than keep tables.
+
+    Optuna makes it, in a folder that may come from anywhere.
+    """
+    _check_journal(path.with_name(_JOURNAL))
+    if not path.exists():
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=60)) as database:
+            database.execute("PRAGMA trusted_schema = OFF")
+            found = database.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
+    except sqlite3.Error as error:
+        raise ExperimentError(
+            f"{path} is no study: got {type(error).__name__} ({error}), expected the database of a "
+            "sweep. Choose another folder for the results."
+        ) from error
+    for kind, name, sql in found:
+        sql = _ONE_ROW.sub("", sql) if isinstance(sql, str) else sql
+        rule = {"table": _TABLE, "index": _INDEX}.get(kind)
+        made_by_sqlite = kind == "index" and sql is None
+        if not made_by_sqlite and not (
+            rule and isinstance(sql, str) and rule.fullmatch(sql) and not _COMPUTES.search(sql)
+        ):
+            raise ExperimentError(
+                f"{path} is no study of a sweep: got the {kind} {name!r:.80}, which computes "
+                "something, expected tables as Optuna makes them. Choose another folder for the "
+                "results."
+            )
 
 
 def _check_journal(path: Path) -> None:
@@ -790,14 +834,14 @@ def _others_run(study: "optuna.Study") -> bool:
 
 
 def _locked(out: Path) -> FileLock:
-    return FileLock(out / "sweep.lock")
+    return lock_at(out / "sweep.lock")
 
 
 def _free(out: Path, number: int) -> FileLock | None:
     """Takes the lock of a trial; None if a worker has it."""
     folder = out / "sweep_trials"
     folder.mkdir(exist_ok=True)
-    lock = FileLock(folder / f"{number}.lock")
+    lock = lock_at(folder / f"{number}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -7,6 +7,7 @@ of a second, more than our policies. Here these methods are the functions withou
 
 import inspect
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -38,8 +39,21 @@ class Adam(torch.optim.Adam):
         self._set = self.param_groups[0]["lr"]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over a state, and its learning rate until the next step."""
-        self._load_state_dict(state_dict)
+        """Takes over a state, and its learning rate until the next step.
+
+        Raises:
+            StateMismatchError: If it is none that a step could go on from; nothing has been
+                changed then.
+        """
+        before = {"state": self.state, "param_groups": self.param_groups}
+        try:
+            self._load_state_dict(state_dict)
+            _check_options(self.param_groups[0])
+            for parameter, state in self.state.items():
+                _settle(parameter, state)
+        except BaseException:
+            cast(Any, self).__setstate__(before)
+            raise
         self._set = None
 
     def check_rate(self, name: str) -> None:
@@ -130,6 +144,56 @@ def adam_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dic
         state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
     return state
+
+
+def _check_options(group: dict[str, Any]) -> None:
+    betas = group.get("betas")
+    pair = betas if isinstance(betas, list | tuple) and len(betas) == 2 else (None, None)
+    checked = [(name, group.get(name), math.inf) for name in ("lr", "eps")]
+    for name, number, most in [*checked, *(("betas", beta, 1.0) for beta in pair)]:
+        if name == "lr" and isinstance(number, Tensor) and number.numel() == 1:
+            number = number.item()
+        if not isinstance(number, int | float) or not 0 <= number < most:
+            raise StateMismatchError(
+                f"The state of an optimiser does not fit: got `{name}` {group.get(name)!r:.60}, "
+                f"expected {'two numbers from 0 below 1' if name == 'betas' else '0 or more'}."
+            )
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _settle(parameter: Tensor, state: dict[str, Any]) -> None:
+    """Checks a parameter's state, and lays its moments out as the parameter is.
+
+    The fused operator walks through memory, whatever the strides say: a moment of others is another
+    one to it, one that is expanded has no room for what it writes, and of two that are one tensor
+    it makes nothing that has a meaning.
+    """
+    if not state:
+        return
+    for name in ("exp_avg", "exp_avg_sq", "step"):
+        value = state.get(name)
+        shape = () if name == "step" else tuple(parameter.shape)
+        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_complex():
+            kind = value.layout if isinstance(value, Tensor) else type(value).__name__
+            raise StateMismatchError(
+                f"The state of an optimiser does not fit: got {kind} for `{name}`, expected a "
+                f"dense tensor of shape {shape}."
+            )
+        if tuple(value.shape) != shape:
+            raise StateMismatchError(
+                f"The optimiser belongs to other parameters: got `{name}` of shape "
+                f"{tuple(value.shape)}, expected {shape}."
+            )
+        least = -math.inf if name == "exp_avg" else 0
+        if type(value) is Tensor and not value.is_meta:  # others have no numbers to look at
+            if not bool((value.isfinite() & (value >= least)).all()):
+                raise StateMismatchError(
+                    f"The state of an optimiser does not fit: got `{name}` with numbers that are "
+                    f"not finite or below {least}, expected those of a step of Adam."
+                )
+        own = torch.empty_like(value if name == "step" else parameter.detach())
+        state[name] = own.copy_(value)
 
 
 def check_moments(name: str, optimizer: torch.optim.Optimizer) -> None:

@@ -34,6 +34,7 @@ from gtp_datasets import (
     load_robomimic,
     report,
 )
+from gtp_datasets._arrow import ParquetFile
 from gtp_datasets._mp4 import check_index
 from gtp_datasets._pages import pages_of
 from gtp_datasets.loader import kind_of
@@ -1703,6 +1704,27 @@ def test_a_number_of_rows_that_is_not_theirs_is_refused(
     assert refused
     path.write_bytes(data)
     assert len(load_lerobot(root, obs=[KEY], action="action", **BOX))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_rows_without_values_are_refused(tmp_path: Path, nested: bool) -> None:
+    """Room is made for as many rows as a group says that it has: 1 kB took half a gigabyte."""
+    root = write_lerobot(tmp_path / "le", EPISODES, per_file=len(EPISODES))
+    path = root / DATA
+    if not nested:  # columns of lists, of which a row may have none, are not asked for
+        table = pq.read_table(path)
+        keep = [n for n in table.column_names if not pa.types.is_nested(table[n].type)]
+        pq.write_table(table.select(keep), path)
+    data, rows = path.read_bytes(), pq.ParquetFile(path).metadata.num_rows
+    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    said = b"\x16" + varint(2 * rows)
+    footer = data[start:-8].replace(said, b"\x16" + varint(2 * 2_000_000_000))
+    path.write_bytes(data[:start] + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+    meta = pq.ParquetFile(path).metadata
+    assert meta.num_rows == meta.row_group(0).num_rows == 2_000_000_000
+    with peak_memory() as peak, pytest.raises(DataError, match="contradicts itself"):
+        ParquetFile(path, pq.ParquetFile(path).schema_arrow.names)
+    assert peak[0] < SLACK
 
 
 def test_row_groups_that_share_their_pages_are_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -29,6 +30,7 @@ from gtp_experiments import (
     list_of_runs,
     load_data,
     outcome,
+    run,
     submit,
     sweep,
 )
@@ -499,6 +501,68 @@ def hot_journal(database: bytes, names: bytes = b"") -> bytes:
         first, length, total = (number.to_bytes(4, "big") for number in tail)
         journal += first + names + length + total + magic
     return journal
+
+
+HOSTILE = {
+    "a view": [
+        "ALTER TABLE trials RENAME TO t0",
+        "CREATE VIEW trials AS WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) "
+        "SELECT n AS trial_id, n AS number, 1 AS study_id, 'COMPLETE' AS state FROM r",
+    ],
+    "a trigger": [
+        "CREATE TRIGGER more AFTER INSERT ON trials BEGIN SELECT hex(zeroblob(400000000)); END"
+    ],
+    "a column that is computed": [
+        "DROP TABLE study_user_attributes",
+        "CREATE TABLE study_user_attributes (study_user_attribute_id INTEGER, study_id INTEGER, "
+        "key VARCHAR(9), value_json TEXT AS (hex(zeroblob(400000000))))",
+    ],
+    "a default": [
+        "CREATE TABLE t (a INTEGER DEFAULT (abs(1)))",
+    ],
+    "a check": ["CREATE TABLE t (a INTEGER CHECK (a))"],
+    "an index of an expression": ["CREATE INDEX i ON trials (hex(zeroblob(number)))"],
+    "an index of some rows": ["CREATE INDEX i ON trials (number) WHERE number > 3"],
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_study_computes_nothing(make_config: Make, tmp_path: Path, name: str) -> None:
+    """114 kB took 3.4 GB and 25 s, or never came to an end."""
+    config = make_config(updates=5)
+    open_study([config], search(1), tmp_path, None)
+    with contextlib.closing(sqlite3.connect(tmp_path / "sweep.db")) as database:
+        for statement in HOSTILE[name]:
+            database.execute(statement)
+        database.commit()
+    with pytest.raises(ExperimentError, match="is no study of a sweep: got the"):
+        open_study([config], search(1), tmp_path, None)
+
+
+def test_a_study_that_cannot_be_read_is_told(make_config: Make, tmp_path: Path) -> None:
+    config = make_config(updates=5)
+    open_study([config], search(1), tmp_path, None)
+    with contextlib.closing(sqlite3.connect(tmp_path / "sweep.db")) as database:
+        database.execute("UPDATE study_user_attributes SET value_json = 'x'")
+        database.commit()
+    with pytest.raises(ExperimentError, match="cannot be used: got JSONDecodeError"):
+        open_study([config], search(1), tmp_path, None)
+    (tmp_path / "sweep.db").write_bytes(b"x" * 5000)
+    with pytest.raises(ExperimentError, match="is no study: got DatabaseError"):
+        open_study([config], search(1), tmp_path, None)
+
+
+def test_no_lock_empties_a_file_of_somebody(make_config: Make, tmp_path: Path) -> None:
+    out, theirs = tmp_path / "out", tmp_path / "theirs"
+    config = make_config(updates=5)
+    for name in ("sweep.lock", "sweep_trials/0.lock", f"{config.name}/.lock"):
+        theirs.write_text("precious")
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        os.link(theirs, out / name)
+        with pytest.raises(ExperimentError, match="is no lock: got a file of 2 names and 8 bytes"):
+            sweep([config], search(1), out) if "sweep" in name else run(config, out)
+        assert theirs.read_text() == "precious"
+        shutil.rmtree(out)
 
 
 @pytest.mark.parametrize("hostile", [True, False])
