@@ -121,6 +121,20 @@ class Index(_Part):
         description="`table`, `terminated`, `truncated`, `ends` where the flags do not say it, and "
         "`images0` and so on."
     )
+    sha256: str | None = Field(
+        default=None, description="Hash of all other fields; None in folders of before version 0.1."
+    )
+
+    def hashed(self) -> str:
+        """Returns the hash of all fields but it.
+
+        Example:
+            >>> from gtp_policy.shards import Index
+            >>> callable(Index.hashed)
+            True
+        """
+        fields = self.model_dump(mode="json", exclude={"sha256"})
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 # Lists of an index that are as long as a row, and what their numbers have to be.
@@ -471,6 +485,7 @@ class ShardWriter:
         """
         columns = {name: column.finished() for name, column in self._columns.items()}
         index = Index(format=FORMAT, version=VERSION, columns=columns, **fields)
+        index = index.model_copy(update={"sha256": index.hashed()})
         data = (index.model_dump_json(indent=1) + "\n").encode()
         if len(data) > _LONGEST_INDEX:
             raise _too_much(f"more than {_LONGEST_INDEX} bytes")
@@ -805,7 +820,10 @@ def _index_of(found: Mapping[str, Any]) -> Index:
             f"{len(text)} characters besides numbers, of which {_LONGEST_REST} are read"
         )
     index = Index.model_validate_json(text)
-    return index.model_copy(update={n: tuple(map(float, v)) for n, v in numbers.items()})
+    index = index.model_copy(update={n: tuple(map(float, v)) for n, v in numbers.items()})
+    if index.sha256 not in (None, index.hashed()):
+        raise ValueError(f"fields of another hash than {index.sha256:.80}: some have been changed")
+    return index
 
 
 def _stored(folder: Path) -> int:

@@ -742,9 +742,30 @@ def test_shards_that_are_holes_are_refused_unread(tmp_path: Path, verify: bool) 
 
 
 def edited(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes an index as somebody does who knows of its hash."""
     index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    del index["sha256"]  # as in folders of before
     change(index)
     (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["gamma", "mean", "variance", "low", "high", "n_step", "source"])
+def test_one_digit_of_an_index_is_missed(tmp_path: Path, name: str) -> None:
+    vectors().to_memmap(tmp_path)
+    text = (tmp_path / INDEX).read_text(encoding="utf-8")
+    at = text.index(f'"{name}"') + len(name) + 2
+    at += next(i for i, sign in enumerate(text[at:]) if sign.isalnum())
+    digit = "1" if text[at] != "1" else "0" if name == "gamma" else "2"
+    (tmp_path / INDEX).write_text(text[:at] + digit + text[at + 1 :], encoding="utf-8")
+    for verify in (True, False):
+        with pytest.raises(DataError, match=r"some have been changed|is no index: got a wrong"):
+            OfflineDataset.memmap(tmp_path, verify=verify)
+    edited_back = json.loads(text)
+    (tmp_path / INDEX).write_text(json.dumps(edited_back, indent=7), encoding="utf-8")
+    assert len(OfflineDataset.memmap(tmp_path)) == len(vectors())
+    del edited_back["sha256"]  # a folder of before
+    (tmp_path / INDEX).write_text(json.dumps(edited_back), encoding="utf-8")
+    assert len(OfflineDataset.memmap(tmp_path)) == len(vectors())
 
 
 def first(index: dict[str, Any], column: str = "table") -> dict[str, Any]:

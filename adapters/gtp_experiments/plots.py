@@ -5,7 +5,7 @@ matplotlib and PyAV (extra ``plots``) are imported on first use.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,6 @@ from gtp_policy import FlowMapActor, GTPLearner, OfflineDataset
 from gtp_policy.errors import DataError, MissingDependencyError, how_to_install
 from gtp_policy.files import expanded, replacing
 from gtp_policy.rewards import episode_numbers
-from gtp_policy.samplers import Jump
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -160,7 +159,7 @@ def _states(actor: FlowMapActor, obs: Tensor, noise: Tensor, grid: Tensor) -> Te
     """
     states: dict[float, Tensor] = {}
 
-    def recorded(jump: Jump) -> Jump:
+    def recorded(jump: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def call(obs: Tensor, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
             states[float(t[0])] = x
             return jump(obs, x, t, s)

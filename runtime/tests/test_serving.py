@@ -214,18 +214,23 @@ def test_lists_are_read_as_numpy_reads_them() -> None:
             parse("application/json", json.dumps({"obs": lists}).encode(), {})
 
 
-def test_lists_of_nothing_keep_nobody_waiting() -> None:
-    """NumPy takes microseconds for each, some seconds in all, in which nobody else is answered."""
-    body = b'{"obs":[' + b"[[]]," * 200_000 + b"[]]}"
-    start = time.process_time()
-    with pytest.raises(BodyError, match="lists of 0 and 1 parts"):
-        parse("application/json", body, {})
-    found = parse("application/json", body.replace(b"[]]}", b"[[]]]}"), {})
-    assert np.shape(found.obs) == (200_001, 1, 0)
+def test_many_lists_keep_nobody_waiting() -> None:
+    """Read list by list, they took several times as long as JSON's own reader."""
+    body = b'{"obs":[' + b"[]," * 300_000 + b"[]]}"
+    times: dict[Callable[[], object], list[float]] = {
+        lambda: json.loads(body): [],
+        lambda: parse("application/json", body, {}): [],
+    }
+    for _ in range(5):
+        for call, taken in times.items():
+            start = time.process_time()
+            call()
+            taken.append(time.process_time() - start)
+    plain, ours = (min(taken) for taken in times.values())
+    assert ours < 2.5 * plain
     many = {"obs": {str(i): [1] for i in range(5000)}}
     with pytest.raises(BodyError, match="5000 parts, expected fewer"):
         parse("application/json", json.dumps(many).encode(), {})
-    assert time.process_time() - start < 1
 
 
 def test_requests_that_are_sent_ahead_wait_outside(file: Path) -> None:

@@ -148,10 +148,10 @@ def _observation(found: object) -> Any:  # noqa: ANN401 - is checked by the poli
 
 
 def _from_lists(found: list[Any]) -> Array:
-    """Returns lists of lists of numbers as an array, whose numbers alone NumPy sees.
+    """Returns lists of lists of numbers as an array, level by level.
 
-    It takes microseconds for each list, in which nobody else is answered, and next to a word as
-    many letters for every number as the longest word has.
+    List by list it would be microseconds for each, in which nobody else is answered. Next to a word
+    NumPy would take as many letters for every number as the longest word has.
     """
     level: list[Any] = [found]
     shape: tuple[int, ...] = (1,)
