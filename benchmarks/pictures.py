@@ -146,7 +146,7 @@ def draw_scores(panels: dict[str, dict[str, list[float]]], path: Path) -> None:
         row = figure.subplots(1, len(panels), sharex=True)
         for axes, (title, of) in zip(row, panels.items(), strict=True):
             for i, (name, values) in enumerate(reversed(of.items())):
-                peer = name.startswith(("Gaussian", "TD3", "IQL"))
+                peer = name.startswith(("Gaussian", "TD3", "IQL", "ReBRAC"))
                 shade = COLOURS["naive" if peer else "library"]
                 axes.barh(i, sum(values) / len(values), color=shade, alpha=0.35, height=0.7)
                 axes.plot(values, [i] * len(values), "o", color=shade, markersize=4)

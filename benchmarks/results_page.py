@@ -46,7 +46,9 @@ its command, its data and its seeds. `make results` runs what is missing and wri
   today's objective, 5 for the paper's), unless a row says otherwise; the peers act with their mean,
   as they do by default.
 - **Peers** are those of d3rlpy with GTP's sizes (three layers of 256), minibatches, normalised
-  observations, number of updates and evaluation.
+  observations, number of updates and evaluation. ReBRAC has the betas that its authors give for
+  each dataset, a twentieth or less of their number of updates, and neither their discount nor
+  their minibatches.
 - **ms/update** is time on the clock while other runs kept the machine busy, so rows of equal work
   can differ by a lot. [Where the time goes](explanation/performance.md) has what was measured.
 """

@@ -200,6 +200,9 @@ STUDIES = (
             Row("discount 0.997", f"{HOPPER} --gamma 0.997", updates=MAZE_UPDATES),
             Row("discount 0.997, longer", f"{HOPPER} --gamma 0.997", updates=LONG),
             *peers(HOPPER, iql="--reward return_range", td3_bc=""),
+            Row(
+                "ReBRAC", f"{HOPPER} --actor-beta 0.01 --critic-beta 0.001", "rebrac", seeds=(0, 1)
+            ),
         ),
     ),
     Study(
@@ -248,6 +251,13 @@ STUDIES = (
                 updates=MAZE_UPDATES,
             ),
             *peers(MEDIUM, iql=MAZE_IQL, td3_bc="--reward minus_one", updates=MAZE_UPDATES),
+            Row(
+                "ReBRAC",
+                f"{MEDIUM} --reward minus_one --actor-beta 0.001 --critic-beta 0.0005",
+                "rebrac",
+                seeds=(0, 1),
+                updates=MAZE_UPDATES,
+            ),
         ),
     ),
     Study(
