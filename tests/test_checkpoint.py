@@ -11,6 +11,7 @@ import shutil
 import signal
 import struct
 import sys
+import threading
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -152,13 +153,17 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 def test_threads_that_load_leave_the_warnings_as_they_were(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path / "a", GTPLearner.build(3, 2, SMALL))
     load_checkpoint(path)  # what is imported then has filters of its own
+    born = threading.Barrier(4)
     before, interval = list(warnings.filters), sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        with ThreadPoolExecutor(4) as threads:
+    with ThreadPoolExecutor(4) as threads:
+        # All threads are there before they change places that often: in Python 3.11, threads that
+        # are born at once may fail to install the trace function with which coverage is measured.
+        list(threads.map(lambda _: born.wait(60), range(4)))
+        sys.setswitchinterval(1e-5)
+        try:
             list(threads.map(lambda _: load_checkpoint(path), range(60)))
-    finally:
-        sys.setswitchinterval(interval)
+        finally:
+            sys.setswitchinterval(interval)
     assert list(warnings.filters) == before
 
 
