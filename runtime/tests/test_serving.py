@@ -217,7 +217,8 @@ def test_lists_are_read_as_numpy_reads_them() -> None:
 def test_many_lists_keep_nobody_waiting() -> None:
     """Read list by list, they took several times as long as JSON's own reader.
 
-    What is counted is Python's calls, which a busy machine makes no more of.
+    What is counted is calls, which a busy machine makes no more of; there are some of whatever
+    measures coverage, too.
     """
     body = b'{"obs":[' + b"[]," * 300_000 + b"[]]}"
     calls = 0
@@ -232,7 +233,7 @@ def test_many_lists_keep_nobody_waiting() -> None:
     finally:
         sys.setprofile(None)
     assert request.obs.shape == (300_001, 0)
-    assert calls < 1000
+    assert calls < 100_000
     many = {"obs": {str(i): [1] for i in range(5000)}}
     with pytest.raises(BodyError, match="5000 parts, expected fewer"):
         parse("application/json", json.dumps(many).encode(), {})
