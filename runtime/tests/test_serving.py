@@ -1,5 +1,6 @@
 """The server as clients meet it: another process, by HTTP and WebSocket, under load, killed."""
 
+import gc
 import http.client
 import io
 import json
@@ -217,8 +218,8 @@ def test_lists_are_read_as_numpy_reads_them() -> None:
 def test_many_lists_keep_nobody_waiting() -> None:
     """Read list by list, they took several times as long as JSON's own reader.
 
-    What is counted is calls, which a busy machine makes no more of; there are some of whatever
-    measures coverage, too.
+    What is counted is calls, which a busy machine makes no more of. Garbage is collected later,
+    since Hypothesis has functions called then.
     """
     body = b'{"obs":[' + b"[]," * 300_000 + b"[]]}"
     calls = 0
@@ -227,13 +228,15 @@ def test_many_lists_keep_nobody_waiting() -> None:
         nonlocal calls
         calls += 1
 
+    gc.disable()
     sys.setprofile(count)
     try:
         request = parse("application/json", body, {})
     finally:
         sys.setprofile(None)
+        gc.enable()
     assert request.obs.shape == (300_001, 0)
-    assert calls < 100_000
+    assert calls < 1000
     many = {"obs": {str(i): [1] for i in range(5000)}}
     with pytest.raises(BodyError, match="5000 parts, expected fewer"):
         parse("application/json", json.dumps(many).encode(), {})
