@@ -846,6 +846,9 @@ def ema_(target: Iterable[Tensor], source: Iterable[Tensor], rate: float) -> Non
         source: Parameters :math:`\theta`, in the same order.
         rate: ``ema_rate`` :math:`\rho`, in [0, 1]; 1 copies.
 
+    Raises:
+        ValueError: If ``rate`` is outside [0, 1], where the target runs away from the source.
+
     References:
         | Offline Reinforcement Learning with Generative Trajectory Policies (Feng et al., 2025),
         | Algorithm 1, last line, https://arxiv.org/abs/2510.11499
@@ -858,6 +861,8 @@ def ema_(target: Iterable[Tensor], source: Iterable[Tensor], rate: float) -> Non
         >>> target
         tensor([0.2500, 0.2500])
     """
+    if not 0 <= rate <= 1:
+        raise ValueError(f"`rate` is no share: got {rate}, expected a number in [0, 1].")
     torch._foreach_lerp_(list(target), list(source), rate)
 
 

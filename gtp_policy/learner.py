@@ -50,7 +50,7 @@ from gtp_policy.functional import (
 from gtp_policy.guidance import AdvantageWeighter, Guidance, LinearQGuidance, NoGuidance
 from gtp_policy.loss import GTPLoss
 from gtp_policy.metrics import UpdateMetrics, per_learner
-from gtp_policy.spaces import ActionScaler, ObservationLayout, ObservationNormalizer
+from gtp_policy.spaces import ActionScaler, ObservationLayout, check_numbers
 from gtp_policy.times import Curriculum
 from gtp_policy.transitions import Transitions
 
@@ -1292,7 +1292,7 @@ class GTPLearner(nn.Module):
         try:
             with changing([self]):
                 result = self._take_over(state_dict, strict, assign)
-                self._check_numbers()
+                check_numbers(self)
                 return result
         except BaseException as error:
             # What was assigned by then belongs to whom the state is from: nothing is written there.
@@ -1342,27 +1342,6 @@ class GTPLearner(nn.Module):
         if "normalized_by" in extra:  # not in states before version 0.1
             self.normalized_by = extra["normalized_by"]
         return result
-
-    def _check_numbers(self) -> None:
-        normalizers = [m for m in self.modules() if isinstance(m, ObservationNormalizer)]
-        scales = {id(m.scale) for m in normalizers}
-        tensors = itertools.chain(self.named_parameters(), self.named_buffers())
-        ours = {id(tensor) for m in normalizers for tensor in (m.mean, m.scale)}
-        for name, tensor in tensors:
-            plain = type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta
-            # Buffers of other modules hold what they like.
-            if not plain or not (isinstance(tensor, nn.Parameter) or id(tensor) in ours):
-                continue
-            if not tensor.isfinite().all():
-                wrong = "NaN or infinity"
-            elif id(tensor) in scales and not (tensor > 0).all():
-                wrong = "a scale that is not positive"
-            else:
-                continue
-            raise StateMismatchError(
-                f"The state holds what no training leaves behind: got {wrong} in `{name}`, "
-                "expected numbers. Load an earlier one."
-            )
 
     def _float_types(self) -> set[torch.dtype]:
         tensors = itertools.chain(self.parameters(), self.buffers())

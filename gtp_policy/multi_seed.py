@@ -149,8 +149,8 @@ class MultiSeedLearner:
             Metrics per learner.
 
         Raises:
-            ValueError: If there are not as many minibatches as learners, or sizes differ, or a
-                learner has been updated apart from the others, or has another config since.
+            ValueError: If there are not as many minibatches as learners, or sizes or fields differ,
+                or a learner has been updated apart from the others, or has another config since.
             ShapeError: If a field of a minibatch has the wrong shape.
             DataError: If a field is not of the networks' dtype and device, or on the CPU a number
                 is NaN, infinite or outside its range.
@@ -186,6 +186,13 @@ size.
                 actor.obs_dim, actor.action_dim, like=learner, next_action=penalty, chunk=chunk
             )
             batch.check_values(rewards=learner.critic is not None)
+        given = [sorted(name for name, v in b._asdict().items() if v is not None) for b in batches]
+        if any(names != given[0] for names in given):
+            other = next(names for names in given if names != given[0])
+            raise ValueError(
+                f"Minibatches have different fields: got {given[0]} and {other}, expected the same "
+                "of each. Sample them from one dataset, or from datasets made alike."
+            )
         self._share()
         fields = zip(*(batch.present() for batch in batches), strict=True)
         stacked = iter([torch.stack(same) for same in fields])

@@ -3,6 +3,7 @@
 No gymnasium here: a Box is two arrays, ``low`` and ``high``.
 """
 
+import itertools
 import math
 import operator
 import warnings
@@ -14,7 +15,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from gtp_policy.errors import DataError, NonFiniteError, ShapeError, UnsupportedSpaceError
+from gtp_policy.errors import (
+    DataError,
+    NonFiniteError,
+    ShapeError,
+    StateMismatchError,
+    UnsupportedSpaceError,
+)
 
 _Array = TypeVar("_Array", npt.NDArray[np.floating], Tensor)
 
@@ -651,3 +658,45 @@ class ObservationNormalizer(nn.Module):
             Shape (..., O).
         """
         return (obs - self.mean) / self.scale
+
+
+def check_numbers(module: nn.Module) -> None:
+    """Raises unless parameters and scales are numbers that training can leave behind.
+
+    Args:
+        module: A learner, or a module that holds one.
+
+    Raises:
+        StateMismatchError: If a parameter or an observation's mean or scale is NaN or infinite, or
+            a scale is not positive.
+
+    Example:
+        >>> import torch
+        >>> from gtp_policy.spaces import check_numbers
+        >>> broken = torch.nn.Linear(1, 1)
+        >>> _ = broken.weight.detach().fill_(torch.nan)
+        >>> check_numbers(broken)
+        Traceback (most recent call last):
+        ...
+        gtp_policy.errors.StateMismatchError: The state holds what no training leaves behind: got \
+NaN or infinity in `weight`, expected numbers. Load an earlier one.
+    """
+    normalizers = [m for m in module.modules() if isinstance(m, ObservationNormalizer)]
+    scales = {id(m.scale) for m in normalizers}
+    tensors = itertools.chain(module.named_parameters(), module.named_buffers())
+    ours = {id(tensor) for m in normalizers for tensor in (m.mean, m.scale)}
+    for name, tensor in tensors:
+        plain = type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta
+        # Buffers of other modules hold what they like.
+        if not plain or not (isinstance(tensor, nn.Parameter) or id(tensor) in ours):
+            continue
+        if not tensor.isfinite().all():
+            wrong = "NaN or infinity"
+        elif id(tensor) in scales and not (tensor > 0).all():
+            wrong = "a scale that is not positive"
+        else:
+            continue
+        raise StateMismatchError(
+            f"The state holds what no training leaves behind: got {wrong} in `{name}`, "
+            "expected numbers. Load an earlier one."
+        )

@@ -93,6 +93,14 @@ def test_the_average_decays_geometrically(rate: float, rounds: int) -> None:
     assert not target[1].requires_grad
 
 
+@pytest.mark.parametrize("rate", [-0.1, 1.5, math.nan])
+def test_a_rate_at_which_the_target_runs_away_is_refused(rate: float) -> None:
+    target = torch.zeros(2)
+    with pytest.raises(ValueError, match="`rate` is no share"):
+        ema_([target], [torch.ones(2)], rate)
+    assert not target.any()
+
+
 def test_rates_zero_and_one_keep_and_copy_exactly() -> None:
     target, source = torch.tensor([0.1, 1e30]), torch.tensor([0.3, -7.0])
     for rate, expected in ((0.0, target.clone()), (1.0, source)):

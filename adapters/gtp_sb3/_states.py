@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from gtp_policy.errors import FOREIGN_STATE_ERRORS, GTPError, StateMismatchError
+from gtp_policy.spaces import check_numbers
 
 
 @contextlib.contextmanager
@@ -27,6 +28,7 @@ def whole_or_nothing(
     were_given = policy.scales_are_given
     try:
         yield
+        check_numbers(policy)
     except BaseException as error:
         for target, state in before:
             if isinstance(target, nn.Module):

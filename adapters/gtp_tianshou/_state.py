@@ -86,6 +86,11 @@ class Saved(Config):
 
 def check_schedulers(states: Sequence[Any], schedulers: Sequence[LRScheduler]) -> None:
     """Raises unless there is a state of the same kind for each scheduler."""
+    if not isinstance(states, list | tuple) or not all(isinstance(s, Mapping) for s in states):
+        raise StateMismatchError(
+            f"The state's learning-rate schedulers are none: got {states!r:.40} in {SCHEDULERS!r}, "
+            "expected a list of states, as GTP.state_dict returns."
+        )
     if len(states) != len(schedulers):
         raise StateMismatchError(
             f"The state has other learning-rate schedulers: got {len(states)}, expected "

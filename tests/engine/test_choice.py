@@ -1035,6 +1035,20 @@ def test_learners_that_do_not_belong_together() -> None:
         several.update([make_batch(), make_batch(rows=3)])
 
 
+def test_minibatches_of_several_learners_have_the_same_fields() -> None:
+    several = MultiSeedLearner([make_learner(make_config(seed=seed)) for seed in (0, 1)])
+    plain = make_batch(0)._replace(next_action=None)
+    before = copy.deepcopy([learner.state_dict() for learner in several.learners])
+    for batches in ([plain, make_batch(1)], [make_batch(1), plain]):
+        with pytest.raises(ValueError, match=r"different fields.*next_action"):
+            several.update(batches)
+    assert several.updates == 0
+    for learner, state in zip(several.learners, before, strict=True):
+        for name, value in learner.actor.state_dict().items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, state[f"actor.{name}"]), name
+
+
 @pytest.mark.parametrize("choice", [{"backup_actions": 3}, {"total_updates": 7}, {"actor_lr": 1.0}])
 def test_a_choice_of_one_learner_that_is_changed_later_is_told(choice: dict[str, Any]) -> None:
     several = MultiSeedLearner([make_learner(make_config(seed=seed)) for seed in (0, 1)])

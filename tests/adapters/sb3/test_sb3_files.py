@@ -536,6 +536,23 @@ def test_a_dataset_leaves_the_scales_of_a_state_that_was_loaded(
 
 
 @pytest.mark.filterwarnings("ignore:The state does not say which flow map it is of")
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_parameters_that_are_no_numbers_are_not_taken_over(make_model: Make, value: float) -> None:
+    model = make_model()
+    before = copy.deepcopy(model.policy.state_dict())
+    name = next(name for name in before if name.endswith("weight"))
+    spoilt = {**copy.deepcopy(before), name: torch.full_like(before[name], value)}
+    for load in (
+        lambda: model.set_parameters({"policy": spoilt}, exact_match=False),
+        lambda: model.policy.load_state_dict(spoilt),
+    ):
+        with pytest.raises(StateMismatchError, match="NaN or infinity"):
+            load()
+        now = model.policy.state_dict()
+        assert all(torch.equal(now[n], v) for n, v in before.items() if isinstance(v, torch.Tensor))
+
+
+@pytest.mark.filterwarnings("ignore:The state does not say which flow map it is of")
 def test_a_state_that_did_not_fit_leaves_the_scales_to_the_dataset(
     make_model: Make, arrays: Any
 ) -> None:

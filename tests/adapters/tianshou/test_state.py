@@ -388,6 +388,13 @@ def test_metadata_that_we_did_not_write(own: Any, match: str, tmp_path: Path) ->
         GTP.load(path, action_space=Box(-1, 1, (2,)))
 
 
+@pytest.mark.parametrize("value", [object(), 3, "x", [object()], {"a": 1}])
+def test_what_is_no_state_of_schedulers(make_algorithm: Make, value: Any) -> None:
+    algorithm = make_algorithm(policy_optim=linear())
+    with pytest.raises(StateMismatchError, match="schedulers are none"):
+        algorithm.load_state_dict(algorithm.state_dict() | {"_lr_schedulers": value})
+
+
 def test_states_of_another_kind_of_scheduler(make_algorithm: Make, tmp_path: Path) -> None:
     one, other = make_algorithm(policy_optim=linear()), make_algorithm(policy_optim=cosine())
     state = one.state_dict() | {"_lr_schedulers": other.state_dict()["_lr_schedulers"]}
