@@ -215,7 +215,7 @@ def _draw(learner: Learner, action: Tensor) -> Draws:
 
     backup = baseline = guide = None
     if learner.critic is not None:
-        if learner.critic_learns and config.backup != "value":
+        if _backs_up(learner) and config.backup != "value":
             copies = config.backup_actions
             drawn = noise("backup", batch_size * copies)
             backup = drawn.view(1, batch_size, copies, -1).transpose(1, 2)
@@ -227,7 +227,7 @@ def _draw(learner: Learner, action: Tensor) -> Draws:
     of_loss = learner.loss.draw(
         actor.times, action, progress=learner.progress, generator=learner.stream("loss")
     )
-    return _with_seeds(backup, baseline, guide, of_loss)
+    return _with_seeds(_common(backup, baseline, config), guide, of_loss)
 
 
 def _draw_by_counter(learner: Learner, action: Tensor) -> Draws:
@@ -238,7 +238,7 @@ def _draw_by_counter(learner: Learner, action: Tensor) -> Draws:
     if choices.flow_times == "uniform":
         columns["flow"] = 1
     if learner.critic is not None:
-        if learner.critic_learns and config.backup != "value":
+        if _backs_up(learner) and config.backup != "value":
             columns["backup"] = config.backup_actions * width
         if isinstance(learner.guidance, LinearQGuidance):
             columns["guidance"] = actor.noise_dim(learner.guidance.steps)
@@ -260,7 +260,7 @@ def _draw_by_counter(learner: Learner, action: Tensor) -> Draws:
     if type(loss).draw is not GTPLoss.draw:  # a custom one
         generator = learner.stream("loss")
         of_loss = loss.draw(actor.times, action, progress=learner.progress, generator=generator)
-        return _with_seeds(backup, baseline, guide, of_loss)
+        return _with_seeds(_common(backup, baseline, config), guide, of_loss)
     raw = philox.uniform(words["times"]).T
     if isinstance(choices.t_law, LogitNormalPairs):
         raw = torch.cat([philox.normal(words["times"]).T[:2], raw[2:]])
@@ -268,22 +268,40 @@ def _draw_by_counter(learner: Learner, action: Tensor) -> Draws:
     z = philox.normal(words["z"]).to(action)
     share = philox.uniform(words["flow"]).squeeze(1) if "flow" in words else None
     of_loss = loss.draws_of(actor.times, raw, z, share, progress=learner.progress)
-    return _with_seeds(backup, baseline, guide, of_loss)
+    return _with_seeds(_common(backup, baseline, config), guide, of_loss)
 
 
 def _with_seeds(
-    backup: Tensor | None, baseline: Tensor | None, guide: Tensor | None, of_loss: LossDraws
+    of_values: tuple[Tensor | None, Tensor | None], guide: Tensor | None, of_loss: LossDraws
 ) -> Draws:
     """Returns draws of one learner; those of its loss get their leading axis here."""
     times, z, flow_t = of_loss
     return Draws(
-        backup,
-        baseline,
+        *of_values,
         Times(*(t.unsqueeze(0) for t in times)),
         z.unsqueeze(0),
         guide,
         None if flow_t is None else flow_t.unsqueeze(0),
     )
+
+
+def _backs_up(learner: Learner) -> bool:
+    """Returns whether an update computes the critic's target: to learn it, or for advantages."""
+    return learner.critic_learns or _by_td(learner)
+
+
+def _by_td(learner: Learner) -> bool:
+    return weighs(learner.guidance) and learner.config.advantage == "td"
+
+
+def _common(
+    backup: Tensor | None, baseline: Tensor | None, config: GTPLearnerConfig
+) -> tuple[Tensor | None, Tensor | None]:
+    """Returns the noises of backup and baseline, the same ones where their values are compared."""
+    if config.advantage == "td" and backup is not None and baseline is not None:
+        shared = min(backup.shape[1], baseline.shape[1])
+        baseline = torch.cat([backup[:, :shared], baseline[:, shared:]], 1)
+    return backup, baseline
 
 
 def minibatch(learner: Learner, dataset: OfflineDataset, batch_size: int) -> Transitions:
@@ -322,14 +340,18 @@ def update(networks: Networks, batch: Transitions, draws: Draws) -> dict[str, Te
     if first.critic is not None:
         next_action, sampled = _sample_actions(networks, batch, draws)
         mask = batch.critic_mask(first.actor.config.chunk)
-        if first.critic_learns:
+        if _backs_up(first):
             y = td_target(batch.reward, batch.discount, _next_value(networks, batch, next_action))
+        if first.critic_learns:
             metrics = networks.fit_critic(batch.obs, batch.action, y, mask)
             if first.value is not None:
                 q = networks.target_q(batch.obs, batch.action.unsqueeze(1)).squeeze(2)
                 networks.fit_value(batch.obs, first.critic.config.reduce(q, 1), mask)
         if weighs(first.guidance):
-            advantage = advantage_of(networks, batch.obs, batch.action, sampled)
+            if _by_td(first):
+                advantage = y - _value(networks, batch.obs, sampled)
+            else:
+                advantage = advantage_of(networks, batch.obs, batch.action, sampled)
             if mask is not None:  # nothing is known for or against what a cut left incomplete
                 advantage = advantage * mask
             weight, of_weights = _weigh(networks, advantage)
@@ -402,6 +424,32 @@ def _next_value(networks: Networks, batch: Transitions, next_action: Tensor | No
         return reduce(next_q, 1).amax(1)
     # Max-Q backup: each member's best action first, the pessimism over members last.
     return reduce(next_q.amax(2), 1)
+
+
+def _value(networks: Networks, obs: Tensor, sampled: Tensor | None) -> Tensor:
+    """Returns V (S, B) by the value network, or the target critics of sampled actions."""
+    if sampled is None:
+        return networks.value(obs)
+    return _reduction(networks)(networks.target_q(obs, sampled), 1).mean(1)
+
+
+def td_advantage_of(
+    networks: Networks, batch: Transitions, next_action: Tensor | None, sampled: Tensor | None
+) -> Tensor:
+    """Returns by how much what followed is better than V: the critic's target less V.
+
+    Args:
+        networks: The learners' networks.
+        batch: A minibatch per learner, fields (S, B, ...).
+        next_action: n actions per next observation, shape (S, n, B, A); None for the value
+            network's V.
+        sampled: M actions per observation, shape (S, M, B, A); None for the value network's V.
+
+    Returns:
+        A, shape (S, B).
+    """
+    y = td_target(batch.reward, batch.discount, _next_value(networks, batch, next_action))
+    return y - _value(networks, batch.obs, sampled)
 
 
 def _reduction(networks: Networks) -> Callable[[Tensor, int], Tensor]:

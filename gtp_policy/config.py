@@ -102,6 +102,14 @@ class GTPLearnerConfig(Config):
         default_factory=lambda: PolicyBaseline(samples=1),
         description="What V(obs) in the advantage is.",
     )
+    advantage: Literal["q", "td"] = Field(
+        default="q",
+        description="What the advantage of a transition is, of which its weight is made. q: "
+        "Q(obs, action) - V(obs), what the critic thinks of the data's action. td: what followed "
+        "it in the data, the critic's target (reward + discount V(next_obs)) - V(obs), by target "
+        "networks; actions are sampled with the same noise for both, so that what noise does to "
+        "values cancels.",
+    )
     guidance: Guidance = Field(
         default_factory=AdvantageGuidance,
         description="How the critic guides the actor, where there is one.",

@@ -23,10 +23,10 @@ from gtp_policy._engine.processes import Processes
 from gtp_policy._engine.whole import changing, check_whole
 from gtp_policy._fitting import fit
 from gtp_policy._prediction import in_box, seen
-from gtp_policy._random import new_stream
+from gtp_policy._random import generator_or_private, new_stream
 from gtp_policy.acting import act, chosen_by, look
 from gtp_policy.actor import FlowMapActor
-from gtp_policy.algorithm import Shared, advantage_of, minibatch
+from gtp_policy.algorithm import Shared, advantage_of, minibatch, td_advantage_of
 from gtp_policy.chunks import ChunkPlayer, Playback
 from gtp_policy.config import GTPConfig, GTPLearnerConfig
 from gtp_policy.critic import (
@@ -918,11 +918,7 @@ class GTPLearner(nn.Module):
             >>> learner.advantage(torch.zeros(4, 3), torch.zeros(4, 2)).shape
             torch.Size([4])
         """
-        if self.critic is None:
-            raise ValueError(
-                "An advantage needs a critic: got critic=None (behaviour cloning), expected a "
-                "QEnsemble. Build the learner with one."
-            )
+        self._need_critic()
         check_rows("obs", obs, self.actor.obs_dim)
         check_shape("action", action, (len(obs), self.actor.action_dim))
         for name, value in (("obs", obs), ("action", action)):
@@ -933,6 +929,74 @@ class GTPLearner(nn.Module):
             drawn = self.target_actor.sample(tiled, generator=generator)
             sampled = drawn.view(1, baseline.samples, *action.shape)
         return advantage_of(ByAutograd([self]), obs[None], action[None], sampled)[0]
+
+    @torch.no_grad()
+    def td_advantage(
+        self, batch: Transitions, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        r"""Returns how much better what followed is than what the baseline expects.
+
+        .. math:: A = r + \gamma V(o') - V(o)
+
+        with the critic's target as its first two terms. Target critics value the sampled actions,
+        which come of the same noise for o and o'. With ``learner.advantage="td"`` the weights of an
+        update are those of this advantage.
+
+        Args:
+            batch: Transitions, B of them.
+            generator: Source of the samples; default a stream of the package's own.
+
+        Returns:
+            A, shape (B,).
+
+        Raises:
+            ValueError: If the learner has no critic.
+            ShapeError: If a shape disagrees with the learner's dimensions.
+            DataError: If a field is not of the networks' dtype and device.
+
+        Example:
+            >>> import torch
+            >>> from gtp_policy import GTPLearner, Transitions
+            >>> zeros = torch.zeros(4, 3), torch.zeros(4, 2), torch.zeros(4), torch.zeros(4, 3)
+            >>> batch = Transitions(*zeros, torch.ones(4))  # nothing happens: nothing is better
+            >>> GTPLearner.build(3, 2).td_advantage(batch).tolist()
+            [0.0, 0.0, 0.0, 0.0]
+        """
+        self._need_critic()
+        check_kind("batch", batch, Transitions)
+        penalty, chunk = self.config.critic_penalty > 0, self.actor.config.chunk
+        batch.check(
+            self.actor.obs_dim, self.actor.action_dim, like=self, next_action=penalty, chunk=chunk
+        )
+        config, baseline = self.config, self.config.baseline
+        copies = 0 if config.backup == "value" else config.backup_actions
+        samples = baseline.samples if isinstance(baseline, PolicyBaseline) else 0
+        noise = torch.randn(
+            (max(copies, samples), len(batch.obs), self.actor.noise_dim()),
+            generator=generator_or_private(generator, self.device),
+            device=self.device,
+            dtype=batch.obs.dtype,
+        )
+
+        def sampled(obs: Tensor, n: int) -> Tensor | None:
+            if not n:
+                return None
+            drawn = self.target_actor.sample(obs.repeat(n, 1), noise=noise[:n].flatten(0, 1))
+            return drawn.view(1, n, len(obs), -1)
+
+        return td_advantage_of(
+            ByAutograd([self]),
+            batch.map(lambda field: field[None]),
+            sampled(batch.next_obs, copies),
+            sampled(batch.obs, samples),
+        )[0]
+
+    def _need_critic(self) -> None:
+        if self.critic is None:
+            raise ValueError(
+                "An advantage needs a critic: got critic=None (behaviour cloning), expected a "
+                "QEnsemble. Build the learner with one."
+            )
 
     @overload
     def act(

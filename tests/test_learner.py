@@ -289,6 +289,62 @@ def test_the_advantage_over_the_policy_by_hand(dataset: OfflineDataset, batch: T
     assert not got.requires_grad
 
 
+@pytest.mark.parametrize(("n", "samples"), [(1, 1), (3, 2), (1, 3)])
+def test_the_advantage_of_what_followed_by_hand(
+    dataset: OfflineDataset, batch: Transitions, n: int, samples: int
+) -> None:
+    """Row by row, member by member, with the same noises on both sides."""
+    learner = make_learner(
+        advantage="td", backup_actions=n, baseline=PolicyBaseline(samples=samples)
+    )
+    train(learner, dataset, 2)
+    got = learner.td_advantage(batch, generator=torch.Generator().manual_seed(5))
+    noise = torch.randn((max(n, samples), BATCH, ACT), generator=torch.Generator().manual_seed(5))
+
+    def values(obs: Tensor, row: int, copies: int) -> list[list[float]]:
+        """Of each member of the target critic, for each action."""
+        rows, here = noise[:copies, row], obs[row].expand(copies, -1)
+        with torch.no_grad():
+            q = learner.target_critic(here, learner.target_actor.sample(here, noise=rows))
+        return q.tolist()
+
+    for row in range(BATCH):
+        after = min(max(member) for member in values(batch.next_obs, row, n))
+        before = [min(pair) for pair in zip(*values(batch.obs, row, samples), strict=True)]
+        y = float(batch.reward[row]) + float(batch.discount[row]) * after
+        assert float(got[row]) == pytest.approx(y - sum(before) / samples, rel=1e-4, abs=1e-5)
+    assert not got.requires_grad
+
+
+def test_weights_of_what_followed_are_those_of_the_update(batch: Transitions) -> None:
+    """An update draws the same noise for both observations, as `td_advantage` does."""
+    learner = make_learner(advantage="td", baseline=PolicyBaseline(samples=1), guidance_start=0)
+    noise = torch.randn((BATCH, ACT), generator=learner.stream("backup"))
+    with torch.no_grad():
+        after, before = (
+            learner.target_critic(o, learner.target_actor.sample(o, noise=noise)).min(0).values
+            for o in (batch.next_obs, batch.obs)
+        )
+    advantage = batch.reward + batch.discount * after - before
+    metrics = learner.update(batch).to_floats()
+    assert metrics["advantage_mean"] == pytest.approx(float(advantage.mean()), rel=1e-4, abs=1e-6)
+    assert metrics["advantage_std"] == pytest.approx(
+        float(advantage.std(correction=0)), rel=1e-4, abs=1e-6
+    )
+
+
+def test_what_changes_nothing_is_no_advantage(batch: Transitions) -> None:
+    """Where an observation follows itself, the noises cancel to the last bit."""
+    learner = make_learner(advantage="td", baseline=PolicyBaseline(samples=1), guidance_start=0)
+    same_state = batch._replace(
+        next_obs=batch.obs,
+        reward=torch.zeros_like(batch.reward),
+        discount=torch.ones_like(batch.discount),
+    )
+    assert not learner.td_advantage(same_state).any()
+    assert learner.update(same_state).to_floats()["advantage_std"] == 0
+
+
 def test_the_value_network_descends_its_expectile(batch: Transitions) -> None:
     learner = make_learner(baseline=ExpectileBaseline(expectile=0.9, hidden=(16,)))
     before = copy.deepcopy(learner)

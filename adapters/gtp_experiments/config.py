@@ -133,6 +133,7 @@ _ADDED_LATER: dict[type[Config], tuple[str, ...]] = {
         "backup",
         "critic_penalty",
         "critic_updates",
+        "advantage",
         "gamma",
         "deterministic_choice",
         "playback",

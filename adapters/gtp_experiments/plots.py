@@ -207,7 +207,10 @@ def plot_advantages(learner: GTPLearner, dataset: OfflineDataset, *, episode: in
         )
     batch = dataset.rows(int(rows[0]), int(rows[-1]) + 1)
     generator = torch.Generator(learner.device).manual_seed(0)
-    advantage = learner.advantage(batch.obs, batch.action, generator=generator)
+    if learner.config.advantage == "td":
+        advantage = learner.td_advantage(batch, generator=generator)
+    else:
+        advantage = learner.advantage(batch.obs, batch.action, generator=generator)
     columns = {
         "advantage": advantage,
         "weight": learner.weighter(advantage),

@@ -177,6 +177,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "backup_actions": 3,
         "critic": QEnsembleConfig(hidden=(8,), members=4, reduction="mean", rho=0.5),
     },
+    "what followed": {"advantage": "td"},
+    "what followed, best of two": {
+        "advantage": "td",
+        "backup": "best_of_n",
+        "backup_actions": 2,
+        "baseline": PolicyBaseline(samples=3),
+    },
+    "what followed, by a resting critic": {"advantage": "td", "critic_updates": 1},
+    "what followed, by a value": {
+        "advantage": "td",
+        "backup": "value",
+        "baseline": ExpectileBaseline(hidden=(16, 8)),
+    },
     "penalised next actions": {"critic_penalty": 0.3},
     "penalised, best of three": {
         "backup": "best_of_n",
@@ -807,6 +820,8 @@ ON_DEVICES += ["off the grid", "a difference"]
 ON_DEVICES += ["layer norm", "layer norm, gelu, three members", "relu"]
 ON_DEVICES += ["quantile", "best of three", "value backup", "signed", "effective share"]
 ON_DEVICES += [
+    "what followed",
+    "what followed, by a resting critic",
     "penalised next actions",
     "one jump",
     "one jump, its own weights",
