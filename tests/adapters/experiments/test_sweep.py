@@ -35,7 +35,7 @@ from gtp_experiments import (
     sweep,
 )
 from gtp_experiments.cli import main
-from gtp_experiments.sweep import _draw, _Pruner, _trial, open_study, read_space
+from gtp_experiments.sweep import _draw, _Pruner, _trial, _values, open_study, read_space
 
 Make = Callable[..., RunConfig]
 SPACE = {"weighter.eta": {"low": 0.5, "high": 3.0}, "batch_size": [8, 16]}
@@ -48,12 +48,11 @@ def search(trials: int, sampler: str = "random", **more: object) -> SweepConfig:
 
 
 def params(study: optuna.Study, *states: str) -> list[tuple[float, int]]:
+    # By the values that were dealt: a worker killed between being dealt them and using them
+    # leaves a failed trial with no parameters of its own.
     names = states or ("COMPLETE",)
-    return [
-        (t.params["weighter.eta"], t.params["batch_size"])
-        for t in study.trials
-        if t.state.name in names
-    ]
+    dealt = [_values(t) for t in study.trials if t.state.name in names]
+    return [(values["weighter.eta"], values["batch_size"]) for values in dealt]
 
 
 def draws(config: SweepConfig) -> set[tuple[float, int]]:
